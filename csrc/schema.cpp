@@ -1,0 +1,12 @@
+// Every native operator's schema, in one place. Implementations register per device in csrc/cpu and csrc/cuda;
+// fake and autograd registrations live beside the public functions in reasonrec_fast/ops.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(reasonrec_fast, m) {
+  m.def(
+      "aggregate(Tensor user_indptr, Tensor user_indices, Tensor item_indptr, Tensor item_indices, Tensor x, "
+      "Tensor weights, float dropout, Tensor seed) -> Tensor");
+  m.def(
+      "exit_confidence(Tensor hidden, Tensor heads, Tensor bias, Tensor temperature, str measure, int positive, "
+      "Tensor targets) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+}

@@ -1,0 +1,81 @@
+"""Splits by time: by user, global, leave-one-out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from reasonrec_fast.data.errors import DataError
+from reasonrec_fast.data.interactions import Interactions
+
+SplitKind = Literal["user_time", "global_time", "leave_one_out"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Row indices of :class:`Interactions`, each ascending and hence in time order."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+
+def split_by_time(
+    interactions: Interactions,
+    kind: SplitKind = "user_time",
+    *,
+    validation: float = 0.1,
+    test: float = 0.2,
+) -> Split:
+    """Cut the events into training, validation and test, never against time within a user.
+
+    Args:
+        interactions: the events.
+        kind: ``"user_time"`` cuts each user's own events (the default: first 70 % training, next 10 % validation,
+            last 20 % test); other users' training events may then be later than a user's test events.
+            ``"global_time"`` cuts all events at two moments. ``"leave_one_out"`` takes each user's last event for
+            test and the one before for validation (users with fewer than three events stay in training).
+        validation, test: shares of the events, for the first two kinds.
+
+    Raises:
+        DataError: a share outside (0, 1), shares that leave no training part, or an unknown kind.
+
+    >>> events = Interactions.from_columns(["a"] * 10, range(10), [1, 0] * 5, range(10))
+    >>> [len(part) for part in (lambda s: (s.train, s.validation, s.test))(split_by_time(events))]
+    [7, 1, 2]
+    """
+    if not (0 < validation < 1 and 0 < test < 1 and validation + test < 1):
+        raise DataError(f"validation, test: expected shares in (0, 1) with a sum below 1; got {validation}, {test}")
+    n = len(interactions)
+    if kind == "global_time":
+        train_end, validation_end = _cuts(np.array([n]), validation, test)
+        rank, first, second = np.arange(n), train_end.repeat(n), validation_end.repeat(n)
+    elif kind in ("user_time", "leave_one_out"):
+        counts = np.bincount(interactions.users, minlength=interactions.num_users)
+        order = np.argsort(interactions.users, kind="stable")
+        starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+        rank = np.empty(n, dtype=np.int64)
+        rank[order] = np.arange(n) - starts.repeat(counts)
+        if kind == "user_time":
+            train_end, validation_end = _cuts(counts, validation, test)
+        else:
+            enough = counts >= 3
+            train_end = np.where(enough, counts - 2, counts)
+            validation_end = np.where(enough, counts - 1, counts)
+        first, second = train_end[interactions.users], validation_end[interactions.users]
+    else:
+        raise DataError(f"kind: expected 'user_time', 'global_time' or 'leave_one_out'; got {kind!r}")
+    return Split(
+        np.flatnonzero(rank < first),
+        np.flatnonzero((rank >= first) & (rank < second)),
+        np.flatnonzero(rank >= second),
+    )
+
+
+def _cuts(counts: np.ndarray, validation: float, test: float) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the training and validation parts; exact for shares like 0.7, whose binary sum is not."""
+    train_end = np.floor(counts * (1 - validation - test) + 1e-9).astype(np.int64)
+    validation_end = np.floor(counts * (1 - test) + 1e-9).astype(np.int64)
+    return train_end, validation_end

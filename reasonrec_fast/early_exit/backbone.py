@@ -1,0 +1,93 @@
+"""A decoder-only transformer, layer by layer over a packed batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from reasonrec_fast.early_exit import attention
+from reasonrec_fast.early_exit.layout import PackedLayout
+
+
+class Backbone(nn.Module):
+    """Embeddings, layers, final norm and rotary part of any Hugging Face decoder whose layers take keyword arguments
+    through to the attention interface: Llama, Qwen2 and 3, Mistral, Gemma, Phi 3 and their like.
+
+    Args:
+        model: a causal model or its base model; its attention is switched to the packed form in place. LoRA layers
+            put there by peft stay and train.
+
+    Raises:
+        TypeError: the model is not built that way.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        base = getattr(model, "model", model)
+        missing = [name for name in ("embed_tokens", "layers", "norm", "rotary_emb") if not hasattr(base, name)]
+        if missing:
+            raise TypeError(
+                f"model: expected a decoder with embed_tokens, layers, norm and rotary_emb; "
+                f"{type(model).__name__} has no {', '.join(missing)}"
+            )
+        self.base = base
+        self.use_packed_attention()
+
+    def use_packed_attention(self) -> None:
+        """Attend by packed layouts (the form that this class needs)."""
+        self.base.set_attn_implementation(attention.NAME)
+
+    def use_own_attention(self) -> None:
+        """Attend as transformers does by itself, so that the plain model can be called."""
+        self.base.set_attn_implementation("sdpa")
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.base.layers)
+
+    @property
+    def hidden_size(self) -> int:
+        return self.base.config.hidden_size
+
+    @property
+    def device(self) -> torch.device:
+        return self.base.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.base.embed_tokens.weight.dtype
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Input of the first layer, ``[1, T, D]``."""
+        hidden = self.base.embed_tokens(ids[None])
+        # Gemma 1 and 2 scale outside the embedding module, Gemma 3 inside it.
+        if self.base.config.model_type in ("gemma", "gemma2"):
+            hidden = hidden * torch.tensor(self.hidden_size**0.5, dtype=hidden.dtype)
+        return hidden
+
+    def rotary(self, hidden: torch.Tensor, layout: PackedLayout) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Cosines and sines at the layout's positions, by kind of layer (most models have one kind)."""
+        positions, rotary = layout.positions[None], self.base.rotary_emb
+        kinds = sorted(set(getattr(self.base.config, "layer_types", None) or ()))
+        if hasattr(rotary, "layer_types"):
+            return {kind: rotary(hidden, positions, kind) for kind in kinds}
+        return dict.fromkeys([*kinds, ""], rotary(hidden, positions))
+
+    def layer(
+        self,
+        index: int,
+        hidden: torch.Tensor,
+        layout: PackedLayout,
+        rotary: dict[str, tuple[torch.Tensor, torch.Tensor]],
+    ) -> torch.Tensor:
+        """Layer ``index`` (from 0) on ``[1, T, D]``."""
+        kinds = getattr(self.base.config, "layer_types", None)
+        output = self.base.layers[index](
+            hidden,
+            attention_mask=None,
+            position_ids=layout.positions[None],
+            position_embeddings=rotary[kinds[index] if kinds else ""],
+            layout=layout,
+        )
+        return output[0] if isinstance(output, tuple) else output

@@ -1,0 +1,130 @@
+"""Batched inference with early exit: rows that are sure leave the batch, and their prefixes after them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from reasonrec_fast import ops
+from reasonrec_fast.early_exit.backbone import Backbone
+from reasonrec_fast.early_exit.heads import ExitHead, exit_layers
+from reasonrec_fast.early_exit.layout import PackedLayout, TokenGroup
+
+
+@dataclass(frozen=True)
+class ExitPolicy:
+    """When a row leaves.
+
+    Attributes:
+        thresholds: least confidence at each exit but the last (which takes everyone); ``inf`` never leaves there.
+        measure: a measure of ``exit_confidence``.
+        trend: leave only where the confidence is at least that of the exit before (OptiRAG-Rec's trend across heads).
+    """
+
+    thresholds: tuple[float, ...]
+    measure: str = "ratio"
+    trend: bool = False
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Scores of ``R`` rows, in the order of the groups given.
+
+    Attributes:
+        probability: of yes, float32 ``[R]``.
+        depth: layers that the row went through, int64 ``[R]``.
+    """
+
+    probability: torch.Tensor
+    depth: torch.Tensor
+
+
+class EarlyExitModel(nn.Module):
+    """A backbone with prediction heads after several of its layers.
+
+    Args:
+        backbone: the transformer.
+        exits: layers (from 1) with a head; the last layer always has one.
+        num_numbers: numbers that every head reads beside the hidden state.
+        members: ensemble size of each head.
+    """
+
+    def __init__(
+        self, backbone: Backbone, exits: Sequence[int] | None = None, *, num_numbers: int = 0, members: int = 2
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.exits = exit_layers(backbone.num_layers, exits)
+        self.heads = nn.ModuleList(ExitHead(backbone.hidden_size, num_numbers, members) for _ in self.exits)
+
+    def all_exits(
+        self, groups: Sequence[TokenGroup], numbers: torch.Tensor | None = None, targets: torch.Tensor | None = None
+    ) -> list[ops.ExitStatistics]:
+        """Statistics of every row at every exit (differentiable): what training and calibration read.
+
+        Args:
+            groups: prefixes and suffixes.
+            numbers: float32 ``[R, F]``.
+            targets: int64 ``[R]``.
+        """
+        hidden, layout, rotary = self._start(groups)
+        statistics, heads = [], dict(zip(self.exits, self.heads, strict=True))
+        for depth in range(1, self.backbone.num_layers + 1):
+            hidden = self.backbone.layer(depth - 1, hidden, layout, rotary)
+            if depth in heads:
+                statistics.append(heads[depth](hidden[0, layout.last], numbers, targets=targets))
+        return statistics
+
+    @torch.inference_mode()
+    def rank(
+        self, groups: Sequence[TokenGroup], numbers: torch.Tensor | None = None, policy: ExitPolicy | None = None
+    ) -> Ranked:
+        """Probability of yes for every row, each from the first exit that is sure.
+
+        Args:
+            groups: prefixes and suffixes.
+            numbers: float32 ``[R, F]``.
+            policy: when rows leave; None sends all through all layers.
+        """
+        hidden, layout, rotary = self._start(groups)
+        device = hidden.device
+        alive = torch.arange(layout.num_rows, device=device)
+        probability = torch.empty(layout.num_rows, device=device)
+        depths = torch.empty(layout.num_rows, dtype=torch.int64, device=device)
+        previous = None
+        heads = dict(zip(self.exits, self.heads, strict=True))
+        for depth in range(1, self.backbone.num_layers + 1):
+            hidden = self.backbone.layer(depth - 1, hidden, layout, rotary)
+            last = depth == self.backbone.num_layers
+            if depth not in heads or (policy is None and not last):
+                continue
+            threshold = None if last else policy.thresholds[self.exits.index(depth)]
+            statistics = heads[depth](
+                hidden[0, layout.last],
+                None if numbers is None else numbers[alive],
+                measure=policy.measure if policy else "ratio",
+                threshold=threshold,
+                previous=previous if policy and policy.trend else None,
+            )
+            probability[alive], depths[alive] = statistics.positive_probability, depth
+            if last:
+                break
+            route = ops.route_to((~statistics.exit).long(), 2)
+            staying = route.order[route.offsets[1] :]
+            if staying.numel() == 0:
+                break
+            previous = statistics.confidence[staying]
+            if staying.numel() < alive.numel():
+                alive = alive[staying]
+                places, layout = layout.keep(staying.tolist())
+                hidden = hidden[:, places]
+                rotary = self.backbone.rotary(hidden, layout)
+        return Ranked(probability, depths)
+
+    def _start(self, groups: Sequence[TokenGroup]) -> tuple[torch.Tensor, PackedLayout, dict]:
+        ids, layout = PackedLayout.pack(groups, self.backbone.device)
+        hidden = self.backbone.embed(ids)
+        return hidden, layout, self.backbone.rotary(hidden, layout)

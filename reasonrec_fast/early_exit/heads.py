@@ -1,0 +1,76 @@
+"""Prediction heads after several layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from reasonrec_fast import ops
+
+
+class ExitHead(nn.Module):
+    """An ensemble of ``K`` linear yes/no heads on a normalised hidden state and, beside it, some numbers.
+
+    The hidden state is RMS-normalised with a learned gain. The numbers (already standardised) enter as they are and
+    through one small hidden layer, so that their effect need not be linear.
+
+    Args:
+        hidden_size: width ``D`` of the backbone.
+        num_numbers: width ``F`` of the numbers; 0 for none.
+        members: ``K``.
+        units: width of the numbers' hidden layer.
+    """
+
+    def __init__(self, hidden_size: int, num_numbers: int = 0, members: int = 2, units: int = 32) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(hidden_size, eps=1e-5)
+        self.units = nn.Linear(num_numbers, units) if num_numbers else None
+        width = hidden_size + (num_numbers + units if num_numbers else 0)
+        self.weight = nn.Parameter(torch.randn(members, 2, width) * width**-0.5 * 0.1)
+        self.bias = nn.Parameter(torch.zeros(members, 2))
+        self.register_buffer("temperature", torch.ones(()))
+
+    def features(self, hidden: torch.Tensor, numbers: torch.Tensor | None) -> torch.Tensor:
+        """What the linear heads read: float32 ``[B, D']``."""
+        normalised = self.norm(hidden.float())
+        if self.units is None:
+            return normalised
+        return torch.cat([normalised, numbers, nn.functional.gelu(self.units(numbers))], -1)
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        numbers: torch.Tensor | None = None,
+        *,
+        measure: str = "ratio",
+        threshold: float | None = None,
+        previous: torch.Tensor | None = None,
+        targets: torch.Tensor | None = None,
+    ) -> ops.ExitStatistics:
+        """Statistics of the rows ``hidden [B, D]`` with ``numbers [B, F]``; class 1 is yes."""
+        return ops.exit_confidence(
+            self.features(hidden, numbers),
+            self.weight,
+            bias=self.bias,
+            temperature=self.temperature,
+            measure=measure,
+            threshold=threshold,
+            previous=previous,
+            targets=targets,
+        )
+
+
+def exit_layers(num_layers: int, wanted: Sequence[int] | None = None) -> tuple[int, ...]:
+    """Layers (counted from 1) after which heads sit; the last layer always has one.
+
+    >>> exit_layers(30)
+    (6, 10, 15, 20, 25, 30)
+    """
+    if wanted is None:
+        wanted = [round(num_layers * share) for share in (0.2, 1 / 3, 0.5, 2 / 3, 5 / 6)]
+    layers = tuple(sorted({*(max(1, layer) for layer in wanted), num_layers}))
+    if layers[-1] > num_layers:
+        raise ValueError(f"exits: expected layers in [1, {num_layers}]; got {layers[-1]}")
+    return layers

@@ -1,0 +1,5 @@
+"""The user–item interaction graph."""
+
+from reasonrec_fast.graph.interaction import InteractionGraph
+
+__all__ = ["InteractionGraph"]

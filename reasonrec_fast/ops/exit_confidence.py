@@ -1,0 +1,211 @@
+"""Early-exit statistics of a batch of hidden states, without the logits."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+
+from reasonrec_fast.ops import library  # noqa: F401  (loads the schemas)
+
+Measure = Literal["max_prob", "margin", "entropy", "ratio"]
+MEASURES = ("max_prob", "margin", "entropy", "ratio")
+MAX_ENSEMBLE_CLASSES = 64
+
+
+class ExitStatistics(NamedTuple):
+    """Statistics of ``B`` rows and ``K`` ensemble members; float32 (float64 for float64 inputs).
+
+    Attributes:
+        prediction: most probable class, int64 ``[B]``.
+        probability: of the prediction, ``[B]``.
+        positive_probability: of the positive class, ``[B]``.
+        confidence: larger is surer, ``[B]``.
+        entropy: in nats, ``[B]``.
+        logsumexp: of the scaled logits, ``[B, K]``.
+        target_logprob: ``[B, K]``; ``[B, 0]`` without targets.
+        exit: bool ``[B]``; all False without a threshold.
+    """
+
+    prediction: torch.Tensor
+    probability: torch.Tensor
+    positive_probability: torch.Tensor
+    confidence: torch.Tensor
+    entropy: torch.Tensor
+    logsumexp: torch.Tensor
+    target_logprob: torch.Tensor
+    exit: torch.Tensor
+
+
+def exit_confidence(
+    hidden: torch.Tensor,
+    heads: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    temperature: float | torch.Tensor = 1.0,
+    measure: Measure = "max_prob",
+    positive: int = 1,
+    threshold: float | torch.Tensor | None = None,
+    previous: torch.Tensor | None = None,
+    targets: torch.Tensor | None = None,
+) -> ExitStatistics:
+    """What a prediction head says of each row, and whether the row may stop here (OptiRAG-Rec, multi-head early exit).
+
+    Args:
+        hidden: ``[B, D]``.
+        heads: ``[C, D]``, or ``[K, C, D]`` with ``C <= 64``: an ensemble whose probabilities are averaged.
+        bias: ``[C]`` or ``[K, C]``.
+        temperature: divides the logits; float or 0-d tensor.
+        measure: ``"max_prob"``; ``"margin"``, the difference of the two largest probabilities; ``"entropy"``,
+            ``1 - H / log C``; ``"ratio"`` (two classes), ``|log p(positive) - log p(other)|``: the paper's ratio of
+            positive to negative, made symmetric.
+        positive: the class of ``positive_probability``.
+        threshold: exit where ``confidence >= threshold``; float or 0-d tensor.
+        previous: confidence at the exit before, ``[B]``; a row then exits only if it has not fallen.
+        targets: classes, int64 ``[B]``.
+
+    Returns:
+        :class:`ExitStatistics`. ``probability``, ``positive_probability``, ``entropy``, ``logsumexp`` and
+        ``target_logprob`` have gradients in ``hidden``, ``heads`` and ``bias``. A row with NaN never exits.
+
+    Raises:
+        ValueError: an argument does not fit (argument, expected, got).
+
+    >>> found = exit_confidence(torch.tensor([[2.0, 0.0]]), torch.eye(2), threshold=0.8)
+    >>> int(found.prediction), round(float(found.probability), 3), bool(found.exit)
+    (0, 0.881, True)
+    """
+    ensemble = heads if heads.dim() == 3 else heads[None]
+    if hidden.dim() != 2 or heads.dim() not in (2, 3) or hidden.shape[1] != heads.shape[-1]:
+        raise ValueError(
+            f"hidden, heads: expected [B, D] with [C, D] or [K, C, D]; got {list(hidden.shape)}, {list(heads.shape)}"
+        )
+    members, classes = ensemble.shape[:2]
+    if members > 1 and classes > MAX_ENSEMBLE_CLASSES:
+        raise ValueError(f"heads: expected at most {MAX_ENSEMBLE_CLASSES} classes in an ensemble; got {classes}")
+    if measure not in MEASURES:
+        raise ValueError(f"measure: expected one of {MEASURES}; got {measure!r}")
+    if measure == "ratio" and classes != 2:
+        raise ValueError(f"measure: 'ratio' expects 2 classes; got {classes}")
+    if not 0 <= positive < classes:
+        # Heads without a class 1 (C = 1) still have statistics; the positive class is then the only one.
+        if not (positive == 1 and classes == 1):
+            raise ValueError(f"positive: expected a class in [0, {classes}); got {positive}")
+        positive = 0
+    if bias is not None and bias.reshape(-1).numel() != members * classes:
+        raise ValueError(f"bias: expected {[members, classes]} or {[classes]}; got {list(bias.shape)}")
+    for name, vector in (("previous", previous), ("targets", targets)):
+        if vector is not None and vector.shape != hidden.shape[:1]:
+            raise ValueError(f"{name}: expected {[hidden.shape[0]]}; got {list(vector.shape)}")
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        hidden, ensemble, bias = hidden.to(dtype), ensemble.to(dtype), None if bias is None else bias.to(dtype)
+    empty = hidden.new_empty(0)
+    results = torch.ops.reasonrec_fast.exit_confidence(
+        hidden,
+        ensemble.to(hidden.dtype),
+        empty if bias is None else bias.reshape(members, classes).to(hidden.dtype),
+        torch.as_tensor(temperature, dtype=torch.float64, device=hidden.device),
+        measure,
+        positive,
+        empty.long() if targets is None else targets,
+    )
+    confidence = results[3]
+    if threshold is None:
+        exits = torch.zeros_like(confidence, dtype=torch.bool)
+    else:
+        exits = confidence >= threshold
+        if previous is not None:
+            exits = exits & (confidence >= previous)
+    return ExitStatistics(*results, exits)
+
+
+def exit_confidence_reference(
+    hidden: torch.Tensor,
+    heads: torch.Tensor,
+    bias: torch.Tensor,
+    temperature: torch.Tensor,
+    measure: str,
+    positive: int,
+    targets: torch.Tensor,
+) -> tuple[torch.Tensor, ...]:
+    """What the operator computes, in plain torch with all logits; exact (and differentiable) in float64."""
+    dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    logits = torch.einsum("bd,kcd->bkc", hidden.to(dtype), heads.to(dtype))
+    if bias.numel():
+        logits = logits + bias.to(dtype)
+    logits = logits / temperature.to(dtype)
+    logsumexp = logits.logsumexp(-1)
+    logprobs = logits.log_softmax(-1)
+    mean = logprobs.exp().mean(1)
+    probability, prediction = mean.max(-1)
+    entropy = -torch.special.xlogy(mean, mean).sum(-1)
+    classes = heads.shape[1]
+    if measure == "max_prob":
+        confidence = probability
+    elif measure == "margin":
+        second = mean.topk(2, -1).values[:, 1] if classes > 1 else torch.zeros_like(probability)
+        confidence = probability - second
+    elif measure == "entropy":
+        confidence = 1 - entropy / torch.log(torch.tensor(float(classes))) if classes > 1 else torch.ones_like(entropy)
+    else:
+        log_mean = logprobs.logsumexp(1)
+        confidence = (log_mean[:, 0] - log_mean[:, 1]).abs()
+    target_logprob = logprobs.new_empty(hidden.shape[0], 0)
+    if targets.numel():
+        target_logprob = logprobs.gather(2, targets[:, None, None].expand(-1, logits.shape[1], 1)).squeeze(2)
+    return prediction, probability, mean[:, positive], confidence.detach(), entropy, logsumexp, target_logprob
+
+
+def _fake(hidden, heads, bias, temperature, measure, positive, targets):
+    rows, members = hidden.shape[0], heads.shape[0]
+    dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    column = [hidden.new_empty(rows, dtype=dtype) for _ in range(4)]
+    return (
+        hidden.new_empty(rows, dtype=torch.int64),
+        *column,
+        hidden.new_empty((rows, members), dtype=dtype),
+        hidden.new_empty((rows, members if targets.numel() else 0), dtype=dtype),
+    )
+
+
+def _setup_context(ctx, inputs, output):
+    hidden, heads, bias, temperature, _, ctx.positive, targets = inputs
+    prediction, _, _, confidence, *_ = output
+    ctx.mark_non_differentiable(prediction, confidence)
+    ctx.save_for_backward(hidden, heads, bias, temperature, targets, prediction)
+
+
+def _backward(ctx, _, grad_probability, grad_positive, __, grad_entropy, grad_logsumexp, grad_target):
+    """Through the softmax of recomputed logits, in the dtype of the statistics."""
+    hidden, heads, bias, temperature, targets, prediction = ctx.saved_tensors
+    dtype = grad_probability.dtype
+    wide_hidden, wide_heads = hidden.to(dtype), heads.to(dtype)
+    logits = torch.einsum("bd,kcd->bkc", wide_hidden, wide_heads)
+    if bias.numel():
+        logits = logits + bias.to(dtype)
+    member = (logits / temperature.to(dtype)).softmax(-1)
+    mean = member.mean(1)
+    grad_mean = -grad_entropy[:, None] * (mean.clamp_min(torch.finfo(dtype).tiny).log() + 1)
+    grad_mean = grad_mean.scatter_add(1, prediction[:, None], grad_probability[:, None])
+    grad_mean[:, ctx.positive] += grad_positive
+    grad_member = grad_mean[:, None, :] / heads.shape[0]
+    grad_logits = member * (grad_member - (member * grad_member).sum(-1, keepdim=True))
+    grad_logits = grad_logits + grad_logsumexp[..., None] * member
+    if targets.numel():
+        grad_logits = grad_logits - grad_target[..., None] * member
+        place = targets[:, None, None].expand(-1, heads.shape[0], 1)
+        grad_logits = grad_logits.scatter_add(2, place, grad_target[..., None])
+    grad_logits = grad_logits / temperature.to(dtype)
+    grad_hidden = grad_heads = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        grad_hidden = torch.einsum("bkc,kcd->bd", grad_logits, wide_heads).to(hidden.dtype)
+    if ctx.needs_input_grad[1]:
+        grad_heads = torch.einsum("bkc,bd->kcd", grad_logits, wide_hidden).to(heads.dtype)
+    if ctx.needs_input_grad[2]:
+        grad_bias = grad_logits.sum(0).to(bias.dtype)
+    return grad_hidden, grad_heads, grad_bias, None, None, None, None
+
+
+torch.library.register_fake("reasonrec_fast::exit_confidence", _fake)
+torch.library.register_autograd("reasonrec_fast::exit_confidence", _backward, setup_context=_setup_context)

@@ -1,0 +1,180 @@
+"""Routing of rows to destinations: a stable permutation, its inverse and the offsets, made on the device."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import NamedTuple
+
+import torch
+
+
+class Route(NamedTuple):
+    """Where ``B`` rows go.
+
+    Attributes:
+        order: rows by destination, in input order within each, int64 ``[B]``.
+        inverse: place of each row in ``order``, int64 ``[B]``.
+        offsets: start of each destination in ``order``, and the end, int64 ``[M + 1]``.
+        destination: of each row, int64 ``[B]``.
+    """
+
+    order: torch.Tensor
+    inverse: torch.Tensor
+    offsets: torch.Tensor
+    destination: torch.Tensor
+
+
+def route(
+    uncertainty: torch.Tensor, *, threshold: float | torch.Tensor | None = None, budget: int | float | None = None
+) -> Route:
+    """Send the uncertain rows away: destination 0 stays, 1 is delegated.
+
+    Args:
+        uncertainty: ``[B]``, larger is less sure; NaN counts as the most uncertain.
+        threshold: delegate where ``uncertainty > threshold`` (or NaN).
+        budget: delegate exactly so many rows, the most uncertain (ties: lower index first). An int, or a share in
+            [0, 1] whose count is ``floor(share * B)`` in decimal arithmetic.
+
+    Raises:
+        ValueError: not exactly one of threshold and budget, or a budget out of range.
+
+    >>> route(torch.tensor([0.1, 0.9, 0.5]), budget=1).order.tolist()
+    [0, 2, 1]
+    """
+    _check_vector(uncertainty, "uncertainty")
+    if (threshold is None) == (budget is None):
+        raise ValueError("threshold, budget: expected exactly one of them")
+    if budget is None:
+        destination = (~(uncertainty <= torch.as_tensor(threshold, device=uncertainty.device))).long()
+        return route_to(destination, 2)
+    count = _budget_count(budget, uncertainty.numel())
+    surest_first = torch.where(uncertainty.isnan(), torch.inf, uncertainty)
+    # NaN outranks +inf: a second, stable sort puts it first.
+    order = torch.sort(surest_first, descending=True, stable=True).indices
+    order = order[torch.sort(uncertainty[order].isnan(), descending=True, stable=True).indices]
+    destination = torch.zeros_like(order)
+    destination[order[:count]] = 1
+    return route_to(destination, 2)
+
+
+def route_to(
+    destination: torch.Tensor,
+    num_destinations: int,
+    *,
+    capacity: torch.Tensor | None = None,
+    score: torch.Tensor | None = None,
+) -> Route:
+    """Group rows by destination.
+
+    Args:
+        destination: int64 ``[B]`` in ``[0, num_destinations)`` (not checked: that would read values back).
+        num_destinations: ``M``, at least 1.
+        capacity: int64 ``[M]``; rows over it fall back to destination 0 (whose own capacity is not bounded):
+            the lowest score first, then the highest index.
+        score: ``[B]``, larger stays longer; only with capacity.
+
+    Raises:
+        ValueError: shapes that do not fit (argument, expected, got).
+
+    >>> route_to(torch.tensor([1, 0, 1]), 2).order.tolist()
+    [1, 0, 2]
+    """
+    _check_vector(destination, "destination")
+    if num_destinations < 1:
+        raise ValueError(f"num_destinations: expected at least 1; got {num_destinations}")
+    if capacity is not None and capacity.shape != (num_destinations,):
+        raise ValueError(f"capacity: expected [{num_destinations}]; got {list(capacity.shape)}")
+    if score is not None and (capacity is None or score.shape != destination.shape):
+        raise ValueError(f"score: expected {list(destination.shape)} and a capacity; got {list(score.shape)}")
+    empty = destination.new_empty(0)
+    return Route(
+        *torch.ops.reasonrec_fast.route_to(
+            destination,
+            num_destinations,
+            empty if capacity is None else capacity.long(),
+            empty.float() if score is None else score,
+        )
+    )
+
+
+def dispatch(x: torch.Tensor, route: Route, *, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Rows of ``x [B, ...]`` in the order of the route; differentiable unless ``out`` is given."""
+    return torch.index_select(x, 0, route.order, out=out) if out is not None else x.index_select(0, route.order)
+
+
+def combine(y: torch.Tensor, route: Route, *, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Rows of ``y [B, ...]``, which are in the order of the route, back in input order; the inverse of dispatch."""
+    return torch.index_select(y, 0, route.inverse, out=out) if out is not None else y.index_select(0, route.inverse)
+
+
+def _check_vector(tensor: torch.Tensor, name: str) -> None:
+    if tensor.dim() != 1:
+        raise ValueError(f"{name}: expected a vector; got {list(tensor.shape)}")
+
+
+def _budget_count(budget: int | float, rows: int) -> int:
+    if isinstance(budget, int):
+        if not 0 <= budget <= rows:
+            raise ValueError(f"budget: expected a count in [0, {rows}] or a share in [0, 1]; got {budget}")
+        return budget
+    if not 0.0 <= budget <= 1.0:
+        raise ValueError(f"budget: expected a share in [0, 1] or an int; got {budget}")
+    return int(Decimal(repr(float(budget))) * rows)
+
+
+def _route_to(
+    destination: torch.Tensor, num_destinations: int, capacity: torch.Tensor, score: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Stable sorts alone; no value is read back to the host."""
+    bounds = torch.arange(num_destinations + 1, device=destination.device)
+    if capacity.numel():
+        destination = _within_capacity(destination, bounds, capacity, score)
+    ordered, order = torch.sort(destination, stable=True)
+    inverse = torch.empty_like(order)
+    inverse[order] = torch.arange(order.numel(), device=order.device)
+    return order, inverse, torch.searchsorted(ordered, bounds), destination.clone()
+
+
+def _within_capacity(
+    destination: torch.Tensor, bounds: torch.Tensor, capacity: torch.Tensor, score: torch.Tensor
+) -> torch.Tensor:
+    """Rank each row among those of its destination, best score and then lowest index first; cut at the capacity."""
+    if score.numel():
+        best_first = torch.sort(score, descending=True, stable=True).indices
+    else:
+        best_first = torch.arange(destination.numel(), device=destination.device)
+    by_destination = torch.sort(destination[best_first], stable=True).indices
+    order = best_first[by_destination]
+    ordered = destination[order]
+    rank = torch.arange(order.numel(), device=order.device) - torch.searchsorted(ordered, bounds)[ordered]
+    fits = (rank < capacity[ordered]) | (ordered == 0)
+    return torch.zeros_like(destination).index_copy(0, order, torch.where(fits, ordered, 0))
+
+
+def route_to_reference(
+    destination: list[int], num_destinations: int, capacity: list[int] | None = None, score: list[float] | None = None
+) -> tuple[list[int], list[int], list[int], list[int]]:
+    """What the operator returns, in plain Python."""
+    final = list(destination)
+    for target in range(1, num_destinations):
+        rows = [row for row, d in enumerate(destination) if d == target]
+        rows.sort(key=lambda row: (-(score[row] if score else 0.0), row))
+        for row in rows[capacity[target] :] if capacity else []:
+            final[row] = 0
+    order = sorted(range(len(final)), key=lambda row: (final[row], row))
+    inverse = [order.index(row) for row in range(len(final))]
+    offsets = [sum(d < bound for d in final) for bound in range(num_destinations + 1)]
+    return order, inverse, offsets, final
+
+
+def _fake(destination, num_destinations, capacity, score):
+    rows = [torch.empty_like(destination) for _ in range(3)]
+    return rows[0], rows[1], destination.new_empty(num_destinations + 1), rows[2]
+
+
+torch.library.define(
+    "reasonrec_fast::route_to",
+    "(Tensor destination, int num_destinations, Tensor capacity, Tensor score) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+torch.library.impl("reasonrec_fast::route_to", "CompositeExplicitAutograd", _route_to)
+torch.library.register_fake("reasonrec_fast::route_to", _fake)

@@ -1,0 +1,142 @@
+"""Exact inner-product retrieval with per-row exclusions."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+Exclusions = tuple[torch.Tensor, torch.Tensor] | tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+_BLOCK = 8192
+"""Items scored at a time; bounds the extra memory to ``B * (k + _BLOCK)`` scores."""
+
+
+class TopK(NamedTuple):
+    """The best items of each query, best first."""
+
+    values: torch.Tensor
+    indices: torch.Tensor
+
+
+def topk(queries: torch.Tensor, items: torch.Tensor, k: int, *, exclude: Exclusions | None = None) -> TopK:
+    """The ``k`` items with the largest inner product with each query.
+
+    Args:
+        queries: ``[B, D]``.
+        items: ``[N, D]``, of the same dtype.
+        k: how many, at least 0; more than there are items is allowed.
+        exclude: items that a row must not return, in CSR form: ``(indptr [B + 1], indices)``, or
+            ``(indptr, indices, rows [B])`` where the CSR has more rows than the batch and ``rows`` picks them.
+
+    Returns:
+        values ``[B, k]`` float32 (float64 for float64 inputs) and indices ``[B, k]`` int64, by falling value; equal
+        values in the order of their indices. Slots that do not exist hold ``-inf`` and ``-1``. NaN scores count as
+        ``-inf``, but their items are still returned before empty slots.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit (argument, expected, got).
+
+    >>> topk(torch.eye(2), torch.tensor([[1.0, 0.0], [0.5, 2.0]]), 1).indices.tolist()
+    [[0], [1]]
+    """
+    if queries.dim() != 2 or items.dim() != 2 or queries.shape[1] != items.shape[1]:
+        raise ValueError(
+            f"queries, items: expected [B, D] and [N, D]; got {list(queries.shape)} and {list(items.shape)}"
+        )
+    if k < 0:
+        raise ValueError(f"k: expected at least 0; got {k}")
+    if exclude is not None and len(exclude) == 2 and exclude[0].numel() != queries.shape[0] + 1:
+        raise ValueError(
+            f"exclude: expected an indptr of {queries.shape[0] + 1} entries; got {exclude[0].numel()} (or pass rows)"
+        )
+    indptr, indices, rows = _exclusion_tensors(exclude, queries)
+    return TopK(*torch.ops.reasonrec_fast.topk(queries, items, k, indptr, indices, rows))
+
+
+def _exclusion_tensors(exclude: Exclusions | None, queries: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    if exclude is None:
+        empty = torch.empty(0, dtype=torch.int64, device=queries.device)
+        return empty, empty, empty
+    indptr, indices = exclude[0].long(), exclude[1].long()
+    rows = exclude[2].long() if len(exclude) == 3 else torch.arange(queries.shape[0], device=queries.device)
+    return indptr, indices, rows
+
+
+def _topk(
+    queries: torch.Tensor,
+    items: torch.Tensor,
+    k: int,
+    indptr: torch.Tensor,
+    indices: torch.Tensor,
+    rows: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Blocks of items, each merged into the best so far by a stable sort, which keeps the lower index first."""
+    batch, dtype = queries.shape[0], torch.float64 if queries.dtype == torch.float64 else torch.float32
+    values = queries.new_full((batch, k), -torch.inf, dtype=dtype)
+    best = queries.new_full((batch, k), -1, dtype=torch.int64)
+    if batch == 0 or k == 0:
+        return values, best
+    excluded_rows, excluded_items = _excluded_pairs(indptr, indices, rows)
+    for start in range(0, items.shape[0], _BLOCK):
+        block = items[start : start + _BLOCK]
+        scores = (queries.to(dtype) @ block.to(dtype).T).nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        index = torch.arange(start, start + block.shape[0], device=items.device).expand(batch, -1)
+        inside = (excluded_items >= start) & (excluded_items < start + block.shape[0])
+        gone = torch.zeros_like(scores, dtype=torch.bool)
+        # Pairs outside this block write to a column that is cut off: no data-dependent shapes.
+        gone = torch.cat([gone, gone.new_zeros(batch, 1)], dim=1)
+        gone[excluded_rows, torch.where(inside, excluded_items - start, block.shape[0])] = True
+        index = torch.where(gone[:, :-1], -1, index)
+        scores = scores.masked_fill(gone[:, :-1], -torch.inf)
+        values, best = _merge(torch.cat([values, scores], 1), torch.cat([best, index], 1), k)
+    return values, best
+
+
+def _merge(values: torch.Tensor, index: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    present_first = torch.sort(index < 0, dim=1, stable=True).indices
+    values, index = values.gather(1, present_first), index.gather(1, present_first)
+    values, order = torch.sort(values, dim=1, descending=True, stable=True)
+    return values[:, :k].contiguous(), index.gather(1, order)[:, :k].contiguous()
+
+
+def _excluded_pairs(
+    indptr: torch.Tensor, indices: torch.Tensor, rows: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Batch row and item of every exclusion."""
+    if indptr.numel() == 0:
+        return indices, indices
+    sizes = indptr[rows + 1] - indptr[rows]
+    batch_rows = torch.repeat_interleave(torch.arange(rows.numel(), device=rows.device), sizes)
+    within = torch.arange(batch_rows.numel(), device=rows.device) - (sizes.cumsum(0) - sizes)[batch_rows]
+    return batch_rows, indices[indptr[rows][batch_rows] + within]
+
+
+def topk_reference(scores: torch.Tensor, k: int, excluded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the operator returns, from all scores ``[B, N]`` (float64) and a mask ``[B, N]`` of exclusions."""
+    values = scores.new_full((scores.shape[0], k), -torch.inf)
+    indices = torch.full((scores.shape[0], k), -1, dtype=torch.int64)
+    for row in range(scores.shape[0]):
+        allowed = [
+            (-torch.inf if torch.isnan(s) else float(s), i)
+            for i, s in enumerate(scores[row])
+            if not excluded[row, i]
+        ]
+        for slot, (value, index) in enumerate(sorted(allowed, key=lambda pair: (-pair[0], pair[1]))[:k]):
+            values[row, slot], indices[row, slot] = value, index
+    return values, indices
+
+
+def _fake(queries, items, k, indptr, indices, rows):
+    dtype = torch.float64 if queries.dtype == torch.float64 else torch.float32
+    shape = (queries.shape[0], k)
+    return queries.new_empty(shape, dtype=dtype), queries.new_empty(shape, dtype=torch.int64)
+
+
+torch.library.define(
+    "reasonrec_fast::topk",
+    "(Tensor queries, Tensor items, int k, Tensor indptr, Tensor indices, Tensor rows) -> (Tensor, Tensor)",
+)
+torch.library.impl("reasonrec_fast::topk", "CompositeExplicitAutograd", _topk)
+torch.library.register_fake("reasonrec_fast::topk", _fake)
