@@ -12,6 +12,7 @@ from reasonrec_fast import ops
 from reasonrec_fast.early_exit.backbone import Backbone
 from reasonrec_fast.early_exit.heads import ExitHead, exit_layers
 from reasonrec_fast.early_exit.layout import PackedLayout, TokenGroup
+from reasonrec_fast.ops.exit_confidence import Measure
 
 
 @dataclass(frozen=True)
@@ -19,13 +20,14 @@ class ExitPolicy:
     """When a row leaves.
 
     Attributes:
-        thresholds: least confidence at each exit but the last (which takes everyone); ``inf`` never leaves there.
+        thresholds: for each stratum of requests, the least confidence at each exit but the last (which takes
+            everyone); ``inf``: nobody leaves there.
         measure: a measure of ``exit_confidence``.
         trend: leave only where the confidence is at least that of the exit before (OptiRAG-Rec's trend across heads).
     """
 
-    thresholds: tuple[float, ...]
-    measure: str = "ratio"
+    thresholds: tuple[tuple[float, ...], ...]
+    measure: Measure = "ratio"
     trend: bool = False
 
 
@@ -80,7 +82,11 @@ class EarlyExitModel(nn.Module):
 
     @torch.inference_mode()
     def rank(
-        self, groups: Sequence[TokenGroup], numbers: torch.Tensor | None = None, policy: ExitPolicy | None = None
+        self,
+        groups: Sequence[TokenGroup],
+        numbers: torch.Tensor | None = None,
+        policy: ExitPolicy | None = None,
+        strata: torch.Tensor | None = None,
     ) -> Ranked:
         """Probability of yes for every row, each from the first exit that is sure.
 
@@ -88,40 +94,41 @@ class EarlyExitModel(nn.Module):
             groups: prefixes and suffixes.
             numbers: float32 ``[R, F]``.
             policy: when rows leave; None sends all through all layers.
+            strata: which row of the policy's thresholds holds for each request, int64 ``[R]``; 0 by default.
         """
         hidden, layout, rotary = self._start(groups)
-        device = hidden.device
-        alive = torch.arange(layout.num_rows, device=device)
-        probability = torch.empty(layout.num_rows, device=device)
-        depths = torch.empty(layout.num_rows, dtype=torch.int64, device=device)
-        previous = None
-        heads = dict(zip(self.exits, self.heads, strict=True))
+        rows, device = layout.num_rows, hidden.device
+        probability = torch.empty(rows, device=device)
+        depths = torch.full((rows,), self.backbone.num_layers, device=device)
+        alive, previous = torch.arange(rows, device=device), None
+        thresholds = None if policy is None else torch.tensor(policy.thresholds, device=device)
+        strata = torch.zeros_like(alive) if strata is None else strata
         for depth in range(1, self.backbone.num_layers + 1):
             hidden = self.backbone.layer(depth - 1, hidden, layout, rotary)
-            last = depth == self.backbone.num_layers
-            if depth not in heads or (policy is None and not last):
+            if depth == self.backbone.num_layers:
+                break
+            if policy is None or thresholds is None or depth not in self.exits:
                 continue
-            threshold = None if last else policy.thresholds[self.exits.index(depth)]
-            statistics = heads[depth](
+            place = self.exits.index(depth)
+            statistics = self.heads[place](
                 hidden[0, layout.last],
                 None if numbers is None else numbers[alive],
-                measure=policy.measure if policy else "ratio",
-                threshold=threshold,
-                previous=previous if policy and policy.trend else None,
+                measure=policy.measure,
+                threshold=thresholds[strata[alive], place],
+                previous=previous if policy.trend else None,
             )
-            probability[alive], depths[alive] = statistics.positive_probability, depth
-            if last:
-                break
             route = ops.route_to((~statistics.exit).long(), 2)
-            staying = route.order[route.offsets[1] :]
-            if staying.numel() == 0:
-                break
-            previous = statistics.confidence[staying]
-            if staying.numel() < alive.numel():
-                alive = alive[staying]
+            leaving, staying = route.order.tensor_split([int(route.offsets[1])])
+            probability[alive[leaving]], depths[alive[leaving]] = statistics.positive_probability[leaving], depth
+            alive, previous = alive[staying], statistics.confidence[staying]
+            if not len(staying):
+                return Ranked(probability, depths)
+            if len(leaving):
                 places, layout = layout.keep(staying.tolist())
                 hidden = hidden[:, places]
                 rotary = self.backbone.rotary(hidden, layout)
+        last = self.heads[-1](hidden[0, layout.last], None if numbers is None else numbers[alive])
+        probability[alive] = last.positive_probability
         return Ranked(probability, depths)
 
     def _start(self, groups: Sequence[TokenGroup]) -> tuple[torch.Tensor, PackedLayout, dict]:

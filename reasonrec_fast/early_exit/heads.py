@@ -45,7 +45,7 @@ class ExitHead(nn.Module):
         numbers: torch.Tensor | None = None,
         *,
         measure: str = "ratio",
-        threshold: float | None = None,
+        threshold: float | torch.Tensor | None = None,
         previous: torch.Tensor | None = None,
         targets: torch.Tensor | None = None,
     ) -> ops.ExitStatistics:

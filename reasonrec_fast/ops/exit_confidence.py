@@ -60,7 +60,7 @@ def exit_confidence(
             ``1 - H / log C``; ``"ratio"`` (two classes), ``|log p(positive) - log p(other)|``: the paper's ratio of
             positive to negative, made symmetric.
         positive: the class of ``positive_probability``.
-        threshold: exit where ``confidence >= threshold``; float or 0-d tensor.
+        threshold: exit where ``confidence >= threshold``; float, 0-d tensor, or one a row ``[B]``.
         previous: confidence at the exit before, ``[B]``; a row then exits only if it has not fallen.
         targets: classes, int64 ``[B]``.
 

@@ -46,7 +46,7 @@ class OptiRAGConfig:
     members: int = 2
     lora_rank: int = 8
     lora_alpha: int = 16
-    samples: int = 12_000
+    samples: int = 9_000
     batch_slates: int = 4
     learning_rate: float = 5e-4
     head_learning_rate: float = 2e-3

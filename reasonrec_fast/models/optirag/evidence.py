@@ -21,6 +21,7 @@ NUMBERS = (
     "vote",
     "vote_events",
     "graph_score",
+    "graph_bias",
     "like_similarity",
     "dislike_similarity",
 )
@@ -77,6 +78,7 @@ class EvidenceBuilder:
         self.residuals = self._residuals(train_rows)
         self._messages = retriever.item_messages().numpy()
         self._items = retriever.item_embeddings.numpy()
+        self._bias = retriever.item_bias.numpy()
         self._directions = torch.nn.functional.normalize(retriever.item_embeddings).numpy()
 
     def build(self, rows: np.ndarray) -> Evidence:
@@ -134,8 +136,9 @@ class EvidenceBuilder:
         numbers[:, 8] = (folded * self._items[items]).sum(1)
         alike = self._directions[items] @ self._directions[data.items[history]].T
         known = np.arange(len(history))[None, :] < past[:, None]
-        numbers[:, 9] = _nearest(alike, known & (labels == 1))
-        numbers[:, 10] = _nearest(alike, known & (labels == 0))
+        numbers[:, 9] = self._bias[items]
+        numbers[:, 10] = _nearest(alike, known & (labels == 1))
+        numbers[:, 11] = _nearest(alike, known & (labels == 0))
         return numbers, votes, neighbours.numpy()
 
     def _vote(

@@ -10,6 +10,7 @@ import torch
 from reasonrec_fast import ops
 from reasonrec_fast.data.interactions import Interactions
 from reasonrec_fast.graph import InteractionGraph
+from reasonrec_fast.models.classical.bias import Bias
 from reasonrec_fast.models.classical.lightgcn import LightGCN, LightGCNConfig
 
 
@@ -23,18 +24,20 @@ class Retriever:
     Attributes:
         graph: likes among the training events.
         item_embeddings: float32 ``[I, D]``; zero for items without a training event.
+        item_bias: log-odds of a like that the item itself brings, float32 ``[I]``; zero where nothing is known.
         user_embeddings: float32 ``[U, D]``; zero for users without a liked item.
     """
 
     graph: InteractionGraph
     item_embeddings: torch.Tensor
+    item_bias: torch.Tensor
     user_embeddings: torch.Tensor
 
     @classmethod
     def train(
         cls, interactions: Interactions, rows: np.ndarray, config: LightGCNConfig | None = None
     ) -> Retriever:
-        """Train LightGCN on the likes among ``rows``, with the dislikes as half of its negatives."""
+        """Train LightGCN on the likes among ``rows``, with the dislikes as half of its negatives, and item biases."""
         sizes = {"num_users": interactions.num_users, "num_items": interactions.num_items}
 
         def graph_of(label: int) -> InteractionGraph:
@@ -46,14 +49,17 @@ class Retriever:
         with torch.no_grad():
             _, items = model.embeddings()
         seen = (likes.item_degrees() + dislikes.item_degrees()) > 0
-        return cls.from_items(likes, items * seen[:, None])
+        bias = torch.from_numpy(Bias().fit(interactions, rows).item_bias()).float()
+        return cls.from_items(likes, items * seen[:, None], bias * seen)
 
     @classmethod
-    def from_items(cls, graph: InteractionGraph, item_embeddings: torch.Tensor) -> Retriever:
-        """A retriever from a graph and embeddings of its items."""
+    def from_items(
+        cls, graph: InteractionGraph, item_embeddings: torch.Tensor, item_bias: torch.Tensor
+    ) -> Retriever:
+        """A retriever from a graph, and embeddings and biases of its items."""
         nobody = item_embeddings.new_zeros(graph.num_users, item_embeddings.shape[1])
         users, _ = ops.aggregate(graph, (nobody, item_embeddings), layers=1)
-        return cls(graph, item_embeddings, users)
+        return cls(graph, item_embeddings, item_bias, users)
 
     def item_messages(self) -> torch.Tensor:
         """What an item contributes to a user who likes it: its embedding over the root of its degree, ``[I, D]``."""
@@ -91,4 +97,6 @@ class Retriever:
         users, items = graph.edges()
         grown = InteractionGraph.from_edges(users, items, num_users=num_users, num_items=num_items)
         extra = self.item_embeddings.new_zeros(num_items - graph.num_items, self.item_embeddings.shape[1])
-        return Retriever.from_items(grown, torch.cat([self.item_embeddings, extra]))
+        return Retriever.from_items(
+            grown, torch.cat([self.item_embeddings, extra]), torch.cat([self.item_bias, extra[:, :1].flatten()])
+        )

@@ -1,0 +1,93 @@
+"""Thresholds of early exit that keep a metric within a given loss on validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A metric of the exiting scores that may lie at most ``loss`` below that of full depth.
+
+    Attributes:
+        metric: from scores ``[N]`` to a number, larger is better.
+        loss: how much may be lost.
+    """
+
+    metric: Callable[[np.ndarray], float]
+    loss: float
+
+
+def simulate(
+    scores: np.ndarray, confidence: np.ndarray, thresholds: Sequence[float], *, trend: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where each row would leave, and with which score.
+
+    Args:
+        scores, confidence: at every exit, ``[E, N]``.
+        thresholds: of every exit but the last, ``[E - 1]``.
+        trend: leave only where the confidence has not fallen since the exit before.
+
+    Returns:
+        scores ``[N]`` and exits ``[N]`` (indices).
+
+    >>> simulate(np.array([[0.9, 0.6], [0.8, 0.1]]), np.array([[2.0, 0.4], [9.0, 9.0]]), [1.0])[1].tolist()
+    [0, 1]
+    """
+    leaves = confidence[:-1] >= np.asarray(thresholds)[:, None]
+    if trend:
+        leaves[1:] &= confidence[1:-1] >= confidence[:-2]
+    leaves = np.concatenate([leaves, np.ones_like(confidence[-1:], dtype=bool)])
+    exits = leaves.argmax(0)
+    return scores[exits, np.arange(scores.shape[1])], exits
+
+
+def choose_thresholds(
+    scores: np.ndarray,
+    confidence: np.ndarray,
+    depths: Sequence[int],
+    limits: Sequence[Limit],
+    *,
+    trend: bool = False,
+    quantiles: int = 25,
+) -> tuple[float, ...]:
+    """Thresholds with the least mean depth that keep every limit, found exit by exit from the shallowest.
+
+    Each threshold is the lowest, among quantiles of the confidence at its exit, with which all limits still hold,
+    given those chosen before; then, from the deepest back, each is lowered as far as the limits allow once more.
+
+    Args:
+        scores, confidence: at every exit on validation, ``[E, N]``.
+        depths: layers of each exit.
+        limits: what must hold.
+
+    Returns:
+        one threshold an exit but the last; ``inf`` where no row may leave.
+    """
+    if scores.shape != confidence.shape or scores.shape[0] != len(depths):
+        raise ValueError(
+            f"scores, confidence: expected [{len(depths)}, N]; got {scores.shape} and {confidence.shape}"
+        )
+    floors = [(limit.metric, limit.metric(scores[-1]) - limit.loss) for limit in limits]
+    chosen = [float("inf")] * (len(depths) - 1)
+    candidates = [
+        [*np.quantile(confidence[place], np.linspace(0, 1, quantiles)).tolist(), float("inf")]
+        for place in range(len(chosen))
+    ]
+
+    def holds(thresholds: Sequence[float]) -> bool:
+        exited, _ = simulate(scores, confidence, thresholds, trend=trend)
+        return all(metric(exited) >= floor for metric, floor in floors)
+
+    for place in [*range(len(chosen)), *reversed(range(len(chosen)))]:
+        for candidate in candidates[place]:
+            if candidate >= chosen[place]:
+                break
+            trial = [*chosen[:place], candidate, *chosen[place + 1 :]]
+            if holds(trial):
+                chosen = trial
+                break
+    return tuple(chosen)
