@@ -1,0 +1,24 @@
+"""Data sets: loading, splitting by time, and what was known when."""
+
+from reasonrec_fast.data.errors import DataError
+from reasonrec_fast.data.instructions import Instruction, load_instructions
+from reasonrec_fast.data.interactions import UNLABELLED, Catalog, Interactions
+from reasonrec_fast.data.movielens import load_movielens_100k, load_movielens_small
+from reasonrec_fast.data.split import Split, split_by_time
+from reasonrec_fast.data.tables import load_interactions
+from reasonrec_fast.data.timeline import Timeline
+
+__all__ = [
+    "UNLABELLED",
+    "Catalog",
+    "DataError",
+    "Instruction",
+    "Interactions",
+    "Split",
+    "Timeline",
+    "load_instructions",
+    "load_interactions",
+    "load_movielens_100k",
+    "load_movielens_small",
+    "split_by_time",
+]

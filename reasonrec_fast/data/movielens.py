@@ -8,9 +8,8 @@ import pandas as pd
 
 from reasonrec_fast.data.errors import DataError
 from reasonrec_fast.data.interactions import Interactions
+from reasonrec_fast.data.tables import LIKE
 
-LIKE = 4.0
-"""A rating from here on is a positive CTR label."""
 
 _GENRES_100K = (
     "unknown Action Adventure Animation Children Comedy Crime Documentary Drama Fantasy Film-Noir Horror Musical "

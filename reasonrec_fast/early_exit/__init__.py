@@ -1,0 +1,8 @@
+"""Early exit of decoder-only transformers over packed batches with shared prefixes."""
+
+from reasonrec_fast.early_exit.backbone import Backbone
+from reasonrec_fast.early_exit.engine import EarlyExitModel, ExitPolicy, Ranked
+from reasonrec_fast.early_exit.heads import ExitHead, exit_layers
+from reasonrec_fast.early_exit.layout import PackedLayout, TokenGroup
+
+__all__ = ["Backbone", "EarlyExitModel", "ExitHead", "ExitPolicy", "PackedLayout", "Ranked", "TokenGroup", "exit_layers"]

@@ -7,7 +7,7 @@ from typing import Literal, overload
 import torch
 
 from reasonrec_fast.graph import InteractionGraph
-from reasonrec_fast.ops import library  # noqa: F401  (loads the schemas)
+from reasonrec_fast.ops import library
 
 Combine = Literal["last", "mean", "sum"] | torch.Tensor
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -175,3 +175,4 @@ torch.library.register_autograd("reasonrec_fast::aggregate", _backward, setup_co
 torch.library.register_fake(
     "reasonrec_fast::aggregate", lambda *args: torch.empty_like(args[4], memory_format=torch.contiguous_format)
 )
+library.implement_on_gpu("aggregate", aggregate_reference, reference_dtypes=(torch.float64,))

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from reasonrec_fast.ops import library  # noqa: F401  (loads the schemas)
+from reasonrec_fast.ops import library
 
 Measure = Literal["max_prob", "margin", "entropy", "ratio"]
 MEASURES = ("max_prob", "margin", "entropy", "ratio")
@@ -209,3 +209,4 @@ def _backward(ctx, _, grad_probability, grad_positive, __, grad_entropy, grad_lo
 
 torch.library.register_fake("reasonrec_fast::exit_confidence", _fake)
 torch.library.register_autograd("reasonrec_fast::exit_confidence", _backward, setup_context=_setup_context)
+library.implement_on_gpu("exit_confidence", exit_confidence_reference, reference_dtypes=(torch.float64,))

@@ -1,12 +1,19 @@
-"""The native libraries, and the helpers with which operators register themselves."""
+"""The native libraries, and how an operator finds its implementation on a GPU."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import logging
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
 _FOLDER = Path(__file__).resolve().parent.parent
+_logger = logging.getLogger("reasonrec_fast")
 
 
 def _load() -> None:
@@ -17,8 +24,34 @@ def _load() -> None:
             "pip install --no-build-isolation . (see README.md)"
         )
     torch.ops.load_library(str(library))
+    cuda_library = _FOLDER / "_C_cuda.so"
+    if cuda_library.is_file() and torch.version.cuda is not None and torch.cuda.is_available():
+        torch.ops.load_library(str(cuda_library))
 
 
 _load()
 
 
+def implement_on_gpu(name: str, reference: Callable[..., Any], *, reference_dtypes: tuple[torch.dtype, ...]) -> None:
+    """Register the Triton kernel of ``reasonrec_fast.kernels.<name>`` for CUDA.
+
+    Args:
+        name: of the operator, of its kernel module and of the function in it.
+        reference: runs for the dtypes that the kernel does not have, and for all where Triton is not installed.
+        reference_dtypes: dtypes of the first floating-point argument that go to the reference.
+    """
+
+    def on_gpu(*arguments: Any) -> Any:
+        dtype = next(a.dtype for a in arguments if isinstance(a, torch.Tensor) and a.is_floating_point())
+        kernel = None if dtype in reference_dtypes else _triton_kernel(name)
+        return (kernel or reference)(*arguments)
+
+    torch.library.impl(f"reasonrec_fast::{name}", "CUDA", on_gpu)
+
+
+@cache
+def _triton_kernel(name: str) -> Callable[..., Any] | None:
+    if importlib.util.find_spec("triton") is None:
+        _logger.warning("%s: triton is not installed; plain torch runs instead (slower)", name)
+        return None
+    return getattr(importlib.import_module(f"reasonrec_fast.kernels.{name}"), name)

@@ -1,0 +1,192 @@
+"""Triton kernels of ``exit_confidence``: softmax statistics of ``hidden @ heads.T`` without the logits in memory.
+
+``stream_kernel`` walks over any number of classes, a tile of logits at a time in registers. ``ensemble_kernel`` holds
+all of at most 64 classes and averages the members' probabilities. Both read the heads once for each block of rows.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+MEASURES = {"max_prob": 0, "margin": 1, "entropy": 2, "ratio": 3}
+
+
+@triton.jit
+def _logits_tile(
+    hidden, heads, bias, rows, first_class, batch, classes, width, inverse_temperature,
+    HAS_BIAS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Scaled logits ``[BLOCK_B, BLOCK_C]`` of the classes from ``first_class``; -inf beyond the last."""
+    columns = first_class + tl.arange(0, BLOCK_C)
+    tile = tl.zeros((BLOCK_B, BLOCK_C), tl.float32)
+    for start in range(0, width, BLOCK_D):
+        inner = start + tl.arange(0, BLOCK_D)
+        a = tl.load(
+            hidden + rows[:, None].to(tl.int64) * width + inner[None, :],
+            mask=(rows < batch)[:, None] & (inner < width)[None, :],
+            other=0.0,
+        )
+        b = tl.load(
+            heads + columns[None, :].to(tl.int64) * width + inner[:, None],
+            mask=(columns < classes)[None, :] & (inner < width)[:, None],
+            other=0.0,
+        )
+        tile = tl.dot(a, b, tile, input_precision="ieee")
+    if HAS_BIAS:
+        tile += tl.load(bias + columns, mask=columns < classes, other=0.0).to(tl.float32)[None, :]
+    return tl.where((columns < classes)[None, :], tile * inverse_temperature, float("-inf"))
+
+
+@triton.jit
+def _confidence(probability, second, entropy, log_ratio, log_classes, MEASURE: tl.constexpr):
+    if MEASURE == 0:
+        return probability
+    elif MEASURE == 1:
+        return probability - second
+    elif MEASURE == 2:
+        return 1.0 - entropy / log_classes
+    else:
+        return tl.abs(log_ratio)
+
+
+@triton.jit
+def stream_kernel(
+    hidden, heads, bias, temperature, targets,
+    prediction, probability, positive_probability, confidence, entropy, logsumexp, target_logprob,
+    batch, classes, width, positive, log_classes,
+    HAS_BIAS: tl.constexpr, HAS_TARGETS: tl.constexpr, MEASURE: tl.constexpr,
+    BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
+    present = rows < batch
+    inverse_temperature = (1.0 / tl.load(temperature)).to(tl.float32)
+    maximum = tl.full((BLOCK_B,), float("-inf"), tl.float32)
+    second = tl.full((BLOCK_B,), float("-inf"), tl.float32)
+    argmax = tl.zeros((BLOCK_B,), tl.int64)
+    total = tl.zeros((BLOCK_B,), tl.float32)
+    weighted = tl.zeros((BLOCK_B,), tl.float32)
+    positive_logit = tl.zeros((BLOCK_B,), tl.float32)
+    target_logit = tl.zeros((BLOCK_B,), tl.float32)
+    target = tl.full((BLOCK_B,), -1, tl.int64)
+    if HAS_TARGETS:
+        target = tl.load(targets + rows, mask=present, other=-1)
+    for first in range(0, classes, BLOCK_C):
+        tile = _logits_tile(
+            hidden, heads, bias, rows, first, batch, classes, width, inverse_temperature,
+            HAS_BIAS, BLOCK_B, BLOCK_C, BLOCK_D,
+        )  # fmt: skip
+        columns = first + tl.arange(0, BLOCK_C)
+        tile_max = tl.max(tile, 1)
+        tile_arg = first + tl.argmax(tile, 1)
+        tile_second = tl.max(tl.where(columns[None, :] == tile_arg[:, None], float("-inf"), tile), 1)
+        second = tl.maximum(tl.maximum(tl.minimum(maximum, tile_max), second), tile_second)
+        argmax = tl.where(tile_max > maximum, tile_arg.to(tl.int64), argmax)
+        grown = tl.maximum(maximum, tile_max)
+        shrink = tl.exp(maximum - grown)
+        weight = tl.exp(tile - grown[:, None])
+        total = total * shrink + tl.sum(weight, 1)
+        weighted = weighted * shrink + tl.sum(tl.where(weight > 0, weight * tile, 0.0), 1)
+        maximum = grown
+        positive_logit += tl.sum(tl.where(columns[None, :] == positive, tile, 0.0), 1)
+        if HAS_TARGETS:
+            target_logit += tl.sum(tl.where(columns[None, :] == target[:, None], tile, 0.0), 1)
+    lse = maximum + tl.log(total)
+    best = tl.exp(maximum - lse)
+    spread = lse - weighted / total
+    tl.store(prediction + rows, argmax, mask=present)
+    tl.store(probability + rows, best, mask=present)
+    tl.store(positive_probability + rows, tl.exp(positive_logit - lse), mask=present)
+    sure = _confidence(best, tl.exp(second - lse), spread, maximum - second, log_classes, MEASURE)
+    tl.store(confidence + rows, sure, mask=present)
+    tl.store(entropy + rows, spread, mask=present)
+    tl.store(logsumexp + rows, lse, mask=present)
+    if HAS_TARGETS:
+        tl.store(target_logprob + rows, target_logit - lse, mask=present)
+
+
+@triton.jit
+def ensemble_kernel(
+    hidden, heads, bias, temperature, targets,
+    prediction, probability, positive_probability, confidence, entropy, logsumexp, target_logprob,
+    batch, classes, width, positive, log_classes,
+    HAS_BIAS: tl.constexpr, HAS_TARGETS: tl.constexpr, MEASURE: tl.constexpr, MEMBERS: tl.constexpr,
+    BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
+    present = rows < batch
+    columns = tl.arange(0, BLOCK_C)
+    inverse_temperature = (1.0 / tl.load(temperature)).to(tl.float32)
+    mean = tl.zeros((BLOCK_B, BLOCK_C), tl.float32)
+    for member in range(MEMBERS):
+        skip = member * classes
+        tile = _logits_tile(
+            hidden, heads + skip.to(tl.int64) * width, bias + skip, rows, 0, batch, classes, width,
+            inverse_temperature, HAS_BIAS, BLOCK_B, BLOCK_C, BLOCK_D,
+        )  # fmt: skip
+        maximum = tl.max(tile, 1)
+        weight = tl.exp(tile - maximum[:, None])
+        total = tl.sum(weight, 1)
+        mean += weight / (total * MEMBERS)[:, None]
+        lse = maximum + tl.log(total)
+        tl.store(logsumexp + rows * MEMBERS + member, lse, mask=present)
+        if HAS_TARGETS:
+            target = tl.load(targets + rows, mask=present, other=-1)
+            logit = tl.sum(tl.where(columns[None, :] == target[:, None], tile, 0.0), 1)
+            tl.store(target_logprob + rows * MEMBERS + member, logit - lse, mask=present)
+    mean = tl.where((columns < classes)[None, :], mean, -1.0)
+    best = tl.max(mean, 1)
+    argmax = tl.argmax(mean, 1)
+    second = tl.maximum(tl.max(tl.where(columns[None, :] == argmax[:, None], -1.0, mean), 1), 0.0)
+    spread = -tl.sum(tl.where(mean > 0, mean * tl.log(tl.maximum(mean, 1e-38)), 0.0), 1)
+    yes = tl.sum(tl.where(columns[None, :] == positive, mean, 0.0), 1)
+    zero = tl.sum(tl.where(columns[None, :] == 0, mean, 0.0), 1)
+    one = tl.sum(tl.where(columns[None, :] == 1, mean, 0.0), 1)
+    tl.store(prediction + rows, argmax.to(tl.int64), mask=present)
+    tl.store(probability + rows, best, mask=present)
+    tl.store(positive_probability + rows, yes, mask=present)
+    sure = _confidence(best, second, spread, tl.log(zero) - tl.log(one), log_classes, MEASURE)
+    tl.store(confidence + rows, sure, mask=present)
+    tl.store(entropy + rows, spread, mask=present)
+
+
+def exit_confidence(
+    hidden: torch.Tensor,
+    heads: torch.Tensor,
+    bias: torch.Tensor,
+    temperature: torch.Tensor,
+    measure: str,
+    positive: int,
+    targets: torch.Tensor,
+) -> tuple[torch.Tensor, ...]:
+    """The operator on the device of ``hidden``, for float32, bfloat16 and float16."""
+    hidden, heads = hidden.contiguous(), heads.contiguous()
+    batch, (members, classes, width) = hidden.shape[0], heads.shape
+    prediction = hidden.new_empty(batch, dtype=torch.int64)
+    probability, positive_probability, confidence, entropy = (
+        hidden.new_empty(batch, dtype=torch.float32) for _ in range(4)
+    )
+    logsumexp = hidden.new_empty((batch, members), dtype=torch.float32)
+    target_logprob = hidden.new_empty((batch, members if targets.numel() else 0), dtype=torch.float32)
+    outputs = (prediction, probability, positive_probability, confidence, entropy, logsumexp, target_logprob)
+    if batch == 0:
+        return outputs
+    log_classes = float(torch.log(torch.tensor(float(max(classes, 2)))))
+    options = {
+        "HAS_BIAS": bias.numel() > 0,
+        "HAS_TARGETS": targets.numel() > 0,
+        "MEASURE": MEASURES[measure],
+        "BLOCK_B": 16,
+        "BLOCK_D": 64,
+    }
+    scalars = (batch, classes, width, positive, log_classes)
+    grid = (triton.cdiv(batch, options["BLOCK_B"]),)
+    inputs = (hidden, heads, bias.contiguous(), temperature, targets.contiguous())
+    if members == 1:
+        block_c = min(max(triton.next_power_of_2(classes), 16), 128)
+        stream_kernel[grid](*inputs, *outputs, *scalars, BLOCK_C=block_c, **options)
+    else:
+        block_c = max(triton.next_power_of_2(classes), 16)
+        ensemble_kernel[grid](*inputs, *outputs, *scalars, MEMBERS=members, BLOCK_C=block_c, **options)
+    return outputs

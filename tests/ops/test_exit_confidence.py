@@ -1,0 +1,164 @@
+"""exit_confidence: native, Triton and autograd against the float64 reference."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reasonrec_fast import ops
+from reasonrec_fast.ops.exit_confidence import MEASURES, exit_confidence_reference
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 2e-5, torch.float16: 2e-5}
+SHAPES = [(1, 1, 8), (5, 2, 70), (17, 3, 64), (33, 300, 20), (4, 64, 65)]
+
+
+def problem(batch, classes, width, members=1, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(batch, width, generator=generator, dtype=torch.float64).to(dtype)
+    heads = (0.3 * torch.randn(members, classes, width, generator=generator, dtype=torch.float64)).to(dtype)
+    bias = torch.randn(members, classes, generator=generator, dtype=torch.float64).to(dtype)
+    targets = torch.randint(classes, (batch,), generator=generator)
+    return hidden, heads, bias, targets
+
+
+def in_float64(hidden, heads, bias, targets, measure, temperature=1.7, positive=0):
+    return exit_confidence_reference(
+        hidden.double(),
+        heads.double(),
+        bias.double(),
+        torch.tensor(temperature, dtype=torch.float64),
+        measure,
+        positive,
+        targets,
+    )
+
+
+def assert_equal_statistics(found, expected, tolerance):
+    assert torch.equal(found[0], expected[0])
+    for ours, theirs in zip(found[1:7], expected[1:], strict=True):
+        torch.testing.assert_close(ours.double(), theirs, atol=tolerance, rtol=tolerance)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    batch=st.integers(0, 40),
+    classes=st.integers(1, 64),
+    width=st.sampled_from([1, 7, 16, 33, 100]),
+    members=st.integers(1, 4),
+    dtype=st.sampled_from(list(TOLERANCE)),
+    measure=st.sampled_from(MEASURES),
+)
+def test_native_equals_reference(batch, classes, width, members, dtype, measure):
+    classes = 2 if measure == "ratio" else classes
+    hidden, heads, bias, targets = problem(batch, classes, width, members, dtype)
+    found = ops.exit_confidence(
+        hidden, heads, bias=bias, temperature=1.7, measure=measure, positive=0, targets=targets
+    )
+    assert_equal_statistics(found, in_float64(hidden, heads, bias, targets, measure), TOLERANCE[dtype])
+    assert not found.exit.any()
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("members", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_triton_equals_reference(shape, members, measure, dtype):
+    pytest.importorskip("triton")
+    from reasonrec_fast.kernels.exit_confidence import exit_confidence as triton_exit_confidence
+
+    batch, classes, width = shape
+    classes = 2 if measure == "ratio" else classes
+    if members > 1 and classes > 64:
+        classes = 64
+    hidden, heads, bias, targets = problem(batch, classes, width, members, dtype)
+    temperature = torch.tensor(1.7, dtype=torch.float64)
+    found = triton_exit_confidence(hidden, heads, bias, temperature, measure, 0, targets)
+    expected = in_float64(hidden, heads, bias, targets, measure)
+    if classes == 1 and measure == "entropy":
+        expected = (*expected[:3], found[3].double(), *expected[4:])  # no uncertainty among one class: any value
+    assert_equal_statistics(found, expected, 1e-4)
+    without = triton_exit_confidence(hidden, heads, bias[:0], temperature, measure, 0, targets[:0])
+    assert without[6].shape == (batch, 0)
+
+
+def test_many_classes_stream():
+    hidden, heads, bias, targets = problem(3, 5000, 48)
+    found = ops.exit_confidence(hidden, heads[0], bias=bias[0], temperature=1.7, positive=0, targets=targets)
+    assert_equal_statistics(found, in_float64(hidden, heads, bias, targets, "max_prob"), 2e-5)
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_gradients(members):
+    hidden, heads, bias, targets = problem(4, 3, 5, members, torch.float64)
+
+    def statistics(hidden, heads, bias):
+        found = ops.exit_confidence(hidden, heads, bias=bias, temperature=1.3, targets=targets)
+        return found.probability, found.positive_probability, found.entropy, found.logsumexp, found.target_logprob
+
+    inputs = [tensor.requires_grad_() for tensor in (hidden, heads, bias)]
+    assert torch.autograd.gradcheck(statistics, inputs)
+
+
+@pytest.mark.parametrize("members", [1, 2])
+@pytest.mark.parametrize("with_targets", [False, True])
+def test_opcheck(members, with_targets):
+    hidden, heads, bias, targets = problem(4, 2, 5, members)
+    hidden.requires_grad_()
+    heads.requires_grad_()
+    arguments = (hidden, heads, bias, torch.tensor(1.0, dtype=torch.float64), "ratio", 1)
+    torch.library.opcheck(
+        torch.ops.reasonrec_fast.exit_confidence, (*arguments, targets if with_targets else targets[:0])
+    )
+
+
+def test_compiles_without_breaks():
+    hidden, heads, bias, _ = problem(4, 2, 5)
+    compiled = torch.compile(
+        lambda h: ops.exit_confidence(h, heads, bias=bias, threshold=0.6), fullgraph=True, backend="aot_eager"
+    )
+    expected = ops.exit_confidence(hidden, heads, bias=bias, threshold=0.6)
+    for ours, theirs in zip(compiled(hidden), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_autocast_computes_in_the_low_precision():
+    hidden, heads, bias, _ = problem(4, 2, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = ops.exit_confidence(hidden, heads, bias=bias)
+    low = ops.exit_confidence(hidden.bfloat16(), heads.bfloat16(), bias=bias.bfloat16())
+    assert torch.equal(found.probability, low.probability)
+    assert found.probability.dtype == torch.float32
+
+
+def test_level_and_trend_decide_the_exit():
+    hidden = torch.tensor([[3.0, 0.0], [1.0, 0.0], [3.0, 0.0], [float("nan"), 0.0]])
+    previous = torch.tensor([0.5, 0.5, 0.99, 0.0])
+    found = ops.exit_confidence(hidden, torch.eye(2), threshold=0.9, previous=previous)
+    assert found.exit.tolist() == [True, False, False, False]
+    by_row = ops.exit_confidence(hidden, torch.eye(2), threshold=torch.tensor([0.99, 0.7, 0.9, 0.0]))
+    assert by_row.exit.tolist() == [False, True, True, False]
+
+
+def test_ratio_is_symmetric():
+    hidden = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
+    found = ops.exit_confidence(hidden, torch.eye(2), measure="ratio")
+    torch.testing.assert_close(found.confidence, torch.tensor([2.0, 2.0]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"hidden": torch.zeros(3)}, "hidden, heads: expected"),
+        ({"heads": torch.zeros(2, 5)}, "hidden, heads: expected"),
+        ({"heads": torch.zeros(2, 65, 4)}, "at most 64 classes"),
+        ({"measure": "gini"}, "measure: expected"),
+        ({"heads": torch.zeros(3, 4), "measure": "ratio"}, "'ratio' expects 2 classes"),
+        ({"positive": 2}, "positive: expected"),
+        ({"bias": torch.zeros(3)}, "bias: expected"),
+        ({"previous": torch.zeros(4)}, "previous: expected"),
+        ({"targets": torch.zeros(4, dtype=torch.int64)}, "targets: expected"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ops.exit_confidence(**{"hidden": torch.zeros(3, 4), "heads": torch.zeros(2, 4), **arguments})

@@ -1,0 +1,79 @@
+"""topk against sorting all scores."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reasonrec_fast import ops
+from reasonrec_fast.ops import topk as topk_function
+from reasonrec_fast.ops.topk import topk_reference
+
+
+def exclusions(batch, items, share, seed=0):
+    mask = torch.rand(batch, items, generator=torch.Generator().manual_seed(seed)) < share
+    rows, columns = mask.nonzero(as_tuple=True)
+    indptr = torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(rows, minlength=batch).cumsum(0)])
+    return mask, (indptr, columns)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    batch=st.integers(0, 6),
+    items=st.integers(0, 50),
+    k=st.integers(0, 60),
+    share=st.sampled_from([0.0, 0.3, 1.0]),
+    levels=st.sampled_from([2, 1000]),
+)
+def test_equals_reference(batch, items, k, share, levels):
+    generator = torch.Generator().manual_seed(batch * 100 + items)
+    queries = torch.randint(levels, (batch, 3), generator=generator).double()
+    vectors = torch.randint(-levels, levels, (items, 3), generator=generator).double()
+    mask, exclude = exclusions(batch, items, share)
+    found = ops.topk(queries, vectors, k, exclude=exclude)
+    values, indices = topk_reference(queries @ vectors.T, k, mask)
+    assert torch.equal(found.indices, indices)
+    torch.testing.assert_close(found.values, values.double())
+
+
+def test_items_beyond_one_block(monkeypatch):
+    module = __import__("sys").modules[topk_function.__module__]
+    monkeypatch.setattr(module, "_BLOCK", 7)
+    queries, vectors = torch.randn(4, 5, dtype=torch.float64), torch.randn(40, 5, dtype=torch.float64)
+    mask, exclude = exclusions(4, 40, 0.2)
+    found = ops.topk(queries, vectors, 9, exclude=exclude)
+    assert torch.equal(found.indices, topk_reference(queries @ vectors.T, 9, mask)[1])
+
+
+def test_rows_pick_exclusions_of_a_larger_csr():
+    mask, (indptr, indices) = exclusions(10, 20, 0.4)
+    rows = torch.tensor([7, 2, 2])
+    queries, vectors = torch.randn(3, 4), torch.randn(20, 4)
+    found = ops.topk(queries, vectors, 20, exclude=(indptr, indices, rows))
+    assert torch.equal(found.indices, topk_reference((queries @ vectors.T).double(), 20, mask[rows])[1])
+
+
+def test_nan_comes_last_of_what_exists():
+    vectors = torch.tensor([[float("nan")], [1.0], [2.0]])
+    assert ops.topk(torch.ones(1, 1), vectors, 4).indices.tolist() == [[2, 1, 0, -1]]
+
+
+def test_opcheck():
+    empty = torch.empty(0, dtype=torch.int64)
+    torch.library.opcheck(
+        torch.ops.reasonrec_fast.topk, (torch.randn(3, 4), torch.randn(9, 4), 2, empty, empty, empty)
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"queries": torch.zeros(4)}, "queries, items: expected"),
+        ({"items": torch.zeros(5, 3)}, "queries, items: expected"),
+        ({"k": -1}, "k: expected"),
+        ({"exclude": (torch.zeros(2, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))}, "exclude: expected"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ops.topk(**{"queries": torch.zeros(3, 4), "items": torch.zeros(5, 4), "k": 2, **arguments})
