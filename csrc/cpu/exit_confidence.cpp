@@ -206,7 +206,7 @@ Results exit_confidence(Tensor hidden, Tensor heads, Tensor bias, Tensor tempera
                               entropy.mutable_data_ptr<Acc>(), logsumexp.mutable_data_ptr<Acc>(),
                               target_logprob.mutable_data_ptr<Acc>()});
   });
-  return {prediction, probability, positive_probability, confidence, entropy, logsumexp, target_logprob};
+  return {probability, positive_probability, confidence, entropy, logsumexp, target_logprob, prediction};
 }
 
 }  // namespace

@@ -61,7 +61,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
     readers = {
         ".csv": lambda: pd.read_csv(path),
         ".parquet": lambda: pd.read_parquet(path),
-        ".jsonl": lambda: pd.read_json(path, lines=True, convert_dates=False),
+        ".jsonl": lambda: pd.read_json(path, lines=True, dtype=False),
     }
     if path.suffix not in readers:
         raise DataError(f"path: expected a .csv, .parquet or .jsonl file; got {path}")

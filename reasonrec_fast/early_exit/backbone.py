@@ -32,6 +32,7 @@ class Backbone(nn.Module):
                 f"{type(model).__name__} has no {', '.join(missing)}"
             )
         self.base = base
+        self._own_attention = base.config._attn_implementation
         self.use_packed_attention()
 
     def use_packed_attention(self) -> None:
@@ -40,7 +41,7 @@ class Backbone(nn.Module):
 
     def use_own_attention(self) -> None:
         """Attend as transformers does by itself, so that the plain model can be called."""
-        self.base.set_attn_implementation("sdpa")
+        self.base.set_attn_implementation(self._own_attention)
 
     @property
     def num_layers(self) -> int:
@@ -58,11 +59,20 @@ class Backbone(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.base.embed_tokens.weight.dtype
 
+    @property
+    def max_length(self) -> int:
+        """Longest text (prefix and suffix) that every layer reads whole."""
+        config = self.base.config
+        window = getattr(config, "sliding_window", None)
+        kinds = getattr(config, "layer_types", None)
+        slides = window is not None and (kinds is None or "sliding_attention" in kinds)
+        return min(config.max_position_embeddings, window) if slides else config.max_position_embeddings
+
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Input of the first layer, ``[1, T, D]``."""
         hidden = self.base.embed_tokens(ids[None])
-        # Gemma 1 and 2 scale outside the embedding module, Gemma 3 inside it.
-        if self.base.config.model_type in ("gemma", "gemma2"):
+        # Gemma scales inside its embedding; earlier releases of transformers did so outside for Gemma 1 and 2.
+        if self.base.config.model_type in ("gemma", "gemma2") and not hasattr(self.base.embed_tokens, "embed_scale"):
             hidden = hidden * torch.tensor(self.hidden_size**0.5, dtype=hidden.dtype)
         return hidden
 

@@ -133,5 +133,8 @@ class EarlyExitModel(nn.Module):
 
     def _start(self, groups: Sequence[TokenGroup]) -> tuple[torch.Tensor, PackedLayout, dict]:
         ids, layout = PackedLayout.pack(groups, self.backbone.device)
+        longest = max(group.prefix + group.width for group in layout.groups)
+        if longest > self.backbone.max_length:
+            raise ValueError(f"groups: expected at most {self.backbone.max_length} tokens a text; got {longest}")
         hidden = self.backbone.embed(ids)
         return hidden, layout, self.backbone.rotary(hidden, layout)

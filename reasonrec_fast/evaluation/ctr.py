@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
 
 
 class RankedLabels:
@@ -84,16 +83,28 @@ def gauc(labels: np.ndarray, scores: np.ndarray, users: np.ndarray) -> float:
     return float(np.average(values, weights=sizes)) if len(values) else float("nan")
 
 
-def calibrated_log_loss(
-    labels: np.ndarray, scores: np.ndarray, validation_labels: np.ndarray, validation_scores: np.ndarray
-) -> float:
-    """Log-loss after Platt scaling that is fitted on validation.
+def fit_platt(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
+    """Platt scaling: slope and intercept that turn a score into log-odds.
 
-    >>> scores = np.array([-2.0, 2.0, -1.0, 1.0])
-    >>> round(calibrated_log_loss(np.array([0, 1, 0, 1]), scores, np.array([0, 1, 1, 0]), scores), 2) > 0
+    Args:
+        labels: 0 or 1, ``[N]``, of validation events.
+        scores: theirs, ``[N]``.
+
+    >>> slope, intercept = fit_platt(np.array([0, 1, 0, 1, 1, 0]), np.array([1.0, 3.0, 2.0, 4.0, 2.0, 3.0]))
+    >>> slope > 0
     True
     """
-    spread = float(np.std(validation_scores)) or 1.0
-    centre = float(np.mean(validation_scores))
-    platt = LogisticRegression(C=1e6).fit(((validation_scores - centre) / spread)[:, None], validation_labels)
-    return float(log_loss(labels, platt.predict_proba(((scores - centre) / spread)[:, None])[:, 1], labels=[0, 1]))
+    spread, centre = float(np.std(scores)) or 1.0, float(np.mean(scores))
+    model = LogisticRegression(C=1e6).fit(((scores - centre) / spread)[:, None], labels)
+    slope = float(model.coef_[0, 0]) / spread
+    return slope, float(model.intercept_[0]) - slope * centre
+
+
+def platt_log_loss(labels: np.ndarray, scores: np.ndarray, platt: tuple[float, float]) -> float:
+    """Log-loss of scores scaled by :func:`fit_platt`.
+
+    >>> round(platt_log_loss(np.array([1, 0]), np.array([1.0, -1.0]), (1.0, 0.0)), 3)
+    0.313
+    """
+    odds = platt[0] * scores + platt[1]
+    return float(np.logaddexp(0.0, np.where(labels == 1, -odds, odds)).mean())

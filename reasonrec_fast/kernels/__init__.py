@@ -1,0 +1,1 @@
+"""Triton kernels; one file an operator, loaded where a GPU is used."""

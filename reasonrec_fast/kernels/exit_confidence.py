@@ -54,7 +54,7 @@ def _confidence(probability, second, entropy, log_ratio, log_classes, MEASURE: t
 @triton.jit
 def stream_kernel(
     hidden, heads, bias, temperature, targets,
-    prediction, probability, positive_probability, confidence, entropy, logsumexp, target_logprob,
+    probability, positive_probability, confidence, entropy, logsumexp, target_logprob, prediction,
     batch, classes, width, positive, log_classes,
     HAS_BIAS: tl.constexpr, HAS_TARGETS: tl.constexpr, MEASURE: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -109,7 +109,7 @@ def stream_kernel(
 @triton.jit
 def ensemble_kernel(
     hidden, heads, bias, temperature, targets,
-    prediction, probability, positive_probability, confidence, entropy, logsumexp, target_logprob,
+    probability, positive_probability, confidence, entropy, logsumexp, target_logprob, prediction,
     batch, classes, width, positive, log_classes,
     HAS_BIAS: tl.constexpr, HAS_TARGETS: tl.constexpr, MEASURE: tl.constexpr, MEMBERS: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -169,7 +169,7 @@ def exit_confidence(
     )
     logsumexp = hidden.new_empty((batch, members), dtype=torch.float32)
     target_logprob = hidden.new_empty((batch, members if targets.numel() else 0), dtype=torch.float32)
-    outputs = (prediction, probability, positive_probability, confidence, entropy, logsumexp, target_logprob)
+    outputs = (probability, positive_probability, confidence, entropy, logsumexp, target_logprob, prediction)
     if batch == 0:
         return outputs
     log_classes = float(torch.log(torch.tensor(float(max(classes, 2)))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -110,14 +111,15 @@ def exit_confidence(
         positive,
         empty.long() if targets is None else targets,
     )
-    confidence = results[3]
+    *statistics, prediction = results
+    confidence = statistics[2]
     if threshold is None:
         exits = torch.zeros_like(confidence, dtype=torch.bool)
     else:
         exits = confidence >= threshold
         if previous is not None:
             exits = exits & (confidence >= previous)
-    return ExitStatistics(*results, exits)
+    return ExitStatistics(prediction, *statistics, exits)
 
 
 def exit_confidence_reference(
@@ -129,7 +131,10 @@ def exit_confidence_reference(
     positive: int,
     targets: torch.Tensor,
 ) -> tuple[torch.Tensor, ...]:
-    """What the operator computes, in plain torch with all logits; exact (and differentiable) in float64."""
+    """What the operator computes, in plain torch with all logits; exact (and differentiable) in float64.
+
+    Returns the fields of :class:`ExitStatistics` but ``exit``, with ``prediction`` last.
+    """
     dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     logits = torch.einsum("bd,kcd->bkc", hidden.to(dtype), heads.to(dtype))
     if bias.numel():
@@ -147,14 +152,14 @@ def exit_confidence_reference(
         second = mean.topk(2, -1).values[:, 1] if classes > 1 else torch.zeros_like(probability)
         confidence = probability - second
     elif measure == "entropy":
-        confidence = 1 - entropy / torch.log(torch.tensor(float(classes))) if classes > 1 else torch.ones_like(entropy)
+        confidence = 1 - entropy / math.log(classes) if classes > 1 else torch.ones_like(entropy)
     else:
         log_mean = logprobs.logsumexp(1)
         confidence = (log_mean[:, 0] - log_mean[:, 1]).abs()
     target_logprob = logprobs.new_empty(hidden.shape[0], 0)
     if targets.numel():
         target_logprob = logprobs.gather(2, targets[:, None, None].expand(-1, logits.shape[1], 1)).squeeze(2)
-    return prediction, probability, mean[:, positive], confidence.detach(), entropy, logsumexp, target_logprob
+    return probability, mean[:, positive], confidence.detach(), entropy, logsumexp, target_logprob, prediction
 
 
 def _fake(hidden, heads, bias, temperature, measure, positive, targets):
@@ -162,21 +167,21 @@ def _fake(hidden, heads, bias, temperature, measure, positive, targets):
     dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     column = [hidden.new_empty(rows, dtype=dtype) for _ in range(4)]
     return (
-        hidden.new_empty(rows, dtype=torch.int64),
         *column,
         hidden.new_empty((rows, members), dtype=dtype),
         hidden.new_empty((rows, members if targets.numel() else 0), dtype=dtype),
+        hidden.new_empty(rows, dtype=torch.int64),
     )
 
 
 def _setup_context(ctx, inputs, output):
     hidden, heads, bias, temperature, _, ctx.positive, targets = inputs
-    prediction, _, _, confidence, *_ = output
+    _, _, confidence, *_, prediction = output
     ctx.mark_non_differentiable(prediction, confidence)
     ctx.save_for_backward(hidden, heads, bias, temperature, targets, prediction)
 
 
-def _backward(ctx, _, grad_probability, grad_positive, __, grad_entropy, grad_logsumexp, grad_target):
+def _backward(ctx, grad_probability, grad_positive, _, grad_entropy, grad_logsumexp, grad_target, __):
     """Through the softmax of recomputed logits, in the dtype of the statistics."""
     hidden, heads, bias, temperature, targets, prediction = ctx.saved_tensors
     dtype = grad_probability.dtype

@@ -49,15 +49,15 @@ def test_native_equals_reference(users, items, edges, width, layers, dtype, drop
     torch.testing.assert_close(found.double(), expected, atol=TOLERANCE[dtype] * 4, rtol=TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("width", [1, 16, 40, 130])
+@pytest.mark.parametrize("width", [1, 40, 130])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_triton_equals_reference(width, dropout):
     pytest.importorskip("triton")
     from reasonrec_fast.kernels.aggregate import aggregate as triton_aggregate
 
-    graph = random_graph(12, 5, 150)  # items have more than one block of edges
-    assert graph.item_degrees().max() < 16 < random_graph(40, 5, 150).item_degrees().max()
-    for graph in (graph, random_graph(40, 5, 150), random_graph(3, 4, 0)):
+    graph = random_graph(30, 2, 80)  # items have more than one block of edges
+    assert graph.item_degrees().max() > 16
+    for graph in (graph, random_graph(3, 4, 0)):
         x = torch.randn(graph.num_users + graph.num_items, width)
         kept = x.clone()
         weights = torch.randn(4)

@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from reasonrec_fast import evaluation, uncertainty
-from reasonrec_fast.data.interactions import Interactions
+from reasonrec_fast.data.interactions import UNLABELLED, Interactions
 from reasonrec_fast.data.split import Split
 from reasonrec_fast.early_exit.backbone import Backbone
 from reasonrec_fast.early_exit.engine import EarlyExitModel, ExitPolicy
@@ -69,6 +69,7 @@ class OptiRAG:
         self.mean = np.zeros(len(NUMBERS), dtype=np.float32)
         self.scale = np.ones(len(NUMBERS), dtype=np.float32)
         self.policy: ExitPolicy | None = None
+        self.platt: dict[str, tuple[float, float]] = {}
         self.knowledge: Knowledge | None = None
         self._merged = False
 
@@ -102,7 +103,7 @@ class OptiRAG:
         requests = builder.training_requests()
         self.mean = requests.numbers.mean(0)
         self.scale = np.where(requests.numbers.std(0) > 1e-6, requests.numbers.std(0), 1.0).astype(np.float32)
-        self._unmerge()
+        self.unmerge()
         training.warm_start(
             self.ranker,
             torch.from_numpy((requests.numbers - self.mean) / self.scale),
@@ -147,14 +148,21 @@ class OptiRAG:
             head.temperature.fill_(uncertainty.fit_temperature(values, requests.labels))
         scaled = odds / np.array([float(head.temperature) for head in self.ranker.heads])[:, None, None]
         scores = (1 / (1 + np.exp(-scaled))).mean(2)
-        confidence = np.abs(np.log(scores) - np.log1p(-scores))
+        confidence = np.abs(log_odds(scores))
         cold = self.strata(requests) == 1
         self.policy = ExitPolicy(_thresholds(scores, confidence, cold, requests.labels, users, self))
+        tables = np.array(self.policy.thresholds)
+        exited = np.empty_like(scores[-1])
+        for stratum in (0, 1):
+            rows = cold == bool(stratum)
+            exited[rows], _ = uncertainty.simulate(scores[:, rows], confidence[:, rows], tables[stratum])
+        for name, values in (("early_exit", exited), ("full_depth", scores[-1])):
+            self.platt[name] = evaluation.fit_platt(requests.labels, log_odds(values))
 
     @torch.no_grad()
     def exit_odds(self, requests: Requests, progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Log-odds of yes of every member at every exit, float64 ``[E, N, K]``, at the present temperatures."""
-        self._merge()
+        self.merge()
         odds = np.empty((len(self.ranker.exits), len(requests.rows), self.config.members))
         for slates in _batched(requests.slates):
             groups, numbers, _ = requests.batch(slates, self.mean, self.scale)
@@ -178,11 +186,20 @@ class OptiRAG:
                 training by their identifiers, and may be new.
             rows: which rows are requests; all unlabelled ones by default.
         """
+        rows = np.flatnonzero(interactions.labels == UNLABELLED) if rows is None else rows
+        builder, places = self.request_builder(interactions)
+        return builder.requests(places[rows])
+
+    def request_builder(self, interactions: Interactions) -> tuple[RequestBuilder, np.ndarray]:
+        """What :meth:`requests` prepares once for a table: a builder, and the place of each row in its table.
+
+        Raises:
+            RuntimeError: the model has no retriever yet.
+        """
         if self.knowledge is None:
             raise RuntimeError("the model has no retriever yet; call fit or refit_retriever")
-        rows = np.flatnonzero(interactions.labels < 0) if rows is None else rows
         joint, train_rows, places, retriever = self.knowledge.extended(interactions)
-        return self._builder(joint, train_rows, retriever).requests(places[rows])
+        return self._builder(joint, train_rows, retriever), places
 
     def predict(
         self,
@@ -198,7 +215,7 @@ class OptiRAG:
             early_exit: False reads every layer.
             progress: is told how many requests were just scored.
         """
-        self._merge()
+        self.merge()
         probability = np.empty(len(requests.rows), dtype=np.float32)
         depth = np.empty(len(requests.rows), dtype=np.int64)
         strata = self.strata(requests)
@@ -246,7 +263,7 @@ class OptiRAG:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self._unmerge()
+        self.unmerge()
         adapter = {name: p.detach().bfloat16() for name, p in self.peft.named_parameters() if "lora_" in name}
         with replacing(folder / "adapter.safetensors") as temporary:
             save_file(adapter, temporary)
@@ -262,7 +279,13 @@ class OptiRAG:
             policy = {"thresholds": thresholds, "measure": self.policy.measure, "trend": self.policy.trend}
         write_json(
             folder / "config.json",
-            {"architecture": _ARCHITECTURE, "format": _FORMAT, "config": self.config.to_dict(), "policy": policy},
+            {
+                "architecture": _ARCHITECTURE,
+                "format": _FORMAT,
+                "config": self.config.to_dict(),
+                "policy": policy,
+                "platt": self.platt,
+            },
         )
 
     @classmethod
@@ -300,6 +323,7 @@ class OptiRAG:
                 tuple(float("inf") if t is None else t for t in row) for row in policy["thresholds"]
             )
             model.policy = ExitPolicy(thresholds, policy["measure"], policy["trend"])
+        model.platt = {name: tuple(values) for name, values in stored["platt"].items()}
         if (folder / "events.safetensors").is_file():
             model.knowledge = Knowledge.load(folder)
         return model
@@ -307,16 +331,27 @@ class OptiRAG:
     def _builder(self, interactions: Interactions, train_rows: np.ndarray, retriever: Retriever) -> RequestBuilder:
         return RequestBuilder(interactions, train_rows, retriever, self.tokenizer, self.config)
 
-    def _merge(self) -> None:
+    def merge(self) -> None:
         """Add the adapters to the weights: inference then costs no more than the plain model."""
         if not self._merged:
             self.peft.merge_adapter()
             self._merged = True
 
-    def _unmerge(self) -> None:
+    def unmerge(self) -> None:
+        """Take the adapters out again, so that they can train."""
         if self._merged:
             self.peft.unmerge_adapter()
             self._merged = False
+
+
+def log_odds(probability: np.ndarray) -> np.ndarray:
+    """``log(p / (1 - p))``, finite at 0 and 1.
+
+    >>> log_odds(np.array([0.5])).tolist()
+    [0.0]
+    """
+    bounded = np.clip(np.asarray(probability, dtype=np.float64), 1e-9, 1 - 1e-9)
+    return np.log(bounded) - np.log1p(-bounded)
 
 
 def _batched(slates: list[Slate], max_tokens: int = 2048) -> list[list[Slate]]:

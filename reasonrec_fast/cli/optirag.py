@@ -1,0 +1,163 @@
+"""``reasonrec-fast optirag``: train, evaluate, predict."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import pandas as pd
+import typer
+from rich.table import Table
+
+from reasonrec_fast.cli.console import clear_errors, console, progress_bar
+from reasonrec_fast.data import Interactions, load_interactions, load_movielens_100k, load_movielens_small
+from reasonrec_fast.data.split import SplitKind, split_by_time
+from reasonrec_fast.files import read_json, replacing
+
+if TYPE_CHECKING:
+    from reasonrec_fast.models.optirag import OptiRAG, OptiRAGConfig
+
+app = typer.Typer(no_args_is_help=True, help="OptiRAG-Rec: click-through prediction with early exit.")
+
+DataOption = Annotated[
+    str,
+    typer.Option(help="movielens-small, the folder of MovieLens 100K, or a .csv, .parquet or .jsonl of interactions"),
+]
+ItemsOption = Annotated[Path | None, typer.Option(help="what is known of the items (id, title, attributes)")]
+SplitOption = Annotated[str, typer.Option(help="user_time, global_time or leave_one_out")]
+
+
+@app.command()
+def train(
+    output: Annotated[Path, typer.Option(help="folder of the model; a killed run goes on from what lies there")],
+    data: DataOption = "movielens-small",
+    items: ItemsOption = None,
+    split: SplitOption = "user_time",
+    config: Annotated[Path | None, typer.Option(help="JSON file with fields of OptiRAGConfig")] = None,
+    samples: Annotated[int | None, typer.Option(help="training requests")] = None,
+    exits: Annotated[str | None, typer.Option(help="layers with heads, such as 6,10,30")] = None,
+    backbone: Annotated[str | None, typer.Option(help="language model: a name, a folder or a GGUF file")] = None,
+    without_knowledge: Annotated[bool, typer.Option(help="store adapters and heads alone")] = False,
+) -> None:
+    """Train a model, calibrate it on validation and store it."""
+    with clear_errors():
+        interactions = load_data(data, items)
+        parts = split_by_time(interactions, _split_kind(split))
+        settings = _settings(config, samples, exits, backbone)
+        from reasonrec_fast.models.optirag import OptiRAG
+
+        model = OptiRAG(settings)
+        with progress_bar("Training") as update:
+            model.fit(
+                interactions,
+                parts,
+                checkpoint=output / "training.safetensors",
+                progress=lambda step, steps, loss: update(step, steps, f"loss {loss:.4f}"),
+            )
+        model.save_pretrained(output, knowledge=not without_knowledge)
+        (output / "training.safetensors").unlink(missing_ok=True)
+        console.print(f"Model written to {output}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Option(help="folder of the model")],
+    data: DataOption = "movielens-small",
+    items: ItemsOption = None,
+    split: SplitOption = "user_time",
+    full_depth: Annotated[bool, typer.Option(help="read every layer")] = False,
+) -> None:
+    """Metrics on the test part, as JSON on standard output."""
+    with clear_errors():
+        interactions = load_data(data, items)
+        parts = split_by_time(interactions, _split_kind(split))
+        loaded = load_model(model)
+        if loaded.knowledge is None:
+            loaded.refit_retriever(interactions, parts.train)
+        metrics = loaded.evaluate(interactions, parts.test, early_exit=not full_depth)
+    table = Table("metric", "value")
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.4f}")
+    console.print(table)
+    typer.echo(json.dumps({name: None if np.isnan(value) else value for name, value in metrics.items()}))
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Option(help="folder of the model")],
+    data: Annotated[Path, typer.Option(help="history (rows with a label or rating) and requests (rows without)")],
+    output: Annotated[Path, typer.Option(help="CSV to write: user, item, timestamp, probability, depth")],
+    items: ItemsOption = None,
+    full_depth: Annotated[bool, typer.Option(help="read every layer")] = False,
+) -> None:
+    """Score the requests of a file. Users and items may be new."""
+    with clear_errors():
+        interactions = load_interactions(data, items, allow_unlabelled=True)
+        loaded = load_model(model)
+        if loaded.knowledge is None:
+            raise ValueError(f"model: expected one with its training events; {model} holds adapters and heads alone")
+        rows = np.flatnonzero(interactions.labels < 0)
+        if len(rows) == 0:
+            raise ValueError(f"data: expected rows without a label, to be scored; {data} has none")
+        requests = loaded.requests(interactions, rows)
+        done = 0
+        with progress_bar("Scoring") as update:
+
+            def advance(count: int) -> None:
+                nonlocal done
+                done += count
+                update(done, len(rows))
+
+            found = loaded.predict(requests, early_exit=not full_depth, progress=advance)
+        table = pd.DataFrame(
+            {
+                "user": [interactions.user_ids[user] for user in interactions.users[rows]],
+                "item": [interactions.catalog.ids[item] for item in interactions.items[rows]],
+                "timestamp": interactions.timestamps[rows],
+                "probability": found.probability,
+                "depth": found.depth,
+            }
+        )
+        with replacing(output) as temporary:
+            table.to_csv(temporary, index=False)
+        console.print(f"{len(table)} scores written to {output}")
+
+
+def load_data(data: str, items: Path | None) -> Interactions:
+    """Interactions by the name or path that a command was given."""
+    if data == "movielens-small":
+        return load_movielens_small()
+    if Path(data).is_dir():
+        return load_movielens_100k(data)
+    return load_interactions(data, items)
+
+
+def load_model(folder: Path) -> OptiRAG:
+    from reasonrec_fast.models.optirag import OptiRAG
+
+    return OptiRAG.from_pretrained(folder)
+
+
+def _settings(config: Path | None, samples: int | None, exits: str | None, backbone: str | None) -> OptiRAGConfig:
+    from reasonrec_fast.models.optirag import OptiRAGConfig
+
+    settings = OptiRAGConfig.from_dict(read_json(config)) if config else OptiRAGConfig()
+    if samples is not None:
+        settings = replace(settings, samples=samples)
+    if backbone is not None:
+        settings = replace(settings, backbone=backbone)
+    if exits is not None:
+        parts = exits.split(",")
+        if not all(part.strip().isdigit() for part in parts):
+            raise ValueError(f"exits: expected layers such as 6,10,30; got {exits!r}")
+        settings = replace(settings, exits=tuple(int(part) for part in parts))
+    return settings
+
+
+def _split_kind(name: str) -> SplitKind:
+    if name not in ("user_time", "global_time", "leave_one_out"):
+        raise ValueError(f"split: expected user_time, global_time or leave_one_out; got {name!r}")
+    return name  # type: ignore[return-value]

@@ -1,0 +1,278 @@
+"""The demo: OptiRAG-Rec beside its baselines on held-out MovieLens requests."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from reasonrec_fast import InteractionGraph, evaluation
+from reasonrec_fast.data import Interactions, Split, load_movielens_small, split_by_time
+from reasonrec_fast.models.classical import FM, Bias, LightGCN, LightGCNConfig, Popularity
+from reasonrec_fast.models.optirag import OptiRAG
+from reasonrec_fast.models.optirag.dataset import RequestBuilder
+from reasonrec_fast.models.optirag.evidence import EvidenceBuilder
+from reasonrec_fast.models.optirag.full_depth import full_depth_scores
+from reasonrec_fast.models.optirag.model import log_odds
+
+PRETRAINED = Path(__file__).resolve().parent.parent / "models" / "optirag" / "pretrained"
+"""Adapters and heads that ``make train-demo`` makes."""
+
+SYSTEMS = ("popularity", "bias", "lightgcn", "fm", "evidence_only", "llm_full_depth", "optirag")
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of the report; None where a figure makes no sense.
+
+    Attributes:
+        system: one of :data:`SYSTEMS`.
+        auc, gauc, gauc_unrated: on the requests scored; ``gauc_unrated`` on films without a training rating.
+        logloss: after Platt scaling on validation.
+        requests_per_s, p50_ms, p95_ms: a request waits for its batch, from ids to scores, evidence included.
+        mean_depth, mean_depth_rated, mean_depth_cold: layers read; by whether anyone had rated the film before.
+        requests: how many were scored; ``timed_requests``: how many were timed.
+    """
+
+    system: str
+    auc: float
+    gauc: float
+    gauc_unrated: float | None
+    logloss: float
+    requests_per_s: float
+    p50_ms: float
+    p95_ms: float
+    mean_depth: float | None
+    mean_depth_rated: float | None
+    mean_depth_cold: float | None
+    requests: int
+    timed_requests: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a run of the demo leaves.
+
+    Attributes:
+        records: one a system.
+        rows: the requests scored, as rows of the interactions.
+        scores: of every system on them, ``[N]`` each.
+        unrated: whether nobody in training rated the film, bool ``[N]``.
+        interactions: the data.
+    """
+
+    records: list[Record]
+    rows: np.ndarray
+    scores: dict[str, np.ndarray]
+    unrated: np.ndarray
+    interactions: Interactions
+
+    def as_json(self) -> list[dict[str, Any]]:
+        return [asdict(record) for record in self.records]
+
+
+class _Timer:
+    """Times batches; a request's latency is that of its batch."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.sizes: list[int] = []
+
+    def run(self, size: int, work: Callable[[], Any]) -> Any:
+        begin = time.perf_counter()
+        result = work()
+        self.seconds.append(time.perf_counter() - begin)
+        self.sizes.append(size)
+        return result
+
+    def extend(self, other: _Timer) -> None:
+        self.seconds += other.seconds
+        self.sizes += other.sizes
+
+    def figures(self) -> dict[str, float]:
+        latencies = np.repeat(self.seconds, self.sizes) * 1000
+        return {
+            "requests_per_s": sum(self.sizes) / sum(self.seconds),
+            "p50_ms": float(np.percentile(latencies, 50)),
+            "p95_ms": float(np.percentile(latencies, 95)),
+            "timed_requests": sum(self.sizes),
+        }
+
+
+def run_demo(*, sample: int | None = 2000, timed: int = 192, say: Say = print) -> Comparison:
+    """Train the retriever and the baselines, then score test requests with every system.
+
+    Args:
+        sample: test requests to score, of whole users drawn with a fixed seed (at least so many); None for all.
+        timed: requests on which the two language models are timed, in turns.
+        say: is told what happens.
+    """
+    interactions = load_movielens_small()
+    split = split_by_time(interactions)
+    rows = split.test if sample is None else sample_of_users(interactions, split.test, sample)
+    say(f"MovieLens latest-small: {len(split.train)} training events, {len(rows)} test requests")
+    models = {}
+    for name, folder in (("optirag", "movielens"), ("llm_full_depth", "movielens-full-depth")):
+        models[name] = OptiRAG.from_pretrained(PRETRAINED / folder)
+    say("Training the retriever")
+    models["optirag"].refit_retriever(interactions, split.train)
+    models["llm_full_depth"].knowledge = models["optirag"].knowledge
+    bench = _Bench(interactions, split, rows)
+    say("Training the baselines")
+    bench.classical()
+    say("Evidence without the language model")
+    builder, places = models["optirag"].request_builder(interactions)
+    bench.evidence_only(builder, places)
+    say("Language models")
+    bench.language_models(models, builder, places, timed, say)
+    records = [bench.records[name] for name in SYSTEMS]
+    return Comparison(records, rows, bench.scores, bench.unrated, interactions)
+
+
+def sample_of_users(interactions: Interactions, rows: np.ndarray, size: int, seed: int = 0) -> np.ndarray:
+    """All rows of users drawn at random until there are at least ``size``, ascending."""
+    users = interactions.users[rows]
+    order = np.random.default_rng(seed).permutation(np.unique(users))
+    counts = np.bincount(users, minlength=interactions.num_users)[order]
+    enough = int(np.searchsorted(np.cumsum(counts), size)) + 1
+    return rows[np.isin(users, order[:enough])]
+
+
+class _Bench:
+    """Scores and records of the systems on one set of requests."""
+
+    def __init__(self, interactions: Interactions, split: Split, rows: np.ndarray) -> None:
+        self.data, self.split, self.rows = interactions, split, rows
+        self.labels, self.users = interactions.labels[rows], interactions.users[rows]
+        rated = np.isin(interactions.items, interactions.items[split.train])
+        self.unrated = ~rated[rows]
+        self.records: dict[str, Record] = {}
+        self.scores: dict[str, np.ndarray] = {}
+
+    def classical(self) -> None:
+        data, split = self.data, self.split
+        lightgcn = self._lightgcn()
+        models = {
+            "popularity": Popularity().fit(data, split.train).score,
+            "bias": Bias().fit(data, split.train).score,
+            "lightgcn": lambda users, items: lightgcn.score(torch.from_numpy(users), torch.from_numpy(items)).numpy(),
+            "fm": FM().fit(data, split.train, split.validation).score,
+        }
+        for name, score in models.items():
+            timer = _Timer()
+            scores = np.concatenate(
+                [
+                    timer.run(len(batch), lambda batch=batch: score(data.users[batch], data.items[batch]))
+                    for batch in _batches(self.rows)
+                ]
+            )
+            validation = score(data.users[split.validation], data.items[split.validation])
+            platt = evaluation.fit_platt(data.labels[split.validation], validation)
+            self.add(name, scores, platt, timer)
+
+    def _lightgcn(self) -> LightGCN:
+        data, train = self.data, self.split.train
+        graphs = [
+            InteractionGraph.from_edges(
+                data.users[rows], data.items[rows], num_users=data.num_users, num_items=data.num_items
+            )
+            for rows in (train[data.labels[train] == label] for label in (1, 0))
+        ]
+        return LightGCN(graphs[0], LightGCNConfig(weight_decay=1e-3)).fit(graphs[1])
+
+    def evidence_only(self, builder: RequestBuilder, places: np.ndarray) -> None:
+        """A logistic regression on the numbers that the heads of the language models read."""
+        split, data = self.split, self.data
+        numbers = builder.out_of_fold_evidence().numbers
+        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+        model.fit(numbers, builder.interactions.labels[builder.train_rows])
+        evidence: EvidenceBuilder = builder.evidence
+        timer = _Timer()
+        scores = np.concatenate(
+            [
+                timer.run(len(batch), lambda batch=batch: model.decision_function(evidence.build(places[batch]).numbers))
+                for batch in _batches(self.rows)
+            ]
+        )
+        validation = model.decision_function(evidence.build(places[split.validation]).numbers)
+        self.add("evidence_only", scores, evaluation.fit_platt(data.labels[split.validation], validation), timer)
+
+    def language_models(
+        self, models: dict[str, OptiRAG], builder: RequestBuilder, places: np.ndarray, timed: int, say: Say
+    ) -> None:
+        """Early exit is timed on every batch; full depth, through plain transformers, on some of the same batches
+        in turns with it. Its scores on the rest come from the packed engine with exits off."""
+        exiting, full = models["optirag"], models["llm_full_depth"]
+        size = len(self.rows)
+        found, full_scores = np.empty(size), np.empty(size)
+        depth, cold = np.empty(size, dtype=np.int64), np.empty(size, dtype=np.int64)
+        timers = {"optirag": _Timer(), "optirag_in_turns": _Timer(), "llm_full_depth": _Timer()}
+        by_user = np.lexsort((self.rows, self.users))
+        batches = _batches(by_user)
+        builder.requests(places[self.rows[batches[0]]])  # warms the tokenizer's cache and the thread pool
+        worst, done = 0.0, 0
+        for number in np.random.default_rng(0).permutation(len(batches)):
+            at = batches[number]
+            rows = places[self.rows[at]]
+            in_turns = done < timed
+            timer = timers["optirag_in_turns" if in_turns else "optirag"]
+            predictions = timer.run(len(at), lambda rows=rows: exiting.predict(builder.requests(rows)))
+            found[at], depth[at] = predictions.probability, predictions.depth
+            requests = builder.requests(rows)
+            cold[at] = OptiRAG.strata(requests)
+            full_scores[at] = full.predict(requests, early_exit=False).probability
+            if in_turns:
+                plain = timers["llm_full_depth"].run(
+                    len(at), lambda rows=rows: full_depth_scores(full, builder.requests(rows))
+                )
+                worst = max(worst, float(np.abs(plain - full_scores[at]).max()))
+            done += len(at)
+        speeds = {name: timers[name].figures()["requests_per_s"] for name in ("optirag_in_turns", "llm_full_depth")}
+        say(
+            f"In turns on {sum(timers['llm_full_depth'].sizes)} requests: early exit "
+            f"{speeds['optirag_in_turns'] / speeds['llm_full_depth']:.1f} times the requests per second of full depth "
+            f"through transformers, whose scores differ from the packed engine's by at most {worst:.4f}"
+        )
+        timers["optirag"].extend(timers["optirag_in_turns"])
+        depths = (depth.mean(), *(depth[cold == s].mean() if (cold == s).any() else None for s in (0, 1)))
+        self.add("optirag", log_odds(found), exiting.platt["early_exit"], timers["optirag"], depths)
+        layers = float(full.ranker.backbone.num_layers)
+        self.add("llm_full_depth", log_odds(full_scores), full.platt["full_depth"], timers["llm_full_depth"], (layers,) * 3)
+
+    def add(
+        self,
+        name: str,
+        scores: np.ndarray,
+        platt: tuple[float, float],
+        timer: _Timer,
+        depths: tuple[float | None, ...] = (None, None, None),
+    ) -> None:
+        scores = np.asarray(scores, dtype=np.float64)
+        unrated = self.unrated
+        gauc_unrated = evaluation.gauc(self.labels[unrated], scores[unrated], self.users[unrated])
+        self.scores[name] = scores
+        self.records[name] = Record(
+            system=name,
+            auc=evaluation.auc(self.labels, scores),
+            gauc=evaluation.gauc(self.labels, scores, self.users),
+            gauc_unrated=None if np.isnan(gauc_unrated) else gauc_unrated,
+            logloss=evaluation.platt_log_loss(self.labels, scores, platt),
+            mean_depth=depths[0],
+            mean_depth_rated=depths[1],
+            mean_depth_cold=depths[2],
+            requests=len(scores),
+            **timer.figures(),
+        )
+
+
+def _batches(rows: np.ndarray, size: int = 32) -> list[np.ndarray]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
