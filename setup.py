@@ -16,7 +16,7 @@ class CMakeBuild(build_ext):
     """One extension stands for the whole CMake build."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        return os.path.join(*fullname.split(".")) + ".so"
+        return str(Path(*fullname.split("."))) + ".so"
 
     def build_extension(self, extension: Extension) -> None:
         try:

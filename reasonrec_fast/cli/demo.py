@@ -35,7 +35,19 @@ def demo(
 
 
 def _table(records: list[Record]) -> Table:
-    columns = "system AUC GAUC GAUC-unrated log-loss requests/s p50-ms p95-ms depth depth-rated depth-cold".split()
+    columns = [
+        "system",
+        "AUC",
+        "GAUC",
+        "GAUC-unrated",
+        "log-loss",
+        "requests/s",
+        "p50-ms",
+        "p95-ms",
+        "depth",
+        "depth-rated",
+        "depth-cold",
+    ]
     table = Table(*columns, title="Held-out MovieLens requests")
     for r in records:
         figures = (

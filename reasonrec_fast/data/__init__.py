@@ -4,7 +4,7 @@ from reasonrec_fast.data.errors import DataError
 from reasonrec_fast.data.instructions import Instruction, load_instructions
 from reasonrec_fast.data.interactions import UNLABELLED, Catalog, Interactions
 from reasonrec_fast.data.movielens import load_movielens_100k, load_movielens_small
-from reasonrec_fast.data.split import Split, split_by_time
+from reasonrec_fast.data.split import Split, sample_of_users, split_by_time
 from reasonrec_fast.data.tables import load_interactions
 from reasonrec_fast.data.timeline import Timeline
 
@@ -20,5 +20,6 @@ __all__ = [
     "load_interactions",
     "load_movielens_100k",
     "load_movielens_small",
+    "sample_of_users",
     "split_by_time",
 ]

@@ -79,3 +79,17 @@ def _cuts(counts: np.ndarray, validation: float, test: float) -> tuple[np.ndarra
     train_end = np.floor(counts * (1 - validation - test) + 1e-9).astype(np.int64)
     validation_end = np.floor(counts * (1 - test) + 1e-9).astype(np.int64)
     return train_end, validation_end
+
+
+def sample_of_users(interactions: Interactions, rows: np.ndarray, size: int, seed: int = 0) -> np.ndarray:
+    """All ``rows`` of users drawn at random until there are at least ``size`` (or no more), ascending.
+
+    >>> events = Interactions.from_columns(["a", "b"] * 5, range(10), [1, 0] * 5, range(10))
+    >>> len(sample_of_users(events, np.arange(10), 3))
+    5
+    """
+    users = interactions.users[rows]
+    order = np.random.default_rng(seed).permutation(np.unique(users))
+    counts = np.bincount(users, minlength=interactions.num_users)[order]
+    enough = int(np.searchsorted(np.cumsum(counts), size)) + 1
+    return rows[np.isin(users, order[:enough])]

@@ -23,9 +23,7 @@ class Timeline:
     ([0], [0, 2])
     """
 
-    def __init__(
-        self, keys: np.ndarray, timestamps: np.ndarray, num_keys: int, rows: np.ndarray | None = None
-    ) -> None:
+    def __init__(self, keys: np.ndarray, timestamps: np.ndarray, num_keys: int, rows: np.ndarray | None = None) -> None:
         rows = np.arange(len(keys)) if rows is None else rows
         self.rows = rows[np.argsort(keys[rows], kind="stable")]
         counts = np.bincount(keys[rows], minlength=num_keys)

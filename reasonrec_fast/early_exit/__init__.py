@@ -5,4 +5,13 @@ from reasonrec_fast.early_exit.engine import EarlyExitModel, ExitPolicy, Ranked
 from reasonrec_fast.early_exit.heads import ExitHead, exit_layers
 from reasonrec_fast.early_exit.layout import PackedLayout, TokenGroup
 
-__all__ = ["Backbone", "EarlyExitModel", "ExitHead", "ExitPolicy", "PackedLayout", "Ranked", "TokenGroup", "exit_layers"]
+__all__ = [
+    "Backbone",
+    "EarlyExitModel",
+    "ExitHead",
+    "ExitPolicy",
+    "PackedLayout",
+    "Ranked",
+    "TokenGroup",
+    "exit_layers",
+]

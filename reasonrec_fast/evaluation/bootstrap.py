@@ -66,6 +66,4 @@ def paired_differences(
         samples[draw] = ranked[0].auc(events) - ranked[1].auc(events), (own * gap).sum() / own.sum()
     values = ranked[0].auc() - ranked[1].auc(), float((sizes * gap).sum() / sizes.sum())
     low, high = np.nanpercentile(samples, [2.5, 97.5], axis=0)
-    return {
-        name: Interval(float(values[i]), float(low[i]), float(high[i])) for i, name in enumerate(("auc", "gauc"))
-    }
+    return {name: Interval(float(values[i]), float(low[i]), float(high[i])) for i, name in enumerate(("auc", "gauc"))}

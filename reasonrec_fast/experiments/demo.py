@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from reasonrec_fast import InteractionGraph, evaluation
-from reasonrec_fast.data import Interactions, Split, load_movielens_small, split_by_time
+from reasonrec_fast.data import Interactions, Split, load_movielens_small, sample_of_users, split_by_time
 from reasonrec_fast.models.classical import FM, Bias, LightGCN, LightGCNConfig, Popularity
 from reasonrec_fast.models.optirag import OptiRAG
 from reasonrec_fast.models.optirag.dataset import RequestBuilder
@@ -138,15 +138,6 @@ def run_demo(*, sample: int | None = 2000, timed: int = 192, say: Say = print) -
     return Comparison(records, rows, bench.scores, bench.unrated, interactions)
 
 
-def sample_of_users(interactions: Interactions, rows: np.ndarray, size: int, seed: int = 0) -> np.ndarray:
-    """All rows of users drawn at random until there are at least ``size``, ascending."""
-    users = interactions.users[rows]
-    order = np.random.default_rng(seed).permutation(np.unique(users))
-    counts = np.bincount(users, minlength=interactions.num_users)[order]
-    enough = int(np.searchsorted(np.cumsum(counts), size)) + 1
-    return rows[np.isin(users, order[:enough])]
-
-
 class _Bench:
     """Scores and records of the systems on one set of requests."""
 
@@ -199,7 +190,9 @@ class _Bench:
         timer = _Timer()
         scores = np.concatenate(
             [
-                timer.run(len(batch), lambda batch=batch: model.decision_function(evidence.build(places[batch]).numbers))
+                timer.run(
+                    len(batch), lambda batch=batch: model.decision_function(evidence.build(places[batch]).numbers)
+                )
                 for batch in _batches(self.rows)
             ]
         )
@@ -246,7 +239,9 @@ class _Bench:
         depths = (depth.mean(), *(depth[cold == s].mean() if (cold == s).any() else None for s in (0, 1)))
         self.add("optirag", log_odds(found), exiting.platt["early_exit"], timers["optirag"], depths)
         layers = float(full.ranker.backbone.num_layers)
-        self.add("llm_full_depth", log_odds(full_scores), full.platt["full_depth"], timers["llm_full_depth"], (layers,) * 3)
+        self.add(
+            "llm_full_depth", log_odds(full_scores), full.platt["full_depth"], timers["llm_full_depth"], (layers,) * 3
+        )
 
     def add(
         self,

@@ -68,9 +68,7 @@ def aggregate(graph, x, *, layers=1, combine="last", dropout=0.0, seed=None):
                 f"x: expected {graph.num_users} user rows and {graph.num_items} item rows; "
                 f"got {users.shape[0]} and {items.shape[0]}"
             )
-        joined = aggregate(
-            graph, torch.cat([users, items]), layers=layers, combine=combine, dropout=dropout, seed=seed
-        )
+        joined = aggregate(graph, torch.cat([users, items]), layers=layers, combine=combine, dropout=dropout, seed=seed)
         return joined[: graph.num_users], joined[graph.num_users :]
     nodes = graph.num_users + graph.num_items
     if x.dim() != 2 or x.shape[0] != nodes or not x.is_floating_point():

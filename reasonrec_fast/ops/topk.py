@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import torch
 
-
 Exclusions = tuple[torch.Tensor, torch.Tensor] | tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 _BLOCK = 8192
@@ -119,9 +118,7 @@ def topk_reference(scores: torch.Tensor, k: int, excluded: torch.Tensor) -> tupl
     indices = torch.full((scores.shape[0], k), -1, dtype=torch.int64)
     for row in range(scores.shape[0]):
         allowed = [
-            (-torch.inf if torch.isnan(s) else float(s), i)
-            for i, s in enumerate(scores[row])
-            if not excluded[row, i]
+            (-torch.inf if torch.isnan(s) else float(s), i) for i, s in enumerate(scores[row]) if not excluded[row, i]
         ]
         for slot, (value, index) in enumerate(sorted(allowed, key=lambda pair: (-pair[0], pair[1]))[:k]):
             values[row, slot], indices[row, slot] = value, index

@@ -68,9 +68,7 @@ def choose_thresholds(
         one threshold an exit but the last; ``inf`` where no row may leave.
     """
     if scores.shape != confidence.shape or scores.shape[0] != len(depths):
-        raise ValueError(
-            f"scores, confidence: expected [{len(depths)}, N]; got {scores.shape} and {confidence.shape}"
-        )
+        raise ValueError(f"scores, confidence: expected [{len(depths)}, N]; got {scores.shape} and {confidence.shape}")
     floors = [(limit.metric, limit.metric(scores[-1]) - limit.loss) for limit in limits]
     chosen = [float("inf")] * (len(depths) - 1)
     candidates = [

@@ -91,7 +91,10 @@ def test_dates_and_requests(tmp_path):
         ("user,item,label,timestamp\na,1,1,5\nb,2,7,5\n", "row 2: label: expected 0 or 1; got .*7"),
         ("user,item,label,timestamp\na,1,1,5\nb,2,x,5\n", "row 2: label: expected a number; got 'x'"),
         ("user,item,label,timestamp\na,1,1,5\nb,2,,5\n", "row 2: label: expected a value"),
-        ("user,item,rating,timestamp\na,1,1,5\nb,2,4,noon\n", "row 2: timestamp: expected a number or a date; got 'noon'"),
+        (
+            "user,item,rating,timestamp\na,1,1,5\nb,2,4,noon\n",
+            "row 2: timestamp: expected a number or a date; got 'noon'",
+        ),
         ("user,item,rating,timestamp\na,1,1,5\n,2,4,6\n", "row 2: user: expected a value"),
     ],
 )

@@ -31,9 +31,7 @@ def test_popularity_counts_training_events(tastes):
 
 
 def test_bias_learns_base_rates():
-    data = Interactions.from_columns(
-        ["a", "a", "b", "b"] * 5, ["x", "y"] * 10, [1, 1, 0, 0] * 5, range(20)
-    )
+    data = Interactions.from_columns(["a", "a", "b", "b"] * 5, ["x", "y"] * 10, [1, 1, 0, 0] * 5, range(20))
     model = Bias().fit(data, np.arange(20))
     by_user = model.score(np.array([0, 1]), np.array([0, 0]))
     assert by_user[0] > 0 > by_user[1]

@@ -55,9 +55,9 @@ def test_triton_equals_reference(width, dropout):
     pytest.importorskip("triton")
     from reasonrec_fast.kernels.aggregate import aggregate as triton_aggregate
 
-    graph = random_graph(30, 2, 80)  # items have more than one block of edges
-    assert graph.item_degrees().max() > 16
-    for graph in (graph, random_graph(3, 4, 0)):
+    heavy = random_graph(30, 2, 80)  # items have more than one block of edges
+    assert heavy.item_degrees().max() > 16
+    for graph in (heavy, random_graph(3, 4, 0)):
         x = torch.randn(graph.num_users + graph.num_items, width)
         kept = x.clone()
         weights = torch.randn(4)
@@ -88,7 +88,9 @@ def test_opcheck(dtype):
 def test_compiles_without_breaks():
     graph = random_graph(6, 7, 20)
     x = torch.randn(13, 4)
-    compiled = torch.compile(lambda x: ops.aggregate(graph, x, layers=2, combine="mean"), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda x: ops.aggregate(graph, x, layers=2, combine="mean"), fullgraph=True, backend="aot_eager"
+    )
     torch.testing.assert_close(compiled(x), ops.aggregate(graph, x, layers=2, combine="mean"))
 
 
@@ -96,7 +98,9 @@ def test_pair_comes_back_as_pair():
     graph = random_graph(6, 7, 20)
     users, items = torch.randn(6, 4), torch.randn(7, 4)
     found = ops.aggregate(graph, (users, items), layers=2, combine="sum")
-    torch.testing.assert_close(torch.cat(found), ops.aggregate(graph, torch.cat([users, items]), layers=2, combine="sum"))
+    torch.testing.assert_close(
+        torch.cat(found), ops.aggregate(graph, torch.cat([users, items]), layers=2, combine="sum")
+    )
 
 
 def test_non_contiguous_input():

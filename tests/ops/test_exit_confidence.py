@@ -53,9 +53,7 @@ def assert_equal_statistics(found, expected, tolerance):
 def test_native_equals_reference(batch, classes, width, members, dtype, measure):
     classes = 2 if measure == "ratio" else classes
     hidden, heads, bias, targets = problem(batch, classes, width, members, dtype)
-    found = ops.exit_confidence(
-        hidden, heads, bias=bias, temperature=1.7, measure=measure, positive=0, targets=targets
-    )
+    found = ops.exit_confidence(hidden, heads, bias=bias, temperature=1.7, measure=measure, positive=0, targets=targets)
     assert_equal_statistics(found, in_float64(hidden, heads, bias, targets, measure), TOLERANCE[dtype])
     assert not found.exit.any()
 

@@ -60,9 +60,7 @@ def test_nan_comes_last_of_what_exists():
 
 def test_opcheck():
     empty = torch.empty(0, dtype=torch.int64)
-    torch.library.opcheck(
-        torch.ops.reasonrec_fast.topk, (torch.randn(3, 4), torch.randn(9, 4), 2, empty, empty, empty)
-    )
+    torch.library.opcheck(torch.ops.reasonrec_fast.topk, (torch.randn(3, 4), torch.randn(9, 4), 2, empty, empty, empty))
 
 
 @pytest.mark.parametrize(

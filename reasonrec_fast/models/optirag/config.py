@@ -30,6 +30,7 @@ class OptiRAGConfig:
         warm_start_steps: steps in which the heads first learn from the numbers alone.
         cold_share: share of training requests whose item is shown as if nobody had rated it.
         folds: parts of the users whose evidence comes from a retriever that never saw them.
+        calibration_requests: validation requests (of whole users) that temperatures and thresholds come from.
         max_auc_loss, max_cold_gauc_loss: what early exit may cost on validation.
         seed: of everything random.
         retriever: LightGCN's settings.
@@ -54,6 +55,7 @@ class OptiRAGConfig:
     warm_start_steps: int = 600
     cold_share: float = 0.2
     folds: int = 5
+    calibration_requests: int = 3_000
     max_auc_loss: float = 0.002
     max_cold_gauc_loss: float = 0.005
     seed: int = 0

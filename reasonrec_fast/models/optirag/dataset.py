@@ -12,11 +12,9 @@ import torch
 from reasonrec_fast.data.interactions import Interactions
 from reasonrec_fast.early_exit.layout import TokenGroup
 from reasonrec_fast.models.optirag.config import OptiRAGConfig
-from reasonrec_fast.models.optirag.evidence import NUMBERS, Evidence, EvidenceBuilder
+from reasonrec_fast.models.optirag.evidence import Evidence, EvidenceBuilder
 from reasonrec_fast.models.optirag.prompt import PromptBuilder, Slate, Template
 from reasonrec_fast.models.optirag.retriever import Retriever
-
-_ITEM_NUMBERS = [NUMBERS.index(name) for name in NUMBERS if not name.startswith("user_")]
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,9 @@ class RequestBuilder:
         """
         evidence = self.out_of_fold_evidence()
         cold = np.random.default_rng(self.config.seed).random(len(self.train_rows)) < self.config.cold_share
-        evidence.numbers[np.ix_(cold, _ITEM_NUMBERS)] = self.evidence.numbers_of_unrated_item()[_ITEM_NUMBERS]
+        hidden = evidence.numbers[cold]
+        self.evidence.forget_items(hidden, self.train_rows[cold])
+        evidence.numbers[cold] = hidden
         evidence.votes[cold] = 0
         return self._with_prompts(self.train_rows, evidence)
 
@@ -108,5 +108,5 @@ class RequestBuilder:
         numbers = evidence.numbers
         if not self.config.use_evidence:
             numbers = numbers.copy()
-            numbers[:, _ITEM_NUMBERS] = self.evidence.numbers_of_unrated_item()[_ITEM_NUMBERS]
+            self.evidence.forget_items(numbers, rows)
         return Requests(rows, self.interactions.labels[rows], numbers, self.prompts.slates(rows, evidence))

@@ -29,6 +29,7 @@ NUMBERS = (
 
 _RECENT = 10
 _PRIOR_EVENTS = 5.0
+_PRIOR_OF_BASE_RATE = 100.0
 _NEAREST_ITEMS = 5
 
 
@@ -73,8 +74,8 @@ class EvidenceBuilder:
         self.histories = Timeline.of_users(interactions, labelled)
         self.others = Timeline.of_users(interactions, train_rows)
         self.votes = Timeline.of_items(interactions, train_rows)
-        train_labels = interactions.labels[train_rows]
-        self.base_rate = float(train_labels.mean()) if len(train_rows) else 0.5
+        self._train_times = interactions.timestamps[train_rows]
+        self._train_likes = _running(interactions.labels[train_rows])
         self.residuals = self._residuals(train_rows)
         self._messages = retriever.item_messages().numpy()
         self._items = retriever.item_embeddings.numpy()
@@ -94,11 +95,17 @@ class EvidenceBuilder:
                 numbers[places], votes[places], neighbours[places] = self._of_user(rows[places])
         return Evidence(numbers, votes, neighbours)
 
-    def numbers_of_unrated_item(self) -> np.ndarray:
-        """The columns' values where nobody has rated the item, float32 ``[len(NUMBERS)]`` (a user's own stay 0)."""
-        numbers = np.zeros(len(NUMBERS), dtype=np.float32)
-        numbers[NUMBERS.index("item_rate")] = self.base_rate
-        return numbers
+    def forget_items(self, numbers: np.ndarray, rows: np.ndarray) -> None:
+        """Write into ``numbers [n, len(NUMBERS)]`` what requests ``rows`` would have if nobody had rated the item."""
+        for column, name in enumerate(NUMBERS):
+            if not name.startswith("user_"):
+                numbers[:, column] = 0.0
+        numbers[:, NUMBERS.index("item_rate")] = self.base_rate(self.interactions.timestamps[rows])
+
+    def base_rate(self, moments: np.ndarray) -> np.ndarray:
+        """Share of likes among all training events strictly before each moment, drawn to a half while they are few."""
+        past = np.searchsorted(self._train_times, moments, side="left")
+        return (self._train_likes[past] + 0.5 * _PRIOR_OF_BASE_RATE) / (past + _PRIOR_OF_BASE_RATE)
 
     def _residuals(self, rows: np.ndarray) -> np.ndarray:
         """Label minus the user's own smoothed like rate before it, for every training row (0 elsewhere)."""
@@ -109,7 +116,7 @@ class EvidenceBuilder:
             labels = data.labels[events]
             before = np.arange(len(events))
             likes = np.cumsum(labels) - labels
-            residuals[events] = labels - (likes + _PRIOR_EVENTS * self.base_rate) / (before + _PRIOR_EVENTS)
+            residuals[events] = labels - _smoothed(likes, before, self.base_rate(data.timestamps[events]))
         return residuals
 
     def _of_user(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -129,8 +136,9 @@ class EvidenceBuilder:
             exclude=torch.full((len(rows),), user),
         )
         numbers = np.empty((len(rows), len(NUMBERS)), dtype=np.float32)
-        numbers[:, 0] = _smoothed(likes[past], past, self.base_rate)
-        numbers[:, 1] = _smoothed(likes[past] - likes[recent], past - recent, self.base_rate)
+        base_rate = self.base_rate(moments)
+        numbers[:, 0] = _smoothed(likes[past], past, base_rate)
+        numbers[:, 1] = _smoothed(likes[past] - likes[recent], past - recent, base_rate)
         numbers[:, 2] = np.log1p(past)
         votes = self._vote(numbers[:, 3:8], user, items, moments, similarity.numpy(), neighbours.numpy())
         numbers[:, 8] = (folded * self._items[items]).sum(1)
@@ -154,11 +162,12 @@ class EvidenceBuilder:
         data = self.interactions
         counts = np.zeros((len(items), 2), dtype=np.int64)
         weight = np.zeros(data.num_users, dtype=np.float32)
+        base_rate = self.base_rate(moments)
         for index, (item, moment) in enumerate(zip(items, moments, strict=True)):
             events = self.votes.before(item, moment)
             events = events[data.users[events] != user]
             residuals, labels = self.residuals[events], data.labels[events]
-            out[index, 0] = _smoothed(labels.sum(), len(events), self.base_rate)
+            out[index, 0] = _smoothed(labels.sum(), len(events), base_rate[index])
             out[index, 1] = residuals.sum() / (len(events) + _PRIOR_EVENTS)
             out[index, 2] = np.log1p(len(events))
             near = neighbours[index][neighbours[index] >= 0]
@@ -177,7 +186,7 @@ def _running(values: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros_like(values[:1], shape=(1, *values.shape[1:])), np.cumsum(values, axis=0)])
 
 
-def _smoothed(likes: np.ndarray, events: np.ndarray, base_rate: float) -> np.ndarray:
+def _smoothed(likes: np.ndarray, events: np.ndarray, base_rate: np.ndarray) -> np.ndarray:
     return (likes + _PRIOR_EVENTS * base_rate) / (events + _PRIOR_EVENTS)
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from reasonrec_fast import evaluation, uncertainty
 from reasonrec_fast.data.interactions import UNLABELLED, Interactions
-from reasonrec_fast.data.split import Split
+from reasonrec_fast.data.split import Split, sample_of_users
 from reasonrec_fast.early_exit.backbone import Backbone
 from reasonrec_fast.early_exit.engine import EarlyExitModel, ExitPolicy
 from reasonrec_fast.files import read_json, replacing, write_json
@@ -115,7 +115,8 @@ class OptiRAG:
             self.ranker, requests, self.mean, self.scale, self.config, checkpoint=checkpoint, progress=progress,
             fingerprint={"events": len(interactions), "train": len(split.train)},
         )  # fmt: skip
-        self.calibrate(builder.requests(split.validation), interactions.users[split.validation])
+        chosen = sample_of_users(interactions, split.validation, self.config.calibration_requests, self.config.seed)
+        self.calibrate(builder.requests(chosen), interactions.users[chosen])
         return self
 
     def refit_retriever(self, interactions: Interactions, train_rows: np.ndarray) -> None:
@@ -230,15 +231,15 @@ class OptiRAG:
                 progress(len(places))
         return Predictions(probability, depth)
 
-    def evaluate(
-        self, interactions: Interactions, rows: np.ndarray, *, early_exit: bool = True
-    ) -> dict[str, float]:
+    def evaluate(self, interactions: Interactions, rows: np.ndarray, *, early_exit: bool = True) -> dict[str, float]:
         """AUC, GAUC (all, and on items without a training rating) and mean depth on labelled rows."""
         found = self.predict(self.requests(interactions, rows), early_exit=early_exit)
         labels, users = interactions.labels[rows], interactions.users[rows]
         rated = set(np.unique(self.knowledge.events.items))
         known = {name: place for place, name in enumerate(self.knowledge.events.catalog.ids)}
-        unrated = np.array([known.get(interactions.catalog.ids[item]) not in rated for item in interactions.items[rows]])
+        unrated = np.array(
+            [known.get(interactions.catalog.ids[item]) not in rated for item in interactions.items[rows]]
+        )
         return {
             "auc": evaluation.auc(labels, found.probability),
             "gauc": evaluation.gauc(labels, found.probability, users),
@@ -319,9 +320,7 @@ class OptiRAG:
         _copy_weights(model.ranker.heads.state_dict(), heads, "heads")
         if stored["policy"] is not None:
             policy = stored["policy"]
-            thresholds = tuple(
-                tuple(float("inf") if t is None else t for t in row) for row in policy["thresholds"]
-            )
+            thresholds = tuple(tuple(float("inf") if t is None else t for t in row) for row in policy["thresholds"])
             model.policy = ExitPolicy(thresholds, policy["measure"], policy["trend"])
         model.platt = {name: tuple(values) for name, values in stored["platt"].items()}
         if (folder / "events.safetensors").is_file():

@@ -145,7 +145,10 @@ class PromptBuilder:
         if len(history) == 0:
             return [*self._start, *self._ids(words.new_user)]
         likes = int(data.labels[history].sum())
-        head = [*self._start, *self._ids(words.known_user.format(events=len(history), rate=_percent(likes, len(history))))]
+        head = [
+            *self._start,
+            *self._ids(words.known_user.format(events=len(history), rate=_percent(likes, len(history)))),
+        ]
         shared = self._shared(neighbours, moment, set(data.items[history].tolist())) if self.use_evidence else []
         tail = self._listing(words.shared, shared)
         budget = self.prefix_tokens - len(head) - len(tail)

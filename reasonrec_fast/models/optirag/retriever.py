@@ -34,9 +34,7 @@ class Retriever:
     user_embeddings: torch.Tensor
 
     @classmethod
-    def train(
-        cls, interactions: Interactions, rows: np.ndarray, config: LightGCNConfig | None = None
-    ) -> Retriever:
+    def train(cls, interactions: Interactions, rows: np.ndarray, config: LightGCNConfig | None = None) -> Retriever:
         """Train LightGCN on the likes among ``rows``, with the dislikes as half of its negatives, and item biases."""
         sizes = {"num_users": interactions.num_users, "num_items": interactions.num_items}
 
@@ -53,9 +51,7 @@ class Retriever:
         return cls.from_items(likes, items * seen[:, None], bias * seen)
 
     @classmethod
-    def from_items(
-        cls, graph: InteractionGraph, item_embeddings: torch.Tensor, item_bias: torch.Tensor
-    ) -> Retriever:
+    def from_items(cls, graph: InteractionGraph, item_embeddings: torch.Tensor, item_bias: torch.Tensor) -> Retriever:
         """A retriever from a graph, and embeddings and biases of its items."""
         nobody = item_embeddings.new_zeros(graph.num_users, item_embeddings.shape[1])
         users, _ = ops.aggregate(graph, (nobody, item_embeddings), layers=1)

@@ -1,0 +1,151 @@
+"""OptiRAG end to end on a tiny random model; the real one runs in the demo."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from reasonrec_fast.data import Interactions, split_by_time
+from reasonrec_fast.models.optirag import OptiRAG, OptiRAGConfig
+from reasonrec_fast.models.optirag.backbone import load_language_model
+from reasonrec_fast.models.optirag.full_depth import full_depth_scores
+from reasonrec_fast.models.optirag.prompt import Template
+from reasonrec_fast.models.optirag.retriever import Retriever
+
+
+@pytest.fixture
+def fitted(events, config):
+    return OptiRAG(config).fit(events, split_by_time(events))
+
+
+def test_fit_predict_evaluate(events, fitted):
+    test = split_by_time(events).test
+    requests = fitted.requests(events, test)
+    found = fitted.predict(requests)
+    assert found.probability.shape == (len(test),)
+    assert ((found.probability > 0) & (found.probability < 1)).all()
+    assert set(found.depth) <= {1, 2, 4}
+    metrics = fitted.evaluate(events, test)
+    assert metrics["mean_depth"] == pytest.approx(found.depth.mean())
+    full = fitted.predict(requests, early_exit=False)
+    assert (full.depth == 4).all()
+    np.testing.assert_allclose(full_depth_scores(fitted, requests), full.probability, atol=1e-5)
+
+
+def test_saved_model_predicts_the_same(events, fitted, tmp_path):
+    test = split_by_time(events).test
+    fitted.save_pretrained(tmp_path)
+    loaded = OptiRAG.from_pretrained(tmp_path)
+    assert loaded.policy == fitted.policy
+    one, other = (model.predict(model.requests(events, test)) for model in (fitted, loaded))
+    # Adapters are stored in bfloat16.
+    np.testing.assert_allclose(one.probability, other.probability, atol=2e-3)
+    names = {file.suffix for file in tmp_path.iterdir()}
+    assert names == {".safetensors", ".json"}
+
+
+def test_killed_training_goes_on_to_the_same_model(events, config, tmp_path):
+    class Killed(Exception):
+        pass
+
+    def die(step, steps, loss):
+        if step == 26:
+            raise Killed
+
+    config = replace(config, samples=140, slate_size=2, batch_slates=2)
+    parts = split_by_time(events)
+    whole = OptiRAG(config).fit(events, parts, checkpoint=tmp_path / "whole.safetensors")
+    with pytest.raises(Killed):
+        OptiRAG(config).fit(events, parts, checkpoint=tmp_path / "killed.safetensors", progress=die)
+    steps = []
+    resumed = OptiRAG(config).fit(
+        events, parts, checkpoint=tmp_path / "killed.safetensors", progress=lambda step, *_: steps.append(step)
+    )
+    assert steps[0] == 26  # the state after step 25 was stored
+    for (name, one), (_, other) in zip(whole.ranker.named_parameters(), resumed.ranker.named_parameters(), strict=True):
+        torch.testing.assert_close(one, other, msg=name)
+
+
+def test_checkpoint_of_another_run_is_refused(events, config, tmp_path):
+    parts = split_by_time(events)
+    config = replace(config, samples=16)
+    OptiRAG(config).fit(events, parts, checkpoint=tmp_path / "state.safetensors")
+    with pytest.raises(ValueError, match="is of another run"):
+        OptiRAG(replace(config, seed=1)).fit(events, parts, checkpoint=tmp_path / "state.safetensors")
+
+
+def test_new_users_and_items_are_scored(events, fitted):
+    moment = int(events.timestamps.max()) + 1
+    data = Interactions.from_columns(
+        ["new", "new", "u1", "nobody", "u2"],
+        ["f1", "f2", "unheard of", "f3", "f4"],
+        [1, None, None, None, None],
+        [moment, moment + 1, moment + 1, moment + 1, moment + 1],
+        titles={"f9": "not used"},
+    )
+    requests = fitted.requests(data)
+    found = fitted.predict(requests)
+    assert np.isfinite(found.probability).all()
+    decode = fitted.tokenizer.decode
+    told = {}
+    for slate in requests.slates:
+        for row, suffix in zip(slate.rows, slate.suffixes, strict=True):
+            told[int(row)] = (decode(slate.prefix), decode(suffix))
+    rows = [i for i, label in enumerate(data.labels) if label < 0]
+    by_item = {data.catalog.ids[data.items[row]]: told[place] for place, row in enumerate(rows)}
+    assert "has rated 1 films" in by_item["f2"][0] and "Film f1" in by_item["f2"][0]
+    assert "not in the catalogue" in by_item["unheard of"][1]
+    assert "Nothing is known" in by_item["f3"][0]
+    assert "has rated" in by_item["f4"][0]  # known from training although the request file has no history of u2
+
+
+def test_folded_in_user_finds_those_with_the_same_taste():
+    users, items = np.repeat(np.arange(40), 10), np.tile(np.arange(20), 20)
+    likes = (users % 2 == items % 2).astype(int)
+    data = Interactions.from_columns(users.tolist(), items.tolist(), likes.tolist(), range(400))
+    retriever = Retriever.train(data, np.arange(400))
+    query = retriever.fold_in(torch.tensor([i for i, name in enumerate(data.catalog.ids) if int(name) % 2 == 0][:3]))
+    _, found = retriever.similar_users(query[None], 10)
+    assert all(int(data.user_ids[user]) % 2 == 0 for user in found[0])
+    excluded = found[0, 0]
+    _, without = retriever.similar_users(query[None], 40, exclude=excluded[None])
+    assert excluded not in without
+    assert torch.equal(retriever.fold_in(torch.tensor([], dtype=torch.int64)), torch.zeros(64))
+
+
+def test_model_paths_that_are_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="model: expected a GGUF file"):
+        load_language_model(str(tmp_path / "none.gguf"))
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        load_language_model(str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="folder: expected a saved model"):
+        OptiRAG.from_pretrained(tmp_path)
+
+
+def test_checkpoint_of_another_architecture(events, fitted, tmp_path):
+    fitted.save_pretrained(tmp_path / "saved")
+    other = LlamaForCausalLM(LlamaConfig(vocab_size=260, hidden_size=16, intermediate_size=16, num_hidden_layers=4,
+                                         num_attention_heads=2, num_key_value_heads=2))  # fmt: skip
+    other.save_pretrained(tmp_path / "other")
+    fitted.tokenizer.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="adapter: expected weights of this backbone"):
+        OptiRAG.from_pretrained(tmp_path / "saved", backbone=str(tmp_path / "other"))
+    with pytest.raises(ValueError, match="expected an optirag model"):
+        OptiRAG.from_pretrained(tmp_path / "other")
+
+
+def test_one_class_cannot_be_learned(events, config):
+    data = replace(events, labels=np.ones_like(events.labels))
+    with pytest.raises(ValueError, match="split: expected both classes in train"):
+        OptiRAG(config).fit(data, split_by_time(data))
+
+
+def test_wrong_settings():
+    with pytest.raises(ValueError, match="configuration: expected keys among"):
+        OptiRAGConfig.from_dict({"layers": 3})
+    with pytest.raises(ValueError, match="template: expected one of"):
+        Template.load("poems")
+    with pytest.raises(RuntimeError, match="no retriever yet"):
+        OptiRAG.request_builder(type("Unfitted", (), {"knowledge": None})(), None)
