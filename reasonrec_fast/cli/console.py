@@ -23,7 +23,7 @@ def clear_errors() -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(description: str) -> Iterator[Callable[[int, int, str], None]]:
+def progress_bar(description: str) -> Iterator[Callable[..., None]]:
     """A bar; the function it gives takes what is done, the total, and a word beside it."""
     columns = (
         TextColumn("{task.description}"),

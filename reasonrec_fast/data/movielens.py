@@ -77,7 +77,7 @@ def load_movielens_100k(folder: str | Path) -> Interactions:
     if events.shape[1] != 4:
         raise DataError(f"{folder / 'u.data'}: expected 4 tab-separated columns; got {events.shape[1]}")
     titles, genres, years = {}, {}, {}
-    with open(folder / "u.item", encoding="latin-1") as lines:
+    with (folder / "u.item").open(encoding="latin-1") as lines:
         for number, line in enumerate(lines, start=1):
             fields = line.rstrip("\n").split("|")
             if len(fields) != 5 + len(_GENRES_100K):

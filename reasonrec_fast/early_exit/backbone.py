@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
-from transformers import PreTrainedModel
-
 from reasonrec_fast.early_exit import attention
 from reasonrec_fast.early_exit.layout import PackedLayout
 
@@ -22,7 +22,7 @@ class Backbone(nn.Module):
         TypeError: the model is not built that way.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         base = getattr(model, "model", model)
         missing = [name for name in ("embed_tokens", "layers", "norm", "rotary_emb") if not hasattr(base, name)]
@@ -31,7 +31,7 @@ class Backbone(nn.Module):
                 f"model: expected a decoder with embed_tokens, layers, norm and rotary_emb; "
                 f"{type(model).__name__} has no {', '.join(missing)}"
             )
-        self.base = base
+        self.base: Any = base
         self._own_attention = base.config._attn_implementation
         self.use_packed_attention()
 

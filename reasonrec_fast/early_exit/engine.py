@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -60,7 +61,7 @@ class EarlyExitModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.exits = exit_layers(backbone.num_layers, exits)
-        self.heads = nn.ModuleList(ExitHead(backbone.hidden_size, num_numbers, members) for _ in self.exits)
+        self.heads: Any = nn.ModuleList(ExitHead(backbone.hidden_size, num_numbers, members) for _ in self.exits)
 
     def all_exits(
         self, groups: Sequence[TokenGroup], numbers: torch.Tensor | None = None, targets: torch.Tensor | None = None

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from reasonrec_fast import ops
+from reasonrec_fast.ops.exit_confidence import Measure
 
 
 class ExitHead(nn.Module):
@@ -23,6 +24,8 @@ class ExitHead(nn.Module):
         units: width of the numbers' hidden layer.
     """
 
+    temperature: torch.Tensor
+
     def __init__(self, hidden_size: int, num_numbers: int = 0, members: int = 2, units: int = 32) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(hidden_size, eps=1e-5)
@@ -35,7 +38,7 @@ class ExitHead(nn.Module):
     def features(self, hidden: torch.Tensor, numbers: torch.Tensor | None) -> torch.Tensor:
         """What the linear heads read: float32 ``[B, D']``."""
         normalised = self.norm(hidden.float())
-        if self.units is None:
+        if self.units is None or numbers is None:
             return normalised
         return torch.cat([normalised, numbers, nn.functional.gelu(self.units(numbers))], -1)
 
@@ -44,7 +47,7 @@ class ExitHead(nn.Module):
         hidden: torch.Tensor,
         numbers: torch.Tensor | None = None,
         *,
-        measure: str = "ratio",
+        measure: Measure = "ratio",
         threshold: float | torch.Tensor | None = None,
         previous: torch.Tensor | None = None,
         targets: torch.Tensor | None = None,

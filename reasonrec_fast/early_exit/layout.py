@@ -79,7 +79,10 @@ class PackedLayout:
         cls, lengths: Sequence[tuple[int, tuple[int, ...]]], device: torch.device | str = "cpu"
     ) -> PackedLayout:
         """The layout of groups given as (prefix length, suffix lengths)."""
-        groups, positions, last, start = [], [], [], 0
+        groups: list[GroupLayout] = []
+        positions: list[int] = []
+        last: list[int] = []
+        start = 0
         for prefix, suffixes in lengths:
             width = max(suffixes)
             padded = [row * width + token for row, size in enumerate(suffixes) for token in range(size)]
@@ -105,8 +108,9 @@ class PackedLayout:
         Returns:
             the places of the tokens that stay, int64 ``[t]``, and their layout, in which row ``i`` is ``rows[i]``.
         """
-        staying, places, lengths = set(rows), [], []
-        first_row = 0
+        staying, first_row = set(rows), 0
+        places: list[int] = []
+        lengths: list[tuple[int, tuple[int, ...]]] = []
         for group in self.groups:
             starts = accumulate(group.suffixes, initial=group.start + group.prefix)
             kept = [

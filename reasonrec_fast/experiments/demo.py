@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from reasonrec_fast.data import Interactions, Split, load_movielens_small, sampl
 from reasonrec_fast.models.classical import FM, Bias, LightGCN, LightGCNConfig, Popularity
 from reasonrec_fast.models.optirag import OptiRAG
 from reasonrec_fast.models.optirag.dataset import RequestBuilder
-from reasonrec_fast.models.optirag.evidence import EvidenceBuilder
 from reasonrec_fast.models.optirag.full_depth import full_depth_scores
 from reasonrec_fast.models.optirag.model import log_odds
 
@@ -87,18 +87,18 @@ class _Timer:
         self.seconds: list[float] = []
         self.sizes: list[int] = []
 
-    def run(self, size: int, work: Callable[[], Any]) -> Any:
+    def run(self, batch: np.ndarray, score: Callable[[np.ndarray], Any]) -> Any:
         begin = time.perf_counter()
-        result = work()
+        result = score(batch)
         self.seconds.append(time.perf_counter() - begin)
-        self.sizes.append(size)
+        self.sizes.append(len(batch))
         return result
 
     def extend(self, other: _Timer) -> None:
         self.seconds += other.seconds
         self.sizes += other.sizes
 
-    def figures(self) -> dict[str, float]:
+    def figures(self) -> dict[str, Any]:
         latencies = np.repeat(self.seconds, self.sizes) * 1000
         return {
             "requests_per_s": sum(self.sizes) / sum(self.seconds),
@@ -152,23 +152,14 @@ class _Bench:
     def classical(self) -> None:
         data, split = self.data, self.split
         lightgcn = self._lightgcn()
-        models = {
+        models: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
             "popularity": Popularity().fit(data, split.train).score,
             "bias": Bias().fit(data, split.train).score,
             "lightgcn": lambda users, items: lightgcn.score(torch.from_numpy(users), torch.from_numpy(items)).numpy(),
             "fm": FM().fit(data, split.train, split.validation).score,
         }
-        for name, score in models.items():
-            timer = _Timer()
-            scores = np.concatenate(
-                [
-                    timer.run(len(batch), lambda batch=batch: score(data.users[batch], data.items[batch]))
-                    for batch in _batches(self.rows)
-                ]
-            )
-            validation = score(data.users[split.validation], data.items[split.validation])
-            platt = evaluation.fit_platt(data.labels[split.validation], validation)
-            self.add(name, scores, platt, timer)
+        for name, model in models.items():
+            self.batched(name, partial(_score_rows, model, data))
 
     def _lightgcn(self) -> LightGCN:
         data, train = self.data, self.split.train
@@ -182,22 +173,19 @@ class _Bench:
 
     def evidence_only(self, builder: RequestBuilder, places: np.ndarray) -> None:
         """A logistic regression on the numbers that the heads of the language models read."""
-        split, data = self.split, self.data
         numbers = builder.out_of_fold_evidence().numbers
         model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
         model.fit(numbers, builder.interactions.labels[builder.train_rows])
-        evidence: EvidenceBuilder = builder.evidence
-        timer = _Timer()
-        scores = np.concatenate(
-            [
-                timer.run(
-                    len(batch), lambda batch=batch: model.decision_function(evidence.build(places[batch]).numbers)
-                )
-                for batch in _batches(self.rows)
-            ]
+        self.batched(
+            "evidence_only", lambda rows: model.decision_function(builder.evidence.build(places[rows]).numbers)
         )
-        validation = model.decision_function(evidence.build(places[split.validation]).numbers)
-        self.add("evidence_only", scores, evaluation.fit_platt(data.labels[split.validation], validation), timer)
+
+    def batched(self, name: str, score: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Time a system that scores rows, batch by batch, and calibrate it on the validation part."""
+        timer = _Timer()
+        scores = np.concatenate([timer.run(batch, score) for batch in _batches(self.rows)])
+        validation = self.split.validation
+        self.add(name, scores, evaluation.fit_platt(self.data.labels[validation], score(validation)), timer)
 
     def language_models(
         self, models: dict[str, OptiRAG], builder: RequestBuilder, places: np.ndarray, timed: int, say: Say
@@ -218,15 +206,13 @@ class _Bench:
             rows = places[self.rows[at]]
             in_turns = done < timed
             timer = timers["optirag_in_turns" if in_turns else "optirag"]
-            predictions = timer.run(len(at), lambda rows=rows: exiting.predict(builder.requests(rows)))
+            predictions = timer.run(rows, lambda rows: exiting.predict(builder.requests(rows)))
             found[at], depth[at] = predictions.probability, predictions.depth
             requests = builder.requests(rows)
             cold[at] = OptiRAG.strata(requests)
             full_scores[at] = full.predict(requests, early_exit=False).probability
             if in_turns:
-                plain = timers["llm_full_depth"].run(
-                    len(at), lambda rows=rows: full_depth_scores(full, builder.requests(rows))
-                )
+                plain = timers["llm_full_depth"].run(rows, lambda rows: full_depth_scores(full, builder.requests(rows)))
                 worst = max(worst, float(np.abs(plain - full_scores[at]).max()))
             done += len(at)
         speeds = {name: timers[name].figures()["requests_per_s"] for name in ("optirag_in_turns", "llm_full_depth")}
@@ -267,6 +253,12 @@ class _Bench:
             requests=len(scores),
             **timer.figures(),
         )
+
+
+def _score_rows(
+    model: Callable[[np.ndarray, np.ndarray], np.ndarray], data: Interactions, rows: np.ndarray
+) -> np.ndarray:
+    return model(data.users[rows], data.items[rows])
 
 
 def _batches(rows: np.ndarray, size: int = 32) -> list[np.ndarray]:

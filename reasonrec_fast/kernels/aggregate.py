@@ -69,7 +69,7 @@ def propagate_kernel(
         keep = present
         if DROPOUT:
             drawn_seed = tl.load(seed)
-            if USER_SIDE:
+            if USER_SIDE:  # noqa: SIM108  (a compile-time branch)
                 drawn = edge_hash(drawn_seed, row, neighbour)
             else:
                 drawn = edge_hash(drawn_seed, neighbour, row)

@@ -111,15 +111,14 @@ def exit_confidence(
         positive,
         empty.long() if targets is None else targets,
     )
-    *statistics, prediction = results
-    confidence = statistics[2]
+    probability, yes, confidence, entropy, logsumexp, target_logprob, prediction = results
     if threshold is None:
         exits = torch.zeros_like(confidence, dtype=torch.bool)
     else:
         exits = confidence >= threshold
         if previous is not None:
             exits = exits & (confidence >= previous)
-    return ExitStatistics(prediction, *statistics, exits)
+    return ExitStatistics(prediction, probability, yes, confidence, entropy, logsumexp, target_logprob, exits)
 
 
 def exit_confidence_reference(

@@ -148,4 +148,4 @@ def test_wrong_settings():
     with pytest.raises(ValueError, match="template: expected one of"):
         Template.load("poems")
     with pytest.raises(RuntimeError, match="no retriever yet"):
-        OptiRAG.request_builder(type("Unfitted", (), {"knowledge": None})(), None)
+        OptiRAG._known(type("Unfitted", (), {"knowledge": None})())

@@ -62,7 +62,7 @@ class FM(nn.Module):
         optimizer = torch.optim.AdamW(self.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
         generator = np.random.default_rng(config.seed)
         labels = torch.from_numpy(interactions.labels).float()
-        best, best_state, waited = -1.0, None, 0
+        best, best_state, waited = -1.0, self.state_dict(), 0
         for _ in range(config.epochs):
             for rows in np.array_split(generator.permutation(train), max(len(train) // config.batch, 1)):
                 odds = self(interactions.users[rows], interactions.items[rows])

@@ -29,9 +29,8 @@ def load_language_model(name: str = DEFAULT_MODEL, dtype: torch.dtype | None = N
         if not path.is_file():
             raise FileNotFoundError(f"model: expected a GGUF file; there is none at {path}")
         name, options["gguf_file"] = str(path.parent), path.name
-    elif path.is_absolute() or name.startswith(".") or path.exists():
-        if not (path / "config.json").is_file():
-            raise FileNotFoundError(f"model: expected a folder with config.json; there is none at {path}")
+    elif (path.is_absolute() or name.startswith(".") or path.exists()) and not (path / "config.json").is_file():
+        raise FileNotFoundError(f"model: expected a folder with config.json; there is none at {path}")
     tokenizer = AutoTokenizer.from_pretrained(name, **options)
     if "gguf_file" in options:
         # Packed 4-bit weights would be unpacked again at every product.

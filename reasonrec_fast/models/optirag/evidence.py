@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -186,7 +187,7 @@ def _running(values: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros_like(values[:1], shape=(1, *values.shape[1:])), np.cumsum(values, axis=0)])
 
 
-def _smoothed(likes: np.ndarray, events: np.ndarray, base_rate: np.ndarray) -> np.ndarray:
+def _smoothed(likes: Any, events: Any, base_rate: Any) -> Any:
     return (likes + _PRIOR_EVENTS * base_rate) / (events + _PRIOR_EVENTS)
 
 

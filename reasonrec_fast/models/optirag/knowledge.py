@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,13 +95,13 @@ class Knowledge:
             words["titles"],
             {name: [tuple(values) for values in column] for name, column in words["attributes"].items()},
         )
-        columns = (tensors[name].numpy() for name in ("users", "items", "labels", "timestamps"))
+        users, items, labels, times = (tensors[name].numpy() for name in ("users", "items", "labels", "timestamps"))
         graph = InteractionGraph.load(folder / "graph.safetensors")
         retriever = Retriever.from_items(graph, tensors["item_embeddings"], tensors["item_bias"])
-        return cls(Interactions(*columns, words["users"], catalog), retriever)
+        return cls(Interactions(users, items, labels, times, words["users"], catalog), retriever)
 
 
-def _joint(mine: list[str], theirs: list[str]) -> tuple[list[str], np.ndarray]:
+def _joint(mine: Sequence[str], theirs: Sequence[str]) -> tuple[list[str], np.ndarray]:
     index = {name: place for place, name in enumerate(dict.fromkeys([*mine, *theirs]))}
     return list(index), np.array([index[name] for name in theirs], dtype=np.int64)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ class OptiRAG:
         language_model, self.tokenizer = load_language_model(self.config.backbone)
         lora = LoraConfig(r=self.config.lora_rank, lora_alpha=self.config.lora_alpha, target_modules="all-linear")
         torch.manual_seed(self.config.seed)
-        self.peft = get_peft_model(language_model, lora)
+        self.peft: Any = get_peft_model(language_model, lora)
         torch.manual_seed(self.config.seed)
         self.ranker = EarlyExitModel(
             Backbone(self.peft.get_base_model()),
@@ -99,7 +100,7 @@ class OptiRAG:
             if len(classes) != 2:
                 raise ValueError(f"split: expected both classes in {name}; got labels {classes.tolist()}")
         self.refit_retriever(interactions, split.train)
-        builder = self._builder(interactions, split.train, self.knowledge.retriever)
+        builder = self._builder(interactions, split.train, self._known().retriever)
         requests = builder.training_requests()
         self.mean = requests.numbers.mean(0)
         self.scale = np.where(requests.numbers.std(0) > 1e-6, requests.numbers.std(0), 1.0).astype(np.float32)
@@ -197,9 +198,7 @@ class OptiRAG:
         Raises:
             RuntimeError: the model has no retriever yet.
         """
-        if self.knowledge is None:
-            raise RuntimeError("the model has no retriever yet; call fit or refit_retriever")
-        joint, train_rows, places, retriever = self.knowledge.extended(interactions)
+        joint, train_rows, places, retriever = self._known().extended(interactions)
         return self._builder(joint, train_rows, retriever), places
 
     def predict(
@@ -235,8 +234,9 @@ class OptiRAG:
         """AUC, GAUC (all, and on items without a training rating) and mean depth on labelled rows."""
         found = self.predict(self.requests(interactions, rows), early_exit=early_exit)
         labels, users = interactions.labels[rows], interactions.users[rows]
-        rated = set(np.unique(self.knowledge.events.items))
-        known = {name: place for place, name in enumerate(self.knowledge.events.catalog.ids)}
+        events = self._known().events
+        rated = set(np.unique(events.items))
+        known = {name: place for place, name in enumerate(events.catalog.ids)}
         unrated = np.array(
             [known.get(interactions.catalog.ids[item]) not in rated for item in interactions.items[rows]]
         )
@@ -326,6 +326,11 @@ class OptiRAG:
         if (folder / "events.safetensors").is_file():
             model.knowledge = Knowledge.load(folder)
         return model
+
+    def _known(self) -> Knowledge:
+        if self.knowledge is None:
+            raise RuntimeError("the model has no retriever yet; call fit or refit_retriever")
+        return self.knowledge
 
     def _builder(self, interactions: Interactions, train_rows: np.ndarray, retriever: Retriever) -> RequestBuilder:
         return RequestBuilder(interactions, train_rows, retriever, self.tokenizer, self.config)

@@ -184,9 +184,9 @@ class PromptBuilder:
         """How often the user liked what has the target's attributes, before the request."""
         data, words = self.interactions, self.template
         column = data.catalog.attributes.get(words.profile_attribute)
-        wanted = column[int(data.items[row])][:_TARGET_VALUES] if column else ()
-        if not wanted:
+        if column is None:
             return ""
+        wanted = column[int(data.items[row])][:_TARGET_VALUES]
         history = self.evidence.histories.before(int(data.users[row]), int(data.timestamps[row]))
         entries = ""
         for value in wanted:
@@ -200,7 +200,8 @@ class PromptBuilder:
 
     def _shared(self, neighbours: np.ndarray, moment: int, seen: set[int]) -> list[int]:
         """Items that most of the nearest users liked before the moment and that the user has not met."""
-        data, counts = self.interactions, {}
+        data = self.interactions
+        counts: dict[int, int] = {}
         for user in neighbours[:10]:
             if user < 0:
                 break
