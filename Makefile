@@ -30,7 +30,7 @@ check: lint test
 
 # Slower than the tests: a wheel and a source distribution built, installed and used outside the checkout.
 verify: $(READY)
-	$(BIN)/python -m pytest -q tests/verify --override-ini testpaths=tests/verify $(ARGS)
+	$(BIN)/python -m pytest -q tests/verify -m verify $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python -m pytest -q benchmarks --benchmark-only $(ARGS)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+
 from reasonrec_fast.early_exit import attention
 from reasonrec_fast.early_exit.layout import PackedLayout
 
@@ -24,14 +25,14 @@ class Backbone(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        base = getattr(model, "model", model)
+        base: Any = getattr(model, "model", model)
         missing = [name for name in ("embed_tokens", "layers", "norm", "rotary_emb") if not hasattr(base, name)]
         if missing:
             raise TypeError(
                 f"model: expected a decoder with embed_tokens, layers, norm and rotary_emb; "
                 f"{type(model).__name__} has no {', '.join(missing)}"
             )
-        self.base: Any = base
+        self.base = base
         self._own_attention = base.config._attn_implementation
         self.use_packed_attention()
 

@@ -38,8 +38,10 @@ class ExitHead(nn.Module):
     def features(self, hidden: torch.Tensor, numbers: torch.Tensor | None) -> torch.Tensor:
         """What the linear heads read: float32 ``[B, D']``."""
         normalised = self.norm(hidden.float())
-        if self.units is None or numbers is None:
+        if self.units is None:
             return normalised
+        if numbers is None:
+            raise ValueError(f"numbers: expected [{len(hidden)}, {self.units.in_features}]; got None")
         return torch.cat([normalised, numbers, nn.functional.gelu(self.units(numbers))], -1)
 
     def forward(

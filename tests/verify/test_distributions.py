@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.verify
 ROOT = Path(__file__).resolve().parents[2]
 CHECK = (
     "import torch, reasonrec_fast as r; "
