@@ -46,6 +46,10 @@ class CMakeBuild(build_ext):
             configure.append("-GNinja")
         subprocess.run(configure, check=True)
         subprocess.run(["cmake", "--build", str(build), "--parallel", str(os.cpu_count() or 1)], check=True)
+        cuda_library = output / "_C_cuda.so"
+        if self.inplace and cuda_library.is_file() and output != ROOT / "reasonrec_fast":
+            # setuptools brings the extension that it knows into the source tree, and not the other library.
+            shutil.copy2(cuda_library, ROOT / "reasonrec_fast" / cuda_library.name)
 
 
 setup(ext_modules=[Extension("reasonrec_fast._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from reasonrec_fast.ops import library  # noqa: F401  (loads the schemas)
+
 
 class Route(NamedTuple):
     """Where ``B`` rows go.
@@ -126,13 +128,28 @@ def _route_to(
     destination: torch.Tensor, num_destinations: int, capacity: torch.Tensor, score: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Stable sorts alone; no value is read back to the host."""
-    bounds = torch.arange(num_destinations + 1, device=destination.device)
     if capacity.numel():
+        bounds = torch.arange(num_destinations + 1, device=destination.device)
         destination = _within_capacity(destination, bounds, capacity, score)
+    native = destination.is_cuda and _has_cuda_library() and num_destinations <= _CUDA_DESTINATIONS
+    partition = torch.ops.reasonrec_fast.partition if native else _partition
+    return (*partition(destination, num_destinations), destination.clone())
+
+
+_CUDA_DESTINATIONS = 32
+
+
+def _has_cuda_library() -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key("reasonrec_fast::partition", "CUDA")
+
+
+def _partition(destination: torch.Tensor, num_destinations: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Order, inverse and offsets of a stable partition."""
     ordered, order = torch.sort(destination, stable=True)
     inverse = torch.empty_like(order)
     inverse[order] = torch.arange(order.numel(), device=order.device)
-    return order, inverse, torch.searchsorted(ordered, bounds), destination.clone()
+    bounds = torch.arange(num_destinations + 1, device=destination.device)
+    return order, inverse, torch.searchsorted(ordered, bounds)
 
 
 def _within_capacity(
