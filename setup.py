@@ -46,9 +46,12 @@ class CMakeBuild(build_ext):
             configure.append("-GNinja")
         subprocess.run(configure, check=True)
         subprocess.run(["cmake", "--build", str(build), "--parallel", str(os.cpu_count() or 1)], check=True)
-        cuda_library = output / "_C_cuda.so"
-        if self.inplace and cuda_library.is_file() and output != ROOT / "reasonrec_fast":
-            # setuptools brings the extension that it knows into the source tree, and not the other library.
+
+    def copy_extensions_to_source(self) -> None:
+        """Bring the other library too, which setuptools does not know."""
+        super().copy_extensions_to_source()
+        cuda_library = Path(self.build_lib, "reasonrec_fast", "_C_cuda.so")
+        if cuda_library.is_file():
             shutil.copy2(cuda_library, ROOT / "reasonrec_fast" / cuda_library.name)
 
 
