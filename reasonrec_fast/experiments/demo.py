@@ -120,21 +120,22 @@ def run_demo(*, sample: int | None = 2000, timed: int = 192, say: Say = print) -
     split = split_by_time(interactions)
     rows = split.test if sample is None else sample_of_users(interactions, split.test, sample)
     say(f"MovieLens latest-small: {len(split.train)} training events, {len(rows)} test requests")
-    models = {}
-    for name, folder in (("optirag", "movielens"), ("llm_full_depth", "movielens-full-depth")):
-        models[name] = OptiRAG.from_pretrained(PRETRAINED / folder)
+    exiting, full = OptiRAG.from_pretrained(PRETRAINED / "movielens"), None
+    if (PRETRAINED / "movielens-full-depth").is_dir():
+        full = OptiRAG.from_pretrained(PRETRAINED / "movielens-full-depth")
+    else:
+        say("llm_full_depth is left out: its adapters are not in this checkout (make train-demo makes them)")
     say("Training the retriever")
-    models["optirag"].refit_retriever(interactions, split.train)
-    models["llm_full_depth"].knowledge = models["optirag"].knowledge
+    exiting.refit_retriever(interactions, split.train)
     bench = _Bench(interactions, split, rows)
     say("Training the baselines")
     bench.classical()
     say("Evidence without the language model")
-    builder, places = models["optirag"].request_builder(interactions)
+    builder, places = exiting.request_builder(interactions)
     bench.evidence_only(builder, places)
     say("Language models")
-    bench.language_models(models, builder, places, timed, say)
-    records = [bench.records[name] for name in SYSTEMS]
+    bench.language_models(exiting, full, builder, places, timed, say)
+    records = [bench.records[name] for name in SYSTEMS if name in bench.records]
     return Comparison(records, rows, bench.scores, bench.unrated, interactions)
 
 
@@ -188,46 +189,48 @@ class _Bench:
         self.add(name, scores, evaluation.fit_platt(self.data.labels[validation], score(validation)), timer)
 
     def language_models(
-        self, models: dict[str, OptiRAG], builder: RequestBuilder, places: np.ndarray, timed: int, say: Say
+        self,
+        exiting: OptiRAG,
+        full: OptiRAG | None,
+        builder: RequestBuilder,
+        places: np.ndarray,
+        timed: int,
+        say: Say,
     ) -> None:
         """Early exit is timed on every batch; full depth, through plain transformers, on some of the same batches
         in turns with it. Its scores on the rest come from the packed engine with exits off."""
-        exiting, full = models["optirag"], models["llm_full_depth"]
         size = len(self.rows)
         found, full_scores = np.empty(size), np.empty(size)
         depth, cold = np.empty(size, dtype=np.int64), np.empty(size, dtype=np.int64)
-        timers = {"optirag": _Timer(), "optirag_in_turns": _Timer(), "llm_full_depth": _Timer()}
-        by_user = np.lexsort((self.rows, self.users))
-        batches = _batches(by_user)
+        exit_timer, turns_timer, full_timer = _Timer(), _Timer(), _Timer()
+        batches = _batches(np.lexsort((self.rows, self.users)))
         builder.requests(places[self.rows[batches[0]]])  # warms the tokenizer's cache and the thread pool
-        worst, done = 0.0, 0
+        worst = 0.0
         for number in np.random.default_rng(0).permutation(len(batches)):
             at = batches[number]
             rows = places[self.rows[at]]
-            in_turns = done < timed
-            timer = timers["optirag_in_turns" if in_turns else "optirag"]
+            in_turns = full is not None and sum(full_timer.sizes) < timed
+            timer = turns_timer if in_turns else exit_timer
             predictions = timer.run(rows, lambda rows: exiting.predict(builder.requests(rows)))
             found[at], depth[at] = predictions.probability, predictions.depth
             requests = builder.requests(rows)
             cold[at] = OptiRAG.strata(requests)
-            full_scores[at] = full.predict(requests, early_exit=False).probability
-            if in_turns:
-                plain = timers["llm_full_depth"].run(rows, lambda rows: full_depth_scores(full, builder.requests(rows)))
-                worst = max(worst, float(np.abs(plain - full_scores[at]).max()))
-            done += len(at)
-        speeds = {name: timers[name].figures()["requests_per_s"] for name in ("optirag_in_turns", "llm_full_depth")}
-        say(
-            f"In turns on {sum(timers['llm_full_depth'].sizes)} requests: early exit "
-            f"{speeds['optirag_in_turns'] / speeds['llm_full_depth']:.1f} times the requests per second of full depth "
-            f"through transformers, whose scores differ from the packed engine's by at most {worst:.4f}"
-        )
-        timers["optirag"].extend(timers["optirag_in_turns"])
+            if full is not None:
+                full_scores[at] = full.predict(requests, early_exit=False).probability
+                if in_turns:
+                    plain = full_timer.run(rows, partial(_plain_scores, full, builder))
+                    worst = max(worst, float(np.abs(plain - full_scores[at]).max()))
         depths = (depth.mean(), *(depth[cold == s].mean() if (cold == s).any() else None for s in (0, 1)))
-        self.add("optirag", log_odds(found), exiting.platt["early_exit"], timers["optirag"], depths)
-        layers = float(full.ranker.backbone.num_layers)
-        self.add(
-            "llm_full_depth", log_odds(full_scores), full.platt["full_depth"], timers["llm_full_depth"], (layers,) * 3
-        )
+        exit_timer.extend(turns_timer)
+        self.add("optirag", log_odds(found), exiting.platt["early_exit"], exit_timer, depths)
+        if full is not None:
+            layers = float(full.ranker.backbone.num_layers)
+            self.add("llm_full_depth", log_odds(full_scores), full.platt["full_depth"], full_timer, (layers,) * 3)
+            ratio = turns_timer.figures()["requests_per_s"] / full_timer.figures()["requests_per_s"]
+            say(
+                f"In turns on {sum(full_timer.sizes)} requests: early exit {ratio:.1f} times the requests per second "
+                f"of full depth through transformers, whose scores differ from the packed engine's by {worst:.4f}"
+            )
 
     def add(
         self,
@@ -253,6 +256,10 @@ class _Bench:
             requests=len(scores),
             **timer.figures(),
         )
+
+
+def _plain_scores(model: OptiRAG, builder: RequestBuilder, rows: np.ndarray) -> np.ndarray:
+    return full_depth_scores(model, builder.requests(rows))
 
 
 def _score_rows(

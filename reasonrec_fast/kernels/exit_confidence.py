@@ -61,7 +61,7 @@ def stream_kernel(
 ):  # fmt: skip
     rows = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
     present = rows < batch
-    inverse_temperature = (1.0 / tl.load(temperature)).to(tl.float32)
+    inverse_temperature = 1.0 / tl.load(temperature).to(tl.float32)
     maximum = tl.full((BLOCK_B,), float("-inf"), tl.float32)
     second = tl.full((BLOCK_B,), float("-inf"), tl.float32)
     argmax = tl.zeros((BLOCK_B,), tl.int64)
@@ -117,7 +117,7 @@ def ensemble_kernel(
     rows = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
     present = rows < batch
     columns = tl.arange(0, BLOCK_C)
-    inverse_temperature = (1.0 / tl.load(temperature)).to(tl.float32)
+    inverse_temperature = 1.0 / tl.load(temperature).to(tl.float32)
     mean = tl.zeros((BLOCK_B, BLOCK_C), tl.float32)
     for member in range(MEMBERS):
         skip = member * classes
@@ -184,7 +184,7 @@ def exit_confidence(
     grid = (triton.cdiv(batch, options["BLOCK_B"]),)
     inputs = (hidden, heads, bias.contiguous(), temperature, targets.contiguous())
     if members == 1:
-        block_c = min(max(triton.next_power_of_2(classes), 16), 128)
+        block_c = min(max(triton.next_power_of_2(classes), 16), 64)
         stream_kernel[grid](*inputs, *outputs, *scalars, BLOCK_C=block_c, **options)
     else:
         block_c = max(triton.next_power_of_2(classes), 16)

@@ -1,0 +1,105 @@
+"""The command line on a tiny random model."""
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from reasonrec_fast.cli.main import app
+
+
+@pytest.fixture
+def files(events, config, tmp_path):
+    table = pd.DataFrame(
+        {
+            "user": [events.user_ids[u] for u in events.users],
+            "item": [events.catalog.ids[i] for i in events.items],
+            "label": events.labels,
+            "timestamp": events.timestamps,
+        }
+    )
+    table.to_csv(tmp_path / "events.csv", index=False)
+    items = pd.DataFrame(
+        {
+            "id": events.catalog.ids,
+            "title": events.catalog.titles,
+            "genres": ["|".join(g) for g in events.catalog.attributes["genres"]],
+        }
+    )
+    items.to_csv(tmp_path / "items.csv", index=False)
+    (tmp_path / "config.json").write_text(json.dumps(asdict(config)))
+    return tmp_path
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def train(files, *more):
+    return run(
+        "optirag", "train", "--data", files / "events.csv", "--items", files / "items.csv",
+        "--config", files / "config.json", "--output", files / "model", *more,
+    )  # fmt: skip
+
+
+def test_train_evaluate_predict(files):
+    done = train(files)
+    assert done.exit_code == 0, done.output
+    assert not (files / "model" / "training.safetensors").exists()
+    done = run(
+        "optirag",
+        "evaluate",
+        "--model",
+        files / "model",
+        "--data",
+        files / "events.csv",
+        "--items",
+        files / "items.csv",
+    )
+    assert done.exit_code == 0, done.output
+    metrics = json.loads(done.stdout.strip().splitlines()[-1])
+    assert 0 <= metrics["auc"] <= 1
+    requests = pd.DataFrame(
+        {"user": ["u1", "new"], "item": ["f3", "f3"], "label": [np.nan, np.nan], "timestamp": [20_000, 20_000]}
+    )
+    requests.to_csv(files / "requests.csv", index=False)
+    done = run(
+        "optirag", "predict", "--model", files / "model", "--data", files / "requests.csv", "--output", files / "s.csv"
+    )
+    assert done.exit_code == 0, done.output
+    scores = pd.read_csv(files / "s.csv")
+    assert list(scores) == ["user", "item", "timestamp", "probability", "depth"]
+    assert scores["probability"].between(0, 1).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "--data", "nowhere.csv", "--output", "x"), "path: there is no file nowhere.csv"),
+        (("train", "--data", "{events}", "--output", "x", "--split", "random"), "split: expected user_time"),
+        (("train", "--data", "{events}", "--output", "x", "--exits", "a"), "exits: expected layers"),
+        (("train", "--data", "{events}", "--output", "x", "--backbone", "./none"), "model: expected a folder"),
+        (("evaluate", "--model", "nowhere", "--data", "{events}"), "folder: expected a saved model"),
+        (("predict", "--model", "nowhere", "--data", "{events}", "--output", "x"), "folder: expected a saved model"),
+    ],
+)
+def test_errors_are_one_line(files, arguments, message):
+    filled = [argument.replace("{events}", str(files / "events.csv")) for argument in arguments]
+    done = run("optirag", *filled)
+    assert done.exit_code == 2
+    lines = [line for line in done.output.splitlines() if line.strip()]
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def test_predict_without_requests(files):
+    assert train(files, "--samples", "8").exit_code == 0
+    done = run(
+        "optirag", "predict", "--model", files / "model", "--data", files / "events.csv", "--output", files / "s.csv"
+    )
+    assert done.exit_code == 2
+    assert "expected rows without a label" in done.output
+    assert not (files / "s.csv").exists()
