@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,15 @@ import typer
 from rich.table import Table
 
 from reasonrec_fast.cli.console import clear_errors, console, progress_bar
-from reasonrec_fast.data import Interactions, load_interactions, load_movielens_100k, load_movielens_small
+from reasonrec_fast.data import (
+    Instruction,
+    Interactions,
+    is_instruction_file,
+    load_instructions,
+    load_interactions,
+    load_movielens_100k,
+    load_movielens_small,
+)
 from reasonrec_fast.data.split import SplitKind, split_by_time
 from reasonrec_fast.files import read_json, replacing
 
@@ -24,7 +32,10 @@ app = typer.Typer(no_args_is_help=True, help="OptiRAG-Rec: click-through predict
 
 DataOption = Annotated[
     str,
-    typer.Option(help="movielens-small, the folder of MovieLens 100K, or a .csv, .parquet or .jsonl of interactions"),
+    typer.Option(
+        help="movielens-small, the folder of MovieLens 100K, a .csv, .parquet or .jsonl of interactions, or a .json or "
+        ".jsonl of instructions"
+    ),
 ]
 ItemsOption = Annotated[Path | None, typer.Option(help="what is known of the items (id, title, attributes)")]
 SplitOption = Annotated[str, typer.Option(help="user_time, global_time or leave_one_out")]
@@ -42,21 +53,28 @@ def train(
     backbone: Annotated[str | None, typer.Option(help="language model: a name, a folder or a GGUF file")] = None,
     without_knowledge: Annotated[bool, typer.Option(help="store adapters and heads alone")] = False,
 ) -> None:
-    """Train a model, calibrate it on validation and store it."""
+    """Train a model, calibrate it on validation (of an instruction file: on its last fifth) and store it."""
     with clear_errors():
-        interactions = load_data(data, items)
-        parts = split_by_time(interactions, _split_kind(split))
         settings = _settings(config, samples, exits, backbone)
+        instructions = is_instruction_file(data)
+        if instructions:
+            settings = replace(settings, read_numbers=False)
+            records, held_out = _train_and_validation(load_instructions(data))
+        else:
+            interactions = load_data(data, items)
+            parts = split_by_time(interactions, _split_kind(split))
         from reasonrec_fast.models.optirag import OptiRAG
 
         model = OptiRAG(settings)
         with progress_bar("Training") as update:
-            model.fit(
-                interactions,
-                parts,
-                checkpoint=output / "training.safetensors",
-                progress=lambda step, steps, loss: update(step, steps, f"loss {loss:.4f}"),
-            )
+            watched: dict[str, Any] = {
+                "checkpoint": output / "training.safetensors",
+                "progress": lambda step, steps, loss: update(step, steps, f"loss {loss:.4f}"),
+            }
+            if instructions:
+                model.fit_instructions(records, held_out, **watched)
+            else:
+                model.fit(interactions, parts, **watched)
         model.save_pretrained(output, knowledge=not without_knowledge)
         (output / "training.safetensors").unlink(missing_ok=True)
         console.print(f"Model written to {output}")
@@ -70,14 +88,17 @@ def evaluate(
     split: SplitOption = "user_time",
     full_depth: Annotated[bool, typer.Option(help="read every layer")] = False,
 ) -> None:
-    """Metrics on the test part, as JSON on standard output."""
+    """Metrics on the test part (of an instruction file: on all of it), as JSON on standard output."""
     with clear_errors():
-        interactions = load_data(data, items)
-        parts = split_by_time(interactions, _split_kind(split))
         loaded = load_model(model)
-        if loaded.knowledge is None:
-            loaded.refit_retriever(interactions, parts.train)
-        metrics = loaded.evaluate(interactions, parts.test, early_exit=not full_depth)
+        if is_instruction_file(data):
+            metrics = loaded.evaluate_instructions(load_instructions(data), early_exit=not full_depth)
+        else:
+            interactions = load_data(data, items)
+            parts = split_by_time(interactions, _split_kind(split))
+            if loaded.knowledge is None:
+                loaded.refit_retriever(interactions, parts.train)
+            metrics = loaded.evaluate(interactions, parts.test, early_exit=not full_depth)
     table = Table("metric", "value")
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4f}")
@@ -133,6 +154,11 @@ def load_data(data: str, items: Path | None) -> Interactions:
     if Path(data).is_dir():
         return load_movielens_100k(data)
     return load_interactions(data, items)
+
+
+def _train_and_validation(records: list[Instruction]) -> tuple[list[Instruction], list[Instruction]]:
+    cut = len(records) - max(len(records) // 5, 1)
+    return records[:cut], records[cut:]
 
 
 def load_model(folder: Path) -> OptiRAG:

@@ -1,7 +1,7 @@
 """Data sets: loading, splitting by time, and what was known when."""
 
 from reasonrec_fast.data.errors import DataError
-from reasonrec_fast.data.instructions import Instruction, load_instructions
+from reasonrec_fast.data.instructions import Instruction, is_instruction_file, load_instructions
 from reasonrec_fast.data.interactions import UNLABELLED, Catalog, Interactions
 from reasonrec_fast.data.movielens import load_movielens_100k, load_movielens_small
 from reasonrec_fast.data.split import Split, sample_of_users, split_by_time
@@ -16,6 +16,7 @@ __all__ = [
     "Interactions",
     "Split",
     "Timeline",
+    "is_instruction_file",
     "load_instructions",
     "load_interactions",
     "load_movielens_100k",

@@ -49,6 +49,16 @@ def load_instructions(path: str | Path) -> list[Instruction]:
     return [_instruction(record, path, number) for number, record in enumerate(records, start=1)]
 
 
+def is_instruction_file(path: str | Path) -> bool:
+    """Whether a path names instructions rather than interactions: a ``.json`` file, or a ``.jsonl`` file whose first
+    record has the key ``instruction``."""
+    path = Path(path)
+    if path.suffix == ".jsonl" and path.is_file():
+        with path.open(encoding="utf-8") as lines:
+            return '"instruction"' in next(filter(str.strip, lines), "")
+    return path.suffix == ".json"
+
+
 def _instruction(record: object, path: Path, number: int) -> Instruction:
     if not isinstance(record, dict) or not {"instruction", "input", "output"} <= set(record):
         raise DataError(f"{path}, record {number}: expected the keys instruction, input and output; got {record!r:.80}")

@@ -29,6 +29,9 @@ class Timeline:
         counts = np.bincount(keys[rows], minlength=num_keys)
         self.indptr = np.concatenate([[0], np.cumsum(counts)])
         self.times = timestamps[self.rows]
+        # One ascending number for key and time, so that many keys are looked up at once.
+        self._moments = np.unique(self.times)
+        self._order = keys[self.rows] * (len(self._moments) + 1) + np.searchsorted(self._moments, self.times)
 
     @classmethod
     def of_users(cls, interactions: Interactions, rows: np.ndarray | None = None) -> Timeline:
@@ -46,6 +49,11 @@ class Timeline:
         """How many of a key's events happened strictly before each moment."""
         start, end = self.indptr[key], self.indptr[key + 1]
         return np.searchsorted(self.times[start:end], moment, side="left")
+
+    def places_before(self, keys: np.ndarray, moments: np.ndarray) -> np.ndarray:
+        """Ends in ``rows`` of each key's events strictly before each moment (the two are broadcast)."""
+        rank = np.searchsorted(self._moments, moments, side="left")
+        return np.searchsorted(self._order, keys * (len(self._moments) + 1) + rank, side="left")
 
     def before(self, key: int, moment: int) -> np.ndarray:
         """Rows of a key strictly before a moment, oldest first."""

@@ -44,6 +44,19 @@ class Backbone(nn.Module):
         """Attend as transformers does by itself, so that the plain model can be called."""
         self.base.set_attn_implementation(self._own_attention)
 
+    def keep_layers(self, count: int) -> None:
+        """Drop every layer after the first ``count``.
+
+        Raises:
+            ValueError: there are fewer.
+        """
+        if not 1 <= count <= self.num_layers:
+            raise ValueError(f"layers: expected a number in [1, {self.num_layers}]; got {count}")
+        del self.base.layers[count:]
+        self.base.config.num_hidden_layers = count
+        if getattr(self.base.config, "layer_types", None):
+            self.base.config.layer_types = self.base.config.layer_types[:count]
+
     @property
     def num_layers(self) -> int:
         return len(self.base.layers)

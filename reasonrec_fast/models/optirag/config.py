@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from reasonrec_fast.models.classical.lightgcn import LightGCNConfig
 from reasonrec_fast.models.optirag.backbone import DEFAULT_MODEL
+from reasonrec_fast.ops.exit_confidence import MEASURES, Measure
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,11 @@ class OptiRAGConfig:
         backbone: language model: a name, a folder or a GGUF file.
         template: wording of the prompts.
         prefix_tokens, suffix_tokens, slate_size: token budgets, and candidates that share a prefix.
-        use_evidence: whether prompts and heads see what similar users share and say.
+        layers: how many of the backbone's layers are kept; None for all.
+        retrieval: how similar users are found: ``"gcn"``, ``"text"`` (embeddings of what they liked; a peer to
+            compare with) or ``"none"`` (prompts and heads see nothing of similar users).
         num_neighbours: similar users who vote.
+        read_numbers: whether the heads read the retriever's numbers beside the hidden state.
         exits: layers with heads; None spreads six over the depth.
         members: ensemble size of each head.
         lora_rank, lora_alpha: of the adapters on every linear layer.
@@ -30,6 +34,7 @@ class OptiRAGConfig:
         warm_start_steps: steps in which the heads first learn from the numbers alone.
         cold_share: share of training requests whose item is shown as if nobody had rated it.
         folds: parts of the users whose evidence comes from a retriever that never saw them.
+        measure, trend: how confidence is measured, and whether it must not have fallen since the exit before.
         calibration_requests: validation requests (of whole users) that temperatures and thresholds come from.
         max_auc_loss, max_cold_gauc_loss: what early exit may cost on validation.
         seed: of everything random.
@@ -41,25 +46,34 @@ class OptiRAGConfig:
     prefix_tokens: int = 128
     suffix_tokens: int = 64
     slate_size: int = 8
-    use_evidence: bool = True
+    layers: int | None = None
+    retrieval: Literal["gcn", "text", "none"] = "gcn"
     num_neighbours: int = 100
+    read_numbers: bool = True
     exits: tuple[int, ...] | None = None
     members: int = 2
     lora_rank: int = 8
     lora_alpha: int = 16
-    samples: int = 9_000
+    samples: int = 8_000
     batch_slates: int = 4
     learning_rate: float = 5e-4
     head_learning_rate: float = 2e-3
     depth_decay: float = 0.98
     warm_start_steps: int = 600
-    cold_share: float = 0.2
+    cold_share: float = 0.35
     folds: int = 5
+    measure: Measure = "ratio"
+    trend: bool = False
     calibration_requests: int = 3_000
     max_auc_loss: float = 0.002
     max_cold_gauc_loss: float = 0.005
     seed: int = 0
     retriever: LightGCNConfig = field(default_factory=lambda: LightGCNConfig(weight_decay=1e-3))
+
+    def __post_init__(self) -> None:
+        for name, known in (("retrieval", ("gcn", "text", "none")), ("measure", MEASURES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: expected one of {known}; got {getattr(self, name)!r}")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -12,7 +12,7 @@ import torch
 from reasonrec_fast.data.interactions import Interactions
 from reasonrec_fast.early_exit.layout import TokenGroup
 from reasonrec_fast.models.optirag.config import OptiRAGConfig
-from reasonrec_fast.models.optirag.evidence import Evidence, EvidenceBuilder
+from reasonrec_fast.models.optirag.evidence import NUMBERS, Evidence, EvidenceBuilder
 from reasonrec_fast.models.optirag.prompt import PromptBuilder, Slate, Template
 from reasonrec_fast.models.optirag.retriever import Retriever
 
@@ -25,12 +25,14 @@ class Requests:
         rows: rows of the interactions, ``[N]``.
         labels: int64 ``[N]``.
         numbers: float32 ``[N, F]``, not standardised.
+        cold: whether nobody had rated the item, bool ``[N]``.
         slates: prompts; a slate's ``rows`` are places in ``rows``.
     """
 
     rows: np.ndarray
     labels: np.ndarray
     numbers: np.ndarray
+    cold: np.ndarray
     slates: list[Slate]
 
     def batch(
@@ -50,6 +52,7 @@ class RequestBuilder:
         retriever: trained on those rows.
         tokenizer: of the backbone.
         config: settings.
+        item_vectors: embeddings of the items' texts, for retrieval by text.
     """
 
     def __init__(
@@ -59,22 +62,33 @@ class RequestBuilder:
         retriever: Retriever,
         tokenizer: Any,
         config: OptiRAGConfig,
+        item_vectors: torch.Tensor | None = None,
     ) -> None:
         self.interactions, self.train_rows, self.config = interactions, train_rows, config
-        self.evidence = EvidenceBuilder(interactions, train_rows, retriever, config.num_neighbours)
+        self._item_vectors = item_vectors
+        self._template = Template.load(config.template)
+        self.evidence = self._evidence(retriever)
         self.prompts = PromptBuilder(
             self.evidence,
-            Template.load(config.template),
+            self._template,
             tokenizer,
             prefix_tokens=config.prefix_tokens,
             suffix_tokens=config.suffix_tokens,
             slate_size=config.slate_size,
-            use_evidence=config.use_evidence,
+            tell_similar=config.retrieval != "none",
         )
 
-    def requests(self, rows: np.ndarray) -> Requests:
-        """Requests of rows outside the training part."""
-        return self._with_prompts(rows, self.evidence.build(rows))
+    def requests(self, rows: np.ndarray, *, unrated: bool = False) -> Requests:
+        """Requests of rows outside the training part.
+
+        Args:
+            rows: rows of the interactions.
+            unrated: show their items as if nobody had rated them.
+        """
+        evidence = self.evidence.build(rows)
+        if unrated:
+            self._forget_items(evidence, rows, np.ones(len(rows), dtype=bool))
+        return self._with_prompts(rows, evidence)
 
     def training_requests(self) -> Requests:
         """Requests of the training rows. No evidence knows its own edge: a user's evidence comes from a retriever
@@ -84,10 +98,7 @@ class RequestBuilder:
         """
         evidence = self.out_of_fold_evidence()
         cold = np.random.default_rng(self.config.seed).random(len(self.train_rows)) < self.config.cold_share
-        hidden = evidence.numbers[cold]
-        self.evidence.forget_items(hidden, self.train_rows[cold])
-        evidence.numbers[cold] = hidden
-        evidence.votes[cold] = 0
+        self._forget_items(evidence, self.train_rows, cold)
         return self._with_prompts(self.train_rows, evidence)
 
     def out_of_fold_evidence(self) -> Evidence:
@@ -97,16 +108,31 @@ class RequestBuilder:
         parts: dict[str, np.ndarray] = {}
         for number in range(config.folds):
             inside = fold[data.users[rows]] == number
-            retriever = Retriever.train(data, rows[~inside], config.retriever)
-            built = EvidenceBuilder(data, rows, retriever, config.num_neighbours).build(rows[inside])
+            retriever = Retriever.train(data, rows[~inside], config.retriever, self._item_vectors)
+            built = self._evidence(retriever).build(rows[inside])
             for name, values in vars(built).items():
-                whole = parts.setdefault(name, np.zeros((len(rows), values.shape[1]), dtype=values.dtype))
+                whole = parts.setdefault(name, np.zeros((len(rows), *values.shape[1:]), dtype=values.dtype))
                 whole[inside] = values
         return Evidence(**parts)
 
+    def _evidence(self, retriever: Retriever) -> EvidenceBuilder:
+        return EvidenceBuilder(
+            self.interactions,
+            self.train_rows,
+            retriever,
+            self.config.num_neighbours,
+            self._template.taste_attribute,
+        )
+
+    def _forget_items(self, evidence: Evidence, rows: np.ndarray, which: np.ndarray) -> None:
+        hidden = evidence.numbers[which]
+        self.evidence.forget_items(hidden, rows[which])
+        evidence.numbers[which] = hidden
+        evidence.votes[which] = 0
+
     def _with_prompts(self, rows: np.ndarray, evidence: Evidence) -> Requests:
-        numbers = evidence.numbers
-        if not self.config.use_evidence:
-            numbers = numbers.copy()
-            self.evidence.forget_items(numbers, rows)
-        return Requests(rows, self.interactions.labels[rows], numbers, self.prompts.slates(rows, evidence))
+        if self.config.retrieval == "none":
+            self.evidence.forget_retrieved(evidence.numbers)
+        cold = evidence.numbers[:, NUMBERS.index("item_events")] <= 0
+        slates = self.prompts.slates(rows, evidence)
+        return Requests(rows, self.interactions.labels[rows], evidence.numbers, cold, slates)

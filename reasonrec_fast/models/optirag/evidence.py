@@ -11,6 +11,7 @@ import torch
 from reasonrec_fast.data.interactions import UNLABELLED, Interactions
 from reasonrec_fast.data.timeline import Timeline
 from reasonrec_fast.models.optirag.retriever import Retriever
+from reasonrec_fast.models.optirag.taste import Taste, value_table
 
 NUMBERS = (
     "user_rate",
@@ -22,11 +23,14 @@ NUMBERS = (
     "vote",
     "vote_events",
     "graph_score",
-    "graph_bias",
+    "item_bias",
     "like_similarity",
     "dislike_similarity",
 )
 """Columns of :attr:`Evidence.numbers`, in order."""
+
+RETRIEVED = ("vote", "vote_events", "graph_score", "like_similarity", "dislike_similarity")
+"""Those that come from the retriever's embeddings; the others are counts of the user and of the item."""
 
 _RECENT = 10
 _PRIOR_EVENTS = 5.0
@@ -42,14 +46,15 @@ class Evidence:
         numbers: float32 ``[N, len(NUMBERS)]``.
         votes: likes and all votes on the item among the similar users, int64 ``[N, 2]``.
         neighbours: similar users, nearest first, int64 ``[N, k]`` (-1: none).
+        taste: for the item's first ``V`` attribute values, how much more often than usual the user
+            (column 0) and the similar users (column 1) liked items that have it, float32 ``[N, V, 2]``;
+            NaN where they met none.
     """
 
     numbers: np.ndarray
     votes: np.ndarray
     neighbours: np.ndarray
-
-    def __getitem__(self, index: np.ndarray) -> Evidence:
-        return Evidence(self.numbers[index], self.votes[index], self.neighbours[index])
+    taste: np.ndarray
 
 
 class EvidenceBuilder:
@@ -63,10 +68,16 @@ class EvidenceBuilder:
         train_rows: the rows that others may learn from.
         retriever: embeddings over the same users and items.
         num_neighbours: similar users who vote.
+        attribute: of the items, whose values :attr:`Evidence.taste` is about; unknown to the catalogue: all NaN.
     """
 
     def __init__(
-        self, interactions: Interactions, train_rows: np.ndarray, retriever: Retriever, num_neighbours: int = 100
+        self,
+        interactions: Interactions,
+        train_rows: np.ndarray,
+        retriever: Retriever,
+        num_neighbours: int = 100,
+        attribute: str = "genres",
     ) -> None:
         self.interactions = interactions
         self.retriever = retriever
@@ -78,6 +89,9 @@ class EvidenceBuilder:
         self._train_times = interactions.timestamps[train_rows]
         self._train_likes = _running(interactions.labels[train_rows])
         self.residuals = self._residuals(train_rows)
+        values = value_table(interactions.catalog.attributes.get(attribute), interactions.num_items)
+        self._own_taste = Taste(self.histories, interactions.labels, interactions.items, values)
+        self._others_taste = Taste(self.others, interactions.labels, interactions.items, values)
         self._messages = retriever.item_messages().numpy()
         self._items = retriever.item_embeddings.numpy()
         self._bias = retriever.item_bias.numpy()
@@ -94,7 +108,16 @@ class EvidenceBuilder:
         for places in np.split(order, starts[1:]):
             if len(places):
                 numbers[places], votes[places], neighbours[places] = self._of_user(rows[places])
-        return Evidence(numbers, votes, neighbours)
+        items, moments = self.interactions.items[rows], self.interactions.timestamps[rows]
+        base_rate = self.base_rate(moments)
+        taste = np.stack(
+            [
+                self._own_taste.lift(items, users[:, None], moments, base_rate),
+                self._others_taste.lift(items, neighbours, moments, base_rate),
+            ],
+            axis=2,
+        )
+        return Evidence(numbers, votes, neighbours, taste)
 
     def forget_items(self, numbers: np.ndarray, rows: np.ndarray) -> None:
         """Write into ``numbers [n, len(NUMBERS)]`` what requests ``rows`` would have if nobody had rated the item."""
@@ -102,6 +125,11 @@ class EvidenceBuilder:
             if not name.startswith("user_"):
                 numbers[:, column] = 0.0
         numbers[:, NUMBERS.index("item_rate")] = self.base_rate(self.interactions.timestamps[rows])
+
+    @staticmethod
+    def forget_retrieved(numbers: np.ndarray) -> None:
+        """Write into ``numbers [n, len(NUMBERS)]`` what requests would have without a retriever."""
+        numbers[:, [NUMBERS.index(name) for name in RETRIEVED]] = 0.0
 
     def base_rate(self, moments: np.ndarray) -> np.ndarray:
         """Share of likes among all training events strictly before each moment, drawn to a half while they are few."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,26 +10,24 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file, save_file
 
-from reasonrec_fast import evaluation, uncertainty
-from reasonrec_fast.data.interactions import UNLABELLED, Interactions
+from reasonrec_fast import evaluation
+from reasonrec_fast.data.instructions import Instruction
+from reasonrec_fast.data.interactions import UNLABELLED, Catalog, Interactions
 from reasonrec_fast.data.split import Split, sample_of_users
 from reasonrec_fast.early_exit.backbone import Backbone
 from reasonrec_fast.early_exit.engine import EarlyExitModel, ExitPolicy
-from reasonrec_fast.files import read_json, replacing, write_json
-from reasonrec_fast.models.optirag import training
+from reasonrec_fast.models.optirag import storage, training
 from reasonrec_fast.models.optirag.backbone import load_language_model
+from reasonrec_fast.models.optirag.calibration import ExitScores, calibrate
 from reasonrec_fast.models.optirag.config import OptiRAGConfig
 from reasonrec_fast.models.optirag.dataset import RequestBuilder, Requests
 from reasonrec_fast.models.optirag.evidence import NUMBERS
+from reasonrec_fast.models.optirag.instructions import instruction_requests
 from reasonrec_fast.models.optirag.knowledge import Knowledge
 from reasonrec_fast.models.optirag.prompt import Slate
 from reasonrec_fast.models.optirag.retriever import Retriever
-
-_ITEM_EVENTS = NUMBERS.index("item_events")
-_ARCHITECTURE = "optirag"
-_FORMAT = 1
+from reasonrec_fast.models.optirag.text_retrieval import item_vectors
 
 
 @dataclass(frozen=True)
@@ -58,13 +56,16 @@ class OptiRAG:
         self.config = config or OptiRAGConfig()
         language_model, self.tokenizer = load_language_model(self.config.backbone)
         lora = LoraConfig(r=self.config.lora_rank, lora_alpha=self.config.lora_alpha, target_modules="all-linear")
+        backbone = Backbone(language_model)
+        if self.config.layers is not None:
+            backbone.keep_layers(self.config.layers)
         torch.manual_seed(self.config.seed)
         self.peft: Any = get_peft_model(language_model, lora)
         torch.manual_seed(self.config.seed)
         self.ranker = EarlyExitModel(
-            Backbone(self.peft.get_base_model()),
+            backbone,
             self.config.exits,
-            num_numbers=len(NUMBERS),
+            num_numbers=len(NUMBERS) if self.config.read_numbers else 0,
             members=self.config.members,
         ).eval()
         self.mean = np.zeros(len(NUMBERS), dtype=np.float32)
@@ -100,25 +101,70 @@ class OptiRAG:
             if len(classes) != 2:
                 raise ValueError(f"split: expected both classes in {name}; got labels {classes.tolist()}")
         self.refit_retriever(interactions, split.train)
-        builder = self._builder(interactions, split.train, self._known().retriever)
-        requests = builder.training_requests()
-        self.mean = requests.numbers.mean(0)
-        self.scale = np.where(requests.numbers.std(0) > 1e-6, requests.numbers.std(0), 1.0).astype(np.float32)
-        self.unmerge()
-        training.warm_start(
-            self.ranker,
-            torch.from_numpy((requests.numbers - self.mean) / self.scale),
-            torch.from_numpy(requests.labels),
-            self.config.warm_start_steps,
-            self.config.seed,
+        known = self._known()
+        builder = self._builder(interactions, split.train, known.retriever)
+        identity = {"events": len(interactions), "train": len(split.train)}
+        self._train(builder.training_requests(), identity, checkpoint, progress)
+        chosen, fewer = (
+            sample_of_users(interactions, split.validation, size, self.config.seed)
+            for size in (self.config.calibration_requests, self.config.calibration_requests // 2)
         )
+        self.calibrate(
+            (builder.requests(chosen), interactions.users[chosen]),
+            (builder.requests(fewer, unrated=True), interactions.users[fewer]),
+        )
+        return self
+
+    def fit_instructions(
+        self,
+        records: Sequence[Instruction],
+        validation: Sequence[Instruction],
+        *,
+        checkpoint: str | Path | None = None,
+        progress: training.Progress | None = None,
+    ) -> OptiRAG:
+        """Train the adapters and the heads on instruction records, and calibrate on others.
+
+        Args:
+            records, validation: questions answered with yes or no.
+            checkpoint, progress: as in :meth:`fit`.
+
+        Raises:
+            ValueError: ``config.read_numbers`` (records have none), or one class alone.
+        """
+        if self.config.read_numbers:
+            raise ValueError("config: expected read_numbers=False for instructions, which have no numbers; got True")
+        for name, part in (("records", records), ("validation", validation)):
+            classes = sorted({record.label for record in part})
+            if len(classes) != 2:
+                raise ValueError(f"{name}: expected both answers; got labels {classes}")
+        self._train(self.instruction_requests(records), {"records": len(records)}, checkpoint, progress)
+        self.calibrate((self.instruction_requests(validation), np.zeros(len(validation), dtype=np.int64)))
+        return self
+
+    def _train(
+        self,
+        requests: Requests,
+        identity: dict[str, int],
+        checkpoint: str | Path | None,
+        progress: training.Progress | None,
+    ) -> None:
+        deviation = requests.numbers.std(0)
+        self.mean = requests.numbers.mean(0)
+        self.scale = np.where(deviation > 1e-6, deviation, 1.0).astype(np.float32)
+        self.unmerge()
+        if self.config.read_numbers:
+            training.warm_start(
+                self.ranker,
+                torch.from_numpy((requests.numbers - self.mean) / self.scale),
+                torch.from_numpy(requests.labels),
+                self.config.warm_start_steps,
+                self.config.seed,
+            )
         training.train(
             self.ranker, requests, self.mean, self.scale, self.config, checkpoint=checkpoint, progress=progress,
-            fingerprint={"events": len(interactions), "train": len(split.train)},
+            fingerprint=identity,
         )  # fmt: skip
-        chosen = sample_of_users(interactions, split.validation, self.config.calibration_requests, self.config.seed)
-        self.calibrate(builder.requests(chosen), interactions.users[chosen])
-        return self
 
     def refit_retriever(self, interactions: Interactions, train_rows: np.ndarray) -> None:
         """Train the retriever (seconds) and remember the training events; adapters and heads stay as they are."""
@@ -130,36 +176,28 @@ class OptiRAG:
             interactions.user_ids,
             interactions.catalog,
         )
-        retriever = Retriever.train(events, np.arange(len(events)), self.config.retriever)
+        vectors = self._item_vectors(events.catalog)
+        retriever = Retriever.train(events, np.arange(len(events)), self.config.retriever, vectors)
         self.knowledge = Knowledge(events, retriever)
 
-    def calibrate(self, requests: Requests, users: np.ndarray) -> None:
-        """Fit a temperature for every exit and choose the exit thresholds, on validation requests.
-
-        Requests whose item somebody has rated and those whose item nobody has (cold) have thresholds of their own:
-        only the text, deep in the model, knows anything of the latter.
+    def calibrate(self, known: tuple[Requests, np.ndarray], unrated: tuple[Requests, np.ndarray] | None = None) -> None:
+        """Fit a temperature for every exit and choose the exit thresholds; see :func:`calibration.calibrate`.
 
         Args:
-            requests: of the validation part.
-            users: of each request, ``[N]``.
+            known: validation requests, and the user of each ``[N]``.
+            unrated: validation requests with their items shown as if nobody had rated them, and the users.
         """
         for head in self.ranker.heads:
             head.temperature.fill_(1.0)
-        odds = self.exit_odds(requests)
-        for head, values in zip(self.ranker.heads, odds, strict=True):
-            head.temperature.fill_(uncertainty.fit_temperature(values, requests.labels))
-        scaled = odds / np.array([float(head.temperature) for head in self.ranker.heads])[:, None, None]
-        scores = (1 / (1 + np.exp(-scaled))).mean(2)
-        confidence = np.abs(log_odds(scores))
-        cold = self.strata(requests) == 1
-        self.policy = ExitPolicy(_thresholds(scores, confidence, cold, requests.labels, users, self))
-        tables = np.array(self.policy.thresholds)
-        exited = np.empty_like(scores[-1])
-        for stratum in (0, 1):
-            rows = cold == bool(stratum)
-            exited[rows], _ = uncertainty.simulate(scores[:, rows], confidence[:, rows], tables[stratum])
-        for name, values in (("early_exit", exited), ("full_depth", scores[-1])):
-            self.platt[name] = evaluation.fit_platt(requests.labels, log_odds(values))
+        scores = [
+            None if part is None else ExitScores(self.exit_odds(part[0]), part[0].labels, part[1], part[0].cold)
+            for part in (known, unrated)
+        ]
+        assert scores[0] is not None
+        found = calibrate(scores[0], scores[1], self.ranker.exits, self.config)
+        for head, temperature in zip(self.ranker.heads, found.temperatures, strict=True):
+            head.temperature.fill_(temperature)
+        self.policy, self.platt = found.policy, found.platt
 
     @torch.no_grad()
     def exit_odds(self, requests: Requests, progress: Callable[[int], None] | None = None) -> np.ndarray:
@@ -201,6 +239,10 @@ class OptiRAG:
         joint, train_rows, places, retriever = self._known().extended(interactions)
         return self._builder(joint, train_rows, retriever), places
 
+    def instruction_requests(self, records: Sequence[Instruction]) -> Requests:
+        """Prompts of instruction records."""
+        return instruction_requests(records, self.tokenizer, self.config)
+
     def predict(
         self,
         requests: Requests,
@@ -218,7 +260,7 @@ class OptiRAG:
         self.merge()
         probability = np.empty(len(requests.rows), dtype=np.float32)
         depth = np.empty(len(requests.rows), dtype=np.int64)
-        strata = self.strata(requests)
+        strata = requests.cold.astype(np.int64)
         for slates in _batched(requests.slates):
             groups, numbers, _ = requests.batch(slates, self.mean, self.scale)
             places = np.concatenate([slate.rows for slate in slates])
@@ -247,10 +289,11 @@ class OptiRAG:
             "mean_depth": float(found.depth.mean()),
         }
 
-    @staticmethod
-    def strata(requests: Requests) -> np.ndarray:
-        """0 where somebody had rated the item, 1 where nobody had, int64 ``[N]``."""
-        return (requests.numbers[:, _ITEM_EVENTS] <= 0).astype(np.int64)
+    def evaluate_instructions(self, records: Sequence[Instruction], *, early_exit: bool = True) -> dict[str, float]:
+        """AUC and mean depth on instruction records."""
+        requests = self.instruction_requests(records)
+        found = self.predict(requests, early_exit=early_exit)
+        return {"auc": evaluation.auc(requests.labels, found.probability), "mean_depth": float(found.depth.mean())}
 
     # Storing
 
@@ -262,32 +305,7 @@ class OptiRAG:
             knowledge: False leaves out the training events and the retriever; the model then needs
                 :meth:`refit_retriever` before it can predict.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.unmerge()
-        adapter = {name: p.detach().bfloat16() for name, p in self.peft.named_parameters() if "lora_" in name}
-        with replacing(folder / "adapter.safetensors") as temporary:
-            save_file(adapter, temporary)
-        heads = {name: value.contiguous() for name, value in self.ranker.heads.state_dict().items()}
-        heads["numbers.mean"], heads["numbers.scale"] = torch.from_numpy(self.mean), torch.from_numpy(self.scale)
-        with replacing(folder / "heads.safetensors") as temporary:
-            save_file(heads, temporary)
-        if knowledge and self.knowledge is not None:
-            self.knowledge.save(folder)
-        policy = None
-        if self.policy is not None:
-            thresholds = [[None if np.isinf(t) else t for t in row] for row in self.policy.thresholds]
-            policy = {"thresholds": thresholds, "measure": self.policy.measure, "trend": self.policy.trend}
-        write_json(
-            folder / "config.json",
-            {
-                "architecture": _ARCHITECTURE,
-                "format": _FORMAT,
-                "config": self.config.to_dict(),
-                "policy": policy,
-                "platt": self.platt,
-            },
-        )
+        storage.save(self, Path(folder), knowledge=knowledge)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, backbone: str | None = None) -> OptiRAG:
@@ -301,31 +319,7 @@ class OptiRAG:
             FileNotFoundError: there is no model in the folder.
             ValueError: the folder holds another architecture, or weights that do not fit the backbone.
         """
-        folder = Path(folder)
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"folder: expected a saved model with config.json; there is none in {folder}")
-        stored = read_json(folder / "config.json")
-        if stored.get("architecture") != _ARCHITECTURE or stored.get("format") != _FORMAT:
-            raise ValueError(
-                f"folder: expected an {_ARCHITECTURE} model of format {_FORMAT}; {folder} holds "
-                f"{stored.get('architecture', stored.get('model_type'))!r} of format {stored.get('format')}"
-            )
-        values = dict(stored["config"])
-        if backbone is not None:
-            values["backbone"] = backbone
-        model = cls(OptiRAGConfig.from_dict(values))
-        _copy_weights(dict(model.peft.named_parameters()), load_file(folder / "adapter.safetensors"), "adapter")
-        heads = load_file(folder / "heads.safetensors")
-        model.mean, model.scale = heads.pop("numbers.mean").numpy(), heads.pop("numbers.scale").numpy()
-        _copy_weights(model.ranker.heads.state_dict(), heads, "heads")
-        if stored["policy"] is not None:
-            policy = stored["policy"]
-            thresholds = tuple(tuple(float("inf") if t is None else t for t in row) for row in policy["thresholds"])
-            model.policy = ExitPolicy(thresholds, policy["measure"], policy["trend"])
-        model.platt = {name: tuple(values) for name, values in stored["platt"].items()}
-        if (folder / "events.safetensors").is_file():
-            model.knowledge = Knowledge.load(folder)
-        return model
+        return storage.load(cls, Path(folder), backbone=backbone)
 
     def _known(self) -> Knowledge:
         if self.knowledge is None:
@@ -333,7 +327,11 @@ class OptiRAG:
         return self.knowledge
 
     def _builder(self, interactions: Interactions, train_rows: np.ndarray, retriever: Retriever) -> RequestBuilder:
-        return RequestBuilder(interactions, train_rows, retriever, self.tokenizer, self.config)
+        vectors = self._item_vectors(interactions.catalog)
+        return RequestBuilder(interactions, train_rows, retriever, self.tokenizer, self.config, vectors)
+
+    def _item_vectors(self, catalog: Catalog) -> torch.Tensor | None:
+        return item_vectors(catalog) if self.config.retrieval == "text" else None
 
     def merge(self) -> None:
         """Add the adapters to the weights: inference then costs no more than the plain model."""
@@ -348,16 +346,6 @@ class OptiRAG:
             self._merged = False
 
 
-def log_odds(probability: np.ndarray) -> np.ndarray:
-    """``log(p / (1 - p))``, finite at 0 and 1.
-
-    >>> log_odds(np.array([0.5])).tolist()
-    [0.0]
-    """
-    bounded = np.clip(np.asarray(probability, dtype=np.float64), 1e-9, 1 - 1e-9)
-    return np.log(bounded) - np.log1p(-bounded)
-
-
 def _batched(slates: list[Slate], max_tokens: int = 2048) -> list[list[Slate]]:
     """Slates in batches of about ``max_tokens`` tokens."""
     batches: list[list[Slate]] = []
@@ -369,46 +357,3 @@ def _batched(slates: list[Slate], max_tokens: int = 2048) -> list[list[Slate]]:
         batches[-1].append(slate)
         filled += slate.num_tokens
     return batches
-
-
-def _copy_weights(target: dict[str, torch.Tensor], source: dict[str, torch.Tensor], what: str) -> None:
-    for name, value in source.items():
-        if name not in target or target[name].shape != value.shape:
-            raise ValueError(
-                f"{what}: expected weights of this backbone; {name} {list(value.shape)} does not fit "
-                f"{list(target[name].shape) if name in target else 'any parameter'}"
-            )
-        with torch.no_grad():
-            target[name].copy_(value)
-
-
-def _thresholds(
-    scores: np.ndarray, confidence: np.ndarray, cold: np.ndarray, labels: np.ndarray, users: np.ndarray, model: OptiRAG
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Thresholds of requests with rated items, then of cold ones, within the configured losses."""
-    config, depths = model.config, model.ranker.exits
-
-    def over_all(part: np.ndarray, rest: np.ndarray) -> Callable[[np.ndarray], float]:
-        """AUC of everything, with the scores of ``part`` given and the others at ``rest``."""
-
-        def metric(values: np.ndarray) -> float:
-            joint = rest.copy()
-            joint[part] = values
-            return evaluation.auc(labels, joint)
-
-        return metric
-
-    def cold_gauc(values: np.ndarray) -> float:
-        return evaluation.gauc(labels[cold], values, users[cold])
-
-    deepest = scores[-1]
-    limits = [uncertainty.Limit(over_all(~cold, deepest), config.max_auc_loss)]
-    warm = uncertainty.choose_thresholds(scores[:, ~cold], confidence[:, ~cold], depths, limits)
-    nobody_leaves = tuple(float("inf") for _ in depths[:-1])
-    if not cold.any() or np.isnan(cold_gauc(deepest[cold])):
-        return warm, nobody_leaves
-    limits = [
-        uncertainty.Limit(over_all(cold, deepest), config.max_auc_loss),
-        uncertainty.Limit(cold_gauc, config.max_cold_gauc_loss),
-    ]
-    return warm, uncertainty.choose_thresholds(scores[:, cold], confidence[:, cold], depths, limits)

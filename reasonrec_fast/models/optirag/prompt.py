@@ -10,21 +10,24 @@ from typing import Any
 
 import numpy as np
 
-from reasonrec_fast.data.interactions import Interactions
+from reasonrec_fast.data.interactions import Catalog, Interactions
 from reasonrec_fast.files import read_json
 from reasonrec_fast.models.optirag.evidence import Evidence, EvidenceBuilder
+from reasonrec_fast.models.optirag.taste import TARGET_VALUES
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _SHARED_ITEMS = 3
-_TARGET_VALUES = 3
+_LEVELS = (-0.08, -0.03, 0.03, 0.08)
+"""Where one word of :attr:`Template.levels` ends and the next begins, as differences of like rates."""
 
 
 @dataclass(frozen=True)
 class Template:
     """The wording of a prompt; the files in ``templates/`` hold one each.
 
-    Attributes are format strings, except ``profile_attribute`` (whose values the suffix counts likes of) and
-    ``target_attributes`` (shown with the target, in this order).
+    Attributes are format strings, except ``taste_attribute`` (for whose values the suffix tells how the user and
+    similar users like them), ``levels`` (five words for it, from far less than usual to far more, and one for values
+    that nobody met) and ``target_attributes`` (shown with the target, in this order).
     """
 
     known_user: str
@@ -35,12 +38,13 @@ class Template:
     separator: str
     target: str
     unknown_target: str
-    profile: str
-    profile_entry: str
+    taste: str
+    taste_shared: str
     votes: str
     no_votes: str
     question: str
-    profile_attribute: str
+    taste_attribute: str
+    levels: Sequence[str]
     target_attributes: Sequence[str]
 
     @classmethod
@@ -64,6 +68,8 @@ class Template:
         expected = {field.name for field in fields(cls)}
         if set(values) != expected:
             raise ValueError(f"{source}: expected the keys {sorted(expected)}; got {sorted(values)}")
+        if len(values["levels"]) != len(_LEVELS) + 2:
+            raise ValueError(f"{source}: levels: expected {len(_LEVELS) + 2} words; got {values['levels']}")
         return cls(**values)
 
 
@@ -97,7 +103,7 @@ class PromptBuilder:
         tokenizer: a Hugging Face tokenizer.
         prefix_tokens, suffix_tokens: budgets. The oldest history is dropped first; an overlong title is cut.
         slate_size: most requests that share a prefix.
-        use_evidence: False leaves out what similar users share and say.
+        tell_similar: False leaves out what similar users share and say.
     """
 
     def __init__(
@@ -109,13 +115,13 @@ class PromptBuilder:
         prefix_tokens: int = 128,
         suffix_tokens: int = 64,
         slate_size: int = 8,
-        use_evidence: bool = True,
+        tell_similar: bool = True,
     ) -> None:
         self.evidence = evidence
         self.interactions: Interactions = evidence.interactions
         self.template = template
         self.prefix_tokens, self.suffix_tokens, self.slate_size = prefix_tokens, suffix_tokens, slate_size
-        self.use_evidence = use_evidence
+        self.tell_similar = tell_similar
         self._start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         self._ids = cache(lambda text: tuple(tokenizer(text, add_special_tokens=False)["input_ids"]))
         self._titles = [natural_title(title) for title in self.interactions.catalog.titles]
@@ -134,7 +140,7 @@ class PromptBuilder:
             for start in range(0, len(places), self.slate_size):
                 chosen = places[start : start + self.slate_size]
                 prefix = self._prefix(int(rows[chosen[0]]), evidence.neighbours[chosen[0]])
-                suffixes = [self._suffix(int(rows[p]), evidence.votes[p]) for p in chosen]
+                suffixes = [self._suffix(int(rows[p]), evidence.votes[p], evidence.taste[p]) for p in chosen]
                 slates.append(Slate(chosen, prefix, suffixes))
         return slates
 
@@ -149,7 +155,7 @@ class PromptBuilder:
             *self._start,
             *self._ids(words.known_user.format(events=len(history), rate=_percent(likes, len(history)))),
         ]
-        shared = self._shared(neighbours, moment, set(data.items[history].tolist())) if self.use_evidence else []
+        shared = self._shared(neighbours, moment, set(data.items[history].tolist())) if self.tell_similar else []
         tail = self._listing(words.shared, shared)
         budget = self.prefix_tokens - len(head) - len(tail)
         chosen: tuple[list[int], list[int]] = ([], [])  # items disliked, liked; newest first
@@ -162,41 +168,31 @@ class PromptBuilder:
             body = longer
         return [*head, *body, *tail]
 
-    def _suffix(self, row: int, votes: np.ndarray) -> list[int]:
+    def _suffix(self, row: int, votes: np.ndarray, taste: np.ndarray) -> list[int]:
         data, words = self.interactions, self.template
         item, catalog = int(data.items[row]), data.catalog
-        question = self._ids(words.question)
-        told = "" if not self.use_evidence else words.no_votes
-        if self.use_evidence and votes[1]:
+        told = "" if not self.tell_similar else words.no_votes
+        if self.tell_similar and votes[1]:
             told = words.votes.format(likes=votes[0], events=votes[1])
-        tail = [*self._ids(self._profile(row)), *self._ids(told), *question]
-        attributes = [
-            value for name in words.target_attributes for value in catalog.attributes.get(name, {item: ()})[item]
-        ][: _TARGET_VALUES + 1]
-        described = "".join(f", {value}" for value in attributes)
-        if catalog.titles[item] == catalog.ids[item] and not attributes:
-            target = self._ids(words.unknown_target)
-        else:
-            target = self._ids(words.target.format(title=self._titles[item], attributes=described))
-        return [*target[: max(self.suffix_tokens - len(tail), 0)], *tail][-self.suffix_tokens :]
+        tail = [*self._ids(self._taste(item, taste)), *self._ids(told), *self._ids(words.question)]
+        attributes = [value for name in words.target_attributes for value in _values(catalog, name, item)]
+        known = catalog.titles[item] != catalog.ids[item] or attributes
+        described = "".join(f", {value}" for value in attributes[:TARGET_VALUES])
+        target = words.target.format(title=self._titles[item], attributes=described) if known else words.unknown_target
+        return [*self._ids(target)[: max(self.suffix_tokens - len(tail), 0)], *tail][-self.suffix_tokens :]
 
-    def _profile(self, row: int) -> str:
-        """How often the user liked what has the target's attributes, before the request."""
-        data, words = self.interactions, self.template
-        column = data.catalog.attributes.get(words.profile_attribute)
-        if column is None:
+    def _taste(self, item: int, taste: np.ndarray) -> str:
+        """The target's attribute values, each with how the user likes it, then how similar users do."""
+        words = self.template
+        values = _values(self.interactions.catalog, words.taste_attribute, item)[:TARGET_VALUES]
+        if not values:
             return ""
-        wanted = column[int(data.items[row])][:_TARGET_VALUES]
-        history = self.evidence.histories.before(int(data.users[row]), int(data.timestamps[row]))
-        entries = ""
-        for value in wanted:
-            having = [event for event in history if value in column[data.items[event]]]
-            likes = int(data.labels[having].sum()) if having else 0
-            if having:
-                entries += ("," if entries else "") + words.profile_entry.format(
-                    rate=_percent(likes, len(having)), events=len(having), value=value
-                )
-        return words.profile.format(items=entries) if entries else ""
+        level = [
+            [words.levels[-1] if np.isnan(lift) else words.levels[np.searchsorted(_LEVELS, lift)] for lift in column]
+            for column in taste[: len(values)].T
+        ]
+        told = words.taste.format(values=", ".join(map(" ".join, zip(values, level[0], strict=True))))
+        return told + (words.taste_shared.format(levels=", ".join(level[1])) if self.tell_similar else "")
 
     def _shared(self, neighbours: np.ndarray, moment: int, seen: set[int]) -> list[int]:
         """Items that most of the nearest users liked before the moment and that the user has not met."""
@@ -219,6 +215,11 @@ class PromptBuilder:
         for place, item in enumerate(items):
             listed += self._ids((self.template.separator if place else "") + " " + self._titles[item])
         return [*listed, *self._ids(after)]
+
+
+def _values(catalog: Catalog, attribute: str, item: int) -> tuple[str, ...]:
+    column = catalog.attributes.get(attribute)
+    return () if column is None else column[item]
 
 
 def _percent(part: int, whole: int) -> int:

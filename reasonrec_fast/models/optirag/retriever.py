@@ -34,8 +34,20 @@ class Retriever:
     user_embeddings: torch.Tensor
 
     @classmethod
-    def train(cls, interactions: Interactions, rows: np.ndarray, config: LightGCNConfig | None = None) -> Retriever:
-        """Train LightGCN on the likes among ``rows``, with the dislikes as half of its negatives, and item biases."""
+    def train(
+        cls,
+        interactions: Interactions,
+        rows: np.ndarray,
+        config: LightGCNConfig | None = None,
+        item_vectors: torch.Tensor | None = None,
+    ) -> Retriever:
+        """Train LightGCN on the likes among ``rows``, with the dislikes as half of its negatives, and item biases.
+
+        Args:
+            interactions, rows: the events to learn from.
+            config: LightGCN's settings.
+            item_vectors: float32 ``[I, D]``; taken as they are instead of LightGCN's, for retrieval by text.
+        """
         sizes = {"num_users": interactions.num_users, "num_items": interactions.num_items}
 
         def graph_of(label: int) -> InteractionGraph:
@@ -43,11 +55,13 @@ class Retriever:
             return InteractionGraph.from_edges(interactions.users[chosen], interactions.items[chosen], **sizes)
 
         likes, dislikes = graph_of(1), graph_of(0)
+        seen = (likes.item_degrees() + dislikes.item_degrees()) > 0
+        bias = torch.from_numpy(Bias().fit(interactions, rows).item_bias()).float()
+        if item_vectors is not None:
+            return cls.from_items(likes, item_vectors, bias * seen)
         model = LightGCN(likes, config).fit(dislikes)
         with torch.no_grad():
             _, items = model.embeddings()
-        seen = (likes.item_degrees() + dislikes.item_degrees()) > 0
-        bias = torch.from_numpy(Bias().fit(interactions, rows).item_bias()).float()
         return cls.from_items(likes, items * seen[:, None], bias * seen)
 
     @classmethod

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from peft.helpers import disable_input_dtype_casting
 from torch import nn
 
 from reasonrec_fast.early_exit.engine import EarlyExitModel
@@ -97,7 +99,8 @@ def train(
         for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
             group["lr"] = rate * _schedule(step, len(batches))
         groups, numbers, labels = requests.batch(batches[step], mean, scale)
-        found = model.all_exits(groups, numbers, labels)
+        with _adapters_in_backbone_dtype(model):
+            found = model.all_exits(groups, numbers, labels)
         loss = -(weights * torch.stack([statistics.target_logprob.mean() for statistics in found])).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -108,6 +111,15 @@ def train(
         if progress is not None:
             progress(step + 1, len(batches), float(loss.detach()))
     model.eval()
+
+
+@contextmanager
+def _adapters_in_backbone_dtype(model: EarlyExitModel) -> Iterator[None]:
+    """Multiply the float32 adapters in the backbone's type; peft by itself widens every input to theirs (a sixth of
+    a step's time on a CPU)."""
+    dtype, device = model.backbone.dtype, model.backbone.device.type
+    with disable_input_dtype_casting(model), torch.autocast(device, dtype, enabled=dtype != torch.float32):
+        yield
 
 
 def _batches(requests: Requests, config: OptiRAGConfig) -> list[list[Slate]]:

@@ -1,0 +1,125 @@
+"""From the scores of every exit on validation to temperatures, exit thresholds and Platt scaling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from reasonrec_fast import evaluation, ops, uncertainty
+from reasonrec_fast.early_exit.engine import ExitPolicy
+from reasonrec_fast.models.optirag.config import OptiRAGConfig
+from reasonrec_fast.ops.exit_confidence import Measure
+
+
+@dataclass(frozen=True)
+class ExitScores:
+    """What every exit says of ``N`` validation requests.
+
+    Attributes:
+        odds: log-odds of yes of each ensemble member, at temperature 1, ``[E, N, K]``.
+        labels, users: of the requests, ``[N]``.
+        cold: whether nobody had rated the item, bool ``[N]``.
+    """
+
+    odds: np.ndarray
+    labels: np.ndarray
+    users: np.ndarray
+    cold: np.ndarray
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Attributes: ``temperatures`` of the exits; when rows leave; slope and intercept of Platt scaling on the log-odds
+    of the scores, for ``"early_exit"`` and ``"full_depth"``."""
+
+    temperatures: tuple[float, ...]
+    policy: ExitPolicy
+    platt: dict[str, tuple[float, float]]
+
+
+def calibrate(
+    known: ExitScores, unrated: ExitScores | None, depths: Sequence[int], config: OptiRAGConfig
+) -> Calibration:
+    """Fit a temperature for every exit and choose the least depth within the configured losses.
+
+    Requests whose item somebody has rated and those whose item nobody has (cold) have thresholds of their own: only
+    the text, deep in the model, knows anything of the latter.
+
+    Args:
+        known: validation requests as they are.
+        unrated: validation requests with their items shown as if nobody had rated them; truly cold ones are too few
+            to choose by. Without them cold requests read every layer.
+        depths: layers of each exit.
+        config: the losses, and how confidence is measured.
+    """
+    temperatures = [uncertainty.fit_temperature(odds, known.labels) for odds in known.odds]
+    scores = _probabilities(known.odds, temperatures)
+    confidence = confidence_of(scores, config.measure)
+    warm, cold = ~known.cold, known.cold
+
+    def auc_of_all(values: np.ndarray) -> float:
+        joint = scores[-1].copy()
+        joint[warm] = values
+        return evaluation.auc(known.labels, joint)
+
+    warm_thresholds = uncertainty.choose_thresholds(
+        scores[:, warm],
+        confidence[:, warm],
+        depths,
+        [uncertainty.Limit(auc_of_all, config.max_auc_loss)],
+        trend=config.trend,
+    )
+    cold_thresholds = tuple(float("inf") for _ in depths[:-1])
+    if unrated is not None:
+        hidden = _probabilities(unrated.odds, temperatures)
+        limits = [
+            uncertainty.Limit(lambda values: evaluation.auc(unrated.labels, values), config.max_auc_loss),
+            uncertainty.Limit(_gauc_of(unrated), config.max_cold_gauc_loss),
+        ]
+        cold_thresholds = uncertainty.choose_thresholds(
+            hidden, confidence_of(hidden, config.measure), depths, limits, trend=config.trend
+        )
+    exited = np.empty_like(scores[-1])
+    for rows, thresholds in ((warm, warm_thresholds), (cold, cold_thresholds)):
+        exited[rows], _ = uncertainty.simulate(scores[:, rows], confidence[:, rows], thresholds, trend=config.trend)
+    return Calibration(
+        tuple(temperatures),
+        ExitPolicy((warm_thresholds, cold_thresholds), config.measure, config.trend),
+        {
+            name: evaluation.fit_platt(known.labels, log_odds(values))
+            for name, values in (("early_exit", exited), ("full_depth", scores[-1]))
+        },
+    )
+
+
+def confidence_of(probability: np.ndarray, measure: Measure) -> np.ndarray:
+    """The confidence that ``exit_confidence`` gives a probability of yes, in the same shape.
+
+    >>> confidence_of(np.array([0.5, 0.9]), "margin").round(2).tolist()
+    [0.0, 0.8]
+    """
+    odds = torch.from_numpy(log_odds(probability).reshape(-1, 1))
+    heads = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    return ops.exit_confidence(odds, heads, measure=measure).confidence.numpy().reshape(probability.shape)
+
+
+def log_odds(probability: np.ndarray) -> np.ndarray:
+    """``log(p / (1 - p))``, finite at 0 and 1.
+
+    >>> log_odds(np.array([0.5])).tolist()
+    [0.0]
+    """
+    bounded = np.clip(np.asarray(probability, dtype=np.float64), 1e-9, 1 - 1e-9)
+    return np.log(bounded) - np.log1p(-bounded)
+
+
+def _probabilities(odds: np.ndarray, temperatures: Sequence[float]) -> np.ndarray:
+    """Mean probability of yes over the members, ``[E, N]``."""
+    return (1 / (1 + np.exp(-odds / np.array(temperatures)[:, None, None]))).mean(2)
+
+
+def _gauc_of(scores: ExitScores) -> Callable[[np.ndarray], float]:
+    return lambda values: evaluation.gauc(scores.labels, values, scores.users)

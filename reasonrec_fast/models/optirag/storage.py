@@ -1,0 +1,89 @@
+"""A model as a folder of safetensors and JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from reasonrec_fast.early_exit.engine import ExitPolicy
+from reasonrec_fast.files import read_json, replacing, write_json
+from reasonrec_fast.models.optirag.config import OptiRAGConfig
+from reasonrec_fast.models.optirag.knowledge import Knowledge
+
+if TYPE_CHECKING:
+    from reasonrec_fast.models.optirag.model import OptiRAG
+
+_ARCHITECTURE = "optirag"
+_FORMAT = 1
+
+
+def save(model: OptiRAG, folder: Path, *, knowledge: bool) -> None:
+    """Write adapters (bfloat16), heads, settings and, where wanted, what the model knows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.unmerge()
+    adapter = {name: p.detach().bfloat16() for name, p in model.peft.named_parameters() if "lora_" in name}
+    with replacing(folder / "adapter.safetensors") as temporary:
+        save_file(adapter, temporary)
+    heads = {name: value.contiguous() for name, value in model.ranker.heads.state_dict().items()}
+    heads["numbers.mean"], heads["numbers.scale"] = torch.from_numpy(model.mean), torch.from_numpy(model.scale)
+    with replacing(folder / "heads.safetensors") as temporary:
+        save_file(heads, temporary)
+    if knowledge and model.knowledge is not None:
+        model.knowledge.save(folder)
+    policy = None
+    if model.policy is not None:
+        thresholds = [[None if np.isinf(t) else t for t in row] for row in model.policy.thresholds]
+        policy = {"thresholds": thresholds, "measure": model.policy.measure, "trend": model.policy.trend}
+    write_json(
+        folder / "config.json",
+        {
+            "architecture": _ARCHITECTURE,
+            "format": _FORMAT,
+            "config": model.config.to_dict(),
+            "policy": policy,
+            "platt": model.platt,
+        },
+    )
+
+
+def load(kind: type[OptiRAG], folder: Path, *, backbone: str | None) -> OptiRAG:
+    """Read what :func:`save` wrote."""
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"folder: expected a saved model with config.json; there is none in {folder}")
+    stored = read_json(folder / "config.json")
+    if stored.get("architecture") != _ARCHITECTURE or stored.get("format") != _FORMAT:
+        raise ValueError(
+            f"folder: expected an {_ARCHITECTURE} model of format {_FORMAT}; {folder} holds "
+            f"{stored.get('architecture', stored.get('model_type'))!r} of format {stored.get('format')}"
+        )
+    values = dict(stored["config"])
+    if backbone is not None:
+        values["backbone"] = backbone
+    model = kind(OptiRAGConfig.from_dict(values))
+    _copy_weights(dict(model.peft.named_parameters()), load_file(folder / "adapter.safetensors"), "adapter")
+    heads = load_file(folder / "heads.safetensors")
+    model.mean, model.scale = heads.pop("numbers.mean").numpy(), heads.pop("numbers.scale").numpy()
+    _copy_weights(model.ranker.heads.state_dict(), heads, "heads")
+    if stored["policy"] is not None:
+        policy = stored["policy"]
+        thresholds = tuple(tuple(float("inf") if t is None else t for t in row) for row in policy["thresholds"])
+        model.policy = ExitPolicy(thresholds, policy["measure"], policy["trend"])
+    model.platt = {name: tuple(values) for name, values in stored["platt"].items()}
+    if (folder / "events.safetensors").is_file():
+        model.knowledge = Knowledge.load(folder)
+    return model
+
+
+def _copy_weights(target: dict[str, torch.Tensor], source: dict[str, torch.Tensor], what: str) -> None:
+    for name, value in source.items():
+        if name not in target or target[name].shape != value.shape:
+            raise ValueError(
+                f"{what}: expected weights of this backbone; {name} {list(value.shape)} does not fit "
+                f"{list(target[name].shape) if name in target else 'any parameter'}"
+            )
+        with torch.no_grad():
+            target[name].copy_(value)

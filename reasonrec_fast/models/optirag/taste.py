@@ -1,0 +1,92 @@
+"""How much more often than usual somebody likes items that have a given attribute value, as of a moment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from reasonrec_fast.data.timeline import Timeline
+
+TARGET_VALUES = 3
+"""How many values of an item's attribute its evidence and its prompt speak of."""
+
+_MOST_VALUES = 12
+_PRIOR_EVENTS = 5.0
+
+
+class Taste:
+    """Counts of likes by attribute value over a timeline of users, for any stretch of each user's events.
+
+    Args:
+        timeline: of users.
+        labels: 0 or 1 of every row of the table, int64.
+        items: of every row, int64.
+        values: of every item, from :func:`value_table`.
+
+    >>> line = Timeline(np.array([0, 0, 0]), np.array([1, 2, 3]), 1)
+    >>> taste = Taste(line, np.array([1, 0, 1]), np.array([0, 1, 0]), value_table([("Drama",), ("War",)], 2))
+    >>> [part.tolist() for part in taste.counts(np.array([0, 1]), np.array([0]), np.array([3]))]
+    [[2, 0], [2, 1]]
+    """
+
+    def __init__(self, timeline: Timeline, labels: np.ndarray, items: np.ndarray, values: np.ndarray) -> None:
+        self.timeline, self.values = timeline, values
+        self._span = len(timeline.rows) + 1
+        had = values[items[timeline.rows]]
+        place, column = np.nonzero(had >= 0)
+        order = np.lexsort((place, had[place, column]))
+        place, value = place[order], had[place, column][order]
+        # Sorted by value, then by place in the timeline: a stretch of events of one value is a stretch here.
+        self._keys = value * self._span + place
+        self._likes = _running(labels[timeline.rows][place])
+        self._all_likes = _running(labels[timeline.rows])
+
+    def counts(self, values: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Likes and events that have ``values`` among the timeline's places from ``starts`` to ``ends`` (all three
+        are broadcast)."""
+        first = np.searchsorted(self._keys, values * self._span + starts)
+        last = np.searchsorted(self._keys, values * self._span + ends)
+        return self._likes[last] - self._likes[first], last - first
+
+    def lift(self, items: np.ndarray, users: np.ndarray, moments: np.ndarray, base_rate: np.ndarray) -> np.ndarray:
+        """Like rate on each value of the items minus the rate on everything, both smoothed.
+
+        Args:
+            items, moments: of ``n`` requests.
+            users: whose events before the moment count together, int64 ``[n, k]``; -1 for nobody.
+            base_rate: towards which the rates are drawn, ``[n]``.
+
+        Returns:
+            float32 ``[n, TARGET_VALUES]``; NaN where nobody met the value, or there is none.
+        """
+        line, nobody = self.timeline, users < 0
+        starts = line.indptr[np.where(nobody, 0, users)]
+        ends = np.where(nobody, starts, line.places_before(np.where(nobody, 0, users), moments[:, None]))
+        wanted = self.values[items, :TARGET_VALUES]
+        likes, events = self.counts(wanted[:, None, :], starts[:, :, None], ends[:, :, None])
+        likes, events = likes.sum(1), events.sum(1)
+        met, liked = (ends - starts).sum(1), (self._all_likes[ends] - self._all_likes[starts]).sum(1)
+        usual = ((liked + _PRIOR_EVENTS * base_rate) / (met + _PRIOR_EVENTS))[:, None]
+        rate = (likes + _PRIOR_EVENTS * usual) / (events + _PRIOR_EVENTS)
+        return np.where((events > 0) & (wanted >= 0), rate - usual, np.nan).astype(np.float32)
+
+
+def value_table(column: Sequence[tuple[str, ...]] | None, num_items: int) -> np.ndarray:
+    """The values of every item's attribute as indices, int64 ``[I, V]`` with ``V`` at least ``TARGET_VALUES``; -1
+    where an item has fewer (everywhere without a column).
+
+    >>> value_table([("War", "Drama"), ("Drama",)], 2).tolist()
+    [[0, 1, -1], [1, -1, -1]]
+    """
+    lists = [values[:_MOST_VALUES] for values in column or ()]
+    table = np.full((num_items, max([TARGET_VALUES, *map(len, lists)])), -1, dtype=np.int64)
+    index: dict[str, int] = {}
+    for item, values in enumerate(lists):
+        for place, value in enumerate(values):
+            table[item, place] = index.setdefault(value, len(index))
+    return table
+
+
+def _running(values: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(values)])
