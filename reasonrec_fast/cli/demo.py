@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from reasonrec_fast.cli.console import clear_errors, console
+from reasonrec_fast.cli.console import clear_errors, console, print_result, quiet_libraries
 from reasonrec_fast.files import replacing, write_json
 
 if TYPE_CHECKING:
@@ -26,33 +26,24 @@ def demo(
     with clear_errors():
         from reasonrec_fast.experiments.demo import run_demo
 
+        quiet_libraries()
         found = run_demo(sample=None if full else sample, say=lambda line: console.print(line, markup=False))
         write_json(output / "report.json", found.as_json())
         _plot(found.records, output / "report.png")
-    console.print(_table(found.records))
-    console.print(_differences(found))
+    print_result(_table(found.records), _differences(found))
     console.print(f"Written to {output}; {time.perf_counter() - begin:.0f} s")
 
 
 def _table(records: list[Record]) -> Table:
-    columns = [
-        "system",
-        "AUC",
-        "GAUC",
-        "GAUC-unrated",
-        "log-loss",
-        "requests/s",
-        "p50-ms",
-        "p95-ms",
-        "depth",
-        "depth-rated",
-        "depth-cold",
-    ]
-    table = Table(*columns, title="Held-out MovieLens requests")
+    columns = ("system", "AUC", "GAUC", "unrated", "log-loss", "req/s", "p50 ms", "p95 ms", "depth", "rated", "cold")
+    caption = "unrated: GAUC on films without a training rating; depth: mean layers read, and by kind of film"
+    table = Table(title=f"{records[0].requests} held-out MovieLens requests", caption=caption)
+    for column in columns:
+        table.add_column(column, justify="left" if column == "system" else "right", no_wrap=True)
     for r in records:
         figures = (
-            (r.auc, 4), (r.gauc, 4), (r.gauc_unrated, 4), (r.logloss, 4), (r.requests_per_s, 1), (r.p50_ms, 1),
-            (r.p95_ms, 1), (r.mean_depth, 1), (r.mean_depth_rated, 1), (r.mean_depth_cold, 1),
+            (r.auc, 4), (r.gauc, 4), (r.gauc_unrated, 4), (r.logloss, 4), (r.requests_per_s, 1), (r.p50_ms, 2),
+            (r.p95_ms, 2), (r.mean_depth, 1), (r.mean_depth_rated, 1), (r.mean_depth_cold, 1),
         )  # fmt: skip
         table.add_row(r.system, *("–" if value is None else f"{value:.{digits}f}" for value, digits in figures))
     return table
@@ -63,7 +54,7 @@ def _differences(found: Comparison) -> Table:
     from reasonrec_fast.evaluation import paired_differences
 
     labels, users = found.interactions.labels[found.rows], found.interactions.users[found.rows]
-    table = Table("optirag minus", "AUC", "GAUC", "GAUC-unrated", title="95 % intervals, paired bootstrap over users")
+    table = Table("optirag minus", "AUC", "GAUC", "GAUC unrated", title="95 % intervals, paired bootstrap over users")
     for name, scores in found.scores.items():
         if name == "optirag":
             continue

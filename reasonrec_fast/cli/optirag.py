@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +12,7 @@ import pandas as pd
 import typer
 from rich.table import Table
 
-from reasonrec_fast.cli.console import clear_errors, console, progress_bar
+from reasonrec_fast.cli.console import clear_errors, console, print_result, progress_bar, quiet_libraries
 from reasonrec_fast.data import (
     Instruction,
     Interactions,
@@ -23,7 +23,7 @@ from reasonrec_fast.data import (
     load_movielens_small,
 )
 from reasonrec_fast.data.split import SplitKind, split_by_time
-from reasonrec_fast.files import read_json, replacing
+from reasonrec_fast.files import read_json, replacing, write_json
 
 if TYPE_CHECKING:
     from reasonrec_fast.models.optirag import OptiRAG, OptiRAGConfig
@@ -65,6 +65,7 @@ def train(
             parts = split_by_time(interactions, _split_kind(split))
         from reasonrec_fast.models.optirag import OptiRAG
 
+        quiet_libraries()
         model = OptiRAG(settings)
         with progress_bar("Training") as update:
             watched: dict[str, Any] = {
@@ -147,6 +148,50 @@ def predict(
         console.print(f"{len(table)} scores written to {output}")
 
 
+@app.command()
+def compare_retrieval(
+    output: Annotated[Path, typer.Option(help="folder of the models and the report")] = Path("runs/retrieval"),
+    config: Annotated[Path | None, typer.Option(help="JSON file with fields of OptiRAGConfig")] = None,
+    layers: Annotated[int, typer.Option(help="layers of the backbone that are kept")] = 10,
+    samples: Annotated[int | None, typer.Option(help="training requests of each model")] = None,
+    test: Annotated[int | None, typer.Option(help="test requests to score; all by default")] = None,
+) -> None:
+    """The GCN retriever against retrieval by text and against none, on MovieLens."""
+    with clear_errors():
+        settings = replace(_settings(config, samples, None, None), layers=layers)
+        from reasonrec_fast.experiments.retrieval import compare_retrieval as compare
+
+        quiet_libraries()
+        with progress_bar("Training") as update:
+            records, times = compare(
+                output,
+                settings,
+                sample=test,
+                progress=lambda kind, step, steps, loss: update(step, steps, f"{kind}: loss {loss:.4f}"),
+            )
+        write_json(output / "report.json", {"records": [asdict(r) for r in records], "milliseconds_a_user": times})
+    columns = (
+        "retrieval",
+        "AUC",
+        "GAUC",
+        "GAUC unrated",
+        "AUC, evidence only",
+        "GAUC, evidence only",
+        "GCN minus this",
+    )
+    table = Table(*columns, title=f"{layers} layers, all read")
+    for r in records:
+        figures = (r.auc, r.gauc, r.gauc_unrated, r.evidence_auc, r.evidence_gauc)
+        gaps = [
+            f"{n} {g['value']:+.4f} [{g['low']:+.4f}, {g['high']:+.4f}]" for n, g in (r.gcn_minus_this or {}).items()
+        ]
+        table.add_row(r.retrieval, *(f"{value:.4f}" for value in figures), ", ".join(gaps))
+    speed = Table("retrieval", "ms a user (median)")
+    for name, value in times.items():
+        speed.add_row(name, f"{value:.2f}")
+    print_result(table, speed)
+
+
 def load_data(data: str, items: Path | None) -> Interactions:
     """Interactions by the name or path that a command was given."""
     if data == "movielens-small":
@@ -164,6 +209,7 @@ def _train_and_validation(records: list[Instruction]) -> tuple[list[Instruction]
 def load_model(folder: Path) -> OptiRAG:
     from reasonrec_fast.models.optirag import OptiRAG
 
+    quiet_libraries()
     return OptiRAG.from_pretrained(folder)
 
 

@@ -63,7 +63,12 @@ def paired_differences(
         weights = np.bincount(generator.integers(count, size=count), minlength=count).astype(float)
         events = weights[members]
         own = weights[counted] * sizes
-        samples[draw] = ranked[0].auc(events) - ranked[1].auc(events), (own * gap).sum() / own.sum()
-    values = ranked[0].auc() - ranked[1].auc(), float((sizes * gap).sum() / sizes.sum())
+        samples[draw] = ranked[0].auc(events) - ranked[1].auc(events), _mean(gap, own)
+    values = ranked[0].auc() - ranked[1].auc(), _mean(gap, sizes)
     low, high = np.nanpercentile(samples, [2.5, 97.5], axis=0)
     return {name: Interval(float(values[i]), float(low[i]), float(high[i])) for i, name in enumerate(("auc", "gauc"))}
+
+
+def _mean(values: np.ndarray, weights: np.ndarray) -> float:
+    """NaN where no weight is left: a resample may miss every user who has both classes."""
+    return float((weights * values).sum() / weights.sum()) if weights.sum() > 0 else float("nan")

@@ -37,6 +37,8 @@ def test_installs_outside_the_checkout(distributions, pattern, tmp_path):
     (archive,) = distributions.glob(pattern)
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / "bin" / "python"
+    # A new environment of Python 3.11 and older brings a setuptools that would hide the one to build with.
+    run(python, "-m", "pip", "uninstall", "--yes", "setuptools")
     site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
     libraries = [path for path in sys.path if path.endswith("-packages")]
     Path(site, "libraries.pth").write_text("\n".join(libraries) + "\n")

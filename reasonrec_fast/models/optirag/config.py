@@ -10,6 +10,9 @@ from reasonrec_fast.models.classical.lightgcn import LightGCNConfig
 from reasonrec_fast.models.optirag.backbone import DEFAULT_MODEL
 from reasonrec_fast.ops.exit_confidence import MEASURES, Measure
 
+Retrieval = Literal["gcn", "text", "none"]
+RETRIEVALS = ("gcn", "text", "none")
+
 
 @dataclass(frozen=True)
 class OptiRAGConfig:
@@ -47,7 +50,7 @@ class OptiRAGConfig:
     suffix_tokens: int = 64
     slate_size: int = 8
     layers: int | None = None
-    retrieval: Literal["gcn", "text", "none"] = "gcn"
+    retrieval: Retrieval = "gcn"
     num_neighbours: int = 100
     read_numbers: bool = True
     exits: tuple[int, ...] | None = None
@@ -71,7 +74,7 @@ class OptiRAGConfig:
     retriever: LightGCNConfig = field(default_factory=lambda: LightGCNConfig(weight_decay=1e-3))
 
     def __post_init__(self) -> None:
-        for name, known in (("retrieval", ("gcn", "text", "none")), ("measure", MEASURES)):
+        for name, known in (("retrieval", RETRIEVALS), ("measure", MEASURES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: expected one of {known}; got {getattr(self, name)!r}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,10 @@ class OptiRAG:
         if self.config.layers is not None:
             backbone.keep_layers(self.config.layers)
         torch.manual_seed(self.config.seed)
-        self.peft: Any = get_peft_model(language_model, lora)
+        with warnings.catch_warnings():
+            # peft asks transformers by a name that is being replaced.
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            self.peft: Any = get_peft_model(language_model, lora)
         torch.manual_seed(self.config.seed)
         self.ranker = EarlyExitModel(
             backbone,

@@ -1,0 +1,160 @@
+"""What retrieval is worth: OptiRAG-Rec with the GCN retriever, with retrieval by text, and without any."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from reasonrec_fast import evaluation
+from reasonrec_fast.data import Interactions, Split, Timeline, load_movielens_small, sample_of_users, split_by_time
+from reasonrec_fast.models.optirag import OptiRAG, OptiRAGConfig
+from reasonrec_fast.models.optirag.config import Retrieval
+from reasonrec_fast.models.optirag.retriever import Retriever
+from reasonrec_fast.models.optirag.text_retrieval import TextEncoder, item_texts
+
+KINDS: tuple[Retrieval, ...] = ("gcn", "text", "none")
+Progress = Callable[[str, int, int, float], None]
+"""Called with the kind of retrieval, the step, the number of steps and the loss."""
+
+
+@dataclass(frozen=True)
+class RetrievalRecord:
+    """One kind of retrieval.
+
+    Attributes:
+        retrieval: one of :data:`KINDS`.
+        auc, gauc, gauc_unrated: of the language model at full depth.
+        evidence_auc, evidence_gauc: of a logistic regression on the same numbers, without the language model.
+        gcn_minus_this: differences of the language models with 95 % intervals over users; None for ``"gcn"``.
+    """
+
+    retrieval: str
+    auc: float
+    gauc: float
+    gauc_unrated: float
+    evidence_auc: float
+    evidence_gauc: float
+    gcn_minus_this: dict[str, dict[str, float]] | None
+
+
+def compare_retrieval(
+    folder: str | Path,
+    config: OptiRAGConfig,
+    *,
+    sample: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[list[RetrievalRecord], dict[str, float]]:
+    """Train three models that differ in retrieval alone, on the same requests, and score the same test requests.
+
+    Args:
+        folder: where the models are kept; one that is there already is not trained again.
+        config: of all three, but for ``retrieval``.
+        sample: test requests to score (whole users); None for all.
+        progress: is told of every training step.
+
+    Returns:
+        a record for each of :data:`KINDS`, and the retrieval times of :func:`retrieval_times`.
+    """
+    interactions = load_movielens_small()
+    split = split_by_time(interactions)
+    rows = split.test if sample is None else sample_of_users(interactions, split.test, sample)
+    scores, evidence = {}, {}
+    for kind in KINDS:
+        model = _trained(Path(folder) / kind, replace(config, retrieval=kind), interactions, split, progress)
+        builder, places = model.request_builder(interactions)
+        requests = builder.requests(places[rows])
+        scores[kind] = model.predict(requests, early_exit=False).probability
+        linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+        train_numbers = builder.training_requests().numbers
+        linear.fit(train_numbers, builder.interactions.labels[builder.train_rows])
+        evidence[kind] = linear.decision_function(requests.numbers)
+    labels, users = interactions.labels[rows], interactions.users[rows]
+    unrated = ~np.isin(interactions.items[rows], interactions.items[split.train])
+    records = []
+    for kind in KINDS:
+        gap = None
+        if kind != "gcn":
+            found = evaluation.paired_differences(labels, users, scores["gcn"], scores[kind])
+            gap = {name: asdict(interval) for name, interval in found.items()}
+        records.append(
+            RetrievalRecord(
+                kind,
+                evaluation.auc(labels, scores[kind]),
+                evaluation.gauc(labels, scores[kind], users),
+                evaluation.gauc(labels[unrated], scores[kind][unrated], users[unrated]),
+                evaluation.auc(labels, evidence[kind]),
+                evaluation.gauc(labels, evidence[kind], users),
+                gap,
+            )
+        )
+    return records, retrieval_times(interactions, split)
+
+
+def _trained(
+    folder: Path, config: OptiRAGConfig, interactions: Interactions, split: Split, progress: Progress | None
+) -> OptiRAG:
+    if (folder / "config.json").is_file():
+        model = OptiRAG.from_pretrained(folder)
+        if model.config != config:
+            raise ValueError(f"folder: expected models of this configuration; {folder} holds another one")
+        model.refit_retriever(interactions, split.train)
+        return model
+
+    def told(step: int, steps: int, loss: float) -> None:
+        if progress is not None:
+            progress(config.retrieval, step, steps, loss)
+
+    state = folder / "training.safetensors"
+    model = OptiRAG(config).fit(interactions, split, checkpoint=state, progress=told)
+    model.save_pretrained(folder, knowledge=False)
+    state.unlink(missing_ok=True)
+    return model
+
+
+@torch.inference_mode()
+def retrieval_times(interactions: Interactions, split: Split, users: int = 200, k: int = 100) -> dict[str, float]:
+    """Median milliseconds to find one user's ``k`` similar users, one user at a time, the ways in turns.
+
+    ``gcn`` folds the user in from the items they liked; ``text`` encodes their history when they ask (it changes with
+    every event) with all-MiniLM-L6-v2; ``text_cached`` averages item vectors that were encoded before.
+    """
+    train = split.train
+    gcn = Retriever.train(interactions, train)
+    encoder = TextEncoder()
+    texts = item_texts(interactions.catalog)
+    vectors = encoder.encode(texts)
+    text = Retriever.train(interactions, train, item_vectors=vectors - vectors.mean(0))
+    history = Timeline.of_users(interactions, train[interactions.labels[train] == 1])
+    liked = [interactions.items[history.all(user)] for user in range(interactions.num_users)]
+    passages = encoder.encode([_passage(texts, items) for items in liked])
+
+    def by_text(items: np.ndarray) -> Any:
+        return torch.topk(encoder.encode([_passage(texts, items)]) @ passages.T, k)
+
+    ways: dict[str, Callable[[np.ndarray], Any]] = {
+        "gcn": lambda items: gcn.similar_users(gcn.fold_in(torch.from_numpy(items))[None], k),
+        "text": by_text,
+        "text_cached": lambda items: text.similar_users(text.fold_in(torch.from_numpy(items))[None], k),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    chosen = np.random.default_rng(0).permutation([u for u, items in enumerate(liked) if len(items)])[:users]
+    for user in chosen:
+        for name, way in ways.items():
+            begin = time.perf_counter()
+            way(liked[user])
+            seconds[name].append(time.perf_counter() - begin)
+    return {name: float(np.median(times) * 1000) for name, times in seconds.items()}
+
+
+def _passage(texts: list[str], items: np.ndarray, most: int = 20) -> str:
+    """The texts of the newest items, as much as the encoder reads."""
+    return "; ".join(texts[item] for item in items[-most:])
