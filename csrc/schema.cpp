@@ -9,5 +9,7 @@ STABLE_TORCH_LIBRARY(reasonrec_fast, m) {
   m.def(
       "exit_confidence(Tensor hidden, Tensor heads, Tensor bias, Tensor temperature, str measure, int positive, "
       "Tensor targets) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "topk(Tensor queries, Tensor items, int k, Tensor indptr, Tensor indices, Tensor rows) -> (Tensor, Tensor)");
   m.def("partition(Tensor destination, int num_destinations) -> (Tensor, Tensor, Tensor)");
 }

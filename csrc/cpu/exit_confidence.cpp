@@ -1,22 +1,22 @@
 // exit_confidence: statistics of softmax(hidden heads^T / temperature), row by row, without holding the logits.
 //
-// One pass over the classes keeps a running maximum, the sum of exponentials, their sum weighted by the logit (for
-// the entropy) and the two largest logits. An ensemble (K > 1, C <= 64) averages probabilities, so each member's
-// row of C logits is kept on the stack.
-#include "common.h"
+// Few classes (at most 64, with or without an ensemble): the heads stay and the rows stream past them, 16 at a time;
+// the logits of 16 rows are then side by side. Many classes: rows in panels (csrc/cpu/product.h) past which the heads
+// stream; every lane keeps running statistics of a stretch of classes (csrc/cpu/softmax.h). Stretches have a fixed
+// length and are added in order, so the bits do not depend on the number of threads.
+#include "softmax.h"
 
 #include <torch/csrc/stable/library.h>
 
-#include <cmath>
-#include <limits>
 #include <string>
 #include <tuple>
-#include <vector>
 
 namespace reasonrec {
 namespace {
 
 constexpr int64_t kMaxEnsembleClasses = 64;
+constexpr int64_t kStretch = 84 * kTileRows;  // classes
+constexpr int64_t kGroupBytes = 384 * 1024;   // packed rows that stay in the cache while a stretch goes past
 
 enum class Measure { kMaxProb, kMargin, kEntropy, kRatio };
 
@@ -28,40 +28,11 @@ Measure parse_measure(const std::string& name) {
   return Measure::kRatio;
 }
 
-template <typename Acc>
-struct RowStatistics {
-  int64_t prediction = 0;
-  Acc probability = 0, second = 0, positive = 0, entropy = 0, log_ratio = 0;
-};
-
-// Running softmax statistics over a stream of logits.
-template <typename Acc>
-struct Stream {
-  Acc maximum = -std::numeric_limits<Acc>::infinity(), second = maximum, sum = 0, weighted = 0;
-  int64_t argmax = 0;
-  bool nan = false;
-
-  void add(Acc logit, int64_t index) {
-    nan |= std::isnan(logit);
-    if (logit > maximum) {
-      const Acc shrink = std::exp(maximum - logit);
-      sum *= shrink, weighted *= shrink;
-      second = maximum, maximum = logit, argmax = index;
-    } else if (logit > second) {
-      second = logit;
-    }
-    const Acc weight = std::isinf(logit) && logit < 0 ? Acc(0) : std::exp(logit - maximum);
-    sum += weight;
-    if (weight > 0) weighted += weight * logit;
-  }
-
-  Acc logsumexp() const { return nan ? std::numeric_limits<Acc>::quiet_NaN() : maximum + std::log(sum); }
-};
-
 template <typename T>
 struct Problem {
-  const T *hidden, *heads, *bias;  // bias may be null
-  const int64_t* targets;          // may be null
+  const T *hidden, *heads;
+  const Accumulator<T>* bias;  // may be null
+  const int64_t* targets;      // may be null
   int64_t rows, members, classes, width, positive;
   Measure measure;
   Accumulator<T> inverse_temperature;
@@ -73,113 +44,195 @@ struct Outputs {
   Acc *probability, *positive, *confidence, *entropy, *logsumexp, *target_logprob;
 };
 
+// 16 rows side by side: log-probabilities [K * C][16] in place of the logits, and what follows from them.
 template <typename Acc>
-Acc confidence_of(const RowStatistics<Acc>& row, Measure measure, int64_t classes) {
-  switch (measure) {
-    case Measure::kMaxProb: return row.probability;
-    case Measure::kMargin: return row.probability - row.second;
-    case Measure::kEntropy: return classes > 1 ? Acc(1) - row.entropy / std::log(static_cast<Acc>(classes)) : Acc(1);
-    case Measure::kRatio: return std::abs(row.log_ratio);
-  }
-  return Acc(0);
+struct Sixteen {
+  std::vector<Acc> logits, mean, logsumexp;  // [K * C][16], [C][16], [K][16]
+  Acc probability[kLanes], positive[kLanes], confidence[kLanes], entropy[kLanes];
+  Acc prediction[kLanes];
+
+  Sixteen(int64_t members, int64_t classes)
+      : logits(members * classes * kLanes), mean(classes * kLanes), logsumexp(members * kLanes) {}
+};
+
+// log of the sum of e^x over [count][stride].
+template <typename Acc>
+REASONREC_INLINE Vec<Acc> logsumexp_of(const Acc* x, int64_t count, int64_t stride) {
+  const Acc infinite = std::numeric_limits<Acc>::infinity();
+  Vec<Acc> top = load(x), sum = {};
+  for (int64_t c = 1; c < count; ++c) top = larger(load(x + c * stride), top);
+  const Vec<Acc> origin = top == broadcast(-infinite) ? broadcast(Acc(0)) : top;
+  for (int64_t c = 0; c < count; ++c) sum += exp_of(load(x + c * stride) - origin);
+  const Vec<Acc> result = top + log_of(sum);
+  return top == broadcast(infinite) ? top : result;
 }
 
-// One member alone: everything follows from the stream.
 template <typename Acc>
-RowStatistics<Acc> of_stream(const Stream<Acc>& stream, Acc positive_logit, int64_t classes) {
-  const Acc lse = stream.logsumexp();
-  RowStatistics<Acc> row;
-  row.prediction = stream.argmax;
-  row.probability = std::exp(stream.maximum - lse);
-  row.second = std::exp(stream.second - lse);
-  row.positive = std::exp(positive_logit - lse);
-  row.entropy = lse - stream.weighted / stream.sum;
-  if (classes == 2) row.log_ratio = stream.maximum - stream.second;
-  return row;
-}
-
-// An ensemble: the statistics of its mean probabilities.
-template <typename Acc>
-RowStatistics<Acc> of_mean(const Acc* mean, int64_t positive, int64_t classes) {
-  RowStatistics<Acc> row;
-  row.probability = -1;
-  for (int64_t c = 0; c < classes; ++c) {
-    if (mean[c] > row.probability || std::isnan(mean[c])) {
-      row.second = row.probability < 0 ? Acc(0) : row.probability;
-      row.probability = mean[c], row.prediction = c;
-    } else if (mean[c] > row.second) {
-      row.second = mean[c];
+REASONREC_INLINE void few_classes_body(Sixteen<Acc>& s, int64_t members, int64_t classes, int64_t positive,
+                                       Measure measure) {
+  std::fill(s.mean.begin(), s.mean.end(), Acc(0));
+  for (int64_t k = 0; k < members; ++k) {
+    Acc* logits = s.logits.data() + k * classes * kLanes;
+    const Vec<Acc> logsumexp = logsumexp_of(logits, classes, kLanes);
+    store(s.logsumexp.data() + k * kLanes, logsumexp);
+    for (int64_t c = 0; c < classes; ++c) {
+      const Vec<Acc> logprob = load(logits + c * kLanes) - logsumexp;
+      Acc* mean = s.mean.data() + c * kLanes;
+      store(logits + c * kLanes, logprob);
+      store(mean, load(mean) + exp_of(logprob) / static_cast<Acc>(members));
     }
-    if (mean[c] != 0) row.entropy -= mean[c] * std::log(mean[c]);
   }
-  row.positive = mean[positive];
-  if (classes == 2) row.log_ratio = std::log(mean[0]) - std::log(mean[1]);
-  return row;
+  Vec<Acc> best = load(s.mean.data()), second = {}, prediction = {}, entropy = {};
+  const Vec<Acc> tiny = broadcast(std::numeric_limits<Acc>::min());
+  for (int64_t c = 0; c < classes; ++c) {
+    const Vec<Acc> p = load(s.mean.data() + c * kLanes);
+    entropy -= p * log_of(p < tiny ? tiny : p);
+    if (c == 0) continue;
+    const Mask<Acc> above = p > best;
+    second = above ? best : larger(p, second);
+    best = above ? p : best;
+    prediction = above ? broadcast(static_cast<Acc>(c)) : prediction;
+  }
+  Vec<Acc> confidence = best;
+  if (measure == Measure::kMargin) confidence = best - second;
+  if (measure == Measure::kEntropy) {
+    confidence = classes > 1 ? Acc(1) - entropy / std::log(static_cast<Acc>(classes)) : broadcast(Acc(1));
+  }
+  if (measure == Measure::kRatio) {
+    const Acc* logprobs = s.logits.data();
+    const int64_t next = 2 * kLanes;
+    const Vec<Acc> ratio = members == 1 ? load(logprobs) - load(logprobs + kLanes)
+                                        : logsumexp_of(logprobs, members, next) - logsumexp_of(logprobs + kLanes, members, next);
+    confidence = ratio < broadcast(Acc(0)) ? -ratio : ratio;
+  }
+  store(s.probability, best), store(s.positive, load(s.mean.data() + positive * kLanes));
+  store(s.confidence, confidence), store(s.entropy, entropy), store(s.prediction, prediction);
+}
+
+REASONREC_DISPATCH
+void few_classes(Sixteen<float>& s, int64_t members, int64_t classes, int64_t positive, Measure measure) {
+  few_classes_body(s, members, classes, positive, measure);
+}
+
+REASONREC_DISPATCH
+void few_classes(Sixteen<double>& s, int64_t members, int64_t classes, int64_t positive, Measure measure) {
+  few_classes_body(s, members, classes, positive, measure);
 }
 
 template <typename T>
-void run(const Problem<T>& p, const Outputs<Accumulator<T>>& out) {
+void run_few_classes(const Problem<T>& p, const Outputs<Accumulator<T>>& out) {
   using Acc = Accumulator<T>;
-  const int64_t width = p.width, classes = p.classes;
-  // Heads in the type of the sums, once for all rows (as they are where they have it).
-  std::vector<Acc> widened;
-  const Acc* heads;
-  if constexpr (std::is_same_v<T, Acc>) {
-    heads = p.heads;
-  } else {
-    widened.resize(p.members * classes * width);
-    widen(widened.data(), p.heads, p.members * classes * width);
-    heads = widened.data();
+  const int64_t columns = p.members * p.classes, blocks = (p.rows + kLanes - 1) / kLanes;
+  std::vector<Few<T>> heads;
+  for (int64_t first = 0; first < columns; first += kFewRows) {
+    heads.emplace_back(p.heads + first * p.width, std::min(kFewRows, columns - first), p.width);
   }
-  torch::stable::parallel_for(0, p.rows, 1, [&](int64_t begin, int64_t end) {
-    std::vector<Acc> row(width);
-    for (int64_t b = begin; b < end; ++b) {
-      widen(row.data(), p.hidden + b * width, width);
-      RowStatistics<Acc> statistics;
-      Acc mean[kMaxEnsembleClasses] = {}, logits[kMaxEnsembleClasses];
-      for (int64_t k = 0; k < p.members; ++k) {
-        Stream<Acc> stream;
-        Acc target_logit = 0, positive_logit = 0;
-        for (int64_t c = 0; c < classes; ++c) {
-          const int64_t index = k * classes + c;
-          const Acc bias = p.bias ? static_cast<Acc>(p.bias[index]) : Acc(0);
-          const Acc logit = (dot(row.data(), heads + index * width, width) + bias) * p.inverse_temperature;
-          stream.add(logit, c);
-          if (p.members > 1) logits[c] = logit;
-          if (c == p.positive) positive_logit = logit;
-          if (p.targets && c == p.targets[b]) target_logit = logit;
-        }
-        const Acc lse = stream.logsumexp();
-        out.logsumexp[b * p.members + k] = lse;
-        if (p.targets) out.target_logprob[b * p.members + k] = target_logit - lse;
-        if (p.members == 1) {
-          statistics = of_stream(stream, positive_logit, classes);
-        } else {
-          for (int64_t c = 0; c < classes; ++c) mean[c] += std::exp(logits[c] - lse) / static_cast<Acc>(p.members);
+  torch::stable::parallel_for(0, blocks, 4, [&](int64_t begin, int64_t end) {
+    Sixteen<Acc> s(p.members, p.classes);
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t first = block * kLanes, count = std::min(kLanes, p.rows - first);
+      for (size_t group = 0; group < heads.size(); ++group) {
+        heads[group].multiply(p.hidden + first * p.width, count, s.logits.data() + group * kFewRows * kLanes, 1, kLanes);
+      }
+      scale_logits(s.logits.data(), kLanes, columns, p.bias, p.inverse_temperature);
+      few_classes(s, p.members, p.classes, p.positive, p.measure);
+      for (int64_t row = 0; row < count; ++row) {
+        const int64_t b = first + row;
+        out.prediction[b] = static_cast<int64_t>(s.prediction[row]), out.probability[b] = s.probability[row];
+        out.positive[b] = s.positive[row], out.confidence[b] = s.confidence[row], out.entropy[b] = s.entropy[row];
+        for (int64_t k = 0; k < p.members; ++k) {
+          out.logsumexp[b * p.members + k] = s.logsumexp[k * kLanes + row];
+          if (p.targets) {
+            out.target_logprob[b * p.members + k] = s.logits[(k * p.classes + p.targets[b]) * kLanes + row];
+          }
         }
       }
-      if (p.members > 1) statistics = of_mean(mean, p.positive, classes);
-      out.prediction[b] = statistics.prediction;
-      out.probability[b] = statistics.probability;
-      out.positive[b] = statistics.positive;
-      out.confidence[b] = confidence_of(statistics, p.measure, classes);
-      out.entropy[b] = statistics.entropy;
     }
   });
 }
 
+// Many classes
+
+template <typename Acc>
+void write_row(const RowSum<Acc>& row, Acc positive_logit, Acc target_logit, int64_t b, int64_t classes,
+               Measure measure, bool targets, const Outputs<Acc>& out) {
+  const double lse = row.logsumexp(), probability = std::exp(row.best - lse), entropy = row.entropy();
+  out.prediction[b] = row.argmax;
+  out.probability[b] = static_cast<Acc>(probability);
+  out.positive[b] = static_cast<Acc>(std::exp(positive_logit - lse));
+  out.entropy[b] = static_cast<Acc>(entropy);
+  out.logsumexp[b] = static_cast<Acc>(lse);
+  if (targets) out.target_logprob[b] = static_cast<Acc>(target_logit - lse);
+  double confidence = probability;
+  if (measure == Measure::kMargin) confidence = probability - std::exp(row.second - lse);
+  if (measure == Measure::kEntropy) confidence = 1 - entropy / std::log(static_cast<double>(classes));
+  out.confidence[b] = static_cast<Acc>(confidence);
+}
+
+template <typename T>
+void run_many_classes(const Problem<T>& p, const Outputs<Accumulator<T>>& out) {
+  using Acc = Accumulator<T>;
+  const bool few = p.rows <= kFewRows / 2;
+  const int64_t num_panels = (p.rows + kPanelRows - 1) / kPanelRows;
+  const int64_t group = std::max<int64_t>(kGroupBytes / (kPanelRows * p.width * static_cast<int64_t>(sizeof(T))), 1);
+  const int64_t groups = (num_panels + group - 1) / group, stretches = (p.classes + kStretch - 1) / kStretch;
+  const Panels<T> panels(p.hidden, few ? 0 : p.rows, p.width);
+  const Few<T> resident(p.hidden, few ? p.rows : 0, p.width);
+  std::vector<LaneStatistics<Acc>> parts(num_panels * stretches);
+  std::vector<Acc> positive(p.rows), target(p.rows);
+  torch::stable::parallel_for(0, groups * stretches, 1, [&](int64_t begin, int64_t end) {
+    Tiles<T> tiles(p.heads, p.width);
+    std::vector<Acc> logits(kTileRows * kPanelRows);
+    for (int64_t work = begin; work < end; ++work) {
+      const int64_t stretch = work % stretches, first_panel = work / stretches * group;
+      const int64_t last = std::min((stretch + 1) * kStretch, p.classes);
+      for (int64_t first = stretch * kStretch; first < last; first += kTileRows) {
+        const int64_t count = std::min(kTileRows, last - first);
+        if (!few) tiles.stage(first, count);
+        for (int64_t panel = first_panel; panel < std::min(first_panel + group, num_panels); ++panel) {
+          const int64_t lanes = few ? kLanes : panels.lanes(panel), start = panel * kPanelRows;
+          if (few) {
+            resident.multiply(p.heads + first * p.width, count, logits.data(), kLanes, 1);
+          } else {
+            tiles.multiply(panels, panel, logits.data());
+          }
+          scale_logits(logits.data(), lanes, count, p.bias ? p.bias + first : nullptr, p.inverse_temperature);
+          add_logits(parts[panel * stretches + stretch], logits.data(), lanes, first, count);
+          for (int64_t b = start; b < std::min(start + kPanelRows, p.rows); ++b) {
+            if (p.positive >= first && p.positive < first + count) {
+              positive[b] = logits[(p.positive - first) * lanes + b - start];
+            }
+            if (p.targets && p.targets[b] >= first && p.targets[b] < first + count) {
+              target[b] = logits[(p.targets[b] - first) * lanes + b - start];
+            }
+          }
+        }
+      }
+    }
+  });
+  for (int64_t b = 0; b < p.rows; ++b) {
+    RowSum<Acc> row;
+    for (int64_t stretch = 0; stretch < stretches; ++stretch) {
+      row.add(parts[b / kPanelRows * stretches + stretch], b % kPanelRows);
+    }
+    write_row(row, positive[b], target[b], b, p.classes, p.measure, p.targets != nullptr, out);
+  }
+}
+
 using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-// bias and targets are empty where the caller has none; heads are [K, C, D].
+// bias (in the type of the sums) and targets are empty where the caller has none; heads are [K, C, D].
 Results exit_confidence(Tensor hidden, Tensor heads, Tensor bias, Tensor temperature, std::string measure,
                         int64_t positive, Tensor targets) {
-  hidden = torch::stable::contiguous(hidden), heads = torch::stable::contiguous(heads), bias = torch::stable::contiguous(bias), targets = torch::stable::contiguous(targets);
+  hidden = torch::stable::contiguous(hidden), heads = torch::stable::contiguous(heads);
+  targets = torch::stable::contiguous(targets);
   const int64_t rows = hidden.size(0), members = heads.size(0), classes = heads.size(1), width = heads.size(2);
   STD_TORCH_CHECK(hidden.dim() == 2 && hidden.size(1) == width, "hidden: expected as many columns as heads");
   STD_TORCH_CHECK(members == 1 || classes <= kMaxEnsembleClasses, "heads: an ensemble has at most 64 classes");
   STD_TORCH_CHECK(classes > 0 && members > 0, "heads: expected at least one class");
   STD_TORCH_CHECK(positive >= 0 && positive < classes, "positive: expected a class");
   const ScalarType type = hidden.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  bias = torch::stable::contiguous(torch::stable::to(bias, type));
   auto column = [&](int64_t extra) {
     return extra < 0 ? torch::stable::new_empty(hidden, {rows}, type)
                      : torch::stable::new_empty(hidden, {rows, extra}, type);
@@ -187,13 +240,18 @@ Results exit_confidence(Tensor hidden, Tensor heads, Tensor bias, Tensor tempera
   Tensor prediction = torch::stable::new_empty(hidden, {rows}, ScalarType::Long);
   Tensor probability = column(-1), positive_probability = column(-1), confidence = column(-1), entropy = column(-1);
   Tensor logsumexp = column(members), target_logprob = column(targets.numel() > 0 ? members : 0);
+  const int64_t* target = targets.numel() > 0 ? targets.const_data_ptr<int64_t>() : nullptr;
+  for (int64_t b = 0; target != nullptr && b < rows; ++b) {
+    STD_TORCH_CHECK(target[b] >= 0 && target[b] < classes, "targets: expected classes in [0, ", classes, "); got ",
+                    target[b]);
+  }
   with_floating_type(hidden, "hidden", [&](auto element) {
     using T = decltype(element);
     using Acc = Accumulator<T>;
     const Problem<T> problem{hidden.const_data_ptr<T>(),
                              heads.const_data_ptr<T>(),
-                             bias.numel() > 0 ? bias.const_data_ptr<T>() : nullptr,
-                             targets.numel() > 0 ? targets.const_data_ptr<int64_t>() : nullptr,
+                             bias.numel() > 0 ? bias.const_data_ptr<Acc>() : nullptr,
+                             target,
                              rows,
                              members,
                              classes,
@@ -201,10 +259,12 @@ Results exit_confidence(Tensor hidden, Tensor heads, Tensor bias, Tensor tempera
                              positive,
                              parse_measure(measure),
                              static_cast<Acc>(1.0 / temperature.const_data_ptr<double>()[0])};
-    run(problem, Outputs<Acc>{prediction.mutable_data_ptr<int64_t>(), probability.mutable_data_ptr<Acc>(),
-                              positive_probability.mutable_data_ptr<Acc>(), confidence.mutable_data_ptr<Acc>(),
-                              entropy.mutable_data_ptr<Acc>(), logsumexp.mutable_data_ptr<Acc>(),
-                              target_logprob.mutable_data_ptr<Acc>()});
+    const Outputs<Acc> out{prediction.mutable_data_ptr<int64_t>(), probability.mutable_data_ptr<Acc>(),
+                           positive_probability.mutable_data_ptr<Acc>(), confidence.mutable_data_ptr<Acc>(),
+                           entropy.mutable_data_ptr<Acc>(), logsumexp.mutable_data_ptr<Acc>(),
+                           target_logprob.mutable_data_ptr<Acc>()};
+    if (classes <= kMaxEnsembleClasses) run_few_classes(problem, out);
+    else run_many_classes(problem, out);
   });
   return {probability, positive_probability, confidence, entropy, logsumexp, target_logprob, prediction};
 }

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import torch
 
+from reasonrec_fast.ops import library  # noqa: F401  (loads the schemas)
+
 Exclusions = tuple[torch.Tensor, torch.Tensor] | tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 _BLOCK = 8192
@@ -131,9 +133,5 @@ def _fake(queries, items, k, indptr, indices, rows):
     return queries.new_empty(shape, dtype=dtype), queries.new_empty(shape, dtype=torch.int64)
 
 
-torch.library.define(
-    "reasonrec_fast::topk",
-    "(Tensor queries, Tensor items, int k, Tensor indptr, Tensor indices, Tensor rows) -> (Tensor, Tensor)",
-)
-torch.library.impl("reasonrec_fast::topk", "CompositeExplicitAutograd", _topk)
+torch.library.impl("reasonrec_fast::topk", "CUDA", _topk)
 torch.library.register_fake("reasonrec_fast::topk", _fake)

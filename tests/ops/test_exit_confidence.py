@@ -58,6 +58,43 @@ def test_native_equals_reference(batch, classes, width, members, dtype, measure)
     assert not found.exit.any()
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(
+    "shape", [(1, 65, 8), (3, 300, 33), (4, 2016, 70), (5, 1009, 64), (33, 1100, 100), (200, 2100, 20)]
+)
+def test_many_classes_equal_reference(shape, dtype):
+    hidden, heads, bias, targets = problem(shape[0], shape[1], shape[2], 1, dtype)
+    for measure in ("max_prob", "margin", "entropy"):
+        found = ops.exit_confidence(
+            hidden, heads[0], bias=bias[0], temperature=1.7, measure=measure, positive=64, targets=targets
+        )
+        expected = in_float64(hidden, heads, bias, targets, measure, positive=64)
+        assert_equal_statistics(found, expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("classes", [2, 40, 3000])
+@pytest.mark.parametrize("rows", [2, 6])
+def test_infinite_and_nan_logits(rows, classes):
+    hidden, heads = torch.ones(rows, 1), torch.randn(classes, 1)
+    bias = torch.zeros(classes)
+    bias[classes - 1] = -torch.inf
+    found = ops.exit_confidence(hidden, heads, bias=bias, threshold=0.0)
+    exact = in_float64(hidden, heads[None], bias[None], torch.empty(0, dtype=torch.int64), "max_prob", 1.0, 1)
+    assert_equal_statistics(found, exact, 2e-5)
+    bias[0] = torch.inf
+    found = ops.exit_confidence(hidden, heads, bias=bias, threshold=0.0)
+    assert found.logsumexp.isposinf().all() and not found.exit.any()
+    hidden[1] = torch.nan
+    found = ops.exit_confidence(hidden, heads, bias=torch.zeros(classes), threshold=0.0)
+    assert found.exit.tolist() == [True, False] + [True] * (rows - 2)
+    assert found.logsumexp[1].isnan() and found.entropy[1].isnan()
+
+
+def test_targets_out_of_range_are_named():
+    with pytest.raises(RuntimeError, match=r"targets: expected classes in \[0, 3\); got 3"):
+        ops.exit_confidence(torch.ones(1, 2), torch.ones(3, 2), targets=torch.tensor([3]))
+
+
 @pytest.mark.parametrize("measure", MEASURES)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("members", [1, 3])

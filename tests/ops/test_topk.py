@@ -36,13 +36,29 @@ def test_equals_reference(batch, items, k, share, levels):
     torch.testing.assert_close(found.values, values.double())
 
 
-def test_items_beyond_one_block(monkeypatch):
+def test_composite_of_the_gpu_beyond_one_block(monkeypatch):
     module = __import__("sys").modules[topk_function.__module__]
     monkeypatch.setattr(module, "_BLOCK", 7)
     queries, vectors = torch.randn(4, 5, dtype=torch.float64), torch.randn(40, 5, dtype=torch.float64)
     mask, exclude = exclusions(4, 40, 0.2)
-    found = ops.topk(queries, vectors, 9, exclude=exclude)
-    assert torch.equal(found.indices, topk_reference(queries @ vectors.T, 9, mask)[1])
+    rows = torch.arange(4)
+    assert torch.equal(
+        module._topk(queries, vectors, 9, *exclude, rows)[1], topk_reference(queries @ vectors.T, 9, mask)[1]
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("batch", [1, 3, 5, 33, 150])
+def test_panels_and_stretches(batch, dtype):
+    generator = torch.Generator().manual_seed(batch)
+    queries = torch.randint(-3, 4, (batch, 9), generator=generator).to(dtype)
+    vectors = torch.randint(-3, 4, (9001, 9), generator=generator).to(dtype)
+    mask, exclude = exclusions(batch, 9001, 0.05)
+    values, indices = ops.topk(queries, vectors, 50, exclude=exclude)
+    scores = (queries.double() @ vectors.double().T).masked_fill(mask, -torch.inf)
+    expected, order = torch.sort(scores, dim=1, descending=True, stable=True)
+    assert torch.equal(indices, order[:, :50])
+    assert torch.equal(values.double(), expected[:, :50])
 
 
 def test_rows_pick_exclusions_of_a_larger_csr():

@@ -1,0 +1,81 @@
+// Blocks of rows · weightᵀ, accumulated in float32 (float64 for float64): what the fused operators put their epilogues
+// behind.
+//
+// Two shapes of block. A *panel* packs up to 32 rows so that a vector holds one column of 16 of them; the weight is read
+// as it lies, each value spread over the vector, and the epilogue finds 16 rows side by side. *Few* rows (at most 8)
+// stay as they lie and a long matrix streams past them once; a vector holds 16 columns.
+//
+// 16-bit products run on the processor's bfloat16 instructions where it has them, else they are widened block by block.
+// A product is one sum in a fixed order: the same bits for any number of threads.
+#pragma once
+
+#include "common.h"
+#include "vector.h"
+
+#include <vector>
+
+namespace reasonrec {
+
+constexpr int64_t kPanelRows = 2 * kLanes;
+constexpr int64_t kTileRows = 12;   // rows of the weight in a tile
+constexpr int64_t kFewRows = 8;
+
+// Rows of hidden, packed in panels.
+template <typename T>
+class Panels {
+ public:
+  Panels(const T* rows, int64_t count, int64_t width);
+
+  int64_t count() const { return (rows_ + kPanelRows - 1) / kPanelRows; }
+  int64_t rows(int64_t panel) const { return std::min(kPanelRows, rows_ - panel * kPanelRows); }
+  // Lanes of a panel in use, a multiple of kLanes: the stride of a tile's rows.
+  int64_t lanes(int64_t panel) const { return rows(panel) > kLanes ? kPanelRows : kLanes; }
+
+ private:
+  template <typename>
+  friend class Tiles;
+  int64_t rows_, width_, stride_;  // stride_: values (or pairs) from one panel to the next
+  std::vector<Accumulator<T>> wide_;
+  std::vector<uint32_t> pairs_;
+};
+
+// Rows of a weight [N, width], tile by tile.
+template <typename T>
+class Tiles {
+ public:
+  Tiles(const T* weight, int64_t width) : weight_(weight), width_(width) {}
+
+  // Reads rows [first, first + count) of the weight, count <= kTileRows.
+  void stage(int64_t first, int64_t count);
+  // out[count][lanes]: products of the staged rows with a panel.
+  void multiply(const Panels<T>& panels, int64_t panel, Accumulator<T>* out) const;
+
+ private:
+  const T* weight_;
+  int64_t width_;
+  const void* staged_ = nullptr;
+  std::vector<Accumulator<T>> wide_;
+  std::vector<T> narrow_;
+};
+
+// At most kFewRows rows that stay while others stream past.
+template <typename T>
+class Few {
+ public:
+  Few(const T* rows, int64_t count, int64_t width);
+
+  // out[i * streamed_stride + r * row_stride]: product of streamed row i with row r.
+  void multiply(const T* streamed, int64_t count, Accumulator<T>* out, int64_t streamed_stride,
+                int64_t row_stride) const;
+
+ private:
+  template <typename U>
+  void multiply_with(const U* rows, const U* streamed, int64_t count, Accumulator<T>* out, int64_t streamed_stride,
+                     int64_t row_stride) const;
+
+  int64_t count_, width_, held_;  // held_: count_ rounded up to 1, 2, 4 or 8; rows of zeros make up the difference
+  std::vector<Accumulator<T>> wide_;
+  std::vector<T> narrow_;
+};
+
+}  // namespace reasonrec

@@ -1,0 +1,79 @@
+#include "softmax.h"
+
+namespace reasonrec {
+namespace {
+
+template <typename Acc>
+REASONREC_INLINE void update_best(LaneStatistics<Acc>& s, const Acc* logits, int64_t lanes, int64_t first,
+                                  int64_t count, int64_t at) {
+  Vec<Acc> best = load(s.best + at), second = load(s.second + at);
+  const Vec<Acc> before = best;
+  for (int64_t c = 0; c < count; ++c) {
+    const Vec<Acc> l = load(logits + c * lanes + at);
+    const Mask<Acc> above = l > best;
+    second = above ? best : larger(l, second);
+    best = above ? l : best;
+    for (int64_t lane = 0; lane < kLanes; ++lane) s.argmax[at + lane] = above[lane] ? first + c : s.argmax[at + lane];
+  }
+  const Acc none = -std::numeric_limits<Acc>::infinity();
+  const Vec<Acc> by = before == broadcast(none) ? broadcast(Acc(0)) : before - best;
+  const Vec<Acc> shrink = exp_of(by), sum = load(s.sum + at);
+  store(s.weighted + at, shrink * (load(s.weighted + at) + sum * by));
+  store(s.sum + at, shrink * sum);
+  store(s.best + at, best), store(s.second + at, second);
+}
+
+template <typename Acc>
+REASONREC_INLINE void add_body(LaneStatistics<Acc>& s, const Acc* logits, int64_t lanes, int64_t first,
+                               int64_t count) {
+  for (int64_t at = 0; at < lanes; at += kLanes) {
+    Vec<Acc> top = load(logits + at);
+    for (int64_t c = 1; c < count; ++c) top = larger(load(logits + c * lanes + at), top);
+    if (any(top > load(s.second + at))) update_best(s, logits, lanes, first, count, at);
+    const Acc none = -std::numeric_limits<Acc>::infinity();
+    const Vec<Acc> best = load(s.best + at), origin = best == broadcast(none) ? broadcast(Acc(0)) : best;
+    Vec<Acc> sum = {}, weighted = {};
+    for (int64_t c = 0; c < count; ++c) {
+      const Vec<Acc> far = broadcast(Acc(-87)), raw = load(logits + c * lanes + at) - origin;
+      const Vec<Acc> by = raw < far ? far : raw;
+      const Vec<Acc> weight = exp_of(by);
+      sum += weight, weighted += weight * by;
+    }
+    store(s.sum + at, load(s.sum + at) + sum), store(s.weighted + at, load(s.weighted + at) + weighted);
+  }
+}
+
+template <typename Acc>
+REASONREC_INLINE void scale_body(Acc* logits, int64_t lanes, int64_t count, const Acc* bias, Acc scale) {
+  for (int64_t c = 0; c < count; ++c) {
+    const Acc shift = bias == nullptr ? Acc(0) : bias[c];
+    for (int64_t at = 0; at < lanes; at += kLanes) {
+      Acc* place = logits + c * lanes + at;
+      store(place, (load(place) + shift) * scale);
+    }
+  }
+}
+
+}  // namespace
+
+REASONREC_DISPATCH
+void add_logits(LaneStatistics<float>& s, const float* logits, int64_t lanes, int64_t first, int64_t count) {
+  add_body(s, logits, lanes, first, count);
+}
+
+REASONREC_DISPATCH
+void add_logits(LaneStatistics<double>& s, const double* logits, int64_t lanes, int64_t first, int64_t count) {
+  add_body(s, logits, lanes, first, count);
+}
+
+REASONREC_DISPATCH
+void scale_logits(float* logits, int64_t lanes, int64_t count, const float* bias, float scale) {
+  scale_body(logits, lanes, count, bias, scale);
+}
+
+REASONREC_DISPATCH
+void scale_logits(double* logits, int64_t lanes, int64_t count, const double* bias, double scale) {
+  scale_body(logits, lanes, count, bias, scale);
+}
+
+}  // namespace reasonrec

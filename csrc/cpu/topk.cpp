@@ -1,0 +1,225 @@
+// topk: the items with the largest inner products with each query, without the [B, N] scores.
+//
+// Queries in panels, items stream past (csrc/cpu/product.h). Every row keeps a heap of its best k; a score is compared
+// with the worst of them, sixteen rows at a time, and only those that enter are looked at one by one (and looked up
+// among the row's exclusions). The result is exact whatever the division of the work: by falling score, then by
+// rising index.
+#include "product.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <tuple>
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define REASONREC_X86 1
+#include <immintrin.h>
+#endif
+
+namespace reasonrec {
+namespace {
+
+constexpr int64_t kMostPanels = 4;
+constexpr int64_t kLeastStretch = 4096;  // items; shorter stretches would spend their time on filling heaps
+
+template <typename Acc>
+struct Found {
+  Acc score;
+  int64_t item;
+  // Whether this one goes before the other.
+  bool operator<(const Found& other) const {
+    return score > other.score || (score == other.score && item < other.item);
+  }
+};
+
+// Excluded items of every row, sorted.
+class Exclusions {
+ public:
+  Exclusions(const Tensor& indptr, const Tensor& indices, const Tensor& rows, int64_t batch) : starts_(batch + 1, 0) {
+    if (indptr.numel() == 0) return;
+    const int64_t* bounds = indptr.const_data_ptr<int64_t>();
+    const int64_t* items = indices.const_data_ptr<int64_t>();
+    const int64_t* place = rows.const_data_ptr<int64_t>();
+    for (int64_t row = 0; row < batch; ++row) {
+      STD_TORCH_CHECK(place[row] >= 0 && place[row] + 1 < indptr.numel(), "exclude: expected rows of the CSR; got ",
+                      place[row]);
+      starts_[row + 1] = starts_[row] + bounds[place[row] + 1] - bounds[place[row]];
+    }
+    items_.resize(starts_[batch]);
+    torch::stable::parallel_for(0, batch, 64, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        const auto first = items_.begin() + starts_[row], last = items_.begin() + starts_[row + 1];
+        std::copy(items + bounds[place[row]], items + bounds[place[row] + 1], first);
+        if (!std::is_sorted(first, last)) std::sort(first, last);
+      }
+    });
+  }
+
+  bool has(int64_t row, int64_t item) const {
+    return std::binary_search(items_.begin() + starts_[row], items_.begin() + starts_[row + 1], item);
+  }
+
+ private:
+  std::vector<int64_t> starts_, items_;
+};
+
+// The best k of one row; the worst of them on top.
+template <typename Acc>
+class Best {
+ public:
+  explicit Best(size_t k) : k_(k) { heap_.reserve(k); }
+
+  // What a score must exceed; NaN while there is room, which nothing is at most.
+  Acc bar() const { return heap_.size() < k_ ? std::numeric_limits<Acc>::quiet_NaN() : heap_.front().score; }
+
+  void offer(Found<Acc> found) {
+    if (heap_.size() < k_) {
+      heap_.push_back(found);
+      std::push_heap(heap_.begin(), heap_.end());
+    } else if (found < heap_.front()) {
+      std::pop_heap(heap_.begin(), heap_.end());
+      heap_.back() = found;
+      std::push_heap(heap_.begin(), heap_.end());
+    }
+  }
+
+  const std::vector<Found<Acc>>& found() const { return heap_; }
+
+ private:
+  size_t k_;
+  std::vector<Found<Acc>> heap_;
+};
+
+// bits[c][lanes / 16]: which lanes of scores[count][lanes] are not at most those of bars.
+template <typename Acc>
+void above_generic(const Acc* scores, int64_t lanes, int64_t count, const Acc* bars, uint16_t* bits) {
+  for (int64_t at = 0; at < count * lanes; at += kLanes) {
+    uint32_t found = 0;
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      found |= static_cast<uint32_t>(!(scores[at + lane] <= bars[(at + lane) % lanes])) << lane;
+    }
+    bits[at / kLanes] = static_cast<uint16_t>(found);
+  }
+}
+
+#ifdef REASONREC_X86
+__attribute__((target("arch=x86-64-v4"))) void above_v4(const float* scores, int64_t lanes, int64_t count,
+                                                        const float* bars, uint16_t* bits) {
+  for (int64_t at = 0; at < count * lanes; at += kLanes) {
+    bits[at / kLanes] =
+        _mm512_cmp_ps_mask(_mm512_loadu_ps(scores + at), _mm512_loadu_ps(bars + at % lanes), _CMP_NLE_UQ);
+  }
+}
+#endif
+
+template <typename Acc>
+void above(const Acc* scores, int64_t lanes, int64_t count, const Acc* bars, uint16_t* bits) {
+#ifdef REASONREC_X86
+  if constexpr (std::is_same_v<Acc, float>) {
+    static const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl");
+    if (wide) return above_v4(scores, lanes, count, bars, bits);
+  }
+#endif
+  above_generic(scores, lanes, count, bars, bits);
+}
+
+// Offers scores[count][lanes] of items first, first + 1, ... to the rows of a panel.
+template <typename Acc>
+void offer(const Acc* scores, int64_t lanes, int64_t rows, int64_t first, int64_t count, int64_t first_row,
+           const Exclusions& excluded, Best<Acc>* best, Acc* bars) {
+  uint16_t bits[kTileRows * kPanelRows / kLanes];
+  above(scores, lanes, count, bars, bits);
+  for (int64_t at = 0; at < count * lanes; at += kLanes) {
+    for (uint32_t left = bits[at / kLanes]; left != 0; left &= left - 1) {
+      const int64_t place = at + __builtin_ctz(left), row = place % lanes, item = first + place / lanes;
+      if (row >= rows || scores[place] <= bars[row] || excluded.has(first_row + row, item)) continue;
+      best[row].offer({std::isnan(scores[place]) ? -std::numeric_limits<Acc>::infinity() : scores[place], item});
+      bars[row] = best[row].bar();
+    }
+  }
+}
+
+template <typename T>
+void run(const T* queries, const T* items, int64_t batch, int64_t count, int64_t width, int64_t k,
+         const Exclusions& excluded, Accumulator<T>* values, int64_t* indices) {
+  using Acc = Accumulator<T>;
+  const bool few = batch <= kFewRows / 2;
+  const Panels<T> panels(queries, few ? 0 : batch, width);
+  const Few<T> resident(queries, few ? batch : 0, width);
+  const int64_t num_panels = (batch + kPanelRows - 1) / kPanelRows;
+  const int64_t threads = std::max<int64_t>(torch::stable::get_num_threads(), 1);
+  // With enough panels for all threads several share a pass over the items; with too few the items are divided too.
+  const int64_t group = std::clamp<int64_t>(num_panels / (2 * threads), 1, kMostPanels);
+  const int64_t groups = (num_panels + group - 1) / group;
+  const int64_t wanted = std::max<int64_t>(2 * threads / groups, 1);
+  const int64_t stretches = std::max<int64_t>(std::min(wanted, count / kLeastStretch), 1);
+  const int64_t num_tiles = (count + kTileRows - 1) / kTileRows;
+  const int64_t stretch_items = (num_tiles + stretches - 1) / stretches * kTileRows;
+  std::vector<Best<Acc>> best(stretches * num_panels * kPanelRows, Best<Acc>(std::min(k, count)));
+  torch::stable::parallel_for(0, groups * stretches, 1, [&](int64_t begin, int64_t end) {
+    Tiles<T> tiles(items, width);
+    std::vector<Acc> scores(kTileRows * kPanelRows), bars(group * kPanelRows);
+    for (int64_t work = begin; work < end; ++work) {
+      const int64_t stretch = work % stretches, first_panel = work / stretches * group;
+      const int64_t start = stretch * stretch_items, stop = std::min(start + stretch_items, count);
+      std::fill(bars.begin(), bars.end(), Best<Acc>(1).bar());
+      for (int64_t first = start; first < stop; first += kTileRows) {
+        const int64_t height = std::min(kTileRows, stop - first);
+        if (!few) tiles.stage(first, height);
+        for (int64_t panel = first_panel; panel < std::min(first_panel + group, num_panels); ++panel) {
+          const int64_t first_row = panel * kPanelRows, lanes = few ? kLanes : panels.lanes(panel);
+          if (few) {
+            resident.multiply(items + first * width, height, scores.data(), kLanes, 1);
+          } else {
+            tiles.multiply(panels, panel, scores.data());
+          }
+          offer(scores.data(), lanes, std::min(kPanelRows, batch - first_row), first, height, first_row, excluded,
+                best.data() + (stretch * num_panels + panel) * kPanelRows,
+                bars.data() + (panel - first_panel) * kPanelRows);
+        }
+      }
+    }
+  });
+  torch::stable::parallel_for(0, batch, 16, [&](int64_t begin, int64_t end) {
+    std::vector<Found<Acc>> found;
+    for (int64_t row = begin; row < end; ++row) {
+      found.clear();
+      for (int64_t stretch = 0; stretch < stretches; ++stretch) {
+        const auto& part = best[stretch * num_panels * kPanelRows + row].found();
+        found.insert(found.end(), part.begin(), part.end());
+      }
+      std::sort(found.begin(), found.end());
+      for (int64_t slot = 0; slot < k; ++slot) {
+        const bool there = slot < static_cast<int64_t>(found.size());
+        values[row * k + slot] = there ? found[slot].score : -std::numeric_limits<Acc>::infinity();
+        indices[row * k + slot] = there ? found[slot].item : -1;
+      }
+    }
+  });
+}
+
+std::tuple<Tensor, Tensor> topk(Tensor queries, Tensor items, int64_t k, Tensor indptr, Tensor indices, Tensor rows) {
+  queries = torch::stable::contiguous(queries), items = torch::stable::contiguous(items);
+  indptr = torch::stable::contiguous(indptr), indices = torch::stable::contiguous(indices);
+  rows = torch::stable::contiguous(rows);
+  const int64_t batch = queries.size(0), count = items.size(0), width = queries.size(1);
+  STD_TORCH_CHECK(items.size(1) == width && items.scalar_type() == queries.scalar_type(),
+                  "items: expected the width and dtype of queries");
+  const ScalarType type = queries.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  Tensor values = torch::stable::new_empty(queries, {batch, k}, type);
+  Tensor found = torch::stable::new_empty(queries, {batch, k}, ScalarType::Long);
+  if (batch == 0 || k == 0) return {values, found};
+  const Exclusions excluded(indptr, indices, rows, batch);
+  with_floating_type(queries, "queries", [&](auto element) {
+    using T = decltype(element);
+    run<T>(queries.const_data_ptr<T>(), items.const_data_ptr<T>(), batch, count, width, k, excluded,
+           values.mutable_data_ptr<Accumulator<T>>(), found.mutable_data_ptr<int64_t>());
+  });
+  return {values, found};
+}
+
+}  // namespace
+}  // namespace reasonrec
+
+STABLE_TORCH_LIBRARY_IMPL(reasonrec_fast, CPU, m) { m.impl("topk", TORCH_BOX(&reasonrec::topk)); }
