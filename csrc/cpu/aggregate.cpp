@@ -1,17 +1,22 @@
 // aggregate: sum over l of w_l S^l x with S = D^-1/2 A D^-1/2, straight from the two CSR directions.
 //
-// The normalisation is folded in: a row is the sum of its neighbours' rows times their inverse root degrees, times
-// its own. Nothing of the size of the edges is stored. Each row is summed by one thread in the order of its
-// neighbours, so the result has the same bits for any number of threads.
-#include "common.h"
+// Layers are kept times the inverse root degree, in the type of x, so that a row is a bare sum of its neighbours' rows;
+// what scales it, the running total and the next layer come out of the same registers. Nothing of the size of the
+// edges is stored. Each row is summed by one thread in the order of its neighbours, so the result has the same bits for
+// any number of threads; rows are divided among threads by their edges.
+#include "vector.h"
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <cmath>
-#include <vector>
+#include <memory>
 
 namespace reasonrec {
 namespace {
+
+constexpr int64_t kShares = 64;    // parts of the rows that are handed to threads
+constexpr int64_t kAhead = 12;     // edges from a row that is being fetched to the one that is being added
 
 // The hash of reasonrec_fast.ops.aggregate.edge_hash.
 inline uint32_t edge_hash(int64_t seed, int64_t user, int64_t item) {
@@ -29,78 +34,189 @@ inline uint32_t edge_hash(int64_t seed, int64_t user, int64_t item) {
   return state;
 }
 
-template <typename Index>
-struct Graph {
-  const Index* indptr[2];   // users' rows, items' rows
-  const Index* indices[2];
-  int64_t count[2];
-
-  int64_t nodes() const { return count[0] + count[1]; }
-};
-
-template <typename Acc>
-struct Dropout {
-  uint64_t below;  // edges whose hash is below are dropped
+// Rows of one side of the graph, summed from the rows of the other.
+template <typename T, typename Index>
+struct Side {
+  using Acc = Accumulator<T>;
+  const Index *indptr, *indices;
+  const Acc* inverse_root;  // of the rows
+  const T* neighbours;      // the layer before, scaled: rows of the other side
+  T* scaled;                // this layer, scaled; null where no layer follows
+  Acc* total;               // the sum over layers so far
+  int64_t rows, width;
+  Acc weight;               // of this layer in the total
+  bool users;               // whether the rows are users
+  uint64_t dropped_below;   // edges whose hash is below are left out
   int64_t seed;
-  Acc scale;
+  Acc kept_scale;
+
+  bool dropped(int64_t row, int64_t column) const {
+    const uint32_t hash = users ? edge_hash(seed, row, column) : edge_hash(seed, column, row);
+    return hash < dropped_below;
+  }
 };
 
-template <typename Index, typename Acc>
-void propagate(const Graph<Index>& graph, const std::vector<Acc>& inverse_root, const Acc* x, Acc* y, int64_t width,
-               const Dropout<Acc>& dropout) {
-  for (int side = 0; side < 2; ++side) {
-    const Index* indptr = graph.indptr[side];
-    const Index* indices = graph.indices[side];
-    const int64_t own = side == 0 ? 0 : graph.count[0];
-    const int64_t other = side == 0 ? graph.count[0] : 0;
-    torch::stable::parallel_for(0, graph.count[side], 64, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) {
-        Acc* out = y + (own + row) * width;
-        std::fill(out, out + width, Acc(0));
-        for (int64_t edge = indptr[row]; edge < static_cast<int64_t>(indptr[row + 1]); ++edge) {
-          const int64_t column = indices[edge];
-          if (dropout.below != 0) {
-            const uint32_t hash = side == 0 ? edge_hash(dropout.seed, row, column) : edge_hash(dropout.seed, column, row);
-            if (hash < dropout.below) continue;
-          }
-          const int64_t neighbour = other + column;
-          add_scaled(out, x + neighbour * width, inverse_root[neighbour], width);
-        }
-        const Acc scale = inverse_root[own + row] * dropout.scale;
-        for (int64_t i = 0; i < width; ++i) out[i] *= scale;
+// NV vectors of columns of one row.
+template <int NV, bool kDropout, typename T, typename Index>
+REASONREC_INLINE void sum_columns(const Side<T, Index>& side, int64_t row, int64_t column) {
+  using Acc = Accumulator<T>;
+  constexpr bool kEvenOdd = std::is_same_v<T, BFloat16> && NV % 2 == 0;
+  const int64_t begin = side.indptr[row], end = side.indptr[row + 1];
+  const T* base = side.neighbours + column;
+  Vec<Acc> sums[NV] = {};
+  for (int64_t edge = begin; edge < end; ++edge) {
+    const char* coming = reinterpret_cast<const char*>(base + side.indices[std::min(edge + kAhead, end - 1)] * side.width);
+#pragma GCC unroll 4
+    for (int64_t byte = 0; byte < static_cast<int64_t>(NV * kLanes * sizeof(T)); byte += 64) {
+      __builtin_prefetch(coming + byte);
+    }
+    const int64_t neighbour = side.indices[edge];
+    if (kDropout && side.dropped(row, neighbour)) continue;
+    const T* from = base + neighbour * side.width;
+    if constexpr (kEvenOdd) {
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; v += 2) {
+        Vec<Acc> even, odd;
+        load_even_odd(from + v * kLanes, even, odd);
+        sums[v] += even, sums[v + 1] += odd;
       }
-    });
+    } else {
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) sums[v] += load_wide(from + v * kLanes);
+    }
+  }
+  if constexpr (kEvenOdd) {
+    for (int v = 0; v < NV; v += 2) in_order(sums[v], sums[v + 1]);
+  }
+  const Acc root = side.inverse_root[row], scale = root * side.kept_scale;
+  for (int v = 0; v < NV; ++v) {
+    const int64_t place = row * side.width + column + v * kLanes;
+    const Vec<Acc> layer = sums[v] * scale;
+    if (side.weight != 0) store(side.total + place, load(side.total + place) + layer * side.weight);
+    if (side.scaled) store_narrow(side.scaled + place, layer * root);
   }
 }
+
+// The columns that do not fill a vector.
+template <typename T, typename Index>
+REASONREC_INLINE void sum_last_columns(const Side<T, Index>& side, int64_t row, int64_t column) {
+  using Acc = Accumulator<T>;
+  Acc sums[kLanes] = {};
+  for (int64_t edge = side.indptr[row]; edge < static_cast<int64_t>(side.indptr[row + 1]); ++edge) {
+    const int64_t neighbour = side.indices[edge];
+    if (side.dropped_below != 0 && side.dropped(row, neighbour)) continue;
+    const T* from = side.neighbours + neighbour * side.width;
+    for (int64_t c = column; c < side.width; ++c) sums[c - column] += static_cast<Acc>(from[c]);
+  }
+  const Acc root = side.inverse_root[row], scale = root * side.kept_scale;
+  for (int64_t c = column; c < side.width; ++c) {
+    const Acc layer = sums[c - column] * scale;
+    if (side.weight != 0) side.total[row * side.width + c] += layer * side.weight;
+    if (side.scaled) side.scaled[row * side.width + c] = static_cast<T>(layer * root);
+  }
+}
+
+template <bool kDropout, typename T, typename Index>
+REASONREC_INLINE void sum_rows_body(const Side<T, Index>& side, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    int64_t column = 0;
+    for (; column + 4 * kLanes <= side.width; column += 4 * kLanes) sum_columns<4, kDropout>(side, row, column);
+    for (; column + kLanes <= side.width; column += kLanes) sum_columns<1, kDropout>(side, row, column);
+    if (column < side.width) sum_last_columns(side, row, column);
+  }
+}
+
+#define REASONREC_SUM_ROWS(T, Index)                                                             \
+  REASONREC_DISPATCH void sum_rows(const Side<T, Index>& side, int64_t begin, int64_t end) {     \
+    if (side.dropped_below != 0) return sum_rows_body<true>(side, begin, end);                   \
+    sum_rows_body<false>(side, begin, end);                                                      \
+  }
+REASONREC_SUM_ROWS(float, int32_t)
+REASONREC_SUM_ROWS(float, int64_t)
+REASONREC_SUM_ROWS(double, int32_t)
+REASONREC_SUM_ROWS(double, int64_t)
+REASONREC_SUM_ROWS(BFloat16, int32_t)
+REASONREC_SUM_ROWS(BFloat16, int64_t)
+REASONREC_SUM_ROWS(Half, int32_t)
+REASONREC_SUM_ROWS(Half, int64_t)
+#undef REASONREC_SUM_ROWS
+
+// The first row of a share when rows and edges are divided evenly.
+template <typename Index>
+int64_t first_row(const Index* indptr, int64_t rows, int64_t share) {
+  const int64_t work = (rows + static_cast<int64_t>(indptr[rows])) * share / kShares;
+  int64_t low = 0, high = rows;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (middle + static_cast<int64_t>(indptr[middle]) < work) low = middle + 1; else high = middle;
+  }
+  return low;
+}
+
+template <typename Index>
+struct Graph {
+  const Index* indptr[2];  // users' rows, items' rows
+  const Index* indices[2];
+  int64_t count[2];
+};
 
 template <typename T, typename Index>
 void run(const Graph<Index>& graph, const T* x, const Tensor& weights, double rate, int64_t seed, T* out,
          int64_t width) {
   using Acc = Accumulator<T>;
-  const int64_t nodes = graph.nodes(), size = nodes * width;
+  const int64_t nodes = graph.count[0] + graph.count[1], size = nodes * width, layers = weights.numel() - 1;
   const Acc* weight = weights.const_data_ptr<Acc>();
-  std::vector<Acc> inverse_root(nodes);
+  // Not initialised: every value is written before it is read.
+  const std::unique_ptr<Acc[]> inverse_root(new Acc[nodes]), wide(new Acc[std::is_same_v<T, Acc> ? 0 : size]);
+  std::unique_ptr<T[]> scaled(new T[layers > 0 ? size : 0]), following(new T[layers > 1 ? size : 0]);
+  Acc* total;
+  if constexpr (std::is_same_v<T, Acc>) total = out; else total = wide.get();
   for (int side = 0; side < 2; ++side) {
-    for (int64_t row = 0; row < graph.count[side]; ++row) {
-      const auto degree = graph.indptr[side][row + 1] - graph.indptr[side][row];
-      inverse_root[(side == 0 ? 0 : graph.count[0]) + row] =
-          degree > 0 ? Acc(1) / std::sqrt(static_cast<Acc>(degree)) : Acc(0);
-    }
-  }
-  const Dropout<Acc> dropout{static_cast<uint64_t>(rate * 4294967296.0), seed, static_cast<Acc>(1.0 / (1.0 - rate))};
-  std::vector<Acc> layer(size), following(weights.numel() > 1 ? size : 0), total(size, Acc(0));
-  widen(layer.data(), x, size);
-  for (int64_t index = 0; index < weights.numel(); ++index) {
-    if (index > 0) {
-      propagate(graph, inverse_root, layer.data(), following.data(), width, dropout);
-      layer.swap(following);
-    }
-    if (weight[index] == Acc(0)) continue;
-    torch::stable::parallel_for(0, nodes, 256, [&](int64_t begin, int64_t end) {
-      add_scaled(total.data() + begin * width, layer.data() + begin * width, weight[index], (end - begin) * width);
+    const int64_t offset = side == 0 ? 0 : graph.count[0];
+    torch::stable::parallel_for(0, graph.count[side], 256, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        const auto degree = graph.indptr[side][row + 1] - graph.indptr[side][row];
+        const Acc root = degree > 0 ? Acc(1) / std::sqrt(static_cast<Acc>(degree)) : Acc(0);
+        inverse_root[offset + row] = root;
+        for (int64_t i = (offset + row) * width; i < (offset + row + 1) * width; ++i) {
+          total[i] = static_cast<Acc>(x[i]) * weight[0];
+          if (layers > 0) scaled[i] = static_cast<T>(static_cast<Acc>(x[i]) * root);
+        }
+      }
     });
   }
-  for (int64_t i = 0; i < size; ++i) out[i] = static_cast<T>(total[i]);
+  for (int64_t layer = 1; layer <= layers; ++layer) {
+    Side<T, Index> sides[2];
+    for (int side = 0; side < 2; ++side) {
+      const int64_t offset = side == 0 ? 0 : graph.count[0], other = side == 0 ? graph.count[0] : 0;
+      sides[side] = {graph.indptr[side],
+                     graph.indices[side],
+                     inverse_root.get() + offset,
+                     scaled.get() + other * width,
+                     layer < layers ? following.get() + offset * width : nullptr,
+                     total + offset * width,
+                     graph.count[side],
+                     width,
+                     weight[layer],
+                     side == 0,
+                     static_cast<uint64_t>(rate * 4294967296.0),
+                     seed,
+                     static_cast<Acc>(1.0 / (1.0 - rate))};
+    }
+    torch::stable::parallel_for(0, 2 * kShares, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t share = begin; share < end; ++share) {
+        const auto& side = sides[share / kShares];
+        sum_rows(side, first_row(side.indptr, side.rows, share % kShares),
+                 first_row(side.indptr, side.rows, share % kShares + 1));
+      }
+    });
+    scaled.swap(following);
+  }
+  if constexpr (!std::is_same_v<T, Acc>) {
+    torch::stable::parallel_for(0, size, 1 << 14, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) out[i] = static_cast<T>(total[i]);
+    });
+  }
 }
 
 Tensor aggregate(Tensor user_indptr, Tensor user_indices, Tensor item_indptr, Tensor item_indices, Tensor x,

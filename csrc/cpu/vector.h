@@ -3,6 +3,8 @@
 // Everything here is inlined into functions that REASONREC_DISPATCH clones.
 #pragma once
 
+#include "common.h"
+
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -47,6 +49,61 @@ REASONREC_INLINE void store(T* to, const Vec<T>& lanes) {
 template <typename T>
 REASONREC_INLINE Vec<T> broadcast(T value) {
   return value - Vec<T>{};
+}
+
+// Sixteen values of a 16-bit type in the type of their sums, and back (to nearest, ties to even).
+REASONREC_INLINE Vec<float> load_wide(const float* from) { return load(from); }
+REASONREC_INLINE Vec<double> load_wide(const double* from) { return load(from); }
+
+REASONREC_INLINE Vec<float> load_wide(const BFloat16* from) {
+  typedef uint16_t Narrow __attribute__((vector_size(32)));
+  typedef uint32_t Wide __attribute__((vector_size(64)));
+  Narrow bits;
+  std::memcpy(&bits, from, sizeof bits);
+  const Wide wide = __builtin_convertvector(bits, Wide) << 16;
+  Vec<float> lanes;
+  std::memcpy(&lanes, &wide, sizeof lanes);
+  return lanes;
+}
+
+// Of 32 values those at even places and those at odd ones (cheaper than in order), and back in order.
+REASONREC_INLINE void load_even_odd(const BFloat16* from, Vec<float>& even, Vec<float>& odd) {
+  typedef uint32_t Pairs __attribute__((vector_size(64)));
+  Pairs pairs;
+  std::memcpy(&pairs, from, sizeof pairs);
+  const Pairs low = pairs << 16, high = pairs & 0xffff0000u;
+  std::memcpy(&even, &low, sizeof even);
+  std::memcpy(&odd, &high, sizeof odd);
+}
+
+REASONREC_INLINE void in_order(Vec<float>& even, Vec<float>& odd) {
+  const Vec<float> first = __builtin_shufflevector(even, odd, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  odd = __builtin_shufflevector(even, odd, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  even = first;
+}
+
+REASONREC_INLINE Vec<float> load_wide(const Half* from) {
+  Vec<float> lanes;
+  for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] = static_cast<float>(from[lane]);
+  return lanes;
+}
+
+REASONREC_INLINE void store_narrow(float* to, const Vec<float>& lanes) { store(to, lanes); }
+REASONREC_INLINE void store_narrow(double* to, const Vec<double>& lanes) { store(to, lanes); }
+
+REASONREC_INLINE void store_narrow(BFloat16* to, const Vec<float>& lanes) {
+  typedef uint16_t Narrow __attribute__((vector_size(32)));
+  typedef uint32_t Wide __attribute__((vector_size(64)));
+  Wide bits;
+  std::memcpy(&bits, &lanes, sizeof bits);
+  const Wide rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const Wide quiet = (bits >> 16) | 0x40;  // NaN stays NaN
+  const Narrow narrow = __builtin_convertvector(lanes == lanes ? rounded : quiet, Narrow);
+  std::memcpy(to, &narrow, sizeof narrow);
+}
+
+REASONREC_INLINE void store_narrow(Half* to, const Vec<float>& lanes) {
+  for (int64_t lane = 0; lane < kLanes; ++lane) to[lane] = static_cast<Half>(lanes[lane]);
 }
 
 template <typename V>
