@@ -1,9 +1,7 @@
 // exit_confidence: statistics of softmax(hidden heads^T / temperature), row by row, without holding the logits.
 //
 // Few classes (at most 64, with or without an ensemble): the heads stay and the rows stream past them, 16 at a time;
-// the logits of 16 rows are then side by side. Many classes: rows in panels (csrc/cpu/product.h) past which the heads
-// stream; every lane keeps running statistics of a stretch of classes (csrc/cpu/softmax.h). Stretches have a fixed
-// length and are added in order, so the bits do not depend on the number of threads.
+// the logits of 16 rows are then side by side. Many classes: csrc/cpu/softmax.h.
 #include "softmax.h"
 
 #include <torch/csrc/stable/library.h>
@@ -15,8 +13,6 @@ namespace reasonrec {
 namespace {
 
 constexpr int64_t kMaxEnsembleClasses = 64;
-constexpr int64_t kStretch = 84 * kTileRows;  // classes
-constexpr int64_t kGroupBytes = 384 * 1024;   // packed rows that stay in the cache while a stretch goes past
 
 enum class Measure { kMaxProb, kMargin, kEntropy, kRatio };
 
@@ -171,51 +167,15 @@ void write_row(const RowSum<Acc>& row, Acc positive_logit, Acc target_logit, int
 
 template <typename T>
 void run_many_classes(const Problem<T>& p, const Outputs<Accumulator<T>>& out) {
-  using Acc = Accumulator<T>;
-  const bool few = p.rows <= kFewRows / 2;
-  const int64_t num_panels = (p.rows + kPanelRows - 1) / kPanelRows;
-  const int64_t group = std::max<int64_t>(kGroupBytes / (kPanelRows * p.width * static_cast<int64_t>(sizeof(T))), 1);
-  const int64_t groups = (num_panels + group - 1) / group, stretches = (p.classes + kStretch - 1) / kStretch;
-  const Panels<T> panels(p.hidden, few ? 0 : p.rows, p.width);
-  const Few<T> resident(p.hidden, few ? p.rows : 0, p.width);
-  std::vector<LaneStatistics<Acc>> parts(num_panels * stretches);
-  std::vector<Acc> positive(p.rows), target(p.rows);
-  torch::stable::parallel_for(0, groups * stretches, 1, [&](int64_t begin, int64_t end) {
-    Tiles<T> tiles(p.heads, p.width);
-    std::vector<Acc> logits(kTileRows * kPanelRows);
-    for (int64_t work = begin; work < end; ++work) {
-      const int64_t stretch = work % stretches, first_panel = work / stretches * group;
-      const int64_t last = std::min((stretch + 1) * kStretch, p.classes);
-      for (int64_t first = stretch * kStretch; first < last; first += kTileRows) {
-        const int64_t count = std::min(kTileRows, last - first);
-        if (!few) tiles.stage(first, count);
-        for (int64_t panel = first_panel; panel < std::min(first_panel + group, num_panels); ++panel) {
-          const int64_t lanes = few ? kLanes : panels.lanes(panel), start = panel * kPanelRows;
-          if (few) {
-            resident.multiply(p.heads + first * p.width, count, logits.data(), kLanes, 1);
-          } else {
-            tiles.multiply(panels, panel, logits.data());
-          }
-          scale_logits(logits.data(), lanes, count, p.bias ? p.bias + first : nullptr, p.inverse_temperature);
-          add_logits(parts[panel * stretches + stretch], logits.data(), lanes, first, count);
-          for (int64_t b = start; b < std::min(start + kPanelRows, p.rows); ++b) {
-            if (p.positive >= first && p.positive < first + count) {
-              positive[b] = logits[(p.positive - first) * lanes + b - start];
-            }
-            if (p.targets && p.targets[b] >= first && p.targets[b] < first + count) {
-              target[b] = logits[(p.targets[b] - first) * lanes + b - start];
-            }
-          }
-        }
-      }
-    }
-  });
+  const Softmax<T> softmax(p.hidden, p.heads, p.bias, p.rows, p.classes, p.width, p.inverse_temperature);
+  const int64_t count = p.targets ? 2 : 1;
+  std::vector<int64_t> wanted(p.rows * count, p.positive);
+  for (int64_t b = 0; p.targets && b < p.rows; ++b) wanted[2 * b + 1] = p.targets[b];
+  std::vector<Accumulator<T>> logits(p.rows * count);
+  softmax.logits_of(wanted.data(), count, logits.data());
+  const auto rows = softmax.statistics();
   for (int64_t b = 0; b < p.rows; ++b) {
-    RowSum<Acc> row;
-    for (int64_t stretch = 0; stretch < stretches; ++stretch) {
-      row.add(parts[b / kPanelRows * stretches + stretch], b % kPanelRows);
-    }
-    write_row(row, positive[b], target[b], b, p.classes, p.measure, p.targets != nullptr, out);
+    write_row(rows[b], logits[b * count], logits[(b + 1) * count - 1], b, p.classes, p.measure, count == 2, out);
   }
 }
 

@@ -3,6 +3,7 @@
 namespace reasonrec {
 namespace {
 
+
 template <typename Acc>
 REASONREC_INLINE void update_best(LaneStatistics<Acc>& s, const Acc* logits, int64_t lanes, int64_t first,
                                   int64_t count, int64_t at) {
@@ -54,8 +55,7 @@ REASONREC_INLINE void scale_body(Acc* logits, int64_t lanes, int64_t count, cons
   }
 }
 
-}  // namespace
-
+// Adds the logits of classes [first, first + count), which lie in logits[count][lanes].
 REASONREC_DISPATCH
 void add_logits(LaneStatistics<float>& s, const float* logits, int64_t lanes, int64_t first, int64_t count) {
   add_body(s, logits, lanes, first, count);
@@ -66,6 +66,8 @@ void add_logits(LaneStatistics<double>& s, const double* logits, int64_t lanes, 
   add_body(s, logits, lanes, first, count);
 }
 
+}  // namespace
+
 REASONREC_DISPATCH
 void scale_logits(float* logits, int64_t lanes, int64_t count, const float* bias, float scale) {
   scale_body(logits, lanes, count, bias, scale);
@@ -75,5 +77,57 @@ REASONREC_DISPATCH
 void scale_logits(double* logits, int64_t lanes, int64_t count, const double* bias, double scale) {
   scale_body(logits, lanes, count, bias, scale);
 }
+
+template <typename T>
+Softmax<T>::Softmax(const T* hidden, const T* weight, const Acc* bias, int64_t rows, int64_t classes, int64_t width,
+                    Acc inverse_temperature)
+    : few_(rows <= kFewRows / 2),
+      hidden_(hidden),
+      weight_(weight),
+      bias_(bias),
+      rows_(rows),
+      classes_(classes),
+      width_(width),
+      inverse_temperature_(inverse_temperature),
+      panels_(hidden, few_ ? 0 : rows, width),
+      resident_(hidden, few_ ? rows : 0, width) {}
+
+template <typename T>
+std::vector<RowSum<Accumulator<T>>> Softmax<T>::statistics() const {
+  const int64_t stretches = (classes_ + kStretch - 1) / kStretch;
+  std::vector<LaneStatistics<Acc>> parts((rows_ + kPanelRows - 1) / kPanelRows * stretches);
+  for_each_tile(0, classes_, [&](int64_t panel, int64_t stretch, const Acc* logits, int64_t lanes, int64_t first,
+                                 int64_t count) {
+    add_logits(parts[panel * stretches + stretch], logits, lanes, first, count);
+  });
+  std::vector<RowSum<Acc>> found(rows_);
+  for (int64_t row = 0; row < rows_; ++row) {
+    for (int64_t stretch = 0; stretch < stretches; ++stretch) {
+      found[row].add(parts[row / kPanelRows * stretches + stretch], row % kPanelRows);
+    }
+  }
+  return found;
+}
+
+template <typename T>
+void Softmax<T>::logits_of(const int64_t* wanted, int64_t count, Acc* out) const {
+  torch::stable::parallel_for(0, rows_, 16, [&](int64_t begin, int64_t end) {
+    std::vector<Acc> row(width_), other(width_);
+    for (int64_t b = begin; b < end; ++b) {
+      widen(row.data(), hidden_ + b * width_, width_);
+      for (int64_t at = b * count; at < (b + 1) * count; ++at) {
+        const int64_t c = wanted[at];
+        if (c < 0) continue;
+        widen(other.data(), weight_ + c * width_, width_);
+        out[at] = (dot(row.data(), other.data(), width_) + (bias_ ? bias_[c] : Acc(0))) * inverse_temperature_;
+      }
+    }
+  });
+}
+
+template class Softmax<float>;
+template class Softmax<double>;
+template class Softmax<BFloat16>;
+template class Softmax<Half>;
 
 }  // namespace reasonrec

@@ -1,7 +1,13 @@
-// Running statistics of a softmax over a stream of logits, for up to 32 rows side by side (one a lane).
+// Statistics of softmax((hidden weight^T + bias) / temperature), row by row, without holding the logits.
+//
+// Rows lie in panels (csrc/cpu/product.h) past which the weight streams; every lane keeps running statistics of a
+// stretch of classes. Stretches have a fixed length and are added in order, so the bits do not depend on the number of
+// threads.
 #pragma once
 
 #include "product.h"
+
+#include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <cmath>
@@ -22,14 +28,6 @@ struct LaneStatistics {
     std::fill(argmax, argmax + kPanelRows, int64_t(0));
   }
 };
-
-// Adds the logits of classes [first, first + count), which lie in logits[count][lanes].
-void add_logits(LaneStatistics<float>& statistics, const float* logits, int64_t lanes, int64_t first, int64_t count);
-void add_logits(LaneStatistics<double>& statistics, const double* logits, int64_t lanes, int64_t first, int64_t count);
-
-// logits[count][lanes] = (logits + bias) * scale; bias [count] may be null.
-void scale_logits(float* logits, int64_t lanes, int64_t count, const float* bias, float scale);
-void scale_logits(double* logits, int64_t lanes, int64_t count, const double* bias, double scale);
 
 // The same statistics of one row, from parts that are added in the order of their classes.
 template <typename Acc>
@@ -70,5 +68,71 @@ struct RowSum {
     return factor > 0 ? Shift{from - top, factor} : Shift{0, 0};
   }
 };
+
+template <typename T>
+class Softmax {
+ public:
+  using Acc = Accumulator<T>;
+
+  // hidden [rows, width], weight [classes, width], bias [classes] (may be null).
+  Softmax(const T* hidden, const T* weight, const Acc* bias, int64_t rows, int64_t classes, int64_t width,
+          Acc inverse_temperature);
+
+  int64_t rows() const { return rows_; }
+  std::vector<RowSum<Acc>> statistics() const;
+  // The logits of wanted[rows][count]; entries below 0 are left out.
+  void logits_of(const int64_t* wanted, int64_t count, Acc* out) const;
+
+  // f(panel, stretch, logits, lanes, class, count) for every tile of the classes [begin, end), in parallel over panels
+  // and stretches: logits[count][lanes] of classes class, class + 1, ... for the rows of a panel.
+  template <typename F>
+  void for_each_tile(int64_t begin, int64_t end, const F& f) const;
+
+ private:
+  bool few_;
+  const T *hidden_, *weight_;
+  const Acc* bias_;
+  int64_t rows_, classes_, width_;
+  Acc inverse_temperature_;
+  Panels<T> panels_;
+  Few<T> resident_;
+};
+
+// logits[count][lanes] = (logits + bias) * scale; bias [count] may be null.
+void scale_logits(float* logits, int64_t lanes, int64_t count, const float* bias, float scale);
+void scale_logits(double* logits, int64_t lanes, int64_t count, const double* bias, double scale);
+
+constexpr int64_t kStretch = 84 * kTileRows;  // classes
+constexpr int64_t kGroupBytes = 384 * 1024;   // packed rows that stay in the cache while a stretch goes past
+
+template <typename T>
+template <typename F>
+void Softmax<T>::for_each_tile(int64_t begin, int64_t end, const F& f) const {
+  const int64_t num_panels = (rows_ + kPanelRows - 1) / kPanelRows;
+  const int64_t group = std::max<int64_t>(kGroupBytes / (kPanelRows * width_ * static_cast<int64_t>(sizeof(T))), 1);
+  const int64_t groups = (num_panels + group - 1) / group, stretches = (end - begin + kStretch - 1) / kStretch;
+  torch::stable::parallel_for(0, groups * stretches, 1, [&](int64_t work, int64_t last_work) {
+    Tiles<T> tiles(weight_, width_);
+    std::vector<Acc> logits(kTileRows * kPanelRows);
+    for (; work < last_work; ++work) {
+      const int64_t stretch = work % stretches, first_panel = work / stretches * group;
+      const int64_t last = std::min(begin + (stretch + 1) * kStretch, end);
+      for (int64_t first = begin + stretch * kStretch; first < last; first += kTileRows) {
+        const int64_t count = std::min(kTileRows, last - first);
+        if (!few_) tiles.stage(first, count);
+        for (int64_t panel = first_panel; panel < std::min(first_panel + group, num_panels); ++panel) {
+          const int64_t lanes = few_ ? kLanes : panels_.lanes(panel);
+          if (few_) {
+            resident_.multiply(weight_ + first * width_, count, logits.data(), kLanes, 1);
+          } else {
+            tiles.multiply(panels_, panel, logits.data());
+          }
+          scale_logits(logits.data(), lanes, count, bias_ ? bias_ + first : nullptr, inverse_temperature_);
+          f(panel, stretch, logits.data(), lanes, first, count);
+        }
+      }
+    }
+  });
+}
 
 }  // namespace reasonrec

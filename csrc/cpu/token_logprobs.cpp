@@ -1,0 +1,203 @@
+// token_logprobs: log-probabilities of given tokens under softmax((hidden weight^T + bias) / temperature), the
+// log-sum-exp and the entropy; and the gradients. Neither direction holds the logits.
+//
+// Backward makes the logits again, a block of the vocabulary at a time. Their gradient lies in a buffer of the block,
+// one token a row, and the library's matrix products carry it to hidden and weight.
+#include "softmax.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <string>
+#include <tuple>
+
+namespace reasonrec {
+namespace {
+
+constexpr int64_t kBlockBytes = 16 * 1024 * 1024;  // of a block of the logits' gradient
+
+template <typename T>
+Softmax<T> softmax_of(const Tensor& hidden, const Tensor& weight, const Tensor& bias, const Tensor& temperature) {
+  using Acc = Accumulator<T>;
+  return Softmax<T>(hidden.const_data_ptr<T>(), weight.const_data_ptr<T>(),
+                    bias.numel() > 0 ? bias.const_data_ptr<Acc>() : nullptr, hidden.size(0), weight.size(0),
+                    hidden.size(1), static_cast<Acc>(1.0 / temperature.const_data_ptr<double>()[0]));
+}
+
+ScalarType wide_type(const Tensor& hidden) {
+  return hidden.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// The tokens, -1 where they are ignored.
+std::vector<int64_t> wanted_tokens(const Tensor& tokens, int64_t ignore_index, int64_t classes) {
+  std::vector<int64_t> wanted(tokens.const_data_ptr<int64_t>(), tokens.const_data_ptr<int64_t>() + tokens.numel());
+  for (int64_t& token : wanted) {
+    if (token == ignore_index) {
+      token = -1;
+    } else {
+      STD_TORCH_CHECK(token >= 0 && token < classes, "tokens: expected ignore_index or a class in [0, ", classes,
+                      "); got ", token);
+    }
+  }
+  return wanted;
+}
+
+using Results = std::tuple<Tensor, Tensor, Tensor>;
+
+// tokens [B, M]; bias is empty where the caller has none.
+Results token_logprobs(Tensor hidden, Tensor weight, Tensor bias, Tensor tokens, Tensor temperature,
+                       int64_t ignore_index) {
+  const ScalarType wide = wide_type(hidden);
+  hidden = torch::stable::contiguous(hidden), weight = torch::stable::contiguous(weight);
+  bias = torch::stable::contiguous(torch::stable::to(bias, wide)), tokens = torch::stable::contiguous(tokens);
+  const int64_t rows = hidden.size(0), count = tokens.size(1);
+  const std::vector<int64_t> wanted = wanted_tokens(tokens, ignore_index, weight.size(0));
+  Tensor logprobs = torch::stable::new_zeros(hidden, {rows, count}, wide);
+  Tensor logsumexp = torch::stable::new_empty(hidden, {rows}, wide);
+  Tensor entropy = torch::stable::new_empty(hidden, {rows}, wide);
+  with_floating_type(hidden, "hidden", [&](auto element) {
+    using T = decltype(element);
+    using Acc = Accumulator<T>;
+    const Softmax<T> softmax = softmax_of<T>(hidden, weight, bias, temperature);
+    Acc* out = logprobs.mutable_data_ptr<Acc>();
+    softmax.logits_of(wanted.data(), count, out);
+    const auto found = softmax.statistics();
+    for (int64_t b = 0; b < rows; ++b) {
+      const double lse = found[b].logsumexp();
+      logsumexp.mutable_data_ptr<Acc>()[b] = static_cast<Acc>(lse);
+      entropy.mutable_data_ptr<Acc>()[b] = static_cast<Acc>(found[b].entropy());
+      for (int64_t at = b * count; at < (b + 1) * count; ++at) {
+        if (wanted[at] >= 0) out[at] = static_cast<Acc>(out[at] - lse);
+      }
+    }
+  });
+  return {logprobs, logsumexp, entropy};
+}
+
+// What the rows of a panel have in common in the gradient of a logit l of probability p = e^(l - lse):
+//   p (through_all - through_entropy (l - lse + entropy)), and once more for the tokens themselves.
+template <typename Acc>
+struct RowGradients {
+  std::vector<Acc> logsumexp, entropy, through_all, through_entropy;  // padded to whole panels
+
+  explicit RowGradients(int64_t rows)
+      : logsumexp(rows), entropy(rows), through_all(rows), through_entropy(rows) {}
+};
+
+template <typename Acc>
+REASONREC_INLINE void gradient_body(const RowGradients<Acc>& rows, int64_t first_row, Acc* logits, int64_t lanes,
+                                    int64_t count, Acc scale) {
+  for (int64_t at = 0; at < lanes; at += kLanes) {
+    const Vec<Acc> lse = load(rows.logsumexp.data() + first_row + at), all = load(rows.through_all.data() + first_row + at);
+    const Vec<Acc> through = load(rows.through_entropy.data() + first_row + at);
+    const Vec<Acc> entropy = load(rows.entropy.data() + first_row + at);
+    for (int64_t c = 0; c < count; ++c) {
+      Acc* place = logits + c * lanes + at;
+      const Vec<Acc> far = broadcast(Acc(-87)), raw = load(place) - lse, logprob = raw < far ? far : raw;
+      store(place, exp_of(logprob) * (all - through * (logprob + entropy)) * scale);
+    }
+  }
+}
+
+REASONREC_DISPATCH
+void gradient_of_logits(const RowGradients<float>& rows, int64_t first_row, float* logits, int64_t lanes,
+                        int64_t count, float scale) {
+  gradient_body(rows, first_row, logits, lanes, count, scale);
+}
+
+REASONREC_DISPATCH
+void gradient_of_logits(const RowGradients<double>& rows, int64_t first_row, double* logits, int64_t lanes,
+                        int64_t count, double scale) {
+  gradient_body(rows, first_row, logits, lanes, count, scale);
+}
+
+// to[count][stride] = from[count][lanes] in the type of to.
+template <typename T>
+REASONREC_INLINE void narrow_body(const Accumulator<T>* from, int64_t lanes, int64_t count, T* to, int64_t stride) {
+  for (int64_t c = 0; c < count; ++c) {
+    for (int64_t at = 0; at < lanes; at += kLanes) store_narrow(to + c * stride + at, load(from + c * lanes + at));
+  }
+}
+
+#define REASONREC_NARROW(T)                                                                                        \
+  REASONREC_DISPATCH void narrow(const Accumulator<T>* from, int64_t lanes, int64_t count, T* to, int64_t stride) { \
+    narrow_body(from, lanes, count, to, stride);                                                                   \
+  }
+REASONREC_NARROW(float)
+REASONREC_NARROW(double)
+REASONREC_NARROW(BFloat16)
+REASONREC_NARROW(Half)
+#undef REASONREC_NARROW
+
+// A token that a row asked for, and the gradient of its log-probability.
+template <typename Acc>
+struct Asked {
+  int64_t token, row;
+  Acc gradient;
+  bool operator<(const Asked& other) const {
+    return token < other.token || (token == other.token && row < other.row);
+  }
+};
+
+// grads: of logprobs [B, M], logsumexp [B] and entropy [B], contiguous, in the type of the sums.
+template <typename T>
+Results backward(const Tensor& hidden, const Tensor& weight, const Tensor& bias, const std::vector<int64_t>& wanted,
+                 const Tensor& temperature, const Tensor& logsumexp, const Tensor& entropy, const Tensor& grad_logprobs,
+                 const Tensor& grad_logsumexp, const Tensor& grad_entropy) {
+  using Acc = Accumulator<T>;
+  const int64_t rows = hidden.size(0), width = hidden.size(1), classes = weight.size(0);
+  const int64_t padded = (rows + kPanelRows - 1) / kPanelRows * kPanelRows;
+  const int64_t count = rows > 0 ? static_cast<int64_t>(wanted.size()) / rows : 0;
+  const Softmax<T> softmax = softmax_of<T>(hidden, weight, bias, temperature);
+  const Acc scale = static_cast<Acc>(1.0 / temperature.const_data_ptr<double>()[0]);
+  RowGradients<Acc> of_rows(padded);
+  std::vector<Asked<Acc>> asked;
+  for (int64_t b = 0; b < rows; ++b) {
+    of_rows.logsumexp[b] = logsumexp.const_data_ptr<Acc>()[b], of_rows.entropy[b] = entropy.const_data_ptr<Acc>()[b];
+    of_rows.through_entropy[b] = grad_entropy.const_data_ptr<Acc>()[b];
+    of_rows.through_all[b] = grad_logsumexp.const_data_ptr<Acc>()[b];
+    for (int64_t at = b * count; at < (b + 1) * count; ++at) {
+      if (wanted[at] < 0) continue;
+      const Acc gradient = grad_logprobs.const_data_ptr<Acc>()[at];
+      of_rows.through_all[b] -= gradient;
+      asked.push_back({wanted[at], b, gradient});
+    }
+  }
+  std::sort(asked.begin(), asked.end());
+
+  const ScalarType wide = wide_type(hidden);
+  Tensor grad_hidden = torch::stable::new_zeros(hidden, {rows, width}, wide);
+  Tensor grad_weight = torch::stable::new_empty(weight, {classes, width});
+  Tensor grad_bias = torch::stable::new_zeros(hidden, {bias.numel() > 0 ? classes : 0}, wide);
+  const int64_t tallest = std::max<int64_t>(kBlockBytes / (std::max<int64_t>(padded, 1) * sizeof(T)) / kStretch, 1) * kStretch;
+  Tensor block = torch::stable::new_empty(hidden, {std::min(tallest, classes), padded});
+  for (int64_t begin = 0; begin < classes; begin += tallest) {
+    const int64_t end = std::min(begin + tallest, classes);
+    T* out = block.mutable_data_ptr<T>();
+    softmax.for_each_tile(begin, end, [&](int64_t panel, int64_t, Acc* logits, int64_t lanes, int64_t first,
+                                          int64_t height) {
+      const int64_t first_row = panel * kPanelRows;
+      gradient_of_logits(of_rows, first_row, logits, lanes, height, scale);
+      auto next = std::lower_bound(asked.begin(), asked.end(), Asked<Acc>{first, -1, 0});
+      for (; next != asked.end() && next->token < first + height; ++next) {
+        const int64_t lane = next->row - first_row;
+        if (lane >= 0 && lane < kPanelRows) logits[(next->token - first) * lanes + lane] += next->gradient * scale;
+      }
+      narrow(logits, lanes, height, out + (first - begin) * padded + first_row, padded);
+      if (bias.numel() > 0) {
+        // One stretch of classes is one thread's for each group of panels; groups come one after another below.
+      }
+    });
+    Tensor rows_of_block = torch::stable::narrow(block, 0, 0, end - begin);
+    Tensor gradient = torch::stable::narrow(rows_of_block, 1, 0, rows);
+    Tensor part = torch::stable::narrow(grad_weight, 0, begin, end - begin);
+    torch::stable::copy_(part, torch::stable::matmul(gradient, hidden));
+    Tensor to_hidden = torch::stable::matmul(torch::stable::transpose(gradient, 0, 1),
+                                             torch::stable::narrow(weight, 0, begin, end - begin));
+    add_to(grad_hidden.mutable_data_ptr<Acc>(), to_hidden.const_data_ptr<T>(), rows * width);
+  }
+  return {torch::stable::to(grad_hidden, hidden.scalar_type()), grad_weight, grad_bias};
+}
+
+}  // namespace
+}  // namespace reasonrec
