@@ -24,13 +24,6 @@ def print_result(*tables: Table) -> None:
             Console(width=200).print(table)
 
 
-def quiet_libraries() -> None:
-    """Keep the progress bars of transformers' loading off the screen."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-
-
 @contextmanager
 def clear_errors() -> Iterator[None]:
     """End the command with one line, not a traceback, where the input is at fault."""

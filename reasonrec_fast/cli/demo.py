@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from reasonrec_fast.cli.console import clear_errors, console, print_result, quiet_libraries
+from reasonrec_fast.cli.console import clear_errors, console, print_result
 from reasonrec_fast.files import replacing, write_json
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ def demo(
     with clear_errors():
         from reasonrec_fast.experiments.demo import run_demo
 
-        quiet_libraries()
         found = run_demo(sample=None if full else sample, say=lambda line: console.print(line, markup=False))
         write_json(output / "report.json", found.as_json())
         _plot(found.records, output / "report.png")

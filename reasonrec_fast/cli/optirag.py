@@ -12,7 +12,7 @@ import pandas as pd
 import typer
 from rich.table import Table
 
-from reasonrec_fast.cli.console import clear_errors, console, print_result, progress_bar, quiet_libraries
+from reasonrec_fast.cli.console import clear_errors, console, print_result, progress_bar
 from reasonrec_fast.data import (
     Instruction,
     Interactions,
@@ -65,7 +65,6 @@ def train(
             parts = split_by_time(interactions, _split_kind(split))
         from reasonrec_fast.models.optirag import OptiRAG
 
-        quiet_libraries()
         model = OptiRAG(settings)
         with progress_bar("Training") as update:
             watched: dict[str, Any] = {
@@ -161,7 +160,6 @@ def compare_retrieval(
         settings = replace(_settings(config, samples, None, None), layers=layers)
         from reasonrec_fast.experiments.retrieval import compare_retrieval as compare
 
-        quiet_libraries()
         with progress_bar("Training") as update:
             records, times = compare(
                 output,
@@ -209,7 +207,6 @@ def _train_and_validation(records: list[Instruction]) -> tuple[list[Instruction]
 def load_model(folder: Path) -> OptiRAG:
     from reasonrec_fast.models.optirag import OptiRAG
 
-    quiet_libraries()
     return OptiRAG.from_pretrained(folder)
 
 
