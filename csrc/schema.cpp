@@ -10,6 +10,13 @@ STABLE_TORCH_LIBRARY(reasonrec_fast, m) {
       "exit_confidence(Tensor hidden, Tensor heads, Tensor bias, Tensor temperature, str measure, int positive, "
       "Tensor targets) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
+      "token_logprobs(Tensor hidden, Tensor weight, Tensor bias, Tensor tokens, Tensor temperature, int ignore_index) "
+      "-> (Tensor, Tensor, Tensor)");
+  m.def(
+      "token_logprobs_backward(Tensor hidden, Tensor weight, Tensor bias, Tensor tokens, Tensor temperature, "
+      "int ignore_index, Tensor logsumexp, Tensor entropy, Tensor grad_logprobs, Tensor grad_logsumexp, "
+      "Tensor grad_entropy) -> (Tensor, Tensor, Tensor)");
+  m.def(
       "topk(Tensor queries, Tensor items, int k, Tensor indptr, Tensor indices, Tensor rows) -> (Tensor, Tensor)");
   m.def("partition(Tensor destination, int num_destinations) -> (Tensor, Tensor, Tensor)");
 }

@@ -184,20 +184,51 @@ Results backward(const Tensor& hidden, const Tensor& weight, const Tensor& bias,
         if (lane >= 0 && lane < kPanelRows) logits[(next->token - first) * lanes + lane] += next->gradient * scale;
       }
       narrow(logits, lanes, height, out + (first - begin) * padded + first_row, padded);
-      if (bias.numel() > 0) {
-        // One stretch of classes is one thread's for each group of panels; groups come one after another below.
-      }
     });
+    if (bias.numel() > 0) {
+      for (int64_t c = begin; c < end; ++c) {
+        const T* row = out + (c - begin) * padded;
+        Acc sum = 0;
+        for (int64_t b = 0; b < rows; ++b) sum += static_cast<Acc>(row[b]);
+        grad_bias.mutable_data_ptr<Acc>()[c] = sum;
+      }
+    }
     Tensor rows_of_block = torch::stable::narrow(block, 0, 0, end - begin);
     Tensor gradient = torch::stable::narrow(rows_of_block, 1, 0, rows);
     Tensor part = torch::stable::narrow(grad_weight, 0, begin, end - begin);
     torch::stable::copy_(part, torch::stable::matmul(gradient, hidden));
-    Tensor to_hidden = torch::stable::matmul(torch::stable::transpose(gradient, 0, 1),
-                                             torch::stable::narrow(weight, 0, begin, end - begin));
-    add_to(grad_hidden.mutable_data_ptr<Acc>(), to_hidden.const_data_ptr<T>(), rows * width);
+    Tensor weight_of_block = weight;
+    weight_of_block = torch::stable::narrow(weight_of_block, 0, begin, end - begin);
+    const Tensor to_hidden = torch::stable::contiguous(
+        torch::stable::matmul(torch::stable::transpose(gradient, 0, 1), weight_of_block));
+    const T* added = to_hidden.const_data_ptr<T>();
+    Acc* sums = grad_hidden.mutable_data_ptr<Acc>();
+    for (int64_t i = 0; i < rows * width; ++i) sums[i] += static_cast<Acc>(added[i]);
   }
   return {torch::stable::to(grad_hidden, hidden.scalar_type()), grad_weight, grad_bias};
 }
 
+Results token_logprobs_backward(Tensor hidden, Tensor weight, Tensor bias, Tensor tokens, Tensor temperature,
+                                int64_t ignore_index, Tensor logsumexp, Tensor entropy, Tensor grad_logprobs,
+                                Tensor grad_logsumexp, Tensor grad_entropy) {
+  const ScalarType wide = wide_type(hidden);
+  hidden = torch::stable::contiguous(hidden), weight = torch::stable::contiguous(weight);
+  bias = torch::stable::contiguous(torch::stable::to(bias, wide)), tokens = torch::stable::contiguous(tokens);
+  grad_logprobs = torch::stable::contiguous(grad_logprobs);
+  grad_logsumexp = torch::stable::contiguous(grad_logsumexp), grad_entropy = torch::stable::contiguous(grad_entropy);
+  const std::vector<int64_t> wanted = wanted_tokens(tokens, ignore_index, weight.size(0));
+  Results results;
+  with_floating_type(hidden, "hidden", [&](auto element) {
+    results = backward<decltype(element)>(hidden, weight, bias, wanted, temperature, logsumexp, entropy,
+                                          grad_logprobs, grad_logsumexp, grad_entropy);
+  });
+  return results;
+}
+
 }  // namespace
 }  // namespace reasonrec
+
+STABLE_TORCH_LIBRARY_IMPL(reasonrec_fast, CPU, m) {
+  m.impl("token_logprobs", TORCH_BOX(&reasonrec::token_logprobs));
+  m.impl("token_logprobs_backward", TORCH_BOX(&reasonrec::token_logprobs_backward));
+}

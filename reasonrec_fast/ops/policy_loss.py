@@ -1,0 +1,199 @@
+"""Policy-gradient losses over given tokens, without the logits: GRPO, DAPO and Dr. GRPO."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+
+from reasonrec_fast.ops.token_logprobs import token_logprobs
+
+Kind = Literal["grpo", "dapo", "dr_grpo"]
+KINDS = ("grpo", "dapo", "dr_grpo")
+
+
+class PolicyStatistics(NamedTuple):
+    """What a policy loss saw; no gradients. Means are over the tokens that count.
+
+    Attributes:
+        logprobs: of the tokens under the present policy, ``[T]``.
+        ratio_mean, ratio_max: of present to old probability, 0-d.
+        clipped_share: of tokens whose clipped objective is the smaller one, 0-d.
+        kl: to the reference, 0-d; 0 without one.
+        entropy: in nats, 0-d.
+    """
+
+    logprobs: torch.Tensor
+    ratio_mean: torch.Tensor
+    ratio_max: torch.Tensor
+    clipped_share: torch.Tensor
+    kl: torch.Tensor
+    entropy: torch.Tensor
+
+
+def policy_loss(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    tokens: torch.Tensor,
+    advantages: torch.Tensor,
+    old_logprobs: torch.Tensor,
+    *,
+    sequence_ids: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+    reference_logprobs: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    temperature: float | torch.Tensor = 1.0,
+    clip: tuple[float, float] = (0.2, 0.2),
+    beta: float = 0.0,
+    kind: Kind = "grpo",
+    normalizer: float | torch.Tensor | None = None,
+) -> tuple[torch.Tensor, PolicyStatistics]:
+    r"""Clipped policy loss of flat tokens.
+
+    A token's loss is :math:`-\min(r A, \mathrm{clip}(r, 1 - c_0, 1 + c_1) A) + \beta\,k` with the ratio :math:`r` of
+    present to old probability and :math:`k = e^{d} - d - 1`, :math:`d` the reference's log-probability minus ours
+    (DeepSeekMath, arXiv 2402.03300, equations 3 and 4).
+
+    Args:
+        hidden: ``[T, D]``.
+        weight: of the LM head, ``[V, D]``.
+        tokens: int64 ``[T]``.
+        advantages: ``[T]``, or ``[S]`` with ``sequence_ids`` (as many as tokens: one a token).
+        old_logprobs: under the policy that sampled, ``[T]``.
+        sequence_ids: sequence of each token, int64 ``[T]`` in ``[0, S)`` (``[0, T)`` with advantages a token); without
+            them all tokens are one sequence.
+        mask: tokens that count, bool ``[T]``; all by default.
+        reference_logprobs: ``[T]``; needed where ``beta > 0``.
+        bias: ``[V]``.
+        temperature: divides the logits.
+        clip: how far the ratio may fall below 1 and rise above it; different for DAPO (arXiv 2503.14476).
+        beta: weight of the divergence from the reference.
+        kind: ``"grpo"``, mean over each sequence's tokens, then over the sequences that have any; ``"dapo"``, mean over
+            tokens; ``"dr_grpo"``, sum divided by ``normalizer`` (arXiv 2503.20783).
+        normalizer: only for ``"dr_grpo"``.
+
+    Returns:
+        The loss (0-d, differentiable in ``hidden``, ``weight`` and ``bias``; 0 where no token counts) and
+        :class:`PolicyStatistics`.
+
+    Raises:
+        ValueError: an argument does not fit (argument, expected, got).
+
+    >>> hidden, weight = torch.zeros(2, 3), torch.ones(4, 3)
+    >>> old = torch.full((2,), 0.25).log()
+    >>> loss, statistics = policy_loss(hidden, weight, torch.tensor([0, 1]), torch.tensor([1.0, 2.0]), old)
+    >>> round(float(loss), 4), float(statistics.ratio_mean)
+    (-1.5, 1.0)
+    """
+    rows = hidden.shape[0]
+    _check(rows, tokens, advantages, old_logprobs, sequence_ids, mask, reference_logprobs, beta, kind, normalizer)
+    found = token_logprobs(hidden, weight, tokens, bias=bias, temperature=temperature)
+    dtype = found.logprobs.dtype
+    counts = torch.ones(rows, dtype=dtype, device=hidden.device) if mask is None else mask.to(dtype)
+    advantage = advantages.to(dtype) if advantages.shape == tokens.shape else advantages.to(dtype)[sequence_ids]
+    # Where a token does not count neither do infinities that it meets.
+    ratio = torch.where(counts > 0, found.logprobs - old_logprobs.to(dtype), 0.0).exp()
+    free, bound = ratio * advantage, ratio.clamp(1 - clip[0], 1 + clip[1]) * advantage
+    losses = -torch.minimum(free, bound)
+    divergence = torch.zeros_like(ratio)
+    if reference_logprobs is not None:
+        gap = torch.where(counts > 0, reference_logprobs.to(dtype) - found.logprobs, 0.0)
+        divergence = gap.exp() - gap - 1
+        losses = losses + beta * divergence
+    loss = (losses * _token_weights(counts, sequence_ids, len(advantages), kind, normalizer)).sum()
+    with torch.no_grad():
+        total = counts.sum().clamp_min(1)
+
+        def mean(values: torch.Tensor) -> torch.Tensor:
+            return torch.where(counts > 0, values, 0.0).sum() / total
+
+        largest = torch.where(counts > 0, ratio, 0.0)
+        statistics = PolicyStatistics(
+            found.logprobs.detach(),
+            mean(ratio),
+            largest.amax() if rows else largest.sum(),
+            mean((bound < free).to(dtype)),
+            mean(divergence),
+            mean(found.entropy),
+        )
+    return loss, statistics
+
+
+def _token_weights(
+    counts: torch.Tensor,
+    sequence_ids: torch.Tensor | None,
+    sequences: int,
+    kind: Kind,
+    normalizer: float | torch.Tensor | None,
+) -> torch.Tensor:
+    """What each token's loss is multiplied with before the sum."""
+    if kind == "dr_grpo":
+        return counts / torch.as_tensor(normalizer, dtype=counts.dtype, device=counts.device)
+    if kind == "dapo" or sequence_ids is None:
+        return counts / counts.sum().clamp_min(1)
+    lengths = sequence_ids.new_zeros(sequences).index_add(0, sequence_ids, counts.long())
+    return counts / (lengths[sequence_ids].clamp_min(1) * (lengths > 0).sum().clamp_min(1))
+
+
+def _check(
+    rows, tokens, advantages, old_logprobs, sequence_ids, mask, reference_logprobs, beta, kind, normalizer
+) -> None:
+    if kind not in KINDS:
+        raise ValueError(f"kind: expected one of {KINDS}; got {kind!r}")
+    if (kind == "dr_grpo") != (normalizer is not None):
+        raise ValueError(f"normalizer: expected one for 'dr_grpo' and none otherwise; got {normalizer} for {kind!r}")
+    if beta != 0 and reference_logprobs is None:
+        raise ValueError(f"reference_logprobs: expected [{rows}] where beta is not 0; got None")
+    vectors = {
+        "tokens": tokens,
+        "old_logprobs": old_logprobs,
+        "sequence_ids": sequence_ids,
+        "mask": mask,
+        "reference_logprobs": reference_logprobs,
+    }
+    for name, vector in vectors.items():
+        if vector is not None and vector.shape != (rows,):
+            raise ValueError(f"{name}: expected [{rows}]; got {list(vector.shape)}")
+    if advantages.dim() != 1 or (sequence_ids is None and advantages.shape[0] != rows):
+        raise ValueError(f"advantages: expected [{rows}], or [S] with sequence_ids; got {list(advantages.shape)}")
+
+
+def group_advantages(rewards: torch.Tensor, groups: torch.Tensor, *, kind: Kind = "grpo") -> torch.Tensor:
+    """Advantage of each sample over its group: GRPO's outcome supervision (arXiv 2402.03300, section 4.1.2).
+
+    Args:
+        rewards: ``[S]``.
+        groups: group of each sample, int64 ``[S]``, any numbers.
+        kind: ``"grpo"`` and ``"dapo"`` divide by the group's sample deviation + 1e-4, ``"dr_grpo"`` does not.
+
+    Returns:
+        ``[S]``, centred in each group; 0 for a sample alone in its group.
+
+    Raises:
+        ValueError: shapes that do not fit (argument, expected, got).
+
+    >>> group_advantages(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([7, 7, 2]), kind="dr_grpo").tolist()
+    [-1.0, 1.0, 0.0]
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind: expected one of {KINDS}; got {kind!r}")
+    if rewards.dim() != 1 or groups.shape != rewards.shape:
+        raise ValueError(f"rewards, groups: expected [S] both; got {list(rewards.shape)} and {list(groups.shape)}")
+    if len(rewards) == 0:
+        return rewards.clone()
+    values = rewards if rewards.is_floating_point() else rewards.float()
+    ordered, order = torch.sort(groups, stable=True)
+    starts = torch.cat([ordered.new_zeros(1), (ordered[1:] != ordered[:-1]).long()])
+    segment = torch.empty_like(order).index_copy(0, order, starts.cumsum(0))
+    lengths = torch.zeros_like(order).index_add(0, segment, torch.ones_like(order))
+
+    def total(of: torch.Tensor) -> torch.Tensor:
+        """Sums of the groups, for each sample its own; the same bits on every run."""
+        return torch.segment_reduce(of[order], "sum", lengths=lengths, unsafe=True)[segment]
+
+    size = lengths[segment]
+    centred = values - total(values) / size
+    if kind == "dr_grpo":
+        return centred
+    deviation = (total(centred.square()) / (size - 1).clamp_min(1)).sqrt()
+    return centred / (deviation + 1e-4)

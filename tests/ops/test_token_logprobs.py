@@ -1,0 +1,135 @@
+"""token_logprobs: native and plain torch, forward and backward, against the float64 reference."""
+
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reasonrec_fast import ops
+from reasonrec_fast.ops import token_logprobs as function
+from reasonrec_fast.ops.token_logprobs import token_logprobs_reference
+
+module = sys.modules[function.__module__]
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 2e-5, torch.float16: 2e-5}
+GRADIENT_TOLERANCE = {torch.float64: 1e-10, torch.float32: 5e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+
+
+def problem(rows, classes, width, count, dtype, with_bias=True):
+    generator = torch.Generator().manual_seed(rows * 1000 + classes)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    tokens = torch.randint(classes, (rows, count), generator=generator)
+    tokens = torch.where(torch.rand(rows, count, generator=generator) < 0.2, -100, tokens)
+    return normal(rows, width), 0.4 * normal(classes, width), normal(classes) if with_bias else None, tokens
+
+
+def reference(hidden, weight, bias, tokens, temperature):
+    bias = hidden.new_empty(0) if bias is None else bias
+    return token_logprobs_reference(hidden, weight, bias, tokens, torch.tensor(temperature, dtype=torch.float64), -100)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    rows=st.sampled_from([0, 1, 3, 5, 17, 40]),
+    classes=st.sampled_from([1, 2, 13, 100, 1009, 2100]),
+    width=st.sampled_from([1, 7, 32, 65]),
+    count=st.integers(1, 4),
+    dtype=st.sampled_from(list(TOLERANCE)),
+    with_bias=st.booleans(),
+)
+def test_forward_and_backward_equal_reference(rows, classes, width, count, dtype, with_bias):
+    hidden, weight, bias, tokens = problem(rows, classes, width, count, dtype, with_bias)
+    inputs = [t.clone().requires_grad_() for t in (hidden, weight, bias) if t is not None]
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    found = ops.token_logprobs(*inputs[:2], tokens, bias=inputs[2] if with_bias else None, temperature=0.7)
+    expected = reference(*exact[:2], exact[2] if with_bias else None, tokens, 0.7)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    upstream = [torch.randn(t.shape, dtype=torch.float64) for t in expected]
+    ours = torch.autograd.grad(found, inputs, [g.to(f.dtype) for g, f in zip(upstream, found, strict=True)])
+    theirs = torch.autograd.grad(expected, exact, upstream)
+    for got, want in zip(ours, theirs, strict=True):
+        scale = want.abs().max().clamp_min(1.0) if want.numel() else 1.0
+        torch.testing.assert_close(got.double() / scale, want / scale, atol=GRADIENT_TOLERANCE[dtype], rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_plain_torch_equals_reference(dtype, monkeypatch):
+    monkeypatch.setattr(module, "_BLOCK", 7)
+    hidden, weight, bias, tokens = problem(6, 30, 5, 2, dtype)
+    temperature = torch.tensor(1.3, dtype=torch.float64)
+    found = module._token_logprobs(hidden, weight, bias, tokens, temperature, -100)
+    exact = [t.double().requires_grad_() for t in (hidden, weight, bias)]
+    expected = reference(*exact, tokens, 1.3)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    upstream = [torch.randn_like(t) for t in found]
+    ours = module._token_logprobs_backward(hidden, weight, bias, tokens, temperature, -100, *found[1:], *upstream)
+    theirs = torch.autograd.grad(expected, exact, [g.double() for g in upstream])
+    for got, want in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(got.double(), want, atol=1e-4, rtol=1e-4)
+
+
+def test_gradcheck():
+    hidden, weight, bias, tokens = problem(5, 9, 4, 2, torch.float64)
+    inputs = tuple(t.requires_grad_() for t in (hidden, weight, bias))
+    assert torch.autograd.gradcheck(
+        lambda h, w, b: tuple(ops.token_logprobs(h, w, tokens, bias=b, temperature=1.4)), inputs
+    )
+
+
+def test_opcheck():
+    hidden, weight, bias, tokens = problem(5, 70, 4, 2, torch.float32)
+    inputs = [t.requires_grad_() for t in (hidden, weight, bias)]
+    temperature = torch.tensor(1.0, dtype=torch.float64)
+    torch.library.opcheck(torch.ops.reasonrec_fast.token_logprobs, (*inputs, tokens, temperature, -100))
+
+
+def test_compiles_in_one_graph():
+    hidden, weight, _, tokens = problem(4, 50, 8, 1, torch.float32)
+    compiled = torch.compile(
+        lambda h: ops.token_logprobs(h, weight, tokens).logprobs, fullgraph=True, backend="aot_eager"
+    )
+    torch.testing.assert_close(compiled(hidden), ops.token_logprobs(hidden, weight, tokens).logprobs)
+
+
+def test_same_bits_for_any_number_of_threads():
+    hidden, weight, bias, tokens = problem(70, 3000, 33, 1, torch.bfloat16)
+    threads, found = torch.get_num_threads(), []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        found.append(ops.token_logprobs(hidden, weight, tokens, bias=bias))
+    torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_shape_follows_the_tokens_and_autocast_the_context():
+    hidden, weight = torch.randn(3, 8), torch.randn(20, 8)
+    assert ops.token_logprobs(hidden, weight, torch.tensor([1, 2, 3])).logprobs.shape == (3,)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = ops.token_logprobs(hidden, weight, torch.tensor([1, 2, 3]))
+    narrow = ops.token_logprobs(hidden.bfloat16(), weight.bfloat16(), torch.tensor([1, 2, 3]))
+    assert torch.equal(found.logprobs, narrow.logprobs)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (((2, 3), (4, 5), (2,)), "hidden, weight: expected"),
+        (((2, 3), (0, 3), (2,)), "weight: expected at least one class"),
+        (((2, 3), (4, 3), (3,)), r"tokens: expected \[2\] or \[2, M\]; got \[3\]"),
+    ],
+)
+def test_bad_shapes_are_named(shapes, message):
+    with pytest.raises(ValueError, match=message):
+        ops.token_logprobs(torch.ones(shapes[0]), torch.ones(shapes[1]), torch.zeros(shapes[2], dtype=torch.int64))
+
+
+def test_a_token_out_of_range_is_named():
+    with pytest.raises(RuntimeError, match=r"tokens: expected ignore_index or a class in \[0, 4\); got 4"):
+        ops.token_logprobs(torch.ones(1, 3), torch.ones(4, 3), torch.tensor([4]))
