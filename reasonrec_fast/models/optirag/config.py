@@ -36,6 +36,7 @@ class OptiRAGConfig:
         depth_decay: factor on the adapters' rate for each layer below the last (the depth-aware schedule).
         warm_start_steps: steps in which the heads first learn from the numbers alone.
         cold_share: share of training requests whose item is shown as if nobody had rated it.
+        pairwise_weight: of the loss that ranks what a user liked above what they did not, within a slate.
         folds: parts of the users whose evidence comes from a retriever that never saw them.
         measure, trend: how confidence is measured, and whether it must not have fallen since the exit before.
         calibration_requests: validation requests (of whole users) that temperatures and thresholds come from.
@@ -64,6 +65,7 @@ class OptiRAGConfig:
     depth_decay: float = 0.98
     warm_start_steps: int = 600
     cold_share: float = 0.35
+    pairwise_weight: float = 1.0
     folds: int = 5
     measure: Measure = "ratio"
     trend: bool = False

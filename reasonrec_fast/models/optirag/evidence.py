@@ -24,18 +24,20 @@ NUMBERS = (
     "vote_events",
     "graph_score",
     "item_bias",
-    "like_similarity",
-    "dislike_similarity",
+    "history_residual",
 )
 """Columns of :attr:`Evidence.numbers`, in order."""
 
-RETRIEVED = ("vote", "vote_events", "graph_score", "like_similarity", "dislike_similarity")
+RETRIEVED = ("vote", "vote_events", "graph_score", "history_residual")
 """Those that come from the retriever's embeddings; the others are counts of the user and of the item."""
 
 _RECENT = 10
 _PRIOR_EVENTS = 5.0
 _PRIOR_OF_BASE_RATE = 100.0
-_NEAREST_ITEMS = 5
+_SHARPNESS = 10.0
+"""How fast the weight of an item of the history falls with its cosine to the target."""
+_ALIKE = 0.7
+"""A history needs about one item of this cosine before its verdict counts by half."""
 
 
 @dataclass(frozen=True)
@@ -171,11 +173,12 @@ class EvidenceBuilder:
         numbers[:, 2] = np.log1p(past)
         votes = self._vote(numbers[:, 3:8], user, items, moments, similarity.numpy(), neighbours.numpy())
         numbers[:, 8] = (folded * self._items[items]).sum(1)
-        alike = self._directions[items] @ self._directions[data.items[history]].T
-        known = np.arange(len(history))[None, :] < past[:, None]
         numbers[:, 9] = self._bias[items]
-        numbers[:, 10] = _nearest(alike, known & (labels == 1))
-        numbers[:, 11] = _nearest(alike, known & (labels == 0))
+        # The history item by item: liked more or less than usual, weighted by likeness to the target.
+        alike = self._directions[items] @ self._directions[data.items[history]].T
+        weights = np.exp(_SHARPNESS * (alike - 1)) * (np.arange(len(history)) < past[:, None])
+        surprise = (weights * (labels - numbers[:, :1])).sum(1)
+        numbers[:, 10] = surprise / (weights.sum(1) + np.exp(_SHARPNESS * (_ALIKE - 1)))
         return numbers, votes, neighbours.numpy()
 
     def _vote(
@@ -217,14 +220,3 @@ def _running(values: np.ndarray) -> np.ndarray:
 
 def _smoothed(likes: Any, events: Any, base_rate: Any) -> Any:
     return (likes + _PRIOR_EVENTS * base_rate) / (events + _PRIOR_EVENTS)
-
-
-def _nearest(similarity: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """Mean of the largest few allowed similarities in each row; 0 where none is allowed."""
-    count = min(_NEAREST_ITEMS, similarity.shape[1])
-    if count == 0:
-        return np.zeros(len(similarity), dtype=np.float32)
-    masked = np.where(allowed, similarity, -np.inf)
-    top = -np.partition(-masked, count - 1, axis=1)[:, :count]
-    present = np.isfinite(top)
-    return np.where(present, top, 0.0).sum(1) / np.maximum(present.sum(1), 1)

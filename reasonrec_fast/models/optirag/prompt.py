@@ -26,8 +26,8 @@ class Template:
     """The wording of a prompt; the files in ``templates/`` hold one each.
 
     Attributes are format strings, except ``taste_attribute`` (for whose values the suffix tells how the user and
-    similar users like them), ``levels`` (five words for it, from far less than usual to far more, and one for values
-    that nobody met) and ``target_attributes`` (shown with the target, in this order).
+    similar users like them, one by one and ``overall``), ``levels`` (five words for it, from far less than usual to far
+    more, and one for values that nobody met) and ``target_attributes`` (shown with the target, in this order).
     """
 
     known_user: str
@@ -43,6 +43,8 @@ class Template:
     votes: str
     no_votes: str
     question: str
+    overall_shared: str
+    overall: str
     taste_attribute: str
     levels: Sequence[str]
     target_attributes: Sequence[str]
@@ -174,7 +176,12 @@ class PromptBuilder:
         told = "" if not self.tell_similar else words.no_votes
         if self.tell_similar and votes[1]:
             told = words.votes.format(likes=votes[0], events=votes[1])
-        tail = [*self._ids(self._taste(item, taste)), *self._ids(told), *self._ids(words.question)]
+        tail = [
+            *self._ids(self._taste(item, taste)),
+            *self._ids(told),
+            *self._ids(words.question),
+            *self._ids(self._overall(taste)),
+        ]
         attributes = [value for name in words.target_attributes for value in _values(catalog, name, item)]
         known = catalog.titles[item] != catalog.ids[item] or attributes
         described = "".join(f", {value}" for value in attributes[:TARGET_VALUES])
@@ -187,12 +194,23 @@ class PromptBuilder:
         values = _values(self.interactions.catalog, words.taste_attribute, item)[:TARGET_VALUES]
         if not values:
             return ""
-        level = [
-            [words.levels[-1] if np.isnan(lift) else words.levels[np.searchsorted(_LEVELS, lift)] for lift in column]
-            for column in taste[: len(values)].T
-        ]
+        level = [[self._level(lift) for lift in column] for column in taste[: len(values)].T]
         told = words.taste.format(values=", ".join(map(" ".join, zip(values, level[0], strict=True))))
         return told + (words.taste_shared.format(levels=", ".join(level[1])) if self.tell_similar else "")
+
+    def _overall(self, taste: np.ndarray) -> str:
+        """One word for how similar users like items with the target's values, and, as the very last, one for the user:
+        the heads read the last token."""
+        own, shared = (
+            self._level(float(column[~np.isnan(column)].mean()) if (~np.isnan(column)).any() else np.nan)
+            for column in taste.T
+        )
+        told = self.template.overall_shared.format(shared=shared) if self.tell_similar else ""
+        return told + self.template.overall.format(own=own)
+
+    def _level(self, lift: float) -> str:
+        words = self.template.levels
+        return words[-1] if np.isnan(lift) else words[int(np.searchsorted(_LEVELS, lift))]
 
     def _shared(self, neighbours: np.ndarray, moment: int, seen: set[int]) -> list[int]:
         """Items that most of the nearest users liked before the moment and that the user has not met."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,8 +72,8 @@ def train(
 ) -> None:
     """Train the adapters and the heads on slates drawn in a seeded order.
 
-    The loss is the cross-entropy of every exit, weighted by depth. With a checkpoint path the state is stored every
-    few steps, and a run that was killed goes on from there to the same result.
+    The loss of every exit, weighted by depth, is the cross-entropy and a pairwise loss within slates. With a checkpoint
+    path the state is stored every few steps, and a run that was killed goes on from there to the same result.
 
     Args:
         model: adapters and heads require gradients, nothing else does.
@@ -101,7 +101,13 @@ def train(
         groups, numbers, labels = requests.batch(batches[step], mean, scale)
         with _adapters_in_backbone_dtype(model):
             found = model.all_exits(groups, numbers, labels)
-        loss = -(weights * torch.stack([statistics.target_logprob.mean() for statistics in found])).sum()
+        pairs = _pairs([slate.rows for slate in batches[step]], labels)
+        losses = [
+            -statistics.target_logprob.mean()
+            + config.pairwise_weight * _pairwise_loss(statistics.positive_probability, pairs)
+            for statistics in found
+        ]
+        loss = (weights * torch.stack(losses)).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
@@ -111,6 +117,25 @@ def train(
         if progress is not None:
             progress(step + 1, len(batches), float(loss.detach()))
     model.eval()
+
+
+def _pairs(slates: Sequence[np.ndarray], labels: torch.Tensor) -> torch.Tensor:
+    """Places of a liked and a disliked request of the same slate, int64 ``[P, 2]``."""
+    slate = torch.repeat_interleave(torch.tensor([len(rows) for rows in slates]))
+    same = slate[:, None] == slate[None, :]
+    return (same & (labels[:, None] == 1) & (labels[None, :] == 0)).nonzero()
+
+
+def _pairwise_loss(probability: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+    """Mean of -log sigmoid of the difference of the log-odds (BPR, arXiv 1205.2618); 0 without pairs.
+
+    Cross-entropy learns most from how much a user likes in general, which is the same for all their candidates; this
+    learns from what tells the candidates apart.
+    """
+    if not len(pairs):
+        return probability.sum() * 0.0
+    odds = torch.logit(probability, eps=1e-6)
+    return nn.functional.softplus(odds[pairs[:, 1]] - odds[pairs[:, 0]]).mean()
 
 
 @contextmanager
