@@ -50,13 +50,7 @@ def route(
         destination = (~(uncertainty <= torch.as_tensor(threshold, device=uncertainty.device))).long()
         return route_to(destination, 2)
     count = _budget_count(budget, uncertainty.numel())
-    surest_first = torch.where(uncertainty.isnan(), torch.inf, uncertainty)
-    # NaN outranks +inf: a second, stable sort puts it first.
-    order = torch.sort(surest_first, descending=True, stable=True).indices
-    order = order[torch.sort(uncertainty[order].isnan(), descending=True, stable=True).indices]
-    destination = torch.zeros_like(order)
-    destination[order[:count]] = 1
-    return route_to(destination, 2)
+    return Route(*torch.ops.reasonrec_fast.route_budget(uncertainty, count))
 
 
 def route_to(
@@ -69,7 +63,7 @@ def route_to(
     """Group rows by destination.
 
     Args:
-        destination: int64 ``[B]`` in ``[0, num_destinations)`` (not checked: that would read values back).
+        destination: int64 ``[B]`` in ``[0, num_destinations)`` (not checked on a GPU: that would read values back).
         num_destinations: ``M``, at least 1.
         capacity: int64 ``[M]``; rows over it fall back to destination 0 (whose own capacity is not bounded):
             the lowest score first, then the highest index.
@@ -124,14 +118,25 @@ def _budget_count(budget: int | float, rows: int) -> int:
     return int(Decimal(repr(float(budget))) * rows)
 
 
+def _route_budget(uncertainty: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
+    """Stable sorts alone; no value is read back to the host."""
+    surest_last = torch.where(uncertainty.isnan(), torch.inf, uncertainty)
+    # NaN outranks +inf: a second, stable sort puts it first.
+    order = torch.sort(surest_last, descending=True, stable=True).indices
+    order = order[torch.sort(uncertainty[order].isnan(), descending=True, stable=True).indices]
+    destination = torch.zeros_like(order)
+    destination[order[:count]] = 1
+    return _route_to(destination, 2, order[:0], uncertainty[:0])
+
+
 def _route_to(
     destination: torch.Tensor, num_destinations: int, capacity: torch.Tensor, score: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Stable sorts alone; no value is read back to the host."""
+    """No value is read back to the host."""
     if capacity.numel():
         bounds = torch.arange(num_destinations + 1, device=destination.device)
         destination = _within_capacity(destination, bounds, capacity, score)
-    native = destination.is_cuda and _has_cuda_library() and num_destinations <= _CUDA_DESTINATIONS
+    native = not destination.is_cuda or (_has_cuda_library() and num_destinations <= _CUDA_DESTINATIONS)
     partition = torch.ops.reasonrec_fast.partition if native else _partition
     return (*partition(destination, num_destinations), destination.clone())
 
@@ -189,9 +194,16 @@ def _fake(destination, num_destinations, capacity, score):
     return rows[0], rows[1], destination.new_empty(num_destinations + 1), rows[2]
 
 
+def _fake_budget(uncertainty, count):
+    rows = [uncertainty.new_empty(uncertainty.shape, dtype=torch.int64) for _ in range(3)]
+    return rows[0], rows[1], uncertainty.new_empty(3, dtype=torch.int64), rows[2]
+
+
 torch.library.define(
     "reasonrec_fast::route_to",
     "(Tensor destination, int num_destinations, Tensor capacity, Tensor score) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 torch.library.impl("reasonrec_fast::route_to", "CompositeExplicitAutograd", _route_to)
 torch.library.register_fake("reasonrec_fast::route_to", _fake)
+torch.library.impl("reasonrec_fast::route_budget", "CUDA", _route_budget)
+torch.library.register_fake("reasonrec_fast::route_budget", _fake_budget)

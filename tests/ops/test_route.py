@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reasonrec_fast import ops
-from reasonrec_fast.ops.route import route_to_reference
+from reasonrec_fast.ops.route import _partition, _route_budget, route_to_reference
 
 NUMBER = st.sampled_from([0.0, 0.5, 0.5, 1.0, math.inf, -math.inf, math.nan])
 
@@ -41,6 +41,33 @@ def test_budget_is_exact_and_takes_the_most_uncertain(values, data):
     found = ops.route(torch.tensor(values), budget=count)
     ranked = sorted(range(len(values)), key=lambda i: (0, 0.0, i) if math.isnan(values[i]) else (1, -values[i], i))
     assert found.destination.nonzero().flatten().tolist() == sorted(ranked[:count])
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(NUMBER | st.floats(width=16), max_size=40),
+    st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+    st.data(),
+)
+def test_selection_equals_sorting(values, dtype, data):
+    uncertainty = torch.tensor([*values, 0.0, -0.0]).to(dtype)
+    count = data.draw(st.integers(0, len(uncertainty)))
+    native = torch.ops.reasonrec_fast.route_budget(uncertainty, count)
+    for ours, sorted_ in zip(native, _route_budget(uncertainty, count), strict=True):
+        assert torch.equal(ours, sorted_)
+
+
+def test_partition_equals_sorting():
+    destination = torch.randint(7, (500,))
+    for ours, sorted_ in zip(
+        torch.ops.reasonrec_fast.partition(destination, 7), _partition(destination, 7), strict=True
+    ):
+        assert torch.equal(ours, sorted_)
+
+
+def test_a_destination_out_of_range_is_named():
+    with pytest.raises(RuntimeError, match=r"destination: expected values in \[0, 2\); got 2"):
+        ops.route_to(torch.tensor([0, 2]), 2)
 
 
 @pytest.mark.parametrize(("share", "rows"), [(0.29, 100), (0.35, 65536), (0.57, 100), (1.0, 7), (0.0, 7)])

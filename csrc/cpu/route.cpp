@@ -1,0 +1,119 @@
+// route: which rows are the most uncertain, and the stable partition of rows by destination.
+//
+// The selection finds the value of the last row that is still taken, eleven bits at a time, and then passes over the
+// rows once: what is above goes, and of its equals the first ones. No comparison sort; linear in the rows.
+#include "common.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <tuple>
+#include <vector>
+
+namespace reasonrec {
+namespace {
+
+// An integer that orders as the value does; NaN above everything, both zeros equal.
+inline uint32_t ordered(float value) {
+  if (std::isnan(value)) return std::numeric_limits<uint32_t>::max();
+  value += 0.0f;
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits ^ ((bits >> 31) != 0 ? 0xffffffffu : 0x80000000u);
+}
+
+inline uint64_t ordered(double value) {
+  if (std::isnan(value)) return std::numeric_limits<uint64_t>::max();
+  value += 0.0;
+  uint64_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits ^ ((bits >> 63) != 0 ? ~uint64_t(0) : uint64_t(1) << 63);
+}
+
+// The count-th largest key (count >= 1), and how many keys are larger.
+template <typename Key>
+std::tuple<Key, int64_t> select(const std::vector<Key>& keys, int64_t count) {
+  constexpr int kBits = 8 * sizeof(Key), kDigit = 11;
+  Key prefix = 0, known = 0;
+  int64_t larger = 0;
+  for (int shift = kBits; shift > 0;) {
+    const int width = std::min(kDigit, shift);
+    shift -= width;
+    const Key digit_mask = (Key(1) << width) - 1;
+    std::vector<int64_t> histogram(size_t(1) << width, 0);
+    for (Key key : keys) {
+      if ((key & known) == prefix) ++histogram[(key >> shift) & digit_mask];
+    }
+    int64_t digit = static_cast<int64_t>(histogram.size()) - 1;
+    while (larger + histogram[digit] < count) larger += histogram[digit--];
+    prefix |= static_cast<Key>(digit) << shift, known |= digit_mask << shift;
+  }
+  return {prefix, larger};
+}
+
+using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using Three = std::tuple<Tensor, Tensor, Tensor>;
+
+Four route_budget(Tensor uncertainty, int64_t count) {
+  uncertainty = torch::stable::contiguous(uncertainty);
+  const int64_t rows = uncertainty.numel();
+  STD_TORCH_CHECK(count >= 0 && count <= rows, "budget: expected a count in [0, ", rows, "]; got ", count);
+  Tensor order = torch::stable::new_empty(uncertainty, {rows}, ScalarType::Long);
+  Tensor inverse = torch::stable::new_empty(uncertainty, {rows}, ScalarType::Long);
+  Tensor offsets = torch::stable::new_empty(uncertainty, {3}, ScalarType::Long);
+  Tensor destination = torch::stable::new_empty(uncertainty, {rows}, ScalarType::Long);
+  int64_t* bounds = offsets.mutable_data_ptr<int64_t>();
+  bounds[0] = 0, bounds[1] = rows - count, bounds[2] = rows;
+  int64_t* sorted = order.mutable_data_ptr<int64_t>();
+  int64_t* place = inverse.mutable_data_ptr<int64_t>();
+  int64_t* goes = destination.mutable_data_ptr<int64_t>();
+  with_floating_type(uncertainty, "uncertainty", [&](auto element) {
+    using T = decltype(element);
+    const T* values = uncertainty.const_data_ptr<T>();
+    std::vector<decltype(ordered(Accumulator<T>()))> keys(rows);
+    for (int64_t row = 0; row < rows; ++row) keys[row] = ordered(static_cast<Accumulator<T>>(values[row]));
+    auto [last, larger] = count > 0 ? select(keys, count) : std::make_tuple(keys.empty() ? 0 : keys[0], int64_t(0));
+    int64_t equals = count > 0 ? count - larger : 0;  // rows of the last value that still go
+    int64_t next[2] = {0, rows - count};
+    for (int64_t row = 0; row < rows; ++row) {
+      const bool tied = keys[row] == last && equals > 0;
+      const int64_t target = count > 0 && (keys[row] > last || tied);
+      equals -= tied;
+      goes[row] = target, place[row] = next[target], sorted[next[target]++] = row;
+    }
+  });
+  return {order, inverse, offsets, destination};
+}
+
+Three partition(Tensor destination, int64_t destinations) {
+  destination = torch::stable::contiguous(destination);
+  const int64_t rows = destination.numel();
+  const int64_t* goes = destination.const_data_ptr<int64_t>();
+  Tensor order = torch::stable::empty_like(destination), inverse = torch::stable::empty_like(destination);
+  Tensor offsets = torch::stable::new_empty(destination, {destinations + 1});
+  int64_t* bounds = offsets.mutable_data_ptr<int64_t>();
+  std::fill(bounds, bounds + destinations + 1, int64_t(0));
+  for (int64_t row = 0; row < rows; ++row) {
+    STD_TORCH_CHECK(goes[row] >= 0 && goes[row] < destinations, "destination: expected values in [0, ", destinations,
+                    "); got ", goes[row]);
+    ++bounds[goes[row] + 1];
+  }
+  for (int64_t d = 0; d < destinations; ++d) bounds[d + 1] += bounds[d];
+  std::vector<int64_t> next(bounds, bounds + destinations);
+  int64_t* sorted = order.mutable_data_ptr<int64_t>();
+  int64_t* place = inverse.mutable_data_ptr<int64_t>();
+  for (int64_t row = 0; row < rows; ++row) {
+    place[row] = next[goes[row]], sorted[next[goes[row]]++] = row;
+  }
+  return {order, inverse, offsets};
+}
+
+}  // namespace
+}  // namespace reasonrec
+
+STABLE_TORCH_LIBRARY_IMPL(reasonrec_fast, CPU, m) {
+  m.impl("route_budget", TORCH_BOX(&reasonrec::route_budget));
+  m.impl("partition", TORCH_BOX(&reasonrec::partition));
+}

@@ -1,0 +1,208 @@
+"""aggregate beside sparse products of torch, scipy and numba."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from reasonrec_fast import InteractionGraph, ops
+from reasonrec_fast.benchmarking.case import OURS, Case, installed
+from reasonrec_fast.benchmarking.measure import Run, copy_bandwidth
+
+DIM = 64
+GOWALLA = (29_858, 40_981, 810_128)
+MEAN_DEGREE, EXPONENT = 27, 2.1
+
+
+def power_law_graph(users: int, items: int, edges: int, seed: int = 0) -> InteractionGraph:
+    """A bipartite graph whose users' and items' expected degrees follow a power law."""
+    generator = np.random.default_rng(seed)
+
+    def ends(count: int, size: int) -> np.ndarray:
+        weight = (np.arange(count) + 10.0) ** (-1 / (EXPONENT - 1))
+        return generator.permutation(count)[generator.choice(count, size, p=weight / weight.sum())]
+
+    pairs = np.empty(0, dtype=np.int64)
+    while len(pairs) < edges:
+        size = int(1.2 * (edges - len(pairs))) + 1000
+        pairs = np.unique(np.concatenate([pairs, ends(users, size) * items + ends(items, size)]))
+    pairs = np.sort(generator.permutation(pairs)[:edges])
+    return InteractionGraph.from_edges(pairs // items, pairs % items, num_users=users, num_items=items)
+
+
+@dataclass(frozen=True)
+class _Gowalla:
+    """Three layers and their mean at the size of Gowalla."""
+
+    graph: InteractionGraph
+    x: torch.Tensor
+    coo: torch.Tensor
+    csr: torch.Tensor
+
+    @classmethod
+    @cache
+    def make(cls) -> _Gowalla:
+        graph = power_law_graph(*GOWALLA)
+        x = torch.randn(graph.num_users + graph.num_items, DIM, generator=torch.Generator().manual_seed(0))
+        return cls(graph, x, *_matrices(graph))
+
+    def ours(self, x: torch.Tensor) -> torch.Tensor:
+        return ops.aggregate(self.graph, x, layers=3, combine="mean")
+
+    def floor(self, bytes_an_element: int) -> float:
+        """Every edge reads a row and every node writes one in each layer, at the bandwidth of a copy."""
+        return 3 * (2 * GOWALLA[2] + len(self.x)) * DIM * bytes_an_element / copy_bandwidth()
+
+    def case(self, name: str, dtype: torch.dtype, contenders: dict[str, Run], floor: float, tolerance: float) -> Case:
+        exact = _layers(self.coo.double(), self.x.double(), 3)
+
+        def check(name: str, found: Any) -> None:
+            torch.testing.assert_close(torch.as_tensor(found).double(), exact, atol=tolerance, rtol=tolerance)
+
+        return Case("aggregate", name, dtype, contenders, floor, check, self.x.numel() * dtype.itemsize)
+
+
+def _fp32() -> Case:
+    gowalla = _Gowalla.make()
+    x, coo, csr = gowalla.x, gowalla.coo, gowalla.csr
+    contenders: dict[str, Run] = {
+        OURS: lambda: gowalla.ours(x),
+        "torch_coo": lambda: _layers(coo, x, 3),
+        "torch_csr": lambda: _layers(csr, x, 3),
+        **_other_peers(csr, x, 3),
+    }
+    return gowalla.case("aggregate-gowalla-fp32", torch.float32, contenders, gowalla.floor(4), 1e-4)
+
+
+def _bf16() -> Case:
+    gowalla = _Gowalla.make()
+    narrow = gowalla.x.bfloat16()
+    contenders: dict[str, Run] = {
+        OURS: lambda: gowalla.ours(narrow),
+        "torch_csr": lambda: _layers(gowalla.csr, gowalla.x, 3),
+    }
+    return gowalla.case("aggregate-gowalla-bf16", torch.bfloat16, contenders, gowalla.floor(2), 2e-2)
+
+
+def _training() -> Case:
+    """The gradient of the embeddings; S is symmetric, so it is the propagation of the upstream gradient."""
+    gowalla = _Gowalla.make()
+    x = torch.randn_like(gowalla.x).requires_grad_()
+
+    def gradient(forward: Callable[[torch.Tensor], torch.Tensor]) -> Run:
+        return lambda: torch.autograd.grad(forward(x), x, gowalla.x)[0]
+
+    contenders: dict[str, Run] = {
+        OURS: gradient(gowalla.ours),
+        "torch_coo": gradient(lambda x: _layers(gowalla.coo, x, 3)),
+    }
+    return gowalla.case("aggregate-gowalla-fp32-train", torch.float32, contenders, 2 * gowalla.floor(4), 1e-4)
+
+
+def _one_layer(name: str, graph: InteractionGraph, bandwidth: float) -> Case:
+    x = torch.randn(graph.num_users + graph.num_items, DIM, generator=torch.Generator().manual_seed(0))
+    coo, csr = _matrices(graph)
+    exact = torch.sparse.mm(csr, x)
+    contenders: dict[str, Run] = {
+        OURS: lambda: ops.aggregate(graph, x, layers=1),
+        "torch_coo": lambda: torch.sparse.mm(coo, x),
+        "torch_csr": lambda: torch.sparse.mm(csr, x),
+    }
+    floor = (2 * graph.num_edges + len(x)) * DIM * 4 / bandwidth
+    return Case(
+        "aggregate",
+        name,
+        torch.float32,
+        contenders,
+        floor,
+        lambda name, found: torch.testing.assert_close(found, exact, atol=1e-4, rtol=1e-4),
+        x.numel() * 4,
+    )
+
+
+def _layers(matrix: torch.Tensor, x: torch.Tensor, layers: int) -> torch.Tensor:
+    total = layer = x
+    for _ in range(layers):
+        layer = torch.sparse.mm(matrix, layer)
+        total = total + layer
+    return total / (layers + 1)
+
+
+def _matrices(graph: InteractionGraph) -> tuple[torch.Tensor, torch.Tensor]:
+    """The normalised adjacency as coalesced COO, and as CSR with 32-bit indices."""
+    users, items = graph.edges()
+    items = items.long() + graph.num_users
+    degrees = torch.cat([graph.user_degrees(), graph.item_degrees()]).double()
+    values = (degrees[users] * degrees[items]).rsqrt().float()
+    nodes = graph.num_users + graph.num_items
+    ends = torch.stack([torch.cat([users.long(), items]), torch.cat([items, users.long()])])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse")
+        coo = torch.sparse_coo_tensor(ends, values.repeat(2), (nodes, nodes)).coalesce()
+        wide = coo.to_sparse_csr()
+        csr = torch.sparse_csr_tensor(wide.crow_indices().int(), wide.col_indices().int(), wide.values(), wide.shape)
+    return coo, csr
+
+
+def _other_peers(csr: torch.Tensor, x: torch.Tensor, layers: int) -> dict[str, Run]:
+    peers: dict[str, Run] = {}
+    parts = tuple(part.numpy() for part in (csr.values(), csr.col_indices(), csr.crow_indices()))
+    if installed("scipy"):
+        import scipy.sparse
+
+        matrix, dense = scipy.sparse.csr_matrix(parts, shape=csr.shape), x.numpy()
+
+        def in_scipy() -> np.ndarray:
+            total = layer = dense
+            for _ in range(layers):
+                layer = matrix @ layer
+                total = total + layer
+            return total / (layers + 1)
+
+        peers["scipy"] = in_scipy
+    if installed("numba"):
+        peers["numba"] = _in_numba(parts, x.numpy(), layers)
+    return peers
+
+
+def _in_numba(parts: tuple[np.ndarray, ...], dense: np.ndarray, layers: int) -> Run:
+    import numba
+
+    @numba.njit(parallel=True, fastmath=True)
+    def product(values, indices, indptr, x):
+        out = np.zeros_like(x)
+        for row in numba.prange(len(indptr) - 1):
+            for edge in range(indptr[row], indptr[row + 1]):
+                for column in range(x.shape[1]):
+                    out[row, column] += values[edge] * x[indices[edge], column]
+        return out
+
+    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+
+    def run() -> np.ndarray:
+        total = layer = dense
+        for _ in range(layers):
+            layer = product(*parts, layer)
+            total = total + layer
+        return total / (layers + 1)
+
+    return run
+
+
+def _scaled(power: int) -> Case:
+    side = 10**power // MEAN_DEGREE
+    return _one_layer(f"aggregate-1e{power}", power_law_graph(side, side, 10**power), copy_bandwidth())
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "aggregate-gowalla-fp32": _fp32,
+    "aggregate-gowalla-bf16": _bf16,
+    "aggregate-gowalla-fp32-train": _training,
+    **{f"aggregate-1e{power}": partial(_scaled, power) for power in (5, 6, 7)},
+}

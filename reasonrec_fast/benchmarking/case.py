@@ -1,0 +1,95 @@
+"""A case of a benchmark, and the records that running it gives."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from reasonrec_fast.benchmarking.measure import Run, interleave, peak_extra_bytes
+
+OURS = "reasonrec_fast"
+FLOOR = "floor"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One input and everyone who takes it.
+
+    Attributes:
+        name: of the operator.
+        case: name of the case.
+        dtype: of the input.
+        contenders: by name, ``"reasonrec_fast"`` first; all do the same work.
+        floor: work that no contender can leave out, as a run, or its seconds where it is computed; None for none.
+        check: raises where a contender's answer is wrong; is given its name and answer.
+        results: bytes of outputs and gradients.
+    """
+
+    name: str
+    case: str
+    dtype: torch.dtype
+    contenders: dict[str, Run]
+    floor: Run | float | None = None
+    check: Callable[[str, Any], None] = lambda name, found: None
+    results: int = 0
+    seconds: float = field(default=10.0)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of a report.
+
+    Attributes:
+        name, case, contender, device, dtype: what was timed where.
+        median_ms: median; ``spread``: interquartile range over it.
+        ratio_to_best_peer: the best peer's median over this one's; larger is better. None for peers and the floor.
+        ratio_to_floor: this median over the floor's; None without a floor.
+        peak_extra_bytes: without inputs, outputs and gradients; None where it cannot be read.
+    """
+
+    name: str
+    case: str
+    contender: str
+    device: str
+    dtype: str
+    median_ms: float
+    spread: float
+    ratio_to_best_peer: float | None
+    ratio_to_floor: float | None
+    peak_extra_bytes: int | None
+
+
+def run_case(case: Case) -> Iterator[Record]:
+    """Check every contender's answer, time all of them in turns, and measure their memory."""
+    for name, run in case.contenders.items():
+        case.check(name, run())
+    runs = dict(case.contenders)
+    if callable(case.floor):
+        runs[FLOOR] = case.floor
+    timings = interleave(runs, seconds=case.seconds)
+    floor_ms = case.floor * 1000 if isinstance(case.floor, float) else None
+    if FLOOR in timings:
+        floor_ms = timings[FLOOR].median_ms
+    peers = [timing.median_ms for name, timing in timings.items() if name not in (OURS, FLOOR)]
+    for name, timing in timings.items():
+        yield Record(
+            name=case.name,
+            case=case.case,
+            contender=name,
+            device="cpu",
+            dtype=str(case.dtype).removeprefix("torch."),
+            median_ms=timing.median_ms,
+            spread=timing.spread,
+            ratio_to_best_peer=min(peers) / timing.median_ms if name == OURS and peers else None,
+            ratio_to_floor=timing.median_ms / floor_ms if floor_ms else None,
+            peak_extra_bytes=None if name == FLOOR else peak_extra_bytes(runs[name], case.results),
+        )
+
+
+def installed(module: str) -> bool:
+    """Whether a peer is there; peers that are not are left out."""
+    return importlib.util.find_spec(module) is not None

@@ -1,0 +1,74 @@
+"""exit_confidence beside torch as people write it: linear, softmax, the two largest, entropy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from reasonrec_fast import ops
+from reasonrec_fast.benchmarking.case import OURS, Case
+from reasonrec_fast.benchmarking.measure import Run
+from reasonrec_fast.ops.exit_confidence import exit_confidence_reference
+
+SIZES = {
+    "exit-128-bf16": (128, 1024, 32_000, 1),
+    "exit-1-bf16": (1, 1024, 32_000, 1),
+    "exit-16-bf16": (16, 1024, 32_000, 1),
+    "exit-16-152k-bf16": (16, 1024, 151_936, 1),
+    "exit-4096-c2k4-bf16": (4096, 1024, 2, 4),
+}
+
+
+def plain(hidden: torch.Tensor, heads: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Prediction, margin, entropy and log-sum-exp, from all logits."""
+    if heads.shape[0] == 1:
+        logits = torch.nn.functional.linear(hidden, heads[0])[:, None]
+        probabilities = logits[:, 0].softmax(-1)
+    else:
+        logits = torch.einsum("bd,kcd->bkc", hidden, heads)
+        probabilities = logits.softmax(-1).mean(1)
+    best = probabilities.topk(2, -1)
+    entropy = -torch.special.xlogy(probabilities, probabilities).sum(-1)
+    return best.indices[:, 0], best.values[:, 0] - best.values[:, 1], entropy, logits.logsumexp(-1)
+
+
+def _case(name: str, rows: int, width: int, classes: int, members: int) -> Case:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(rows, width, generator=generator).bfloat16()
+    heads = (torch.randn(members, classes, width, generator=generator) * 2 * width**-0.5).bfloat16()
+    ours, flat, exact = heads if members > 1 else heads[0], heads.flatten(0, 1), _exact(hidden, heads)
+    compiled = torch.compile(plain)
+
+    def check(name: str, found: Any) -> None:
+        statistics = (found.confidence, found.entropy, found.logsumexp) if name == OURS else found[1:]
+        tolerance = 1e-3 if name == OURS else 0.1
+        for got, expected in zip(statistics, exact, strict=True):
+            torch.testing.assert_close(got.double(), expected, atol=tolerance, rtol=tolerance)
+
+    contenders: dict[str, Run] = {
+        OURS: lambda: ops.exit_confidence(hidden, ours, measure="margin"),
+        "torch": lambda: plain(hidden, heads),
+        "torch_compile": lambda: compiled(hidden, heads),
+    }
+    return Case(
+        "exit_confidence",
+        name,
+        torch.bfloat16,
+        contenders,
+        floor=lambda: hidden @ flat.T,
+        check=check,
+        results=rows * 40,
+    )
+
+
+def _exact(hidden: torch.Tensor, heads: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    nothing = torch.empty(0, dtype=torch.float64)
+    one = torch.tensor(1.0, dtype=torch.float64)
+    found = exit_confidence_reference(hidden.double(), heads.double(), nothing, one, "margin", 0, nothing.long())
+    return found[2], found[3], found[4]
+
+
+CASES: dict[str, Callable[[], Case]] = {name: partial(_case, name, *sizes) for name, sizes in SIZES.items()}

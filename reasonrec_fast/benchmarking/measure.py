@@ -1,0 +1,107 @@
+"""Times of contenders in turns, and the memory that one of them needs on top."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Run = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Attributes: ``median_ms``; ``spread``, the interquartile range over the median; ``rounds``."""
+
+    median_ms: float
+    spread: float
+    rounds: int
+
+
+def interleave(
+    contenders: Mapping[str, Run], *, seconds: float = 10.0, least: int = 5, most: int = 200
+) -> dict[str, Timing]:
+    """Time contenders round by round, so that a slow moment of the machine meets all of them.
+
+    Args:
+        contenders: by name; each is run once before the first round.
+        seconds: no round begins after so long.
+        least, most: rounds, whatever the time.
+
+    >>> sorted(interleave({"a": lambda: 1, "b": lambda: 2}, seconds=0.01))
+    ['a', 'b']
+    """
+    for run in contenders.values():
+        run()
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    begin, rounds = time.perf_counter(), 0
+    while rounds < least or (rounds < most and time.perf_counter() - begin < seconds):
+        for name, run in contenders.items():
+            times[name].append(_seconds(run))
+        rounds += 1
+    return {name: _timing(values) for name, values in times.items()}
+
+
+def _seconds(run: Run) -> float:
+    begin = time.perf_counter()
+    found = run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    elapsed = time.perf_counter() - begin
+    del found
+    return elapsed
+
+
+def _timing(seconds: list[float]) -> Timing:
+    median = statistics.median(seconds)
+    low, _, high = statistics.quantiles(seconds, n=4)
+    return Timing(median * 1000, (high - low) / median if median > 0 else 0.0, len(seconds))
+
+
+def peak_extra_bytes(run: Run, results: int = 0) -> int | None:
+    """The most memory that a run holds at a time, without what was there before.
+
+    Read from the kernel's high-water mark of this process, so that it counts what any library allocates; None where
+    the system has none (only Linux has).
+
+    Args:
+        run: what is measured; it runs once before, for what it keeps.
+        results: bytes of its outputs and gradients, which are left out.
+    """
+    status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not sys.platform.startswith("linux") or not clear.exists():
+        return None
+
+    def kilobytes(field: str) -> int:
+        line = next(line for line in status.read_text().splitlines() if line.startswith(field))
+        return int(line.split()[1])
+
+    run()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    try:
+        clear.write_text("5")
+    except OSError:
+        return None
+    before = kilobytes("VmRSS")
+    found = run()
+    peak = kilobytes("VmHWM")
+    del found
+    return max((peak - before) * 1024 - results, 0)
+
+
+def copy_bandwidth(megabytes: int = 256, rounds: int = 7) -> float:
+    """Bytes read and written a second by a plain copy that does not fit the caches."""
+    source = torch.empty(megabytes * 2**20 // 4)
+    target = torch.empty_like(source)
+    source.fill_(1.0)
+    times = sorted(_seconds(lambda: target.copy_(source)) for _ in range(rounds + 1))
+    return 2 * source.numel() * 4 / times[len(times) // 2]

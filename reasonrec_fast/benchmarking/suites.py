@@ -1,0 +1,31 @@
+"""The suites by name, and the cases of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from reasonrec_fast.benchmarking import aggregate, exit_confidence, route, token_statistics, topk
+from reasonrec_fast.benchmarking.case import Case, Record, run_case
+
+SUITES: dict[str, dict[str, Callable[[], Case]]] = {
+    "exit_confidence": exit_confidence.CASES,
+    "token_statistics": token_statistics.CASES,
+    "aggregate": aggregate.CASES,
+    "topk": topk.CASES,
+    "route": route.CASES,
+}
+
+
+def run_suites(names: list[str]) -> Iterator[Record]:
+    """Records of the suites and single cases that are named; of everything without names.
+
+    Raises:
+        ValueError: a name that is neither.
+    """
+    known = {name for suite, cases in SUITES.items() for name in (suite, *cases)}
+    if not set(names) <= known:
+        raise ValueError(f"names: expected some of {sorted(known)}; got {sorted(set(names) - known)}")
+    for suite, cases in SUITES.items():
+        for name, make in cases.items():
+            if not names or suite in names or name in names:
+                yield from run_case(make())

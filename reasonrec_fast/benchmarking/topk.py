@@ -1,0 +1,59 @@
+"""topk beside a full score matrix with a mask, and FAISS's exact index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from reasonrec_fast import ops
+from reasonrec_fast.benchmarking.case import OURS, Case, installed
+from reasonrec_fast.benchmarking.measure import Run
+
+ITEMS, DIM, K, SEEN = 40_981, 64, 20, 50
+
+
+def _case(batch: int) -> Case:
+    generator = torch.Generator().manual_seed(0)
+    items, queries = torch.randn(ITEMS, DIM, generator=generator), torch.randn(batch, DIM, generator=generator)
+    seen = torch.rand(batch, 4 * SEEN, generator=generator).argsort(dim=1)[:, :SEEN] * (ITEMS // (4 * SEEN))
+    exclude = (torch.arange(batch + 1) * SEEN, seen.sort(1).values.flatten())
+
+    def plain() -> tuple[torch.Tensor, torch.Tensor]:
+        found = (queries @ items.T).scatter_(1, seen, -torch.inf).topk(K)
+        return found.values, found.indices
+
+    values = plain()[0]
+    contenders: dict[str, Run] = {OURS: lambda: ops.topk(queries, items, K, exclude=exclude), "torch": plain}
+    if installed("faiss"):
+        contenders["faiss"] = _faiss(queries, items, seen)
+    return Case(
+        "topk",
+        f"topk-{batch}",
+        torch.float32,
+        contenders,
+        floor=lambda: queries @ items.T,
+        check=lambda name, found: torch.testing.assert_close(found[0], values, rtol=1e-4, atol=1e-4),
+        results=batch * K * 12,
+    )
+
+
+def _faiss(queries: torch.Tensor, items: torch.Tensor, seen: torch.Tensor) -> Run:
+    """Over-fetches by the exclusions of a row, then leaves them out."""
+    import faiss
+
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    index = faiss.IndexFlatIP(items.shape[1])
+    index.add(items.numpy())
+
+    def run() -> tuple[torch.Tensor, torch.Tensor]:
+        values, indices = (torch.from_numpy(part) for part in index.search(queries.numpy(), K + seen.shape[1]))
+        gone = (indices[:, :, None] == seen[:, None, :]).any(2)
+        order = gone.to(torch.uint8).argsort(dim=1, stable=True)[:, :K]
+        return values.gather(1, order), indices.gather(1, order)
+
+    return run
+
+
+CASES: dict[str, Callable[[], Case]] = {f"topk-{batch}": partial(_case, batch) for batch in (64, 8192)}
