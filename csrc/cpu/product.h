@@ -5,7 +5,8 @@
 // as it lies, each value spread over the vector, and the epilogue finds 16 rows side by side. *Few* rows (at most 8)
 // stay as they lie and a long matrix streams past them once; a vector holds 16 columns.
 //
-// 16-bit products run on the processor's bfloat16 instructions where it has them, else they are widened block by block.
+// bfloat16 products run on AMX or AVX-512's bfloat16 instructions where the processor has them, else 16-bit values are
+// widened block by block.
 // A product is one sum in a fixed order: the same bits for any number of threads.
 #pragma once
 
@@ -17,8 +18,12 @@
 namespace reasonrec {
 
 constexpr int64_t kPanelRows = 2 * kLanes;
-constexpr int64_t kTileRows = 12;   // rows of the weight in a tile
+constexpr int64_t kMostTileRows = 32;
 constexpr int64_t kFewRows = 8;
+
+// Rows of the weight in a tile, as the instructions for products of T here like them; at most kMostTileRows.
+template <typename T>
+int64_t tile_rows();
 
 // Rows of hidden, packed in panels.
 template <typename T>
@@ -45,7 +50,7 @@ class Tiles {
  public:
   Tiles(const T* weight, int64_t width) : weight_(weight), width_(width) {}
 
-  // Reads rows [first, first + count) of the weight, count <= kTileRows.
+  // Reads rows [first, first + count) of the weight, count <= tile_rows<T>().
   void stage(int64_t first, int64_t count);
   // out[count][lanes]: products of the staged rows with a panel.
   void multiply(const Panels<T>& panels, int64_t panel, Accumulator<T>* out) const;

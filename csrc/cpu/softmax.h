@@ -102,7 +102,7 @@ class Softmax {
 void scale_logits(float* logits, int64_t lanes, int64_t count, const float* bias, float scale);
 void scale_logits(double* logits, int64_t lanes, int64_t count, const double* bias, double scale);
 
-constexpr int64_t kStretch = 84 * kTileRows;  // classes
+constexpr int64_t kStretch = 960;            // classes; whole tiles
 constexpr int64_t kGroupBytes = 384 * 1024;   // packed rows that stay in the cache while a stretch goes past
 
 template <typename T>
@@ -113,12 +113,13 @@ void Softmax<T>::for_each_tile(int64_t begin, int64_t end, const F& f) const {
   const int64_t groups = (num_panels + group - 1) / group, stretches = (end - begin + kStretch - 1) / kStretch;
   torch::stable::parallel_for(0, groups * stretches, 1, [&](int64_t work, int64_t last_work) {
     Tiles<T> tiles(weight_, width_);
-    std::vector<Acc> logits(kTileRows * kPanelRows);
+    std::vector<Acc> logits(kMostTileRows * kPanelRows);
+    const int64_t height = few_ ? 2 * kFewRows : tile_rows<T>();
     for (; work < last_work; ++work) {
       const int64_t stretch = work % stretches, first_panel = work / stretches * group;
       const int64_t last = std::min(begin + (stretch + 1) * kStretch, end);
-      for (int64_t first = begin + stretch * kStretch; first < last; first += kTileRows) {
-        const int64_t count = std::min(kTileRows, last - first);
+      for (int64_t first = begin + stretch * kStretch; first < last; first += height) {
+        const int64_t count = std::min(height, last - first);
         if (!few_) tiles.stage(first, count);
         for (int64_t panel = first_panel; panel < std::min(first_panel + group, num_panels); ++panel) {
           const int64_t lanes = few_ ? kLanes : panels_.lanes(panel);

@@ -128,7 +128,7 @@ void above(const Acc* scores, int64_t lanes, int64_t count, const Acc* bars, uin
 template <typename Acc>
 void offer(const Acc* scores, int64_t lanes, int64_t rows, int64_t first, int64_t count, int64_t first_row,
            const Exclusions& excluded, Best<Acc>* best, Acc* bars) {
-  uint16_t bits[kTileRows * kPanelRows / kLanes];
+  uint16_t bits[kMostTileRows * kPanelRows / kLanes];
   above(scores, lanes, count, bars, bits);
   for (int64_t at = 0; at < count * lanes; at += kLanes) {
     for (uint32_t left = bits[at / kLanes]; left != 0; left &= left - 1) {
@@ -154,18 +154,18 @@ void run(const T* queries, const T* items, int64_t batch, int64_t count, int64_t
   const int64_t groups = (num_panels + group - 1) / group;
   const int64_t wanted = std::max<int64_t>(2 * threads / groups, 1);
   const int64_t stretches = std::max<int64_t>(std::min(wanted, count / kLeastStretch), 1);
-  const int64_t num_tiles = (count + kTileRows - 1) / kTileRows;
-  const int64_t stretch_items = (num_tiles + stretches - 1) / stretches * kTileRows;
+  const int64_t tile = few ? 2 * kFewRows : tile_rows<T>(), num_tiles = (count + tile - 1) / tile;
+  const int64_t stretch_items = (num_tiles + stretches - 1) / stretches * tile;
   std::vector<Best<Acc>> best(stretches * num_panels * kPanelRows, Best<Acc>(std::min(k, count)));
   torch::stable::parallel_for(0, groups * stretches, 1, [&](int64_t begin, int64_t end) {
     Tiles<T> tiles(items, width);
-    std::vector<Acc> scores(kTileRows * kPanelRows), bars(group * kPanelRows);
+    std::vector<Acc> scores(kMostTileRows * kPanelRows), bars(group * kPanelRows);
     for (int64_t work = begin; work < end; ++work) {
       const int64_t stretch = work % stretches, first_panel = work / stretches * group;
       const int64_t start = stretch * stretch_items, stop = std::min(start + stretch_items, count);
       std::fill(bars.begin(), bars.end(), Best<Acc>(1).bar());
-      for (int64_t first = start; first < stop; first += kTileRows) {
-        const int64_t height = std::min(kTileRows, stop - first);
+      for (int64_t first = start; first < stop; first += tile) {
+        const int64_t height = std::min(tile, stop - first);
         if (!few) tiles.stage(first, height);
         for (int64_t panel = first_panel; panel < std::min(first_panel + group, num_panels); ++panel) {
           const int64_t first_row = panel * kPanelRows, lanes = few ? kLanes : panels.lanes(panel);
