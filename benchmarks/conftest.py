@@ -1,21 +1,33 @@
-"""Inputs that the operator benchmarks share."""
+"""pytest-benchmark over the cases of ``reasonrec_fast.benchmarking`` (in turns: ``python -m benchmarks.run``)."""
 
-import numpy as np
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import pytest
-import torch
 
-from reasonrec_fast import InteractionGraph
+from reasonrec_fast.benchmarking.case import Case
 
-
-@pytest.fixture(scope="session")
-def graph() -> InteractionGraph:
-    """10,000 users, 10,000 items, about 270,000 edges, items drawn by a power law."""
-    generator = np.random.default_rng(0)
-    users = generator.integers(0, 10_000, 300_000)
-    items = np.minimum(generator.pareto(1.1, 300_000) * 100, 9_999).astype(np.int64)
-    return InteractionGraph.from_edges(users, items, num_users=10_000, num_items=10_000)
+CONTENDERS = ("reasonrec_fast", "torch", "torch_coo", "torch_csr")
 
 
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(0)
+@pytest.fixture
+def time_case(benchmark: Any) -> Callable[[Mapping[str, Callable[[], Case]], str, str], None]:
+    """Times one contender of one case, and checks its answer."""
+
+    def run(cases: Mapping[str, Callable[[], Case]], name: str, contender: str) -> None:
+        case = cases[name]()
+        if contender not in case.contenders:
+            pytest.skip(f"{contender} does not take part in {name}")
+        benchmark.group = name
+        case.check(contender, benchmark(case.contenders[contender]))
+
+    return run
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    cases = getattr(metafunc.module, "CASES", None)
+    if cases is not None and "contender" in metafunc.fixturenames:
+        metafunc.parametrize("name", list(cases))
+        metafunc.parametrize("contender", CONTENDERS)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from reasonrec_fast.benchmarking import aggregate, exit_confidence, route, token_statistics, topk
+from reasonrec_fast.benchmarking import aggregate, exit_confidence, policy_loss, route, token_logprobs, topk
 from reasonrec_fast.benchmarking.case import Case, Record, run_case
 
 SUITES: dict[str, dict[str, Callable[[], Case]]] = {
     "exit_confidence": exit_confidence.CASES,
-    "token_statistics": token_statistics.CASES,
+    "token_logprobs": token_logprobs.CASES,
+    "policy_loss": policy_loss.CASES,
     "aggregate": aggregate.CASES,
     "topk": topk.CASES,
     "route": route.CASES,
