@@ -12,6 +12,7 @@ from triton.compiler import ASTSource
 
 from reasonrec_fast.kernels.aggregate import propagate_kernel
 from reasonrec_fast.kernels.exit_confidence import ensemble_kernel, stream_kernel
+from reasonrec_fast.kernels.token_logprobs import gradient_kernel, partial_kernel
 
 STATISTICS = {
     "hidden": "*bf16",
@@ -32,6 +33,12 @@ STATISTICS = {
     "positive": "i32",
     "log_classes": "fp32",
 }
+TOKENS = {
+    **dict.fromkeys(("hidden", "weight", "bias"), "*bf16"),
+    "temperature": "*fp64",
+}
+COUNTS = dict.fromkeys(("batch", "classes", "width"), "i32")
+TILES = {"HAS_BIAS": True, "BLOCK_B": 32, "BLOCK_C": 64, "BLOCK_D": 64}
 OPTIONS = {"HAS_BIAS": True, "HAS_TARGETS": True, "MEASURE": 3, "BLOCK_B": 16, "BLOCK_D": 64}
 CASES = {
     "propagate": (
@@ -47,6 +54,23 @@ CASES = {
         {"USER_SIDE": True, "DROPOUT": True, "BLOCK_E": 16, "BLOCK_D": 64},
     ),
     "stream": (stream_kernel, STATISTICS, {**OPTIONS, "BLOCK_C": 64}),
+    "partial": (
+        partial_kernel,
+        {**TOKENS, **dict.fromkeys(("best", "total", "weighted"), "*fp32"), **COUNTS, "stretch": "i32"},
+        TILES,
+    ),
+    "gradient": (
+        gradient_kernel,
+        {
+            **TOKENS,
+            "tokens": "*i64",
+            **dict.fromkeys(("logsumexp", "entropy", "grad_logprobs", "through_all", "through_entropy"), "*fp32"),
+            "gradient": "*bf16",
+            **COUNTS,
+            **dict.fromkeys(("first_class", "block_classes", "count"), "i32"),
+        },
+        TILES,
+    ),
     "ensemble": (ensemble_kernel, STATISTICS, {**OPTIONS, "BLOCK_C": 64, "MEMBERS": 4}),
 }
 

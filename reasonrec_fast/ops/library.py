@@ -32,26 +32,33 @@ def _load() -> None:
 _load()
 
 
-def implement_on_gpu(name: str, reference: Callable[..., Any], *, reference_dtypes: tuple[torch.dtype, ...]) -> None:
+def implement_on_gpu(
+    name: str,
+    reference: Callable[..., Any],
+    *,
+    reference_dtypes: tuple[torch.dtype, ...],
+    module: str | None = None,
+) -> None:
     """Register the Triton kernel of ``reasonrec_fast.kernels.<name>`` for CUDA.
 
     Args:
-        name: of the operator, of its kernel module and of the function in it.
+        name: of the operator, and of the function in its kernel module.
         reference: runs for the dtypes that the kernel does not have, and for all where Triton is not installed.
         reference_dtypes: dtypes of the first floating-point argument that go to the reference.
+        module: kernel module, where its name is another one.
     """
 
     def on_gpu(*arguments: Any) -> Any:
         dtype = next(a.dtype for a in arguments if isinstance(a, torch.Tensor) and a.is_floating_point())
-        kernel = None if dtype in reference_dtypes else _triton_kernel(name)
+        kernel = None if dtype in reference_dtypes else _triton_kernel(module or name, name)
         return (kernel or reference)(*arguments)
 
     torch.library.impl(f"reasonrec_fast::{name}", "CUDA", on_gpu)
 
 
 @cache
-def _triton_kernel(name: str) -> Callable[..., Any] | None:
+def _triton_kernel(module: str, name: str) -> Callable[..., Any] | None:
     if importlib.util.find_spec("triton") is None:
         _logger.warning("%s: triton is not installed; plain torch runs instead (slower)", name)
         return None
-    return getattr(importlib.import_module(f"reasonrec_fast.kernels.{name}"), name)
+    return getattr(importlib.import_module(f"reasonrec_fast.kernels.{module}"), name)

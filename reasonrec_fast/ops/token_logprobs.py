@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from reasonrec_fast.ops import library  # noqa: F401  (loads the schemas)
+from reasonrec_fast.ops import library
 
 _BLOCK = 4096
 """Classes at a time where plain torch runs; bounds its extra memory to ``B * _BLOCK`` logits."""
@@ -187,8 +187,10 @@ def _backward(ctx, grad_logprobs, grad_logsumexp, grad_entropy):
     return grad_hidden, grad_weight, grad_bias.to(bias.dtype) if bias.numel() else None, None, None, None
 
 
-torch.library.impl("reasonrec_fast::token_logprobs", "CUDA", _token_logprobs)
-torch.library.impl("reasonrec_fast::token_logprobs_backward", "CUDA", _token_logprobs_backward)
+library.implement_on_gpu("token_logprobs", _token_logprobs, reference_dtypes=(torch.float64,))
+library.implement_on_gpu(
+    "token_logprobs_backward", _token_logprobs_backward, reference_dtypes=(torch.float64,), module="token_logprobs"
+)
 torch.library.register_fake("reasonrec_fast::token_logprobs", _fake)
 torch.library.register_fake("reasonrec_fast::token_logprobs_backward", _fake_backward)
 torch.library.register_autograd("reasonrec_fast::token_logprobs", _backward, setup_context=_setup_context)

@@ -29,7 +29,7 @@ def compiled():
 
 
 @pytest.mark.parametrize("target", [80, 90, 100])
-@pytest.mark.parametrize("kernel", ["propagate", "stream", "ensemble"])
+@pytest.mark.parametrize("kernel", ["propagate", "stream", "ensemble", "partial", "gradient"])
 def test_kernel_keeps_its_budget(compiled, kernel, target):
     found = compiled[f"{kernel}/sm_{target}"]
     budget = BUDGET[triton_version()][kernel]

@@ -74,6 +74,31 @@ def test_plain_torch_equals_reference(dtype, monkeypatch):
         torch.testing.assert_close(got.double(), want, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("rows", "classes", "width"), [(1, 1, 8), (5, 70, 65), (33, 130, 20), (40, 2100, 16)])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_triton_equals_reference(rows, classes, width, with_bias, dtype, monkeypatch):
+    pytest.importorskip("triton")
+    from reasonrec_fast.kernels import token_logprobs as kernels
+
+    monkeypatch.setattr(kernels, "_GRADIENT_ELEMENTS", 128 * rows)
+    hidden, weight, bias, tokens = problem(rows, classes, width, 2, dtype, with_bias)
+    bias = hidden.new_empty(0) if bias is None else bias
+    temperature = torch.tensor(1.3, dtype=torch.float64)
+    found = kernels.token_logprobs(hidden, weight, bias, tokens, temperature, -100)
+    exact = [t.double().requires_grad_() for t in (hidden, weight, bias)]
+    expected = token_logprobs_reference(*exact, tokens, temperature, -100)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, atol=1e-4, rtol=1e-4)
+    upstream = [torch.randn_like(t) for t in found]
+    ours = kernels.token_logprobs_backward(hidden, weight, bias, tokens, temperature, -100, *found[1:], *upstream)
+    theirs = torch.autograd.grad(expected, exact, [g.double() for g in upstream], allow_unused=True)
+    for got, want in zip(ours, theirs, strict=True):
+        if got.numel():
+            scale = want.abs().max().clamp_min(1.0)
+            torch.testing.assert_close(got.double() / scale, want / scale, atol=GRADIENT_TOLERANCE[dtype], rtol=0)
+
+
 def test_gradcheck():
     hidden, weight, bias, tokens = problem(5, 9, 4, 2, torch.float64)
     inputs = tuple(t.requires_grad_() for t in (hidden, weight, bias))

@@ -1,0 +1,161 @@
+"""Triton kernels of ``token_logprobs``.
+
+``partial_kernel`` keeps softmax statistics of one stretch of the vocabulary for a block of rows; a few stretches run
+side by side, so that a small batch fills the device, and their statistics are added in order afterwards (no atomics).
+``gradient_kernel`` makes the logits of one block of the vocabulary again and writes their gradient; the library's
+matrix products carry it on.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from reasonrec_fast.kernels.exit_confidence import _logits_tile
+
+_BLOCK_B, _BLOCK_C, _BLOCK_D = 32, 64, 64
+_STRETCHES = 16
+_GRADIENT_ELEMENTS = 2**25
+"""Entries of the gradient of the logits that exist at a time."""
+
+
+@triton.jit
+def partial_kernel(
+    hidden, weight, bias, temperature, best, total, weighted,
+    batch, classes, width, stretch,
+    HAS_BIAS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Largest logit, sum of ``e^(l - best)`` and of that times ``l - best``, over one stretch of the classes."""
+    rows = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
+    present = rows < batch
+    inverse_temperature = 1.0 / tl.load(temperature).to(tl.float32)
+    maximum = tl.full((BLOCK_B,), float("-inf"), tl.float32)
+    sums = tl.zeros((BLOCK_B,), tl.float32)
+    moments = tl.zeros((BLOCK_B,), tl.float32)
+    begin = tl.program_id(1) * stretch
+    end = tl.minimum(begin + stretch, classes)
+    for first in range(begin, end, BLOCK_C):
+        tile = _logits_tile(
+            hidden, weight, bias, rows, first, batch, end, width, inverse_temperature,
+            HAS_BIAS, BLOCK_B, BLOCK_C, BLOCK_D,
+        )  # fmt: skip
+        grown = tl.maximum(maximum, tl.max(tile, 1))
+        origin = tl.where(grown == float("-inf"), 0.0, grown)
+        by = tl.where(maximum == float("-inf"), 0.0, maximum - origin)
+        shrink = tl.exp(by)
+        moments = shrink * (moments + sums * by)
+        sums = shrink * sums
+        distance = tile - origin[:, None]
+        share = tl.exp(distance)
+        sums += tl.sum(share, 1)
+        moments += tl.sum(share * tl.where(share == 0, 0.0, distance), 1)
+        maximum = grown
+    place = tl.program_id(1).to(tl.int64) * batch + rows
+    tl.store(best + place, maximum, mask=present)
+    tl.store(total + place, sums, mask=present)
+    tl.store(weighted + place, moments, mask=present)
+
+
+@triton.jit
+def gradient_kernel(
+    hidden, weight, bias, temperature, tokens, logsumexp, entropy, grad_logprobs, through_all, through_entropy,
+    gradient, batch, classes, width, first_class, block_classes, count,
+    HAS_BIAS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Gradient ``[batch, block_classes]`` of the logits of the classes from ``first_class``."""
+    rows = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
+    present = rows < batch
+    inside = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    inverse_temperature = 1.0 / tl.load(temperature).to(tl.float32)
+    tile = _logits_tile(
+        hidden, weight, bias, rows, first_class + tl.program_id(1) * BLOCK_C, batch, classes, width,
+        inverse_temperature, HAS_BIAS, BLOCK_B, BLOCK_C, BLOCK_D,
+    )  # fmt: skip
+    logprob = tile - tl.load(logsumexp + rows, mask=present, other=0.0)[:, None]
+    surprise = logprob + tl.load(entropy + rows, mask=present, other=0.0)[:, None]
+    all_ = tl.load(through_all + rows, mask=present, other=0.0)[:, None]
+    spread = tl.load(through_entropy + rows, mask=present, other=0.0)[:, None]
+    share = tl.exp(logprob)
+    found = share * (all_ - spread * tl.where(share == 0, 0.0, surprise))
+    for m in range(0, count):
+        place = rows.to(tl.int64) * count + m
+        token = tl.load(tokens + place, mask=present, other=-1)
+        asked = tl.load(grad_logprobs + place, mask=present, other=0.0)
+        found += tl.where((first_class + inside)[None, :] == token[:, None], asked[:, None], 0.0)
+    where = gradient + rows[:, None].to(tl.int64) * block_classes + inside[None, :]
+    mask = present[:, None] & (inside < block_classes)[None, :]
+    tl.store(where, (found * inverse_temperature).to(gradient.dtype.element_ty), mask=mask)
+
+
+def token_logprobs(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    tokens: torch.Tensor,
+    temperature: torch.Tensor,
+    ignore_index: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The operator on the device of ``hidden``, for float32, bfloat16 and float16."""
+    hidden, weight, bias = hidden.contiguous(), weight.contiguous(), bias.contiguous()
+    (batch, width), classes = hidden.shape, weight.shape[0]
+    stretch = triton.cdiv(triton.cdiv(classes, _STRETCHES), _BLOCK_C) * _BLOCK_C
+    stretches = triton.cdiv(classes, stretch)
+    best, total, weighted = (hidden.new_empty((stretches, batch), dtype=torch.float32) for _ in range(3))
+    if batch:
+        partial_kernel[(triton.cdiv(batch, _BLOCK_B), stretches)](
+            hidden, weight, bias, temperature, best, total, weighted, batch, classes, width, stretch,
+            HAS_BIAS=bias.numel() > 0, BLOCK_B=_BLOCK_B, BLOCK_C=_BLOCK_C, BLOCK_D=_BLOCK_D,
+        )  # fmt: skip
+    top = best.amax(0)
+    origin = torch.where(top.isinf(), 0.0, top)
+    by = torch.where(best.isinf(), 0.0, best - origin)
+    shrink = by.exp()
+    sums = (total * shrink).sum(0)
+    logsumexp = torch.where(top.isinf() & ~sums.isnan(), top, top + sums.log())
+    entropy = sums.log() - ((weighted + total * by) * shrink).sum(0) / sums
+    wanted = tokens != ignore_index
+    places = torch.where(wanted, tokens, 0)
+    logits = (hidden[:, None].float() * weight[places].float()).sum(-1)
+    if bias.numel():
+        logits = logits + bias[places].float()
+    logprobs = torch.where(wanted, logits / temperature.float() - logsumexp[:, None], 0.0)
+    return logprobs, logsumexp, entropy
+
+
+def token_logprobs_backward(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    tokens: torch.Tensor,
+    temperature: torch.Tensor,
+    ignore_index: int,
+    logsumexp: torch.Tensor,
+    entropy: torch.Tensor,
+    grad_logprobs: torch.Tensor,
+    grad_logsumexp: torch.Tensor,
+    grad_entropy: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of hidden, weight and bias, a block of the vocabulary at a time."""
+    hidden, weight, bias = hidden.contiguous(), weight.contiguous(), bias.contiguous()
+    (batch, width), classes, count = hidden.shape, weight.shape[0], tokens.shape[1]
+    asked = torch.where(tokens == ignore_index, 0.0, grad_logprobs)
+    through_all = grad_logsumexp - asked.sum(1)
+    grad_hidden = hidden.new_zeros(hidden.shape, dtype=torch.float32)
+    grad_weight, grad_bias = torch.empty_like(weight), bias.new_empty(bias.shape, dtype=torch.float32)
+    height = max(_GRADIENT_ELEMENTS // max(batch, 1) // _BLOCK_C, 1) * _BLOCK_C
+    for first in range(0, classes, height):
+        stop = min(first + height, classes)
+        gradient = hidden.new_empty((batch, stop - first))
+        if batch:
+            grid = (triton.cdiv(batch, _BLOCK_B), triton.cdiv(stop - first, _BLOCK_C))
+            gradient_kernel[grid](
+                hidden, weight, bias, temperature, tokens.contiguous(), logsumexp, entropy, asked.contiguous(),
+                through_all, grad_entropy.contiguous(), gradient, batch, classes, width, first, stop - first, count,
+                HAS_BIAS=bias.numel() > 0, BLOCK_B=_BLOCK_B, BLOCK_C=_BLOCK_C, BLOCK_D=_BLOCK_D,
+            )  # fmt: skip
+        grad_hidden += (gradient @ weight[first:stop]).float()
+        grad_weight[first:stop] = gradient.T @ hidden
+        if bias.numel():
+            grad_bias[first:stop] = gradient.float().sum(0)
+    return grad_hidden.to(hidden.dtype), grad_weight, grad_bias
