@@ -23,7 +23,7 @@ def exit_scores(noise, cold_share=0.3, rows=4000, seed=0):
 
 def test_limits_hold_and_temperatures_undo_overconfidence():
     known, unrated = exit_scores((1.0, 0.3, 0.1)), exit_scores((3.0, 1.0, 0.1), seed=1)
-    config = OptiRAGConfig(max_auc_loss=0.01, max_cold_gauc_loss=0.01)
+    config = OptiRAGConfig(max_auc_loss=0.01, max_gauc_loss=0.01)
     found = calibrate(known, unrated, DEPTHS, config)
     assert found.temperatures[-1] == pytest.approx(3.0, rel=0.1)
     for scores, stratum in ((known, 0), (unrated, 1)):

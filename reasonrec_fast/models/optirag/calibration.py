@@ -60,27 +60,32 @@ def calibrate(
     confidence = confidence_of(scores, config.measure)
     warm, cold = ~known.cold, known.cold
 
-    def auc_of_all(values: np.ndarray) -> float:
-        joint = scores[-1].copy()
-        joint[warm] = values
-        return evaluation.auc(known.labels, joint)
+    def with_cold(metric: Callable[[np.ndarray], float]) -> Callable[[np.ndarray], float]:
+        """Of all requests, when the warm ones have these scores and the cold ones read every layer."""
+
+        def of_all(values: np.ndarray) -> float:
+            joint = scores[-1].copy()
+            joint[warm] = values
+            return metric(joint)
+
+        return of_all
 
     warm_thresholds = uncertainty.choose_thresholds(
         scores[:, warm],
         confidence[:, warm],
         depths,
-        [uncertainty.Limit(auc_of_all, config.max_auc_loss)],
+        [uncertainty.Limit(with_cold(metric), loss) for metric, loss in _limits(known, config)],
         trend=config.trend,
     )
     cold_thresholds = tuple(float("inf") for _ in depths[:-1])
     if unrated is not None:
         hidden = _probabilities(unrated.odds, temperatures)
-        limits = [
-            uncertainty.Limit(lambda values: evaluation.auc(unrated.labels, values), config.max_auc_loss),
-            uncertainty.Limit(_gauc_of(unrated), config.max_cold_gauc_loss),
-        ]
         cold_thresholds = uncertainty.choose_thresholds(
-            hidden, confidence_of(hidden, config.measure), depths, limits, trend=config.trend
+            hidden,
+            confidence_of(hidden, config.measure),
+            depths,
+            [uncertainty.Limit(metric, loss) for metric, loss in _limits(unrated, config)],
+            trend=config.trend,
         )
     exited = np.empty_like(scores[-1])
     for rows, thresholds in ((warm, warm_thresholds), (cold, cold_thresholds)):
@@ -121,5 +126,11 @@ def _probabilities(odds: np.ndarray, temperatures: Sequence[float]) -> np.ndarra
     return (1 / (1 + np.exp(-odds / np.array(temperatures)[:, None, None]))).mean(2)
 
 
-def _gauc_of(scores: ExitScores) -> Callable[[np.ndarray], float]:
-    return lambda values: evaluation.gauc(scores.labels, values, scores.users)
+def _limits(
+    scores: ExitScores, config: OptiRAGConfig
+) -> tuple[tuple[Callable[[np.ndarray], float], float], tuple[Callable[[np.ndarray], float], float]]:
+    """Metrics, and what they may lose."""
+    return (
+        (lambda values: evaluation.auc(scores.labels, values), config.max_auc_loss),
+        (lambda values: evaluation.gauc(scores.labels, values, scores.users), config.max_gauc_loss),
+    )

@@ -40,7 +40,7 @@ class OptiRAGConfig:
         folds: parts of the users whose evidence comes from a retriever that never saw them.
         measure, trend: how confidence is measured, and whether it must not have fallen since the exit before.
         calibration_requests: validation requests (of whole users) that temperatures and thresholds come from.
-        max_auc_loss, max_cold_gauc_loss: what early exit may cost on validation.
+        max_auc_loss, max_gauc_loss: what early exit may cost on validation.
         seed: of everything random.
         retriever: LightGCN's settings.
     """
@@ -71,7 +71,7 @@ class OptiRAGConfig:
     trend: bool = False
     calibration_requests: int = 3_000
     max_auc_loss: float = 0.002
-    max_cold_gauc_loss: float = 0.005
+    max_gauc_loss: float = 0.005
     seed: int = 0
     retriever: LightGCNConfig = field(default_factory=lambda: LightGCNConfig(weight_decay=1e-3))
 
