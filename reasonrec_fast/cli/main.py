@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
+from functools import partialmethod
 
 import typer
+from tqdm import tqdm
 
 from reasonrec_fast.cli.demo import demo
 from reasonrec_fast.cli.optirag import app as optirag_app
@@ -16,5 +17,5 @@ app.command()(demo)
 
 @app.callback()
 def main() -> None:
-    # The bars of the libraries' own loading; ours are rich's. Read when they are first imported.
-    os.environ.setdefault("TQDM_DISABLE", "1")
+    # transformers draws bars of its own while it loads a model; ours are rich's.
+    tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)  # type: ignore[method-assign, assignment]
