@@ -37,7 +37,7 @@ bench: $(READY)
 	$(BIN)/python -m pip install -q --no-build-isolation -e ".[bench]"
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
-# The adapters and heads of the demo; hours on two cores. A run that was killed goes on where it stopped.
+# The adapters and heads of the demo. A run that was killed goes on where it stopped.
 train-demo: $(READY)
 	$(BIN)/reasonrec-fast optirag train --without-knowledge --output $(PRETRAINED)/movielens
 	$(BIN)/reasonrec-fast optirag train --without-knowledge --exits 30 --output $(PRETRAINED)/movielens-full-depth
