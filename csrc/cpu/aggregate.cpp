@@ -1,22 +1,24 @@
 // aggregate: sum over l of w_l S^l x with S = D^-1/2 A D^-1/2, straight from the two CSR directions.
 //
 // Layers are kept times the inverse root degree, in the type of x, so that a row is a bare sum of its neighbours' rows;
-// what scales it, the running total and the next layer come out of the same registers. Nothing of the size of the
-// edges is stored. Each row is summed by one thread in the order of its neighbours, so the result has the same bits for
-// any number of threads; rows are divided among threads by their edges.
+// what scales it, its share of the total and the next layer come out of the same registers. Users take from items and
+// items from users, so layers form two chains that never meet (users, items, users ... and items, users, items ...):
+// one after the other they need one buffer, and half of it is read at a time. Nothing of the size of the edges is
+// stored. Each row is summed by one thread in the order of its neighbours, so the result has the same bits for any
+// number of threads; rows are divided among threads by their edges.
+#include "scratch.h"
 #include "vector.h"
 
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
 #include <cmath>
-#include <memory>
 
 namespace reasonrec {
 namespace {
 
 constexpr int64_t kShares = 64;    // parts of the rows that are handed to threads
-constexpr int64_t kAhead = 12;     // edges from a row that is being fetched to the one that is being added
+constexpr int64_t kAhead = 16;     // edges from a row that is being fetched to the one that is being added
 
 // The hash of reasonrec_fast.ops.aggregate.edge_hash.
 inline uint32_t edge_hash(int64_t seed, int64_t user, int64_t item) {
@@ -34,17 +36,20 @@ inline uint32_t edge_hash(int64_t seed, int64_t user, int64_t item) {
   return state;
 }
 
-// Rows of one side of the graph, summed from the rows of the other.
+// One layer of one side of the graph: its rows, summed from the rows of the other.
 template <typename T, typename Index>
-struct Side {
+struct Visit {
   using Acc = Accumulator<T>;
   const Index *indptr, *indices;
   const Acc* inverse_root;  // of the rows
   const T* neighbours;      // the layer before, scaled: rows of the other side
   T* scaled;                // this layer, scaled; null where no layer follows
+  const T* x;               // layer 0 of the rows
   Acc* total;               // the sum over layers so far
+  T* out;
   int64_t rows, width;
-  Acc weight;               // of this layer in the total
+  Acc x_weight, weight;     // of layer 0 and of this one in the total
+  bool first, last;         // whether the total of these rows begins or ends here
   bool users;               // whether the rows are users
   uint64_t dropped_below;   // edges whose hash is below are left out
   int64_t seed;
@@ -56,23 +61,23 @@ struct Side {
   }
 };
 
-// NV vectors of columns of one row.
+// NV vectors of columns of one row. Edges up to last_edge follow in memory: the rows of the next ones are fetched early.
 template <int NV, bool kDropout, typename T, typename Index>
-REASONREC_INLINE void sum_columns(const Side<T, Index>& side, int64_t row, int64_t column) {
+REASONREC_INLINE void sum_columns(const Visit<T, Index>& visit, int64_t row, int64_t column, int64_t last_edge) {
   using Acc = Accumulator<T>;
   constexpr bool kEvenOdd = std::is_same_v<T, BFloat16> && NV % 2 == 0;
-  const int64_t begin = side.indptr[row], end = side.indptr[row + 1];
-  const T* base = side.neighbours + column;
+  const int64_t begin = visit.indptr[row], end = visit.indptr[row + 1];
+  const T* base = visit.neighbours + column;
   Vec<Acc> sums[NV] = {};
   for (int64_t edge = begin; edge < end; ++edge) {
-    const char* coming = reinterpret_cast<const char*>(base + side.indices[std::min(edge + kAhead, end - 1)] * side.width);
+    const char* coming = reinterpret_cast<const char*>(base + visit.indices[std::min(edge + kAhead, last_edge)] * visit.width);
 #pragma GCC unroll 4
     for (int64_t byte = 0; byte < static_cast<int64_t>(NV * kLanes * sizeof(T)); byte += 64) {
       __builtin_prefetch(coming + byte);
     }
-    const int64_t neighbour = side.indices[edge];
-    if (kDropout && side.dropped(row, neighbour)) continue;
-    const T* from = base + neighbour * side.width;
+    const int64_t neighbour = visit.indices[edge];
+    if (kDropout && visit.dropped(row, neighbour)) continue;
+    const T* from = base + neighbour * visit.width;
     if constexpr (kEvenOdd) {
 #pragma GCC unroll 4
       for (int v = 0; v < NV; v += 2) {
@@ -88,48 +93,58 @@ REASONREC_INLINE void sum_columns(const Side<T, Index>& side, int64_t row, int64
   if constexpr (kEvenOdd) {
     for (int v = 0; v < NV; v += 2) in_order(sums[v], sums[v + 1]);
   }
-  const Acc root = side.inverse_root[row], scale = root * side.kept_scale;
+  const Acc root = visit.inverse_root[row], scale = root * visit.kept_scale;
   for (int v = 0; v < NV; ++v) {
-    const int64_t place = row * side.width + column + v * kLanes;
+    const int64_t place = row * visit.width + column + v * kLanes;
     const Vec<Acc> layer = sums[v] * scale;
-    if (side.weight != 0) store(side.total + place, load(side.total + place) + layer * side.weight);
-    if (side.scaled) store_narrow(side.scaled + place, layer * root);
+    if (visit.scaled) store_narrow(visit.scaled + place, layer * root);
+    if (visit.weight == 0) continue;
+    Vec<Acc> total = layer * visit.weight;
+    if (!visit.first) total += load(visit.total + place);
+    else if (visit.x_weight != 0) total += load_wide(visit.x + place) * visit.x_weight;
+    if (visit.last) store_narrow(visit.out + place, total); else store(visit.total + place, total);
   }
 }
 
 // The columns that do not fill a vector.
 template <typename T, typename Index>
-REASONREC_INLINE void sum_last_columns(const Side<T, Index>& side, int64_t row, int64_t column) {
+REASONREC_INLINE void sum_last_columns(const Visit<T, Index>& visit, int64_t row, int64_t column) {
   using Acc = Accumulator<T>;
   Acc sums[kLanes] = {};
-  for (int64_t edge = side.indptr[row]; edge < static_cast<int64_t>(side.indptr[row + 1]); ++edge) {
-    const int64_t neighbour = side.indices[edge];
-    if (side.dropped_below != 0 && side.dropped(row, neighbour)) continue;
-    const T* from = side.neighbours + neighbour * side.width;
-    for (int64_t c = column; c < side.width; ++c) sums[c - column] += static_cast<Acc>(from[c]);
+  for (int64_t edge = visit.indptr[row]; edge < static_cast<int64_t>(visit.indptr[row + 1]); ++edge) {
+    const int64_t neighbour = visit.indices[edge];
+    if (visit.dropped_below != 0 && visit.dropped(row, neighbour)) continue;
+    const T* from = visit.neighbours + neighbour * visit.width;
+    for (int64_t c = column; c < visit.width; ++c) sums[c - column] += static_cast<Acc>(from[c]);
   }
-  const Acc root = side.inverse_root[row], scale = root * side.kept_scale;
-  for (int64_t c = column; c < side.width; ++c) {
+  const Acc root = visit.inverse_root[row], scale = root * visit.kept_scale;
+  for (int64_t c = column; c < visit.width; ++c) {
+    const int64_t place = row * visit.width + c;
     const Acc layer = sums[c - column] * scale;
-    if (side.weight != 0) side.total[row * side.width + c] += layer * side.weight;
-    if (side.scaled) side.scaled[row * side.width + c] = static_cast<T>(layer * root);
+    if (visit.scaled) visit.scaled[place] = static_cast<T>(layer * root);
+    if (visit.weight == 0) continue;
+    Acc total = layer * visit.weight;
+    if (!visit.first) total += visit.total[place];
+    else if (visit.x_weight != 0) total += static_cast<Acc>(visit.x[place]) * visit.x_weight;
+    if (visit.last) visit.out[place] = static_cast<T>(total); else visit.total[place] = total;
   }
 }
 
 template <bool kDropout, typename T, typename Index>
-REASONREC_INLINE void sum_rows_body(const Side<T, Index>& side, int64_t begin, int64_t end) {
+REASONREC_INLINE void sum_rows_body(const Visit<T, Index>& visit, int64_t begin, int64_t end) {
+  const int64_t last_edge = static_cast<int64_t>(visit.indptr[end]) - 1;
   for (int64_t row = begin; row < end; ++row) {
     int64_t column = 0;
-    for (; column + 4 * kLanes <= side.width; column += 4 * kLanes) sum_columns<4, kDropout>(side, row, column);
-    for (; column + kLanes <= side.width; column += kLanes) sum_columns<1, kDropout>(side, row, column);
-    if (column < side.width) sum_last_columns(side, row, column);
+    for (; column + 4 * kLanes <= visit.width; column += 4 * kLanes) sum_columns<4, kDropout>(visit, row, column, last_edge);
+    for (; column + kLanes <= visit.width; column += kLanes) sum_columns<1, kDropout>(visit, row, column, last_edge);
+    if (column < visit.width) sum_last_columns(visit, row, column);
   }
 }
 
 #define REASONREC_SUM_ROWS(T, Index)                                                             \
-  REASONREC_DISPATCH void sum_rows(const Side<T, Index>& side, int64_t begin, int64_t end) {     \
-    if (side.dropped_below != 0) return sum_rows_body<true>(side, begin, end);                   \
-    sum_rows_body<false>(side, begin, end);                                                      \
+  REASONREC_DISPATCH void sum_rows(const Visit<T, Index>& visit, int64_t begin, int64_t end) {   \
+    if (visit.dropped_below != 0) return sum_rows_body<true>(visit, begin, end);                 \
+    sum_rows_body<false>(visit, begin, end);                                                     \
   }
 REASONREC_SUM_ROWS(float, int32_t)
 REASONREC_SUM_ROWS(float, int64_t)
@@ -140,6 +155,19 @@ REASONREC_SUM_ROWS(BFloat16, int64_t)
 REASONREC_SUM_ROWS(Half, int32_t)
 REASONREC_SUM_ROWS(Half, int64_t)
 #undef REASONREC_SUM_ROWS
+
+// to[i] = from[i] * scale
+#define REASONREC_SCALE(T)                                                                                 \
+  REASONREC_DISPATCH void scale_values(const T* from, Accumulator<T> scale, T* to, int64_t count) {        \
+    int64_t i = 0;                                                                                         \
+    for (; i + kLanes <= count; i += kLanes) store_narrow(to + i, load_wide(from + i) * scale);            \
+    for (; i < count; ++i) to[i] = static_cast<T>(static_cast<Accumulator<T>>(from[i]) * scale);           \
+  }
+REASONREC_SCALE(float)
+REASONREC_SCALE(double)
+REASONREC_SCALE(BFloat16)
+REASONREC_SCALE(Half)
+#undef REASONREC_SCALE
 
 // The first row of a share when rows and edges are divided evenly.
 template <typename Index>
@@ -164,58 +192,61 @@ template <typename T, typename Index>
 void run(const Graph<Index>& graph, const T* x, const Tensor& weights, double rate, int64_t seed, T* out,
          int64_t width) {
   using Acc = Accumulator<T>;
-  const int64_t nodes = graph.count[0] + graph.count[1], size = nodes * width, layers = weights.numel() - 1;
   const Acc* weight = weights.const_data_ptr<Acc>();
-  // Not initialised: every value is written before it is read.
-  const std::unique_ptr<Acc[]> inverse_root(new Acc[nodes]), wide(new Acc[std::is_same_v<T, Acc> ? 0 : size]);
-  std::unique_ptr<T[]> scaled(new T[layers > 0 ? size : 0]), following(new T[layers > 1 ? size : 0]);
-  Acc* total;
-  if constexpr (std::is_same_v<T, Acc>) total = out; else total = wide.get();
+  const int64_t offset[2] = {0, graph.count[0] * width}, size = (graph.count[0] + graph.count[1]) * width;
+  int64_t layers = weights.numel() - 1, left[2] = {0, 0};  // layers of each side that the total still waits for
+  while (layers > 0 && weight[layers] == 0) --layers;
+  for (int64_t layer = 1; layer <= layers; ++layer) left[0] += weight[layer] != 0, left[1] += weight[layer] != 0;
+  const bool apart = !std::is_same_v<T, Acc> && left[0] > 1;  // whether the sum is held in another type than out's
+  const Scratch<Acc> inverse_root = scratch<Acc>(graph.count[0] + graph.count[1]), wide = scratch<Acc>(apart ? size : 0);
+  const Scratch<T> scaled = scratch<T>(layers > 0 ? size : 0);
+  Acc* total = wide.get();
+  if constexpr (std::is_same_v<T, Acc>) total = out;
   for (int side = 0; side < 2; ++side) {
-    const int64_t offset = side == 0 ? 0 : graph.count[0];
     torch::stable::parallel_for(0, graph.count[side], 256, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         const auto degree = graph.indptr[side][row + 1] - graph.indptr[side][row];
-        const Acc root = degree > 0 ? Acc(1) / std::sqrt(static_cast<Acc>(degree)) : Acc(0);
-        inverse_root[offset + row] = root;
-        for (int64_t i = (offset + row) * width; i < (offset + row + 1) * width; ++i) {
-          total[i] = static_cast<Acc>(x[i]) * weight[0];
-          if (layers > 0) scaled[i] = static_cast<T>(static_cast<Acc>(x[i]) * root);
-        }
+        inverse_root[side * graph.count[0] + row] = degree > 0 ? Acc(1) / std::sqrt(static_cast<Acc>(degree)) : Acc(0);
+        if (layers == 0) scale_values(x + offset[side] + row * width, weight[0], out + offset[side] + row * width, width);
       }
     });
   }
-  for (int64_t layer = 1; layer <= layers; ++layer) {
-    Side<T, Index> sides[2];
-    for (int side = 0; side < 2; ++side) {
-      const int64_t offset = side == 0 ? 0 : graph.count[0], other = side == 0 ? graph.count[0] : 0;
-      sides[side] = {graph.indptr[side],
-                     graph.indices[side],
-                     inverse_root.get() + offset,
-                     scaled.get() + other * width,
-                     layer < layers ? following.get() + offset * width : nullptr,
-                     total + offset * width,
-                     graph.count[side],
-                     width,
-                     weight[layer],
-                     side == 0,
-                     static_cast<uint64_t>(rate * 4294967296.0),
-                     seed,
-                     static_cast<Acc>(1.0 / (1.0 - rate))};
+  bool first[2] = {true, true};
+  for (int chain = 0; chain < 2 && layers > 0; ++chain) {
+    const Acc* roots = inverse_root.get() + chain * graph.count[0];
+    torch::stable::parallel_for(0, graph.count[chain], 256, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        const int64_t place = offset[chain] + row * width;
+        scale_values(x + place, roots[row], scaled.get() + place, width);
+      }
+    });
+    for (int64_t layer = 1; layer <= layers; ++layer) {
+      const int side = (chain + layer) % 2, other = 1 - side;
+      const bool counts = weight[layer] != 0;
+      if (counts) --left[side];
+      const Visit<T, Index> visit{graph.indptr[side],
+                                  graph.indices[side],
+                                  inverse_root.get() + side * graph.count[0],
+                                  scaled.get() + offset[other],
+                                  layer < layers ? scaled.get() + offset[side] : nullptr,
+                                  x + offset[side],
+                                  total + (total ? offset[side] : 0),
+                                  out + offset[side],
+                                  graph.count[side],
+                                  width,
+                                  weight[0],
+                                  weight[layer],
+                                  first[side],
+                                  left[side] == 0,
+                                  side == 0,
+                                  static_cast<uint64_t>(rate * 4294967296.0),
+                                  seed,
+                                  static_cast<Acc>(1.0 / (1.0 - rate))};
+      torch::stable::parallel_for(0, kShares, 1, [&](int64_t begin, int64_t end) {
+        sum_rows(visit, first_row(visit.indptr, visit.rows, begin), first_row(visit.indptr, visit.rows, end));
+      });
+      if (counts) first[side] = false;
     }
-    torch::stable::parallel_for(0, 2 * kShares, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t share = begin; share < end; ++share) {
-        const auto& side = sides[share / kShares];
-        sum_rows(side, first_row(side.indptr, side.rows, share % kShares),
-                 first_row(side.indptr, side.rows, share % kShares + 1));
-      }
-    });
-    scaled.swap(following);
-  }
-  if constexpr (!std::is_same_v<T, Acc>) {
-    torch::stable::parallel_for(0, size, 1 << 14, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) out[i] = static_cast<T>(total[i]);
-    });
   }
 }
 
