@@ -10,6 +10,7 @@
 // A product is one sum in a fixed order: the same bits for any number of threads.
 #pragma once
 
+#include "ahead.h"
 #include "common.h"
 #include "vector.h"
 
@@ -48,16 +49,18 @@ class Panels {
 template <typename T>
 class Tiles {
  public:
-  Tiles(const T* weight, int64_t width) : weight_(weight), width_(width) {}
+  Tiles(const T* weight, int64_t rows, int64_t width) : weight_(weight), rows_(rows), width_(width) {}
 
   // Reads rows [first, first + count) of the weight, count <= tile_rows<T>().
   void stage(int64_t first, int64_t count);
-  // out[count][lanes]: products of the staged rows with a panel.
-  void multiply(const Panels<T>& panels, int64_t panel, Accumulator<T>* out) const;
+  // out[count][lanes]: products of the staged rows with a panel, the `part`-th of `parts` that are asked for; each
+  // fetches its share of the rows that follow the staged ones.
+  void multiply(const Panels<T>& panels, int64_t panel, Accumulator<T>* out, int64_t part, int64_t parts) const;
 
  private:
   const T* weight_;
-  int64_t width_;
+  int64_t rows_, width_, next_bytes_ = 0;
+  const T* next_ = nullptr;
   const void* staged_ = nullptr;
   std::vector<Accumulator<T>> wide_;
   std::vector<T> narrow_;

@@ -4,6 +4,8 @@
 // emulation of the tests).
 #pragma once
 
+#include "ahead.h"
+
 #include <cstdint>
 #include <cstring>
 
@@ -26,7 +28,7 @@ struct AmxConfig {
 // `lanes` (16 or 32) wide, as many as there are pairs in `width` rounded up to kAmxColumns; the last are zeros.
 template <bool kWide>
 __attribute__((target("amx-tile,amx-bf16"))) void amx_body(
-    const uint32_t* packed, const uint16_t* weight, int64_t stride, int64_t width, int64_t lanes, float* out) {
+    const uint32_t* packed, const uint16_t* weight, int64_t stride, int64_t width, int64_t lanes, float* out, Ahead ahead) {
   const AmxConfig config;
   _tile_loadconfig(&config);
   _tile_zero(0);
@@ -37,6 +39,7 @@ __attribute__((target("amx-tile,amx-bf16"))) void amx_body(
   }
   alignas(64) uint16_t last[kAmxRows * kAmxColumns];
   for (int64_t k = 0; k < width; k += kAmxColumns) {
+    ahead.step();
     const uint16_t* rows = weight + k;
     int64_t apart = stride;
     if (width - k < kAmxColumns) {

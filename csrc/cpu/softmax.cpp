@@ -3,44 +3,35 @@
 namespace reasonrec {
 namespace {
 
-
-template <typename Acc>
-REASONREC_INLINE void update_best(LaneStatistics<Acc>& s, const Acc* logits, int64_t lanes, int64_t first,
-                                  int64_t count, int64_t at) {
-  Vec<Acc> best = load(s.best + at), second = load(s.second + at);
-  const Vec<Acc> before = best;
-  for (int64_t c = 0; c < count; ++c) {
-    const Vec<Acc> l = load(logits + c * lanes + at);
-    const Mask<Acc> above = l > best;
-    second = above ? best : larger(l, second);
-    best = above ? l : best;
-    for (int64_t lane = 0; lane < kLanes; ++lane) s.argmax[at + lane] = above[lane] ? first + c : s.argmax[at + lane];
-  }
-  const Acc none = -std::numeric_limits<Acc>::infinity();
-  const Vec<Acc> by = before == broadcast(none) ? broadcast(Acc(0)) : before - best;
-  const Vec<Acc> shrink = exp_of(by), sum = load(s.sum + at);
-  store(s.weighted + at, shrink * (load(s.weighted + at) + sum * by));
-  store(s.sum + at, shrink * sum);
-  store(s.best + at, best), store(s.second + at, second);
-}
-
+// Without a branch: in a stretch of the usual length most tiles hold a new largest logit of some row.
 template <typename Acc>
 REASONREC_INLINE void add_body(LaneStatistics<Acc>& s, const Acc* logits, int64_t lanes, int64_t first,
                                int64_t count) {
   for (int64_t at = 0; at < lanes; at += kLanes) {
-    Vec<Acc> top = load(logits + at);
-    for (int64_t c = 1; c < count; ++c) top = larger(load(logits + c * lanes + at), top);
-    if (any(top > load(s.second + at))) update_best(s, logits, lanes, first, count, at);
+    Vec<Acc> best = load(s.best + at), second = load(s.second + at);
+    const Vec<Acc> before = best;
+    Mask<Acc> argmax, place = Mask<Acc>{} + static_cast<Place<Acc>>(first);
+    std::memcpy(&argmax, s.argmax + at, sizeof argmax);
+    for (int64_t c = 0; c < count; ++c, place += 1) {
+      const Vec<Acc> l = load(logits + c * lanes + at);
+      const Mask<Acc> above = l > best;
+      second = above ? best : larger(l, second);
+      best = above ? l : best;
+      argmax = above ? place : argmax;
+    }
     const Acc none = -std::numeric_limits<Acc>::infinity();
-    const Vec<Acc> best = load(s.best + at), origin = best == broadcast(none) ? broadcast(Acc(0)) : best;
-    Vec<Acc> sum = {}, weighted = {};
+    const Vec<Acc> by = before == broadcast(none) ? broadcast(Acc(0)) : before - best;
+    const Vec<Acc> shrink = exp_of(by), sum_before = load(s.sum + at);
+    Vec<Acc> sum = shrink * sum_before, weighted = shrink * (load(s.weighted + at) + sum_before * by);
+    const Vec<Acc> origin = best == broadcast(none) ? broadcast(Acc(0)) : best;
     for (int64_t c = 0; c < count; ++c) {
       const Vec<Acc> far = broadcast(Acc(-87)), raw = load(logits + c * lanes + at) - origin;
-      const Vec<Acc> by = raw < far ? far : raw;
-      const Vec<Acc> weight = exp_of(by);
-      sum += weight, weighted += weight * by;
+      const Vec<Acc> distance = raw < far ? far : raw;
+      const Vec<Acc> weight = exp_of(distance);
+      sum += weight, weighted += weight * distance;
     }
-    store(s.sum + at, load(s.sum + at) + sum), store(s.weighted + at, load(s.weighted + at) + weighted);
+    store(s.sum + at, sum), store(s.weighted + at, weighted), store(s.best + at, best), store(s.second + at, second);
+    std::memcpy(s.argmax + at, &argmax, sizeof argmax);
   }
 }
 
@@ -55,7 +46,7 @@ REASONREC_INLINE void scale_body(Acc* logits, int64_t lanes, int64_t count, cons
   }
 }
 
-// Adds the logits of classes [first, first + count), which lie in logits[count][lanes].
+// Adds the logits of classes [first, first + count) of the stretch, which lie in logits[count][lanes].
 REASONREC_DISPATCH
 void add_logits(LaneStatistics<float>& s, const float* logits, int64_t lanes, int64_t first, int64_t count) {
   add_body(s, logits, lanes, first, count);
@@ -98,12 +89,12 @@ std::vector<RowSum<Accumulator<T>>> Softmax<T>::statistics() const {
   std::vector<LaneStatistics<Acc>> parts((rows_ + kPanelRows - 1) / kPanelRows * stretches);
   for_each_tile(0, classes_, [&](int64_t panel, int64_t stretch, const Acc* logits, int64_t lanes, int64_t first,
                                  int64_t count) {
-    add_logits(parts[panel * stretches + stretch], logits, lanes, first, count);
+    add_logits(parts[panel * stretches + stretch], logits, lanes, first - stretch * kStretch, count);
   });
   std::vector<RowSum<Acc>> found(rows_);
   for (int64_t row = 0; row < rows_; ++row) {
     for (int64_t stretch = 0; stretch < stretches; ++stretch) {
-      found[row].add(parts[row / kPanelRows * stretches + stretch], row % kPanelRows);
+      found[row].add(parts[row / kPanelRows * stretches + stretch], row % kPanelRows, stretch * kStretch);
     }
   }
   return found;

@@ -14,18 +14,22 @@
 
 namespace reasonrec {
 
+// A place in a stretch, as wide as the numbers beside it.
+template <typename Acc>
+using Place = std::conditional_t<sizeof(Acc) == 4, int32_t, int64_t>;
+
 // What a stretch of classes says of the rows of a panel. Sums are relative to `best`.
 template <typename Acc>
 struct LaneStatistics {
   Acc best[kPanelRows], second[kPanelRows];       // the two largest logits
   Acc sum[kPanelRows], weighted[kPanelRows];      // of e^(l - best), and of that times (l - best)
-  int64_t argmax[kPanelRows];
+  Place<Acc> argmax[kPanelRows];                  // within the stretch
 
   LaneStatistics() {
     const Acc nothing = -std::numeric_limits<Acc>::infinity();
     std::fill(best, best + kPanelRows, nothing), std::fill(second, second + kPanelRows, nothing);
     std::fill(sum, sum + kPanelRows, Acc(0)), std::fill(weighted, weighted + kPanelRows, Acc(0));
-    std::fill(argmax, argmax + kPanelRows, int64_t(0));
+    std::fill(argmax, argmax + kPanelRows, Place<Acc>(0));
   }
 };
 
@@ -35,7 +39,7 @@ struct RowSum {
   double best = -std::numeric_limits<double>::infinity(), second = best, sum = 0, weighted = 0;
   int64_t argmax = 0;
 
-  void add(const LaneStatistics<Acc>& part, int64_t lane) {
+  void add(const LaneStatistics<Acc>& part, int64_t lane, int64_t first) {
     const double theirs = part.best[lane], top = std::max(best, theirs);
     const Shift ours_to = to(best, top), theirs_to = to(theirs, top);
     weighted = ours_to.factor * (weighted + sum * ours_to.by) +
@@ -43,7 +47,7 @@ struct RowSum {
     sum = ours_to.factor * sum + theirs_to.factor * part.sum[lane];
     if (theirs > best) {
       second = std::max(best, static_cast<double>(part.second[lane]));
-      best = theirs, argmax = part.argmax[lane];
+      best = theirs, argmax = first + part.argmax[lane];
     } else {
       second = std::max(second, theirs);
     }
@@ -112,7 +116,7 @@ void Softmax<T>::for_each_tile(int64_t begin, int64_t end, const F& f) const {
   const int64_t group = std::max<int64_t>(kGroupBytes / (kPanelRows * width_ * static_cast<int64_t>(sizeof(T))), 1);
   const int64_t groups = (num_panels + group - 1) / group, stretches = (end - begin + kStretch - 1) / kStretch;
   torch::stable::parallel_for(0, groups * stretches, 1, [&](int64_t work, int64_t last_work) {
-    Tiles<T> tiles(weight_, width_);
+    Tiles<T> tiles(weight_, classes_, width_);
     std::vector<Acc> logits(kMostTileRows * kPanelRows);
     const int64_t height = few_ ? 2 * kFewRows : tile_rows<T>();
     for (; work < last_work; ++work) {
@@ -121,12 +125,13 @@ void Softmax<T>::for_each_tile(int64_t begin, int64_t end, const F& f) const {
       for (int64_t first = begin + stretch * kStretch; first < last; first += height) {
         const int64_t count = std::min(height, last - first);
         if (!few_) tiles.stage(first, count);
-        for (int64_t panel = first_panel; panel < std::min(first_panel + group, num_panels); ++panel) {
+        const int64_t last_panel = std::min(first_panel + group, num_panels);
+        for (int64_t panel = first_panel; panel < last_panel; ++panel) {
           const int64_t lanes = few_ ? kLanes : panels_.lanes(panel);
           if (few_) {
             resident_.multiply(weight_ + first * width_, count, logits.data(), kLanes, 1);
           } else {
-            tiles.multiply(panels_, panel, logits.data());
+            tiles.multiply(panels_, panel, logits.data(), panel - first_panel, last_panel - first_panel);
           }
           scale_logits(logits.data(), lanes, count, bias_ ? bias_ + first : nullptr, inverse_temperature_);
           f(panel, stretch, logits.data(), lanes, first, count);

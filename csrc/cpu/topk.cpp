@@ -152,13 +152,13 @@ void run(const T* queries, const T* items, int64_t batch, int64_t count, int64_t
   // With enough panels for all threads several share a pass over the items; with too few the items are divided too.
   const int64_t group = std::clamp<int64_t>(num_panels / (2 * threads), 1, kMostPanels);
   const int64_t groups = (num_panels + group - 1) / group;
-  const int64_t wanted = std::max<int64_t>(2 * threads / groups, 1);
+  const int64_t wanted = (threads + groups - 1) / groups;
   const int64_t stretches = std::max<int64_t>(std::min(wanted, count / kLeastStretch), 1);
   const int64_t tile = few ? 2 * kFewRows : tile_rows<T>(), num_tiles = (count + tile - 1) / tile;
   const int64_t stretch_items = (num_tiles + stretches - 1) / stretches * tile;
   std::vector<Best<Acc>> best(stretches * num_panels * kPanelRows, Best<Acc>(std::min(k, count)));
   torch::stable::parallel_for(0, groups * stretches, 1, [&](int64_t begin, int64_t end) {
-    Tiles<T> tiles(items, width);
+    Tiles<T> tiles(items, count, width);
     std::vector<Acc> scores(kMostTileRows * kPanelRows), bars(group * kPanelRows);
     for (int64_t work = begin; work < end; ++work) {
       const int64_t stretch = work % stretches, first_panel = work / stretches * group;
@@ -167,12 +167,13 @@ void run(const T* queries, const T* items, int64_t batch, int64_t count, int64_t
       for (int64_t first = start; first < stop; first += tile) {
         const int64_t height = std::min(tile, stop - first);
         if (!few) tiles.stage(first, height);
-        for (int64_t panel = first_panel; panel < std::min(first_panel + group, num_panels); ++panel) {
+        const int64_t last_panel = std::min(first_panel + group, num_panels);
+        for (int64_t panel = first_panel; panel < last_panel; ++panel) {
           const int64_t first_row = panel * kPanelRows, lanes = few ? kLanes : panels.lanes(panel);
           if (few) {
             resident.multiply(items + first * width, height, scores.data(), kLanes, 1);
           } else {
-            tiles.multiply(panels, panel, scores.data());
+            tiles.multiply(panels, panel, scores.data(), panel - first_panel, last_panel - first_panel);
           }
           offer(scores.data(), lanes, std::min(kPanelRows, batch - first_row), first, height, first_row, excluded,
                 best.data() + (stretch * num_panels + panel) * kPanelRows,

@@ -18,7 +18,9 @@ def _policy() -> Case:
     tokens = problem.tokens
     with torch.no_grad():
         old = ops.token_logprobs(problem.hidden, problem.weight, tokens).logprobs
-    old = old + 0.05 * torch.randn(ROWS, generator=generator)
+    # Ratios on both sides of the clip and none near it: 16-bit logits would clip other tokens than exact ones.
+    ratios = torch.tensor([0.6, 0.9, 1.0, 1.1, 1.5])[torch.randint(5, (ROWS,), generator=generator)]
+    old = old - ratios.log()
     advantages = torch.randn(SEQUENCES, generator=generator)
     ids = torch.arange(SEQUENCES).repeat_interleave(ROWS // SEQUENCES)
 

@@ -12,6 +12,6 @@ extern "C" void run_product(const uint16_t* hidden, int64_t lanes, const uint16_
       packed[k / 2 * lanes + lane] |= static_cast<uint32_t>(hidden[lane * width + k]) << (16 * (k % 2));
     }
   }
-  if (lanes == 16) reasonrec::amx_body<false>(packed.data(), weight, width, width, lanes, out);
-  else reasonrec::amx_body<true>(packed.data(), weight, width, width, lanes, out);
+  if (lanes == 16) reasonrec::amx_body<false>(packed.data(), weight, width, width, lanes, out, {});
+  else reasonrec::amx_body<true>(packed.data(), weight, width, width, lanes, out, {});
 }
