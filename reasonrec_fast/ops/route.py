@@ -136,16 +136,7 @@ def _route_to(
     if capacity.numel():
         bounds = torch.arange(num_destinations + 1, device=destination.device)
         destination = _within_capacity(destination, bounds, capacity, score)
-    native = not destination.is_cuda or (_has_cuda_library() and num_destinations <= _CUDA_DESTINATIONS)
-    partition = torch.ops.reasonrec_fast.partition if native else _partition
-    return (*partition(destination, num_destinations), destination.clone())
-
-
-_CUDA_DESTINATIONS = 32
-
-
-def _has_cuda_library() -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key("reasonrec_fast::partition", "CUDA")
+    return (*torch.ops.reasonrec_fast.partition(destination, num_destinations), destination.clone())
 
 
 def _partition(destination: torch.Tensor, num_destinations: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -205,5 +196,7 @@ torch.library.define(
 )
 torch.library.impl("reasonrec_fast::route_to", "CompositeExplicitAutograd", _route_to)
 torch.library.register_fake("reasonrec_fast::route_to", _fake)
-torch.library.impl("reasonrec_fast::route_budget", "CUDA", _route_budget)
 torch.library.register_fake("reasonrec_fast::route_budget", _fake_budget)
+for _name, _plain in (("route_budget", _route_budget), ("partition", _partition)):
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"reasonrec_fast::{_name}", "CUDA"):
+        torch.library.impl(f"reasonrec_fast::{_name}", "CUDA", _plain)  # the CUDA library is not there

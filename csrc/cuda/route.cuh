@@ -1,0 +1,103 @@
+// Device code of route: the kernels and the order of the steps.
+//
+// Every kernel is one thread a row and no thread waits for another. What needs the whole device (a stable radix sort,
+// a running sum) is asked of a `Device`, which also launches: CUB's in route.cu, a twin on the host in the tests. No
+// value is read back, so that the steps can be captured in a CUDA graph.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace reasonrec {
+
+template <typename T>
+struct KeyOf;
+template <>
+struct KeyOf<float> {
+  using Key = uint32_t;
+};
+template <>
+struct KeyOf<double> {
+  using Key = uint64_t;
+};
+
+__device__ inline int64_t row_of_thread() { return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; }
+
+// Keys that order as the values do: NaN above everything, both zeros equal; and the rows they belong to.
+template <typename T>
+__global__ void key_kernel(const T* values, int64_t rows, typename KeyOf<T>::Key* keys, int64_t* index) {
+  using Key = typename KeyOf<T>::Key;
+  const int64_t row = row_of_thread();
+  if (row >= rows) return;
+  const T value = values[row] + T(0);
+  Key bits;
+  memcpy(&bits, &value, sizeof bits);
+  constexpr Key kSign = Key(1) << (8 * sizeof(Key) - 1);
+  const Key ordered = bits ^ ((bits & kSign) != 0 ? ~Key(0) : kSign);
+  keys[row] = value == value ? ordered : ~Key(0);
+  index[row] = row;
+}
+
+__global__ void index_kernel(int64_t rows, int64_t* index) {
+  const int64_t row = row_of_thread();
+  if (row < rows) index[row] = row;
+}
+
+// The first `count` of the rows, which come by falling key, go to destination 1.
+__global__ void mark_kernel(const int64_t* by_key, int64_t rows, int64_t count, int64_t* destination) {
+  const int64_t place = row_of_thread();
+  if (place < rows) destination[by_key[place]] = place < count;
+}
+
+// delegated_before: rows before this one that go to destination 1.
+__global__ void place_kernel(const int64_t* destination, const int64_t* delegated_before, int64_t rows, int64_t count,
+                             int64_t* order, int64_t* inverse, int64_t* offsets) {
+  const int64_t row = row_of_thread();
+  if (row == 0) offsets[0] = 0, offsets[1] = rows - count, offsets[2] = rows;
+  if (row >= rows) return;
+  const int64_t before = delegated_before[row];
+  const int64_t place = destination[row] != 0 ? rows - count + before : row - before;
+  inverse[row] = place;
+  order[place] = row;
+}
+
+__global__ void invert_kernel(const int64_t* order, int64_t rows, int64_t* inverse) {
+  const int64_t place = row_of_thread();
+  if (place < rows) inverse[order[place]] = place;
+}
+
+// Where each destination begins among the sorted ones, and the end.
+__global__ void offsets_kernel(const int64_t* sorted, int64_t rows, int64_t destinations, int64_t* offsets) {
+  const int64_t place = row_of_thread();
+  if (place > rows) return;
+  const int64_t before = place == 0 ? -1 : sorted[place - 1], here = place == rows ? destinations : sorted[place];
+  for (int64_t d = before + 1; d <= here; ++d) offsets[d] = place;
+}
+
+template <typename Device, typename T>
+void route_budget_steps(Device& device, const T* uncertainty, int64_t rows, int64_t count, int64_t* order,
+                        int64_t* inverse, int64_t* offsets, int64_t* destination) {
+  using Key = typename KeyOf<T>::Key;
+  Key* keys = device.template space<Key>(rows);
+  Key* sorted = device.template space<Key>(rows);
+  int64_t* before = device.template space<int64_t>(rows);
+  device.launch(key_kernel<T>, rows, uncertainty, rows, keys, inverse);
+  device.sort_falling(keys, sorted, inverse, order, rows);
+  device.launch(mark_kernel, rows, order, rows, count, destination);
+  device.exclusive_sum(destination, before, rows);
+  device.launch(place_kernel, rows + 1, destination, before, rows, count, order, inverse, offsets);
+}
+
+template <typename Device>
+void partition_steps(Device& device, const int64_t* destination, int64_t rows, int64_t destinations, int64_t* order,
+                     int64_t* inverse, int64_t* offsets) {
+  int bits = 1;
+  while ((int64_t(1) << bits) < destinations) ++bits;
+  int64_t* sorted = device.template space<int64_t>(rows);
+  device.launch(index_kernel, rows, rows, inverse);
+  device.sort_rising(destination, sorted, inverse, order, rows, bits);
+  device.launch(invert_kernel, rows, order, rows, inverse);
+  device.launch(offsets_kernel, rows + 1, sorted, rows, destinations, offsets);
+}
+
+}  // namespace reasonrec
