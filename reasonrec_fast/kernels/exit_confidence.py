@@ -1,15 +1,23 @@
 """Triton kernels of ``exit_confidence``: softmax statistics of ``hidden @ heads.T`` without the logits in memory.
 
-``stream_kernel`` walks over any number of classes, a tile of logits at a time in registers. ``ensemble_kernel`` holds
-all of at most 64 classes and averages the members' probabilities. Both read the heads once for each block of rows.
+``stream_kernel`` walks over any number of classes, a tile of logits at a time in registers; a few stretches of classes
+run side by side, so that a small batch fills the device, and ``join_kernel`` puts their statistics together in order.
+``ensemble_kernel`` holds all of at most 64 classes and averages the members' probabilities. Both read the heads once
+for each block of rows.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import triton
 import triton.language as tl
 
+_BLOCK_B = 16
+_LEAST_STRETCH = 512
+_PROGRAMS = 512
+"""How many programs a device is filled with."""
 MEASURES = {"max_prob": 0, "margin": 1, "entropy": 2, "ratio": 3}
 
 
@@ -53,18 +61,20 @@ def _confidence(probability, second, entropy, log_ratio, log_classes, MEASURE: t
 
 @triton.jit
 def stream_kernel(
-    hidden, heads, bias, temperature, targets,
-    probability, positive_probability, confidence, entropy, logsumexp, target_logprob, prediction,
-    batch, classes, width, positive, log_classes,
-    HAS_BIAS: tl.constexpr, HAS_TARGETS: tl.constexpr, MEASURE: tl.constexpr,
+    hidden, heads, bias, temperature, targets, parts, argmaxes,
+    batch, classes, width, positive, stretch,
+    HAS_BIAS: tl.constexpr, HAS_TARGETS: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
+    """What one stretch of the classes says: ``parts [stretches, 6, batch]`` (largest and second logit, sum of
+    ``e^(l - largest)`` and of that times ``l - largest``, logits of positive and target where they are in it, else 0)
+    and ``argmaxes [stretches, batch]``."""
     rows = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
     present = rows < batch
     inverse_temperature = 1.0 / tl.load(temperature).to(tl.float32)
     maximum = tl.full((BLOCK_B,), float("-inf"), tl.float32)
     second = tl.full((BLOCK_B,), float("-inf"), tl.float32)
-    argmax = tl.zeros((BLOCK_B,), tl.int64)
+    argmax = tl.zeros((BLOCK_B,), tl.int32)
     total = tl.zeros((BLOCK_B,), tl.float32)
     weighted = tl.zeros((BLOCK_B,), tl.float32)
     positive_logit = tl.zeros((BLOCK_B,), tl.float32)
@@ -72,9 +82,11 @@ def stream_kernel(
     target = tl.full((BLOCK_B,), -1, tl.int64)
     if HAS_TARGETS:
         target = tl.load(targets + rows, mask=present, other=-1)
-    for first in range(0, classes, BLOCK_C):
+    begin = tl.program_id(1) * stretch
+    end = tl.minimum(begin + stretch, classes)
+    for first in range(begin, end, BLOCK_C):
         tile = _logits_tile(
-            hidden, heads, bias, rows, first, batch, classes, width, inverse_temperature,
+            hidden, heads, bias, rows, first, batch, end, width, inverse_temperature,
             HAS_BIAS, BLOCK_B, BLOCK_C, BLOCK_D,
         )  # fmt: skip
         columns = first + tl.arange(0, BLOCK_C)
@@ -82,20 +94,70 @@ def stream_kernel(
         tile_arg = first + tl.argmax(tile, 1)
         tile_second = tl.max(tl.where(columns[None, :] == tile_arg[:, None], float("-inf"), tile), 1)
         second = tl.maximum(tl.maximum(tl.minimum(maximum, tile_max), second), tile_second)
-        argmax = tl.where(tile_max > maximum, tile_arg.to(tl.int64), argmax)
+        argmax = tl.where(tile_max > maximum, tile_arg, argmax)
         grown = tl.maximum(maximum, tile_max)
-        shrink = tl.exp(maximum - grown)
-        weight = tl.exp(tile - grown[:, None])
-        total = total * shrink + tl.sum(weight, 1)
-        weighted = weighted * shrink + tl.sum(tl.where(weight > 0, weight * tile, 0.0), 1)
+        origin = tl.where(grown == float("-inf"), 0.0, grown)
+        by = tl.where(maximum == float("-inf"), 0.0, maximum - origin)
+        shrink = tl.exp(by)
+        distance = tile - origin[:, None]
+        weight = tl.exp(distance)
+        weighted = shrink * (weighted + total * by) + tl.sum(weight * tl.where(weight == 0, 0.0, distance), 1)
+        total = shrink * total + tl.sum(weight, 1)
         maximum = grown
         positive_logit += tl.sum(tl.where(columns[None, :] == positive, tile, 0.0), 1)
         if HAS_TARGETS:
             target_logit += tl.sum(tl.where(columns[None, :] == target[:, None], tile, 0.0), 1)
+    part = tl.program_id(1).to(tl.int64)
+    place = parts + part * 6 * batch + rows
+    tl.store(place, maximum, mask=present)
+    tl.store(place + batch, second, mask=present)
+    tl.store(place + 2 * batch, total, mask=present)
+    tl.store(place + 3 * batch, weighted, mask=present)
+    tl.store(place + 4 * batch, positive_logit, mask=present)
+    tl.store(place + 5 * batch, target_logit, mask=present)
+    tl.store(argmaxes + part * batch + rows, argmax, mask=present)
+
+
+@triton.jit
+def join_kernel(
+    parts, argmaxes,
+    probability, positive_probability, confidence, entropy, logsumexp, target_logprob, prediction,
+    batch, stretches, log_classes,
+    HAS_TARGETS: tl.constexpr, MEASURE: tl.constexpr, BLOCK_B: tl.constexpr,
+):  # fmt: skip
+    """The statistics of all classes from those of the stretches, in their order."""
+    rows = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
+    present = rows < batch
+    maximum = tl.full((BLOCK_B,), float("-inf"), tl.float32)
+    second = tl.full((BLOCK_B,), float("-inf"), tl.float32)
+    argmax = tl.zeros((BLOCK_B,), tl.int32)
+    total = tl.zeros((BLOCK_B,), tl.float32)
+    weighted = tl.zeros((BLOCK_B,), tl.float32)
+    positive_logit = tl.zeros((BLOCK_B,), tl.float32)
+    target_logit = tl.zeros((BLOCK_B,), tl.float32)
+    for part in range(stretches):
+        place = parts + tl.cast(part, tl.int64) * 6 * batch + rows
+        theirs = tl.load(place, mask=present, other=0.0)
+        their_second = tl.load(place + batch, mask=present, other=0.0)
+        their_total = tl.load(place + 2 * batch, mask=present, other=1.0)
+        their_weighted = tl.load(place + 3 * batch, mask=present, other=0.0)
+        second = tl.maximum(tl.maximum(tl.minimum(maximum, theirs), second), their_second)
+        their_argmax = tl.load(argmaxes + tl.cast(part, tl.int64) * batch + rows, mask=present, other=0)
+        argmax = tl.where(theirs > maximum, their_argmax, argmax)
+        grown = tl.maximum(maximum, theirs)
+        origin = tl.where(grown == float("-inf"), 0.0, grown)
+        by = tl.where(maximum == float("-inf"), 0.0, maximum - origin)
+        their_by = tl.where(theirs == float("-inf"), 0.0, theirs - origin)
+        shrink, their_shrink = tl.exp(by), tl.exp(their_by)
+        weighted = shrink * (weighted + total * by) + their_shrink * (their_weighted + their_total * their_by)
+        total = shrink * total + their_shrink * their_total
+        maximum = grown
+        positive_logit += tl.load(place + 4 * batch, mask=present, other=0.0)
+        target_logit += tl.load(place + 5 * batch, mask=present, other=0.0)
     lse = maximum + tl.log(total)
     best = tl.exp(maximum - lse)
-    spread = lse - weighted / total
-    tl.store(prediction + rows, argmax, mask=present)
+    spread = tl.log(total) - weighted / total
+    tl.store(prediction + rows, argmax.to(tl.int64), mask=present)
     tl.store(probability + rows, best, mask=present)
     tl.store(positive_probability + rows, tl.exp(positive_logit - lse), mask=present)
     sure = _confidence(best, tl.exp(second - lse), spread, maximum - second, log_classes, MEASURE)
@@ -172,21 +234,27 @@ def exit_confidence(
     outputs = (probability, positive_probability, confidence, entropy, logsumexp, target_logprob, prediction)
     if batch == 0:
         return outputs
-    log_classes = float(torch.log(torch.tensor(float(max(classes, 2)))))
-    options = {
-        "HAS_BIAS": bias.numel() > 0,
-        "HAS_TARGETS": targets.numel() > 0,
-        "MEASURE": MEASURES[measure],
-        "BLOCK_B": 16,
-        "BLOCK_D": 64,
-    }
-    scalars = (batch, classes, width, positive, log_classes)
-    grid = (triton.cdiv(batch, options["BLOCK_B"]),)
+    log_classes = math.log(max(classes, 2))
+    has = {"HAS_BIAS": bias.numel() > 0, "HAS_TARGETS": targets.numel() > 0}
+    tiles = {"BLOCK_B": _BLOCK_B, "BLOCK_C": min(max(triton.next_power_of_2(classes), 16), 64), "BLOCK_D": 64}
+    blocks = triton.cdiv(batch, _BLOCK_B)
     inputs = (hidden, heads, bias.contiguous(), temperature, targets.contiguous())
     if members == 1:
-        block_c = min(max(triton.next_power_of_2(classes), 16), 64)
-        stream_kernel[grid](*inputs, *outputs, *scalars, BLOCK_C=block_c, **options)
+        wanted = triton.cdiv(_PROGRAMS, blocks)
+        stretch = triton.cdiv(classes, wanted * _LEAST_STRETCH) * _LEAST_STRETCH
+        stretches = triton.cdiv(classes, stretch)
+        parts = hidden.new_empty((stretches, 6, batch), dtype=torch.float32)
+        argmaxes = hidden.new_empty((stretches, batch), dtype=torch.int32)
+        stream_kernel[(blocks, stretches)](
+            *inputs, parts, argmaxes, batch, classes, width, positive, stretch, **has, **tiles
+        )
+        join_kernel[(triton.cdiv(batch, 64),)](
+            parts, argmaxes, *outputs, batch, stretches, log_classes,
+            HAS_TARGETS=has["HAS_TARGETS"], MEASURE=MEASURES[measure], BLOCK_B=64,
+        )  # fmt: skip
     else:
-        block_c = max(triton.next_power_of_2(classes), 16)
-        ensemble_kernel[grid](*inputs, *outputs, *scalars, MEMBERS=members, BLOCK_C=block_c, **options)
+        ensemble_kernel[(blocks,)](
+            *inputs, *outputs, batch, classes, width, positive, log_classes,
+            **has, **tiles, MEASURE=MEASURES[measure], MEMBERS=members,
+        )  # fmt: skip
     return outputs

@@ -38,6 +38,7 @@ def implement_on_gpu(
     *,
     reference_dtypes: tuple[torch.dtype, ...],
     module: str | None = None,
+    fits: Callable[..., bool] = lambda *arguments: True,
 ) -> None:
     """Register the Triton kernel of ``reasonrec_fast.kernels.<name>`` for CUDA.
 
@@ -46,11 +47,13 @@ def implement_on_gpu(
         reference: runs for the dtypes that the kernel does not have, and for all where Triton is not installed.
         reference_dtypes: dtypes of the first floating-point argument that go to the reference.
         module: kernel module, where its name is another one.
+        fits: whether the kernel takes these arguments; else the reference does.
     """
 
     def on_gpu(*arguments: Any) -> Any:
         dtype = next(a.dtype for a in arguments if isinstance(a, torch.Tensor) and a.is_floating_point())
-        kernel = None if dtype in reference_dtypes else _triton_kernel(module or name, name)
+        in_kernel = dtype not in reference_dtypes and fits(*arguments)
+        kernel = _triton_kernel(module or name, name) if in_kernel else None
         return (kernel or reference)(*arguments)
 
     torch.library.impl(f"reasonrec_fast::{name}", "CUDA", on_gpu)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from reasonrec_fast.ops import library  # noqa: F401  (loads the schemas)
+from reasonrec_fast.ops import library
 
 Exclusions = tuple[torch.Tensor, torch.Tensor] | tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -73,7 +73,10 @@ def _topk(
     indices: torch.Tensor,
     rows: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Blocks of items, each merged into the best so far by a stable sort, which keeps the lower index first."""
+    """Blocks of items, each merged into the best so far by a stable sort, which keeps the lower index first.
+
+    On a GPU for float64 and large ``k`` alone; there it reads the number of exclusions back to the host.
+    """
     batch, dtype = queries.shape[0], torch.float64 if queries.dtype == torch.float64 else torch.float32
     values = queries.new_full((batch, k), -torch.inf, dtype=dtype)
     best = queries.new_full((batch, k), -1, dtype=torch.int64)
@@ -133,5 +136,12 @@ def _fake(queries, items, k, indptr, indices, rows):
     return queries.new_empty(shape, dtype=dtype), queries.new_empty(shape, dtype=torch.int64)
 
 
-torch.library.impl("reasonrec_fast::topk", "CUDA", _topk)
+_MOST_IN_KERNEL = 256
+
 torch.library.register_fake("reasonrec_fast::topk", _fake)
+library.implement_on_gpu(
+    "topk",
+    _topk,
+    reference_dtypes=(torch.float64,),
+    fits=lambda queries, items, k, *exclude: k <= _MOST_IN_KERNEL,
+)

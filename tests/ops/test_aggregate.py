@@ -49,21 +49,30 @@ def test_native_equals_reference(users, items, edges, width, layers, dtype, drop
     torch.testing.assert_close(found.double(), expected, atol=TOLERANCE[dtype] * 4, rtol=TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("width", [1, 40, 130])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_triton_equals_reference(width, dropout):
+@pytest.mark.parametrize(
+    ("width", "split", "dtype"),
+    [
+        (1, 1, torch.float32),
+        (40, 7, torch.float32),
+        (40, 512, torch.float32),
+        (130, 16, torch.float32),
+        (40, 16, torch.bfloat16),
+    ],
+)
+def test_triton_equals_reference(width, dropout, split, dtype):
     pytest.importorskip("triton")
     from reasonrec_fast.kernels.aggregate import aggregate as triton_aggregate
 
-    heavy = random_graph(30, 2, 80)  # items have more than one block of edges
+    heavy = random_graph(30, 2, 80)  # items have more than one block of edges, and several pieces
     assert heavy.item_degrees().max() > 16
     for graph in (heavy, random_graph(3, 4, 0)):
-        x = torch.randn(graph.num_users + graph.num_items, width)
-        kept = x.clone()
-        weights = torch.randn(4)
-        found = triton_aggregate(*csr(graph), x, weights, dropout, torch.tensor(2**40 + 7))
+        x = torch.randn(graph.num_users + graph.num_items, width, generator=torch.Generator().manual_seed(0)).to(dtype)
+        kept, weights = x.clone(), torch.tensor([0.5, 1.0, 2.0])
+        found = triton_aggregate(*csr(graph), x, weights, dropout, torch.tensor(2**40 + 7), split)
+        assert found.dtype == dtype
         expected = in_float64(graph, x, weights, dropout, 2**40 + 7)
-        torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found.double(), expected, atol=4 * TOLERANCE[dtype], rtol=TOLERANCE[dtype])
         assert torch.equal(x, kept)
 
 

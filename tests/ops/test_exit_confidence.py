@@ -118,6 +118,24 @@ def test_triton_equals_reference(shape, members, measure, dtype):
     assert without[5].shape == (batch, 0)
 
 
+def test_triton_joins_stretches_of_classes():
+    pytest.importorskip("triton")
+    from reasonrec_fast.kernels.exit_confidence import exit_confidence as triton_exit_confidence
+
+    hidden, heads, bias, targets = problem(18, 1300, 20)
+    hidden[3] = torch.nan
+    heads[0, 900] = heads[0, 40]  # ties across stretches
+    bias[0, 900] = bias[0, 40]
+    temperature = torch.tensor(1.7, dtype=torch.float64)
+    for positive in (0, 1299):
+        found = triton_exit_confidence(hidden, heads, bias, temperature, "margin", positive, targets)
+        native = torch.ops.reasonrec_fast.exit_confidence(hidden, heads, bias, temperature, "margin", positive, targets)
+        for ours, theirs in zip(found[:6], native[:6], strict=True):
+            torch.testing.assert_close(ours, theirs, equal_nan=True, atol=1e-4, rtol=1e-4)
+        rows = [row for row in range(18) if row != 3]
+        assert torch.equal(found[6][rows], native[6][rows])
+
+
 def test_many_classes_stream():
     hidden, heads, bias, targets = problem(3, 5000, 48)
     found = ops.exit_confidence(hidden, heads[0], bias=bias[0], temperature=1.7, positive=0, targets=targets)

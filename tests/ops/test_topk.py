@@ -47,6 +47,43 @@ def test_composite_of_the_gpu_beyond_one_block(monkeypatch):
     )
 
 
+@pytest.mark.parametrize(
+    ("batch", "items", "k", "share", "dtype"),
+    [
+        (1, 1, 1, 0.0, torch.float32),
+        (5, 63, 3, 0.4, torch.float32),
+        (17, 130, 20, 0.1, torch.float32),
+        (17, 130, 70, 0.9, torch.float16),  # the interpreter has no bfloat16 products
+        (3, 40, 60, 1.0, torch.float16),
+        (2, 0, 4, 0.0, torch.float32),
+        (0, 9, 4, 0.0, torch.float32),
+    ],
+)
+@pytest.mark.parametrize("excluded", [True, False])
+def test_triton_equals_reference(batch, items, k, share, dtype, excluded, monkeypatch):
+    pytest.importorskip("triton")
+    from reasonrec_fast.kernels import topk as kernel
+
+    monkeypatch.setattr(kernel, "_LEAST_STRETCH", 64)  # several stretches
+    generator = torch.Generator().manual_seed(batch)
+    queries = torch.randint(-3, 4, (batch, 9), generator=generator).to(dtype)
+    vectors = torch.randint(-3, 4, (items, 9), generator=generator).to(dtype)
+    if items > 2:
+        vectors[1] = torch.nan
+        queries[-1] *= 0  # ties
+    mask, (indptr, indices) = exclusions(batch, items, share if excluded else 0.0)
+    backwards = indices.clone()
+    for row in range(batch):  # exclusions need not be sorted
+        backwards[indptr[row] : indptr[row + 1]] = indices[indptr[row] : indptr[row + 1]].flip(0)
+    rows = torch.arange(batch)
+    nothing = indptr[:0]
+    arguments = (indptr, backwards, rows) if excluded else (nothing, nothing, nothing)
+    values, found = kernel.topk(queries, vectors, k, *arguments)
+    expected = topk_reference(queries.double() @ vectors.double().T, k, mask)
+    assert torch.equal(found, expected[1])
+    assert torch.equal(values, expected[0].float())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("batch", [1, 3, 5, 33, 150])
 def test_panels_and_stretches(batch, dtype):

@@ -1,0 +1,126 @@
+"""Triton kernel of ``topk``: exact retrieval, a tile of scores at a time.
+
+A program takes a block of queries and a stretch of the items. It keeps the best of each query as sorted 64-bit keys,
+which hold the score, made to order as an integer, above the complement of the item's index: a larger key is a larger
+score, or an equal one of a lower index. A tile of scores none of which beats the worst that is kept costs a product and
+a comparison; only in others are exclusions looked up and keys merged. The best of the stretches meet in one sort.
+
+Reads the items once for each block of queries; writes k keys a query and stretch.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+_EMPTY = -(2**63)
+_BLOCK_B, _BLOCK_D, _BLOCK_E = 16, 64, 8
+_LEAST_STRETCH = 4096
+_PROGRAMS = 512
+
+
+@triton.jit
+def _keys(scores, columns):
+    """64-bit keys that order by score (NaN as -inf, both zeros equal), then by falling index."""
+    scores = tl.where(scores == scores, scores, float("-inf")) + 0.0
+    bits = scores.to(tl.int32, bitcast=True)
+    ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    return (ordered.to(tl.int64) << 32) | (0xFFFFFFFF - columns.to(tl.int64))[None, :]
+
+
+@triton.jit
+def _excluded(
+    tile_first, columns, starts, ends, indices,
+    BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """Which items of a tile the rows must not return, ``[BLOCK_B, BLOCK_N]``."""
+    gone = tl.zeros((BLOCK_B, BLOCK_N), tl.int1)
+    longest = tl.max(ends - starts, 0)
+    for first in range(0, longest, BLOCK_E):
+        places = starts[:, None] + first + tl.arange(0, BLOCK_E)[None, :]
+        items = tl.load(indices + places, mask=places < ends[:, None], other=-1)
+        near = (items >= tile_first) & (items < tile_first + BLOCK_N)
+        if tl.max(near.to(tl.int32)) > 0:
+            same = (items[:, :, None] == columns[None, None, :]).to(tl.int32)
+            gone = gone | (tl.max(same, 1) > 0)
+    return gone
+
+
+@triton.jit
+def topk_kernel(
+    queries, items, indptr, indices, picked, found,
+    batch, count, width, stretch,
+    EXCLUDE: tl.constexpr, K: tl.constexpr,
+    BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """Sorted keys ``found [stretches, batch, K]`` of the best items of each stretch; K is a power of two."""
+    rows = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
+    present = rows < batch
+    starts = tl.zeros((BLOCK_B,), tl.int64)
+    ends = tl.zeros((BLOCK_B,), tl.int64)
+    if EXCLUDE:
+        place = tl.load(picked + rows, mask=present, other=0)
+        starts = tl.load(indptr + place, mask=present, other=0)
+        ends = tl.load(indptr + place + 1, mask=present, other=0)
+    best = tl.full((BLOCK_B, K), -(2**63), tl.int64)
+    begin = tl.program_id(1) * stretch
+    end = tl.minimum(begin + stretch, count)
+    for first in range(begin, end, BLOCK_N):
+        columns = first + tl.arange(0, BLOCK_N)
+        scores = tl.zeros((BLOCK_B, BLOCK_N), tl.float32)
+        for start in range(0, width, BLOCK_D):
+            inner = start + tl.arange(0, BLOCK_D)
+            a = tl.load(
+                queries + rows[:, None].to(tl.int64) * width + inner[None, :],
+                mask=present[:, None] & (inner < width)[None, :],
+                other=0.0,
+            )
+            b = tl.load(
+                items + columns[None, :].to(tl.int64) * width + inner[:, None],
+                mask=(columns < end)[None, :] & (inner < width)[:, None],
+                other=0.0,
+            )
+            scores = tl.dot(a, b, scores, input_precision="ieee")
+        keys = tl.where((columns < end)[None, :] & present[:, None], _keys(scores, columns), -(2**63))
+        bar = tl.min(best, 1)
+        if tl.max((keys > bar[:, None]).to(tl.int32)) > 0:
+            if EXCLUDE:
+                gone = _excluded(first, columns, starts, ends, indices, BLOCK_B, BLOCK_N, BLOCK_E)
+                keys = tl.where(gone, -(2**63), keys)
+            both = tl.join(best, tl.topk(keys, K))
+            best = tl.topk(tl.reshape(both, (BLOCK_B, 2 * K)), K)
+    slots = tl.arange(0, K)
+    out = found + (tl.program_id(1).to(tl.int64) * batch + rows[:, None]) * K + slots[None, :]
+    tl.store(out, best, mask=present[:, None])
+
+
+def topk(
+    queries: torch.Tensor, items: torch.Tensor, k: int, indptr: torch.Tensor, indices: torch.Tensor, rows: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The operator on the device of ``queries``, for float32, bfloat16 and float16; k in the hundreds at most."""
+    queries, items = queries.contiguous(), items.contiguous()
+    (batch, width), count = queries.shape, items.shape[0]
+    held = max(triton.next_power_of_2(k), 2)
+    blocks = triton.cdiv(batch, _BLOCK_B)
+    values = queries.new_full((batch, k), -torch.inf, dtype=torch.float32)
+    best = queries.new_full((batch, k), -1, dtype=torch.int64)
+    if batch == 0 or k == 0 or count == 0:
+        return values, best
+    block_n = max(held, 64)
+    stretch = triton.cdiv(count, triton.cdiv(_PROGRAMS, blocks) * _LEAST_STRETCH) * _LEAST_STRETCH
+    stretches = triton.cdiv(count, stretch)
+    found = queries.new_empty((stretches, batch, held), dtype=torch.int64)
+    topk_kernel[(blocks, stretches)](
+        queries, items, indptr.contiguous(), indices.contiguous(), rows.contiguous(), found,
+        batch, count, width, stretch, EXCLUDE=indptr.numel() > 0, K=held,
+        BLOCK_B=_BLOCK_B, BLOCK_N=block_n, BLOCK_D=_BLOCK_D, BLOCK_E=_BLOCK_E,
+    )  # fmt: skip
+    keys = found.transpose(0, 1).reshape(batch, -1).sort(1, descending=True).values[:, :k]
+    there = keys != _EMPTY
+    ordered = (keys >> 32).to(torch.int32)
+    bits = torch.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered)
+    kept = keys.shape[1]
+    values[:, :kept] = torch.where(there, bits.view(torch.float32), -torch.inf)
+    best[:, :kept] = torch.where(there, 0xFFFFFFFF - (keys & 0xFFFFFFFF), -1)
+    return values, best
