@@ -4,99 +4,202 @@ import json
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from reasonrec_fast.kernels.aggregate import propagate_kernel
-from reasonrec_fast.kernels.exit_confidence import ensemble_kernel, stream_kernel
-from reasonrec_fast.kernels.token_logprobs import gradient_kernel, partial_kernel
+from reasonrec_fast.kernels import aggregate, exit_confidence, token_logprobs, topk
 
-STATISTICS = {
-    "hidden": "*bf16",
-    "heads": "*bf16",
-    "bias": "*bf16",
-    "temperature": "*fp64",
-    "targets": "*i64",
-    "probability": "*fp32",
-    "positive_probability": "*fp32",
-    "confidence": "*fp32",
-    "entropy": "*fp32",
-    "logsumexp": "*fp32",
-    "target_logprob": "*fp32",
-    "prediction": "*i64",
-    "batch": "i32",
-    "classes": "i32",
-    "width": "i32",
-    "positive": "i32",
-    "log_classes": "fp32",
-}
-TOKENS = {
-    **dict.fromkeys(("hidden", "weight", "bias"), "*bf16"),
-    "temperature": "*fp64",
-}
-COUNTS = dict.fromkeys(("batch", "classes", "width"), "i32")
-TILES = {"HAS_BIAS": True, "BLOCK_B": 32, "BLOCK_C": 64, "BLOCK_D": 64}
-OPTIONS = {"HAS_BIAS": True, "HAS_TARGETS": True, "MEASURE": 3, "BLOCK_B": 16, "BLOCK_D": 64}
-CASES = {
-    "propagate": (
-        propagate_kernel,
-        {
-            **dict.fromkeys(("own_indptr", "own_indices", "other_indptr"), "*i32"),
-            **dict.fromkeys(("x", "y", "total", "weights"), "*fp32"),
-            "seed": "*i64",
-            **dict.fromkeys(("layer", "own_start", "other_start", "width"), "i32"),
-            "drop_below": "i64",
-            "drop_scale": "fp32",
-        },
-        {"USER_SIDE": True, "DROPOUT": True, "BLOCK_E": 16, "BLOCK_D": 64},
-    ),
-    "stream": (stream_kernel, STATISTICS, {**OPTIONS, "BLOCK_C": 64}),
-    "partial": (
-        partial_kernel,
-        {**TOKENS, **dict.fromkeys(("best", "total", "weighted"), "*fp32"), **COUNTS, "stretch": "i32"},
-        TILES,
-    ),
-    "gradient": (
-        gradient_kernel,
-        {
-            **TOKENS,
-            "tokens": "*i64",
-            **dict.fromkeys(("logsumexp", "entropy", "grad_logprobs", "through_all", "through_entropy"), "*fp32"),
-            "gradient": "*bf16",
-            **COUNTS,
-            **dict.fromkeys(("first_class", "block_classes", "count"), "i32"),
-        },
-        TILES,
-    ),
-    "ensemble": (ensemble_kernel, STATISTICS, {**OPTIONS, "BLOCK_C": 64, "MEMBERS": 4}),
-}
+TARGETS = (80, 90, 100)
+Case = tuple[Any, dict[str, str], dict[str, Any], dict[str, int]]
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+def of_type(kind: str, *names: str) -> dict[str, str]:
+    return dict.fromkeys(names, kind)
+
+
+def cases(element: str) -> Iterator[tuple[str, Case]]:
+    """Every kernel for inputs of a type; counts and widths as Triton sees multiples of 16."""
+    floats, integers = f"*{element}", "*i64"
+    tiles = {"HAS_BIAS": True, "BLOCK_B": token_logprobs.block_rows(DTYPES[element]), "BLOCK_C": 64, "BLOCK_D": 64}
+    heads = {**of_type(floats, "hidden", "heads", "bias"), "temperature": "*fp64", "targets": integers}
+    weight = {**of_type(floats, "hidden", "weight", "bias"), "temperature": "*fp64"}
+    statistics = {
+        **of_type("*fp32", "probability", "positive_probability", "confidence", "entropy", "logsumexp"),
+        "target_logprob": "*fp32",
+        "prediction": integers,
+    }
+    size = of_type("i32", "batch", "classes", "width")
+    row = {"USER_SIDE": True, "DROPOUT": True, "SPLIT": 512, "BLOCK_E": 16, "BLOCK_D": 64}
+    graph = of_type("*i32", "indptr", "indices")
+    places = of_type("i32", "own_start", "other_start", "width")
+    dropped = {"drop_below": "i64", "drop_scale": "fp32"}
+    yield (
+        "propagate",
+        (
+            aggregate.propagate_kernel,
+            {
+                **graph,
+                **of_type("*fp32", "inverse_root", "total", "weights"),
+                **of_type(floats, "x", "y"),
+                "seed": integers,
+                "layer": "i32",
+                **places,
+                **dropped,
+            },
+            row,
+            {},
+        ),
+    )
+    yield (
+        "piece",
+        (
+            aggregate.piece_kernel,
+            {
+                **graph,
+                "x": floats,
+                "parts": "*fp32",
+                "seed": integers,
+                **of_type("i32", "rows", "edges", "other_start", "width"),
+                "drop_below": "i64",
+            },
+            row,
+            {},
+        ),
+    )
+    yield (
+        "join_rows",
+        (
+            aggregate.join_kernel,
+            {
+                "indptr": "*i32",
+                **of_type("*fp32", "inverse_root", "parts", "total", "weights"),
+                "y": floats,
+                **of_type("i32", "layer", "own_start", "width"),
+                "drop_scale": "fp32",
+            },
+            {"SPLIT": 512, "BLOCK_D": 64},
+            {},
+        ),
+    )
+    options = {"HAS_BIAS": True, "HAS_TARGETS": True, "BLOCK_B": 16, "BLOCK_C": 64, "BLOCK_D": 64}
+    yield (
+        "stream",
+        (
+            exit_confidence.stream_kernel,
+            {**heads, "parts": "*fp32", "argmaxes": "*i32", **size, **of_type("i32", "positive", "stretch")},
+            options,
+            exit_confidence.LAUNCH,
+        ),
+    )
+    yield (
+        "join_stretches",
+        (
+            exit_confidence.join_kernel,
+            {
+                "parts": "*fp32",
+                "argmaxes": "*i32",
+                **statistics,
+                **of_type("i32", "batch", "stretches"),
+                "log_classes": "fp32",
+            },
+            {"HAS_TARGETS": True, "MEASURE": 3, "BLOCK_B": 64},
+            {},
+        ),
+    )
+    yield (
+        "ensemble",
+        (
+            exit_confidence.ensemble_kernel,
+            {**heads, **statistics, **size, "positive": "i32", "log_classes": "fp32"},
+            {**options, "MEASURE": 3, "MEMBERS": 4},
+            {},
+        ),
+    )
+    yield (
+        "partial",
+        (
+            token_logprobs.partial_kernel,
+            {**weight, **of_type("*fp32", "best", "total", "weighted"), **size, "stretch": "i32"},
+            tiles,
+            {},
+        ),
+    )
+    yield (
+        "gradient",
+        (
+            token_logprobs.gradient_kernel,
+            {
+                **weight,
+                "tokens": integers,
+                **of_type("*fp32", "logsumexp", "entropy", "grad_logprobs", "through_all", "through_entropy"),
+                "gradient": floats,
+                **size,
+                **of_type("i32", "first_class", "block_classes", "count"),
+            },
+            tiles,
+            {},
+        ),
+    )
+    yield (
+        "topk",
+        (
+            topk.topk_kernel,
+            {
+                **of_type(floats, "queries", "items"),
+                **of_type(integers, "indptr", "indices", "picked", "found"),
+                **of_type("i32", "batch", "count", "width", "stretch"),
+            },
+            {"EXCLUDE": True, "K": 32, "BLOCK_B": 16, "BLOCK_N": 64, "BLOCK_D": 64, "BLOCK_E": 8},
+            topk.LAUNCH,
+        ),
+    )
 
 
 def resources(cubin: bytes) -> dict[str, int]:
-    """Registers, stack (spills) and shared memory, as cuobjdump reads them."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    """Registers, stack (spills), 128-bit loads and tensor-core instructions, as cuobjdump reads them."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(cubin)
-        printed = subprocess.run([tool, "--dump-resource-usage", path], capture_output=True, text=True, check=True)
-    usage = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", printed.stdout)
-    return {"registers": int(usage[1]), "stack": int(usage[2])}
+        used, code = (
+            subprocess.run([TOOLS / "cuobjdump", option, path], capture_output=True, text=True, check=True).stdout
+            for option in ("--dump-resource-usage", "--dump-sass")
+        )
+    usage = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", used)
+    return {
+        "registers": int(usage[1]),
+        "stack": int(usage[2]),
+        "wide_loads": len(re.findall(r"\bLDG(?:STS)?\.\S*128", code)),
+        "tensor_core": len(re.findall(r"\b(?:HMMA|HGMMA|UTC\w*MMA)\b", code)),
+    }
+
+
+def compiled(
+    kernel: Any, signature: dict[str, str], constants: dict[str, Any], launch: dict[str, int], capability: int
+) -> dict[str, int]:
+    order = [name for name in kernel.arg_names if name in signature or name in constants]
+    full = {name: signature.get(name, "constexpr") for name in order}
+    # What Triton finds by itself at run time: aligned pointers, and sizes that are multiples of 16.
+    whole = [index for index, name in enumerate(order) if full[name].startswith("*") or name in ("width", "batch")]
+    attributes = {(index,): [["tt.divisibility", 16]] for index in whole}
+    source = ASTSource(kernel, full, constexprs=constants, attrs=attributes)
+    built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch)
+    return {**resources(built.asm["cubin"]), "shared": built.metadata.shared}
 
 
 def main() -> None:
     found = {}
-    for capability in (80, 90, 100):
-        for name, (kernel, signature, constants) in CASES.items():
-            full = {**signature, **dict.fromkeys(constants, "constexpr")}
-            source = ASTSource(kernel, full, constexprs=constants)
-            compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
-            found[f"{name}/sm_{capability}"] = {
-                **resources(compiled.asm["cubin"]),
-                "shared": compiled.metadata.shared,
-            }
+    for element in DTYPES:
+        for name, case in cases(element):
+            for capability in TARGETS:
+                found[f"{name}/{element}/sm_{capability}"] = compiled(*case, capability)
     print(json.dumps(found))
 
 

@@ -18,6 +18,8 @@ _BLOCK_B = 16
 _LEAST_STRETCH = 512
 _PROGRAMS = 512
 """How many programs a device is filled with."""
+LAUNCH = {"num_stages": 4}
+"""Of the stream: the heads come from memory, and more of them may be on their way."""
 MEASURES = {"max_prob": 0, "margin": 1, "entropy": 2, "ratio": 3}
 
 
@@ -246,7 +248,7 @@ def exit_confidence(
         parts = hidden.new_empty((stretches, 6, batch), dtype=torch.float32)
         argmaxes = hidden.new_empty((stretches, batch), dtype=torch.int32)
         stream_kernel[(blocks, stretches)](
-            *inputs, parts, argmaxes, batch, classes, width, positive, stretch, **has, **tiles
+            *inputs, parts, argmaxes, batch, classes, width, positive, stretch, **has, **tiles, **LAUNCH
         )
         join_kernel[(triton.cdiv(batch, 64),)](
             parts, argmaxes, *outputs, batch, stretches, log_classes,

@@ -14,10 +14,15 @@ import triton.language as tl
 
 from reasonrec_fast.kernels.exit_confidence import _logits_tile
 
-_BLOCK_B, _BLOCK_C, _BLOCK_D = 32, 64, 64
+_BLOCK_C, _BLOCK_D = 64, 64
 _STRETCHES = 16
 _GRADIENT_ELEMENTS = 2**25
 """Entries of the gradient of the logits that exist at a time."""
+
+
+def block_rows(dtype: torch.dtype) -> int:
+    """Rows of a program; a tile of float32 products takes more registers."""
+    return 16 if dtype == torch.float32 else 32
 
 
 @triton.jit
@@ -102,10 +107,11 @@ def token_logprobs(
     stretch = triton.cdiv(triton.cdiv(classes, _STRETCHES), _BLOCK_C) * _BLOCK_C
     stretches = triton.cdiv(classes, stretch)
     best, total, weighted = (hidden.new_empty((stretches, batch), dtype=torch.float32) for _ in range(3))
+    block_b = block_rows(hidden.dtype)
     if batch:
-        partial_kernel[(triton.cdiv(batch, _BLOCK_B), stretches)](
+        partial_kernel[(triton.cdiv(batch, block_b), stretches)](
             hidden, weight, bias, temperature, best, total, weighted, batch, classes, width, stretch,
-            HAS_BIAS=bias.numel() > 0, BLOCK_B=_BLOCK_B, BLOCK_C=_BLOCK_C, BLOCK_D=_BLOCK_D,
+            HAS_BIAS=bias.numel() > 0, BLOCK_B=block_b, BLOCK_C=_BLOCK_C, BLOCK_D=_BLOCK_D,
         )  # fmt: skip
     top = best.amax(0)
     origin = torch.where(top.isinf(), 0.0, top)
@@ -144,15 +150,16 @@ def token_logprobs_backward(
     grad_hidden = hidden.new_zeros(hidden.shape, dtype=torch.float32)
     grad_weight, grad_bias = torch.empty_like(weight), bias.new_empty(bias.shape, dtype=torch.float32)
     height = max(_GRADIENT_ELEMENTS // max(batch, 1) // _BLOCK_C, 1) * _BLOCK_C
+    block_b = block_rows(hidden.dtype)
     for first in range(0, classes, height):
         stop = min(first + height, classes)
         gradient = hidden.new_empty((batch, stop - first))
         if batch:
-            grid = (triton.cdiv(batch, _BLOCK_B), triton.cdiv(stop - first, _BLOCK_C))
+            grid = (triton.cdiv(batch, block_b), triton.cdiv(stop - first, _BLOCK_C))
             gradient_kernel[grid](
                 hidden, weight, bias, temperature, tokens.contiguous(), logsumexp, entropy, asked.contiguous(),
                 through_all, grad_entropy.contiguous(), gradient, batch, classes, width, first, stop - first, count,
-                HAS_BIAS=bias.numel() > 0, BLOCK_B=_BLOCK_B, BLOCK_C=_BLOCK_C, BLOCK_D=_BLOCK_D,
+                HAS_BIAS=bias.numel() > 0, BLOCK_B=block_b, BLOCK_C=_BLOCK_C, BLOCK_D=_BLOCK_D,
             )  # fmt: skip
         grad_hidden += (gradient @ weight[first:stop]).float()
         grad_weight[first:stop] = gradient.T @ hidden

@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
+LAUNCH = {"num_warps": 8}
 _EMPTY = -(2**63)
 _BLOCK_B, _BLOCK_D, _BLOCK_E = 16, 64, 8
 _LEAST_STRETCH = 4096
@@ -114,7 +115,7 @@ def topk(
     topk_kernel[(blocks, stretches)](
         queries, items, indptr.contiguous(), indices.contiguous(), rows.contiguous(), found,
         batch, count, width, stretch, EXCLUDE=indptr.numel() > 0, K=held,
-        BLOCK_B=_BLOCK_B, BLOCK_N=block_n, BLOCK_D=_BLOCK_D, BLOCK_E=_BLOCK_E,
+        BLOCK_B=_BLOCK_B, BLOCK_N=block_n, BLOCK_D=_BLOCK_D, BLOCK_E=_BLOCK_E, **LAUNCH,
     )  # fmt: skip
     keys = found.transpose(0, 1).reshape(batch, -1).sort(1, descending=True).values[:, :k]
     there = keys != _EMPTY

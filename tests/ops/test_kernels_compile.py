@@ -10,6 +10,7 @@ import pytest
 
 BUDGET = json.loads((Path(__file__).resolve().parents[1] / "static_budget.json").read_text())
 SCRIPT = Path(__file__).resolve().parents[1] / "compile_kernels.py"
+KERNELS = {kernel for kernels in BUDGET.values() for kernel in kernels}
 
 
 def triton_version():
@@ -19,7 +20,7 @@ def triton_version():
 
 @pytest.fixture(scope="module")
 def compiled():
-    """Registers, stack and shared memory of each kernel and target, from a process without the interpreter."""
+    """What the compiler says of each kernel, type and target, from a process without the interpreter."""
     if triton_version() not in BUDGET:
         pytest.skip(f"no budget for triton {triton_version()}; there are {sorted(BUDGET)}")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -29,10 +30,17 @@ def compiled():
 
 
 @pytest.mark.parametrize("target", [80, 90, 100])
-@pytest.mark.parametrize("kernel", ["propagate", "stream", "ensemble", "partial", "gradient"])
+@pytest.mark.parametrize("kernel", sorted(KERNELS))
 def test_kernel_keeps_its_budget(compiled, kernel, target):
+    """At most so many registers and so much shared memory; at least so many 128-bit loads and tensor-core products."""
     found = compiled[f"{kernel}/sm_{target}"]
     budget = BUDGET[triton_version()][kernel]
     assert found["stack"] == 0, "spills"
     assert found["registers"] <= budget["registers"]
     assert found["shared"] <= budget["shared"]
+    assert found["wide_loads"] >= budget["wide_loads"]
+    assert found["tensor_core"] >= budget["tensor_core"]
+
+
+def test_every_kernel_has_a_budget(compiled):
+    assert {name.rsplit("/", 1)[0] for name in compiled} == set(BUDGET[triton_version()])

@@ -53,7 +53,7 @@ def test_composite_of_the_gpu_beyond_one_block(monkeypatch):
         (1, 1, 1, 0.0, torch.float32),
         (5, 63, 3, 0.4, torch.float32),
         (17, 130, 20, 0.1, torch.float32),
-        (17, 130, 70, 0.9, torch.float16),  # the interpreter has no bfloat16 products
+        (3, 130, 70, 0.9, torch.float16),  # the interpreter has no bfloat16 products
         (3, 40, 60, 1.0, torch.float16),
         (2, 0, 4, 0.0, torch.float32),
         (0, 9, 4, 0.0, torch.float32),
@@ -68,7 +68,7 @@ def test_triton_equals_reference(batch, items, k, share, dtype, excluded, monkey
     generator = torch.Generator().manual_seed(batch)
     queries = torch.randint(-3, 4, (batch, 9), generator=generator).to(dtype)
     vectors = torch.randint(-3, 4, (items, 9), generator=generator).to(dtype)
-    if items > 2:
+    if items > 2 and batch > 0:
         vectors[1] = torch.nan
         queries[-1] *= 0  # ties
     mask, (indptr, indices) = exclusions(batch, items, share if excluded else 0.0)
