@@ -92,9 +92,10 @@ def stream_kernel(
             HAS_BIAS, BLOCK_B, BLOCK_C, BLOCK_D,
         )  # fmt: skip
         columns = first + tl.arange(0, BLOCK_C)
-        tile_max = tl.max(tile, 1)
-        tile_arg = first + tl.argmax(tile, 1)
-        tile_second = tl.max(tl.where(columns[None, :] == tile_arg[:, None], float("-inf"), tile), 1)
+        known = tl.where(tile == tile, tile, float("-inf"))  # NaN reaches the sums, not the order
+        tile_max = tl.max(known, 1)
+        tile_arg = first + tl.argmax(known, 1)
+        tile_second = tl.max(tl.where(columns[None, :] == tile_arg[:, None], float("-inf"), known), 1)
         second = tl.maximum(tl.maximum(tl.minimum(maximum, tile_max), second), tile_second)
         argmax = tl.where(tile_max > maximum, tile_arg, argmax)
         grown = tl.maximum(maximum, tile_max)
@@ -199,7 +200,10 @@ def ensemble_kernel(
             target = tl.load(targets + rows, mask=present, other=-1)
             logit = tl.sum(tl.where(columns[None, :] == target[:, None], tile, 0.0), 1)
             tl.store(target_logprob + rows * MEMBERS + member, logit - lse, mask=present)
-    mean = tl.where((columns < classes)[None, :], mean, -1.0)
+    # NaN reaches every statistic, so that the row never exits; the prediction is then the first class.
+    known = tl.where(mean == mean, 0.0, float("nan"))
+    poison = tl.sum(tl.where((columns < classes)[None, :], known, 0.0), 1)
+    mean = tl.where((columns < classes)[None, :], tl.where(mean == mean, mean, 0.0), -1.0)
     best = tl.max(mean, 1)
     argmax = tl.argmax(mean, 1)
     second = tl.maximum(tl.max(tl.where(columns[None, :] == argmax[:, None], -1.0, mean), 1), 0.0)
@@ -208,11 +212,11 @@ def ensemble_kernel(
     zero = tl.sum(tl.where(columns[None, :] == 0, mean, 0.0), 1)
     one = tl.sum(tl.where(columns[None, :] == 1, mean, 0.0), 1)
     tl.store(prediction + rows, argmax.to(tl.int64), mask=present)
-    tl.store(probability + rows, best, mask=present)
-    tl.store(positive_probability + rows, yes, mask=present)
+    tl.store(probability + rows, best + poison, mask=present)
+    tl.store(positive_probability + rows, yes + poison, mask=present)
     sure = _confidence(best, second, spread, tl.log(zero) - tl.log(one), log_classes, MEASURE)
-    tl.store(confidence + rows, sure, mask=present)
-    tl.store(entropy + rows, spread, mask=present)
+    tl.store(confidence + rows, sure + poison, mask=present)
+    tl.store(entropy + rows, spread + poison, mask=present)
 
 
 def exit_confidence(

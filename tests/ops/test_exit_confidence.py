@@ -136,6 +136,20 @@ def test_triton_joins_stretches_of_classes():
         assert torch.equal(found[6][rows], native[6][rows])
 
 
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("members", [1, 3])
+def test_triton_row_with_nan_is_never_sure(members, measure):
+    pytest.importorskip("triton")
+    from reasonrec_fast.kernels.exit_confidence import exit_confidence as triton_exit_confidence
+
+    hidden, heads, bias, targets = problem(4, 2, 5, members)
+    hidden[1] = torch.nan
+    temperature = torch.tensor(1.0, dtype=torch.float64)
+    found = triton_exit_confidence(hidden, heads, bias, temperature, measure, 1, targets[:0])
+    for statistic in found[:4]:
+        assert statistic.isnan().tolist() == [False, True, False, False]
+
+
 def test_many_classes_stream():
     hidden, heads, bias, targets = problem(3, 5000, 48)
     found = ops.exit_confidence(hidden, heads[0], bias=bias[0], temperature=1.7, positive=0, targets=targets)
