@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pybind11
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
@@ -41,6 +42,8 @@ class CMakeBuild(build_ext):
             f"-DTORCH_INCLUDE_DIRS={';'.join(include_paths())}",
             f"-DTORCH_LIBRARY_DIR={Path(torch.__file__).parent / 'lib'}",
             f"-DOUTPUT_DIR={output}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         ]  # fmt: skip
         if shutil.which("ninja"):
             configure.append("-GNinja")
@@ -48,11 +51,10 @@ class CMakeBuild(build_ext):
         subprocess.run(["cmake", "--build", str(build), "--parallel", str(os.cpu_count() or 1)], check=True)
 
     def copy_extensions_to_source(self) -> None:
-        """Bring the other library too, which setuptools does not know."""
+        """Bring the other libraries too, which setuptools does not know."""
         super().copy_extensions_to_source()
-        cuda_library = Path(self.build_lib, "reasonrec_fast", "_C_cuda.so")
-        if cuda_library.is_file():
-            shutil.copy2(cuda_library, ROOT / "reasonrec_fast" / cuda_library.name)
+        for library in Path(self.build_lib, "reasonrec_fast").glob("_*.so"):
+            shutil.copy2(library, ROOT / "reasonrec_fast" / library.name)
 
 
 setup(ext_modules=[Extension("reasonrec_fast._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

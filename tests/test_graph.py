@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from reasonrec_fast import InteractionGraph
+from reasonrec_fast.graph import interaction
 
 
 def test_both_directions_hold_the_same_edges():
@@ -21,6 +24,29 @@ def test_both_directions_hold_the_same_edges():
     assert sorted(other) == expected
     assert graph.user_indptr.dtype == torch.int32
     assert graph.user_degrees()[30] == 0
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    users=st.integers(1, 40),
+    items=st.integers(1, 40),
+    edges=st.integers(0, 3000),
+    threads=st.sampled_from([1, 2, 5]),
+)
+def test_host_library_equals_sorting(users, items, edges, threads):
+    generator = np.random.default_rng(edges)
+    ends = generator.integers(0, users, edges), generator.integers(0, items, edges)
+    found = interaction._host.build_graph(*ends, users, items, threads)
+    expected = interaction._by_sorting(*map(torch.from_numpy, ends), users, items)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(torch.from_numpy(ours), theirs)
+
+
+def test_host_library_names_what_is_wrong():
+    with pytest.raises(ValueError, match=r"items: expected indices in \[0, 2\); got 2"):
+        interaction._host.build_graph(np.array([0]), np.array([2]), 1, 2, 1)
+    with pytest.raises(ValueError, match="users, items: expected vectors of one length"):
+        interaction._host.build_graph(np.array([0]), np.array([0, 1]), 1, 2, 1)
 
 
 @pytest.mark.parametrize("make", [list, np.array, torch.tensor, lambda v: np.array(v, dtype=np.int32)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from reasonrec_fast.files import replacing
+
+try:
+    from reasonrec_fast import _host
+except ImportError:
+    _host = None  # type: ignore[assignment]
+    logging.getLogger("reasonrec_fast").warning(
+        "graph: the host library is not there (it is built where Python's headers are); torch builds graphs (slower)"
+    )
 
 
 @dataclass(frozen=True)
@@ -55,18 +64,11 @@ class InteractionGraph:
             raise ValueError(f"items: expected {users.numel()} entries, one for each of users; got {items.numel()}")
         num_users = _checked_count(users, num_users, "users")
         num_items = _checked_count(items, num_items, "items")
-        # One sort of the pair as a single number merges duplicates and orders the user rows.
-        key = torch.unique(users * max(num_items, 1) + items)
-        users, items = key // max(num_items, 1), key % max(num_items, 1)
-        by_item = torch.argsort(items, stable=True)
-        widest = max(num_users, num_items, key.numel())
-        dtype = torch.int32 if widest <= torch.iinfo(torch.int32).max else torch.int64
-        return cls(
-            _indptr(users, num_users, dtype),
-            items.to(dtype),
-            _indptr(items, num_items, dtype),
-            users[by_item].to(dtype),
-        )
+        if _host is not None and users.device.type == "cpu" and items.device.type == "cpu":
+            arrays = (users.detach().numpy(), items.detach().numpy())
+            built = _host.build_graph(*arrays, num_users, num_items, torch.get_num_threads())
+            return cls(*(torch.from_numpy(part) for part in built))
+        return cls(*_by_sorting(users, items, num_users, num_items))
 
     @property
     def num_users(self) -> int:
@@ -159,6 +161,24 @@ def _checked_count(index: torch.Tensor, count: int | None, name: str) -> int:
     if low < 0 or high >= count:
         raise ValueError(f"{name}: expected indices in [0, {count}); got {low if low < 0 else high}")
     return count
+
+
+def _by_sorting(
+    users: torch.Tensor, items: torch.Tensor, num_users: int, num_items: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The tensors of the graph, by sorting on the device of the edges."""
+    # One sort of the pair as a single number merges duplicates and orders the user rows.
+    key = torch.unique(users * max(num_items, 1) + items)
+    users, items = key // max(num_items, 1), key % max(num_items, 1)
+    by_item = torch.argsort(items, stable=True)
+    widest = max(num_users, num_items, key.numel())
+    dtype = torch.int32 if widest <= torch.iinfo(torch.int32).max else torch.int64
+    return (
+        _indptr(users, num_users, dtype),
+        items.to(dtype),
+        _indptr(items, num_items, dtype),
+        users[by_item].to(dtype),
+    )
 
 
 def _indptr(rows: torch.Tensor, count: int, dtype: torch.dtype) -> torch.Tensor:
