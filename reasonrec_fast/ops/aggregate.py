@@ -35,6 +35,7 @@ def aggregate(
 ) -> Pair: ...
 
 
+@library.takes_arrays
 def aggregate(graph, x, *, layers=1, combine="last", dropout=0.0, seed=None):
     r"""Propagate embeddings over the graph and combine the layers (LightGCN, arXiv 2002.02126, equations 3 and 7).
 

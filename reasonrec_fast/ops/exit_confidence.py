@@ -38,6 +38,7 @@ class ExitStatistics(NamedTuple):
     exit: torch.Tensor
 
 
+@library.takes_arrays
 def exit_confidence(
     hidden: torch.Tensor,
     heads: torch.Tensor,

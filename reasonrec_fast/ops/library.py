@@ -6,9 +6,9 @@ import importlib
 import importlib.util
 import logging
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -30,6 +30,27 @@ def _load() -> None:
 
 
 _load()
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def takes_arrays(function: Function) -> Function:
+    """Let an operator take numpy and cupy arrays and anything else with DLPack, without a copy; it returns tensors."""
+
+    @wraps(function)
+    def with_tensors(*arguments: Any, **named: Any) -> Any:
+        return function(*map(_as_tensor, arguments), **{name: _as_tensor(value) for name, value in named.items()})
+
+    return with_tensors  # type: ignore[return-value]
+
+
+def _as_tensor(value: Any) -> Any:
+    if type(value) is tuple:
+        return tuple(map(_as_tensor, value))
+    if isinstance(value, torch.Tensor) or not hasattr(value, "__dlpack__"):
+        return value
+    return torch.from_dlpack(value)
 
 
 def implement_on_gpu(

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from reasonrec_fast.ops import library
 from reasonrec_fast.ops.token_logprobs import token_logprobs
 
 Kind = Literal["grpo", "dapo", "dr_grpo"]
@@ -31,6 +32,7 @@ class PolicyStatistics(NamedTuple):
     entropy: torch.Tensor
 
 
+@library.takes_arrays
 def policy_loss(
     hidden: torch.Tensor,
     weight: torch.Tensor,
@@ -158,6 +160,7 @@ def _check(
         raise ValueError(f"advantages: expected [{rows}], or [S] with sequence_ids; got {list(advantages.shape)}")
 
 
+@library.takes_arrays
 def group_advantages(rewards: torch.Tensor, groups: torch.Tensor, *, kind: Kind = "grpo") -> torch.Tensor:
     """Advantage of each sample over its group: GRPO's outcome supervision (arXiv 2402.03300, section 4.1.2).
 

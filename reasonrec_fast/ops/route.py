@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from reasonrec_fast.ops import library  # noqa: F401  (loads the schemas)
+from reasonrec_fast.ops import library
 
 
 class Route(NamedTuple):
@@ -26,6 +26,7 @@ class Route(NamedTuple):
     destination: torch.Tensor
 
 
+@library.takes_arrays
 def route(
     uncertainty: torch.Tensor, *, threshold: float | torch.Tensor | None = None, budget: int | float | None = None
 ) -> Route:
@@ -53,6 +54,7 @@ def route(
     return Route(*torch.ops.reasonrec_fast.route_budget(uncertainty, count))
 
 
+@library.takes_arrays
 def route_to(
     destination: torch.Tensor,
     num_destinations: int,
@@ -93,11 +95,13 @@ def route_to(
     )
 
 
+@library.takes_arrays
 def dispatch(x: torch.Tensor, route: Route, *, out: torch.Tensor | None = None) -> torch.Tensor:
     """Rows of ``x [B, ...]`` in the order of the route; differentiable unless ``out`` is given."""
     return torch.index_select(x, 0, route.order, out=out) if out is not None else x.index_select(0, route.order)
 
 
+@library.takes_arrays
 def combine(y: torch.Tensor, route: Route, *, out: torch.Tensor | None = None) -> torch.Tensor:
     """Rows of ``y [B, ...]``, which are in the order of the route, back in input order; the inverse of dispatch."""
     return torch.index_select(y, 0, route.inverse, out=out) if out is not None else y.index_select(0, route.inverse)

@@ -26,6 +26,7 @@ class TokenStatistics(NamedTuple):
     entropy: torch.Tensor
 
 
+@library.takes_arrays
 def token_logprobs(
     hidden: torch.Tensor,
     weight: torch.Tensor,

@@ -21,6 +21,7 @@ class TopK(NamedTuple):
     indices: torch.Tensor
 
 
+@library.takes_arrays
 def topk(queries: torch.Tensor, items: torch.Tensor, k: int, *, exclude: Exclusions | None = None) -> TopK:
     """The ``k`` items with the largest inner product with each query.
 
