@@ -96,9 +96,9 @@ def _layer_weights(combine: Combine, layers: int, x: torch.Tensor) -> torch.Tens
             raise ValueError(f"combine: expected weights [{layers + 1}]; got {list(combine.shape)}")
         return combine.to(dtype=dtype, device=x.device)
     if combine == "last":
-        return torch.cat([x.new_zeros(layers, dtype=dtype), x.new_ones(1, dtype=dtype)])
+        return torch.arange(layers + 1, device=x.device).eq(layers).to(dtype)
     if combine in ("mean", "sum"):
-        return x.new_full((layers + 1,), 1 / (layers + 1) if combine == "mean" else 1.0, dtype=dtype)
+        return torch.full((layers + 1,), 1 / (layers + 1) if combine == "mean" else 1.0, dtype=dtype, device=x.device)
     raise ValueError(f"combine: expected 'last', 'mean', 'sum' or a tensor; got {combine!r}")
 
 
@@ -175,3 +175,15 @@ torch.library.register_fake(
     "reasonrec_fast::aggregate", lambda *args: torch.empty_like(args[4], memory_format=torch.contiguous_format)
 )
 library.implement_on_gpu("aggregate", aggregate_reference, reference_dtypes=(torch.float64,))
+
+
+def _vmap(info, in_dims, *arguments):
+    """Batches of embeddings become more columns."""
+    if in_dims[4] is None or any(dim is not None for place, dim in enumerate(in_dims) if place != 4):
+        raise ValueError("aggregate: vmap expects batches of x alone")
+    x = arguments[4].movedim(in_dims[4], 1)
+    found = torch.ops.reasonrec_fast.aggregate(*arguments[:4], x.flatten(1), *arguments[5:])
+    return found.view(x.shape), 1
+
+
+torch.library.register_vmap("reasonrec_fast::aggregate", _vmap)

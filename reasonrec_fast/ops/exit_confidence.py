@@ -102,7 +102,7 @@ def exit_confidence(
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, ensemble, bias = hidden.to(dtype), ensemble.to(dtype), None if bias is None else bias.to(dtype)
-    empty = hidden.new_empty(0)
+    empty = torch.empty(0, dtype=hidden.dtype, device=hidden.device)  # not of hidden: vmap would batch it
     results = torch.ops.reasonrec_fast.exit_confidence(
         hidden,
         ensemble.to(hidden.dtype),
@@ -215,3 +215,4 @@ def _backward(ctx, grad_probability, grad_positive, _, grad_entropy, grad_logsum
 torch.library.register_fake("reasonrec_fast::exit_confidence", _fake)
 torch.library.register_autograd("reasonrec_fast::exit_confidence", _backward, setup_context=_setup_context)
 library.implement_on_gpu("exit_confidence", exit_confidence_reference, reference_dtypes=(torch.float64,))
+library.batch_rows("exit_confidence", rows=(0, 6))

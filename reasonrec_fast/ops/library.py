@@ -53,6 +53,32 @@ def _as_tensor(value: Any) -> Any:
     return torch.from_dlpack(value)
 
 
+def batch_rows(name: str, rows: tuple[int, ...]) -> None:
+    """Give an operator whose results are independent by row to ``torch.vmap``: batches become more rows.
+
+    Args:
+        name: of the operator.
+        rows: places of the arguments with a row each; they alone may be batched. An empty one stays empty.
+    """
+    operator = getattr(torch.ops.reasonrec_fast, name)
+
+    def folded(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
+        batched = [place for place, dim in enumerate(in_dims) if dim is not None]
+        if not set(batched) <= set(rows):
+            raise ValueError(f"{name}: vmap expects batches of arguments {rows} alone; got one of {batched}")
+        given = list(arguments)
+        for place in rows:
+            dim, value = in_dims[place], arguments[place]
+            if dim is None and value.numel() == 0:
+                continue
+            whole = value.expand(info.batch_size, *value.shape) if dim is None else value.movedim(dim, 0)
+            given[place] = whole.flatten(0, 1)
+        found = operator(*given)
+        return tuple(part.unflatten(0, (info.batch_size, -1)) for part in found), (0,) * len(found)
+
+    torch.library.register_vmap(f"reasonrec_fast::{name}", folded)
+
+
 def implement_on_gpu(
     name: str,
     reference: Callable[..., Any],

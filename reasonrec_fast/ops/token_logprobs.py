@@ -77,7 +77,7 @@ def token_logprobs(
     logprobs, logsumexp, entropy = torch.ops.reasonrec_fast.token_logprobs(
         hidden,
         weight.to(hidden.dtype),
-        hidden.new_empty(0) if bias is None else bias.to(hidden.dtype),
+        torch.empty(0, dtype=hidden.dtype, device=hidden.device) if bias is None else bias.to(hidden.dtype),
         (tokens[:, None] if tokens.dim() == 1 else tokens).long(),
         torch.as_tensor(temperature, dtype=torch.float64, device=hidden.device),
         ignore_index,
@@ -195,3 +195,4 @@ library.implement_on_gpu(
 torch.library.register_fake("reasonrec_fast::token_logprobs", _fake)
 torch.library.register_fake("reasonrec_fast::token_logprobs_backward", _fake_backward)
 torch.library.register_autograd("reasonrec_fast::token_logprobs", _backward, setup_context=_setup_context)
+library.batch_rows("token_logprobs", rows=(0, 3))

@@ -146,3 +146,4 @@ library.implement_on_gpu(
     reference_dtypes=(torch.float64,),
     fits=lambda queries, items, k, *exclude: k <= _MOST_IN_KERNEL,
 )
+library.batch_rows("topk", rows=(0, 5))
