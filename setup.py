@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pybind11
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
@@ -43,7 +42,6 @@ class CMakeBuild(build_ext):
             f"-DTORCH_LIBRARY_DIR={Path(torch.__file__).parent / 'lib'}",
             f"-DOUTPUT_DIR={output}",
             f"-DPython_EXECUTABLE={sys.executable}",
-            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         ]  # fmt: skip
         if shutil.which("ninja"):
             configure.append("-GNinja")

@@ -13,10 +13,10 @@ CONTENDERS = ("reasonrec_fast", "torch", "torch_coo", "torch_csr")
 
 
 @pytest.fixture
-def time_case(benchmark: Any) -> Callable[[Mapping[str, Callable[[], Case]], str, str], None]:
+def time_case(benchmark: Any) -> Callable[[Mapping[str, Callable[..., Case]], str, str], None]:
     """Times one contender of one case, and checks its answer."""
 
-    def run(cases: Mapping[str, Callable[[], Case]], name: str, contender: str) -> None:
+    def run(cases: Mapping[str, Callable[..., Case]], name: str, contender: str) -> None:
         case = cases[name]()
         if contender not in case.contenders:
             pytest.skip(f"{contender} does not take part in {name}")

@@ -11,7 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from reasonrec_fast.benchmarking.suites import run_suites
+from reasonrec_fast.benchmarking.case import run_case
+from reasonrec_fast.benchmarking.suites import make_cases
 from reasonrec_fast.files import write_json
 
 
@@ -21,9 +22,10 @@ def main(
 ) -> None:
     """Time the operators beside their peers."""
     records = []
-    for record in run_suites(names or []):
-        records.append(asdict(record))
-        print(json.dumps(asdict(record)), flush=True)
+    for case in make_cases(names or []):
+        for record in run_case(case):
+            records.append(asdict(record))
+            print(json.dumps(asdict(record)), flush=True)
     if json_file is not None:
         write_json(json_file, records)
     table = Table("case", "contender", "median ms", "spread", "best peer / this", "this / floor", "extra MB")

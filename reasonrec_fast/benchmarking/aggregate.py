@@ -47,17 +47,16 @@ class _Gowalla:
 
     @classmethod
     @cache
-    def make(cls) -> _Gowalla:
-        graph = power_law_graph(*GOWALLA)
-        x = torch.randn(graph.num_users + graph.num_items, DIM, generator=torch.Generator().manual_seed(0))
-        return cls(graph, x, *_matrices(graph))
+    def make(cls, device: str) -> _Gowalla:
+        graph = power_law_graph(*GOWALLA).to(device)
+        return cls(graph, _embeddings(graph), *_matrices(graph))
 
     def ours(self, x: torch.Tensor) -> torch.Tensor:
         return ops.aggregate(self.graph, x, layers=3, combine="mean")
 
     def floor(self, bytes_an_element: int) -> float:
         """Every edge reads a row and every node writes one in each layer, at the bandwidth of a copy."""
-        return 3 * (2 * GOWALLA[2] + len(self.x)) * DIM * bytes_an_element / copy_bandwidth()
+        return 3 * (2 * GOWALLA[2] + len(self.x)) * DIM * bytes_an_element / copy_bandwidth(self.x.device.type)
 
     def case(self, name: str, dtype: torch.dtype, contenders: dict[str, Run], floor: float, tolerance: float) -> Case:
         exact = _layers(self.coo.double(), self.x.double(), 3)
@@ -65,11 +64,12 @@ class _Gowalla:
         def check(name: str, found: Any) -> None:
             torch.testing.assert_close(torch.as_tensor(found).double(), exact, atol=tolerance, rtol=tolerance)
 
-        return Case("aggregate", name, dtype, contenders, floor, check, self.x.numel() * dtype.itemsize)
+        results = self.x.numel() * dtype.itemsize
+        return Case("aggregate", name, dtype, contenders, floor, check, results, device=self.x.device.type)
 
 
-def _fp32() -> Case:
-    gowalla = _Gowalla.make()
+def _fp32(device: str = "cpu") -> Case:
+    gowalla = _Gowalla.make(device)
     x, coo, csr = gowalla.x, gowalla.coo, gowalla.csr
     contenders: dict[str, Run] = {
         OURS: lambda: gowalla.ours(x),
@@ -80,8 +80,8 @@ def _fp32() -> Case:
     return gowalla.case("aggregate-gowalla-fp32", torch.float32, contenders, gowalla.floor(4), 1e-4)
 
 
-def _bf16() -> Case:
-    gowalla = _Gowalla.make()
+def _bf16(device: str = "cpu") -> Case:
+    gowalla = _Gowalla.make(device)
     narrow = gowalla.x.bfloat16()
     contenders: dict[str, Run] = {
         OURS: lambda: gowalla.ours(narrow),
@@ -90,9 +90,9 @@ def _bf16() -> Case:
     return gowalla.case("aggregate-gowalla-bf16", torch.bfloat16, contenders, gowalla.floor(2), 2e-2)
 
 
-def _training() -> Case:
+def _training(device: str = "cpu") -> Case:
     """The gradient of the embeddings; S is symmetric, so it is the propagation of the upstream gradient."""
-    gowalla = _Gowalla.make()
+    gowalla = _Gowalla.make(device)
     x = torch.randn_like(gowalla.x).requires_grad_()
 
     def gradient(forward: Callable[[torch.Tensor], torch.Tensor]) -> Run:
@@ -105,8 +105,13 @@ def _training() -> Case:
     return gowalla.case("aggregate-gowalla-fp32-train", torch.float32, contenders, 2 * gowalla.floor(4), 1e-4)
 
 
+def _embeddings(graph: InteractionGraph) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(graph.num_users + graph.num_items, DIM, generator=generator).to(graph.device)
+
+
 def _one_layer(name: str, graph: InteractionGraph, bandwidth: float) -> Case:
-    x = torch.randn(graph.num_users + graph.num_items, DIM, generator=torch.Generator().manual_seed(0))
+    x = _embeddings(graph)
     coo, csr = _matrices(graph)
     exact = torch.sparse.mm(csr, x)
     contenders: dict[str, Run] = {
@@ -123,6 +128,7 @@ def _one_layer(name: str, graph: InteractionGraph, bandwidth: float) -> Case:
         floor,
         lambda name, found: torch.testing.assert_close(found, exact, atol=1e-4, rtol=1e-4),
         x.numel() * 4,
+        device=x.device.type,
     )
 
 
@@ -152,6 +158,8 @@ def _matrices(graph: InteractionGraph) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _other_peers(csr: torch.Tensor, x: torch.Tensor, layers: int) -> dict[str, Run]:
     peers: dict[str, Run] = {}
+    if x.device.type != "cpu":
+        return peers
     parts = tuple(part.numpy() for part in (csr.values(), csr.col_indices(), csr.crow_indices()))
     if installed("scipy"):
         import scipy.sparse
@@ -195,12 +203,13 @@ def _in_numba(parts: tuple[np.ndarray, ...], dense: np.ndarray, layers: int) -> 
     return run
 
 
-def _scaled(power: int) -> Case:
+def _scaled(power: int, device: str = "cpu") -> Case:
     side = 10**power // MEAN_DEGREE
-    return _one_layer(f"aggregate-1e{power}", power_law_graph(side, side, 10**power), copy_bandwidth())
+    graph = power_law_graph(side, side, 10**power).to(device)
+    return _one_layer(f"aggregate-1e{power}", graph, copy_bandwidth(device))
 
 
-CASES: dict[str, Callable[[], Case]] = {
+CASES: dict[str, Callable[..., Case]] = {
     "aggregate-gowalla-fp32": _fp32,
     "aggregate-gowalla-bf16": _bf16,
     "aggregate-gowalla-fp32-train": _training,

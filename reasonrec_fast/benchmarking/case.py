@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ class Case:
         floor: work that no contender can leave out, as a run, or its seconds where it is computed; None for none.
         check: raises where a contender's answer is wrong; is given its name and answer.
         results: bytes of outputs and gradients.
+        seconds: after which no round begins.
+        device: where the input lies.
     """
 
     name: str
@@ -36,7 +38,8 @@ class Case:
     floor: Run | float | None = None
     check: Callable[[str, Any], None] = lambda name, found: None
     results: int = 0
-    seconds: float = field(default=10.0)
+    seconds: float = 10.0
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -80,13 +83,13 @@ def run_case(case: Case) -> Iterator[Record]:
             name=case.name,
             case=case.case,
             contender=name,
-            device="cpu",
+            device=case.device,
             dtype=str(case.dtype).removeprefix("torch."),
             median_ms=timing.median_ms,
             spread=timing.spread,
             ratio_to_best_peer=min(peers) / timing.median_ms if name == OURS and peers else None,
             ratio_to_floor=timing.median_ms / floor_ms if floor_ms else None,
-            peak_extra_bytes=None if name == FLOOR else peak_extra_bytes(runs[name], case.results),
+            peak_extra_bytes=None if name == FLOOR else peak_extra_bytes(runs[name], case.results, case.device),
         )
 
 

@@ -35,10 +35,10 @@ def plain(hidden: torch.Tensor, heads: torch.Tensor) -> tuple[torch.Tensor, ...]
     return best.indices[:, 0], best.values[:, 0] - best.values[:, 1], entropy, logits.logsumexp(-1)
 
 
-def _case(name: str, rows: int, width: int, classes: int, members: int) -> Case:
+def _case(name: str, rows: int, width: int, classes: int, members: int, device: str = "cpu") -> Case:
     generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(rows, width, generator=generator).bfloat16()
-    heads = (torch.randn(members, classes, width, generator=generator) * 2 * width**-0.5).bfloat16()
+    hidden = torch.randn(rows, width, generator=generator).bfloat16().to(device)
+    heads = (torch.randn(members, classes, width, generator=generator) * 2 * width**-0.5).bfloat16().to(device)
     ours, flat, exact = heads if members > 1 else heads[0], heads.flatten(0, 1), _exact(hidden, heads)
     compiled = torch.compile(plain)
 
@@ -61,14 +61,15 @@ def _case(name: str, rows: int, width: int, classes: int, members: int) -> Case:
         floor=lambda: hidden @ flat.T,
         check=check,
         results=rows * 40,
+        device=device,
     )
 
 
 def _exact(hidden: torch.Tensor, heads: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    nothing = torch.empty(0, dtype=torch.float64)
-    one = torch.tensor(1.0, dtype=torch.float64)
+    nothing = hidden.new_empty(0, dtype=torch.float64)
+    one = hidden.new_ones((), dtype=torch.float64)
     found = exit_confidence_reference(hidden.double(), heads.double(), nothing, one, "margin", 0, nothing.long())
     return found[2], found[3], found[4]
 
 
-CASES: dict[str, Callable[[], Case]] = {name: partial(_case, name, *sizes) for name, sizes in SIZES.items()}
+CASES: dict[str, Callable[..., Case]] = {name: partial(_case, name, *sizes) for name, sizes in SIZES.items()}

@@ -66,16 +66,18 @@ def _timing(seconds: list[float]) -> Timing:
     return Timing(median * 1000, (high - low) / median if median > 0 else 0.0, len(seconds))
 
 
-def peak_extra_bytes(run: Run, results: int = 0) -> int | None:
+def peak_extra_bytes(run: Run, results: int = 0, device: str = "cpu") -> int | None:
     """The most memory that a run holds at a time, without what was there before.
 
-    Read from the kernel's high-water mark of this process, so that it counts what any library allocates; None where
-    the system has none (only Linux has).
+    On a CPU read from the kernel's high-water mark of this process, so that it counts what any library allocates; None
+    where the system has none (only Linux has). On a GPU torch's own count.
 
     Args:
         run: what is measured; it runs once before, for what it keeps.
         results: bytes of its outputs and gradients, which are left out.
     """
+    if device != "cpu":
+        return _peak_on_gpu(run, results)
     status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     if not sys.platform.startswith("linux") or not clear.exists():
         return None
@@ -98,9 +100,21 @@ def peak_extra_bytes(run: Run, results: int = 0) -> int | None:
     return max((peak - before) * 1024 - results, 0)
 
 
-def copy_bandwidth(megabytes: int = 256, rounds: int = 7) -> float:
+def _peak_on_gpu(run: Run, results: int) -> int:
+    run()
+    gc.collect()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    found = run()
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated()
+    del found
+    return max(peak - before - results, 0)
+
+
+def copy_bandwidth(device: str = "cpu", megabytes: int = 256, rounds: int = 7) -> float:
     """Bytes read and written a second by a plain copy that does not fit the caches."""
-    source = torch.empty(megabytes * 2**20 // 4)
+    source = torch.empty(megabytes * 2**20 // 4, device=device)
     target = torch.empty_like(source)
     source.fill_(1.0)
     times = sorted(_seconds(lambda: target.copy_(source)) for _ in range(rounds + 1))

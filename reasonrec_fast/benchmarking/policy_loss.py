@@ -13,16 +13,16 @@ from reasonrec_fast.benchmarking.token_logprobs import ROWS, Forward, Problem, w
 SEQUENCES = 16
 
 
-def _policy() -> Case:
-    problem, generator = Problem.make(), torch.Generator().manual_seed(2)
+def _policy(device: str = "cpu") -> Case:
+    problem, generator = Problem.make(device), torch.Generator().manual_seed(2)
     tokens = problem.tokens
     with torch.no_grad():
         old = ops.token_logprobs(problem.hidden, problem.weight, tokens).logprobs
     # Ratios on both sides of the clip and none near it: 16-bit logits would clip other tokens than exact ones.
     ratios = torch.tensor([0.6, 0.9, 1.0, 1.1, 1.5])[torch.randint(5, (ROWS,), generator=generator)]
-    old = old - ratios.log()
-    advantages = torch.randn(SEQUENCES, generator=generator)
-    ids = torch.arange(SEQUENCES).repeat_interleave(ROWS // SEQUENCES)
+    old = old - ratios.log().to(device)
+    advantages = torch.randn(SEQUENCES, generator=generator).to(device)
+    ids = torch.arange(SEQUENCES, device=device).repeat_interleave(ROWS // SEQUENCES)
 
     def grpo(logprobs: Forward) -> Forward:
         """The loss over log-probabilities, as it is written without a fused operator."""
@@ -51,11 +51,11 @@ def _liger(tokens: torch.Tensor, advantages: torch.Tensor, old: torch.Tensor) ->
 
     def run(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return loss(
-            hidden.view(*shape, -1), weight, tokens.view(shape), torch.ones(shape), advantages,
+            hidden.view(*shape, -1), weight, tokens.view(shape), torch.ones(shape, device=hidden.device), advantages,
             old_per_token_logps=old.view(shape),
         )[0]  # fmt: skip
 
     return run
 
 
-CASES: dict[str, Callable[[], Case]] = {"policy-4096-bf16": _policy}
+CASES: dict[str, Callable[..., Case]] = {"policy-4096-bf16": _policy}

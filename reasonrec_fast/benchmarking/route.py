@@ -14,19 +14,19 @@ from reasonrec_fast.benchmarking.measure import Run
 ROWS, DIM, SHARE = 65_536, 256, 0.35
 
 
-def _uncertainty() -> torch.Tensor:
-    return torch.rand(ROWS, generator=torch.Generator().manual_seed(0))
+def _uncertainty(device: str) -> torch.Tensor:
+    return torch.rand(ROWS, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 def _order(uncertainty: torch.Tensor) -> torch.Tensor:
     """The order as a composition of torch: topk, a mask, two nonzeros."""
-    delegated = torch.zeros(ROWS, dtype=torch.bool)
+    delegated = torch.zeros(ROWS, dtype=torch.bool, device=uncertainty.device)
     delegated[uncertainty.topk(int(ROWS * SHARE), sorted=False).indices] = True
     return torch.cat([(~delegated).nonzero()[:, 0], delegated.nonzero()[:, 0]])
 
 
-def _there_and_back() -> Case:
-    uncertainty, x = _uncertainty(), torch.randn(ROWS, DIM, generator=torch.Generator().manual_seed(1))
+def _there_and_back(device: str = "cpu") -> Case:
+    uncertainty, x = _uncertainty(device), torch.randn(ROWS, DIM, generator=torch.Generator().manual_seed(1)).to(device)
     there, back = torch.empty_like(x), torch.empty_like(x)
 
     def ours() -> torch.Tensor:
@@ -38,7 +38,7 @@ def _there_and_back() -> Case:
         order = _order(uncertainty)
         torch.index_select(x, 0, order, out=there)
         inverse = torch.empty_like(order)
-        inverse[order] = torch.arange(ROWS)
+        inverse[order] = torch.arange(ROWS, device=device)
         return torch.index_select(there, 0, inverse, out=back)
 
     def floor() -> torch.Tensor:
@@ -49,11 +49,11 @@ def _there_and_back() -> Case:
     def unchanged(name: str, found: torch.Tensor) -> None:
         torch.testing.assert_close(found, x, rtol=0, atol=0)
 
-    return Case("route", "route-65536", torch.float32, {OURS: ours, "torch": plain}, floor, unchanged)
+    return Case("route", "route-65536", torch.float32, {OURS: ours, "torch": plain}, floor, unchanged, device=device)
 
 
-def _alone() -> Case:
-    uncertainty = _uncertainty()
+def _alone(device: str = "cpu") -> Case:
+    uncertainty = _uncertainty(device)
     expected = _order(uncertainty)
 
     def same(name: str, found: Any) -> None:
@@ -63,7 +63,7 @@ def _alone() -> Case:
         OURS: lambda: ops.route(uncertainty, budget=SHARE),
         "torch": lambda: _order(uncertainty),
     }
-    return Case("route", "route-65536-alone", torch.float32, contenders, check=same, results=ROWS * 24)
+    return Case("route", "route-65536-alone", torch.float32, contenders, check=same, results=ROWS * 24, device=device)
 
 
-CASES: dict[str, Callable[[], Case]] = {"route-65536": _there_and_back, "route-65536-alone": _alone}
+CASES: dict[str, Callable[..., Case]] = {"route-65536": _there_and_back, "route-65536-alone": _alone}

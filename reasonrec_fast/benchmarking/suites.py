@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from reasonrec_fast.benchmarking import aggregate, exit_confidence, policy_loss, route, token_logprobs, topk
-from reasonrec_fast.benchmarking.case import Case, Record, run_case
+from reasonrec_fast.benchmarking.case import Case
 
-SUITES: dict[str, dict[str, Callable[[], Case]]] = {
+SUITES: dict[str, dict[str, Callable[..., Case]]] = {
     "exit_confidence": exit_confidence.CASES,
     "token_logprobs": token_logprobs.CASES,
     "policy_loss": policy_loss.CASES,
@@ -17,8 +17,8 @@ SUITES: dict[str, dict[str, Callable[[], Case]]] = {
 }
 
 
-def run_suites(names: list[str]) -> Iterator[Record]:
-    """Records of the suites and single cases that are named; of everything without names.
+def make_cases(names: list[str], device: str = "cpu") -> Iterator[Case]:
+    """The cases of the suites and the single cases that are named; all without names.
 
     Raises:
         ValueError: a name that is neither.
@@ -29,4 +29,4 @@ def run_suites(names: list[str]) -> Iterator[Record]:
     for suite, cases in SUITES.items():
         for name, make in cases.items():
             if not names or suite in names or name in names:
-                yield from run_case(make())
+                yield make(device=device)

@@ -23,11 +23,12 @@ class Problem:
     tokens: torch.Tensor
 
     @classmethod
-    def make(cls) -> Problem:
+    def make(cls, device: str) -> Problem:
         generator = torch.Generator().manual_seed(0)
-        hidden = torch.randn(ROWS, WIDTH, generator=generator).bfloat16().requires_grad_()
-        weight = (torch.randn(CLASSES, WIDTH, generator=generator) * 2 * WIDTH**-0.5).bfloat16().requires_grad_()
-        return cls(hidden, weight, torch.randint(CLASSES, (ROWS,), generator=generator))
+        hidden = torch.randn(ROWS, WIDTH, generator=generator).bfloat16().to(device).requires_grad_()
+        weight = (torch.randn(CLASSES, WIDTH, generator=generator) * 2 * WIDTH**-0.5).bfloat16()
+        tokens = torch.randint(CLASSES, (ROWS,), generator=generator)
+        return cls(hidden, weight.to(device).requires_grad_(), tokens.to(device))
 
     def peers(self) -> dict[str, Forward]:
         """Log-probabilities of the tokens, as others make them from logits."""
@@ -47,9 +48,9 @@ class Problem:
         return found
 
 
-def _logprobs() -> Case:
-    problem = Problem.make()
-    upstream = torch.rand(ROWS, generator=torch.Generator().manual_seed(1))
+def _logprobs(device: str = "cpu") -> Case:
+    problem = Problem.make(device)
+    upstream = torch.rand(ROWS, generator=torch.Generator().manual_seed(1)).to(device)
 
     def summed(logprobs: Forward) -> Forward:
         return lambda hidden, weight: (logprobs(hidden, weight) * upstream).sum()
@@ -86,7 +87,7 @@ def with_gradients(name: str, case: str, problem: Problem, forms: dict[str, Forw
         logits.T @ narrow_hidden
 
     results = (hidden.numel() + weight.numel()) * hidden.element_size()
-    return Case(name, case, torch.bfloat16, contenders, floor, check, results, seconds=60.0)
+    return Case(name, case, torch.bfloat16, contenders, floor, check, results, 60.0, hidden.device.type)
 
 
-CASES: dict[str, Callable[[], Case]] = {"logprobs-4096-bf16": _logprobs}
+CASES: dict[str, Callable[..., Case]] = {"logprobs-4096-bf16": _logprobs}

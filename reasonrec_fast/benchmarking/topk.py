@@ -14,11 +14,12 @@ from reasonrec_fast.benchmarking.measure import Run
 ITEMS, DIM, K, SEEN = 40_981, 64, 20, 50
 
 
-def _case(batch: int) -> Case:
+def _case(batch: int, device: str = "cpu") -> Case:
     generator = torch.Generator().manual_seed(0)
     items, queries = torch.randn(ITEMS, DIM, generator=generator), torch.randn(batch, DIM, generator=generator)
     seen = torch.rand(batch, 4 * SEEN, generator=generator).argsort(dim=1)[:, :SEEN] * (ITEMS // (4 * SEEN))
-    exclude = (torch.arange(batch + 1) * SEEN, seen.sort(1).values.flatten())
+    items, queries, seen = items.to(device), queries.to(device), seen.sort(1).values.to(device)
+    exclude = (torch.arange(batch + 1, device=device) * SEEN, seen.flatten())
 
     def plain() -> tuple[torch.Tensor, torch.Tensor]:
         found = (queries @ items.T).scatter_(1, seen, -torch.inf).topk(K)
@@ -26,7 +27,7 @@ def _case(batch: int) -> Case:
 
     values = plain()[0]
     contenders: dict[str, Run] = {OURS: lambda: ops.topk(queries, items, K, exclude=exclude), "torch": plain}
-    if installed("faiss"):
+    if device == "cpu" and installed("faiss"):
         contenders["faiss"] = _faiss(queries, items, seen)
     return Case(
         "topk",
@@ -36,6 +37,7 @@ def _case(batch: int) -> Case:
         floor=lambda: queries @ items.T,
         check=lambda name, found: torch.testing.assert_close(found[0], values, rtol=1e-4, atol=1e-4),
         results=batch * K * 12,
+        device=device,
     )
 
 
@@ -56,4 +58,4 @@ def _faiss(queries: torch.Tensor, items: torch.Tensor, seen: torch.Tensor) -> Ru
     return run
 
 
-CASES: dict[str, Callable[[], Case]] = {f"topk-{batch}": partial(_case, batch) for batch in (64, 8192)}
+CASES: dict[str, Callable[..., Case]] = {f"topk-{batch}": partial(_case, batch) for batch in (64, 8192)}

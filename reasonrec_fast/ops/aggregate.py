@@ -81,7 +81,7 @@ def aggregate(graph, x, *, layers=1, combine="last", dropout=0.0, seed=None):
     if dropout > 0.0 and seed is None:
         raise ValueError("seed: expected an int or a 0-d int64 tensor where dropout > 0; got None")
     weights = _layer_weights(combine, layers, x)
-    seed_tensor = torch.as_tensor(0 if seed is None else seed, dtype=torch.int64, device=x.device)
+    seed_tensor = library.scalar(0 if seed is None else seed, torch.int64, x.device)
     return torch.ops.reasonrec_fast.aggregate(*_csr(graph), x, weights, float(dropout), seed_tensor)
 
 
@@ -160,7 +160,7 @@ def _backward(ctx, gradient):
     if ctx.needs_input_grad[4]:
         grad_x = operator(*csr, gradient, weights, ctx.dropout, seed)
     if ctx.needs_input_grad[5]:
-        one_layer = torch.tensor([0.0, 1.0], dtype=weights.dtype, device=weights.device)
+        one_layer = torch.arange(2, dtype=weights.dtype, device=weights.device)
         layer, products = x, []
         for index in range(weights.numel()):
             if index:

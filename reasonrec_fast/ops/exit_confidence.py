@@ -107,7 +107,7 @@ def exit_confidence(
         hidden,
         ensemble.to(hidden.dtype),
         empty if bias is None else bias.reshape(members, classes).to(hidden.dtype),
-        torch.as_tensor(temperature, dtype=torch.float64, device=hidden.device),
+        library.scalar(temperature, torch.float64, hidden.device),
         measure,
         positive,
         empty.long() if targets is None else targets,

@@ -53,6 +53,13 @@ def _as_tensor(value: Any) -> Any:
     return torch.from_dlpack(value)
 
 
+def scalar(value: float | torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A 0-d tensor, made on the device: a copy from the host would not do inside a CUDA graph."""
+    if isinstance(value, torch.Tensor):
+        return value.to(dtype=dtype, device=device)
+    return torch.full((), value, dtype=dtype, device=device)
+
+
 def batch_rows(name: str, rows: tuple[int, ...]) -> None:
     """Give an operator whose results are independent by row to ``torch.vmap``: batches become more rows.
 

@@ -130,7 +130,8 @@ def _token_weights(
 ) -> torch.Tensor:
     """What each token's loss is multiplied with before the sum."""
     if kind == "dr_grpo":
-        return counts / torch.as_tensor(normalizer, dtype=counts.dtype, device=counts.device)
+        assert normalizer is not None  # checked before
+        return counts / library.scalar(normalizer, counts.dtype, counts.device)
     if kind == "dapo" or sequence_ids is None:
         return counts / counts.sum().clamp_min(1)
     lengths = sequence_ids.new_zeros(sequences).index_add(0, sequence_ids, counts.long())

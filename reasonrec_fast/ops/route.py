@@ -47,9 +47,10 @@ def route(
     _check_vector(uncertainty, "uncertainty")
     if (threshold is None) == (budget is None):
         raise ValueError("threshold, budget: expected exactly one of them")
-    if budget is None:
-        destination = (~(uncertainty <= torch.as_tensor(threshold, device=uncertainty.device))).long()
+    if threshold is not None:
+        destination = (~(uncertainty <= threshold)).long()
         return route_to(destination, 2)
+    assert budget is not None
     count = _budget_count(budget, uncertainty.numel())
     return Route(*torch.ops.reasonrec_fast.route_budget(uncertainty, count))
 

@@ -79,7 +79,7 @@ def token_logprobs(
         weight.to(hidden.dtype),
         torch.empty(0, dtype=hidden.dtype, device=hidden.device) if bias is None else bias.to(hidden.dtype),
         (tokens[:, None] if tokens.dim() == 1 else tokens).long(),
-        torch.as_tensor(temperature, dtype=torch.float64, device=hidden.device),
+        library.scalar(temperature, torch.float64, hidden.device),
         ignore_index,
     )
     return TokenStatistics(logprobs.reshape(tokens.shape), logsumexp, entropy)

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pybind11
 import pytest
 import torch
 from torch.utils.cpp_extension import include_paths
@@ -42,7 +41,6 @@ def test_operators_under_sanitizers(tmp_path):
         f"-DTORCH_LIBRARY_DIR={Path(torch.__file__).parent / 'lib'}",
         f"-DOUTPUT_DIR={package / 'reasonrec_fast'}",
         f"-DPython_EXECUTABLE={sys.executable}",
-        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
     )  # fmt: skip
     run("cmake", "--build", tmp_path / "build")
     environment = {
