@@ -203,15 +203,18 @@ def _in_numba(parts: tuple[np.ndarray, ...], dense: np.ndarray, layers: int) -> 
     return run
 
 
-def _scaled(power: int, device: str = "cpu") -> Case:
-    side = 10**power // MEAN_DEGREE
-    graph = power_law_graph(side, side, 10**power).to(device)
-    return _one_layer(f"aggregate-1e{power}", graph, copy_bandwidth(device))
+def _of_size(name: str, device: str = "cpu") -> Case:
+    edges = int(float(name.removeprefix("aggregate-")))
+    side = edges // MEAN_DEGREE
+    return _one_layer(name, power_law_graph(side, side, edges).to(device), copy_bandwidth(device))
 
 
 CASES: dict[str, Callable[..., Case]] = {
     "aggregate-gowalla-fp32": _fp32,
     "aggregate-gowalla-bf16": _bf16,
     "aggregate-gowalla-fp32-train": _training,
-    **{f"aggregate-1e{power}": partial(_scaled, power) for power in (5, 6, 7)},
+    **{
+        name: partial(_of_size, name)
+        for name in (f"aggregate-{edges}" for edges in ("1e5", "3e5", "1e6", "3e6", "1e7"))
+    },
 }
