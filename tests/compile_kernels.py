@@ -1,10 +1,12 @@
 """Compile the Triton kernels for sm_80, sm_90 and sm_100 without a driver; print their resources as JSON."""
 
 import json
+import os
 import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -194,13 +196,15 @@ def compiled(
     return {**resources(built.asm["cubin"]), "shared": built.metadata.shared}
 
 
+def compile_one(job: tuple[str, str, int]) -> tuple[str, dict[str, int]]:
+    name, element, capability = job
+    return f"{name}/{element}/sm_{capability}", compiled(*dict(cases(element))[name], capability)
+
+
 def main() -> None:
-    found = {}
-    for element in DTYPES:
-        for name, case in cases(element):
-            for capability in TARGETS:
-                found[f"{name}/{element}/sm_{capability}"] = compiled(*case, capability)
-    print(json.dumps(found))
+    jobs = [(name, element, target) for element in DTYPES for name, _ in cases(element) for target in TARGETS]
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        print(json.dumps(dict(pool.map(compile_one, jobs))))
 
 
 if __name__ == "__main__":

@@ -53,7 +53,8 @@ def aggregate(graph, x, *, layers=1, combine="last", dropout=0.0, seed=None):
         seed: int or 0-d int64 tensor; needed where ``dropout > 0``.
 
     Returns:
-        The combined embeddings, in the shape and dtype of ``x``; sums are in float32 (float64 for float64).
+        The combined embeddings, in the shape and dtype of ``x``; sums are in float32 (float64 for float64). The same
+        input gives the same bits for any number of threads, and on every run on a GPU.
 
     Raises:
         ValueError: an argument does not fit the graph (argument, expected, got).

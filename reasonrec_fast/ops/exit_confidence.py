@@ -68,7 +68,8 @@ def exit_confidence(
 
     Returns:
         :class:`ExitStatistics`. ``probability``, ``positive_probability``, ``entropy``, ``logsumexp`` and
-        ``target_logprob`` have gradients in ``hidden``, ``heads`` and ``bias``. A row with NaN never exits.
+        ``target_logprob`` have gradients in ``hidden``, ``heads`` and ``bias``. A row with NaN never exits. The same
+        input gives the same bits for any number of threads (forward; gradients are torch's own products).
 
     Raises:
         ValueError: an argument does not fit (argument, expected, got).

@@ -76,7 +76,8 @@ def policy_loss(
 
     Returns:
         The loss (0-d, differentiable in ``hidden``, ``weight`` and ``bias``; 0 where no token counts) and
-        :class:`PolicyStatistics`.
+        :class:`PolicyStatistics`. ``logprobs`` have the same bits for any number of threads; the loss adds them with
+        torch's own sum, whose order may follow the number of threads.
 
     Raises:
         ValueError: an argument does not fit (argument, expected, got).

@@ -35,7 +35,8 @@ def topk(queries: torch.Tensor, items: torch.Tensor, k: int, *, exclude: Exclusi
     Returns:
         values ``[B, k]`` float32 (float64 for float64 inputs) and indices ``[B, k]`` int64, by falling value; equal
         values in the order of their indices. Slots that do not exist hold ``-inf`` and ``-1``. NaN scores count as
-        ``-inf``, but their items are still returned before empty slots.
+        ``-inf``, but their items are still returned before empty slots. The same input gives the same bits for any
+        number of threads.
 
     Raises:
         ValueError: shapes or dtypes that do not fit (argument, expected, got).

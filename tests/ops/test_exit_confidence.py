@@ -118,6 +118,18 @@ def test_triton_equals_reference(shape, members, measure, dtype):
     assert without[5].shape == (batch, 0)
 
 
+@pytest.mark.parametrize("shape", [(70, 3000, 40), (40, 2, 64)])
+def test_same_bits_for_any_number_of_threads(shape):
+    hidden, heads, bias, targets = problem(*shape, 1, torch.bfloat16)
+    threads, found = torch.get_num_threads(), []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        found.append(ops.exit_confidence(hidden, heads[0], bias=bias[0], targets=targets))
+    torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(found[0], other, strict=True))
+
+
 def test_triton_joins_stretches_of_classes():
     pytest.importorskip("triton")
     from reasonrec_fast.kernels.exit_confidence import exit_confidence as triton_exit_confidence

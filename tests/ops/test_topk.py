@@ -36,6 +36,18 @@ def test_equals_reference(batch, items, k, share, levels):
     torch.testing.assert_close(found.values, values.double())
 
 
+def test_same_bits_for_any_number_of_threads():
+    queries, items = torch.randn(150, 24), torch.randn(20_000, 24)
+    threads, found = torch.get_num_threads(), []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        found.append(ops.topk(queries, items, 30))
+    torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert torch.equal(found[0].values, other.values)
+        assert torch.equal(found[0].indices, other.indices)
+
+
 def test_composite_of_the_gpu_beyond_one_block(monkeypatch):
     module = __import__("sys").modules[topk_function.__module__]
     monkeypatch.setattr(module, "_BLOCK", 7)
