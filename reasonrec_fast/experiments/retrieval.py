@@ -67,6 +67,7 @@ def compare_retrieval(
     interactions = load_movielens_small()
     split = split_by_time(interactions)
     rows = split.test if sample is None else sample_of_users(interactions, split.test, sample)
+    times = retrieval_times(interactions, split)
     scores, evidence = {}, {}
     for kind in KINDS:
         model = _trained(Path(folder) / kind, replace(config, retrieval=kind), interactions, split, progress)
@@ -96,7 +97,7 @@ def compare_retrieval(
                 gap,
             )
         )
-    return records, retrieval_times(interactions, split)
+    return records, times
 
 
 def _trained(
@@ -120,7 +121,6 @@ def _trained(
     return model
 
 
-@torch.inference_mode()
 def retrieval_times(interactions: Interactions, split: Split, users: int = 200, k: int = 100) -> dict[str, float]:
     """Median milliseconds to find one user's ``k`` similar users, one user at a time, the ways in turns.
 
@@ -147,11 +147,12 @@ def retrieval_times(interactions: Interactions, split: Split, users: int = 200, 
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     chosen = np.random.default_rng(0).permutation([u for u, items in enumerate(liked) if len(items)])[:users]
-    for user in chosen:
-        for name, way in ways.items():
-            begin = time.perf_counter()
-            way(liked[user])
-            seconds[name].append(time.perf_counter() - begin)
+    with torch.inference_mode():
+        for user in chosen:
+            for name, way in ways.items():
+                begin = time.perf_counter()
+                way(liked[user])
+                seconds[name].append(time.perf_counter() - begin)
     return {name: float(np.median(times) * 1000) for name, times in seconds.items()}
 
 
