@@ -68,8 +68,9 @@ def exit_confidence(
 
     Returns:
         :class:`ExitStatistics`. ``probability``, ``positive_probability``, ``entropy``, ``logsumexp`` and
-        ``target_logprob`` have gradients in ``hidden``, ``heads`` and ``bias``. A row with NaN never exits. The same
-        input gives the same bits for any number of threads (forward; gradients are torch's own products).
+        ``target_logprob`` have gradients in ``hidden``, ``heads`` and ``bias``. A row with NaN never exits. Neither
+        direction holds ``[B, C]`` logits of more than 64 classes. The same input gives the same bits for any number of
+        threads (forward; gradients are torch's own products).
 
     Raises:
         ValueError: an argument does not fit (argument, expected, got).
@@ -177,14 +178,42 @@ def _fake(hidden, heads, bias, temperature, measure, positive, targets):
 
 def _setup_context(ctx, inputs, output):
     hidden, heads, bias, temperature, _, ctx.positive, targets = inputs
-    _, _, confidence, *_, prediction = output
+    probability, yes, confidence, entropy, logsumexp, _, prediction = output
     ctx.mark_non_differentiable(prediction, confidence)
-    ctx.save_for_backward(hidden, heads, bias, temperature, targets, prediction)
+    ctx.save_for_backward(
+        hidden, heads, bias, temperature, targets, prediction, probability, yes, entropy, logsumexp
+    )  # fmt: skip
 
 
-def _backward(ctx, grad_probability, grad_positive, _, grad_entropy, grad_logsumexp, grad_target, __):
+def _backward(ctx, *gradients):
+    heads = ctx.saved_tensors[1]
+    if heads.shape[1] > MAX_ENSEMBLE_CLASSES:
+        return (*_backward_of_many_classes(ctx, *gradients), None, None, None, None)
+    return (*_backward_of_few_classes(ctx, *gradients), None, None, None, None)
+
+
+def _backward_of_many_classes(
+    ctx, grad_probability, grad_positive, _, grad_entropy, grad_logsumexp, grad_target, __
+) -> tuple[torch.Tensor, ...]:
+    """Probabilities are those of given tokens, whose backward holds no logits: of prediction, positive and target."""
+    hidden, heads, bias, temperature, targets, prediction, probability, yes, entropy, logsumexp = ctx.saved_tensors
+    tokens = [prediction, torch.full_like(prediction, ctx.positive)]
+    grad_logprobs = [grad_probability * probability, grad_positive * yes]
+    if targets.numel():
+        tokens.append(targets)
+        grad_logprobs.append(grad_target[:, 0])
+    grad_hidden, grad_heads, grad_bias = torch.ops.reasonrec_fast.token_logprobs_backward(
+        hidden, heads[0], bias.reshape(-1), torch.stack(tokens, 1), temperature, -1, logsumexp[:, 0], entropy,
+        torch.stack(grad_logprobs, 1), grad_logsumexp[:, 0], grad_entropy,
+    )  # fmt: skip
+    return grad_hidden, grad_heads[None], grad_bias.reshape(bias.shape).to(bias.dtype)
+
+
+def _backward_of_few_classes(
+    ctx, grad_probability, grad_positive, _, grad_entropy, grad_logsumexp, grad_target, __
+) -> tuple[torch.Tensor | None, ...]:
     """Through the softmax of recomputed logits, in the dtype of the statistics."""
-    hidden, heads, bias, temperature, targets, prediction = ctx.saved_tensors
+    hidden, heads, bias, temperature, targets, prediction = ctx.saved_tensors[:6]
     dtype = grad_probability.dtype
     wide_hidden, wide_heads = hidden.to(dtype), heads.to(dtype)
     logits = torch.einsum("bd,kcd->bkc", wide_hidden, wide_heads)
@@ -210,7 +239,7 @@ def _backward(ctx, grad_probability, grad_positive, _, grad_entropy, grad_logsum
         grad_heads = torch.einsum("bkc,bd->kcd", grad_logits, wide_hidden).to(heads.dtype)
     if ctx.needs_input_grad[2]:
         grad_bias = grad_logits.sum(0).to(bias.dtype)
-    return grad_hidden, grad_heads, grad_bias, None, None, None, None
+    return grad_hidden, grad_heads, grad_bias
 
 
 torch.library.register_fake("reasonrec_fast::exit_confidence", _fake)

@@ -180,6 +180,27 @@ def test_gradients(members):
     assert torch.autograd.gradcheck(statistics, inputs)
 
 
+@pytest.mark.parametrize("with_targets", [False, True])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_gradients_of_many_classes(with_targets, with_bias):
+    hidden, heads, bias, targets = problem(4, 70, 5, 1, torch.float64)
+    heads = heads[0]
+
+    def statistics(hidden, heads, bias):
+        found = ops.exit_confidence(
+            hidden,
+            heads,
+            bias=bias if with_bias else None,
+            temperature=1.3,
+            positive=3,
+            targets=targets if with_targets else None,
+        )
+        return found.probability, found.positive_probability, found.entropy, found.logsumexp, found.target_logprob
+
+    inputs = [tensor.requires_grad_() for tensor in (hidden, heads, bias[0])]
+    assert torch.autograd.gradcheck(statistics, inputs)
+
+
 @pytest.mark.parametrize("members", [1, 2])
 @pytest.mark.parametrize("with_targets", [False, True])
 def test_opcheck(members, with_targets):

@@ -22,6 +22,17 @@ def test_exit_confidence_holds_no_logits():
     assert extra(lambda: ops.exit_confidence(hidden, heads), 512 * 40) < 0.1 * logits
 
 
+def test_gradients_of_exit_confidence_hold_no_logits():
+    hidden, heads = torch.randn(2048, 32).requires_grad_(), torch.randn(60_000, 32).requires_grad_()
+
+    def run():
+        found = ops.exit_confidence(hidden, heads)
+        return torch.autograd.grad((found.probability + found.entropy).sum(), (hidden, heads))
+
+    eager = 2 * 2048 * 60_000 * 4
+    assert extra(run, (hidden.numel() + heads.numel()) * 4) < 0.15 * eager
+
+
 def test_token_logprobs_hold_no_logits():
     hidden = torch.randn(2048, 32).requires_grad_()
     weight = torch.randn(60_000, 32).requires_grad_()
