@@ -129,6 +129,19 @@ REASONREC_NARROW(BFloat16)
 REASONREC_NARROW(Half)
 #undef REASONREC_NARROW
 
+// sums += added
+#define REASONREC_ADD(T)                                                                             \
+  REASONREC_DISPATCH void add_values(const T* added, Accumulator<T>* sums, int64_t count) {          \
+    int64_t i = 0;                                                                                   \
+    for (; i + kLanes <= count; i += kLanes) store(sums + i, load(sums + i) + load_wide(added + i)); \
+    for (; i < count; ++i) sums[i] += static_cast<Accumulator<T>>(added[i]);                         \
+  }
+REASONREC_ADD(float)
+REASONREC_ADD(double)
+REASONREC_ADD(BFloat16)
+REASONREC_ADD(Half)
+#undef REASONREC_ADD
+
 // A token that a row asked for, and the gradient of its log-probability.
 template <typename Acc>
 struct Asked {
@@ -203,7 +216,9 @@ Results backward(const Tensor& hidden, const Tensor& weight, const Tensor& bias,
         torch::stable::matmul(torch::stable::transpose(gradient, 0, 1), weight_of_block));
     const T* added = to_hidden.const_data_ptr<T>();
     Acc* sums = grad_hidden.mutable_data_ptr<Acc>();
-    for (int64_t i = 0; i < rows * width; ++i) sums[i] += static_cast<Acc>(added[i]);
+    torch::stable::parallel_for(0, rows * width, 1 << 15, [&](int64_t from, int64_t to) {
+      add_values(added + from, sums + from, to - from);
+    });
   }
   return {torch::stable::to(grad_hidden, hidden.scalar_type()), grad_weight, grad_bias};
 }
