@@ -1,0 +1,95 @@
+"""How well confidence orders mistakes, and how well probabilities match frequencies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+def risk_coverage(confidence: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean loss of the surest rows, for every share of the rows (El-Yaniv and Wiener 2010).
+
+    Rows of equal confidence share their mean loss, so that the order of the input does not matter.
+
+    Args:
+        confidence: larger is surer, ``[N]``.
+        losses: ``[N]``.
+
+    Returns:
+        coverage ``[N]`` in (0, 1], rising, and the risk ``[N]`` at each.
+
+    Raises:
+        ValueError: shapes that differ, or no rows.
+
+    >>> coverage, risk = risk_coverage(np.array([0.9, 0.2, 0.6]), np.array([0.0, 1.0, 0.5]))
+    >>> risk.tolist()
+    [0.0, 0.25, 0.5]
+    """
+    confidence, losses = np.asarray(confidence, dtype=np.float64), np.asarray(losses, dtype=np.float64)
+    if confidence.shape != losses.shape or confidence.ndim != 1 or len(losses) == 0:
+        raise ValueError(f"confidence, losses: expected [N] both, N > 0; got {confidence.shape} and {losses.shape}")
+    order = np.argsort(-confidence, kind="stable")
+    _, group, sizes = np.unique(-confidence[order], return_inverse=True, return_counts=True)
+    means = np.bincount(group, weights=losses[order]) / sizes
+    rows = np.arange(1, len(losses) + 1)
+    return rows / len(losses), np.cumsum(means[group]) / rows
+
+
+def aurc(confidence: np.ndarray, losses: np.ndarray) -> float:
+    """Area under the risk–coverage curve (Geifman et al. 2019): smaller is better.
+
+    >>> round(aurc(np.array([0.9, 0.2, 0.6]), np.array([0.0, 1.0, 0.5])), 2)
+    0.25
+    """
+    return float(risk_coverage(confidence, losses)[1].mean())
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Bins of a reliability diagram that hold any rows.
+
+    Attributes:
+        probability: mean of the predictions in each bin, ``[bins]``.
+        frequency: share of positive labels, ``[bins]``.
+        count: rows, ``[bins]``.
+    """
+
+    probability: np.ndarray
+    frequency: np.ndarray
+    count: np.ndarray
+
+
+def reliability(probability: np.ndarray, labels: np.ndarray, bins: int = 15) -> Reliability:
+    """Predictions and frequencies in ``bins`` equal parts of [0, 1].
+
+    Raises:
+        ValueError: shapes that differ, no rows, probabilities outside [0, 1], or no bins.
+
+    >>> found = reliability(np.array([0.1, 0.2, 0.9]), np.array([0, 1, 1]), bins=2)
+    >>> found.probability.round(2).tolist(), found.frequency.tolist(), found.count.tolist()
+    ([0.15, 0.9], [0.5, 1.0], [2, 1])
+    """
+    probability, labels = np.asarray(probability, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+    if probability.shape != labels.shape or probability.ndim != 1 or len(labels) == 0:
+        raise ValueError(f"probability, labels: expected [N] both, N > 0; got {probability.shape} and {labels.shape}")
+    if not (probability.min() >= 0 and probability.max() <= 1):
+        raise ValueError(f"probability: expected [0, 1]; got [{probability.min()}, {probability.max()}]")
+    if bins < 1:
+        raise ValueError(f"bins: expected at least 1; got {bins}")
+    place = np.minimum((probability * bins).astype(np.int64), bins - 1)
+    count = np.bincount(place, minlength=bins)
+    held = count > 0
+    predicted = np.bincount(place, weights=probability, minlength=bins)[held]
+    positive = np.bincount(place, weights=labels, minlength=bins)[held]
+    return Reliability(predicted / count[held], positive / count[held], count[held])
+
+
+def ece(probability: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error: the mean distance of frequency and prediction over the rows' bins.
+
+    >>> round(ece(np.array([0.1, 0.2, 0.9]), np.array([0, 1, 1]), bins=2), 4)
+    0.2667
+    """
+    found = reliability(probability, labels, bins)
+    return float((np.abs(found.frequency - found.probability) * found.count).sum() / found.count.sum())
