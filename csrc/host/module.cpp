@@ -1,11 +1,13 @@
 // reasonrec_fast._host: what runs on the host beside the operators. Built per Python, unlike _C.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <limits>
 #include <stdexcept>
 #include <string>
 
+#include "batcher.h"
 #include "graph.h"
 
 namespace py = pybind11;
@@ -53,10 +55,26 @@ py::tuple build_graph(const Longs& users, const Longs& items, int64_t num_users,
   return build<int64_t>(users, items, num_users, num_items, threads);
 }
 
+const char* name_of(reasonrec::Batcher::Answer answer) {
+  switch (answer) {
+    case reasonrec::Batcher::Answer::kTaken: return "taken";
+    case reasonrec::Batcher::Answer::kFull: return "full";
+    default: return "closed";
+  }
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_host, m) {
   m.def("build_graph", &build_graph, py::arg("users"), py::arg("items"), py::arg("num_users"), py::arg("num_items"),
         py::arg("threads"),
         "Compressed rows of both directions (user_indptr, user_indices, item_indptr, item_indices) of a list of edges.");
+  py::class_<reasonrec::Batcher>(m, "Batcher")
+      .def(py::init<int64_t, double, int64_t>(), py::arg("max_size"), py::arg("max_wait_seconds"), py::arg("capacity"))
+      .def("put", [](reasonrec::Batcher& self, int64_t id, int64_t size) { return name_of(self.put(id, size)); },
+           py::arg("id"), py::arg("size"), "\"taken\", \"full\" or \"closed\".")
+      .def("take", &reasonrec::Batcher::take, py::call_guard<py::gil_scoped_release>(),
+           "Ids of the next batch; waits for it without the interpreter's lock. Empty once closed and handed out.")
+      .def("close", &reasonrec::Batcher::close)
+      .def_property_readonly("queued", &reasonrec::Batcher::queued);
 }

@@ -1,0 +1,93 @@
+// A queue that hands out requests in batches: as soon as a batch is full, or when its oldest request has waited long
+// enough. Requests are numbers; who they stand for is the caller's affair. Any number of threads may put and take.
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <mutex>
+#include <vector>
+
+namespace reasonrec {
+
+class Batcher {
+ public:
+  using Clock = std::chrono::steady_clock;
+  enum class Answer { kTaken, kFull, kClosed };
+
+  // max_size: of a batch, in the units of the requests' sizes; capacity: of the queue, in the same.
+  Batcher(int64_t max_size, double max_wait_seconds, int64_t capacity)
+      : max_size_(max_size),
+        max_wait_(std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(max_wait_seconds))),
+        capacity_(capacity) {}
+
+  Answer put(int64_t id, int64_t size) {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (closed_) return Answer::kClosed;
+      if (queued_ + size > capacity_) return Answer::kFull;
+      queue_.push_back({id, size, Clock::now() + max_wait_});
+      queued_ += size;
+    }
+    // One waits for the first request, another may wait for its batch to fill.
+    changed_.notify_all();
+    return Answer::kTaken;
+  }
+
+  // The next batch, oldest first; waits for it. Empty once the queue is closed and everything has been handed out.
+  std::vector<int64_t> take() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (;;) {
+      changed_.wait(lock, [&] { return closed_ || !queue_.empty(); });
+      if (queue_.empty()) return {};
+      if (closed_ || queued_ >= max_size_ || Clock::now() >= queue_.front().due) return pop();
+      changed_.wait_until(lock, queue_.front().due);
+    }
+  }
+
+  // No more requests; those that were taken are still handed out.
+  void close() {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      closed_ = true;
+    }
+    changed_.notify_all();
+  }
+
+  int64_t queued() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return queued_;
+  }
+
+ private:
+  struct Request {
+    int64_t id, size;
+    Clock::time_point due;
+  };
+
+  // At least one request, and as many as fit.
+  std::vector<int64_t> pop() {
+    std::vector<int64_t> batch;
+    int64_t size = 0;
+    while (!queue_.empty() && (batch.empty() || size + queue_.front().size <= max_size_)) {
+      size += queue_.front().size;
+      batch.push_back(queue_.front().id);
+      queue_.pop_front();
+    }
+    queued_ -= size;
+    return batch;
+  }
+
+  const int64_t max_size_;
+  const Clock::duration max_wait_;
+  const int64_t capacity_;
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<Request> queue_;
+  int64_t queued_ = 0;
+  bool closed_ = false;
+};
+
+}  // namespace reasonrec

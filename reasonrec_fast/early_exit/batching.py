@@ -1,0 +1,129 @@
+"""Micro-batching: concurrent requests gathered into batches under a latency bound."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Generic, TypeVar
+
+Request = TypeVar("Request")
+Result = TypeVar("Result")
+
+
+class QueueFullError(RuntimeError):
+    """The queue holds as much as it may; try again later or elsewhere."""
+
+
+class MicroBatcher(Generic[Request, Result]):
+    """Gathers requests of any number of threads and answers them in batches (queue: ``csrc/host/batcher.h``).
+
+    A batch begins when it is full, or when its oldest request has waited ``max_wait_ms``; a request is handed out once,
+    oldest first.
+
+    Args:
+        handle: answers a batch, one result a request in the same order; is called by ``workers`` threads.
+        max_size: of a batch, in the units of ``size`` of :meth:`submit`.
+        max_wait_ms: longest wait for a batch to fill, in milliseconds, while a worker is free.
+        capacity: of the queue, in the same units; beyond it :class:`QueueFullError`.
+        workers: threads.
+
+    Raises:
+        ValueError: a bound that is not positive (argument, expected, got).
+        ImportError: the host library was not built.
+
+    >>> with MicroBatcher(lambda batch: [2 * value for value in batch], max_wait_ms=1.0) as double:
+    ...     double.submit(21).result()
+    42
+    """
+
+    def __init__(
+        self,
+        handle: Callable[[list[Request]], Sequence[Result]],
+        *,
+        max_size: int = 64,
+        max_wait_ms: float = 5.0,
+        capacity: int = 4096,
+        workers: int = 1,
+    ) -> None:
+        for name, value in (("max_size", max_size), ("capacity", capacity), ("workers", workers)):
+            if value < 1:
+                raise ValueError(f"{name}: expected at least 1; got {value}")
+        if max_wait_ms < 0:
+            raise ValueError(f"max_wait_ms: expected at least 0; got {max_wait_ms}")
+        try:
+            from reasonrec_fast import _host
+        except ImportError as missing:
+            raise ImportError(
+                "MicroBatcher: the host library is not there; it needs Python's headers to be built"
+            ) from missing
+
+        self._handle, self._capacity = handle, capacity
+        self._queue = _host.Batcher(max_size, max_wait_ms / 1000, capacity)
+        self._ids = itertools.count()
+        self._waiting: dict[int, tuple[Request, Future[Result]]] = {}
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, request: Request, *, size: int = 1) -> Future[Result]:
+        """A future of the result.
+
+        Args:
+            request: anything that ``handle`` takes.
+            size: what it counts for in a batch and in the queue; at most the capacity.
+
+        Raises:
+            QueueFullError: the queue is full.
+            RuntimeError: closed.
+        """
+        if not 1 <= size <= self._capacity:
+            raise ValueError(f"size: expected 1 to {self._capacity}; got {size}")
+        future: Future[Result] = Future()
+        number = next(self._ids)
+        self._waiting[number] = (request, future)
+        answer = self._queue.put(number, size)
+        if answer == "taken":
+            return future
+        del self._waiting[number]
+        if answer == "full":
+            raise QueueFullError(
+                f"queue: expected room for {size} more; {self._queue.queued} of {self._capacity} taken"
+            )
+        raise RuntimeError("MicroBatcher: closed; it takes no more requests")
+
+    def close(self) -> None:
+        """Answer what was submitted, then end the threads."""
+        self._queue.close()
+        for thread in self._threads:
+            thread.join()
+
+    def __enter__(self) -> MicroBatcher[Request, Result]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _work(self) -> None:
+        while numbers := self._queue.take():
+            taken = [self._waiting.pop(number) for number in numbers]
+            # A request whose caller has given up is left out.
+            batch = [(request, future) for request, future in taken if future.set_running_or_notify_cancel()]
+            if batch:
+                self._answer(batch)
+
+    def _answer(self, batch: list[tuple[Request, Future[Result]]]) -> None:
+        try:
+            results = self._handle([request for request, _ in batch])
+            if len(results) != len(batch):
+                raise ValueError(f"handle: expected {len(batch)} results, one a request; got {len(results)}")
+        except BaseException as problem:  # goes to those who wait for it
+            for _, future in batch:
+                future.set_exception(problem)
+            return
+        for (_, future), result in zip(batch, results, strict=True):
+            future.set_result(result)
