@@ -150,6 +150,7 @@ def cases(element: str) -> Iterator[tuple[str, Case]]:
             {},
         ),
     )
+    width = topk.block_width(DTYPES[element])
     yield (
         "topk",
         (
@@ -159,7 +160,7 @@ def cases(element: str) -> Iterator[tuple[str, Case]]:
                 **of_type(integers, "indptr", "indices", "picked", "found"),
                 **of_type("i32", "batch", "count", "width", "stretch"),
             },
-            {"EXCLUDE": True, "K": 32, "BLOCK_B": 16, "BLOCK_N": 64, "BLOCK_D": 64, "BLOCK_E": 8},
+            {"EXCLUDE": True, "K": 32, "BLOCK_B": 16, "BLOCK_N": 64, "BLOCK_D": width, "BLOCK_E": 8},
             topk.LAUNCH,
         ),
     )

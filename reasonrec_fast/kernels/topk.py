@@ -16,9 +16,14 @@ import triton.language as tl
 
 LAUNCH = {"num_warps": 8}
 _EMPTY = -(2**63)
-_BLOCK_B, _BLOCK_D, _BLOCK_E = 16, 64, 8
+_BLOCK_B, _BLOCK_E = 16, 8
 _LEAST_STRETCH = 4096
 _PROGRAMS = 512
+
+
+def block_width(dtype: torch.dtype) -> int:
+    """Columns of a step of the product; beside the sorting, products in float32 leave few registers."""
+    return 16 if dtype == torch.float32 else 64
 
 
 @triton.jit
@@ -115,7 +120,7 @@ def topk(
     topk_kernel[(blocks, stretches)](
         queries, items, indptr.contiguous(), indices.contiguous(), rows.contiguous(), found,
         batch, count, width, stretch, EXCLUDE=indptr.numel() > 0, K=held,
-        BLOCK_B=_BLOCK_B, BLOCK_N=block_n, BLOCK_D=_BLOCK_D, BLOCK_E=_BLOCK_E, **LAUNCH,
+        BLOCK_B=_BLOCK_B, BLOCK_N=block_n, BLOCK_D=block_width(queries.dtype), BLOCK_E=_BLOCK_E, **LAUNCH,
     )  # fmt: skip
     keys = found.transpose(0, 1).reshape(batch, -1).sort(1, descending=True).values[:, :k]
     there = keys != _EMPTY
