@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,20 +64,19 @@ def _logprobs(device: str = "cpu") -> Case:
 def with_gradients(name: str, case: str, problem: Problem, forms: dict[str, Forward]) -> Case:
     hidden, weight = problem.hidden, problem.weight
 
-    def both_ways(form: Forward) -> Run:
-        def run() -> tuple[torch.Tensor, ...]:
-            loss = form(hidden, weight)
-            return (loss.detach(), *torch.autograd.grad(loss, (hidden, weight)))
+    def both_ways(form: Forward, hidden: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        loss = form(hidden, weight)
+        return (loss.detach(), *torch.autograd.grad(loss, (hidden, weight)))
 
-        return run
-
-    contenders = {name: both_ways(form) for name, form in forms.items()}
-    exact = contenders["torch"]()
+    contenders: dict[str, Run] = {name: partial(both_ways, form, hidden, weight) for name, form in forms.items()}
+    exact = both_ways(forms["torch"], *(x.detach().float().requires_grad_() for x in (hidden, weight)))
 
     def check(name: str, found: Any) -> None:
+        """In shares of the largest value; logits in 16 bits, as peers have them, are off by some per cent."""
         for ours, theirs in zip(found, exact, strict=True):
-            scale = theirs.float().abs().max()
-            torch.testing.assert_close(ours.float() / scale, theirs.float() / scale, atol=2e-2, rtol=0)
+            scale = theirs.abs().max()
+            tolerance = 1e-2 if name == OURS else 1e-1
+            torch.testing.assert_close(ours.float() / scale, theirs / scale, atol=tolerance, rtol=0)
 
     narrow_hidden, narrow_weight = hidden.detach(), weight.detach()
 
