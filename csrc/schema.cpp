@@ -19,5 +19,6 @@ STABLE_TORCH_LIBRARY(reasonrec_fast, m) {
   m.def(
       "topk(Tensor queries, Tensor items, int k, Tensor indptr, Tensor indices, Tensor rows) -> (Tensor, Tensor)");
   m.def("route_budget(Tensor uncertainty, int count) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("gather_rows(Tensor x, Tensor index, Tensor(a!) out) -> ()");
   m.def("partition(Tensor destination, int num_destinations) -> (Tensor, Tensor, Tensor)");
 }

@@ -6,11 +6,17 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <tuple>
 #include <vector>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define REASONREC_X86 1
+#include <immintrin.h>
+#endif
 
 namespace reasonrec {
 namespace {
@@ -110,10 +116,69 @@ Three partition(Tensor destination, int64_t destinations) {
   return {order, inverse, offsets};
 }
 
+constexpr int64_t kStreamBytes = 16 * 1024 * 1024;  // from here on the result would only push others out of the caches
+
+constexpr int64_t kRowsAhead = 4;
+
+#ifdef REASONREC_X86
+// A copy past the caches: what is not kept there need not be read first. Lines of 64 bytes, `to` on a line's bound;
+// `coming` is a row that will be copied soon.
+__attribute__((target("avx512f"))) void stream_row(char* to, const char* from, const char* coming, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) {
+    _mm_prefetch(coming + i, _MM_HINT_T0);
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to + i), _mm512_loadu_si512(from + i));
+  }
+}
+#endif
+
+bool can_stream(const void* out, int64_t row_bytes, int64_t rows) {
+#ifdef REASONREC_X86
+  static const bool wide = __builtin_cpu_supports("avx512f");
+  return wide && row_bytes % 64 == 0 && reinterpret_cast<uintptr_t>(out) % 64 == 0 && row_bytes * rows >= kStreamBytes;
+#else
+  return false;
+#endif
+}
+
+// out[i] = x[index[i]]; both contiguous, rows of any type.
+void gather_rows(Tensor x, Tensor index, Tensor out) {
+  x = torch::stable::contiguous(x), index = torch::stable::contiguous(index);
+  const int64_t rows = index.numel(), count = x.size(0);
+  STD_TORCH_CHECK(out.is_contiguous() && out.scalar_type() == x.scalar_type() && out.size(0) == rows,
+                  "out: expected a contiguous tensor of x's type with a row an index");
+  const int64_t row_bytes = rows > 0 ? out.numel() / rows * static_cast<int64_t>(x.element_size()) : 0;
+  STD_TORCH_CHECK(count == 0 || row_bytes * count == x.numel() * static_cast<int64_t>(x.element_size()) || rows == 0,
+                  "out: expected rows of the size of x's");
+  const int64_t* from = index.const_data_ptr<int64_t>();
+  for (int64_t row = 0; row < rows; ++row) {
+    STD_TORCH_CHECK(from[row] >= 0 && from[row] < count, "index: expected values in [0, ", count, "); got ", from[row]);
+  }
+  const char* source = static_cast<const char*>(x.const_data_ptr());
+  char* target = static_cast<char*>(out.mutable_data_ptr());
+  const bool stream = can_stream(target, row_bytes, rows);
+  torch::stable::parallel_for(0, rows, 512, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const char* line = source + from[row] * row_bytes;
+#ifdef REASONREC_X86
+      if (stream) {
+        const int64_t ahead = std::min(row + kRowsAhead, end - 1);
+        stream_row(target + row * row_bytes, line, source + from[ahead] * row_bytes, row_bytes);
+        continue;
+      }
+#endif
+      std::memcpy(target + row * row_bytes, line, row_bytes);
+    }
+#ifdef REASONREC_X86
+    if (stream) _mm_sfence();
+#endif
+  });
+}
+
 }  // namespace
 }  // namespace reasonrec
 
 STABLE_TORCH_LIBRARY_IMPL(reasonrec_fast, CPU, m) {
   m.impl("route_budget", TORCH_BOX(&reasonrec::route_budget));
+  m.impl("gather_rows", TORCH_BOX(&reasonrec::gather_rows));
   m.impl("partition", TORCH_BOX(&reasonrec::partition));
 }

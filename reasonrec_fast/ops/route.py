@@ -99,13 +99,26 @@ def route_to(
 @library.takes_arrays
 def dispatch(x: torch.Tensor, route: Route, *, out: torch.Tensor | None = None) -> torch.Tensor:
     """Rows of ``x [B, ...]`` in the order of the route; differentiable unless ``out`` is given."""
-    return torch.index_select(x, 0, route.order, out=out) if out is not None else x.index_select(0, route.order)
+    return _gather(x, route.order, out)
 
 
 @library.takes_arrays
 def combine(y: torch.Tensor, route: Route, *, out: torch.Tensor | None = None) -> torch.Tensor:
     """Rows of ``y [B, ...]``, which are in the order of the route, back in input order; the inverse of dispatch."""
-    return torch.index_select(y, 0, route.inverse, out=out) if out is not None else y.index_select(0, route.inverse)
+    return _gather(y, route.inverse, out)
+
+
+def _gather(x: torch.Tensor, index: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+    if out is None:
+        return x.index_select(0, index)
+    if out.shape != (index.numel(), *x.shape[1:]) or out.dtype != x.dtype:
+        raise ValueError(
+            f"out: expected {[index.numel(), *x.shape[1:]]} of {x.dtype}; got {list(out.shape)} of {out.dtype}"
+        )
+    if out.device.type == "cpu" and out.is_contiguous():
+        torch.ops.reasonrec_fast.gather_rows(x, index, out)
+        return out
+    return torch.index_select(x, 0, index, out=out)
 
 
 def _check_vector(tensor: torch.Tensor, name: str) -> None:
@@ -201,6 +214,7 @@ torch.library.define(
 )
 torch.library.impl("reasonrec_fast::route_to", "CompositeExplicitAutograd", _route_to)
 torch.library.register_fake("reasonrec_fast::route_to", _fake)
+torch.library.register_fake("reasonrec_fast::gather_rows", lambda x, index, out: None)
 torch.library.register_fake("reasonrec_fast::route_budget", _fake_budget)
 for _name, _plain in (("route_budget", _route_budget), ("partition", _partition)):
     if not torch._C._dispatch_has_kernel_for_dispatch_key(f"reasonrec_fast::{_name}", "CUDA"):

@@ -121,3 +121,34 @@ def test_bad_route_to_arguments():
         ops.route_to(destination, 2, capacity=torch.zeros(3))
     with pytest.raises(ValueError, match="score: expected"):
         ops.route_to(destination, 2, score=torch.zeros(3))
+
+
+@pytest.mark.parametrize("shape", [(300, 256), (300, 3), (300,), (300, 2, 5), (0, 4), (40_000, 128)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+def test_ready_buffers(shape, dtype):
+    """Small rows are copied; from 16 MB on rows of whole lines go past the caches."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(-100, 100, shape, generator=generator).to(dtype)
+    route = ops.route(torch.rand(shape[0], generator=generator), budget=0.4)
+    there, back = torch.empty_like(x), torch.empty_like(x)
+    assert ops.dispatch(x, route, out=there) is there
+    assert torch.equal(there, x[route.order])
+    assert torch.equal(ops.combine(there, route, out=back), x)
+
+
+def test_strided_buffers_and_bad_ones():
+    x, route = torch.randn(6, 4), ops.route(torch.rand(6), budget=2)
+    out = torch.empty(4, 6).T
+    assert torch.equal(ops.dispatch(x, route, out=out), x[route.order])
+    with pytest.raises(ValueError, match=r"out: expected \[6, 4\] of torch.float32; got \[5, 4\]"):
+        ops.dispatch(x, route, out=torch.empty(5, 4))
+    with pytest.raises(ValueError, match="of torch.float64"):
+        ops.combine(x, route, out=torch.empty(6, 4, dtype=torch.float64))
+    with pytest.raises(RuntimeError, match=r"index: expected values in \[0, 6\); got 6"):
+        torch.ops.reasonrec_fast.gather_rows(x, torch.tensor([6]), torch.empty(1, 4))
+
+
+def test_gather_rows_opcheck():
+    torch.library.opcheck(
+        torch.ops.reasonrec_fast.gather_rows, (torch.randn(5, 3), torch.tensor([4, 0, 4]), torch.empty(3, 3))
+    )
