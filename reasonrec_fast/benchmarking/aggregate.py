@@ -75,6 +75,7 @@ def _fp32(device: str = "cpu") -> Case:
         OURS: lambda: gowalla.ours(x),
         "torch_coo": lambda: _layers(coo, x, 3),
         "torch_csr": lambda: _layers(csr, x, 3),
+        **_pyg(coo, x, 3),
         **_other_peers(csr, x, 3),
     }
     return gowalla.case("aggregate-gowalla-fp32", torch.float32, contenders, gowalla.floor(4), 1e-4)
@@ -154,6 +155,26 @@ def _matrices(graph: InteractionGraph) -> tuple[torch.Tensor, torch.Tensor]:
         wide = coo.to_sparse_csr()
         csr = torch.sparse_csr_tensor(wide.crow_indices().int(), wide.col_indices().int(), wide.values(), wide.shape)
     return coo, csr
+
+
+def _pyg(coo: torch.Tensor, x: torch.Tensor, layers: int) -> dict[str, Run]:
+    """LightGCN's layer in PyG, over edges whose weights are ready."""
+    if not installed("torch_geometric"):
+        return {}
+    from torch_geometric.nn import LGConv
+
+    layer, (ends, starts), weights = LGConv(normalize=False), coo.indices(), coo.values()
+    edges = torch.stack([starts, ends])
+
+    @torch.no_grad()
+    def run() -> torch.Tensor:
+        total = embeddings = x
+        for _ in range(layers):
+            embeddings = layer(embeddings, edges, weights)
+            total = total + embeddings
+        return total / (layers + 1)
+
+    return {"pyg": run}
 
 
 def _other_peers(csr: torch.Tensor, x: torch.Tensor, layers: int) -> dict[str, Run]:
