@@ -14,6 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
+from reasonrec_fast.kernels.logits import logits_tile
+
 _BLOCK_B = 16
 _LEAST_STRETCH = 512
 _PROGRAMS = 512
@@ -21,32 +23,6 @@ _PROGRAMS = 512
 LAUNCH = {"num_stages": 4}
 """Of the stream: the heads come from memory, and more of them may be on their way."""
 MEASURES = {"max_prob": 0, "margin": 1, "entropy": 2, "ratio": 3}
-
-
-@triton.jit
-def _logits_tile(
-    hidden, heads, bias, rows, first_class, batch, classes, width, inverse_temperature,
-    HAS_BIAS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """Scaled logits ``[BLOCK_B, BLOCK_C]`` of the classes from ``first_class``; -inf beyond the last."""
-    columns = first_class + tl.arange(0, BLOCK_C)
-    tile = tl.zeros((BLOCK_B, BLOCK_C), tl.float32)
-    for start in range(0, width, BLOCK_D):
-        inner = start + tl.arange(0, BLOCK_D)
-        a = tl.load(
-            hidden + rows[:, None].to(tl.int64) * width + inner[None, :],
-            mask=(rows < batch)[:, None] & (inner < width)[None, :],
-            other=0.0,
-        )
-        b = tl.load(
-            heads + columns[None, :].to(tl.int64) * width + inner[:, None],
-            mask=(columns < classes)[None, :] & (inner < width)[:, None],
-            other=0.0,
-        )
-        tile = tl.dot(a, b, tile, input_precision="ieee")
-    if HAS_BIAS:
-        tile += tl.load(bias + columns, mask=columns < classes, other=0.0).to(tl.float32)[None, :]
-    return tl.where((columns < classes)[None, :], tile * inverse_temperature, float("-inf"))
 
 
 @triton.jit
@@ -87,7 +63,7 @@ def stream_kernel(
     begin = tl.program_id(1) * stretch
     end = tl.minimum(begin + stretch, classes)
     for first in range(begin, end, BLOCK_C):
-        tile = _logits_tile(
+        tile = logits_tile(
             hidden, heads, bias, rows, first, batch, end, width, inverse_temperature,
             HAS_BIAS, BLOCK_B, BLOCK_C, BLOCK_D,
         )  # fmt: skip
@@ -186,7 +162,7 @@ def ensemble_kernel(
     mean = tl.zeros((BLOCK_B, BLOCK_C), tl.float32)
     for member in range(MEMBERS):
         skip = member * classes
-        tile = _logits_tile(
+        tile = logits_tile(
             hidden, heads + skip.to(tl.int64) * width, bias + skip, rows, 0, batch, classes, width,
             inverse_temperature, HAS_BIAS, BLOCK_B, BLOCK_C, BLOCK_D,
         )  # fmt: skip

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from reasonrec_fast.kernels.exit_confidence import _logits_tile
+from reasonrec_fast.kernels.logits import logits_tile
 
 _BLOCK_C, _BLOCK_D = 64, 64
 _STRETCHES = 16
@@ -41,7 +41,7 @@ def partial_kernel(
     begin = tl.program_id(1) * stretch
     end = tl.minimum(begin + stretch, classes)
     for first in range(begin, end, BLOCK_C):
-        tile = _logits_tile(
+        tile = logits_tile(
             hidden, weight, bias, rows, first, batch, end, width, inverse_temperature,
             HAS_BIAS, BLOCK_B, BLOCK_C, BLOCK_D,
         )  # fmt: skip
@@ -73,7 +73,7 @@ def gradient_kernel(
     present = rows < batch
     inside = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     inverse_temperature = 1.0 / tl.load(temperature).to(tl.float32)
-    tile = _logits_tile(
+    tile = logits_tile(
         hidden, weight, bias, rows, first_class + tl.program_id(1) * BLOCK_C, batch, classes, width,
         inverse_temperature, HAS_BIAS, BLOCK_B, BLOCK_C, BLOCK_D,
     )  # fmt: skip
