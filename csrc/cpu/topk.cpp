@@ -56,8 +56,15 @@ class Exclusions {
     });
   }
 
-  bool has(int64_t row, int64_t item) const {
-    return std::binary_search(items_.begin() + starts_[row], items_.begin() + starts_[row + 1], item);
+  // Place of a row's first item that is at least `item`.
+  int64_t from(int64_t row, int64_t item) const {
+    return std::lower_bound(items_.begin() + starts_[row], items_.begin() + starts_[row + 1], item) - items_.begin();
+  }
+
+  // Whether a row excludes an item; `place` goes on with items that rise from question to question.
+  bool has(int64_t row, int64_t item, int64_t& place) const {
+    while (place < starts_[row + 1] && items_[place] < item) ++place;
+    return place < starts_[row + 1] && items_[place] == item;
   }
 
  private:
@@ -78,15 +85,24 @@ class Best {
       heap_.push_back(found);
       std::push_heap(heap_.begin(), heap_.end());
     } else if (found < heap_.front()) {
-      std::pop_heap(heap_.begin(), heap_.end());
-      heap_.back() = found;
-      std::push_heap(heap_.begin(), heap_.end());
+      replace_worst(found);
     }
   }
 
   const std::vector<Found<Acc>>& found() const { return heap_; }
 
  private:
+  // The worse child moves up until the new one fits: half the comparisons of a pop and a push.
+  void replace_worst(Found<Acc> found) {
+    size_t hole = 0;
+    for (size_t child = 1; child < k_; child = 2 * hole + 1) {
+      if (child + 1 < k_) child += heap_[child] < heap_[child + 1];
+      if (!(found < heap_[child])) break;
+      heap_[hole] = heap_[child], hole = child;
+    }
+    heap_[hole] = found;
+  }
+
   size_t k_;
   std::vector<Found<Acc>> heap_;
 };
@@ -127,13 +143,15 @@ void above(const Acc* scores, int64_t lanes, int64_t count, const Acc* bars, uin
 // Offers scores[count][lanes] of items first, first + 1, ... to the rows of a panel.
 template <typename Acc>
 void offer(const Acc* scores, int64_t lanes, int64_t rows, int64_t first, int64_t count, int64_t first_row,
-           const Exclusions& excluded, Best<Acc>* best, Acc* bars) {
+           const Exclusions& excluded, int64_t* places, Best<Acc>* best, Acc* bars) {
   uint16_t bits[kMostTileRows * kPanelRows / kLanes];
   above(scores, lanes, count, bars, bits);
   for (int64_t at = 0; at < count * lanes; at += kLanes) {
     for (uint32_t left = bits[at / kLanes]; left != 0; left &= left - 1) {
       const int64_t place = at + __builtin_ctz(left), row = place % lanes, item = first + place / lanes;
-      if (row >= rows || scores[place] <= bars[row] || excluded.has(first_row + row, item)) continue;
+      if (row >= rows || scores[place] <= bars[row] || excluded.has(first_row + row, item, places[row])) {
+        continue;
+      }
       best[row].offer({std::isnan(scores[place]) ? -std::numeric_limits<Acc>::infinity() : scores[place], item});
       bars[row] = best[row].bar();
     }
@@ -160,10 +178,15 @@ void run(const T* queries, const T* items, int64_t batch, int64_t count, int64_t
   torch::stable::parallel_for(0, groups * stretches, 1, [&](int64_t begin, int64_t end) {
     Tiles<T> tiles(items, count, width);
     std::vector<Acc> scores(kMostTileRows * kPanelRows), bars(group * kPanelRows);
+    std::vector<int64_t> places(group * kPanelRows);
     for (int64_t work = begin; work < end; ++work) {
       const int64_t stretch = work % stretches, first_panel = work / stretches * group;
       const int64_t start = stretch * stretch_items, stop = std::min(start + stretch_items, count);
       std::fill(bars.begin(), bars.end(), Best<Acc>(1).bar());
+      for (int64_t lane = 0; lane < group * kPanelRows; ++lane) {
+        const int64_t row = first_panel * kPanelRows + lane;
+        if (row < batch) places[lane] = excluded.from(row, start);
+      }
       for (int64_t first = start; first < stop; first += tile) {
         const int64_t height = std::min(tile, stop - first);
         if (!few) tiles.stage(first, height);
@@ -176,6 +199,7 @@ void run(const T* queries, const T* items, int64_t batch, int64_t count, int64_t
             tiles.multiply(panels, panel, scores.data(), panel - first_panel, last_panel - first_panel);
           }
           offer(scores.data(), lanes, std::min(kPanelRows, batch - first_row), first, height, first_row, excluded,
+                places.data() + (panel - first_panel) * kPanelRows,
                 best.data() + (stretch * num_panels + panel) * kPanelRows,
                 bars.data() + (panel - first_panel) * kPanelRows);
         }
