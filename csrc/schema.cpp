@@ -18,6 +18,9 @@ STABLE_TORCH_LIBRARY(reasonrec_fast, m) {
       "Tensor grad_entropy) -> (Tensor, Tensor, Tensor)");
   m.def(
       "topk(Tensor queries, Tensor items, int k, Tensor indptr, Tensor indices, Tensor rows) -> (Tensor, Tensor)");
+  m.def(
+      "packed_attention(Tensor query, Tensor key, Tensor value, Tensor segments, float scale, float softcap) -> "
+      "Tensor");
   m.def("route_budget(Tensor uncertainty, int count) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("gather_rows(Tensor x, Tensor index, Tensor(a!) out) -> ()");
   m.def("partition(Tensor destination, int num_destinations) -> (Tensor, Tensor, Tensor)");

@@ -69,6 +69,30 @@ bool in_pairs() {
 
 }  // namespace
 
+bool bf16_in_pairs() { return in_pairs<BFloat16>(); }
+
+int64_t pair_steps(int64_t width) {
+  // AMX reads whole blocks of columns; the pairs that are left at their end are zeros.
+  return has_amx() ? (width + 31) / 32 * 16 : (width + 1) / 2;
+}
+
+void multiply_tile(const uint32_t* packed, const uint16_t* weight, int64_t stride, int64_t width, int64_t lanes,
+                   float* out) {
+#ifdef REASONREC_X86
+  const auto run = has_amx() ? tile_amx : tile_bf16;
+  run(packed, weight, stride, width, lanes, out, Ahead());
+#endif
+}
+
+void multiply_tile(const float* packed, const float* weight, int64_t stride, int64_t width, int64_t lanes, float* out) {
+  tile(packed, weight, stride, width, lanes, out, Ahead());
+}
+
+void multiply_tile(const double* packed, const double* weight, int64_t stride, int64_t width, int64_t lanes,
+                   double* out) {
+  tile(packed, weight, stride, width, lanes, out, Ahead());
+}
+
 template <typename T>
 int64_t tile_rows() {
 #ifdef REASONREC_X86
@@ -80,8 +104,7 @@ int64_t tile_rows() {
 template <typename T>
 Panels<T>::Panels(const T* rows, int64_t count, int64_t width) : rows_(count), width_(width) {
   const bool pairs = in_pairs<T>();
-  // AMX reads whole blocks of columns; the vectors that are left at their end are zeros.
-  const int64_t steps = !pairs ? width : has_amx() ? (width + 31) / 32 * 16 : (width + 1) / 2;
+  const int64_t steps = pairs ? pair_steps(width) : width;
   stride_ = steps * kPanelRows;
   const int64_t size = this->count() * stride_;
   if (pairs) pairs_.resize(size); else wide_.resize(size);

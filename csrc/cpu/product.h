@@ -26,6 +26,20 @@ constexpr int64_t kFewRows = 8;
 template <typename T>
 int64_t tile_rows();
 
+// Whether products of bfloat16 run on the processor's own 16-bit instructions.
+bool bf16_in_pairs();
+
+// Steps in which `width` bfloat16 values are packed: pairs, and zeros up to what the instructions read at a time.
+int64_t pair_steps(int64_t width);
+
+// out[tile_rows][lanes]: rows of a weight, `stride` apart, times packed rows [steps][lanes] (16 or 32 lanes). For who
+// packs by himself; the classes below pack whole matrices.
+void multiply_tile(const uint32_t* packed, const uint16_t* weight, int64_t stride, int64_t width, int64_t lanes,
+                   float* out);
+void multiply_tile(const float* packed, const float* weight, int64_t stride, int64_t width, int64_t lanes, float* out);
+void multiply_tile(const double* packed, const double* weight, int64_t stride, int64_t width, int64_t lanes,
+                   double* out);
+
 // Rows of hidden, packed in panels.
 template <typename T>
 class Panels {

@@ -1,4 +1,4 @@
-"""A decoder-only transformer, layer by layer over a packed batch."""
+"""A decoder-only transformer of transformers, taken apart: what a layer does, token by token, on a packed batch."""
 
 from __future__ import annotations
 
@@ -7,42 +7,35 @@ from typing import Any
 import torch
 from torch import nn
 
-from reasonrec_fast.early_exit import attention
-from reasonrec_fast.early_exit.layout import PackedLayout
+FAMILIES = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3")
+"""``model_type`` of the models that :class:`Backbone` takes apart."""
+
+Rotary = dict[str, tuple[torch.Tensor, torch.Tensor]]
+"""Cosines and sines ``[T, r]`` by kind of layer."""
 
 
 class Backbone(nn.Module):
-    """Embeddings, layers, final norm and rotary part of any Hugging Face decoder whose layers take keyword arguments
-    through to the attention interface: Llama, Qwen2 and 3, Mistral, Gemma, Phi 3 and their like.
+    """Embeddings, layers and rotary part of a Hugging Face decoder of one of :data:`FAMILIES`.
+
+    Nothing of the model is changed: its own ``forward`` stays what it was.
 
     Args:
-        model: a causal model or its base model; its attention is switched to the packed form in place. LoRA layers
-            put there by peft stay and train.
+        model: a causal model or its base model; LoRA layers put there by peft stay and train.
 
     Raises:
-        TypeError: the model is not built that way.
+        TypeError: another family.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         base: Any = getattr(model, "model", model)
-        missing = [name for name in ("embed_tokens", "layers", "norm", "rotary_emb") if not hasattr(base, name)]
-        if missing:
+        family = getattr(getattr(base, "config", None), "model_type", None)
+        if family not in FAMILIES:
             raise TypeError(
-                f"model: expected a decoder with embed_tokens, layers, norm and rotary_emb; "
-                f"{type(model).__name__} has no {', '.join(missing)}"
+                f"model: expected a decoder of one of {', '.join(FAMILIES)}; got {type(model).__name__}"
+                + (f" of model_type {family!r}" if family else "")
             )
         self.base = base
-        self._own_attention = base.config._attn_implementation
-        self.use_packed_attention()
-
-    def use_packed_attention(self) -> None:
-        """Attend by packed layouts (the form that this class needs)."""
-        self.base.set_attn_implementation(attention.NAME)
-
-    def use_own_attention(self) -> None:
-        """Attend as transformers does by itself, so that the plain model can be called."""
-        self.base.set_attn_implementation(self._own_attention)
 
     def keep_layers(self, count: int) -> None:
         """Drop every layer after the first ``count``.
@@ -83,35 +76,90 @@ class Backbone(nn.Module):
         return min(config.max_position_embeddings, window) if slides else config.max_position_embeddings
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        """Input of the first layer, ``[1, T, D]``."""
-        hidden = self.base.embed_tokens(ids[None])
+        """Input of the first layer, ``[T, D]``."""
+        hidden = self.base.embed_tokens(ids)
         # Gemma scales inside its embedding; earlier releases of transformers did so outside for Gemma 1 and 2.
         if self.base.config.model_type in ("gemma", "gemma2") and not hasattr(self.base.embed_tokens, "embed_scale"):
             hidden = hidden * torch.tensor(self.hidden_size**0.5, dtype=hidden.dtype)
         return hidden
 
-    def rotary(self, hidden: torch.Tensor, layout: PackedLayout) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Cosines and sines at the layout's positions, by kind of layer (most models have one kind)."""
-        positions, rotary = layout.positions[None], self.base.rotary_emb
+    def rotary(self, hidden: torch.Tensor, length: int) -> Rotary:
+        """Cosines and sines of the positions ``[0, length)``, in the dtype of ``hidden``."""
+        positions, rotary = torch.arange(length, device=hidden.device)[None], self.base.rotary_emb
         kinds = sorted(set(getattr(self.base.config, "layer_types", None) or ()))
         if hasattr(rotary, "layer_types"):
-            return {kind: rotary(hidden, positions, kind) for kind in kinds}
-        return dict.fromkeys([*kinds, ""], rotary(hidden, positions))
+            found = {kind: rotary(hidden, positions, kind) for kind in kinds}
+        else:
+            found = dict.fromkeys([*kinds, ""], rotary(hidden, positions))
+        return {kind: (cosines[0], sines[0]) for kind, (cosines, sines) in found.items()}
 
-    def layer(
-        self,
-        index: int,
-        hidden: torch.Tensor,
-        layout: PackedLayout,
-        rotary: dict[str, tuple[torch.Tensor, torch.Tensor]],
-    ) -> torch.Tensor:
-        """Layer ``index`` (from 0) on ``[1, T, D]``."""
+    def normed(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
+        """What the attention of layer ``index`` (from 0) reads, ``[T, D]``."""
+        return self.base.layers[index].input_layernorm(hidden)
+
+    def queries(self, index: int, normed: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+        """``[T, H, d]``, turned by position; ``rotary`` holds those of the ``T`` tokens."""
+        attention = self.base.layers[index].self_attn
+        if hasattr(attention, "qkv_proj"):
+            query = _part(attention.qkv_proj, normed, slice(0, self._query_width(attention)))
+        else:
+            query = attention.q_proj(normed)
+        query = query.unflatten(-1, (-1, attention.head_dim))
+        if hasattr(attention, "q_norm"):
+            query = attention.q_norm(query)
+        return _turned(query, *rotary[self._kind(index)])
+
+    def keys_values(self, index: int, normed: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys, turned by position, and values, ``[T, G, d]`` each."""
+        attention = self.base.layers[index].self_attn
+        if hasattr(attention, "qkv_proj"):
+            both = _part(attention.qkv_proj, normed, slice(self._query_width(attention), None))
+            key, value = both.chunk(2, -1)
+        else:
+            key, value = attention.k_proj(normed), attention.v_proj(normed)
+        key, value = (x.unflatten(-1, (-1, attention.head_dim)) for x in (key, value))
+        if hasattr(attention, "k_norm"):
+            key = attention.k_norm(key)
+        return _turned(key, *rotary[self._kind(index)]), value
+
+    def scores(self, index: int) -> dict[str, Any]:
+        """How the layer's attention scales, caps and drops its scores: arguments of ``ops.packed_attention``."""
+        attention = self.base.layers[index].self_attn
+        return {
+            "scale": attention.scaling,
+            "softcap": getattr(attention, "attn_logit_softcapping", None),
+            "dropout": attention.attention_dropout if self.training else 0.0,
+        }
+
+    def finish(self, index: int, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """The layer's output ``[T, D]`` from its input and what its attention found, ``[T, H, d]``."""
+        layer = self.base.layers[index]
+        found = layer.self_attn.o_proj(attended.flatten(1))
+        if hasattr(layer, "pre_feedforward_layernorm"):  # Gemma 2 and 3 norm what is added, too
+            hidden = hidden + layer.post_attention_layernorm(found)
+            return hidden + layer.post_feedforward_layernorm(layer.mlp(layer.pre_feedforward_layernorm(hidden)))
+        hidden = hidden + found
+        return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+
+    def _kind(self, index: int) -> str:
         kinds = getattr(self.base.config, "layer_types", None)
-        output = self.base.layers[index](
-            hidden,
-            attention_mask=None,
-            position_ids=layout.positions[None],
-            position_embeddings=rotary[kinds[index] if kinds else ""],
-            layout=layout,
-        )
-        return output[0] if isinstance(output, tuple) else output
+        return kinds[index] if kinds else ""
+
+    def _query_width(self, attention: Any) -> int:
+        return self.base.config.num_attention_heads * attention.head_dim
+
+
+def _part(projection: nn.Module, x: torch.Tensor, columns: slice) -> torch.Tensor:
+    """Some output columns of a joint projection; LoRA around it needs all of them."""
+    if type(projection) is not nn.Linear:
+        return projection(x)[..., columns]
+    bias = None if projection.bias is None else projection.bias[columns]
+    return nn.functional.linear(x, projection.weight[columns], bias)
+
+
+def _turned(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
+    """Rotary positions (RoFormer, arXiv 2104.09864) for halves that turn together; columns past ``r`` stay."""
+    width = cosines.shape[-1]
+    first, second = x[..., : width // 2], x[..., width // 2 : width]
+    turned = x[..., :width] * cosines[:, None] + torch.cat([-second, first], -1) * sines[:, None]
+    return turned if width == x.shape[-1] else torch.cat([turned, x[..., width:]], -1)

@@ -1,11 +1,12 @@
-"""Where each token of a packed batch belongs: shared prefixes, and the suffixes that read them."""
+"""Where each token of a packed batch lies: shared prefixes, and the suffixes that read them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, replace
+from functools import cached_property
 
+import numpy as np
 import torch
 
 TokenGroup = tuple[Sequence[int], Sequence[Sequence[int]]]
@@ -13,115 +14,164 @@ TokenGroup = tuple[Sequence[int], Sequence[Sequence[int]]]
 
 
 @dataclass(frozen=True)
-class GroupLayout:
-    """One group: ``start``, then ``prefix`` tokens, then the tokens of its suffixes one after the other.
-
-    Attributes:
-        start: place of its first token.
-        prefix: tokens of the prefix.
-        suffixes: tokens of each suffix.
-        padded: for every suffix token its place when the suffixes stand as rows of equal width, int64.
-        mask: bool ``[S, prefix + S]`` for the widest suffix of ``S`` tokens: a suffix reads its prefix, and itself up
-            to the token that asks. Padding stands at the end of a row, where no token reads it.
-    """
-
-    start: int
-    prefix: int
-    suffixes: tuple[int, ...]
-    padded: torch.Tensor
-    mask: torch.Tensor
-
-    @property
-    def width(self) -> int:
-        return max(self.suffixes)
-
-    @property
-    def end(self) -> int:
-        return self.start + self.prefix + sum(self.suffixes)
-
-
-@dataclass(frozen=True)
 class PackedLayout:
-    """One flat sequence of ``T`` tokens: group after group, without padding. A row is one suffix; rows are numbered
-    in the order in which they lie.
+    """One flat sequence of ``T`` tokens: group after group, each its prefix and then its suffixes, without padding.
+
+    A row is one suffix; rows are numbered in the order in which they lie. A prefix may be *away*: its tokens are not
+    among the ``T``, because its keys and values are known from elsewhere. Everything here lies on the host.
 
     Attributes:
-        groups: the groups, in order.
-        positions: place of each token in its text, int64 ``[T]``: a suffix goes on from the end of its prefix.
-        last: place of each row's last token, int64 ``[R]``.
+        prefix: tokens of each group's prefix, int64 ``[G]``.
+        here: whether the prefix is among the tokens, bool ``[G]``.
+        suffix: tokens of each row, int64 ``[R]``.
+        group: of each row, int64 ``[R]``, ascending.
     """
 
-    groups: tuple[GroupLayout, ...]
-    positions: torch.Tensor
-    last: torch.Tensor
+    prefix: np.ndarray
+    here: np.ndarray
+    suffix: np.ndarray
+    group: np.ndarray
 
     @classmethod
-    def pack(
-        cls, groups: Sequence[TokenGroup], device: torch.device | str = "cpu"
-    ) -> tuple[torch.Tensor, PackedLayout]:
-        """Token ids ``[T]`` and the layout of some groups.
+    def of(cls, groups: Sequence[TokenGroup]) -> PackedLayout:
+        """The layout of some groups, all prefixes here.
 
         Raises:
             ValueError: no group, a group without a suffix, or an empty suffix (a row needs a last token).
 
-        >>> ids, layout = PackedLayout.pack([([5, 6], [[7], [8, 9]])])
-        >>> ids.tolist(), layout.positions.tolist(), layout.last.tolist()
-        ([5, 6, 7, 8, 9], [0, 1, 2, 2, 3], [2, 4])
+        >>> layout = PackedLayout.of([([5, 6], [[7], [8, 9]])])
+        >>> layout.positions.tolist(), layout.last.tolist()
+        ([0, 1, 2, 2, 3], [2, 4])
         """
         if not groups or not all(suffixes and all(map(len, suffixes)) for _, suffixes in groups):
             raise ValueError("groups: expected at least one, each with suffixes of at least one token")
-        ids = [token for prefix, suffixes in groups for part in (prefix, *suffixes) for token in part]
-        lengths = [(len(prefix), tuple(map(len, suffixes))) for prefix, suffixes in groups]
-        return torch.tensor(ids, device=device), cls.of_lengths(lengths, device)
-
-    @classmethod
-    def of_lengths(
-        cls, lengths: Sequence[tuple[int, tuple[int, ...]]], device: torch.device | str = "cpu"
-    ) -> PackedLayout:
-        """The layout of groups given as (prefix length, suffix lengths)."""
-        groups: list[GroupLayout] = []
-        positions: list[int] = []
-        last: list[int] = []
-        start = 0
-        for prefix, suffixes in lengths:
-            width = max(suffixes)
-            padded = [row * width + token for row, size in enumerate(suffixes) for token in range(size)]
-            mask = torch.ones(width, prefix + width, dtype=torch.bool, device=device).tril(prefix)
-            groups.append(GroupLayout(start, prefix, suffixes, torch.tensor(padded, device=device), mask))
-            positions += range(prefix)
-            for size in suffixes:
-                positions += range(prefix, prefix + size)
-                last.append(len(positions) - 1)
-            start = len(positions)
-        return cls(tuple(groups), torch.tensor(positions, device=device), torch.tensor(last, device=device))
+        return cls(
+            np.array([len(prefix) for prefix, _ in groups]),
+            np.ones(len(groups), dtype=bool),
+            np.array([len(suffix) for _, suffixes in groups for suffix in suffixes]),
+            np.repeat(np.arange(len(groups)), [len(suffixes) for _, suffixes in groups]),
+        )
 
     @property
     def num_rows(self) -> int:
-        return self.last.numel()
+        return len(self.suffix)
 
-    def keep(self, rows: Sequence[int]) -> tuple[torch.Tensor, PackedLayout]:
+    @property
+    def num_tokens(self) -> int:
+        return int(self.suffix.sum() + self.prefix[self.here].sum())
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text."""
+        return int((self.prefix[self.group] + self.suffix).max())
+
+    @cached_property
+    def row_start(self) -> np.ndarray:
+        """Place of each row's first token."""
+        # Tokens of prefixes up to and with the row's own, and of the rows before it.
+        return np.cumsum(self.prefix * self.here)[self.group] + np.cumsum(self.suffix) - self.suffix
+
+    @cached_property
+    def prefix_start(self) -> np.ndarray:
+        """Place of each prefix's first token; of no meaning where it is away."""
+        return self.row_start[np.searchsorted(self.group, np.arange(len(self.prefix)))] - self.prefix
+
+    @property
+    def last(self) -> np.ndarray:
+        """Place of each row's last token, int64 ``[R]``."""
+        return self.row_start + self.suffix - 1
+
+    @cached_property
+    def positions(self) -> np.ndarray:
+        """Place of each token in its text, int64 ``[T]``: a suffix goes on from the end of its prefix."""
+        placed = np.empty(self.num_tokens, dtype=np.int64)
+        lengths = self.prefix[self.here]
+        placed[ranges(self.prefix_start[self.here], lengths)] = ranges(np.zeros_like(lengths), lengths)
+        placed[ranges(self.row_start, self.suffix)] = ranges(self.prefix[self.group], self.suffix)
+        return placed
+
+    @cached_property
+    def is_last(self) -> np.ndarray:
+        """Whether a token is the last of its row, bool ``[T]``."""
+        found = np.zeros(self.num_tokens, dtype=bool)
+        found[self.last] = True
+        return found
+
+    def keep(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, PackedLayout]:
         """The layout of some rows alone; prefixes that nobody reads any more leave too.
 
         Args:
             rows: ascending row numbers, at least one.
 
         Returns:
-            the places of the tokens that stay, int64 ``[t]``, and their layout, in which row ``i`` is ``rows[i]``.
+            the places of the tokens that stay, int64 ``[t]``; the groups that stay; and their layout, in which row
+            ``i`` is ``rows[i]``.
         """
-        staying, first_row = set(rows), 0
-        places: list[int] = []
-        lengths: list[tuple[int, tuple[int, ...]]] = []
-        for group in self.groups:
-            starts = accumulate(group.suffixes, initial=group.start + group.prefix)
-            kept = [
-                (start, size)
-                for row, (start, size) in enumerate(zip(starts, group.suffixes, strict=False), first_row)
-                if row in staying
-            ]
-            first_row += len(group.suffixes)
-            if kept:
-                for start, size in [(group.start, group.prefix), *kept]:
-                    places += range(start, start + size)
-                lengths.append((group.prefix, tuple(size for _, size in kept)))
-        device = self.positions.device
-        return torch.tensor(places, device=device), PackedLayout.of_lengths(lengths, device)
+        groups, group = np.unique(self.group[rows], return_inverse=True)
+        kept = PackedLayout(self.prefix[groups], self.here[groups], self.suffix[rows], group)
+        stays = np.zeros(self.num_tokens, dtype=bool)
+        stays[ranges(self.row_start[rows], self.suffix[rows])] = True
+        here = groups[self.here[groups]]
+        stays[ranges(self.prefix_start[here], self.prefix[here])] = True
+        return np.flatnonzero(stays), groups, kept
+
+    def bring(self, groups: np.ndarray) -> tuple[np.ndarray, PackedLayout]:
+        """The layout with the prefixes of some groups here that were away.
+
+        Returns:
+            for every token of the new layout its place among the tokens so far with the new ones (in the order of
+            ``groups``) behind them, int64 ``[t]``.
+        """
+        here = self.here.copy()
+        here[groups] = True
+        new = replace(self, here=here)
+        places = np.empty(new.num_tokens, dtype=np.int64)
+        brought = ranges(new.prefix_start[groups], self.prefix[groups])
+        places[brought] = self.num_tokens + np.arange(len(brought))
+        others = np.ones(new.num_tokens, dtype=bool)
+        others[brought] = False
+        places[others] = np.arange(self.num_tokens)
+        return places, new
+
+    def segments(
+        self, tokens: str = "all", *, prefix_keys: np.ndarray | None = None, row_keys: np.ndarray | None = None
+    ) -> torch.Tensor:
+        """What ``ops.packed_attention`` computes for some of the tokens.
+
+        Args:
+            tokens: ``"all"``, ``"last"`` (of each row) or ``"rest"`` (all others).
+            prefix_keys, row_keys: first key of each prefix ``[G]`` and row ``[R]``; by default where their tokens lie.
+        """
+        prefix_keys = self.prefix_start if prefix_keys is None else prefix_keys
+        row_keys = self.row_start if row_keys is None else row_keys
+        last = tokens == "last"
+        rows = np.empty((self.num_rows, 6), dtype=np.int64)
+        rows[:, 1] = {"all": self.suffix, "last": np.ones_like(self.suffix), "rest": self.suffix - 1}[tokens]
+        rows[:, 2], rows[:, 3] = prefix_keys[self.group], self.prefix[self.group]
+        rows[:, 4], rows[:, 5] = row_keys, self.suffix if last else 1
+        rows[rows[:, 3] == 0, 2] = 0
+        if not last and self.here.any():
+            own = np.zeros((int(self.here.sum()), 6), dtype=np.int64)
+            own[:, 1], own[:, 4], own[:, 5] = self.prefix[self.here], prefix_keys[self.here], 1
+            # A group's prefix goes before its rows.
+            order = np.argsort(np.concatenate([2 * np.flatnonzero(self.here), 2 * self.group + 1]), kind="stable")
+            rows = np.concatenate([own, rows])[order]
+        rows = rows[rows[:, 1] > 0]
+        rows[:, 0] = np.cumsum(rows[:, 1]) - rows[:, 1]
+        return torch.from_numpy(rows)
+
+
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """``[start, start + length)`` of each, one after the other.
+
+    >>> ranges(np.array([5, 0]), np.array([2, 3])).tolist()
+    [5, 6, 0, 1, 2]
+    """
+    lengths = np.asarray(lengths)
+    return np.repeat(starts - np.cumsum(lengths) + lengths, lengths) + np.arange(int(lengths.sum()))
+
+
+def flat_ids(groups: Sequence[TokenGroup]) -> np.ndarray:
+    """Token ids in the order of :meth:`PackedLayout.of`, int64 ``[T]``."""
+    parts = [part for prefix, suffixes in groups for part in (prefix, *suffixes)]
+    return np.concatenate([np.asarray(part, dtype=np.int64) for part in parts])

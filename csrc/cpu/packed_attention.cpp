@@ -1,0 +1,334 @@
+// packed_attention: softmax(q kT) v over ranges of keys, without padding and without a copy of shared prefixes.
+//
+// A unit of work is a panel of up to 32 query rows (tokens of one segment times the query heads of one key head) against
+// all keys that it sees. Queries are packed so that a vector holds 16 rows (csrc/cpu/product.h); keys, and values
+// transposed once, are the weight that lies still. Scores stay in the cache: [keys][lanes], float32.
+#include "product.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+
+namespace reasonrec {
+namespace {
+
+// Columns of the operator's `segments`: which queries, and which keys they see. Query i sees the whole prefix and
+// `seen + i` keys from own_begin on.
+struct Segment {
+  int64_t query_begin, queries, prefix_begin, prefix, own_begin, seen;
+};
+
+struct Keys {
+  int64_t begin, count;
+};
+
+// Values that a packed row of a product takes in steps: pairs of 16-bit values, or single ones.
+template <typename E>
+constexpr int64_t kPerStep = std::is_same_v<E, uint16_t> ? 2 : 1;
+template <typename E>
+using Step = std::conditional_t<std::is_same_v<E, uint16_t>, uint32_t, E>;
+template <typename E>
+using Sum = std::conditional_t<std::is_same_v<E, uint16_t>, float, E>;
+
+int64_t steps_of(uint16_t, int64_t width) { return pair_steps(width); }
+int64_t steps_of(float, int64_t width) { return width; }
+int64_t steps_of(double, int64_t width) { return width; }
+
+// scores[count][lanes]: scaled, capped; keys that a lane does not see at -inf. The lane's largest goes to top.
+template <typename Acc>
+REASONREC_INLINE void scale_body(Acc* scores, int64_t lanes, int64_t count, const int32_t* visible, Acc scale, Acc cap,
+                                 Acc* top) {
+  const Acc none = -std::numeric_limits<Acc>::infinity();
+  for (int64_t at = 0; at < lanes; at += kLanes) {
+    Vec<Acc> best = load(top + at);
+    Mask<Acc> limit;
+    for (int64_t lane = 0; lane < kLanes; ++lane) limit[lane] = visible[at + lane];
+    Mask<Acc> key{};
+    for (int64_t k = 0; k < count; ++k, key += 1) {
+      Vec<Acc> score = load(scores + k * lanes + at) * scale;
+      if (cap > 0) {
+        for (int64_t lane = 0; lane < kLanes; ++lane) score[lane] = cap * std::tanh(score[lane] / cap);
+      }
+      score = key < limit ? score : broadcast(none);
+      best = larger(score, best);
+      store(scores + k * lanes + at, score);
+    }
+    store(top + at, best);
+  }
+}
+
+REASONREC_INLINE Vec<float> as_bf16_bits(const Vec<float>& x, bool high) {
+  typedef uint32_t Wide __attribute__((vector_size(64)));
+  Wide bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  const Wide rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  const Wide kept = high ? rounded & 0xffff0000u : rounded >> 16;
+  Vec<float> out;
+  std::memcpy(&out, &kept, sizeof out);
+  return out;
+}
+
+// packed: e^(score - top) in the order of a product's packed rows; total += their sum.
+REASONREC_INLINE void exp_body(const float* scores, int64_t lanes, int64_t count, const float* top, float* total,
+                               uint32_t* packed) {
+  typedef uint32_t Wide __attribute__((vector_size(64)));
+  for (int64_t at = 0; at < lanes; at += kLanes) {
+    const Vec<float> best = load(top + at);
+    Vec<float> sum = load(total + at);
+    for (int64_t k = 0; k < count; k += 2) {
+      const Vec<float> first = exp_of(load(scores + k * lanes + at) - best);
+      const bool both = k + 1 < count;
+      const Vec<float> second = both ? exp_of(load(scores + (k + 1) * lanes + at) - best) : Vec<float>{};
+      sum += first + second;
+      const Vec<float> low = as_bf16_bits(first, false), high = as_bf16_bits(second, true);
+      Wide a, b;
+      std::memcpy(&a, &low, sizeof a);
+      std::memcpy(&b, &high, sizeof b);
+      const Wide pair = a | b;
+      std::memcpy(packed + k / 2 * lanes + at, &pair, sizeof pair);
+    }
+    store(total + at, sum);
+  }
+}
+
+template <typename Acc>
+REASONREC_INLINE void exp_body(const Acc* scores, int64_t lanes, int64_t count, const Acc* top, Acc* total,
+                               Acc* packed) {
+  for (int64_t at = 0; at < lanes; at += kLanes) {
+    const Vec<Acc> best = load(top + at);
+    Vec<Acc> sum = load(total + at);
+    for (int64_t k = 0; k < count; ++k) {
+      const Vec<Acc> weight = exp_of(load(scores + k * lanes + at) - best);
+      sum += weight;
+      store(packed + k * lanes + at, weight);
+    }
+    store(total + at, sum);
+  }
+}
+
+REASONREC_DISPATCH
+void scale_scores(float* s, int64_t lanes, int64_t count, const int32_t* visible, float scale, float cap, float* top) {
+  scale_body(s, lanes, count, visible, scale, cap, top);
+}
+REASONREC_DISPATCH
+void scale_scores(double* s, int64_t lanes, int64_t count, const int32_t* visible, double scale, double cap,
+                  double* top) {
+  scale_body(s, lanes, count, visible, scale, cap, top);
+}
+REASONREC_DISPATCH
+void exp_scores(const float* s, int64_t lanes, int64_t count, const float* top, float* total, uint32_t* packed) {
+  exp_body(s, lanes, count, top, total, packed);
+}
+REASONREC_DISPATCH
+void exp_scores(const float* s, int64_t lanes, int64_t count, const float* top, float* total, float* packed) {
+  exp_body<float>(s, lanes, count, top, total, packed);
+}
+REASONREC_DISPATCH
+void exp_scores(const double* s, int64_t lanes, int64_t count, const double* top, double* total, double* packed) {
+  exp_body<double>(s, lanes, count, top, total, packed);
+}
+
+void put(uint16_t* to, float x) {
+  const BFloat16 rounded(x);
+  std::memcpy(to, &rounded, sizeof rounded);
+}
+void put(float* to, float x) { *to = x; }
+void put(double* to, double x) { *to = x; }
+
+template <typename E>
+class Attention {
+ public:
+  using Acc = Sum<E>;
+
+  Attention(const E* query, const E* key, const E* value, int64_t keys, int64_t heads, int64_t key_heads, int64_t width,
+            Acc scale, Acc cap, E* out)
+      : query_(query), key_(key), keys_(keys), heads_(heads), key_heads_(key_heads), width_(width), scale_(scale),
+        cap_(cap), out_(out), values_((key_heads * width + kMostTileRows) * keys) {
+    transpose(value);
+  }
+
+  // Rows [first, first + 32) of a segment and key head: row r is token r / repeats, query head r % repeats.
+  class Worker {
+   public:
+    explicit Worker(const Attention& of) : of_(of), tile_(tile_rows_of(E{})) {}
+
+    void run(const Segment& segment, int64_t head, int64_t first) {
+      const int64_t repeats = of_.heads_ / of_.key_heads_;
+      const int64_t rows = std::min(kPanelRows, segment.queries * repeats - first);
+      const int64_t lanes = rows > kLanes ? kPanelRows : kLanes;
+      const Keys prefix{segment.prefix_begin, segment.prefix};
+      const Keys own{segment.own_begin, segment.seen + (first + rows - 1) / repeats};
+      pack_queries(segment, head, first, rows, lanes);
+      int32_t all[kPanelRows], some[kPanelRows];
+      Acc top[kPanelRows], total[kPanelRows] = {};
+      for (int64_t lane = 0; lane < lanes; ++lane) {
+        all[lane] = static_cast<int32_t>(prefix.count);
+        some[lane] = static_cast<int32_t>(segment.seen + (first + std::min(lane, rows - 1)) / repeats);
+        top[lane] = -std::numeric_limits<Acc>::infinity();
+      }
+      const int64_t own_place = (prefix.count + tile_) * lanes;
+      scores_.resize(own_place + (own.count + tile_) * lanes);
+      Acc* const own_scores = scores_.data() + own_place;
+      multiply_keys(prefix, head, lanes, scores_.data());
+      multiply_keys(own, head, lanes, own_scores);
+      scale_scores(scores_.data(), lanes, prefix.count, all, of_.scale_, of_.cap_, top);
+      scale_scores(own_scores, lanes, own.count, some, of_.scale_, of_.cap_, top);
+      found_.assign((of_.width_ + tile_) * lanes, 0);
+      add_values(prefix, head, lanes, scores_.data(), top, total);
+      add_values(own, head, lanes, own_scores, top, total);
+      for (int64_t row = 0; row < rows; ++row) {
+        const int64_t token = segment.query_begin + (first + row) / repeats;
+        E* to = of_.out_ + (token * of_.heads_ + head * repeats + (first + row) % repeats) * of_.width_;
+        const Acc share = 1 / total[row];
+        for (int64_t c = 0; c < of_.width_; ++c) put(to + c, found_[c * lanes + row] * share);
+      }
+    }
+
+   private:
+    static int64_t tile_rows_of(uint16_t) { return tile_rows<BFloat16>(); }
+    static int64_t tile_rows_of(float) { return tile_rows<float>(); }
+    static int64_t tile_rows_of(double) { return tile_rows<double>(); }
+
+    void pack_queries(const Segment& segment, int64_t head, int64_t first, int64_t rows, int64_t lanes) {
+      const int64_t repeats = of_.heads_ / of_.key_heads_;
+      queries_.assign(steps_of(E{}, of_.width_) * lanes, 0);
+      for (int64_t row = 0; row < rows; ++row) {
+        const int64_t token = segment.query_begin + (first + row) / repeats;
+        const E* from = of_.query_ + (token * of_.heads_ + head * repeats + (first + row) % repeats) * of_.width_;
+        for (int64_t c = 0; c < of_.width_; c += kPerStep<E>) {
+          Step<E> step = 0;
+          std::memcpy(&step, from + c, std::min(kPerStep<E>, of_.width_ - c) * sizeof(E));
+          queries_[c / kPerStep<E> * lanes + row] = step;
+        }
+      }
+    }
+
+    void multiply_keys(const Keys& keys, int64_t head, int64_t lanes, Acc* scores) {
+      const int64_t stride = of_.key_heads_ * of_.width_;
+      for (int64_t k = 0; k < keys.count; k += tile_) {
+        const int64_t place = keys.begin + k;
+        const E* rows = of_.key_ + place * stride + head * of_.width_;
+        int64_t apart = stride;
+        if (place + tile_ > of_.keys_) {  // rows past the end are multiplied, never looked at
+          edge_.assign(tile_ * of_.width_, 0);
+          for (int64_t row = 0; row < of_.keys_ - place; ++row) {
+            std::copy(rows + row * stride, rows + row * stride + of_.width_, edge_.data() + row * of_.width_);
+          }
+          rows = edge_.data(), apart = of_.width_;
+        }
+        multiply_tile(queries_.data(), rows, apart, of_.width_, lanes, scores + k * lanes);
+      }
+    }
+
+    void add_values(const Keys& keys, int64_t head, int64_t lanes, const Acc* scores, const Acc* top, Acc* total) {
+      if (keys.count == 0) return;
+      weights_.assign(steps_of(E{}, keys.count) * lanes, 0);
+      exp_scores(scores, lanes, keys.count, top, total, weights_.data());
+      part_.resize(tile_ * lanes);
+      const E* values = of_.values_.data() + head * of_.width_ * of_.keys_ + keys.begin;
+      for (int64_t c = 0; c < of_.width_; c += tile_) {
+        multiply_tile(weights_.data(), values + c * of_.keys_, of_.keys_, keys.count, lanes, part_.data());
+        for (int64_t i = 0; i < tile_ * lanes; ++i) found_[c * lanes + i] += part_[i];
+      }
+    }
+
+    const Attention& of_;
+    const int64_t tile_;
+    std::vector<Step<E>> queries_, weights_;
+    std::vector<Acc> scores_, part_, found_;
+    std::vector<E> edge_;
+  };
+
+ private:
+  // values_[head][column][key]; behind the last head a tile's rows may reach past it.
+  void transpose(const E* value) {
+    const int64_t stride = key_heads_ * width_, blocks = (keys_ + kPanelRows - 1) / kPanelRows;
+    torch::stable::parallel_for(0, blocks, 4, [&](int64_t begin, int64_t end) {
+      for (int64_t block = begin; block < end; ++block) {
+        const int64_t first = block * kPanelRows, last = std::min(first + kPanelRows, keys_);
+        for (int64_t c = 0; c < stride; ++c) {
+          for (int64_t k = first; k < last; ++k) values_[c * keys_ + k] = value[k * stride + c];
+        }
+      }
+    });
+  }
+
+  const E *query_, *key_;
+  const int64_t keys_, heads_, key_heads_, width_;
+  const Acc scale_, cap_;
+  E* const out_;
+  std::vector<E> values_;
+};
+
+template <typename E>
+void run(const Tensor& query, const Tensor& key, const Tensor& value, const Segment* segments, int64_t count,
+         double scale, double cap, Tensor& out) {
+  const int64_t heads = query.size(1), key_heads = key.size(1), width = query.size(2), repeats = heads / key_heads;
+  const Attention<E> attention(static_cast<const E*>(query.const_data_ptr()), static_cast<const E*>(key.const_data_ptr()),
+                               static_cast<const E*>(value.const_data_ptr()), key.size(0), heads, key_heads, width,
+                               static_cast<Sum<E>>(scale), static_cast<Sum<E>>(cap),
+                               static_cast<E*>(out.mutable_data_ptr()));
+  std::vector<int64_t> starts(count + 1, 0);  // of each segment's units
+  for (int64_t s = 0; s < count; ++s) {
+    starts[s + 1] = starts[s] + (segments[s].queries * repeats + kPanelRows - 1) / kPanelRows * key_heads;
+  }
+  // Units differ in cost: whoever is free takes the next.
+  std::atomic<int64_t> next{0};
+  const int64_t threads = std::max<int64_t>(torch::stable::get_num_threads(), 1);
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    typename Attention<E>::Worker worker(attention);
+    for (int64_t unit; begin < end && (unit = next.fetch_add(1)) < starts[count];) {
+      const int64_t s = std::upper_bound(starts.begin(), starts.end(), unit) - starts.begin() - 1;
+      const int64_t panels = (starts[s + 1] - starts[s]) / key_heads, place = unit - starts[s];
+      worker.run(segments[s], place / panels, place % panels * kPanelRows);
+    }
+  });
+}
+
+void check(const Tensor& query, const Tensor& key, const Tensor& value, const Segment* segments, int64_t count) {
+  STD_TORCH_CHECK(key.size(0) == value.size(0) && key.size(1) == value.size(1) && key.size(2) == query.size(2) &&
+                      value.size(2) == query.size(2) && key.size(1) > 0 && query.size(1) % key.size(1) == 0,
+                  "key, value: expected [K, G, d] with the width of query and a number of heads that divides its own");
+  for (int64_t s = 0; s < count; ++s) {
+    const Segment& g = segments[s];
+    const bool queries = g.query_begin >= 0 && g.queries >= 0 && g.query_begin + g.queries <= query.size(0);
+    const bool prefix = g.prefix_begin >= 0 && g.prefix >= 0 && g.prefix_begin + g.prefix <= key.size(0);
+    const bool own = g.own_begin >= 0 && g.seen >= 1 && g.own_begin + g.seen + g.queries - 1 <= key.size(0);
+    STD_TORCH_CHECK(queries && prefix && own, "segments: expected ranges within the queries and keys; row ", s,
+                    " is outside");
+  }
+}
+
+Tensor packed_attention(Tensor query, Tensor key, Tensor value, Tensor segments, double scale, double softcap) {
+  query = torch::stable::contiguous(query), key = torch::stable::contiguous(key);
+  value = torch::stable::contiguous(value), segments = torch::stable::contiguous(segments);
+  static_assert(sizeof(Segment) == 6 * sizeof(int64_t));
+  const auto* list = reinterpret_cast<const Segment*>(segments.const_data_ptr<int64_t>());
+  check(query, key, value, list, segments.size(0));
+  const ScalarType type = query.scalar_type();
+  STD_TORCH_CHECK(key.scalar_type() == type && value.scalar_type() == type, "key, value: expected the dtype of query");
+  const bool pairs = type == ScalarType::BFloat16 && bf16_in_pairs();
+  if (!pairs && (type == ScalarType::BFloat16 || type == ScalarType::Half)) {
+    auto wide = [](const Tensor& x) { return torch::stable::to(x, ScalarType::Float); };
+    return torch::stable::to(packed_attention(wide(query), wide(key), wide(value), segments, scale, softcap), type);
+  }
+  Tensor out = torch::stable::empty_like(query);
+  if (out.numel() == 0) return out;
+  if (pairs) {
+    run<uint16_t>(query, key, value, list, segments.size(0), scale, softcap, out);
+  } else if (type == ScalarType::Float) {
+    run<float>(query, key, value, list, segments.size(0), scale, softcap, out);
+  } else {
+    STD_TORCH_CHECK(type == ScalarType::Double, "query: expected float32, float64, bfloat16 or float16");
+    run<double>(query, key, value, list, segments.size(0), scale, softcap, out);
+  }
+  return out;
+}
+
+}  // namespace
+}  // namespace reasonrec
+
+STABLE_TORCH_LIBRARY_IMPL(reasonrec_fast, CPU, m) { m.impl("packed_attention", TORCH_BOX(&reasonrec::packed_attention)); }

@@ -1,0 +1,181 @@
+"""Attention over a packed batch: every run of queries sees a shared prefix whole and its own keys causally."""
+
+from __future__ import annotations
+
+import math
+from itertools import groupby
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from reasonrec_fast.ops import library
+
+
+@library.takes_arrays
+def packed_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    segments: torch.Tensor,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """``softmax(scale * query keyᵀ) value`` without padding and without a copy of what several rows share.
+
+    Args:
+        query: ``[Q, H, d]``, the tokens of all segments one after the other.
+        key, value: ``[K, G, d]``, ``G`` a divisor of ``H`` (grouped-query attention: head ``h`` reads ``h // (H / G)``).
+        segments: int64 ``[S, 6]`` on the CPU: ``query_begin, queries, prefix_begin, prefix, own_begin, seen``. Query
+            ``i`` of a segment sees keys ``[prefix_begin, prefix_begin + prefix)`` and
+            ``[own_begin, own_begin + seen + i)``. Segments lie in the order of their queries and cover them all.
+        scale: ``d ** -0.5`` by default.
+        softcap: scores become ``softcap * tanh(scores / softcap)`` (Gemma 2).
+        dropout: of the attention weights.
+
+    Returns:
+        ``[Q, H, d]`` in the dtype of ``query``; sums are float32 (float64 for float64). On a CPU, where no gradient is
+        asked for, one fused pass; else torch's own operators, which are differentiable.
+
+    Raises:
+        ValueError: shapes that do not fit (argument, expected, got).
+
+    >>> x = torch.eye(4)[:, None]
+    >>> both = torch.tensor([[0, 2, 0, 0, 0, 1], [2, 2, 0, 2, 2, 1]])
+    >>> packed_attention(x, x, x, both, scale=0.0)[:, 0].mul(6).round().tolist()
+    [[6.0, 0.0, 0.0, 0.0], [3.0, 3.0, 0.0, 0.0], [2.0, 2.0, 2.0, 0.0], [2.0, 2.0, 2.0, 2.0]]
+    """
+    if query.dim() != 3 or key.dim() != 3 or key.shape != value.shape or key.shape[2] != query.shape[2]:
+        raise ValueError(
+            f"query, key, value: expected [Q, H, d], [K, G, d], [K, G, d]; got {list(query.shape)}, "
+            f"{list(key.shape)}, {list(value.shape)}"
+        )
+    if key.shape[1] == 0 or query.shape[1] % key.shape[1]:
+        raise ValueError(f"key: expected a number of heads that divides {query.shape[1]}; got {key.shape[1]}")
+    if segments.dim() != 2 or segments.shape[1] != 6 or segments.dtype != torch.int64 or segments.is_cuda:
+        raise ValueError(
+            f"segments: expected int64 [S, 6] on the CPU; got {segments.dtype} {list(segments.shape)} on "
+            f"{segments.device}"
+        )
+    scale = query.shape[2] ** -0.5 if scale is None else scale
+    differentiable = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+    if dropout or differentiable or query.device.type != "cpu":
+        return _composed(query, key, value, segments.numpy(), scale, softcap, dropout)
+    return torch.ops.reasonrec_fast.packed_attention(query, key, value, segments, scale, softcap or 0.0)
+
+
+def packed_attention_reference(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    segments: torch.Tensor,
+    scale: float,
+    softcap: float = 0.0,
+) -> torch.Tensor:
+    """Query by query, as the contract says it."""
+    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+    out = torch.zeros_like(query)
+    for begin, queries, prefix_begin, prefix, own_begin, seen in segments.tolist():
+        for i in range(queries):
+            places = [*range(prefix_begin, prefix_begin + prefix), *range(own_begin, own_begin + seen + i)]
+            scores = scale * torch.einsum("hd,khd->hk", query[begin + i], key[places])
+            if softcap:
+                scores = softcap * torch.tanh(scores / softcap)
+            out[begin + i] = torch.einsum("hk,khd->hd", scores.softmax(-1), value[places])
+    return out
+
+
+def _composed(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    segments: np.ndarray,
+    scale: float,
+    softcap: float | None,
+    dropout: float,
+) -> torch.Tensor:
+    """Products of torch, one pair for each run of segments that share a prefix; differentiable."""
+    outputs = []
+    for _, run in groupby(segments.tolist(), key=lambda row: (row[2], row[3]) if row[3] else tuple(row)):
+        rows = np.array(list(run))
+        outputs.append(_shared_prefix(query, key, value, rows, scale, softcap, dropout))
+    return torch.cat(outputs) if outputs else torch.zeros_like(query)
+
+
+def _shared_prefix(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    rows: np.ndarray,
+    scale: float,
+    softcap: float | None,
+    dropout: float,
+) -> torch.Tensor:
+    """Segments of one prefix: rows of equal width in their own keys, the prefix's keys as they lie."""
+    count, groups, width = len(rows), key.shape[1], query.shape[2]
+    prefix_begin, prefix = rows[0, 2:4]
+    queries, sizes = rows[:, 1], rows[:, 5] + rows[:, 1] - 1
+    asked, places = _as_rows(query, rows[:, 0], queries)
+    longest = asked.shape[1]
+    # [n, w, G, r, d] -> [n, G, r * w, d]: the query heads of a key head stand below each other.
+    asked = asked.unflatten(2, (groups, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3) * scale
+    own_key, _ = _as_rows(key, rows[:, 4], sizes)
+    own_value, _ = _as_rows(value, rows[:, 4], sizes)
+    scores = asked @ own_key.permute(0, 2, 3, 1)
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    reach = torch.from_numpy(rows[:, 5, None] + np.arange(longest)).to(query.device)  # own keys that each query sees
+    hidden = torch.arange(int(sizes.max()), device=query.device) >= reach[:, :, None]
+    hidden = hidden[:, None, None].expand(-1, -1, asked.shape[2] // longest, -1, -1).flatten(2, 3)
+    scores = scores.masked_fill(hidden, -math.inf)
+    if prefix:
+        shared = slice(int(prefix_begin), int(prefix_begin + prefix))
+        flat = asked.transpose(0, 1).flatten(1, 2)
+        told = flat @ key[shared].permute(1, 2, 0)
+        if softcap:
+            told = softcap * torch.tanh(told / softcap)
+        scores = torch.cat([told.unflatten(1, (count, -1)).transpose(0, 1), scores], -1)
+    weights = functional.dropout(scores.softmax(-1), dropout)
+    found = weights[..., int(prefix) :] @ own_value.transpose(1, 2)
+    if prefix:
+        heard = weights[..., : int(prefix)].transpose(0, 1).flatten(1, 2) @ value[shared].transpose(0, 1)
+        found = found + heard.unflatten(1, (count, -1)).transpose(0, 1)
+    found = found.unflatten(2, (-1, longest)).permute(0, 3, 1, 2, 4).reshape(count * longest, -1, width)
+    return _Collect.apply(found, places)
+
+
+def _as_rows(x: torch.Tensor, begins: np.ndarray, sizes: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ranges of ``x [N, ...]`` as rows ``[n, w, ...]`` with zeros behind them, and where each taken one went."""
+    rows, longest = len(begins), int(sizes.max())
+    inside = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    places = torch.from_numpy(np.repeat(np.arange(rows) * longest, sizes) + inside).to(x.device)
+    if (begins[1:] == begins[:-1] + sizes[:-1]).all():
+        taken = x[int(begins[0]) : int(begins[-1] + sizes[-1])]
+    else:
+        taken = x.index_select(0, torch.from_numpy(np.repeat(begins, sizes) + inside).to(x.device))
+    padded = taken.new_zeros(rows * longest, *x.shape[1:]).index_copy(0, places, taken)
+    return padded.unflatten(0, (rows, longest)), places
+
+
+class _Collect(torch.autograd.Function):
+    """``x[places]`` for distinct places, whose gradient is a copy: autograd would add row by row."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(places)
+        ctx.rows = x.shape[0]
+        return x.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (places,) = ctx.saved_tensors
+        zeros = gradient.new_zeros(ctx.rows, *gradient.shape[1:])
+        return zeros.index_copy(0, places, gradient), None
+
+
+torch.library.register_fake(
+    "reasonrec_fast::packed_attention",
+    lambda query, key, value, segments, scale, softcap: torch.empty_like(query),
+)
