@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from reasonrec_fast import ops
 from reasonrec_fast.early_exit.backbone import Backbone
+from reasonrec_fast.early_exit.batch import PackedBatch
 from reasonrec_fast.early_exit.heads import ExitHead, exit_layers
-from reasonrec_fast.early_exit.layout import PackedLayout, TokenGroup
+from reasonrec_fast.early_exit.layout import TokenGroup
+from reasonrec_fast.early_exit.prefix_cache import PrefixCache
 from reasonrec_fast.ops.exit_confidence import Measure
 
 
@@ -64,7 +67,11 @@ class EarlyExitModel(nn.Module):
         self.heads: Any = nn.ModuleList(ExitHead(backbone.hidden_size, num_numbers, members) for _ in self.exits)
 
     def all_exits(
-        self, groups: Sequence[TokenGroup], numbers: torch.Tensor | None = None, targets: torch.Tensor | None = None
+        self,
+        groups: Sequence[TokenGroup],
+        numbers: torch.Tensor | None = None,
+        targets: torch.Tensor | None = None,
+        skip: Collection[int] = (),
     ) -> list[ops.ExitStatistics]:
         """Statistics of every row at every exit (differentiable): what training and calibration read.
 
@@ -72,14 +79,20 @@ class EarlyExitModel(nn.Module):
             groups: prefixes and suffixes.
             numbers: float32 ``[R, F]``.
             targets: int64 ``[R]``.
+            skip: layers (from 1, not the last) that are left out, as layer dropout does.
         """
-        hidden, layout, rotary = self._start(groups)
-        statistics, heads = [], dict(zip(self.exits, self.heads, strict=True))
+        batch, found = PackedBatch(self.backbone, groups), []
+        heads = dict(zip(self.exits, self.heads, strict=True))
+        last = torch.from_numpy(batch.layout.last).to(self.backbone.device)
         for depth in range(1, self.backbone.num_layers + 1):
-            hidden = self.backbone.layer(depth - 1, hidden, layout, rotary)
+            if depth == self.backbone.num_layers:
+                found.append(heads[depth](batch.look(depth), numbers, targets=targets))
+                break
+            if depth not in skip:
+                batch.layer(depth)
             if depth in heads:
-                statistics.append(heads[depth](hidden[0, layout.last], numbers, targets=targets))
-        return statistics
+                found.append(heads[depth](batch.hidden[last], numbers, targets=targets))
+        return found
 
     @torch.inference_mode()
     def rank(
@@ -88,6 +101,7 @@ class EarlyExitModel(nn.Module):
         numbers: torch.Tensor | None = None,
         policy: ExitPolicy | None = None,
         strata: torch.Tensor | None = None,
+        cache: PrefixCache | None = None,
     ) -> Ranked:
         """Probability of yes for every row, each from the first exit that is sure.
 
@@ -96,46 +110,39 @@ class EarlyExitModel(nn.Module):
             numbers: float32 ``[R, F]``.
             policy: when rows leave; None sends all through all layers.
             strata: which row of the policy's thresholds holds for each request, int64 ``[R]``; 0 by default.
+            cache: of prefixes, kept from call to call.
         """
-        hidden, layout, rotary = self._start(groups)
-        rows, device = layout.num_rows, hidden.device
+        batch = PackedBatch(self.backbone, groups, cache)
+        rows, device = batch.layout.num_rows, self.backbone.device
         probability = torch.empty(rows, device=device)
         depths = torch.full((rows,), self.backbone.num_layers, device=device)
         alive, previous = torch.arange(rows, device=device), None
         thresholds = None if policy is None else torch.tensor(policy.thresholds, device=device)
-        strata = torch.zeros_like(alive) if strata is None else strata
-        for depth in range(1, self.backbone.num_layers + 1):
-            hidden = self.backbone.layer(depth - 1, hidden, layout, rotary)
-            if depth == self.backbone.num_layers:
-                break
+        strata = torch.zeros_like(alive) if strata is None else strata.to(device)
+        for depth in range(1, self.backbone.num_layers):
             if policy is None or thresholds is None or depth not in self.exits:
+                batch.layer(depth)
                 continue
             place = self.exits.index(depth)
             statistics = self.heads[place](
-                hidden[0, layout.last],
+                batch.look(depth),
                 None if numbers is None else numbers[alive],
                 measure=policy.measure,
                 threshold=thresholds[strata[alive], place],
                 previous=previous if policy.trend else None,
             )
             route = ops.route_to((~statistics.exit).long(), 2)
-            leaving, staying = route.order.tensor_split([int(route.offsets[1])])
+            # The one copy to the host of an exit: the next layers' launch sizes depend on who stays.
+            stay, *order = torch.cat([route.offsets[1:2], route.order]).tolist()
+            leaving, staying = route.order.tensor_split([stay])
             probability[alive[leaving]], depths[alive[leaving]] = statistics.positive_probability[leaving], depth
             alive, previous = alive[staying], statistics.confidence[staying]
-            if not len(staying):
-                return Ranked(probability, depths)
-            if len(leaving):
-                places, layout = layout.keep(staying.tolist())
-                hidden = hidden[:, places]
-                rotary = self.backbone.rotary(hidden, layout)
-        last = self.heads[-1](hidden[0, layout.last], None if numbers is None else numbers[alive])
-        probability[alive] = last.positive_probability
+            if stay == rows:
+                break
+            rows -= stay
+            batch.go_on(depth, np.array(order[stay:]))
+        else:
+            last = self.heads[-1](batch.look(self.backbone.num_layers), None if numbers is None else numbers[alive])
+            probability[alive] = last.positive_probability
+        batch.end()
         return Ranked(probability, depths)
-
-    def _start(self, groups: Sequence[TokenGroup]) -> tuple[torch.Tensor, PackedLayout, dict]:
-        ids, layout = PackedLayout.pack(groups, self.backbone.device)
-        longest = max(group.prefix + group.width for group in layout.groups)
-        if longest > self.backbone.max_length:
-            raise ValueError(f"groups: expected at most {self.backbone.max_length} tokens a text; got {longest}")
-        hidden = self.backbone.embed(ids)
-        return hidden, layout, self.backbone.rotary(hidden, layout)

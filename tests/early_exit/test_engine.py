@@ -1,10 +1,15 @@
 """The packed engine against transformers' own forward, for every family, and early exit against all exits."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 import transformers
 
 from reasonrec_fast.early_exit import Backbone, EarlyExitModel, ExitPolicy, PackedLayout, exit_layers
+from reasonrec_fast.early_exit.batch import PackedBatch
+from reasonrec_fast.early_exit.layout import flat_ids
 
 TINY = {
     "vocab_size": 97,
@@ -47,29 +52,59 @@ def model():
     return EarlyExitModel(Backbone(tiny("Llama")), (1, 2, 3), num_numbers=3).eval()
 
 
+def plain_states(backbone, groups, depth=None):
+    """Hidden states of every last token by transformers' own forward, text by text; of a layer, or the normed output."""
+    texts = [[*prefix, *suffix] for prefix, suffixes in groups for suffix in suffixes]
+    states = []
+    for text in texts:
+        found = backbone.base(torch.tensor([text]), output_hidden_states=True, use_cache=False)
+        states.append((found.last_hidden_state if depth is None else found.hidden_states[depth])[0, -1])
+    return torch.stack(states)
+
+
+def random_groups(seed):
+    """Mixtures of group sizes and lengths, down to empty prefixes and suffixes of one token."""
+    generator = np.random.default_rng(seed)
+
+    def ids(least, most):
+        return generator.integers(1, 97, generator.integers(least, most)).tolist()
+
+    return [(ids(0, 40), [ids(1, 12) for _ in range(generator.integers(1, 7))]) for _ in range(6)]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packed_equals_plain(family):
-    language_model = tiny(family)
-    backbone = Backbone(language_model)
+@pytest.mark.parametrize("seed", [None, 0, 1])
+def test_packed_equals_plain(family, seed):
+    backbone = Backbone(tiny(family))
+    groups = GROUPS if seed is None else random_groups(seed)
     with torch.inference_mode():
-        ids, layout = PackedLayout.pack(GROUPS)
-        hidden = backbone.embed(ids)
-        rotary = backbone.rotary(hidden, layout)
-        for index in range(backbone.num_layers):
-            hidden = backbone.layer(index, hidden, layout, rotary)
-        packed = backbone.base.norm(hidden)[0, layout.last]
-        backbone.use_own_attention()
-        plain = [
-            backbone.base(torch.tensor([[*prefix, *suffix]])).last_hidden_state[0, -1]
-            for prefix, suffixes in GROUPS
-            for suffix in suffixes
-        ]
-    torch.testing.assert_close(packed, torch.stack(plain), atol=2e-5, rtol=2e-4)
+        batch = PackedBatch(backbone, groups)
+        for depth in range(1, backbone.num_layers):
+            batch.layer(depth)
+        packed = backbone.base.norm(batch.look(backbone.num_layers))
+        plain = plain_states(backbone, groups)
+    torch.testing.assert_close(packed, plain, atol=2e-5, rtol=2e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_that_stay_equal_plain(family):
+    backbone, generator = Backbone(tiny(family)), np.random.default_rng(0)
+    groups = random_groups(2)
+    with torch.inference_mode():
+        batch, plain = PackedBatch(backbone, groups), {d: plain_states(backbone, groups, d) for d in (1, 2, 3)}
+        alive = np.arange(batch.layout.num_rows)
+        for depth in (1, 2, 3):
+            torch.testing.assert_close(batch.look(depth), plain[depth][alive], atol=2e-5, rtol=2e-4)
+            staying = np.flatnonzero(generator.random(len(alive)) < 0.6)
+            batch.go_on(depth, staying)
+            alive = alive[staying]
+            torch.testing.assert_close(batch.hidden[batch.layout.last], plain[depth][alive], atol=2e-5, rtol=2e-4)
+        assert 0 < len(alive) < 10
 
 
 def test_other_architectures_are_refused():
     config = transformers.GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=10)
-    with pytest.raises(TypeError, match="model: expected a decoder with embed_tokens"):
+    with pytest.raises(TypeError, match="model: expected a decoder of one of gemma.*got GPT2LMHeadModel"):
         Backbone(transformers.GPT2LMHeadModel(config))
 
 
@@ -123,22 +158,37 @@ def test_trend_keeps_rows_whose_confidence_falls(model):
 
 @pytest.mark.parametrize("rows", [[0], [1, 3], [0, 2, 4, 6], list(range(7))])
 def test_keep_gives_the_layout_of_what_stays(rows):
-    ids, layout = PackedLayout.pack(GROUPS)
+    ids, layout = flat_ids(GROUPS), PackedLayout.of(GROUPS)
     flat = [(group, suffix) for group, (_, suffixes) in enumerate(GROUPS) for suffix in suffixes]
     staying: dict[int, list] = {}
     for row in rows:
         staying.setdefault(flat[row][0], []).append(flat[row][1])
-    expected_ids, expected = PackedLayout.pack([(GROUPS[group][0], kept) for group, kept in staying.items()])
-    places, kept = layout.keep(rows)
-    assert torch.equal(ids[places], expected_ids)
-    assert torch.equal(kept.positions, expected.positions)
-    assert torch.equal(kept.last, expected.last)
+    expected = [(GROUPS[group][0], kept) for group, kept in staying.items()]
+    places, groups, kept = layout.keep(np.array(rows))
+    assert np.array_equal(ids[places], flat_ids(expected))
+    assert groups.tolist() == list(staying)
+    assert np.array_equal(kept.positions, PackedLayout.of(expected).positions)
+    assert np.array_equal(kept.last, PackedLayout.of(expected).last)
+
+
+@pytest.mark.parametrize("away", [[0], [2, 3], [0, 2, 3]])
+def test_bring_undoes_away(away):
+    ids, layout = flat_ids(GROUPS), PackedLayout.of(GROUPS)
+    here = np.ones(4, dtype=bool)
+    here[away] = False
+    fewer = replace(layout, here=here)
+    rest = flat_ids([(prefix if there else (), rows) for there, (prefix, rows) in zip(here, GROUPS, strict=True)])
+    assert fewer.num_tokens == len(rest)
+    places, whole = fewer.bring(np.array(away))
+    assert np.array_equal(np.concatenate([rest, *(GROUPS[group][0] for group in away)])[places], ids)
+    assert np.array_equal(whole.positions, layout.positions)
+    assert np.array_equal(ids[layout.last], rest[fewer.last])
 
 
 @pytest.mark.parametrize("groups", [[], [([1], [])], [([1], [[]])]])
 def test_bad_groups(groups):
     with pytest.raises(ValueError, match="groups: expected"):
-        PackedLayout.pack(groups)
+        PackedLayout.of(groups)
 
 
 @pytest.mark.parametrize("family", ["Llama", "Mistral"])
@@ -156,28 +206,43 @@ def test_training_reaches_prefix_suffix_and_numbers(model):
     assert all(head.units.weight.grad.abs().sum() > 0 for head in model.heads)
 
 
-def test_packed_gradients_equal_plain():
-    language_model = tiny("Llama")
-    backbone = Backbone(language_model)
-    ids, layout = PackedLayout.pack(GROUPS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_gradients_equal_plain(family):
+    backbone = Backbone(tiny(family))
 
     def gradient(last):
         backbone.zero_grad()
         last.square().sum().backward()
         return backbone.base.embed_tokens.weight.grad.clone()
 
-    hidden = backbone.embed(ids)
-    rotary = backbone.rotary(hidden, layout)
-    for index in range(backbone.num_layers):
-        hidden = backbone.layer(index, hidden, layout, rotary)
-    packed = gradient(hidden[0, layout.last])
-    backbone.use_own_attention()
+    batch = PackedBatch(backbone, GROUPS)
+    for depth in range(1, backbone.num_layers):
+        batch.layer(depth)
+    packed = gradient(batch.look(backbone.num_layers))
+    torch.testing.assert_close(packed, gradient(plain_last_layer(backbone)), atol=1e-5, rtol=1e-3)
+
+
+def plain_last_layer(backbone):
     caught = []
-    backbone.base.layers[-1].register_forward_hook(lambda m, i, o: caught.append(o[0, -1]))
+
+    def catch(module, inputs, output):
+        caught.append((output[0] if isinstance(output, tuple) else output)[0, -1])
+
+    hook = backbone.base.layers[-1].register_forward_hook(catch)
     for prefix, suffixes in GROUPS:
         for suffix in suffixes:
             backbone.base(torch.tensor([[*prefix, *suffix]]))
-    torch.testing.assert_close(packed, gradient(torch.stack(caught)), atol=1e-5, rtol=1e-3)
+    hook.remove()
+    return torch.stack(caught)
+
+
+def test_skipped_layers_are_left_out(model):
+    with torch.no_grad():
+        skipped = model.all_exits(GROUPS, numbers(), skip={1, 3})
+        model.backbone.base.layers = torch.nn.ModuleList(model.backbone.base.layers[i] for i in (1, 3))
+        plain = plain_last_layer(model.backbone)
+    expected = model.heads[-1](plain, numbers()).probability
+    torch.testing.assert_close(skipped[-1].probability, expected)
 
 
 def test_exit_layers():

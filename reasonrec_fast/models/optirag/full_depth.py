@@ -32,12 +32,10 @@ def full_depth_scores(model: OptiRAG, requests: Requests) -> np.ndarray:
         lambda module, inputs, output: caught.append(output[0] if isinstance(output, tuple) else output)
     )
     model.merge()
-    backbone.use_own_attention()
     try:
         backbone.base(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
     finally:
         hook.remove()
-        backbone.use_packed_attention()
     found = model.ranker.heads[-1](caught[0][:, -1], numbers).positive_probability.numpy()
     scores = np.empty_like(found)
     scores[np.concatenate([slate.rows for slate in requests.slates])] = found

@@ -1,0 +1,163 @@
+"""A packed batch on its way through the layers of a backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from reasonrec_fast.early_exit.backbone import Backbone, Rotary
+from reasonrec_fast.early_exit.layout import PackedLayout, TokenGroup, flat_ids
+from reasonrec_fast.early_exit.prefix_cache import PrefixCache, PrefixState
+from reasonrec_fast.ops.packed_attention import packed_attention
+
+
+class PackedBatch:
+    """Token groups between two layers.
+
+    A layer is either taken whole (:meth:`layer`), or in two steps where rows may leave: :meth:`look` finishes it for the
+    last token of every row alone, which is all that a head reads, and :meth:`go_on` for the other tokens of the rows
+    that stay.
+
+    Args:
+        backbone: the model.
+        groups: prefixes and suffixes.
+        cache: prefixes found in it are not read again; what is learnt of others goes there.
+
+    Raises:
+        ValueError: a group without a suffix, an empty suffix, or a text that is too long.
+    """
+
+    def __init__(self, backbone: Backbone, groups: Sequence[TokenGroup], cache: PrefixCache | None = None) -> None:
+        self.backbone, self._cache = backbone, cache
+        layout = PackedLayout.of(groups)
+        if layout.longest > backbone.max_length:
+            raise ValueError(f"groups: expected at most {backbone.max_length} tokens a text; got {layout.longest}")
+        self._prefixes = [prefix for prefix, _ in groups]
+        self._known: list[PrefixState | None] = [None] * len(groups)
+        if cache is not None:
+            cache.follow(backbone)
+            self._known = [cache.get(prefix) if len(prefix) else None for prefix in self._prefixes]
+        away = [known is not None for known in self._known]
+        self.layout = replace(layout, here=~np.array(away))
+        # What is learnt on the way; a prefix that was away is learnt on from where it stopped.
+        self._learnt = [PrefixState(list(k.keys), list(k.values), k.hidden) if k else PrefixState([], []) for k in self._known]
+        ids = flat_ids([((), rows) if gone else (prefix, rows) for gone, (prefix, rows) in zip(away, groups, strict=True)])
+        self.hidden = backbone.embed(self._on_device(ids))
+        self._rotary_table = backbone.rotary(self.hidden, layout.longest)
+        self._rotary = self._rotary_at(self.layout.positions)
+
+    def layer(self, depth: int) -> None:
+        """Take layer ``depth`` (from 1) whole."""
+        self._bring(depth)
+        backbone, index = self.backbone, depth - 1
+        normed = backbone.normed(index, self.hidden)
+        keys, values, prefix_keys = self._keys_values(index, normed)
+        queries = backbone.queries(index, normed, self._rotary)
+        segments = self.layout.segments(prefix_keys=prefix_keys)
+        attended = packed_attention(queries, keys, values, segments, **backbone.scores(index))
+        self.hidden = backbone.finish(index, self.hidden, attended)
+
+    def look(self, depth: int) -> torch.Tensor:
+        """Output ``[R, D]`` of layer ``depth`` for the last token of every row; the batch itself stays before it."""
+        backbone, index, layout = self.backbone, depth - 1, self.layout
+        normed = backbone.normed(index, self.hidden)
+        keys, values, prefix_keys = self._keys_values(index, normed, read_on=True)
+        last = self._on_device(layout.last)
+        queries = backbone.queries(index, normed[last], self._rotary_at(layout.positions[layout.last]))
+        segments = layout.segments("last", prefix_keys=prefix_keys)
+        attended = packed_attention(queries, keys, values, segments, **backbone.scores(index))
+        found = backbone.finish(index, self.hidden[last], attended)
+        self._looked = keys, values, prefix_keys, found
+        return found
+
+    def go_on(self, depth: int, rows: np.ndarray) -> None:
+        """Finish the layer that was looked at for some rows; the others leave, and prefixes with the last of theirs.
+
+        Args:
+            depth: as in :meth:`look`.
+            rows: ascending row numbers, at least one.
+        """
+        keys, values, prefix_keys, found = self._looked
+        row_keys = self.layout.row_start[rows]
+        if len(rows) < self.layout.num_rows:
+            places, groups, layout = self.layout.keep(rows)
+            self._keep_groups(set(range(len(self._known))) - set(groups.tolist()))
+            self._known, self._learnt, self._prefixes = (
+                [part[group] for group in groups] for part in (self._known, self._learnt, self._prefixes)
+            )
+            self.layout, self.hidden, prefix_keys = layout, self.hidden[self._on_device(places)], prefix_keys[groups]
+            found = found[self._on_device(rows)]
+        self._bring(depth)
+        backbone, index, layout = self.backbone, depth - 1, self.layout
+        rest, last = self._on_device(np.flatnonzero(~layout.is_last)), self._on_device(layout.last)
+        new = torch.empty_like(self.hidden).index_copy_(0, last, found)
+        if len(rest):
+            hidden = self.hidden[rest]
+            normed = backbone.normed(index, hidden)
+            queries = backbone.queries(index, normed, self._rotary_at(layout.positions[~layout.is_last]))
+            segments = layout.segments("rest", prefix_keys=prefix_keys, row_keys=row_keys)
+            attended = packed_attention(queries, keys, values, segments, **backbone.scores(index))
+            new.index_copy_(0, rest, backbone.finish(index, hidden, attended))
+        self.hidden, self._rotary = new, self._rotary_at(layout.positions)
+
+    def end(self) -> None:
+        """All rows have left: keep what was learnt."""
+        self._keep_groups(range(len(self._known)))
+
+    def _keys_values(
+        self, index: int, normed: torch.Tensor, *, read_on: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+        """Keys and values of the tokens and, behind them, of prefixes that are away; first key of each prefix.
+
+        Args:
+            read_on: whether prefixes can later be read on from here.
+        """
+        keys, values = self.backbone.keys_values(index, normed, self._rotary)
+        layout, prefix_keys = self.layout, self.layout.prefix_start
+        if self._cache is not None:
+            for group in np.flatnonzero(layout.here & (layout.prefix > 0)):
+                at = slice(int(prefix_keys[group]), int(prefix_keys[group] + layout.prefix[group]))
+                learnt = self._learnt[group]
+                if learnt.depth == index:
+                    learnt.keys.append(keys[at].clone())
+                    learnt.values.append(values[at].clone())
+                if read_on:
+                    learnt.hidden = self.hidden[at].clone()
+        away = np.flatnonzero(~layout.here)
+        if len(away):
+            prefix_keys = prefix_keys.copy()
+            prefix_keys[away] = layout.num_tokens + np.cumsum(layout.prefix[away]) - layout.prefix[away]
+            known = [self._known[group] for group in away]
+            keys = torch.cat([keys, *(state.keys[index] for state in known if state)])
+            values = torch.cat([values, *(state.values[index] for state in known if state)])
+        return keys, values, prefix_keys
+
+    def _bring(self, depth: int) -> None:
+        """Bring prefixes here of which nothing is known after layer ``depth``."""
+        states = {group: state for group, state in enumerate(self._known) if state and state.depth == depth}
+        groups = [group for group in states if not self.layout.here[group]]
+        if groups:
+            places, self.layout = self.layout.bring(np.array(groups))
+            known = [states[group].hidden for group in groups]
+            self.hidden = torch.cat([self.hidden, *(hidden for hidden in known if hidden is not None)])
+            self.hidden = self.hidden[self._on_device(places)]
+            self._rotary = self._rotary_at(self.layout.positions)
+
+    def _keep_groups(self, groups: Sequence[int] | set[int]) -> None:
+        if self._cache is not None:
+            for group in groups:
+                if self.layout.here[group] and self._learnt[group].depth:
+                    self._cache.put(self._prefixes[group], self._learnt[group])
+
+    def _rotary_at(self, positions: np.ndarray) -> Rotary:
+        places = self._on_device(positions)
+        found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        for cosines, sines in self._rotary_table.values():
+            found.setdefault(id(cosines), (cosines[places], sines[places]))
+        return {kind: found[id(cosines)] for kind, (cosines, _) in self._rotary_table.items()}
+
+    def _on_device(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.backbone.device)
