@@ -72,6 +72,7 @@ class EarlyExitModel(nn.Module):
         numbers: torch.Tensor | None = None,
         targets: torch.Tensor | None = None,
         skip: Collection[int] = (),
+        measure: Measure = "ratio",
     ) -> list[ops.ExitStatistics]:
         """Statistics of every row at every exit (differentiable): what training and calibration read.
 
@@ -80,18 +81,19 @@ class EarlyExitModel(nn.Module):
             numbers: float32 ``[R, F]``.
             targets: int64 ``[R]``.
             skip: layers (from 1, not the last) that are left out, as layer dropout does.
+            measure: of the confidence.
         """
         batch, found = PackedBatch(self.backbone, groups), []
         heads = dict(zip(self.exits, self.heads, strict=True))
         last = torch.from_numpy(batch.layout.last).to(self.backbone.device)
         for depth in range(1, self.backbone.num_layers + 1):
             if depth == self.backbone.num_layers:
-                found.append(heads[depth](batch.look(depth), numbers, targets=targets))
+                found.append(heads[depth](batch.look(depth), numbers, measure=measure, targets=targets))
                 break
             if depth not in skip:
                 batch.layer(depth)
             if depth in heads:
-                found.append(heads[depth](batch.hidden[last], numbers, targets=targets))
+                found.append(heads[depth](batch.hidden[last], numbers, measure=measure, targets=targets))
         return found
 
     @torch.inference_mode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,6 +35,27 @@ class ExitHead(nn.Module):
         self.weight = nn.Parameter(torch.randn(members, 2, width) * width**-0.5 * 0.1)
         self.bias = nn.Parameter(torch.zeros(members, 2))
         self.register_buffer("temperature", torch.ones(()))
+        self.softcap: float | None = None
+
+    @torch.no_grad()
+    def start_from(self, causal: Any, tokens: Sequence[int]) -> None:
+        """Answer as a causal model's final norm and LM head do for two tokens (negative, positive).
+
+        Args:
+            causal: a model of transformers with ``model.norm`` and ``lm_head``.
+            tokens: two ids.
+        """
+        norm, lm_head = causal.model.norm, causal.lm_head
+        gain = norm.weight.float()
+        # Gemma's norm multiplies by one plus its weight.
+        self.norm.weight.copy_(1 + gain if causal.config.model_type.startswith("gemma") else gain)
+        self.norm.eps = causal.config.rms_norm_eps
+        places = torch.tensor(tokens, device=lm_head.weight.device)
+        self.weight.copy_(lm_head.weight[places].float().expand_as(self.weight))
+        self.bias.zero_()
+        if lm_head.bias is not None:
+            self.bias.copy_(lm_head.bias[places].float().expand_as(self.bias))
+        self.softcap = getattr(causal.config, "final_logit_softcapping", None)
 
     def features(self, hidden: torch.Tensor, numbers: torch.Tensor | None) -> torch.Tensor:
         """What the linear heads read: float32 ``[B, D']``."""
@@ -56,10 +78,14 @@ class ExitHead(nn.Module):
     ) -> ops.ExitStatistics:
         """Statistics of the rows ``hidden [B, D]`` with ``numbers [B, F]``; class 1 is yes. Always in float32."""
         with torch.autocast(hidden.device.type, enabled=False):
+            features, weight, bias = self.features(hidden, numbers), self.weight, self.bias
+            if self.softcap is not None:  # Gemma 2 caps its logits: they are formed here, and taken as they are
+                logits = nn.functional.linear(features, weight[0], bias[0])
+                features, weight, bias = self.softcap * torch.tanh(logits / self.softcap), torch.eye(2).to(logits), None
             return ops.exit_confidence(
-                self.features(hidden, numbers),
-                self.weight,
-                bias=self.bias,
+                features,
+                weight,
+                bias=bias,
                 temperature=self.temperature,
                 measure=measure,
                 threshold=threshold,

@@ -8,7 +8,7 @@ policies is needed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +45,7 @@ def guarantee_thresholds(
     alpha: float,
     delta: float = 0.1,
     trend: bool = False,
+    groups: np.ndarray | None = None,
     steps: int = 12,
     seed: int = 0,
 ) -> Guarantee:
@@ -52,12 +53,14 @@ def guarantee_thresholds(
 
     Args:
         losses: of leaving at each exit, against full depth, in [0, 1], ``[E, N]``: disagreement of the predictions, for
-            instance. Rows are independent draws of what is to come (a row a user, where users' requests go together).
+            instance. Rows are independent draws of what is to come, but for those of one group.
         confidence: at each exit, ``[E, N]``.
         depths: layers of each exit.
         alpha: the largest mean loss, in (0, 1).
         delta: how often the promise may fail.
         trend: leave only where the confidence has not fallen since the exit before.
+        groups: of each row, int64 ``[N]``, where rows go together (requests of one user); the groups are then the
+            independent draws, and the promise is of the mean over groups of their mean loss.
         steps: policies in the sequence.
         seed: of the split in halves.
 
@@ -78,20 +81,34 @@ def guarantee_thresholds(
     for name, value in (("alpha", alpha), ("delta", delta)):
         if not 0 < value < 1:
             raise ValueError(f"{name}: expected a number in (0, 1); got {value}")
-    if losses.shape[1] < 2:
-        raise ValueError(f"losses: expected at least 2 rows; got {losses.shape[1]}")
-    order = np.random.default_rng(seed).permutation(losses.shape[1])
-    design, test = order[: len(order) // 2], order[len(order) // 2 :]
+    if groups is not None and groups.shape != losses.shape[1:]:
+        raise ValueError(f"groups: expected [{losses.shape[1]}]; got {list(groups.shape)}")
+    members = np.arange(losses.shape[1]) if groups is None else np.unique(groups, return_inverse=True)[1]
+    count = int(members.max(initial=-1)) + 1
+    if count < 2:
+        raise ValueError(f"losses: expected at least 2 rows (or groups); got {count}")
+    order = np.random.default_rng(seed).permutation(count)
+    tests = np.zeros(count, dtype=bool)
+    tests[order[count // 2 :]] = True
+    design, test = (np.flatnonzero(tests[members] == wanted) for wanted in (False, True))
+
+    def mean_of(rows: np.ndarray) -> Callable[[np.ndarray], float]:
+        """Mean over the groups among some rows of their mean values."""
+        _, places, sizes = np.unique(members[rows], return_inverse=True, return_counts=True)
+        return lambda values: float((np.bincount(places, values) / sizes).mean())
+
     layers = np.asarray(depths)
     best = Guarantee((float("inf"),) * (len(depths) - 1), alpha, delta, 0.0, 0.0, float(layers[-1]))
+    designed, tested = mean_of(design), mean_of(test)
     for step in range(1, steps + 1):
-        limit = Limit(lambda values: -float(values.mean()), alpha * step / steps)
+        limit = Limit(lambda values: -designed(values), alpha * step / steps)
         thresholds = choose_thresholds(losses[:, design], confidence[:, design], depths, [limit], trend=trend)
         lost, exits = simulate(losses[:, test], confidence[:, test], thresholds, trend=trend)
-        p_value = hoeffding_bentkus(float(lost.mean()), len(test), alpha)
+        loss = tested(lost)
+        p_value = hoeffding_bentkus(loss, int(tests.sum()), alpha)
         if p_value > delta:
             break
-        best = Guarantee(thresholds, alpha, delta, p_value, float(lost.mean()), float(layers[exits].mean()))
+        best = Guarantee(thresholds, alpha, delta, p_value, loss, float(layers[exits].mean()))
     return best
 
 

@@ -10,40 +10,14 @@ import transformers
 from reasonrec_fast.early_exit import Backbone, EarlyExitModel, ExitPolicy, PackedLayout, exit_layers
 from reasonrec_fast.early_exit.batch import PackedBatch
 from reasonrec_fast.early_exit.layout import flat_ids
+from tiny import FAMILIES, tiny
 
-TINY = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "pad_token_id": 0,
-}
-FAMILIES = {
-    "Llama": {},
-    "Mistral": {"sliding_window": None},
-    "Qwen2": {},
-    "Qwen3": {"head_dim": 8},
-    "Gemma": {"head_dim": 8},
-    "Gemma2": {"head_dim": 8, "query_pre_attn_scalar": 8},
-    "Gemma3Text": {"head_dim": 8, "query_pre_attn_scalar": 8},
-    "Phi3": {},
-}
 GROUPS = [
     ([5, 6, 7, 8, 9], [[10, 11], [12], [13, 14, 15]]),
     ([], [[20, 21, 22]]),
     ([30] * 17, [[31, 32]]),
     ([40], [[41], [42]]),
 ]
-
-
-def tiny(family, **more):
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(**TINY, **{**FAMILIES[family], **more})
-    prefix = family.removesuffix("Text")
-    return getattr(transformers, f"{prefix}ForCausalLM")(config).eval()
 
 
 @pytest.fixture

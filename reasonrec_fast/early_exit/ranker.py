@@ -1,0 +1,240 @@
+"""Scoring of (prefix, candidate) pairs by any decoder of transformers, with early exit and shared prefixes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from reasonrec_fast.early_exit.backbone import Backbone
+from reasonrec_fast.early_exit.engine import EarlyExitModel, ExitPolicy, Ranked
+from reasonrec_fast.early_exit.layout import TokenGroup
+from reasonrec_fast.early_exit.prefix_cache import PrefixCache
+from reasonrec_fast.early_exit.service import RankingService
+from reasonrec_fast.ops.exit_confidence import Measure
+from reasonrec_fast.uncertainty import Guarantee, Limit, choose_thresholds, guarantee_thresholds
+
+Request = tuple[str | Sequence[int], str | Sequence[int]]
+"""What a user's candidates share, and one candidate: texts, or token ids."""
+
+
+def disagreement(scores: np.ndarray, full: np.ndarray) -> np.ndarray:
+    """1 where a score's answer is another than that of full depth, ``[..., N]``.
+
+    >>> disagreement(np.array([0.2, 0.9]), np.array([0.6, 0.7])).tolist()
+    [1.0, 0.0]
+    """
+    return ((scores > 0.5) != (full > 0.5)).astype(np.float64)
+
+
+class EarlyExitRanker:
+    """Ranks candidates with a model that may stop before its last layer.
+
+    Requests whose prefix is the same form a group: what all of its texts begin with is read once. Groups are packed
+    without padding.
+
+    Args:
+        model: backbone and heads (see :meth:`from_model`).
+        tokenizer: of the backbone; needed for texts alone.
+        policy: when rows leave; None sends all through all layers. :meth:`calibrate` makes one.
+        prefix_cache_bytes: of prefixes kept from call to call; 0 for none.
+        max_tokens: of a batch; a group that is larger is divided.
+
+    Raises:
+        ValueError: ``max_tokens`` is not positive.
+    """
+
+    def __init__(
+        self,
+        model: EarlyExitModel,
+        tokenizer: Any = None,
+        *,
+        policy: ExitPolicy | None = None,
+        prefix_cache_bytes: int = 0,
+        max_tokens: int = 4096,
+    ) -> None:
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens: expected at least 1; got {max_tokens}")
+        self.model, self.tokenizer, self.policy, self.max_tokens = model.eval(), tokenizer, policy, max_tokens
+        self.cache = PrefixCache(prefix_cache_bytes) if prefix_cache_bytes else None
+
+    @classmethod
+    def from_model(
+        cls,
+        model: torch.nn.Module,
+        tokenizer: Any,
+        answers: tuple[str, str] = ("No", "Yes"),
+        *,
+        exits: Sequence[int] | None = None,
+        **options: Any,
+    ) -> EarlyExitRanker:
+        """A ranker out of a causal model that was tuned to answer a question with one of two words.
+
+        Every head begins as the rows of the LM head for the first tokens of the two answers, behind the final norm, so
+        that full depth gives the model's own probabilities; earlier exits are good once they are trained or
+        calibrated.
+
+        Args:
+            model: a causal model of transformers, LoRA or not.
+            tokenizer: of the model.
+            answers: negative and positive, as they follow the prompt (mind a space in front).
+            exits: layers with heads; None spreads six over the depth.
+            options: of the ranker.
+
+        Raises:
+            TypeError: a model of another family, or one without an LM head.
+            ValueError: both answers begin with the same token.
+        """
+        causal: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+        if not hasattr(causal, "lm_head"):
+            raise TypeError(f"model: expected a causal model with lm_head; got {type(causal).__name__}")
+        tokens = [tokenizer(answer, add_special_tokens=False)["input_ids"][0] for answer in answers]
+        if tokens[0] == tokens[1]:
+            raise ValueError(f"answers: expected words that begin with different tokens; got {answers}")
+        ranker = EarlyExitModel(Backbone(causal), exits, members=1)
+        for head in ranker.heads:
+            head.start_from(causal, tokens)
+        return cls(ranker.to(ranker.backbone.device), tokenizer, **options)
+
+    def rank(self, requests: Sequence[Request], *, early_exit: bool = True) -> Ranked:
+        """Probability of the positive answer for every request, in their order.
+
+        Args:
+            requests: (prefix, candidate) pairs.
+            early_exit: False reads every layer.
+
+        Raises:
+            ValueError: an empty request, texts without a tokenizer, or a text that is too long.
+        """
+        return self.rank_encoded(self.encode(requests), early_exit=early_exit)
+
+    def encode(self, requests: Sequence[Request]) -> list[tuple[list[int], int]]:
+        """Token ids of every request, and how many of them its prefix has."""
+        if not all(any(map(len, request)) for request in requests):
+            raise ValueError("requests: expected (prefix, candidate) pairs with at least one token; got an empty one")
+        texts = [place for place, request in enumerate(requests) if isinstance(request[0], str)]
+        if texts and self.tokenizer is None:
+            raise ValueError("requests: expected token ids, since there is no tokenizer; got texts")
+        encoded: dict[int, tuple[list[int], int]] = {}
+        if texts:
+            pairs = [(str(requests[place][0]), str(requests[place][1])) for place in texts]
+            prefixes = list(dict.fromkeys(prefix for prefix, _ in pairs))
+            starts = dict(zip(prefixes, self.tokenizer(prefixes)["input_ids"], strict=True))
+            wholes = self.tokenizer([prefix + candidate for prefix, candidate in pairs])["input_ids"]
+            for place, (prefix, _), whole in zip(texts, pairs, wholes, strict=True):
+                # Where the two texts meet a token may span both.
+                encoded[place] = list(whole), _common(starts[prefix], whole)
+        for place, (prefix, candidate) in enumerate(requests):
+            if place not in encoded:
+                encoded[place] = [*map(int, prefix), *map(int, candidate)], len(prefix)
+        return [encoded[place] for place in range(len(requests))]
+
+    def rank_encoded(self, encoded: Sequence[tuple[list[int], int]], *, early_exit: bool = True) -> Ranked:
+        """What :meth:`rank` does, of what :meth:`encode` made."""
+        device = self.model.backbone.device
+        probability, depth = torch.empty(len(encoded), device=device), torch.empty(len(encoded), dtype=torch.int64)
+        depth = depth.to(device)
+        for groups, rows in self._batches(encoded):
+            found = self.model.rank(groups, policy=self.policy if early_exit else None, cache=self.cache)
+            probability[rows], depth[rows] = found.probability, found.depth
+        return Ranked(probability, depth)
+
+    def calibrate(
+        self,
+        requests: Sequence[Request],
+        *,
+        alpha: float,
+        delta: float = 0.1,
+        loss: Callable[[np.ndarray, np.ndarray], np.ndarray] = disagreement,
+        users: np.ndarray | None = None,
+        measure: Measure = "ratio",
+        trend: bool = False,
+    ) -> Guarantee:
+        """Choose the thresholds with a promise: the mean loss against full depth is at most ``alpha``, with
+        probability ``1 - delta`` over calibration sets (Learn then Test).
+
+        Args:
+            requests: drawn as those to come will be.
+            alpha, delta: the promise.
+            loss: from scores ``[E, N]`` of the exits and ``[N]`` of full depth to values in [0, 1], ``[E, N]``.
+            users: who asked, ``[N]``, where requests of a user go together: the promise is then of the mean over users.
+            measure, trend: of the policy.
+        """
+        scores, confidence = self._all_exits(requests, measure)
+        found = guarantee_thresholds(
+            loss(scores, scores[-1]), confidence, self.model.exits, alpha=alpha, delta=delta, trend=trend, groups=users
+        )
+        self.policy = ExitPolicy((found.thresholds,), measure, trend)
+        return found
+
+    def calibrate_within(
+        self, requests: Sequence[Request], limits: Sequence[Limit], *, measure: Measure = "ratio", trend: bool = False
+    ) -> ExitPolicy:
+        """Choose the thresholds with the least depth that keep metrics (AUC, for instance) within limits on the
+        requests given; without a promise for others."""
+        scores, confidence = self._all_exits(requests, measure)
+        thresholds = choose_thresholds(scores, confidence, self.model.exits, limits, trend=trend)
+        self.policy = ExitPolicy((thresholds,), measure, trend)
+        return self.policy
+
+    def serve(
+        self, *, max_wait_ms: float = 5.0, queue_tokens: int = 1 << 20, early_exit: bool = True
+    ) -> RankingService:
+        """A front that gathers requests of any number of threads into batches; see :class:`RankingService`."""
+        return RankingService(self, max_wait_ms=max_wait_ms, queue_tokens=queue_tokens, early_exit=early_exit)
+
+    @torch.inference_mode()
+    def _all_exits(self, requests: Sequence[Request], measure: Measure) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and confidence at every exit, ``[E, N]``."""
+        encoded = self.encode(requests)
+        found = np.empty((2, len(self.model.exits), len(encoded)))
+        for groups, rows in self._batches(encoded):
+            for place, statistics in enumerate(self.model.all_exits(groups, measure=measure)):
+                found[0, place, rows] = statistics.positive_probability.cpu().numpy()
+                found[1, place, rows] = statistics.confidence.cpu().numpy()
+        return found[0], found[1]
+
+    def _batches(self, encoded: Sequence[tuple[list[int], int]]) -> Iterator[tuple[list[TokenGroup], list[int]]]:
+        """Groups of at most ``max_tokens`` tokens together (one row at least), and the requests that their rows are."""
+        groups: list[TokenGroup] = []
+        rows: list[int] = []
+        filled = 0
+        for prefix, places in self._grouped(encoded):
+            for place in places:
+                suffix = encoded[place][0][len(prefix) :]
+                begins = not groups or groups[-1][0] is not prefix
+                size = len(suffix) + (len(prefix) if begins else 0)
+                if rows and filled + size > self.max_tokens:
+                    yield groups, rows
+                    groups, rows, filled, begins = [], [], 0, True
+                    size = len(suffix) + len(prefix)
+                if begins:
+                    groups.append((prefix, []))
+                groups[-1][1].append(suffix)  # type: ignore[attr-defined]
+                rows.append(place)
+                filled += size
+        if rows:
+            yield groups, rows
+
+    def _grouped(self, encoded: Sequence[tuple[list[int], int]]) -> Iterator[tuple[list[int], list[int]]]:
+        """Prefixes, and the requests that begin with each."""
+        by_prefix: dict[tuple[int, ...], list[int]] = {}
+        for place, (ids, prefix) in enumerate(encoded):
+            # The last token is asked, so it is never shared.
+            by_prefix.setdefault(tuple(ids[: min(prefix, len(ids) - 1)]), []).append(place)
+        for prefix, places in by_prefix.items():
+            ids, shared = encoded[places[0]][0], len(prefix)
+            if self.cache is None and len(places) > 1:
+                # Candidates may begin alike. A cached prefix ends where its text does, to be found again.
+                shared = min(min(_common(ids, encoded[place][0]), len(encoded[place][0]) - 1) for place in places)
+            yield ids[:shared], places
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """Length of the common beginning."""
+    for place, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b:
+            return place
+    return min(len(first), len(second))

@@ -1,0 +1,73 @@
+"""A ranker behind a queue: concurrent callers share batches."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from reasonrec_fast.early_exit.batching import MicroBatcher
+from reasonrec_fast.early_exit.engine import Ranked
+
+if TYPE_CHECKING:
+    from reasonrec_fast.early_exit.ranker import EarlyExitRanker, Request
+
+Encoded = list[tuple[list[int], int]]
+
+
+class RankingService:
+    """Takes calls of any number of threads and ranks them together.
+
+    Args:
+        ranker: what ranks; its ``max_tokens`` bound a batch.
+        max_wait_ms: longest wait for a batch to fill, in milliseconds, while nothing is being ranked.
+        queue_tokens: tokens that may wait; beyond it :class:`~reasonrec_fast.early_exit.batching.QueueFullError`.
+        early_exit: False reads every layer.
+    """
+
+    def __init__(
+        self, ranker: EarlyExitRanker, *, max_wait_ms: float = 5.0, queue_tokens: int = 1 << 20, early_exit: bool = True
+    ) -> None:
+        self._ranker, self._early_exit = ranker, early_exit
+        self._tokenizer_lock = threading.Lock()
+        self._batcher: MicroBatcher[Encoded, Ranked] = MicroBatcher(
+            self._rank, max_size=ranker.max_tokens, max_wait_ms=max_wait_ms, capacity=queue_tokens
+        )
+
+    def submit(self, requests: Sequence[Request]) -> Future[Ranked]:
+        """A future of what ``ranker.rank(requests)`` returns.
+
+        Raises:
+            QueueFullError: too much is waiting; try again later or elsewhere.
+            ValueError: no request, or one that the ranker refuses.
+            RuntimeError: closed.
+        """
+        if not len(requests):
+            raise ValueError("requests: expected at least one; got none")
+        with self._tokenizer_lock:
+            encoded = self._ranker.encode(requests)
+        tokens = sum(len(ids) for ids, _ in encoded)
+        longest, most = max(len(ids) for ids, _ in encoded), self._ranker.model.backbone.max_length
+        if longest > most:  # before it joins the batch of others
+            raise ValueError(f"requests: expected at most {most} tokens a text; got {longest}")
+        return self._batcher.submit(encoded, size=tokens)
+
+    def close(self) -> None:
+        """Answer what was submitted, then end."""
+        self._batcher.close()
+
+    def __enter__(self) -> RankingService:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _rank(self, calls: list[Encoded]) -> list[Ranked]:
+        found = self._ranker.rank_encoded([request for call in calls for request in call], early_exit=self._early_exit)
+        sizes = [len(call) for call in calls]
+        parts = zip(found.probability.split(sizes), found.depth.split(sizes), strict=True)
+        return [Ranked(probability, depth) for probability, depth in parts]

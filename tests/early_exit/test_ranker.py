@@ -1,0 +1,232 @@
+"""The ranker against transformers' own forward: every family, mixtures of requests, caches, threads."""
+
+import threading
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from reasonrec_fast import EarlyExitRanker
+from reasonrec_fast.early_exit import ExitPolicy, PrefixCache
+from reasonrec_fast.early_exit.batching import QueueFullError
+from reasonrec_fast.early_exit.prefix_cache import PrefixState
+from reasonrec_fast.uncertainty import Limit
+from tiny import FAMILIES, Letters, tiny
+
+ANSWERS = ("n", "y")
+
+
+def requests_of(seed, count=24):
+    """Ids: users with few or many candidates, prefixes of any length, candidates that begin alike; shuffled."""
+    generator = np.random.default_rng(seed)
+
+    def ids(least, most):
+        return generator.integers(1, 97, generator.integers(least, most)).tolist()
+
+    found = []
+    while len(found) < count:
+        prefix, alike = ids(0, 30), ids(0, 3)
+        found += [(prefix, [*alike, *ids(1, 9)]) for _ in range(generator.integers(1, 9))]
+    return [found[place] for place in generator.permutation(count)]
+
+
+@torch.no_grad()
+def plain(model, texts):
+    """Probability of the second answer by the causal model itself."""
+    tokens = [Letters()(answer, add_special_tokens=False)["input_ids"][0] for answer in ANSWERS]
+    return torch.stack([model(torch.tensor([text])).logits[0, -1, tokens].softmax(-1)[1] for text in texts])
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return tiny("Llama")
+
+
+def ranker_of(model, **options):
+    return EarlyExitRanker.from_model(model, Letters(), ANSWERS, exits=(1, 2, 3), **options)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("options", [{}, {"prefix_cache_bytes": 1 << 20}, {"max_tokens": 40}])
+def test_full_depth_is_the_plain_model(family, options):
+    model = tiny(family)
+    ranker = ranker_of(model, **options)
+    for seed in range(2):
+        requests = requests_of(seed)
+        expected = plain(model, [[*prefix, *candidate] for prefix, candidate in requests])
+        assert expected.std() > 0.05
+        for _ in range(2):
+            torch.testing.assert_close(ranker.rank(requests).probability, expected, atol=2e-5, rtol=2e-4)
+
+
+def test_texts_are_tokenized_whole(llama):
+    ranker = ranker_of(llama)
+    requests = [("abc", "de"), ("abc", "dx"), ("", "q"), ("abc", ""), ("zz", "abc")]
+    expected = plain(llama, [Letters()(prefix + candidate)["input_ids"] for prefix, candidate in requests])
+    torch.testing.assert_close(ranker.rank(requests).probability, expected, atol=2e-5, rtol=2e-4)
+
+
+def test_bfloat16(llama):
+    requests = requests_of(0)
+    expected = plain(llama, [[*prefix, *candidate] for prefix, candidate in requests])
+    found = ranker_of(tiny("Llama").bfloat16()).rank(requests).probability
+    torch.testing.assert_close(found, expected, atol=0.05, rtol=0.1)
+
+
+def test_lora_merged_and_not(llama):
+    from peft import LoraConfig, get_peft_model
+
+    adapted = get_peft_model(tiny("Llama"), LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)).eval()
+    requests = requests_of(1)
+    texts = [[*prefix, *candidate] for prefix, candidate in requests]
+    expected = plain(adapted, texts)
+    assert (expected - plain(llama, texts)).abs().max() > 1e-3
+    ranker = ranker_of(adapted, prefix_cache_bytes=1 << 20)
+    torch.testing.assert_close(ranker.rank(requests).probability, expected, atol=2e-5, rtol=2e-4)
+    adapted.merge_adapter()
+    torch.testing.assert_close(ranker.rank(requests).probability, expected, atol=2e-5, rtol=2e-4)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_cache_changes_nothing(llama, seed):
+    """Calls with other policies in turn, so that prefixes stop at many depths and are read on."""
+    uncached, cached = ranker_of(llama), ranker_of(llama, prefix_cache_bytes=1 << 20)
+    generator = np.random.default_rng(seed)
+    requests = requests_of(seed, 40)
+    for _ in range(6):
+        confidences = [float(generator.choice([0.0, 0.3, 1.0, np.inf])) for _ in range(3)]
+        policy = None if generator.random() < 0.2 else ExitPolicy((tuple(confidences),))
+        uncached.policy = cached.policy = policy
+        some = [requests[place] for place in generator.permutation(40)[:20]]
+        expected, found = uncached.rank(some), cached.rank(some)
+        assert torch.equal(found.depth, expected.depth)
+        torch.testing.assert_close(found.probability, expected.probability, atol=1e-5, rtol=1e-4)
+    assert cached.cache.hits > 0
+
+
+def test_a_cached_prefix_is_not_read_again(llama):
+    ranker = ranker_of(llama, prefix_cache_bytes=1 << 20)
+    read = []
+    llama.model.embed_tokens.register_forward_hook(lambda module, inputs, output: read.append(inputs[0].numel()))
+    requests = [([3] * 30, [5, 6]), ([3] * 30, [7])]
+    ranker.rank(requests)
+    ranker.rank(requests)
+    assert read == [33, 3]
+
+
+@pytest.mark.parametrize("how", ["in place", "data", "load", "replaced"])
+def test_other_weights_empty_the_cache(how):
+    model = tiny("Llama")
+    ranker = ranker_of(model, prefix_cache_bytes=1 << 20)
+    requests = requests_of(0)
+    before = ranker.rank(requests).probability
+    projection = model.model.layers[1].self_attn.v_proj
+    with torch.no_grad():
+        if how == "in place":
+            projection.weight.mul_(3.0)
+        elif how == "data":
+            projection.weight.data += 1.0
+        elif how == "load":
+            projection.load_state_dict({"weight": projection.weight * 2 + 0.1})
+        else:
+            projection.weight = torch.nn.Parameter(projection.weight * 2 + 0.1)
+    found = ranker.rank(requests).probability
+    assert not torch.allclose(found, before, atol=1e-4)
+    expected = plain(model, [[*prefix, *candidate] for prefix, candidate in requests])
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-4)
+
+
+def test_the_cache_is_bounded_and_forgets_the_oldest():
+    def state(depth):
+        return PrefixState([torch.zeros(100)] * depth, [torch.zeros(100)] * depth, torch.zeros(100))
+
+    cache = PrefixCache(2 * 1200)
+    for prefix in ([1], [2]):
+        cache.put(prefix, state(1))
+    assert cache.get([1]) is not None
+    cache.put([3], state(1))
+    assert cache.get([2]) is None and cache.get([1]) is not None and len(cache) == 2
+    cache.put([1], state(2))  # deeper: takes the room of two
+    assert cache.get([1]).depth == 2 and len(cache) == 1 and cache.num_bytes <= cache.max_bytes
+    cache.put([1], state(1))
+    assert cache.get([1]).depth == 2
+    cache.put([4], state(9))
+    assert cache.get([4]) is None
+    with pytest.raises(ValueError, match="max_bytes: expected at least 1; got 0"):
+        PrefixCache(0)
+
+
+def test_calibration_keeps_its_promise_on_the_rows_that_test(llama):
+    ranker = ranker_of(llama)
+    requests = requests_of(0, 400)
+    found = ranker.calibrate(requests, alpha=0.2)
+    assert ranker.policy.thresholds == (found.thresholds,)
+    full, early = ranker.rank(requests, early_exit=False), ranker.rank(requests)
+    assert early.depth.float().mean() < 4
+    assert ((full.probability > 0.5) != (early.probability > 0.5)).float().mean() <= 0.25
+
+
+def test_calibration_within_limits(llama):
+    ranker = ranker_of(llama)
+    requests = requests_of(0, 200)
+    full = ranker.rank(requests, early_exit=False).probability.numpy()
+    limit = Limit(lambda scores: -float(np.abs(scores - full).mean()), 0.02)
+    ranker.calibrate_within(requests, [limit])
+    early = ranker.rank(requests)
+    assert np.abs(early.probability.numpy() - full).mean() <= 0.021
+    assert early.depth.float().mean() < 4
+
+
+def test_service_equals_serial(llama):
+    ranker = ranker_of(llama, max_tokens=300)
+    calls = [requests_of(seed, int(size)) for seed, size in enumerate(np.random.default_rng(0).integers(1, 7, 640))]
+    expected = [ranker.rank(call) for call in calls]
+    found, answered = {}, Counter()
+
+    def client(first):
+        mine = {place: service.submit(calls[place]) for place in range(first, len(calls), 64)}
+        for place, future in mine.items():
+            found[place] = future.result(timeout=60)
+            answered[place] += 1
+
+    with ranker.serve(max_wait_ms=2.0) as service:
+        threads = [threading.Thread(target=client, args=(first,)) for first in range(64)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert set(answered) == set(range(len(calls))) and set(answered.values()) == {1}
+    for place, one in enumerate(expected):
+        torch.testing.assert_close(found[place].probability, one.probability, atol=1e-5, rtol=1e-4)
+        assert torch.equal(found[place].depth, one.depth)
+
+
+def test_service_refuses_what_would_spoil_a_batch(llama):
+    with ranker_of(llama).serve(queue_tokens=100, max_wait_ms=0.0) as service:
+        with pytest.raises(ValueError, match="requests: expected at most 256 tokens a text; got 300"):
+            service.submit([([1] * 299, [2])])
+        with pytest.raises(ValueError, match="requests: expected at least one; got none"):
+            service.submit([])
+        with pytest.raises((QueueFullError, ValueError)):
+            service.submit([([1] * 99, [2]), ([1] * 99, [3])])
+        assert service.submit([([1, 2], [3])]).result().depth.tolist() == [4]
+    with pytest.raises(RuntimeError, match="closed"):
+        service.submit([([1, 2], [3])])
+
+
+def test_bad_requests_are_refused(llama):
+    ranker = ranker_of(llama)
+    with pytest.raises(ValueError, match="requests: expected .* at least one token; got an empty one"):
+        ranker.rank([([], [])])
+    with pytest.raises(ValueError, match="at most 256 tokens a text; got 257"):
+        ranker.rank([([1] * 256, [2])])
+    ranker.tokenizer = None
+    with pytest.raises(ValueError, match="requests: expected token ids"):
+        ranker.rank([("a", "b")])
+    with pytest.raises(ValueError, match="answers: expected words that begin with different tokens"):
+        EarlyExitRanker.from_model(llama, Letters(), ("yes", "yellow"))
+    with pytest.raises(TypeError, match="model: expected a causal model with lm_head; got LlamaModel"):
+        EarlyExitRanker.from_model(llama.model, Letters())
+    with pytest.raises(ValueError, match="max_tokens: expected at least 1; got 0"):
+        ranker_of(llama, max_tokens=0)
