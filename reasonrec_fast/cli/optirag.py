@@ -51,6 +51,7 @@ def train(
     samples: Annotated[int | None, typer.Option(help="training requests")] = None,
     exits: Annotated[str | None, typer.Option(help="layers with heads, such as 6,10,30")] = None,
     backbone: Annotated[str | None, typer.Option(help="language model: a name, a folder or a GGUF file")] = None,
+    adapters: Annotated[Path | None, typer.Option(help="a saved model whose adapters to start from")] = None,
     without_knowledge: Annotated[bool, typer.Option(help="store adapters and heads alone")] = False,
 ) -> None:
     """Train a model, calibrate it on validation (of an instruction file: on its last fifth) and store it."""
@@ -66,6 +67,8 @@ def train(
         from reasonrec_fast.models.optirag import OptiRAG
 
         model = OptiRAG(settings)
+        if adapters is not None:
+            model.load_adapters(adapters)
         with progress_bar("Training") as update:
             watched: dict[str, Any] = {
                 "checkpoint": output / "training.safetensors",

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from reasonrec_fast.models.classical.lightgcn import LightGCNConfig
 from reasonrec_fast.models.optirag.backbone import DEFAULT_MODEL
 from reasonrec_fast.ops.exit_confidence import MEASURES, Measure
+from reasonrec_fast.training.exits import MODES, Mode
 
 Retrieval = Literal["gcn", "text", "none"]
 RETRIEVALS = ("gcn", "text", "none")
@@ -33,7 +34,10 @@ class OptiRAGConfig:
         samples: training requests drawn (without replacement, again from the start when all were seen).
         batch_slates: slates a step.
         learning_rate, head_learning_rate: peaks of the schedule, for the adapters of the last layer and the heads.
-        depth_decay: factor on the adapters' rate for each layer below the last (the depth-aware schedule).
+        depth_decay: factor on the adapters' rate for each layer below the last (the depth-aware schedule); 1: off.
+        exit_training: ``"joint"``, ``"heads"`` (the adapters stay as they are) or ``"distil"`` (exits learn from the last
+            one); see :class:`reasonrec_fast.training.exits.ExitTraining`.
+        layer_dropout: share of steps that leave out the last layer but one, falling to 0 at the first.
         warm_start_steps: steps in which the heads first learn from the numbers alone.
         cold_share: share of training requests whose item is shown as if nobody had rated it.
         pairwise_weight: of the loss that ranks what a user liked above what they did not, within a slate.
@@ -63,6 +67,8 @@ class OptiRAGConfig:
     learning_rate: float = 5e-4
     head_learning_rate: float = 2e-3
     depth_decay: float = 0.98
+    exit_training: Mode = "joint"
+    layer_dropout: float = 0.0
     warm_start_steps: int = 600
     cold_share: float = 0.35
     pairwise_weight: float = 1.0
@@ -76,7 +82,7 @@ class OptiRAGConfig:
     retriever: LightGCNConfig = field(default_factory=lambda: LightGCNConfig(weight_decay=1e-3))
 
     def __post_init__(self) -> None:
-        for name, known in (("retrieval", RETRIEVALS), ("measure", MEASURES)):
+        for name, known in (("retrieval", RETRIEVALS), ("measure", MEASURES), ("exit_training", MODES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: expected one of {known}; got {getattr(self, name)!r}")
 

@@ -29,6 +29,7 @@ from reasonrec_fast.models.optirag.knowledge import Knowledge
 from reasonrec_fast.models.optirag.prompt import Slate
 from reasonrec_fast.models.optirag.retriever import Retriever
 from reasonrec_fast.models.optirag.text_retrieval import item_vectors
+from reasonrec_fast.training.exits import Progress
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class OptiRAG:
         split: Split,
         *,
         checkpoint: str | Path | None = None,
-        progress: training.Progress | None = None,
+        progress: Progress | None = None,
     ) -> OptiRAG:
         """Train the retriever, the adapters and the heads on the training part; calibrate on validation.
 
@@ -125,7 +126,7 @@ class OptiRAG:
         validation: Sequence[Instruction],
         *,
         checkpoint: str | Path | None = None,
-        progress: training.Progress | None = None,
+        progress: Progress | None = None,
     ) -> OptiRAG:
         """Train the adapters and the heads on instruction records, and calibrate on others.
 
@@ -151,7 +152,7 @@ class OptiRAG:
         requests: Requests,
         identity: dict[str, int],
         checkpoint: str | Path | None,
-        progress: training.Progress | None,
+        progress: Progress | None,
     ) -> None:
         deviation = requests.numbers.std(0)
         self.mean = requests.numbers.mean(0)
@@ -310,6 +311,16 @@ class OptiRAG:
                 :meth:`refit_retriever` before it can predict.
         """
         storage.save(self, Path(folder), knowledge=knowledge)
+
+    def load_adapters(self, folder: str | Path) -> OptiRAG:
+        """Take the adapters of a saved model, to train exits on top of it; heads and settings stay.
+
+        Raises:
+            FileNotFoundError: there are none in the folder.
+            ValueError: they do not fit this backbone and rank.
+        """
+        storage.load_adapters(self, Path(folder))
+        return self
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, backbone: str | None = None) -> OptiRAG:

@@ -78,6 +78,19 @@ def load(kind: type[OptiRAG], folder: Path, *, backbone: str | None) -> OptiRAG:
     return model
 
 
+def load_adapters(model: OptiRAG, folder: Path) -> None:
+    """Give a model the adapters of another one that was saved; heads and settings stay.
+
+    Raises:
+        FileNotFoundError: there are none in the folder.
+        ValueError: they do not fit.
+    """
+    if not (folder / "adapter.safetensors").is_file():
+        raise FileNotFoundError(f"adapters: expected a saved model with adapter.safetensors; there is none in {folder}")
+    model.unmerge()
+    _copy_weights(dict(model.peft.named_parameters()), load_file(folder / "adapter.safetensors"), "adapters")
+
+
 def _copy_weights(target: dict[str, torch.Tensor], source: dict[str, torch.Tensor], what: str) -> None:
     for name, value in source.items():
         if name not in target or target[name].shape != value.shape:

@@ -1,0 +1,251 @@
+"""Training of early exits: jointly with the backbone, alone, or taught by the last layer."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from peft.helpers import disable_input_dtype_casting
+from torch import nn
+
+from reasonrec_fast import ops
+from reasonrec_fast.early_exit.engine import EarlyExitModel
+from reasonrec_fast.early_exit.layout import TokenGroup
+from reasonrec_fast.training.checkpoint import Checkpoint
+
+Mode = Literal["joint", "heads", "distil"]
+MODES = ("joint", "heads", "distil")
+
+Progress = Callable[[int, int, float], None]
+"""Called with the step, the number of steps and the loss."""
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step learns from.
+
+    Attributes:
+        groups: prefixes and suffixes of ``R`` rows.
+        labels: int64 ``[R]``.
+        numbers: float32 ``[R, F]``, or None for heads that read none.
+        slates: which rows are ranked against each other, int64 ``[R]``; by default those of a group.
+    """
+
+    groups: Sequence[TokenGroup]
+    labels: torch.Tensor
+    numbers: torch.Tensor | None = None
+    slates: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ExitTraining:
+    """How exits are trained.
+
+    Attributes:
+        mode: ``"joint"`` trains whatever of the backbone requires gradients, and every head, on the labels, the losses
+            weighted by depth; ``"heads"`` the heads alone; ``"distil"`` is joint, but every exit before the last learns
+            the last one's probabilities instead of the labels (self-distillation, arXiv 1905.08094).
+        learning_rate, head_learning_rate: peaks of the schedule, for the backbone's last layer and the heads.
+        depth_decay: factor on the backbone's rate for each layer below the last: OptiRAG-Rec's depth-aware schedule;
+            1 turns it off.
+        layer_dropout: of the last layer but one; it grows exponentially from 0 at the first (LayerSkip, arXiv
+            2404.16710). The last layer is always taken.
+        pairwise_weight: of the loss that ranks positive above negative rows within a slate.
+        seed: of the layers that are dropped.
+    """
+
+    mode: Mode = "joint"
+    learning_rate: float = 5e-4
+    head_learning_rate: float = 2e-3
+    depth_decay: float = 0.98
+    layer_dropout: float = 0.0
+    pairwise_weight: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"mode: expected one of {MODES}; got {self.mode!r}")
+        if not 0.0 <= self.layer_dropout < 1.0:
+            raise ValueError(f"layer_dropout: expected a share in [0, 1); got {self.layer_dropout}")
+
+
+def exit_weights(exits: tuple[int, ...]) -> torch.Tensor:
+    """Weight of each exit's loss: proportional to its depth, with sum 1.
+
+    >>> exit_weights((10, 30)).tolist()
+    [0.25, 0.75]
+    """
+    depth = torch.tensor(exits, dtype=torch.float32)
+    return depth / depth.sum()
+
+
+def train_exits(
+    model: EarlyExitModel,
+    items: Sequence[Item],
+    load: Callable[[Item], Batch],
+    settings: ExitTraining | None = None,
+    *,
+    checkpoint: str | Path | None = None,
+    fingerprint: dict[str, Any] | None = None,
+    checkpoint_every: int = 25,
+    progress: Progress | None = None,
+) -> None:
+    """Train the exits of a model, one step an item.
+
+    With a checkpoint path the state is stored every few steps, and a run that was killed goes on from there to the same
+    result.
+
+    Args:
+        model: what requires gradients is trained.
+        items: what the steps learn from, in order.
+        load: makes a batch of an item.
+        settings: how.
+        checkpoint: file of the training state.
+        fingerprint: what identifies the run.
+        checkpoint_every: steps.
+        progress: is told of every step.
+    """
+    settings = settings or ExitTraining()
+    with _frozen(model.backbone, settings.mode == "heads"):
+        optimizer = _optimizer(model, settings)
+        base_rates = [group["lr"] for group in optimizer.param_groups]
+        state, start = None, 0
+        if checkpoint is not None:
+            state = Checkpoint(checkpoint, model, optimizer, fingerprint or {})
+            start = state.restore()
+        weights = exit_weights(model.exits).to(model.backbone.device)
+        model.train(settings.mode != "heads")
+        for step in range(start, len(items)):
+            for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
+                group["lr"] = rate * _schedule(step, len(items))
+            loss = (weights * _losses(model, load(items[step]), settings, step)).sum()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
+            optimizer.step()
+            if state is not None and ((step + 1) % checkpoint_every == 0 or step + 1 == len(items)):
+                state.save(step + 1)
+            if progress is not None:
+                progress(step + 1, len(items), float(loss.detach()))
+        model.eval()
+
+
+def _losses(model: EarlyExitModel, batch: Batch, settings: ExitTraining, step: int) -> torch.Tensor:
+    """Loss of every exit, ``[E]``."""
+    device = model.backbone.device
+    labels = batch.labels.to(device)
+    # The log-probability of yes tells that of no as well.
+    asked = torch.ones_like(labels) if settings.mode == "distil" else labels
+    with _adapters_in_backbone_dtype(model):
+        found = model.all_exits(
+            batch.groups,
+            None if batch.numbers is None else batch.numbers.to(device),
+            asked,
+            skip=dropped_layers(model.backbone.num_layers, settings.layer_dropout, (settings.seed, step)),
+        )
+    slates = batch.slates
+    if slates is None:
+        slates = torch.repeat_interleave(torch.tensor([len(suffixes) for _, suffixes in batch.groups]))
+    pairs = _pairs(slates.to(device), labels)
+    teacher = found[-1].positive_probability.detach()
+    losses = []
+    for place, statistics in enumerate(found):
+        if settings.mode == "distil":
+            loss = _soft_cross_entropy(statistics, labels.float() if place + 1 == len(found) else teacher)
+        else:
+            loss = -statistics.target_logprob.mean()
+        losses.append(loss + settings.pairwise_weight * _pairwise_loss(statistics.positive_probability, pairs))
+    return torch.stack(losses)
+
+
+def dropped_layers(num_layers: int, most: float, seed: tuple[int, int]) -> frozenset[int]:
+    """Layers (from 1) that layer dropout leaves out of a step; never the last.
+
+    >>> dropped_layers(30, 0.0, (0, 0))
+    frozenset()
+    """
+    if not most:
+        return frozenset()
+    depth = np.arange(num_layers - 1)
+    share = most * np.expm1(depth * math.log(2) / max(num_layers - 2, 1))
+    return frozenset((np.flatnonzero(np.random.default_rng(seed).random(num_layers - 1) < share) + 1).tolist())
+
+
+def _soft_cross_entropy(statistics: ops.ExitStatistics, target: torch.Tensor) -> torch.Tensor:
+    """Against probabilities of yes, ``[R]``; the statistics' targets were all yes."""
+    yes = statistics.target_logprob.clamp(max=-1e-6)
+    no = torch.log(-torch.expm1(yes))
+    return -(target[:, None] * yes + (1 - target[:, None]) * no).mean()
+
+
+def _pairs(slates: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Places of a positive and a negative row of the same slate, int64 ``[P, 2]``."""
+    same = slates[:, None] == slates[None, :]
+    return (same & (labels[:, None] == 1) & (labels[None, :] == 0)).nonzero()
+
+
+def _pairwise_loss(probability: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+    """Mean of -log sigmoid of the difference of the log-odds (BPR, arXiv 1205.2618); 0 without pairs.
+
+    Cross-entropy learns most from how much a user likes in general, which is the same for all their candidates; this
+    learns from what tells the candidates apart.
+    """
+    if not len(pairs):
+        return probability.sum() * 0.0
+    odds = torch.logit(probability, eps=1e-6)
+    return nn.functional.softplus(odds[pairs[:, 1]] - odds[pairs[:, 0]]).mean()
+
+
+@contextmanager
+def _frozen(module: nn.Module, frozen: bool) -> Iterator[None]:
+    """Hold a module's parameters still for a while."""
+    held = [p for p in module.parameters() if p.requires_grad] if frozen else []
+    for parameter in held:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in held:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def _adapters_in_backbone_dtype(model: EarlyExitModel) -> Iterator[None]:
+    """Multiply the float32 adapters in the backbone's type; peft by itself widens every input to theirs (a sixth of
+    a step's time on a CPU)."""
+    dtype, device = model.backbone.dtype, model.backbone.device.type
+    with disable_input_dtype_casting(model), torch.autocast(device, dtype, enabled=dtype != torch.float32):
+        yield
+
+
+def _optimizer(model: EarlyExitModel, settings: ExitTraining) -> torch.optim.Optimizer:
+    """AdamW with one group a layer: the rate falls with the distance from the last layer."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        layer = re.search(r"\.layers\.(\d+)\.", name)
+        if layer is None:
+            rate = settings.head_learning_rate
+        else:
+            below = model.backbone.num_layers - 1 - int(layer.group(1))
+            rate = settings.learning_rate * settings.depth_decay**below
+        groups.setdefault(rate, []).append(parameter)
+    return torch.optim.AdamW([{"params": p, "lr": rate} for rate, p in groups.items()], weight_decay=0.01)
+
+
+def _schedule(step: int, steps: int, warmup: float = 0.06) -> float:
+    """Linear warm-up, then a cosine to a twentieth."""
+    if step < warmup * steps:
+        return (step + 1) / (warmup * steps + 1)
+    place = (step - warmup * steps) / max((1 - warmup) * steps, 1)
+    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * place))

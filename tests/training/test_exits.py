@@ -1,0 +1,145 @@
+"""Training of exits: what each mode changes, and what it learns."""
+
+import copy
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from reasonrec_fast.early_exit import Backbone, EarlyExitModel
+from reasonrec_fast.training.exits import Batch, ExitTraining, dropped_layers, train_exits
+
+
+@pytest.fixture
+def model():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=2, pad_token_id=0
+    )
+    return EarlyExitModel(Backbone(LlamaForCausalLM(config)), (1, 2), members=2).eval()
+
+
+def batch(seed):
+    """The label is whether the candidate's token is even."""
+    generator = np.random.default_rng(seed)
+    groups = [
+        (generator.integers(1, 50, 5).tolist(), [[int(token)] for token in generator.integers(1, 50, 4)])
+        for _ in range(4)
+    ]
+    return Batch(groups, torch.tensor([suffix[0] % 2 == 0 for _, suffixes in groups for suffix in suffixes]).long())
+
+
+def weights_of(module):
+    return {name: value.detach().clone() for name, value in module.named_parameters()}
+
+
+def same(module, before):
+    return [torch.equal(value, before[name]) for name, value in module.named_parameters()]
+
+
+SETTINGS = ExitTraining(learning_rate=1e-3, head_learning_rate=1e-2)
+
+
+@pytest.mark.parametrize("mode", ["joint", "heads", "distil"])
+def test_modes_change_what_they_should(model, mode):
+    backbone, heads = weights_of(model.backbone.base.layers), weights_of(model.heads)
+    train_exits(model, range(3), batch, replace(SETTINGS, mode=mode))
+    assert all(same(model.backbone.base.layers, backbone)) == (mode == "heads")
+    assert not any(same(model.heads, heads))
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not model.training
+
+
+@pytest.mark.parametrize("mode", ["joint", "distil"])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_every_exit_learns(model, mode, dropout):
+    losses = []
+    settings = replace(SETTINGS, mode=mode, layer_dropout=dropout)
+    train_exits(model, range(150), batch, settings, progress=lambda step, steps, loss: losses.append(loss))
+    assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
+    held_out = batch(1000)
+    with torch.no_grad():
+        for statistics in model.all_exits(held_out.groups):
+            assert (statistics.prediction == held_out.labels).float().mean() > 0.7
+
+
+@pytest.mark.parametrize("mode", ["joint", "distil"])
+def test_distilled_exits_do_not_see_the_labels(model, mode):
+    def flipped(seed):
+        return replace(batch(seed), labels=1 - batch(seed).labels)
+
+    settings = replace(SETTINGS, mode=mode, learning_rate=0.0, pairwise_weight=0.0)
+    found = []
+    for load in (batch, flipped):
+        copied = copy.deepcopy(model)
+        train_exits(copied, range(1), load, settings)
+        found.append([head.weight.detach() for head in copied.heads])
+    same = [torch.allclose(one, other, atol=1e-5) for one, other in zip(*found, strict=True)]
+    assert same == ([True, True, False] if mode == "distil" else [False, False, False])
+
+
+def test_distilled_exits_come_closer_to_the_last_layer(model):
+    def gap():
+        with torch.no_grad():
+            first, *_, last = (s.positive_probability for s in model.all_exits(batch(1).groups))
+        return float((first - last).abs().mean())
+
+    torch.nn.init.normal_(model.heads[-1].weight, std=0.5)
+    before = gap()
+    train_exits(model, range(100), batch, replace(SETTINGS, mode="distil"))
+    assert gap() < 0.7 * before
+
+
+def test_the_rate_falls_with_depth(model):
+    moved = {}
+    for decay in (0.5, 1.0):
+        torch.manual_seed(0)
+        before = weights_of(model.backbone.base.layers)
+        settings = replace(SETTINGS, depth_decay=decay)
+        train_exits(model, range(1), batch, settings)  # a first step of Adam is as long as its rate
+        moved[decay] = [
+            float((layer.self_attn.v_proj.weight - before[f"{place}.self_attn.v_proj.weight"]).abs().median())
+            for place, layer in enumerate(model.backbone.base.layers)
+        ]
+    ratios = np.array(moved[0.5]) / np.array(moved[1.0])
+    np.testing.assert_allclose(ratios / ratios[-1], [1 / 8, 1 / 4, 1 / 2, 1], rtol=0.2)
+
+
+def test_layer_dropout_grows_with_depth():
+    drawn = [dropped_layers(30, 0.4, (0, step)) for step in range(2000)]
+    share = np.array([sum(layer in layers for layers in drawn) / 2000 for layer in range(1, 31)])
+    assert share[0] == 0 and share[29] == 0
+    assert share[28] == pytest.approx(0.4, abs=0.04)
+    assert share[14] == pytest.approx(0.4 * math.expm1(14 / 28 * math.log(2)), abs=0.04)
+    assert dropped_layers(30, 0.4, (0, 7)) == drawn[7]
+
+
+def test_killed_training_goes_on_to_the_same_weights(model, tmp_path):
+    class Killed(Exception):
+        pass
+
+    def die(step, steps, loss):
+        if step == 7:
+            raise Killed
+
+    settings = replace(SETTINGS, layer_dropout=0.3)
+    whole, killed = copy.deepcopy(model), copy.deepcopy(model)
+    train_exits(whole, range(12), batch, settings)
+    options = {"checkpoint": tmp_path / "state.safetensors", "checkpoint_every": 3}
+    with pytest.raises(Killed):
+        train_exits(killed, range(12), batch, settings, progress=die, **options)
+    resumed = copy.deepcopy(model)
+    train_exits(resumed, range(12), batch, settings, **options)
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_bad_settings():
+    with pytest.raises(ValueError, match="mode: expected one of .*; got 'none'"):
+        ExitTraining(mode="none")
+    with pytest.raises(ValueError, match="layer_dropout: expected a share"):
+        ExitTraining(layer_dropout=1.0)
