@@ -9,7 +9,7 @@ import pytest
 
 from reasonrec_fast.benchmarking.case import Case
 
-CONTENDERS = ("reasonrec_fast", "torch", "torch_coo", "torch_csr")
+CONTENDERS = ("reasonrec_fast", "torch", "torch_coo", "torch_csr", "transformers", "transformers_prefix_cache")
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <deque>
 #include <mutex>
+#include <numeric>
 #include <vector>
 
 namespace reasonrec {
@@ -23,13 +24,16 @@ class Batcher {
         max_wait_(std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(max_wait_seconds))),
         capacity_(capacity) {}
 
-  Answer put(int64_t id, int64_t size) {
+  // All of them or none, side by side.
+  Answer put(const std::vector<int64_t>& ids, const std::vector<int64_t>& sizes) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       if (closed_) return Answer::kClosed;
-      if (queued_ + size > capacity_) return Answer::kFull;
-      queue_.push_back({id, size, Clock::now() + max_wait_});
-      queued_ += size;
+      const int64_t total = std::accumulate(sizes.begin(), sizes.end(), int64_t{0});
+      if (queued_ + total > capacity_) return Answer::kFull;
+      const Clock::time_point due = Clock::now() + max_wait_;
+      for (size_t i = 0; i < ids.size(); ++i) queue_.push_back({ids[i], sizes[i], due});
+      queued_ += total;
     }
     // One waits for the first request, another may wait for its batch to fill.
     changed_.notify_all();

@@ -71,8 +71,12 @@ PYBIND11_MODULE(_host, m) {
         "Compressed rows of both directions (user_indptr, user_indices, item_indptr, item_indices) of a list of edges.");
   py::class_<reasonrec::Batcher>(m, "Batcher")
       .def(py::init<int64_t, double, int64_t>(), py::arg("max_size"), py::arg("max_wait_seconds"), py::arg("capacity"))
-      .def("put", [](reasonrec::Batcher& self, int64_t id, int64_t size) { return name_of(self.put(id, size)); },
-           py::arg("id"), py::arg("size"), "\"taken\", \"full\" or \"closed\".")
+      .def("put",
+           [](reasonrec::Batcher& self, const std::vector<int64_t>& ids, const std::vector<int64_t>& sizes) {
+             if (ids.size() != sizes.size()) throw std::invalid_argument("sizes: expected one of each id");
+             return name_of(self.put(ids, sizes));
+           },
+           py::arg("ids"), py::arg("sizes"), "\"taken\", \"full\" or \"closed\": all of them or none.")
       .def("take", &reasonrec::Batcher::take, py::call_guard<py::gil_scoped_release>(),
            "Ids of the next batch; waits for it without the interpreter's lock. Empty once closed and handed out.")
       .def("close", &reasonrec::Batcher::close)

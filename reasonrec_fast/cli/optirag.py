@@ -151,6 +151,35 @@ def predict(
 
 
 @app.command()
+def compare_exits(
+    output: Annotated[Path, typer.Option(help="folder of the models and the report")] = Path("runs/exits"),
+    config: Annotated[Path | None, typer.Option(help="JSON file with fields of OptiRAGConfig")] = None,
+    samples: Annotated[int, typer.Option(help="training requests of each model")] = 4_000,
+    test: Annotated[int, typer.Option(help="test requests to score")] = 2_000,
+) -> None:
+    """Ways to train exits against each other, on MovieLens: six trainings."""
+    with clear_errors():
+        from reasonrec_fast.experiments.exits import compare_exits as compare
+
+        with progress_bar("Training") as update:
+            records = compare(
+                output,
+                _settings(config, samples, None, None),
+                sample=test,
+                progress=lambda kind, step, steps, loss: update(step, steps, f"{kind}: loss {loss:.4f}"),
+            )
+        write_json(output / "report.json", [asdict(record) for record in records])
+    exits = records[-1].exits
+    table = Table("training", *(f"AUC, exit {layer}" for layer in exits), "AUC, early exit", "GAUC", "depth")
+    for r in records:
+        at = dict(zip(r.exits, r.auc, strict=True))
+        figures = [*(at.get(layer) for layer in exits), r.early_auc, r.early_gauc]
+        depth = "–" if r.early_depth is None else f"{r.early_depth:.1f}"
+        table.add_row(r.kind, *("–" if value is None else f"{value:.4f}" for value in figures), depth)
+    print_result(table)
+
+
+@app.command()
 def compare_retrieval(
     output: Annotated[Path, typer.Option(help="folder of the models and the report")] = Path("runs/retrieval"),
     config: Annotated[Path | None, typer.Option(help="JSON file with fields of OptiRAGConfig")] = None,

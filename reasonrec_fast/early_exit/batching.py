@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")
@@ -79,18 +80,31 @@ class MicroBatcher(Generic[Request, Result]):
             QueueFullError: the queue is full.
             RuntimeError: closed.
         """
-        if not 1 <= size <= self._capacity:
-            raise ValueError(f"size: expected 1 to {self._capacity}; got {size}")
-        future: Future[Result] = Future()
-        number = next(self._ids)
-        self._waiting[number] = (request, future)
-        answer = self._queue.put(number, size)
+        return self.submit_all([request], [size])[0]
+
+    def submit_all(self, requests: Sequence[Request], sizes: Sequence[int]) -> list[Future[Result]]:
+        """Futures of several results; all are taken or none, and a batch finds them side by side.
+
+        Raises:
+            ValueError: a size out of range, or not one a request.
+            QueueFullError, RuntimeError: as :meth:`submit`.
+        """
+        if len(requests) != len(sizes):
+            raise ValueError(f"sizes: expected {len(requests)}, one a request; got {len(sizes)}")
+        for size in sizes:
+            if not 1 <= size <= self._capacity:
+                raise ValueError(f"size: expected 1 to {self._capacity}; got {size}")
+        futures: list[Future[Result]] = [Future() for _ in requests]
+        numbers = [next(self._ids) for _ in requests]
+        self._waiting.update(zip(numbers, zip(requests, futures, strict=True), strict=True))
+        answer = self._queue.put(numbers, list(sizes))
         if answer == "taken":
-            return future
-        del self._waiting[number]
+            return futures
+        for number in numbers:
+            del self._waiting[number]
         if answer == "full":
             raise QueueFullError(
-                f"queue: expected room for {size} more; {self._queue.queued} of {self._capacity} taken"
+                f"queue: expected room for {sum(sizes)} more; {self._queue.queued} of {self._capacity} taken"
             )
         raise RuntimeError("MicroBatcher: closed; it takes no more requests")
 
@@ -127,3 +141,42 @@ class MicroBatcher(Generic[Request, Result]):
             return
         for (_, future), result in zip(batch, results, strict=True):
             future.set_result(result)
+
+
+class SharedBatcher(Generic[Request, Result]):
+    """A :class:`MicroBatcher` that lives while somebody uses it: concurrent users share one, and no thread outlives
+    them.
+
+    Args:
+        handle: as of :class:`MicroBatcher`.
+        options: the bounds of :class:`MicroBatcher`.
+
+    >>> shared = SharedBatcher(lambda batch: batch, max_wait_ms=0.0)
+    >>> with shared.use() as batcher:
+    ...     batcher.submit(1).result()
+    1
+    """
+
+    def __init__(self, handle: Callable[[list[Request]], Sequence[Result]], **options: Any) -> None:
+        self._handle, self._options = handle, options
+        self._lock, self._users = threading.Lock(), 0
+        self._batcher: MicroBatcher[Request, Result] | None = None
+
+    @contextmanager
+    def use(self) -> Iterator[MicroBatcher[Request, Result]]:
+        """The batcher, for a while."""
+        with self._lock:
+            if self._batcher is None:
+                self._batcher = MicroBatcher(self._handle, **self._options)
+            batcher = self._batcher
+            self._users += 1
+        try:
+            yield batcher
+        finally:
+            with self._lock:
+                self._users -= 1
+                last = self._users == 0
+                if last:
+                    self._batcher = None
+            if last:
+                batcher.close()

@@ -120,6 +120,7 @@ class EarlyExitModel(nn.Module):
         depths = torch.full((rows,), self.backbone.num_layers, device=device)
         alive, previous = torch.arange(rows, device=device), None
         thresholds = None if policy is None else torch.tensor(policy.thresholds, device=device)
+        numbers = None if numbers is None else numbers.to(device)
         strata = torch.zeros_like(alive) if strata is None else strata.to(device)
         for depth in range(1, self.backbone.num_layers):
             if policy is None or thresholds is None or depth not in self.exits:

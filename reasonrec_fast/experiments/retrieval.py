@@ -16,14 +16,13 @@ from sklearn.preprocessing import StandardScaler
 
 from reasonrec_fast import evaluation
 from reasonrec_fast.data import Interactions, Split, Timeline, load_movielens_small, sample_of_users, split_by_time
-from reasonrec_fast.models.optirag import OptiRAG, OptiRAGConfig
+from reasonrec_fast.experiments.trained import Progress, trained
+from reasonrec_fast.models.optirag import OptiRAGConfig
 from reasonrec_fast.models.optirag.config import Retrieval
 from reasonrec_fast.models.optirag.retriever import Retriever
 from reasonrec_fast.models.optirag.text_retrieval import TextEncoder, item_texts
 
 KINDS: tuple[Retrieval, ...] = ("gcn", "text", "none")
-Progress = Callable[[str, int, int, float], None]
-"""Called with the kind of retrieval, the step, the number of steps and the loss."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def compare_retrieval(
     times = retrieval_times(interactions, split)
     scores, evidence = {}, {}
     for kind in KINDS:
-        model = _trained(Path(folder) / kind, replace(config, retrieval=kind), interactions, split, progress)
+        model = trained(Path(folder) / kind, replace(config, retrieval=kind), interactions, split, progress)
         builder, places = model.request_builder(interactions)
         requests = builder.requests(places[rows])
         scores[kind] = model.predict(requests, early_exit=False).probability
@@ -98,27 +97,6 @@ def compare_retrieval(
             )
         )
     return records, times
-
-
-def _trained(
-    folder: Path, config: OptiRAGConfig, interactions: Interactions, split: Split, progress: Progress | None
-) -> OptiRAG:
-    if (folder / "config.json").is_file():
-        model = OptiRAG.from_pretrained(folder)
-        if model.config != config:
-            raise ValueError(f"folder: expected models of this configuration; {folder} holds another one")
-        model.refit_retriever(interactions, split.train)
-        return model
-
-    def told(step: int, steps: int, loss: float) -> None:
-        if progress is not None:
-            progress(config.retrieval, step, steps, loss)
-
-    state = folder / "training.safetensors"
-    model = OptiRAG(config).fit(interactions, split, checkpoint=state, progress=told)
-    model.save_pretrained(folder, knowledge=False)
-    state.unlink(missing_ok=True)
-    return model
 
 
 def retrieval_times(interactions: Interactions, split: Split, users: int = 200, k: int = 100) -> dict[str, float]:

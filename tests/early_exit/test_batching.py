@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from reasonrec_fast.early_exit.batching import MicroBatcher, QueueFullError
+from reasonrec_fast.early_exit.batching import MicroBatcher, QueueFullError, SharedBatcher
 
 
 def test_many_clients_lose_nothing():
@@ -133,3 +133,45 @@ def test_a_request_larger_than_the_queue_is_refused():
         pytest.raises(ValueError, match="size: expected 1 to 5; got 6"),
     ):
         batcher.submit(1, size=6)
+
+
+def test_several_are_taken_together_or_not_at_all():
+    gate, batches = threading.Event(), []
+
+    def handle(batch):
+        gate.wait()
+        batches.append(batch)
+        return batch
+
+    with MicroBatcher(handle, max_size=4, max_wait_ms=0.0, capacity=8) as batcher:
+        first = batcher.submit(0)
+        while batcher._queue.queued:
+            time.sleep(0.001)
+        futures = batcher.submit_all([1, 2, 3, 4, 5], [1, 1, 2, 1, 1])
+        with pytest.raises(QueueFullError, match="room for 3 more; 6 of 8 taken"):
+            batcher.submit_all([6, 7, 8], [1, 1, 1])
+        with pytest.raises(ValueError, match="sizes: expected 2, one a request; got 1"):
+            batcher.submit_all([6, 7], [1])
+        gate.set()
+        assert [future.result() for future in (first, *futures)] == [0, 1, 2, 3, 4, 5]
+    assert batches == [[0], [1, 2, 3], [4, 5]]
+
+
+def test_shared_by_users_at_a_time_and_gone_after_them():
+    barrier, seen, before = threading.Barrier(8), set(), threading.active_count()
+
+    def user(number):
+        with shared.use() as batcher:
+            seen.add(id(batcher))
+            barrier.wait()
+            assert batcher.submit(number).result() == number
+
+    shared = SharedBatcher(lambda batch: batch, max_wait_ms=1.0)
+    for _ in range(3):
+        users = [threading.Thread(target=user, args=(number,)) for number in range(8)]
+        for thread in users:
+            thread.start()
+        for thread in users:
+            thread.join()
+        assert len(seen) == 1 and threading.active_count() == before
+        seen.clear()

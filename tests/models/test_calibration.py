@@ -60,3 +60,27 @@ def test_measures_agree_with_their_definitions():
     np.testing.assert_allclose(confidence_of(p, "ratio"), np.abs(np.log(p / (1 - p))), atol=1e-9)
     entropy = -(p * np.log(p) + (1 - p) * np.log(1 - p))
     np.testing.assert_allclose(confidence_of(p, "entropy"), 1 - entropy / np.log(2), atol=1e-9)
+
+
+def test_a_promise_holds_on_other_users():
+    """Thresholds from few users keep the promised disagreement on many others, as often as they should."""
+    kept = []
+    for seed in range(40):
+        known = exit_scores((1.0, 0.3, 0.1), cold_share=0.0, rows=600, seed=seed)
+        known = replace(known, users=np.arange(600))
+        config = OptiRAGConfig(max_disagreement=0.08)
+        found = calibrate(known, None, DEPTHS, config)
+        fresh = exit_scores((1.0, 0.3, 0.1), cold_share=0.0, rows=20_000, seed=1000 + seed)
+        probability = 1 / (1 + np.exp(-fresh.odds[..., 0] / np.array(found.temperatures)[:, None]))
+        exited, places = uncertainty.simulate(
+            probability, confidence_of(probability, "ratio"), found.policy.thresholds[0]
+        )
+        kept.append(((exited > 0.5) != (probability[-1] > 0.5)).mean() <= 0.08)
+    assert np.mean(kept) >= 0.9
+    assert places.mean() < 1.9  # and rows do leave
+
+
+def test_requests_of_one_user_each_have_no_gauc_to_keep():
+    known = replace(exit_scores((1.0, 0.3, 0.1), cold_share=0.0), users=np.arange(4000))
+    found = calibrate(known, None, DEPTHS, OptiRAGConfig(max_auc_loss=0.01))
+    assert min(found.policy.thresholds[0]) < np.inf

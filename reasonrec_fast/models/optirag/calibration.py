@@ -70,23 +70,14 @@ def calibrate(
 
         return of_all
 
-    warm_thresholds = uncertainty.choose_thresholds(
-        scores[:, warm],
-        confidence[:, warm],
-        depths,
-        [uncertainty.Limit(with_cold(metric), loss) for metric, loss in _limits(known, config)],
-        trend=config.trend,
-    )
+    limits = [uncertainty.Limit(with_cold(metric), loss) for metric, loss in _limits(known, config)]
+    warm_thresholds = _thresholds(scores[:, warm], confidence[:, warm], depths, limits, known.users[warm], config)
     cold_thresholds = tuple(float("inf") for _ in depths[:-1])
     if unrated is not None:
         hidden = _probabilities(unrated.odds, temperatures)
-        cold_thresholds = uncertainty.choose_thresholds(
-            hidden,
-            confidence_of(hidden, config.measure),
-            depths,
-            [uncertainty.Limit(metric, loss) for metric, loss in _limits(unrated, config)],
-            trend=config.trend,
-        )
+        limits = [uncertainty.Limit(metric, loss) for metric, loss in _limits(unrated, config)]
+        hidden_confidence = confidence_of(hidden, config.measure)
+        cold_thresholds = _thresholds(hidden, hidden_confidence, depths, limits, unrated.users, config)
     exited = np.empty_like(scores[-1])
     for rows, thresholds in ((warm, warm_thresholds), (cold, cold_thresholds)):
         exited[rows], _ = uncertainty.simulate(scores[:, rows], confidence[:, rows], thresholds, trend=config.trend)
@@ -98,6 +89,23 @@ def calibrate(
             for name, values in (("early_exit", exited), ("full_depth", scores[-1]))
         },
     )
+
+
+def _thresholds(
+    scores: np.ndarray,
+    confidence: np.ndarray,
+    depths: Sequence[int],
+    limits: Sequence[uncertainty.Limit],
+    users: np.ndarray,
+    config: OptiRAGConfig,
+) -> tuple[float, ...]:
+    """With the promise that is asked for, over users; else the least depth within the limits."""
+    if config.max_disagreement is None:
+        return uncertainty.choose_thresholds(scores, confidence, depths, limits, trend=config.trend)
+    differs = ((scores > 0.5) != (scores[-1] > 0.5)).astype(np.float64)
+    return uncertainty.guarantee_thresholds(
+        differs, confidence, depths, alpha=config.max_disagreement, trend=config.trend, groups=users
+    ).thresholds
 
 
 def confidence_of(probability: np.ndarray, measure: Measure) -> np.ndarray:
@@ -126,11 +134,17 @@ def _probabilities(odds: np.ndarray, temperatures: Sequence[float]) -> np.ndarra
     return (1 / (1 + np.exp(-odds / np.array(temperatures)[:, None, None]))).mean(2)
 
 
-def _limits(
-    scores: ExitScores, config: OptiRAGConfig
-) -> tuple[tuple[Callable[[np.ndarray], float], float], tuple[Callable[[np.ndarray], float], float]]:
-    """Metrics, and what they may lose."""
-    return (
-        (lambda values: evaluation.auc(scores.labels, values), config.max_auc_loss),
-        (lambda values: evaluation.gauc(scores.labels, values, scores.users), config.max_gauc_loss),
-    )
+def _limits(scores: ExitScores, config: OptiRAGConfig) -> list[tuple[Callable[[np.ndarray], float], float]]:
+    """Metrics, and what they may lose; GAUC where some user has both answers."""
+    labels, users = scores.labels, scores.users
+
+    def auc(values: np.ndarray) -> float:
+        return evaluation.auc(labels, values)
+
+    def gauc(values: np.ndarray) -> float:
+        return evaluation.gauc(labels, values, users)
+
+    found = [(auc, config.max_auc_loss)]
+    if not np.isnan(gauc(labels.astype(np.float64))):
+        found.append((gauc, config.max_gauc_loss))
+    return found

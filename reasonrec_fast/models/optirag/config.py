@@ -45,15 +45,18 @@ class OptiRAGConfig:
         measure, trend: how confidence is measured, and whether it must not have fallen since the exit before.
         calibration_requests: validation requests (of whole users) that temperatures and thresholds come from.
         max_auc_loss, max_gauc_loss: what early exit may cost on validation.
+        max_disagreement: instead of them a promise: with 90 % probability over calibration sets, early exit answers
+            at most this share of a user's requests otherwise than full depth (mean over users; Learn then Test). For
+            validation sets that are too small for the losses above to carry over.
         seed: of everything random.
         retriever: LightGCN's settings.
     """
 
     backbone: str = DEFAULT_MODEL
     template: str = "films"
-    prefix_tokens: int = 128
-    suffix_tokens: int = 64
-    slate_size: int = 8
+    prefix_tokens: int = 232
+    suffix_tokens: int = 24
+    slate_size: int = 32
     layers: int | None = None
     retrieval: Retrieval = "gcn"
     num_neighbours: int = 100
@@ -62,8 +65,8 @@ class OptiRAGConfig:
     members: int = 2
     lora_rank: int = 8
     lora_alpha: int = 16
-    samples: int = 8_000
-    batch_slates: int = 4
+    samples: int = 14_000
+    batch_slates: int = 2
     learning_rate: float = 5e-4
     head_learning_rate: float = 2e-3
     depth_decay: float = 0.98
@@ -78,6 +81,7 @@ class OptiRAGConfig:
     calibration_requests: int = 3_000
     max_auc_loss: float = 0.002
     max_gauc_loss: float = 0.005
+    max_disagreement: float | None = None
     seed: int = 0
     retriever: LightGCNConfig = field(default_factory=lambda: LightGCNConfig(weight_decay=1e-3))
 

@@ -20,14 +20,14 @@ from reasonrec_fast.early_exit.backbone import Backbone
 from reasonrec_fast.early_exit.engine import EarlyExitModel, ExitPolicy
 from reasonrec_fast.models.optirag import storage, training
 from reasonrec_fast.models.optirag.backbone import load_language_model
-from reasonrec_fast.models.optirag.calibration import ExitScores, calibrate
+from reasonrec_fast.models.optirag.calibration import Calibration, ExitScores, calibrate
 from reasonrec_fast.models.optirag.config import OptiRAGConfig
 from reasonrec_fast.models.optirag.dataset import RequestBuilder, Requests
 from reasonrec_fast.models.optirag.evidence import NUMBERS
 from reasonrec_fast.models.optirag.instructions import instruction_requests
 from reasonrec_fast.models.optirag.knowledge import Knowledge
-from reasonrec_fast.models.optirag.prompt import Slate
 from reasonrec_fast.models.optirag.retriever import Retriever
+from reasonrec_fast.models.optirag.scoring import SlateScorer, batched
 from reasonrec_fast.models.optirag.text_retrieval import item_vectors
 from reasonrec_fast.training.exits import Progress
 
@@ -79,6 +79,7 @@ class OptiRAG:
         self.platt: dict[str, tuple[float, float]] = {}
         self.knowledge: Knowledge | None = None
         self._merged = False
+        self._scorer = SlateScorer(self)
 
     # Fitting
 
@@ -144,7 +145,7 @@ class OptiRAG:
             if len(classes) != 2:
                 raise ValueError(f"{name}: expected both answers; got labels {classes}")
         self._train(self.instruction_requests(records), {"records": len(records)}, checkpoint, progress)
-        self.calibrate((self.instruction_requests(validation), np.zeros(len(validation), dtype=np.int64)))
+        self.calibrate((self.instruction_requests(validation), np.arange(len(validation))))
         return self
 
     def _train(
@@ -192,24 +193,28 @@ class OptiRAG:
             known: validation requests, and the user of each ``[N]``.
             unrated: validation requests with their items shown as if nobody had rated them, and the users.
         """
-        for head in self.ranker.heads:
-            head.temperature.fill_(1.0)
-        scores = [
-            None if part is None else ExitScores(self.exit_odds(part[0]), part[0].labels, part[1], part[0].cold)
-            for part in (known, unrated)
-        ]
+        scores = [None if part is None else self.exit_scores(*part) for part in (known, unrated)]
         assert scores[0] is not None
-        found = calibrate(scores[0], scores[1], self.ranker.exits, self.config)
+        self.use(calibrate(scores[0], scores[1], self.ranker.exits, self.config))
+
+    def use(self, found: Calibration) -> None:
+        """Take temperatures, thresholds and scaling of a calibration."""
         for head, temperature in zip(self.ranker.heads, found.temperatures, strict=True):
             head.temperature.fill_(temperature)
         self.policy, self.platt = found.policy, found.platt
+
+    def exit_scores(self, requests: Requests, users: np.ndarray) -> ExitScores:
+        """What calibration reads of requests and their users ``[N]``; temperatures are 1 from here on."""
+        for head in self.ranker.heads:
+            head.temperature.fill_(1.0)
+        return ExitScores(self.exit_odds(requests), requests.labels, users, requests.cold)
 
     @torch.no_grad()
     def exit_odds(self, requests: Requests, progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Log-odds of yes of every member at every exit, float64 ``[E, N, K]``, at the present temperatures."""
         self.merge()
         odds = np.empty((len(self.ranker.exits), len(requests.rows), self.config.members))
-        for slates in _batched(requests.slates):
+        for slates in batched(requests.slates):
             groups, numbers, _ = requests.batch(slates, self.mean, self.scale)
             rows = numbers.shape[0]
             found = self.ranker.all_exits(groups, numbers, torch.ones(rows, dtype=torch.int64))
@@ -255,7 +260,8 @@ class OptiRAG:
         early_exit: bool = True,
         progress: Callable[[int], None] | None = None,
     ) -> Predictions:
-        """Probabilities of a like, in the order of ``requests.rows``.
+        """Probabilities of a like, in the order of ``requests.rows``. Any number of threads may call it: they share
+        batches.
 
         Args:
             requests: from :meth:`requests`.
@@ -265,16 +271,10 @@ class OptiRAG:
         self.merge()
         probability = np.empty(len(requests.rows), dtype=np.float32)
         depth = np.empty(len(requests.rows), dtype=np.int64)
-        strata = requests.cold.astype(np.int64)
-        for slates in _batched(requests.slates):
-            groups, numbers, _ = requests.batch(slates, self.mean, self.scale)
-            places = np.concatenate([slate.rows for slate in slates])
-            ranked = self.ranker.rank(
-                groups, numbers, self.policy if early_exit else None, torch.from_numpy(strata[places])
-            )
-            probability[places], depth[places] = ranked.probability.numpy(), ranked.depth.numpy()
+        for slate, ranked in self._scorer.score(requests, early_exit=early_exit):
+            probability[slate.rows], depth[slate.rows] = ranked.probability.cpu().numpy(), ranked.depth.cpu().numpy()
             if progress is not None:
-                progress(len(places))
+                progress(len(slate.rows))
         return Predictions(probability, depth)
 
     def evaluate(self, interactions: Interactions, rows: np.ndarray, *, early_exit: bool = True) -> dict[str, float]:
@@ -360,15 +360,3 @@ class OptiRAG:
             self.peft.unmerge_adapter()
             self._merged = False
 
-
-def _batched(slates: list[Slate], max_tokens: int = 2048) -> list[list[Slate]]:
-    """Slates in batches of about ``max_tokens`` tokens."""
-    batches: list[list[Slate]] = []
-    filled = max_tokens
-    for slate in slates:
-        if filled + slate.num_tokens > max_tokens:
-            batches.append([])
-            filled = 0
-        batches[-1].append(slate)
-        filled += slate.num_tokens
-    return batches

@@ -114,9 +114,9 @@ class PromptBuilder:
         template: Template,
         tokenizer: Any,
         *,
-        prefix_tokens: int = 128,
-        suffix_tokens: int = 64,
-        slate_size: int = 8,
+        prefix_tokens: int = 232,
+        suffix_tokens: int = 24,
+        slate_size: int = 32,
         tell_similar: bool = True,
     ) -> None:
         self.evidence = evidence

@@ -1,0 +1,107 @@
+"""Real MovieLens prompts for the engine's benchmarks, and the model that reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from reasonrec_fast.data import Interactions, Split, load_movielens_small, split_by_time
+from reasonrec_fast.early_exit.layout import TokenGroup
+from reasonrec_fast.experiments.demo import PRETRAINED
+from reasonrec_fast.models.optirag import OptiRAG
+from reasonrec_fast.models.optirag.dataset import RequestBuilder, Requests
+from reasonrec_fast.models.optirag.prompt import Slate
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one run scores: ``R`` requests.
+
+    Attributes:
+        groups: token ids, a group a user.
+        numbers: standardised, float32 ``[R, F]``.
+        strata: row of the policy's thresholds, int64 ``[R]``.
+    """
+
+    groups: list[TokenGroup]
+    numbers: torch.Tensor
+    strata: torch.Tensor
+
+    @property
+    def prompts(self) -> list[list[int]]:
+        """Every request in full."""
+        return [[*prefix, *suffix] for prefix, suffixes in self.groups for suffix in suffixes]
+
+
+@cache
+def movielens_model() -> tuple[OptiRAG, Interactions, Split]:
+    """The demo's model with its retriever trained (seconds), adapters merged."""
+    data = load_movielens_small()
+    split = split_by_time(data)
+    model = OptiRAG.from_pretrained(PRETRAINED / "movielens")
+    model.refit_retriever(data, split.train)
+    model.merge()
+    return model, data, split
+
+
+def slates_of_users(users: int, candidates: int, prefix_tokens: int, suffix_tokens: int) -> Work:
+    """Users of the test part with as many test films as asked for, each with one prefix and that many candidates,
+    brought to exactly these lengths (cut, or filled up with newlines where prefix and suffix meet).
+
+    Raises:
+        ValueError: there are not so many users.
+    """
+    model, data, split = movielens_model()
+    owners, counts = np.unique(data.users[split.test], return_counts=True)
+    able = owners[counts >= candidates]
+    if len(able) < users:
+        raise ValueError(f"users: expected at most {len(able)} with {candidates} test films; got {users}")
+    chosen = np.random.default_rng(0).permutation(able)[:users]
+    rows = np.concatenate([split.test[data.users[split.test] == user][:candidates] for user in chosen])
+    requests = _requests(rows, slate_size=candidates, prefix_tokens=prefix_tokens, suffix_tokens=suffix_tokens)
+    newline = model.tokenizer("\n", add_special_tokens=False)["input_ids"]
+    slates = [
+        replace(
+            slate,
+            prefix=slate.prefix + newline * (prefix_tokens - len(slate.prefix)),
+            suffixes=[newline * (suffix_tokens - len(suffix)) + suffix for suffix in slate.suffixes],
+        )
+        for slate in requests.slates
+    ]
+    return _work(requests, slates)
+
+
+def requests_in_arrival_order(count: int, prefix_tokens: int) -> Work:
+    """One request a user, at a random moment of their history, in the order in which they came; lengths as the
+    histories give them, up to ``prefix_tokens``."""
+    _, data, _ = movielens_model()
+    generator = np.random.default_rng(0)
+    by_user = np.split(np.lexsort((data.timestamps, data.users)), np.cumsum(np.bincount(data.users))[:-1])
+    rows = np.array([generator.choice(events) for events in by_user if len(events)])
+    rows = generator.permutation(rows)[:count]
+    rows = rows[np.argsort(data.timestamps[rows], kind="stable")]
+    requests = _requests(rows, slate_size=1, prefix_tokens=prefix_tokens, suffix_tokens=24)
+    return _work(requests, sorted(requests.slates, key=lambda slate: int(slate.rows[0])))
+
+
+def _requests(rows: np.ndarray, *, slate_size: int, prefix_tokens: int, suffix_tokens: int) -> Requests:
+    model, data, split = movielens_model()
+    assert model.knowledge is not None
+    config = replace(
+        model.config, slate_size=slate_size, prefix_tokens=prefix_tokens, suffix_tokens=suffix_tokens
+    )
+    builder = RequestBuilder(data, split.train, model.knowledge.retriever, model.tokenizer, config)
+    return builder.requests(rows)
+
+
+def _work(requests: Requests, slates: Sequence[Slate]) -> Work:
+    model, _, _ = movielens_model()
+    groups, numbers, _ = requests.batch(slates, model.mean, model.scale)
+    places = np.concatenate([slate.rows for slate in slates])
+    strata: Any = torch.from_numpy(requests.cold[places].astype(np.int64))
+    return Work(groups, numbers, strata)

@@ -1,0 +1,110 @@
+"""Ways to train exits, compared: jointly, with the heads alone, by self-distillation, with layer dropout."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from reasonrec_fast import evaluation
+from reasonrec_fast.data import load_movielens_small, sample_of_users, split_by_time
+from reasonrec_fast.experiments.trained import Progress, trained
+from reasonrec_fast.models.optirag import OptiRAGConfig
+
+LAST = "last exit alone"
+KINDS = (LAST, "joint, depth-aware", "joint", "heads alone", "distilled", "layer dropout")
+
+
+@dataclass(frozen=True)
+class ExitRecord:
+    """One way to train.
+
+    Attributes:
+        kind: one of :data:`KINDS`.
+        exits: layers.
+        auc, gauc: of everyone who leaves at that exit, one an exit.
+        early_auc, early_gauc, early_depth: with thresholds calibrated on validation; None without early exits.
+        seconds: of fitting, calibration included; None where the model was there already.
+    """
+
+    kind: str
+    exits: tuple[int, ...]
+    auc: tuple[float, ...]
+    gauc: tuple[float, ...]
+    early_auc: float | None
+    early_gauc: float | None
+    early_depth: float | None
+    seconds: float | None
+
+
+def settings_of(kind: str, config: OptiRAGConfig, layers: int) -> OptiRAGConfig:
+    """The configuration of a kind.
+
+    >>> settings_of("joint", OptiRAGConfig(), 30).depth_decay
+    1.0
+    """
+    flat = replace(config, depth_decay=1.0)
+    return {
+        LAST: replace(config, exits=(layers,)),
+        "joint, depth-aware": config,
+        "joint": flat,
+        "heads alone": replace(config, exit_training="heads"),
+        "distilled": replace(config, exit_training="distil"),
+        "layer dropout": replace(config, layer_dropout=0.2),
+    }[kind]
+
+
+def compare_exits(
+    folder: str | Path,
+    config: OptiRAGConfig,
+    *,
+    layers: int = 30,
+    sample: int | None = 2000,
+    progress: Progress | None = None,
+) -> list[ExitRecord]:
+    """Train one model a kind on the same requests, and score the same test requests at every exit.
+
+    ``"heads alone"`` puts heads on the model of the first kind, whose backbone then stays as it is.
+
+    Args:
+        folder: where the models are kept; one that is there already is not trained again.
+        config: of all, but for how exits are trained.
+        layers: of the backbone.
+        sample: test requests to score (whole users); None for all.
+        progress: is told of every training step.
+    """
+    interactions = load_movielens_small()
+    split = split_by_time(interactions)
+    rows = split.test if sample is None else sample_of_users(interactions, split.test, sample)
+    labels, users = interactions.labels[rows], interactions.users[rows]
+    records = []
+    for kind in KINDS:
+        place = Path(folder) / kind.replace(", ", "-").replace(" ", "-")
+        known, begin = (place / "config.json").is_file(), time.perf_counter()
+        adapters = Path(folder) / LAST.replace(" ", "-") if kind == "heads alone" else None
+        settings = settings_of(kind, config, layers)
+        model = trained(place, settings, interactions, split, progress, adapters=adapters)
+        seconds = None if known else time.perf_counter() - begin
+        requests = model.requests(interactions, rows)
+        scores = model.exit_odds(requests).mean(2)
+        early: tuple[float | None, float | None, float | None] = (None, None, None)
+        if len(model.ranker.exits) > 1:
+            found = model.predict(requests)
+            early = (
+                evaluation.auc(labels, found.probability),
+                evaluation.gauc(labels, found.probability, users),
+                float(np.mean(found.depth)),
+            )
+        records.append(
+            ExitRecord(
+                kind,
+                model.ranker.exits,
+                tuple(evaluation.auc(labels, of_exit) for of_exit in scores),
+                tuple(evaluation.gauc(labels, of_exit, users) for of_exit in scores),
+                *early,
+                seconds,
+            )
+        )
+    return records

@@ -1,0 +1,54 @@
+"""Models of an experiment: trained once, kept in a folder, and gone on with where a run was killed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from reasonrec_fast.data import Interactions, Split
+from reasonrec_fast.models.optirag import OptiRAG, OptiRAGConfig
+
+Progress = Callable[[str, int, int, float], None]
+"""Called with the name of a model, the step, the number of steps and the loss."""
+
+
+def trained(
+    folder: Path,
+    config: OptiRAGConfig,
+    interactions: Interactions,
+    split: Split,
+    progress: Progress | None = None,
+    *,
+    adapters: Path | None = None,
+) -> OptiRAG:
+    """The model of a folder; it is trained first where it is not there yet.
+
+    Args:
+        folder: its name is the model's.
+        config: of the model.
+        interactions, split: the data.
+        progress: is told of every step.
+        adapters: a saved model whose adapters to start from.
+
+    Raises:
+        ValueError: the folder holds a model of another configuration.
+    """
+    if (folder / "config.json").is_file():
+        model = OptiRAG.from_pretrained(folder)
+        if model.config != config:
+            raise ValueError(f"folder: expected models of this configuration; {folder} holds another one")
+        model.refit_retriever(interactions, split.train)
+        return model
+
+    def told(step: int, steps: int, loss: float) -> None:
+        if progress is not None:
+            progress(folder.name, step, steps, loss)
+
+    state = folder / "training.safetensors"
+    model = OptiRAG(config)
+    if adapters is not None:
+        model.load_adapters(adapters)
+    model.fit(interactions, split, checkpoint=state, progress=told)
+    model.save_pretrained(folder, knowledge=False)
+    state.unlink(missing_ok=True)
+    return model

@@ -1,0 +1,93 @@
+"""Scoring of slates, in batches that concurrent callers share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from reasonrec_fast.early_exit.batching import SharedBatcher
+from reasonrec_fast.early_exit.engine import Ranked
+from reasonrec_fast.models.optirag.dataset import Requests
+from reasonrec_fast.models.optirag.prompt import Slate
+
+if TYPE_CHECKING:
+    from reasonrec_fast.models.optirag.model import OptiRAG
+
+BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A slate of some requests. Attributes: ``early_exit``, whether rows may leave before the last layer."""
+
+    requests: Requests
+    slate: Slate
+    early_exit: bool
+
+
+class SlateScorer:
+    """Ranks slates of any number of callers; batches hold about :data:`BATCH_TOKENS` tokens.
+
+    Args:
+        model: whose ranker, policy and scaling are used, as they are when a batch begins.
+    """
+
+    def __init__(self, model: OptiRAG) -> None:
+        self._model = model
+        self._batcher: SharedBatcher[_Asked, Ranked] = SharedBatcher(
+            self._rank, max_size=BATCH_TOKENS, max_wait_ms=0.0, capacity=1 << 62
+        )
+
+    def score(self, requests: Requests, *, early_exit: bool) -> Iterator[tuple[Slate, Ranked]]:
+        """Every slate, in order, with its scores."""
+        sizes = [slate.num_tokens for slate in requests.slates]
+        futures: list[Future[Ranked]] = []
+        with self._batcher.use() as batcher:
+            try:
+                futures = batcher.submit_all([_Asked(requests, slate, early_exit) for slate in requests.slates], sizes)
+                for slate, future in zip(requests.slates, futures, strict=True):
+                    yield slate, future.result()
+            finally:  # a caller who gives up leaves no work behind
+                for future in futures:
+                    future.cancel()
+
+    def _rank(self, batch: list[_Asked]) -> list[Ranked]:
+        found: dict[int, Ranked] = {}
+        for early_exit in (True, False):
+            places = [place for place, asked in enumerate(batch) if asked.early_exit == early_exit]
+            if places:
+                ranked = self._rank_alike([batch[place] for place in places], early_exit)
+                found.update(zip(places, ranked, strict=True))
+        return [found[place] for place in range(len(batch))]
+
+    def _rank_alike(self, batch: list[_Asked], early_exit: bool) -> list[Ranked]:
+        model = self._model
+        parts = [asked.requests.batch([asked.slate], model.mean, model.scale) for asked in batch]
+        cold = np.concatenate([asked.requests.cold[asked.slate.rows] for asked in batch])
+        ranked = model.ranker.rank(
+            [group for groups, _, _ in parts for group in groups],
+            torch.cat([numbers for _, numbers, _ in parts]),
+            model.policy if early_exit else None,
+            torch.from_numpy(cold.astype(np.int64)),
+        )
+        sizes = [len(asked.slate.rows) for asked in batch]
+        pairs = zip(ranked.probability.split(sizes), ranked.depth.split(sizes), strict=True)
+        return [Ranked(probability, depth) for probability, depth in pairs]
+
+
+def batched(slates: list[Slate], max_tokens: int = BATCH_TOKENS) -> list[list[Slate]]:
+    """Slates in batches of about ``max_tokens`` tokens."""
+    batches: list[list[Slate]] = []
+    filled = max_tokens
+    for slate in slates:
+        if filled + slate.num_tokens > max_tokens:
+            batches.append([])
+            filled = 0
+        batches[-1].append(slate)
+        filled += slate.num_tokens
+    return batches
