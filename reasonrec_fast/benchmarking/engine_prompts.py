@@ -92,9 +92,7 @@ def requests_in_arrival_order(count: int, prefix_tokens: int) -> Work:
 def _requests(rows: np.ndarray, *, slate_size: int, prefix_tokens: int, suffix_tokens: int) -> Requests:
     model, data, split = movielens_model()
     assert model.knowledge is not None
-    config = replace(
-        model.config, slate_size=slate_size, prefix_tokens=prefix_tokens, suffix_tokens=suffix_tokens
-    )
+    config = replace(model.config, slate_size=slate_size, prefix_tokens=prefix_tokens, suffix_tokens=suffix_tokens)
     builder = RequestBuilder(data, split.train, model.knowledge.retriever, model.tokenizer, config)
     return builder.requests(rows)
 

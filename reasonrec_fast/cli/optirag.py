@@ -151,6 +151,32 @@ def predict(
 
 
 @app.command()
+def pareto(
+    output: Annotated[Path, typer.Option(help="folder of the report and the plot")] = Path("runs/pareto"),
+    model: Annotated[Path | None, typer.Option(help="folder of the model; that of the demo by default")] = None,
+    test: Annotated[int, typer.Option(help="test requests to score")] = 6_000,
+    timed: Annotated[int, typer.Option(help="of them to time")] = 512,
+) -> None:
+    """AUC against requests per second over exit thresholds, on MovieLens."""
+    with clear_errors():
+        from reasonrec_fast.cli.pareto import plot
+        from reasonrec_fast.experiments.demo import PRETRAINED
+        from reasonrec_fast.experiments.pareto import pareto as measure
+
+        interactions = load_data("movielens-small", None)
+        parts = split_by_time(interactions)
+        loaded = load_model(model or PRETRAINED / "movielens")
+        loaded.refit_retriever(interactions, parts.train)
+        points = measure(loaded, interactions, parts, sample=test, timed=timed)
+        write_json(output / "pareto.json", [asdict(point) for point in points])
+        plot(points, output / "pareto.png")
+    table = Table("kind", "label", "AUC", "GAUC", "depth", "requests/s")
+    for p in points:
+        table.add_row(p.kind, p.label, f"{p.auc:.4f}", f"{p.gauc:.4f}", f"{p.depth:.1f}", f"{p.requests_per_s:.1f}")
+    print_result(table)
+
+
+@app.command()
 def compare_exits(
     output: Annotated[Path, typer.Option(help="folder of the models and the report")] = Path("runs/exits"),
     config: Annotated[Path | None, typer.Option(help="JSON file with fields of OptiRAGConfig")] = None,

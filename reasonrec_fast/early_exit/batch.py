@@ -17,9 +17,9 @@ from reasonrec_fast.ops.packed_attention import packed_attention
 class PackedBatch:
     """Token groups between two layers.
 
-    A layer is either taken whole (:meth:`layer`), or in two steps where rows may leave: :meth:`look` finishes it for the
-    last token of every row alone, which is all that a head reads, and :meth:`go_on` for the other tokens of the rows
-    that stay.
+    A layer is either taken whole (:meth:`layer`), or in two steps where rows may leave: :meth:`look` finishes it for
+    the last token of every row alone, which is all that a head reads, and :meth:`go_on` for the other tokens of the
+    rows that stay.
 
     Args:
         backbone: the model.
@@ -43,8 +43,12 @@ class PackedBatch:
         away = [known is not None for known in self._known]
         self.layout = replace(layout, here=~np.array(away))
         # What is learnt on the way; a prefix that was away is learnt on from where it stopped.
-        self._learnt = [PrefixState(list(k.keys), list(k.values), k.hidden) if k else PrefixState([], []) for k in self._known]
-        ids = flat_ids([((), rows) if gone else (prefix, rows) for gone, (prefix, rows) in zip(away, groups, strict=True)])
+        self._learnt = [
+            PrefixState(list(k.keys), list(k.values), k.hidden) if k else PrefixState([], []) for k in self._known
+        ]
+        ids = flat_ids(
+            [((), rows) if gone else (prefix, rows) for gone, (prefix, rows) in zip(away, groups, strict=True)]
+        )
         self.hidden = backbone.embed(self._on_device(ids))
         self._rotary_table = backbone.rotary(self.hidden, layout.longest)
         self._rotary = self._rotary_at(self.layout.positions)

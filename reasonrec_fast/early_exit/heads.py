@@ -78,9 +78,11 @@ class ExitHead(nn.Module):
     ) -> ops.ExitStatistics:
         """Statistics of the rows ``hidden [B, D]`` with ``numbers [B, F]``; class 1 is yes. Always in float32."""
         with torch.autocast(hidden.device.type, enabled=False):
-            features, weight, bias = self.features(hidden, numbers), self.weight, self.bias
+            features = self.features(hidden, numbers)
+            weight: torch.Tensor = self.weight
+            bias: torch.Tensor | None = self.bias
             if self.softcap is not None:  # Gemma 2 caps its logits: they are formed here, and taken as they are
-                logits = nn.functional.linear(features, weight[0], bias[0])
+                logits = nn.functional.linear(features, weight[0], self.bias[0])
                 features, weight, bias = self.softcap * torch.tanh(logits / self.softcap), torch.eye(2).to(logits), None
             return ops.exit_confidence(
                 features,

@@ -87,7 +87,8 @@ class EarlyExitRanker:
             TypeError: a model of another family, or one without an LM head.
             ValueError: both answers begin with the same token.
         """
-        causal: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+        wrapped: Any = model
+        causal = wrapped.get_base_model() if hasattr(model, "get_base_model") else wrapped
         if not hasattr(causal, "lm_head"):
             raise TypeError(f"model: expected a causal model with lm_head; got {type(causal).__name__}")
         tokens = [tokenizer(answer, add_special_tokens=False)["input_ids"][0] for answer in answers]
@@ -126,9 +127,9 @@ class EarlyExitRanker:
             for place, (prefix, _), whole in zip(texts, pairs, wholes, strict=True):
                 # Where the two texts meet a token may span both.
                 encoded[place] = list(whole), _common(starts[prefix], whole)
-        for place, (prefix, candidate) in enumerate(requests):
+        for place, (start, candidate) in enumerate(requests):
             if place not in encoded:
-                encoded[place] = [*map(int, prefix), *map(int, candidate)], len(prefix)
+                encoded[place] = [*map(int, start), *map(int, candidate)], len(start)
         return [encoded[place] for place in range(len(requests))]
 
     def rank_encoded(self, encoded: Sequence[tuple[list[int], int]], *, early_exit: bool = True) -> Ranked:
@@ -221,9 +222,9 @@ class EarlyExitRanker:
     def _grouped(self, encoded: Sequence[tuple[list[int], int]]) -> Iterator[tuple[list[int], list[int]]]:
         """Prefixes, and the requests that begin with each."""
         by_prefix: dict[tuple[int, ...], list[int]] = {}
-        for place, (ids, prefix) in enumerate(encoded):
+        for place, (ids, start) in enumerate(encoded):
             # The last token is asked, so it is never shared.
-            by_prefix.setdefault(tuple(ids[: min(prefix, len(ids) - 1)]), []).append(place)
+            by_prefix.setdefault(tuple(ids[: min(start, len(ids) - 1)]), []).append(place)
         for prefix, places in by_prefix.items():
             ids, shared = encoded[places[0]][0], len(prefix)
             if self.cache is None and len(places) > 1:

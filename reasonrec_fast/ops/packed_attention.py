@@ -27,7 +27,7 @@ def packed_attention(
 
     Args:
         query: ``[Q, H, d]``, the tokens of all segments one after the other.
-        key, value: ``[K, G, d]``, ``G`` a divisor of ``H`` (grouped-query attention: head ``h`` reads ``h // (H / G)``).
+        key, value: ``[K, G, d]``, ``G`` a divisor of ``H`` (grouped queries: head ``h`` reads ``h // (H / G)``).
         segments: int64 ``[S, 6]`` on the CPU: ``query_begin, queries, prefix_begin, prefix, own_begin, seen``. Query
             ``i`` of a segment sees keys ``[prefix_begin, prefix_begin + prefix)`` and
             ``[own_begin, own_begin + seen + i)``. Segments lie in the order of their queries and cover them all.

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from tiny import FAMILIES, tiny
 
 from reasonrec_fast.early_exit import Backbone, EarlyExitModel, ExitPolicy, PackedLayout, exit_layers
 from reasonrec_fast.early_exit.batch import PackedBatch
 from reasonrec_fast.early_exit.layout import flat_ids
-from tiny import FAMILIES, tiny
 
 GROUPS = [
     ([5, 6, 7, 8, 9], [[10, 11], [12], [13, 14, 15]]),
@@ -27,7 +27,7 @@ def model():
 
 
 def plain_states(backbone, groups, depth=None):
-    """Hidden states of every last token by transformers' own forward, text by text; of a layer, or the normed output."""
+    """Hidden states of last tokens by transformers' own forward, text by text: of a layer, or the normed output."""
     texts = [[*prefix, *suffix] for prefix, suffixes in groups for suffix in suffixes]
     states = []
     for text in texts:

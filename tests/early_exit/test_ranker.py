@@ -6,13 +6,13 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from tiny import FAMILIES, Letters, tiny
 
 from reasonrec_fast import EarlyExitRanker
 from reasonrec_fast.early_exit import ExitPolicy, PrefixCache
 from reasonrec_fast.early_exit.batching import QueueFullError
 from reasonrec_fast.early_exit.prefix_cache import PrefixState
 from reasonrec_fast.uncertainty import Limit
-from tiny import FAMILIES, Letters, tiny
 
 ANSWERS = ("n", "y")
 
@@ -77,7 +77,9 @@ def test_bfloat16(llama):
 def test_lora_merged_and_not(llama):
     from peft import LoraConfig, get_peft_model
 
-    adapted = get_peft_model(tiny("Llama"), LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)).eval()
+    adapted = get_peft_model(
+        tiny("Llama"), LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+    ).eval()
     requests = requests_of(1)
     texts = [[*prefix, *candidate] for prefix, candidate in requests]
     expected = plain(adapted, texts)

@@ -34,7 +34,9 @@ def test_fit_predict_evaluate(events, fitted):
     assert metrics["mean_depth"] == pytest.approx(found.depth.mean())
     full = fitted.predict(requests, early_exit=False)
     assert (full.depth == 4).all()
-    np.testing.assert_allclose(full_depth_scores(fitted, requests), full.probability, atol=1e-4)  # bfloat16, summed in another order
+    np.testing.assert_allclose(
+        full_depth_scores(fitted, requests), full.probability, atol=1e-4
+    )  # bfloat16, summed in another order
 
 
 def test_saved_model_predicts_the_same(events, fitted, tmp_path):
@@ -172,7 +174,9 @@ def test_fewer_layers(events, config, tmp_path):
     requests = fitted.requests(events, parts.test)
     full = fitted.predict(requests, early_exit=False)
     assert (full.depth == 2).all()
-    np.testing.assert_allclose(full_depth_scores(fitted, requests), full.probability, atol=1e-4)  # bfloat16, summed in another order
+    np.testing.assert_allclose(
+        full_depth_scores(fitted, requests), full.probability, atol=1e-4
+    )  # bfloat16, summed in another order
     with pytest.raises(ValueError, match=r"layers: expected a number in \[1, 4\]; got 5"):
         OptiRAG(replace(config, layers=5))
 

@@ -56,7 +56,7 @@ def calibrate(
         config: the losses, and how confidence is measured.
     """
     temperatures = [uncertainty.fit_temperature(odds, known.labels) for odds in known.odds]
-    scores = _probabilities(known.odds, temperatures)
+    scores = probabilities(known.odds, temperatures)
     confidence = confidence_of(scores, config.measure)
     warm, cold = ~known.cold, known.cold
 
@@ -74,7 +74,7 @@ def calibrate(
     warm_thresholds = _thresholds(scores[:, warm], confidence[:, warm], depths, limits, known.users[warm], config)
     cold_thresholds = tuple(float("inf") for _ in depths[:-1])
     if unrated is not None:
-        hidden = _probabilities(unrated.odds, temperatures)
+        hidden = probabilities(unrated.odds, temperatures)
         limits = [uncertainty.Limit(metric, loss) for metric, loss in _limits(unrated, config)]
         hidden_confidence = confidence_of(hidden, config.measure)
         cold_thresholds = _thresholds(hidden, hidden_confidence, depths, limits, unrated.users, config)
@@ -129,7 +129,7 @@ def log_odds(probability: np.ndarray) -> np.ndarray:
     return np.log(bounded) - np.log1p(-bounded)
 
 
-def _probabilities(odds: np.ndarray, temperatures: Sequence[float]) -> np.ndarray:
+def probabilities(odds: np.ndarray, temperatures: Sequence[float]) -> np.ndarray:
     """Mean probability of yes over the members, ``[E, N]``."""
     return (1 / (1 + np.exp(-odds / np.array(temperatures)[:, None, None]))).mean(2)
 
@@ -144,7 +144,7 @@ def _limits(scores: ExitScores, config: OptiRAGConfig) -> list[tuple[Callable[[n
     def gauc(values: np.ndarray) -> float:
         return evaluation.gauc(labels, values, users)
 
-    found = [(auc, config.max_auc_loss)]
+    found: list[tuple[Callable[[np.ndarray], float], float]] = [(auc, config.max_auc_loss)]
     if not np.isnan(gauc(labels.astype(np.float64))):
         found.append((gauc, config.max_gauc_loss))
     return found

@@ -35,8 +35,8 @@ class OptiRAGConfig:
         batch_slates: slates a step.
         learning_rate, head_learning_rate: peaks of the schedule, for the adapters of the last layer and the heads.
         depth_decay: factor on the adapters' rate for each layer below the last (the depth-aware schedule); 1: off.
-        exit_training: ``"joint"``, ``"heads"`` (the adapters stay as they are) or ``"distil"`` (exits learn from the last
-            one); see :class:`reasonrec_fast.training.exits.ExitTraining`.
+        exit_training: ``"joint"``, ``"heads"`` (the adapters stay as they are) or ``"distil"`` (exits learn from the
+            last one); see :class:`reasonrec_fast.training.exits.ExitTraining`.
         layer_dropout: share of steps that leave out the last layer but one, falling to 0 at the first.
         warm_start_steps: steps in which the heads first learn from the numbers alone.
         cold_share: share of training requests whose item is shown as if nobody had rated it.

@@ -359,4 +359,3 @@ class OptiRAG:
         if self._merged:
             self.peft.unmerge_adapter()
             self._merged = False
-

@@ -1,4 +1,4 @@
-"""What OptiRAG-Rec's training adds to that of exits: slates in a seeded order, and heads that know the numbers first."""
+"""What OptiRAG-Rec adds to the training of exits: slates in a seeded order, heads that know the numbers first."""
 
 from __future__ import annotations
 

@@ -1,0 +1,134 @@
+"""What accuracy costs in speed: AUC against requests per second over exit thresholds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from reasonrec_fast import evaluation, uncertainty
+from reasonrec_fast.data import Interactions, Split, sample_of_users
+from reasonrec_fast.early_exit.engine import ExitPolicy
+from reasonrec_fast.models.optirag import OptiRAG
+from reasonrec_fast.models.optirag.calibration import ExitScores, calibrate, confidence_of, probabilities
+from reasonrec_fast.models.optirag.dataset import Requests
+from reasonrec_fast.models.optirag.full_depth import full_depth_scores
+
+AUC_LOSSES = (0.0, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
+"""What a policy may cost on validation; GAUC may cost two and a half times as much."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One way to score.
+
+    Attributes:
+        kind: ``"thresholds"``, ``"one exit"`` (everyone leaves at the same layer), ``"full depth"`` (packed) or
+            ``"transformers"`` (full depth, every prompt in full).
+        label: what tells it from others of its kind.
+        auc, gauc: on the test requests.
+        depth: mean layers read.
+        requests_per_s: median over rounds in turns, from token ids to scores.
+    """
+
+    kind: str
+    label: str
+    auc: float
+    gauc: float
+    depth: float
+    requests_per_s: float
+
+
+def pareto(
+    model: OptiRAG, interactions: Interactions, split: Split, *, sample: int = 6000, timed: int = 512, rounds: int = 7
+) -> list[Point]:
+    """Points of a model with early exits.
+
+    Args:
+        model: with a retriever; its calibration is the same afterwards.
+        interactions, split: thresholds come from validation, figures from the test part.
+        sample: test requests for AUC (whole users).
+        timed: of them for times.
+        rounds: of timing, all points in turns.
+    """
+    config, before, platt = model.config, model.policy, model.platt
+    temperatures = [float(head.temperature) for head in model.ranker.heads]
+    builder, places = model.request_builder(interactions)
+    validation = [
+        sample_of_users(interactions, split.validation, size, config.seed)
+        for size in (config.calibration_requests, config.calibration_requests // 2)
+    ]
+    known, unrated = (
+        model.exit_scores(builder.requests(places[rows], unrated=hidden), interactions.users[rows])
+        for rows, hidden in zip(validation, (False, True), strict=True)
+    )
+    rows = sample_of_users(interactions, split.test, sample)
+    test = model.exit_scores(builder.requests(places[rows]), interactions.users[rows])
+    policies: dict[tuple[str, str], ExitPolicy | None] = {("full depth", "packed"): None}
+    for loss in AUC_LOSSES:
+        found = calibrate(
+            known, unrated, model.ranker.exits, replace(config, max_auc_loss=loss, max_gauc_loss=2.5 * loss)
+        )
+        policies["thresholds", f"{loss:.3f}"] = found.policy
+    model.use(found)  # temperatures are those of all
+    for place, layer in enumerate(model.ranker.exits[:-1]):
+        everyone = tuple(-np.inf if at == place else np.inf for at in range(len(model.ranker.exits) - 1))
+        policies["one exit", str(layer)] = ExitPolicy((everyone, everyone), config.measure)
+    requests = builder.requests(places[rows[:timed]])
+    speeds = _speeds(model, requests, policies, rounds)
+    points = []
+    for (kind, label), policy in policies.items():
+        scores, depth = _simulated(model, test, policy)
+        points.append(Point(kind, label, *_metrics(test, scores), depth, speeds[kind, label]))
+    last, depth = _simulated(model, test, None)
+    points.append(
+        Point("transformers", "full depth", *_metrics(test, last), depth, speeds["transformers", "full depth"])
+    )
+    model.policy, model.platt = before, platt
+    for head, temperature in zip(model.ranker.heads, temperatures, strict=True):
+        head.temperature.fill_(temperature)
+    return points
+
+
+def _simulated(model: OptiRAG, scores: ExitScores, policy: ExitPolicy | None) -> tuple[np.ndarray, float]:
+    """Scores and mean depth of requests that leave by a policy, from what every exit says of them."""
+    layers = np.array(model.ranker.exits)
+    found = probabilities(scores.odds, [float(head.temperature) for head in model.ranker.heads])
+    if policy is None:
+        return found[-1], float(layers[-1])
+    confidence = confidence_of(found, policy.measure)
+    exited, exits = np.empty_like(found[-1]), np.empty(len(scores.labels), dtype=np.int64)
+    for stratum, thresholds in enumerate(policy.thresholds):
+        part = scores.cold == bool(stratum)
+        exited[part], exits[part] = uncertainty.simulate(
+            found[:, part], confidence[:, part], thresholds, trend=policy.trend
+        )
+    return exited, float(layers[exits].mean())
+
+
+def _metrics(scores: ExitScores, values: np.ndarray) -> tuple[float, float]:
+    return evaluation.auc(scores.labels, values), evaluation.gauc(scores.labels, values, scores.users)
+
+
+def _speeds(
+    model: OptiRAG, requests: Requests, policies: dict[tuple[str, str], ExitPolicy | None], rounds: int
+) -> dict[tuple[str, str], float]:
+    def by(policy: ExitPolicy | None) -> Callable[[], object]:
+        def run() -> object:
+            model.policy = policy
+            return model.predict(requests)
+
+        return run
+
+    ways = {name: by(policy) for name, policy in policies.items()}
+    ways["transformers", "full depth"] = lambda: full_depth_scores(model, requests)
+    seconds: dict[tuple[str, str], list[float]] = {name: [] for name in ways}
+    for round_ in range(rounds + 1):
+        for name, way in ways.items():
+            begin = time.perf_counter()
+            way()
+            if round_:  # the first warms up
+                seconds[name].append(time.perf_counter() - begin)
+    return {name: len(requests.rows) / float(np.median(times)) for name, times in seconds.items()}
