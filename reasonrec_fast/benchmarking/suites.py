@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from reasonrec_fast.benchmarking import aggregate, engine, exit_confidence, policy_loss, route, token_logprobs, topk
+from reasonrec_fast.benchmarking import (
+    aggregate,
+    engine,
+    exit_confidence,
+    packed_attention,
+    policy_loss,
+    route,
+    token_logprobs,
+    topk,
+)
 from reasonrec_fast.benchmarking.case import Case
 
 SUITES: dict[str, dict[str, Callable[..., Case]]] = {
@@ -14,6 +23,7 @@ SUITES: dict[str, dict[str, Callable[..., Case]]] = {
     "aggregate": aggregate.CASES,
     "topk": topk.CASES,
     "route": route.CASES,
+    "packed_attention": packed_attention.CASES,
     "engine": engine.CASES,
 }
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from reasonrec_fast import ops
 from reasonrec_fast.early_exit.backbone import Backbone, Rotary
 from reasonrec_fast.early_exit.layout import PackedLayout, TokenGroup, flat_ids
 from reasonrec_fast.early_exit.prefix_cache import PrefixCache, PrefixState
-from reasonrec_fast.ops.packed_attention import packed_attention
 
 
 class PackedBatch:
@@ -52,6 +52,7 @@ class PackedBatch:
         self.hidden = backbone.embed(self._on_device(ids))
         self._rotary_table = backbone.rotary(self.hidden, layout.longest)
         self._rotary = self._rotary_at(self.layout.positions)
+        self._segments: torch.Tensor | None = None  # of whole layers, while the layout is the same
 
     def layer(self, depth: int) -> None:
         """Take layer ``depth`` (from 1) whole."""
@@ -60,8 +61,9 @@ class PackedBatch:
         normed = backbone.normed(index, self.hidden)
         keys, values, prefix_keys = self._keys_values(index, normed)
         queries = backbone.queries(index, normed, self._rotary)
-        segments = self.layout.segments(prefix_keys=prefix_keys)
-        attended = packed_attention(queries, keys, values, segments, **backbone.scores(index))
+        if self._segments is None:
+            self._segments = self.layout.segments(prefix_keys=prefix_keys)
+        attended = ops.packed_attention(queries, keys, values, self._segments, **backbone.scores(index))
         self.hidden = backbone.finish(index, self.hidden, attended)
 
     def look(self, depth: int) -> torch.Tensor:
@@ -72,7 +74,7 @@ class PackedBatch:
         last = self._on_device(layout.last)
         queries = backbone.queries(index, normed[last], self._rotary_at(layout.positions[layout.last]))
         segments = layout.segments("last", prefix_keys=prefix_keys)
-        attended = packed_attention(queries, keys, values, segments, **backbone.scores(index))
+        attended = ops.packed_attention(queries, keys, values, segments, **backbone.scores(index))
         found = backbone.finish(index, self.hidden[last], attended)
         self._looked = keys, values, prefix_keys, found
         return found
@@ -103,9 +105,9 @@ class PackedBatch:
             normed = backbone.normed(index, hidden)
             queries = backbone.queries(index, normed, self._rotary_at(layout.positions[~layout.is_last]))
             segments = layout.segments("rest", prefix_keys=prefix_keys, row_keys=row_keys)
-            attended = packed_attention(queries, keys, values, segments, **backbone.scores(index))
+            attended = ops.packed_attention(queries, keys, values, segments, **backbone.scores(index))
             new.index_copy_(0, rest, backbone.finish(index, hidden, attended))
-        self.hidden, self._rotary = new, self._rotary_at(layout.positions)
+        self.hidden, self._rotary, self._segments = new, self._rotary_at(layout.positions), None
 
     def end(self) -> None:
         """All rows have left: keep what was learnt."""
@@ -148,7 +150,7 @@ class PackedBatch:
             known = [states[group].hidden for group in groups]
             self.hidden = torch.cat([self.hidden, *(hidden for hidden in known if hidden is not None)])
             self.hidden = self.hidden[self._on_device(places)]
-            self._rotary = self._rotary_at(self.layout.positions)
+            self._rotary, self._segments = self._rotary_at(self.layout.positions), None
 
     def _keep_groups(self, groups: Sequence[int] | set[int]) -> None:
         if self._cache is not None:

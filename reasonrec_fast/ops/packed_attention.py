@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, MutableMapping
+from functools import cache
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from reasonrec_fast.ops import library
 
@@ -37,7 +41,8 @@ def packed_attention(
 
     Returns:
         ``[Q, H, d]`` in the dtype of ``query``; sums are float32 (float64 for float64). On a CPU, where no gradient is
-        asked for, one fused pass; else torch's own operators, which are differentiable.
+        asked for, one fused pass; on a GPU, without dropout, torch's FlexAttention (pass the same ``segments`` object
+        while it holds: its block mask is then made once); else plain products. The latter two are differentiable.
 
     Raises:
         ValueError: shapes that do not fit (argument, expected, got).
@@ -61,6 +66,8 @@ def packed_attention(
         )
     scale = query.shape[2] ** -0.5 if scale is None else scale
     differentiable = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+    if query.is_cuda and not dropout:
+        return _flex(_compiled_flex_attention(), query, key, value, segments, scale, softcap)
     if dropout or differentiable or query.device.type != "cpu":
         return _composed(query, key, value, segments.numpy(), scale, softcap, dropout)
     return torch.ops.reasonrec_fast.packed_attention(query, key, value, segments, scale, softcap or 0.0)
@@ -85,6 +92,52 @@ def packed_attention_reference(
                 scores = softcap * torch.tanh(scores / softcap)
             out[begin + i] = torch.einsum("hk,khd->hd", scores.softmax(-1), value[places])
     return out
+
+
+_block_masks: MutableMapping[torch.Tensor, Any] = WeakTensorKeyDictionary()
+
+
+@cache
+def _compiled_flex_attention() -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import flex_attention  # seconds of imports, for a GPU alone
+
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def _flex(
+    attend: Callable[..., Any],
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    segments: torch.Tensor,
+    scale: float,
+    softcap: float | None,
+) -> torch.Tensor:
+    """FlexAttention over the flat sequence; blocks that no query sees are skipped."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    mask = _block_masks.get(segments)
+    if mask is None:
+        of_query = segments.to(query.device).repeat_interleave(
+            segments[:, 1].to(query.device), 0, output_size=len(query)
+        )
+        prefix_begin, prefix_end = of_query[:, 2], of_query[:, 2] + of_query[:, 3]
+        own_begin = of_query[:, 4]
+        own_end = own_begin + of_query[:, 5] + torch.arange(len(query), device=query.device) - of_query[:, 0]
+
+        def sees(batch: Any, head: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+            shared = (k >= prefix_begin[q]) & (k < prefix_end[q])
+            return shared | ((k >= own_begin[q]) & (k < own_end[q]))
+
+        mask = create_block_mask(sees, None, None, len(query), len(key), device=query.device)
+        _block_masks[segments] = mask
+
+    def capped(score: torch.Tensor, batch: Any, head: Any, q: Any, k: Any) -> torch.Tensor:
+        return softcap * torch.tanh(score / softcap)
+
+    heads_first = (x.transpose(0, 1)[None] for x in (query, key, value))
+    found = attend(*heads_first, block_mask=mask, scale=scale, score_mod=capped if softcap else None, enable_gqa=True)
+    return found[0].transpose(0, 1)
 
 
 def _composed(
