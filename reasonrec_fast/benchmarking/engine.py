@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 BATCH = 32
 """Requests that transformers scores in one call."""
+CANDIDATES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+"""A prefix; the requests are the same in all cases, so that they differ in nothing else."""
 TOKENS = 4096
 """Most tokens that ours packs in one batch, but for a group that is larger alone."""
 
@@ -26,7 +28,7 @@ TOKENS = 4096
 def _case(
     name: str,
     prompts: str,
-    arguments: dict[str, int],
+    arguments: dict[str, int | None],
     *,
     early_exit: bool = True,
     peers: tuple[str, ...] = ("transformers",),
@@ -43,12 +45,15 @@ def _case(
     work = replace(work, numbers=work.numbers.to(device))
     contenders: dict[str, Run] = {OURS: partial(_ours, model, work, early_exit)}
     contenders |= {name: partial(_PEERS[name], model, work) for name in peers}
-    full = _ours(model, work, early_exit=False)
+    compared = peers or not early_exit
+    full = _ours(model, work, early_exit=False) if compared else torch.empty(0)
 
     def check(contender: str, found: torch.Tensor) -> None:
         """All but early exit itself give the scores of full depth, within what bfloat16 leaves of them."""
+        if contender == OURS and early_exit:
+            return
         difference = (found - full).abs()
-        if (contender != OURS or not early_exit) and (difference.mean() > 0.01 or difference.max() > 0.1):
+        if difference.mean() > 0.01 or difference.max() > 0.1:
             raise AssertionError(f"{contender}: scores differ from full depth by up to {float(difference.max()):.3f}")
 
     return Case(
@@ -57,7 +62,7 @@ def _case(
         model.ranker.backbone.dtype,
         contenders,
         check=check,
-        results=4 * len(full),
+        results=4 * len(work.numbers),
         seconds=seconds,
         device=device,
     )
@@ -152,9 +157,9 @@ def _probability(model: OptiRAG, last: torch.Tensor, work: Work, start: int) -> 
     return model.ranker.heads[-1](last, work.numbers[start : start + len(last)]).positive_probability
 
 
-def _slates(name: str, users: int, candidates: int, **options: Any) -> Callable[..., Case]:
-    lengths = {"users": users, "candidates": candidates, "prefix_tokens": 232, "suffix_tokens": 24}
-    return partial(_case, name, "slates_of_users", lengths, **options)
+def _slates(name: str, users: int, candidates: int, *, films: int | None = None, **options: Any) -> Callable[..., Case]:
+    sizes = {"users": users, "candidates": candidates, "prefix_tokens": 232, "suffix_tokens": 24, "films": films}
+    return partial(_case, name, "slates_of_users", sizes, **options)
 
 
 CASES: dict[str, Callable[..., Case]] = {
@@ -169,7 +174,9 @@ CASES: dict[str, Callable[..., Case]] = {
     ),
     "engine-1-no-exit-equal": _slates("engine-1-no-exit-equal", BATCH, 1, early_exit=False),
     **{
-        f"engine-candidates-{count}": _slates(f"engine-candidates-{count}", 4, count, peers=(), seconds=10.0)
-        for count in (1, 2, 4, 8, 16, 32, 64, 128, 256)
+        f"engine-candidates-{count}": _slates(
+            f"engine-candidates-{count}", 2, count, films=max(CANDIDATES), peers=(), seconds=10.0
+        )
+        for count in CANDIDATES
     },
 }

@@ -49,20 +49,23 @@ def movielens_model() -> tuple[OptiRAG, Interactions, Split]:
     return model, data, split
 
 
-def slates_of_users(users: int, candidates: int, prefix_tokens: int, suffix_tokens: int) -> Work:
-    """Users of the test part with as many test films as asked for, each with one prefix and that many candidates,
-    brought to exactly these lengths (cut, or filled up with newlines where prefix and suffix meet).
+def slates_of_users(
+    users: int, candidates: int, prefix_tokens: int, suffix_tokens: int, films: int | None = None
+) -> Work:
+    """The first ``films`` test films (as many as candidates by default) of users who have that many, so many candidates
+    a prefix, brought to exactly these lengths (cut, or filled up with newlines where prefix and suffix meet).
 
     Raises:
         ValueError: there are not so many users.
     """
     model, data, split = movielens_model()
     owners, counts = np.unique(data.users[split.test], return_counts=True)
-    able = owners[counts >= candidates]
+    least = films or candidates
+    able = owners[counts >= least]
     if len(able) < users:
-        raise ValueError(f"users: expected at most {len(able)} with {candidates} test films; got {users}")
+        raise ValueError(f"users: expected at most {len(able)} with {least} test films; got {users}")
     chosen = np.random.default_rng(0).permutation(able)[:users]
-    rows = np.concatenate([split.test[data.users[split.test] == user][:candidates] for user in chosen])
+    rows = np.concatenate([split.test[data.users[split.test] == user][:least] for user in chosen])
     requests = _requests(rows, slate_size=candidates, prefix_tokens=prefix_tokens, suffix_tokens=suffix_tokens)
     newline = model.tokenizer("\n", add_special_tokens=False)["input_ids"]
     slates = [

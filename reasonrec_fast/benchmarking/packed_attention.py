@@ -1,4 +1,4 @@
-"""packed_attention beside scaled_dot_product_attention, which wants equal lengths and a copy of the prefix a candidate."""
+"""packed_attention beside scaled_dot_product_attention, which wants equal lengths and a prefix's copy a candidate."""
 
 from __future__ import annotations
 
@@ -36,27 +36,24 @@ def _case(name: str, groups: int, prefix: int, candidates: int, suffix: int, dev
             segments.append([at, suffix, start, prefix, at, 1])
     table = torch.tensor(segments)
 
+    def prefixes(x: torch.Tensor, repeats: int) -> torch.Tensor:
+        return _rows(x.unflatten(0, (groups, per_group))[:, :prefix].flatten(0, 1), groups, repeats)
+
+    def suffixes(x: torch.Tensor, repeats: int) -> torch.Tensor:
+        rows = groups * candidates
+        return _rows(x.unflatten(0, (groups, per_group))[:, prefix:].flatten(0, 1), rows, repeats)
+
+    def both(x: torch.Tensor) -> torch.Tensor:
+        """Keys or values of a candidate, its prefix's in front."""
+        return torch.cat([prefixes(x, repeats).repeat_interleave(candidates, 0), suffixes(x, repeats)], 2)
+
     def plain() -> torch.Tensor:
-        parts = [x.unflatten(0, (groups, per_group)) for x in (query, key, value)]
-        heads = [
-            _rows(x[:, :prefix].flatten(0, 1), groups, r) for x, r in zip(parts, (1, repeats, repeats), strict=True)
-        ]
-        found = [scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2)]
+        query_heads, key_heads, value_heads = prefixes(query, 1), prefixes(key, repeats), prefixes(value, repeats)
+        found = [scaled_dot_product_attention(query_heads, key_heads, value_heads, is_causal=True).transpose(1, 2)]
         if candidates:
-            asked = _rows(parts[0][:, prefix:].flatten(0, 1), groups * candidates)
-            both = [
-                torch.cat(
-                    [
-                        shared.repeat_interleave(candidates, 0),
-                        _rows(x[:, prefix:].flatten(0, 1), groups * candidates, repeats),
-                    ],
-                    2,
-                )
-                for shared, x in zip(heads[1:], parts[1:], strict=True)
-            ]
             mask = torch.ones(suffix, prefix + suffix, dtype=torch.bool, device=device).tril(prefix)
-            told = scaled_dot_product_attention(asked, *both, attn_mask=mask).transpose(1, 2)
-            found.append(told.reshape(groups, candidates * suffix, HEADS, WIDTH))
+            told = scaled_dot_product_attention(suffixes(query, 1), both(key), both(value), attn_mask=mask)
+            found.append(told.transpose(1, 2).reshape(groups, candidates * suffix, HEADS, WIDTH))
         return torch.cat(found, 1).flatten(0, 1)
 
     expected = plain()

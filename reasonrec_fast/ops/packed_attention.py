@@ -132,11 +132,13 @@ def _flex(
         mask = create_block_mask(sees, None, None, len(query), len(key), device=query.device)
         _block_masks[segments] = mask
 
+    cap = softcap or 0.0
+
     def capped(score: torch.Tensor, batch: Any, head: Any, q: Any, k: Any) -> torch.Tensor:
-        return softcap * torch.tanh(score / softcap)
+        return cap * torch.tanh(score / cap)
 
     heads_first = (x.transpose(0, 1)[None] for x in (query, key, value))
-    found = attend(*heads_first, block_mask=mask, scale=scale, score_mod=capped if softcap else None, enable_gqa=True)
+    found = attend(*heads_first, block_mask=mask, scale=scale, score_mod=capped if cap else None, enable_gqa=True)
     return found[0].transpose(0, 1)
 
 

@@ -57,9 +57,8 @@ def test_against_the_definition(groups, heads, dtype, softcap, last):
     arguments = inputs(queries, keys, *heads, dtype)
     scale = heads[2] ** -0.5
     check(packed_attention(*arguments, segments, softcap=softcap), arguments, segments, scale, softcap, dtype)
-    check(
-        _composed(*arguments, segments.numpy(), scale, softcap, 0.0), arguments, segments, scale, softcap, dtype
-    )  # fmt: skip
+    composed = _composed(*arguments, segments.numpy(), scale, softcap, 0.0)
+    check(composed, arguments, segments, scale, softcap, dtype)
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
@@ -76,7 +75,7 @@ def test_flex_attention_means_the_same(softcap, last):
 
 
 def test_prefixes_elsewhere_and_rows_apart():
-    """Prefix keys behind all others, rows whose keys do not follow one another: what a cache and early exits ask for."""
+    """Prefix keys behind all others, rows whose keys lie apart: what a cache and early exits ask for."""
     segments = torch.tensor([[0, 3, 20, 6, 0, 1], [3, 2, 20, 6, 9, 4], [5, 1, 0, 0, 14, 2]])
     arguments = inputs(6, 26, 4, 2, 16, torch.float32)
     for found in (packed_attention(*arguments, segments), _composed(*arguments, segments.numpy(), 0.25, None, 0.0)):
