@@ -102,7 +102,7 @@ def test_the_rate_falls_with_depth(model):
         settings = replace(SETTINGS, depth_decay=decay)
         train_exits(model, range(1), batch, settings)  # a first step of Adam is as long as its rate
         moved[decay] = [
-            float((layer.self_attn.v_proj.weight - before[f"{place}.self_attn.v_proj.weight"]).abs().median())
+            float((layer.self_attn.v_proj.weight.detach() - before[f"{place}.self_attn.v_proj.weight"]).abs().median())
             for place, layer in enumerate(model.backbone.base.layers)
         ]
     ratios = np.array(moved[0.5]) / np.array(moved[1.0])

@@ -56,8 +56,8 @@ class Template:
         Raises:
             ValueError: there is no such template, or its keys are not those of this class.
 
-        >>> Template.load("films").question
-        '\\nLikes it?'
+        >>> Template.load("films").overall
+        ' Own {own}'
         """
         path = Path(name) if name.endswith(".json") else _TEMPLATES / f"{name}.json"
         if not path.is_file():
