@@ -14,7 +14,6 @@ from reasonrec_fast.benchmarking.measure import Run
 
 if TYPE_CHECKING:
     from reasonrec_fast.benchmarking.engine_prompts import Work
-    from reasonrec_fast.early_exit.layout import TokenGroup
     from reasonrec_fast.models.optirag import OptiRAG
 
 BATCH = 32
@@ -69,46 +68,27 @@ def _case(
 
 
 def _ours(model: OptiRAG, work: Work, early_exit: bool) -> torch.Tensor:
+    from reasonrec_fast.early_exit.layout import within
+
     policy, row = model.policy if early_exit else None, 0
-    found = []
-    for groups in _packed(work.groups):
+    found, sizes = [], [len(prefix) + sum(map(len, suffixes)) for prefix, suffixes in work.groups]
+    for part in within(sizes, TOKENS):
+        groups = [work.groups[place] for place in part]
         end = row + sum(len(suffixes) for _, suffixes in groups)
         found.append(model.ranker.rank(groups, work.numbers[row:end], policy, work.strata[row:end]).probability)
         row = end
     return torch.cat(found)
 
 
-def _packed(groups: list[TokenGroup]) -> list[list[TokenGroup]]:
-    batches: list[list[TokenGroup]] = []
-    filled = TOKENS
-    for group in groups:
-        size = len(group[0]) + sum(map(len, group[1]))
-        if filled + size > TOKENS:
-            batches.append([])
-            filled = 0
-        batches[-1].append(group)
-        filled += size
-    return batches
-
-
 @torch.inference_mode()
 def _transformers(model: OptiRAG, work: Work) -> torch.Tensor:
     """Every prompt in full, padded on the left, last-token logits alone."""
+    from reasonrec_fast.models.optirag.full_depth import padded
+
     prompts, found = work.prompts, []
     for start in range(0, len(prompts), BATCH):
-        some = prompts[start : start + BATCH]
-        width = max(map(len, some))
-        device = work.numbers.device
-        ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in some], device=device)
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in some], device=device)
-        last = _last_states(
-            model,
-            input_ids=ids,
-            attention_mask=mask if min(map(len, some)) < width else None,
-            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-            use_cache=False,
-        )
-        found.append(_probability(model, last, work, start))
+        inputs = padded(prompts[start : start + BATCH], work.numbers.device)
+        found.append(_probability(model, work, start, **inputs))
     return torch.cat(found)
 
 
@@ -124,8 +104,8 @@ def _transformers_prefix_cache(model: OptiRAG, work: Work) -> torch.Tensor:
         cache.batch_repeat_interleave(len(suffixes))
         ids = torch.tensor([list(suffix) for suffix in suffixes], device=device)
         positions = torch.arange(len(prefix), len(prefix) + ids.shape[1], device=device).expand(len(ids), -1)
-        last = _last_states(model, input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True)
-        found.append(_probability(model, last, work, start))
+        inputs = {"input_ids": ids, "position_ids": positions, "past_key_values": cache, "use_cache": True}
+        found.append(_probability(model, work, start, **inputs))
         start += len(suffixes)
     return torch.cat(found)
 
@@ -133,27 +113,17 @@ def _transformers_prefix_cache(model: OptiRAG, work: Work) -> torch.Tensor:
 _PEERS = {"transformers": _transformers, "transformers_prefix_cache": _transformers_prefix_cache}
 
 
-def _last_states(model: OptiRAG, **inputs: Any) -> torch.Tensor:
-    """Output of the last layer for the last tokens, by transformers' own forward; their logits are formed too.
+def _probability(model: OptiRAG, work: Work, start: int, **inputs: Any) -> torch.Tensor:
+    """Logits of the last tokens, which are what transformers is asked for; beside them the model's last head, so that
+    answers can be compared.
 
     (Asked with ``logits_to_keep=1`` the causal model slices, and torch then copies the LM head once a row: a quarter of
     the time and 1.7 GB. The peer is spared that.)
     """
-    caught: list[torch.Tensor] = []
-    base = model.ranker.backbone.base
-    hook = base.layers[-1].register_forward_hook(
-        lambda module, given, output: caught.append((output[0] if isinstance(output, tuple) else output)[:, -1])
-    )
-    try:
-        found = base(**inputs)
-    finally:
-        hook.remove()
-    model.peft.get_base_model().lm_head(found.last_hidden_state[:, -1])
-    return caught[0]
+    from reasonrec_fast.models.optirag.full_depth import last_states
 
-
-def _probability(model: OptiRAG, last: torch.Tensor, work: Work, start: int) -> torch.Tensor:
-    """The model's last head on what transformers found, so that answers can be compared."""
+    last, normed = last_states(model.ranker.backbone, **inputs)
+    model.peft.get_base_model().lm_head(normed)
     return model.ranker.heads[-1](last, work.numbers[start : start + len(last)]).positive_probability
 
 

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import cache
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+_logger = logging.getLogger("reasonrec_fast")
+
 Request = TypeVar("Request")
 Result = TypeVar("Result")
+
+
+@cache
+def host_library_is_there() -> bool:
+    """Whether the queue was built; where it was not, one line says so."""
+    if importlib.util.find_spec("reasonrec_fast._host") is not None:
+        return True
+    _logger.warning("the host library is not there (it needs Python's headers); callers do not share batches")
+    return False
 
 
 class QueueFullError(RuntimeError):

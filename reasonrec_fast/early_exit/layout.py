@@ -171,6 +171,23 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.repeat(starts - np.cumsum(lengths) + lengths, lengths) + np.arange(int(lengths.sum()))
 
 
+def within(sizes: Sequence[int], most: int) -> list[range]:
+    """Neighbours together, as many as their sizes allow; one that is larger alone stands alone.
+
+    >>> within([3, 2, 9, 1], most=5)
+    [range(0, 2), range(2, 3), range(3, 4)]
+    """
+    parts: list[range] = []
+    filled = most
+    for place, size in enumerate(sizes):
+        if filled + size > most:
+            parts.append(range(place, place))
+            filled = 0
+        parts[-1] = range(parts[-1].start, place + 1)
+        filled += size
+    return parts
+
+
 def flat_ids(groups: Sequence[TokenGroup]) -> np.ndarray:
     """Token ids in the order of :meth:`PackedLayout.of`, int64 ``[T]``."""
     parts = [part for prefix, suffixes in groups for part in (prefix, *suffixes)]

@@ -73,8 +73,8 @@ class EarlyExitRanker:
         """A ranker out of a causal model that was tuned to answer a question with one of two words.
 
         Every head begins as the rows of the LM head for the first tokens of the two answers, behind the final norm, so
-        that full depth gives the model's own probabilities; earlier exits are good once they are trained or
-        calibrated.
+        that full depth gives the model's own probabilities. Earlier exits are guesses until they are trained;
+        calibration finds out how far they may be trusted.
 
         Args:
             model: a causal model of transformers, LoRA or not.
@@ -115,6 +115,8 @@ class EarlyExitRanker:
         """Token ids of every request, and how many of them its prefix has."""
         if not all(any(map(len, request)) for request in requests):
             raise ValueError("requests: expected (prefix, candidate) pairs with at least one token; got an empty one")
+        if any(isinstance(start, str) != isinstance(candidate, str) for start, candidate in requests):
+            raise ValueError("requests: expected two texts or two lists of token ids; got one of each")
         texts = [place for place, request in enumerate(requests) if isinstance(request[0], str)]
         if texts and self.tokenizer is None:
             raise ValueError("requests: expected token ids, since there is no tokenizer; got texts")

@@ -244,3 +244,11 @@ def test_exits_on_the_adapters_of_another_model(events, config, fitted, tmp_path
             torch.testing.assert_close(adapters[name], parameter.bfloat16().float(), msg=name)
     with pytest.raises(FileNotFoundError, match="adapters: expected a saved model"):
         model.load_adapters(tmp_path / "nowhere")
+
+
+def test_without_the_host_library_callers_rank_by_themselves(events, fitted, monkeypatch):
+    requests = fitted.requests(events, split_by_time(events).test)
+    expected = fitted.predict(requests)
+    monkeypatch.setattr("reasonrec_fast.models.optirag.scoring.host_library_is_there", lambda: False)
+    monkeypatch.setattr("reasonrec_fast.models.optirag.scoring.SharedBatcher.use", None)
+    np.testing.assert_allclose(fitted.predict(requests).probability, expected.probability, atol=1e-5)

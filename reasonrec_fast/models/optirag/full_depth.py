@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
+from reasonrec_fast.early_exit.backbone import Backbone
 from reasonrec_fast.models.optirag.dataset import Requests
 from reasonrec_fast.models.optirag.model import OptiRAG
 
@@ -18,25 +21,36 @@ def full_depth_scores(model: OptiRAG, requests: Requests) -> np.ndarray:
     """
     groups, numbers, _ = requests.batch(requests.slates, model.mean, model.scale)
     prompts = [[*prefix, *suffix] for prefix, suffixes in groups for suffix in suffixes]
-    width = max(map(len, prompts))
-    ids = torch.zeros(len(prompts), width, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, width - len(prompt) :] = 1
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    backbone = model.ranker.backbone
-    caught: list[torch.Tensor] = []
-    # The head reads the last layer before the final norm, as everywhere in this package.
-    hook = backbone.base.layers[-1].register_forward_hook(
-        lambda module, inputs, output: caught.append(output[0] if isinstance(output, tuple) else output)
-    )
     model.merge()
-    try:
-        backbone.base(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
-    finally:
-        hook.remove()
-    found = model.ranker.heads[-1](caught[0][:, -1], numbers).positive_probability.numpy()
+    last, _ = last_states(model.ranker.backbone, **padded(prompts, model.ranker.backbone.device))
+    found = model.ranker.heads[-1](last, numbers.to(last.device)).positive_probability.cpu().numpy()
     scores = np.empty_like(found)
     scores[np.concatenate([slate.rows for slate in requests.slates])] = found
     return scores
+
+
+def padded(prompts: list[list[int]], device: torch.device) -> dict[str, Any]:
+    """Inputs of transformers' decoder: prompts side by side, shorter ones behind padding."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    return {
+        "input_ids": ids,
+        "attention_mask": mask if min(map(len, prompts)) < width else None,
+        "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
+        "use_cache": False,
+    }
+
+
+def last_states(backbone: Backbone, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the last layer says of the last tokens, before the final norm (which the heads read, as everywhere in this
+    package) and after it, ``[B, D]`` each."""
+    caught: list[torch.Tensor] = []
+    hook = backbone.base.layers[-1].register_forward_hook(
+        lambda module, given, output: caught.append(output[0] if isinstance(output, tuple) else output)
+    )
+    try:
+        found = backbone.base(**inputs)
+    finally:
+        hook.remove()
+    return caught[0][:, -1], found.last_hidden_state[:, -1]

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from reasonrec_fast.early_exit.batching import SharedBatcher
+from reasonrec_fast.early_exit.batching import SharedBatcher, host_library_is_there
 from reasonrec_fast.early_exit.engine import Ranked
+from reasonrec_fast.early_exit.layout import within
 from reasonrec_fast.models.optirag.dataset import Requests
 from reasonrec_fast.models.optirag.prompt import Slate
 
@@ -45,11 +46,17 @@ class SlateScorer:
 
     def score(self, requests: Requests, *, early_exit: bool) -> Iterator[tuple[Slate, Ranked]]:
         """Every slate, in order, with its scores."""
-        sizes = [slate.num_tokens for slate in requests.slates]
+        if not host_library_is_there():
+            for slates in batched(requests.slates):
+                yield from zip(
+                    slates, self._rank([_Asked(requests, slate, early_exit) for slate in slates]), strict=True
+                )
+            return
         futures: list[Future[Ranked]] = []
         with self._batcher.use() as batcher:
             try:
-                futures = batcher.submit_all([_Asked(requests, slate, early_exit) for slate in requests.slates], sizes)
+                asked = [_Asked(requests, slate, early_exit) for slate in requests.slates]
+                futures = batcher.submit_all(asked, [slate.num_tokens for slate in requests.slates])
                 for slate, future in zip(requests.slates, futures, strict=True):
                     yield slate, future.result()
             finally:  # a caller who gives up leaves no work behind
@@ -80,14 +87,7 @@ class SlateScorer:
         return [Ranked(probability, depth) for probability, depth in pairs]
 
 
-def batched(slates: list[Slate], max_tokens: int = BATCH_TOKENS) -> list[list[Slate]]:
-    """Slates in batches of about ``max_tokens`` tokens."""
-    batches: list[list[Slate]] = []
-    filled = max_tokens
-    for slate in slates:
-        if filled + slate.num_tokens > max_tokens:
-            batches.append([])
-            filled = 0
-        batches[-1].append(slate)
-        filled += slate.num_tokens
-    return batches
+def batched(slates: list[Slate]) -> list[list[Slate]]:
+    """Slates in batches of about :data:`BATCH_TOKENS` tokens."""
+    sizes = [slate.num_tokens for slate in slates]
+    return [[slates[place] for place in part] for part in within(sizes, BATCH_TOKENS)]
