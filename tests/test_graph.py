@@ -1,5 +1,8 @@
 """InteractionGraph."""
 
+import sys
+import types
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +11,7 @@ from hypothesis import strategies as st
 
 from reasonrec_fast import InteractionGraph
 from reasonrec_fast.graph import interaction
+from reasonrec_fast.graph.sorting import graph_by_sorting
 
 
 def test_both_directions_hold_the_same_edges():
@@ -37,9 +41,36 @@ def test_host_library_equals_sorting(users, items, edges, threads):
     generator = np.random.default_rng(edges)
     ends = generator.integers(0, users, edges), generator.integers(0, items, edges)
     found = interaction._host.build_graph(*ends, users, items, threads)
-    expected = interaction._by_sorting(*map(torch.from_numpy, ends), users, items)
-    for ours, theirs in zip(found, expected, strict=True):
-        assert torch.equal(torch.from_numpy(ours), theirs)
+    by_numpy = graph_by_sorting(*ends, users, items)
+    by_torch = graph_by_sorting(*map(torch.from_numpy, ends), users, items)
+    for ours, numpys, torchs in zip(found, by_numpy, by_torch, strict=True):
+        assert torch.equal(torch.from_numpy(ours), torchs)
+        assert np.array_equal(ours, numpys) and ours.dtype == numpys.dtype
+
+
+@pytest.mark.parametrize("edges", [0, 1, 500])
+def test_cupy_arrays_are_built_by_their_own_library(edges, monkeypatch):
+    """numpy stands in for cupy, whose functions have the same names."""
+    cupys = types.SimpleNamespace(from_dlpack=np.from_dlpack)
+    monkeypatch.setitem(sys.modules, "cupy", cupys)
+    monkeypatch.setattr(interaction, "is_cupy_array", lambda array: isinstance(array, np.ndarray))
+    monkeypatch.setattr(interaction, "_host", None)
+    used = []
+    monkeypatch.setattr(
+        interaction, "graph_by_sorting", lambda *given: used.append(type(given[0])) or graph_by_sorting(*given)
+    )
+    generator = np.random.default_rng(edges)
+    users, items = generator.integers(0, 20, edges, dtype=np.int32), generator.integers(0, 30, edges)
+    found = InteractionGraph.from_edges(users, items, num_users=20, num_items=30)
+    expected = InteractionGraph.from_edges(torch.from_numpy(users), torch.from_numpy(items), num_users=20, num_items=30)
+    assert used == [np.ndarray, torch.Tensor]
+    for name, tensor in found._tensors().items():
+        assert torch.equal(tensor, getattr(expected, name)), name
+
+
+def test_edges_on_two_devices():
+    with pytest.raises(ValueError, match="items: expected to be on cpu, as users are; got meta"):
+        InteractionGraph.from_edges(torch.tensor([0]), torch.tensor([0], device="meta"))
 
 
 def test_host_library_names_what_is_wrong():

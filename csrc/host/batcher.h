@@ -1,5 +1,6 @@
-// A queue that hands out requests in batches: as soon as a batch is full, or when its oldest request has waited long
-// enough. Requests are numbers; who they stand for is the caller's affair. Any number of threads may put and take.
+// A queue that hands out requests in batches: as soon as a batch is full, or when its oldest request has waited for most
+// of the bound; the rest of it is for the thread that takes the batch to wake up and begin. Requests are numbers; who
+// they stand for is the caller's affair. Any number of threads may put and take.
 #pragma once
 
 #include <algorithm>
@@ -21,7 +22,7 @@ class Batcher {
   // max_size: of a batch, in the units of the requests' sizes; capacity: of the queue, in the same.
   Batcher(int64_t max_size, double max_wait_seconds, int64_t capacity)
       : max_size_(max_size),
-        max_wait_(std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(max_wait_seconds))),
+        wait_(std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(kShare * max_wait_seconds))),
         capacity_(capacity) {}
 
   // All of them or none, side by side.
@@ -31,7 +32,7 @@ class Batcher {
       if (closed_) return Answer::kClosed;
       const int64_t total = std::accumulate(sizes.begin(), sizes.end(), int64_t{0});
       if (queued_ + total > capacity_) return Answer::kFull;
-      const Clock::time_point due = Clock::now() + max_wait_;
+      const Clock::time_point due = Clock::now() + wait_;
       for (size_t i = 0; i < ids.size(); ++i) queue_.push_back({ids[i], sizes[i], due});
       queued_ += total;
     }
@@ -71,6 +72,8 @@ class Batcher {
     Clock::time_point due;
   };
 
+  static constexpr double kShare = 0.8;  // of the bound, before a batch is handed out
+
   // At least one request, and as many as fit.
   std::vector<int64_t> pop() {
     std::vector<int64_t> batch;
@@ -85,7 +88,7 @@ class Batcher {
   }
 
   const int64_t max_size_;
-  const Clock::duration max_wait_;
+  const Clock::duration wait_;
   const int64_t capacity_;
   mutable std::mutex mutex_;
   std::condition_variable changed_;

@@ -14,13 +14,22 @@ Rotary = dict[str, tuple[torch.Tensor, torch.Tensor]]
 """Cosines and sines ``[T, r]`` by kind of layer."""
 
 
+def unwrapped(model: Any) -> Any:
+    """The model of transformers inside peft's wrapping.
+
+    >>> unwrapped("as it is")
+    'as it is'
+    """
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 class Backbone(nn.Module):
     """Embeddings, layers and rotary part of a Hugging Face decoder of one of :data:`FAMILIES`.
 
     Nothing of the model is changed: its own ``forward`` stays what it was.
 
     Args:
-        model: a causal model or its base model; LoRA layers put there by peft stay and train.
+        model: a causal model or its base model, in peft's wrapping or not; LoRA layers stay and train.
 
     Raises:
         TypeError: another family.
@@ -28,6 +37,7 @@ class Backbone(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        model = unwrapped(model)
         base: Any = getattr(model, "model", model)
         family = getattr(getattr(base, "config", None), "model_type", None)
         if family not in FAMILIES:

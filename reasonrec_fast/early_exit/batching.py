@@ -35,8 +35,8 @@ class QueueFullError(RuntimeError):
 class MicroBatcher(Generic[Request, Result]):
     """Gathers requests of any number of threads and answers them in batches (queue: ``csrc/host/batcher.h``).
 
-    A batch begins when it is full, or when its oldest request has waited ``max_wait_ms``; a request is handed out once,
-    oldest first.
+    A batch begins when it is full, or before its oldest request has waited ``max_wait_ms`` (it is handed out after four
+    fifths of that); a request is handed out once, oldest first.
 
     Args:
         handle: answers a batch, one result a request in the same order; is called by ``workers`` threads.

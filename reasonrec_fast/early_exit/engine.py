@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,21 @@ class ExitPolicy:
     thresholds: tuple[tuple[float, ...], ...]
     measure: Measure = "ratio"
     trend: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it: ``None`` stands for ``inf``.
+
+        >>> ExitPolicy.from_dict(ExitPolicy(((0.5, float("inf")),)).to_dict()).thresholds
+        ((0.5, inf),)
+        """
+        thresholds = [[None if math.isinf(value) else value for value in row] for row in self.thresholds]
+        return {"thresholds": thresholds, "measure": self.measure, "trend": self.trend}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ExitPolicy:
+        """What :meth:`to_dict` made."""
+        rows = (tuple(math.inf if value is None else value for value in row) for row in values["thresholds"])
+        return cls(tuple(rows), values["measure"], values["trend"])
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from reasonrec_fast.early_exit.backbone import Backbone
+from reasonrec_fast.early_exit import storage
+from reasonrec_fast.early_exit.backbone import Backbone, unwrapped
 from reasonrec_fast.early_exit.engine import EarlyExitModel, ExitPolicy, Ranked
 from reasonrec_fast.early_exit.layout import TokenGroup
 from reasonrec_fast.early_exit.prefix_cache import PrefixCache
@@ -87,8 +89,7 @@ class EarlyExitRanker:
             TypeError: a model of another family, or one without an LM head.
             ValueError: both answers begin with the same token.
         """
-        wrapped: Any = model
-        causal = wrapped.get_base_model() if hasattr(model, "get_base_model") else wrapped
+        causal = unwrapped(model)
         if not hasattr(causal, "lm_head"):
             raise TypeError(f"model: expected a causal model with lm_head; got {type(causal).__name__}")
         tokens = [tokenizer(answer, add_special_tokens=False)["input_ids"][0] for answer in answers]
@@ -187,6 +188,26 @@ class EarlyExitRanker:
     ) -> RankingService:
         """A front that gathers requests of any number of threads into batches; see :class:`RankingService`."""
         return RankingService(self, max_wait_ms=max_wait_ms, queue_tokens=queue_tokens, early_exit=early_exit)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write heads (safetensors), policy and bounds; the causal model and its tokenizer have a
+        ``save_pretrained`` of their own."""
+        storage.save(self, Path(folder))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, model: torch.nn.Module, tokenizer: Any = None) -> EarlyExitRanker:
+        """Read what :meth:`save_pretrained` wrote, around the causal model that it belongs to.
+
+        Args:
+            folder: of :meth:`save_pretrained`.
+            model: the causal model, LoRA or not.
+            tokenizer: of the model.
+
+        Raises:
+            FileNotFoundError: nothing was saved there.
+            ValueError: the folder holds something else, or belongs to a model of another shape.
+        """
+        return storage.load(cls, Path(folder), model, tokenizer)
 
     @torch.inference_mode()
     def _all_exits(self, requests: Sequence[Request], measure: Measure) -> tuple[np.ndarray, np.ndarray]:

@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from array_api_compat import is_cupy_array
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from reasonrec_fast.files import replacing
+from reasonrec_fast.graph.sorting import graph_by_sorting
 
 try:
     from reasonrec_fast import _host
 except ImportError:
     _host = None  # type: ignore[assignment]
     logging.getLogger("reasonrec_fast").warning(
-        "graph: the host library is not there (it is built where Python's headers are); torch builds graphs (slower)"
+        "graph: the host library is not there (it needs Python's headers); graphs are built by sorting (slower)"
     )
 
 
@@ -51,24 +53,29 @@ class InteractionGraph:
     ) -> InteractionGraph:
         """Build the graph from one entry an edge; duplicates are merged.
 
+        It is built where the edges lie: on the host by ``csrc/host`` (linear in the edges), of cupy arrays by cupy, of
+        other arrays on a GPU by torch.
+
         Args:
             users, items: integer vectors ``[E]`` of the same length: torch, numpy, cupy or anything with DLPack, or
                 a sequence of ints.
             num_users, num_items: node counts; by default one more than the largest index.
 
         Raises:
-            ValueError: not vectors of one length, not integers, or an index outside its range.
+            ValueError: not vectors of one length on one device, not integers, or an index outside its range.
         """
+        through_cupy = is_cupy_array(users) and is_cupy_array(items)
         users, items = _as_index(users, "users"), _as_index(items, "items")
-        if users.shape != items.shape:
-            raise ValueError(f"items: expected {users.numel()} entries, one for each of users; got {items.numel()}")
+        _check_pair(users, items)
         num_users = _checked_count(users, num_users, "users")
         num_items = _checked_count(items, num_items, "items")
-        if _host is not None and users.device.type == "cpu" and items.device.type == "cpu":
-            arrays = (users.detach().numpy(), items.detach().numpy())
-            built = _host.build_graph(*arrays, num_users, num_items, torch.get_num_threads())
-            return cls(*(torch.from_numpy(part) for part in built))
-        return cls(*_by_sorting(users, items, num_users, num_items))
+        if through_cupy:
+            arrays = (_to_cupy(users), _to_cupy(items))
+            return cls(*map(torch.from_dlpack, graph_by_sorting(*arrays, num_users, num_items)))
+        if _host is not None and users.device.type == "cpu":
+            built = _host.build_graph(users.numpy(), items.numpy(), num_users, num_items, torch.get_num_threads())
+            return cls(*map(torch.from_numpy, built))
+        return cls(*graph_by_sorting(users, items, num_users, num_items))
 
     @property
     def num_users(self) -> int:
@@ -106,8 +113,7 @@ class InteractionGraph:
         (2, 4)
         """
         users, items = _as_index(users, "users").to(self.device), _as_index(items, "items").to(self.device)
-        if users.shape != items.shape:
-            raise ValueError(f"items: expected {users.numel()} entries, one for each of users; got {items.numel()}")
+        _check_pair(users, items)
         own_users, own_items = self.edges()
         return InteractionGraph.from_edges(
             torch.cat([own_users, users]),
@@ -155,35 +161,25 @@ def _imported(values: Any) -> Any:
     return torch.from_dlpack(values) if hasattr(values, "__dlpack__") else values
 
 
+def _to_cupy(index: torch.Tensor) -> Any:
+    import cupy
+
+    return cupy.from_dlpack(index)
+
+
+def _check_pair(users: torch.Tensor, items: torch.Tensor) -> None:
+    if users.shape != items.shape:
+        raise ValueError(f"items: expected {users.numel()} entries, one for each of users; got {items.numel()}")
+    if users.device != items.device:
+        raise ValueError(f"items: expected to be on {users.device}, as users are; got {items.device}")
+
+
 def _checked_count(index: torch.Tensor, count: int | None, name: str) -> int:
     low, high = (int(index.min()), int(index.max())) if index.numel() else (0, -1)
     count = high + 1 if count is None else count
     if low < 0 or high >= count:
         raise ValueError(f"{name}: expected indices in [0, {count}); got {low if low < 0 else high}")
     return count
-
-
-def _by_sorting(
-    users: torch.Tensor, items: torch.Tensor, num_users: int, num_items: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The tensors of the graph, by sorting on the device of the edges."""
-    # One sort of the pair as a single number merges duplicates and orders the user rows.
-    key = torch.unique(users * max(num_items, 1) + items)
-    users, items = key // max(num_items, 1), key % max(num_items, 1)
-    by_item = torch.argsort(items, stable=True)
-    widest = max(num_users, num_items, key.numel())
-    dtype = torch.int32 if widest <= torch.iinfo(torch.int32).max else torch.int64
-    return (
-        _indptr(users, num_users, dtype),
-        items.to(dtype),
-        _indptr(items, num_items, dtype),
-        users[by_item].to(dtype),
-    )
-
-
-def _indptr(rows: torch.Tensor, count: int, dtype: torch.dtype) -> torch.Tensor:
-    sizes = torch.bincount(rows, minlength=count)
-    return torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]).to(dtype)
 
 
 def _rows(indptr: torch.Tensor) -> torch.Tensor:

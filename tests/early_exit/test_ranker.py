@@ -179,6 +179,35 @@ def test_calibration_within_limits(llama):
     assert early.depth.float().mean() < 4
 
 
+@pytest.mark.parametrize("family", ["Llama", "Gemma2"])
+def test_save_and_load(family, tmp_path):
+    model = tiny(family)
+    ranker = ranker_of(model, prefix_cache_bytes=1 << 20, max_tokens=500)
+    with torch.no_grad():
+        ranker.model.heads[0].weight.mul_(3.0)  # as training would have moved it
+    ranker.policy = ExitPolicy(((0.2, float("inf"), 0.5),), "margin", True)
+    ranker.save_pretrained(tmp_path)
+    loaded = EarlyExitRanker.from_pretrained(tmp_path, model, Letters())
+    requests = requests_of(3)
+    expected, found = ranker.rank(requests), loaded.rank(requests)
+    assert torch.equal(found.probability, expected.probability) and torch.equal(found.depth, expected.depth)
+    assert loaded.policy == ranker.policy and loaded.max_tokens == 500 and loaded.cache.max_bytes == 1 << 20
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "heads.safetensors"]
+
+
+def test_what_cannot_be_loaded(llama, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"folder: expected a saved ranker with config\.json"):
+        EarlyExitRanker.from_pretrained(tmp_path, llama)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ValueError, match="folder: expected an early-exit-ranker of format 1; .* holds 'llama'"):
+        EarlyExitRanker.from_pretrained(tmp_path, llama)
+    ranker_of(llama).save_pretrained(tmp_path)
+    other = tiny("Llama")
+    del other.model.layers[2:]
+    with pytest.raises(ValueError, match="model: expected a backbone of .*'num_layers': 4.*; got .*'num_layers': 2"):
+        EarlyExitRanker.from_pretrained(tmp_path, other)
+
+
 def test_service_equals_serial(llama):
     ranker = ranker_of(llama, max_tokens=300)
     calls = [requests_of(seed, int(size)) for seed, size in enumerate(np.random.default_rng(0).integers(1, 7, 640))]

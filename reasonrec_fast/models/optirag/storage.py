@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -34,17 +33,13 @@ def save(model: OptiRAG, folder: Path, *, knowledge: bool) -> None:
         save_file(heads, temporary)
     if knowledge and model.knowledge is not None:
         model.knowledge.save(folder)
-    policy = None
-    if model.policy is not None:
-        thresholds = [[None if np.isinf(t) else t for t in row] for row in model.policy.thresholds]
-        policy = {"thresholds": thresholds, "measure": model.policy.measure, "trend": model.policy.trend}
     write_json(
         folder / "config.json",
         {
             "architecture": _ARCHITECTURE,
             "format": _FORMAT,
             "config": model.config.to_dict(),
-            "policy": policy,
+            "policy": None if model.policy is None else model.policy.to_dict(),
             "platt": model.platt,
         },
     )
@@ -69,9 +64,7 @@ def load(kind: type[OptiRAG], folder: Path, *, backbone: str | None) -> OptiRAG:
     model.mean, model.scale = heads.pop("numbers.mean").numpy(), heads.pop("numbers.scale").numpy()
     _copy_weights(model.ranker.heads.state_dict(), heads, "heads")
     if stored["policy"] is not None:
-        policy = stored["policy"]
-        thresholds = tuple(tuple(float("inf") if t is None else t for t in row) for row in policy["thresholds"])
-        model.policy = ExitPolicy(thresholds, policy["measure"], policy["trend"])
+        model.policy = ExitPolicy.from_dict(stored["policy"])
     model.platt = {name: tuple(values) for name, values in stored["platt"].items()}
     if (folder / "events.safetensors").is_file():
         model.knowledge = Knowledge.load(folder)

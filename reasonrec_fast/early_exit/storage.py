@@ -1,0 +1,78 @@
+"""A ranker's heads and settings as a folder of safetensors and JSON; the backbone is its owner's to keep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from reasonrec_fast.early_exit.backbone import Backbone
+from reasonrec_fast.early_exit.engine import EarlyExitModel, ExitPolicy
+from reasonrec_fast.files import read_json, replacing, write_json
+
+if TYPE_CHECKING:
+    from reasonrec_fast.early_exit.ranker import EarlyExitRanker
+
+_ARCHITECTURE, _FORMAT = "early-exit-ranker", 1
+
+
+def save(ranker: EarlyExitRanker, folder: Path) -> None:
+    """Write heads, policy and bounds; the backbone is not written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = ranker.model
+    with replacing(folder / "heads.safetensors") as temporary:
+        save_file({name: value.contiguous() for name, value in model.heads.state_dict().items()}, temporary)
+    head = model.heads[0]
+    write_json(
+        folder / "config.json",
+        {
+            "architecture": _ARCHITECTURE,
+            "format": _FORMAT,
+            "backbone": shape_of(model.backbone),
+            "exits": list(model.exits),
+            "members": len(head.weight),
+            "norm_eps": head.norm.eps,
+            "softcap": head.softcap,
+            "policy": None if ranker.policy is None else ranker.policy.to_dict(),
+            "max_tokens": ranker.max_tokens,
+            "prefix_cache_bytes": 0 if ranker.cache is None else ranker.cache.max_bytes,
+        },
+    )
+
+
+def load(kind: type[EarlyExitRanker], folder: Path, model: torch.nn.Module, tokenizer: Any) -> EarlyExitRanker:
+    """Read what :func:`save` wrote, for the backbone given."""
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"folder: expected a saved ranker with config.json; there is none in {folder}")
+    stored = read_json(folder / "config.json")
+    if (stored.get("architecture"), stored.get("format")) != (_ARCHITECTURE, _FORMAT):
+        raise ValueError(
+            f"folder: expected an {_ARCHITECTURE} of format {_FORMAT}; {folder} holds "
+            f"{stored.get('architecture', stored.get('model_type'))!r} of format {stored.get('format')}"
+        )
+    backbone = Backbone(model)
+    if shape_of(backbone) != stored["backbone"]:
+        raise ValueError(f"model: expected a backbone of {stored['backbone']}; got {shape_of(backbone)}")
+    found = EarlyExitModel(backbone, stored["exits"], members=stored["members"])
+    found.heads.load_state_dict(load_file(folder / "heads.safetensors"))
+    for head in found.heads:
+        head.norm.eps, head.softcap = stored["norm_eps"], stored["softcap"]
+    return kind(
+        found.to(backbone.device),
+        tokenizer,
+        policy=None if stored["policy"] is None else ExitPolicy.from_dict(stored["policy"]),
+        max_tokens=stored["max_tokens"],
+        prefix_cache_bytes=stored["prefix_cache_bytes"],
+    )
+
+
+def shape_of(backbone: Backbone) -> dict[str, int]:
+    """What the heads need of a backbone.
+
+    >>> from types import SimpleNamespace
+    >>> shape_of(SimpleNamespace(num_layers=30, hidden_size=576))
+    {'num_layers': 30, 'hidden_size': 576}
+    """
+    return {"num_layers": backbone.num_layers, "hidden_size": backbone.hidden_size}
