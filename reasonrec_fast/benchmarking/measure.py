@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from reasonrec_fast.memory import forget_peak, peak_bytes, resident_bytes
 
 Run = Callable[[], Any]
 
@@ -78,26 +77,14 @@ def peak_extra_bytes(run: Run, results: int = 0, device: str = "cpu") -> int | N
     """
     if device != "cpu":
         return _peak_on_gpu(run, results)
-    status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    if not sys.platform.startswith("linux") or not clear.exists():
-        return None
-
-    def kilobytes(field: str) -> int:
-        line = next(line for line in status.read_text().splitlines() if line.startswith(field))
-        return int(line.split()[1])
-
     run()
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    try:
-        clear.write_text("5")
-    except OSError:
+    if not forget_peak():
         return None
-    before = kilobytes("VmRSS")
+    before = resident_bytes()
     found = run()
-    peak = kilobytes("VmHWM")
+    peak = peak_bytes()
     del found
-    return max((peak - before) * 1024 - results, 0)
+    return max(peak - before - results, 0)
 
 
 def _peak_on_gpu(run: Run, results: int) -> int:

@@ -8,11 +8,13 @@ import typer
 from tqdm import tqdm
 
 from reasonrec_fast.cli.demo import demo
+from reasonrec_fast.cli.evaluate import evaluate
 from reasonrec_fast.cli.optirag import app as optirag_app
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Fast LLM- and VLM-based recommendation.")
 app.add_typer(optirag_app, name="optirag")
 app.command()(demo)
+app.command()(evaluate)
 
 
 @app.callback()

@@ -1,9 +1,11 @@
 """Data sets: loading, splitting by time, and what was known when."""
 
 from reasonrec_fast.data.errors import DataError
+from reasonrec_fast.data.histories import Histories
 from reasonrec_fast.data.instructions import Instruction, is_instruction_file, load_instructions
 from reasonrec_fast.data.interactions import UNLABELLED, Catalog, Interactions
 from reasonrec_fast.data.movielens import load_movielens_100k, load_movielens_small
+from reasonrec_fast.data.sequences import load_sequences
 from reasonrec_fast.data.split import Split, sample_of_users, split_by_time
 from reasonrec_fast.data.tables import load_interactions
 from reasonrec_fast.data.timeline import Timeline
@@ -12,6 +14,7 @@ __all__ = [
     "UNLABELLED",
     "Catalog",
     "DataError",
+    "Histories",
     "Instruction",
     "Interactions",
     "Split",
@@ -21,6 +24,7 @@ __all__ = [
     "load_interactions",
     "load_movielens_100k",
     "load_movielens_small",
+    "load_sequences",
     "sample_of_users",
     "split_by_time",
 ]

@@ -1,4 +1,4 @@
-"""Paired bootstrap over users."""
+"""Bootstrap intervals and paired tests."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ from reasonrec_fast.evaluation.ctr import RankedLabels, user_aucs
 
 @dataclass(frozen=True)
 class Interval:
-    """A difference between two systems and its 95 % percentile interval."""
+    """A mean or a difference between two systems, and its 95 % percentile interval.
+
+    Attributes:
+        value, low, high: of the metric.
+        p_value: of a paired test that there is no difference, where one was made.
+    """
 
     value: float
     low: float
     high: float
+    p_value: float | None = None
 
     @property
     def significant(self) -> bool:
@@ -67,6 +73,48 @@ def paired_differences(
     values = ranked[0].auc() - ranked[1].auc(), _mean(gap, sizes)
     low, high = np.nanpercentile(samples, [2.5, 97.5], axis=0)
     return {name: Interval(float(values[i]), float(low[i]), float(high[i])) for i, name in enumerate(("auc", "gauc"))}
+
+
+def mean_interval(values: np.ndarray, *, resamples: int = 1000, seed: int = 0) -> Interval:
+    """Mean of one value a user (NaN left out) over resampled users.
+
+    Args:
+        values: ``[B]``, such as those of :func:`~reasonrec_fast.evaluation.ranking_metrics`.
+
+    >>> mean_interval(np.ones(9)).low
+    1.0
+    """
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return Interval(float("nan"), float("nan"), float("nan"))
+    generator = np.random.default_rng(seed)
+    means = [known[generator.integers(len(known), size=len(known))].mean() for _ in range(resamples)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Interval(float(known.mean()), float(low), float(high))
+
+
+def paired_means(ours: np.ndarray, theirs: np.ndarray, *, resamples: int = 1000, seed: int = 0) -> Interval:
+    """Mean difference of one value a user between two systems (ours minus theirs), with a sign-flip test.
+
+    Args:
+        ours, theirs: ``[B]``, of the same users; one that is NaN for either is left out.
+
+    Raises:
+        ValueError: not vectors of one length.
+
+    >>> found = paired_means(np.array([1.0, 1.0, 0.0, 1.0] * 9), np.array([0.0, 1.0, 0.0, 0.0] * 9))
+    >>> found.value, found.significant, found.p_value < 0.01
+    (0.5, True, True)
+    """
+    if ours.shape != theirs.shape or ours.ndim != 1:
+        raise ValueError(f"ours, theirs: expected vectors of one length; got {ours.shape} and {theirs.shape}")
+    gap = ours - theirs
+    gap = gap[~np.isnan(gap)]
+    found = mean_interval(gap, resamples=resamples, seed=seed)
+    generator = np.random.default_rng(seed + 1)
+    flipped = [float((gap * generator.choice((-1.0, 1.0), len(gap))).mean()) for _ in range(resamples)]
+    as_far = sum(abs(value) >= abs(found.value) - 1e-12 for value in flipped)
+    return Interval(found.value, found.low, found.high, (as_far + 1) / (resamples + 1))
 
 
 def _mean(values: np.ndarray, weights: np.ndarray) -> float:

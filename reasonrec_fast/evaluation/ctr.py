@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
+from reasonrec_fast.uncertainty import ece
+
 
 class RankedLabels:
     """Labels ordered by score once, so that weighted AUCs are cheap to repeat (a bootstrap wants thousands).
@@ -108,3 +110,31 @@ def platt_log_loss(labels: np.ndarray, scores: np.ndarray, platt: tuple[float, f
     """
     odds = platt[0] * scores + platt[1]
     return float(np.logaddexp(0.0, np.where(labels == 1, -odds, odds)).mean())
+
+
+def ctr_metrics(labels: np.ndarray, probabilities: np.ndarray, users: np.ndarray) -> dict[str, float]:
+    """AUC, GAUC, log-loss, accuracy at one half, and expected calibration error.
+
+    Args:
+        labels: 0 or 1, ``[N]``.
+        probabilities: of 1, ``[N]``.
+        users: of the events, ``[N]``.
+
+    Raises:
+        ValueError: probabilities outside [0, 1].
+
+    >>> found = ctr_metrics(np.array([0, 1, 0, 1]), np.array([0.2, 0.6, 0.6, 0.9]), np.array([0, 0, 1, 1]))
+    >>> {name: round(value, 3) for name, value in found.items()}
+    {'auc': 0.875, 'gauc': 1.0, 'log_loss': 0.439, 'accuracy': 0.75, 'ece': 0.125}
+    """
+    probabilities = np.asarray(probabilities, dtype=np.float64)
+    if not ((probabilities >= 0) & (probabilities <= 1)).all():
+        raise ValueError(f"probabilities: expected [0, 1]; got {probabilities.min()} to {probabilities.max()}")
+    of_label = np.clip(np.where(labels == 1, probabilities, 1 - probabilities), 1e-15, None)
+    return {
+        "auc": auc(labels, probabilities),
+        "gauc": gauc(labels, probabilities, users),
+        "log_loss": float(-np.log(of_label).mean()),
+        "accuracy": float(((probabilities > 0.5) == (labels == 1)).mean()),
+        "ece": ece(probabilities, labels),
+    }

@@ -17,10 +17,11 @@ from sklearn.preprocessing import StandardScaler
 
 from reasonrec_fast import InteractionGraph, evaluation
 from reasonrec_fast.data import Interactions, Split, load_movielens_small, sample_of_users, split_by_time
-from reasonrec_fast.models.classical import FM, Bias, LightGCN, LightGCNConfig, Popularity
+from reasonrec_fast.models.classical import FM, Bias, Popularity
 from reasonrec_fast.models.optirag import OptiRAG
 from reasonrec_fast.models.optirag.calibration import log_odds
 from reasonrec_fast.models.optirag.dataset import RequestBuilder
+from reasonrec_fast.models.optirag.embeddings import EmbeddingConfig, GraphEmbeddings
 from reasonrec_fast.models.optirag.full_depth import full_depth_scores
 
 PRETRAINED = Path(__file__).resolve().parent.parent / "models" / "optirag" / "pretrained"
@@ -162,7 +163,7 @@ class _Bench:
         for name, model in models.items():
             self.batched(name, partial(_score_rows, model, data))
 
-    def _lightgcn(self) -> LightGCN:
+    def _lightgcn(self) -> GraphEmbeddings:
         data, train = self.data, self.split.train
         graphs = [
             InteractionGraph.from_edges(
@@ -170,7 +171,7 @@ class _Bench:
             )
             for rows in (train[data.labels[train] == label] for label in (1, 0))
         ]
-        return LightGCN(graphs[0], LightGCNConfig(weight_decay=1e-3)).fit(graphs[1])
+        return GraphEmbeddings(graphs[0], EmbeddingConfig(weight_decay=1e-3)).fit(graphs[1])
 
     def evidence_only(self, builder: RequestBuilder, places: np.ndarray) -> None:
         """A logistic regression on the numbers that the heads of the language models read."""

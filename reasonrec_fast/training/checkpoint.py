@@ -21,7 +21,7 @@ class Checkpoint:
 
     Args:
         path: where the file lies.
-        module: its parameters that require gradients are stored, with its buffers.
+        module: its parameters that require gradients are stored.
         optimizer: over those parameters.
         fingerprint: what the run is (configuration, data); another run's file is refused.
     """
@@ -33,10 +33,12 @@ class Checkpoint:
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.optimizer = optimizer
         self.fingerprint = json.dumps(fingerprint, sort_keys=True)
+        self.more: dict[str, torch.Tensor] = {}
 
     def save(self, step: int) -> None:
-        """Store the state after ``step`` steps."""
-        tensors = {f"parameter/{name}": p.detach() for name, p in self.parameters.items()}
+        """Store the state after ``step`` steps, with the tensors of ``more``."""
+        tensors = {f"more/{name}": value for name, value in self.more.items()}
+        tensors |= {f"parameter/{name}": p.detach() for name, p in self.parameters.items()}
         for name, parameter in self.parameters.items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
@@ -45,7 +47,7 @@ class Checkpoint:
             save_file({key: value.contiguous() for key, value in tensors.items()}, temporary, metadata)
 
     def restore(self) -> int:
-        """Load what :meth:`save` stored and return its step; 0 where there is no file.
+        """Load what :meth:`save` stored, ``more`` too, and return its step; 0 where there is no file.
 
         Raises:
             ValueError: the file belongs to a run with another configuration, data or architecture.
@@ -63,6 +65,7 @@ class Checkpoint:
                 with torch.no_grad():
                     parameter.copy_(stored.get_tensor(f"parameter/{name}"))
             keys = list(stored.keys())
+            self.more = {k.removeprefix("more/"): stored.get_tensor(k) for k in keys if k.startswith("more/")}
             for name, parameter in self.parameters.items():
                 state = {
                     key.split("/", 2)[1]: stored.get_tensor(key)

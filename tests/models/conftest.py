@@ -9,8 +9,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from reasonrec_fast.models.classical import LightGCNConfig
 from reasonrec_fast.models.optirag import OptiRAGConfig
+from reasonrec_fast.models.optirag.embeddings import EmbeddingConfig
 
 
 @pytest.fixture(scope="session")
@@ -49,5 +49,5 @@ def config(tiny_backbone) -> OptiRAGConfig:
         samples=96,
         warm_start_steps=20,
         folds=2,
-        retriever=LightGCNConfig(dim=8, steps=10, batch=128),
+        retriever=EmbeddingConfig(dim=8, steps=10, batch=128),
     )

@@ -7,7 +7,8 @@ import torch
 from reasonrec_fast import InteractionGraph
 from reasonrec_fast.data import Interactions, split_by_time
 from reasonrec_fast.evaluation import auc
-from reasonrec_fast.models.classical import FM, Bias, FMConfig, LightGCN, LightGCNConfig, Popularity
+from reasonrec_fast.models.classical import FM, Bias, FMConfig, Popularity
+from reasonrec_fast.models.optirag.embeddings import EmbeddingConfig, GraphEmbeddings
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_fm_learns_interactions_that_biases_cannot(tastes):
     assert auc(tastes.labels[test], bias.score(tastes.users[test], tastes.items[test])) < 0.65
 
 
-def test_lightgcn_learns_who_likes_what(tastes):
+def test_graph_embeddings_learn_who_likes_what(tastes):
     parts = split_by_time(tastes, "global_time")
     liked, disliked = (
         InteractionGraph.from_edges(
@@ -55,9 +56,9 @@ def test_lightgcn_learns_who_likes_what(tastes):
         )
         for rows in (parts.train[tastes.labels[parts.train] == label] for label in (1, 0))
     )
-    model = LightGCN(liked, LightGCNConfig(dim=16, steps=60, batch=1024)).fit(disliked)
+    model = GraphEmbeddings(liked, EmbeddingConfig(dim=16, steps=60, batch=1024)).fit(disliked)
     test = parts.test
     scores = model.score(torch.from_numpy(tastes.users[test]), torch.from_numpy(tastes.items[test]))
     assert auc(tastes.labels[test], scores.numpy()) > 0.85
-    again = LightGCN(liked, LightGCNConfig(dim=16, steps=60, batch=1024)).fit(disliked)
+    again = GraphEmbeddings(liked, EmbeddingConfig(dim=16, steps=60, batch=1024)).fit(disliked)
     assert torch.equal(model.embedding, again.embedding)

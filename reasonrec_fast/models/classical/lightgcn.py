@@ -6,117 +6,41 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
 from reasonrec_fast import ops
 from reasonrec_fast.graph import InteractionGraph
+from reasonrec_fast.models.classical.bpr import BPR, BPRConfig
 
 
 @dataclass(frozen=True)
-class LightGCNConfig:
-    """Hyper-parameters.
+class LightGCNConfig(BPRConfig):
+    """Hyper-parameters, beside those of :class:`~reasonrec_fast.models.classical.bpr.BPRConfig`.
 
     Attributes:
-        dim: embedding width.
-        layers: propagation layers; the output is the mean of layers 0 to ``layers`` (equation 8).
-        steps: Adam steps, each over ``batch`` pairs.
-        batch: (user, liked, other) triples a step.
-        learning_rate, weight_decay: Adam's rate, and the L2 weight on the triples' layer-0 embeddings.
-        disliked_share: share of triples whose other item is one that the user disliked (the rest are unseen items).
-        seed: of the initial embeddings and of the sampling.
+        layers: of propagation; a vector is the mean of layers 0 to ``layers`` (equation 8).
     """
 
-    dim: int = 64
     layers: int = 3
-    steps: int = 200
-    batch: int = 8192
-    learning_rate: float = 0.02
-    weight_decay: float = 1e-4
-    disliked_share: float = 0.5
-    seed: int = 0
 
 
-class LightGCN(nn.Module):
-    """Embeddings of users and items, trained with BPR on a graph of likes.
+class LightGCN(BPR):
+    """Embeddings that are propagated over the graph of training, whole in every step.
+
+    Users whose histories are not those of training are folded in: their vector comes from their items' embeddings.
 
     Args:
-        graph: the likes.
         config: hyper-parameters.
-
-    >>> graph = InteractionGraph.from_edges([0, 0, 1], [0, 1, 1])
-    >>> model = LightGCN(graph, LightGCNConfig(dim=4, steps=2, batch=4)).fit()
-    >>> [tuple(part.shape) for part in model.embeddings()]
-    [(2, 4), (2, 4)]
+        device: where the model lives.
     """
 
-    def __init__(self, graph: InteractionGraph, config: LightGCNConfig | None = None) -> None:
-        super().__init__()
-        self.graph = graph
-        self.config = config or LightGCNConfig()
-        generator = torch.Generator().manual_seed(self.config.seed)
-        nodes = graph.num_users + graph.num_items
-        self.embedding = nn.Parameter(0.1 * torch.randn(nodes, self.config.dim, generator=generator))
+    config_type = LightGCNConfig
+    config: LightGCNConfig
 
-    def embeddings(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Final embeddings of users ``[U, D]`` and items ``[I, D]``."""
-        joined = ops.aggregate(self.graph, self.embedding, layers=self.config.layers, combine="mean")
-        return joined[: self.graph.num_users], joined[self.graph.num_users :]
+    def prepare(self) -> None:
+        users = np.repeat(np.arange(self.histories.num_users), self.histories.lengths)
+        self.graph = InteractionGraph.from_edges(
+            users, self.histories.items, num_users=self.sizes["users"], num_items=self.sizes["items"]
+        ).to(self.device)
 
-    def fit(self, disliked: InteractionGraph | None = None) -> LightGCN:
-        """Train with BPR (equation 15).
-
-        Args:
-            disliked: edges of explicit dislikes over the same users and items; without them all negatives are
-                drawn from the whole catalogue.
-        """
-        config = self.config
-        sampler = _TripleSampler(self.graph, disliked, config.disliked_share, config.seed)
-        optimizer = torch.optim.Adam([self.embedding], lr=config.learning_rate)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=config.steps)
-        offset = self.graph.num_users
-        for _ in range(config.steps):
-            triples = [torch.from_numpy(part) for part in sampler.draw(config.batch)]
-            user, liked, other = triples[0], triples[1] + offset, triples[2] + offset
-            final = ops.aggregate(self.graph, self.embedding, layers=config.layers, combine="mean")
-            margin = (final[user] * (final[liked] - final[other])).sum(-1)
-            size = sum(self.embedding[index].pow(2).sum() for index in (user, liked, other))
-            loss = nn.functional.softplus(-margin).mean() + config.weight_decay * size / (2 * config.batch)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-        return self
-
-    @torch.no_grad()
-    def score(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-        """Inner products of pairs, float32 ``[N]``."""
-        user_embeddings, item_embeddings = self.embeddings()
-        return (user_embeddings[users] * item_embeddings[items]).sum(-1)
-
-
-class _TripleSampler:
-    """Draws (user, liked, other) with numpy: the liked edge uniformly, the other by the configured mixture."""
-
-    def __init__(
-        self, graph: InteractionGraph, disliked: InteractionGraph | None, disliked_share: float, seed: int
-    ) -> None:
-        users, items = graph.edges()
-        self.users, self.items = users.numpy(), items.numpy()
-        self.num_items = graph.num_items
-        self.disliked_share = disliked_share
-        self.generator = np.random.default_rng(seed)
-        if disliked is None:
-            disliked = InteractionGraph.from_edges([], [], num_users=graph.num_users, num_items=graph.num_items)
-        self.disliked_start = disliked.user_indptr[:-1].long().numpy()
-        self.disliked_count = disliked.user_degrees().numpy()
-        self.disliked_items = np.append(disliked.user_indices.long().numpy(), 0)
-
-    def draw(self, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        edge = self.generator.integers(len(self.users), size=size)
-        user = self.users[edge]
-        unseen = self.generator.integers(self.num_items, size=size)
-        count = self.disliked_count[user]
-        picked = self.disliked_start[user] + (self.generator.random(size) * count).astype(np.int64)
-        use_disliked = (count > 0) & (self.generator.random(size) < self.disliked_share)
-        other = np.where(use_disliked, self.disliked_items[np.where(use_disliked, picked, -1)], unseen)
-        return user, self.items[edge], other
+    def vectors(self) -> torch.Tensor:
+        return ops.aggregate(self.graph, self.embedding, layers=self.config.layers, combine="mean")

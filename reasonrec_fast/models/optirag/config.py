@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from reasonrec_fast.models.classical.lightgcn import LightGCNConfig
 from reasonrec_fast.models.optirag.backbone import DEFAULT_MODEL
+from reasonrec_fast.models.optirag.embeddings import EmbeddingConfig
 from reasonrec_fast.ops.exit_confidence import MEASURES, Measure
 from reasonrec_fast.training.exits import MODES, Mode
 
@@ -83,7 +83,7 @@ class OptiRAGConfig:
     max_gauc_loss: float = 0.005
     max_disagreement: float | None = None
     seed: int = 0
-    retriever: LightGCNConfig = field(default_factory=lambda: LightGCNConfig(weight_decay=1e-3))
+    retriever: EmbeddingConfig = field(default_factory=lambda: EmbeddingConfig(weight_decay=1e-3))
 
     def __post_init__(self) -> None:
         for name, known in (("retrieval", RETRIEVALS), ("measure", MEASURES), ("exit_training", MODES)):
@@ -108,7 +108,7 @@ class OptiRAGConfig:
             raise ValueError(f"configuration: expected keys among {sorted(known)}; got {sorted(set(values) - known)}")
         given = dict(values)
         if isinstance(given.get("retriever"), Mapping):
-            given["retriever"] = LightGCNConfig(**given["retriever"])
+            given["retriever"] = EmbeddingConfig(**given["retriever"])
         if given.get("exits") is not None:
             given["exits"] = tuple(given["exits"])
         return cls(**given)

@@ -11,7 +11,7 @@ from reasonrec_fast import ops
 from reasonrec_fast.data.interactions import Interactions
 from reasonrec_fast.graph import InteractionGraph
 from reasonrec_fast.models.classical.bias import Bias
-from reasonrec_fast.models.classical.lightgcn import LightGCN, LightGCNConfig
+from reasonrec_fast.models.optirag.embeddings import EmbeddingConfig, GraphEmbeddings
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Retriever:
         cls,
         interactions: Interactions,
         rows: np.ndarray,
-        config: LightGCNConfig | None = None,
+        config: EmbeddingConfig | None = None,
         item_vectors: torch.Tensor | None = None,
     ) -> Retriever:
         """Train LightGCN on the likes among ``rows``, with the dislikes as half of its negatives, and item biases.
@@ -59,7 +59,7 @@ class Retriever:
         bias = torch.from_numpy(Bias().fit(interactions, rows).item_bias()).float()
         if item_vectors is not None:
             return cls.from_items(likes, item_vectors, bias * seen)
-        model = LightGCN(likes, config).fit(dislikes)
+        model = GraphEmbeddings(likes, config).fit(dislikes)
         with torch.no_grad():
             _, items = model.embeddings()
         return cls.from_items(likes, items * seen[:, None], bias * seen)

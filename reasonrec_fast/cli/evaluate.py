@@ -1,0 +1,48 @@
+"""``reasonrec-fast evaluate``: run an experiment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from reasonrec_fast.cli.console import clear_errors, console, progress_bar
+
+if TYPE_CHECKING:
+    from reasonrec_fast.experiments.runner import Run
+
+
+def evaluate(
+    config: Annotated[str, typer.Argument(help="a .toml file, or the name of a configuration of the package")],
+    seeds: Annotated[str | None, typer.Option(help="such as 0,1,2; the configuration's by default")] = None,
+    output: Annotated[Path | None, typer.Option(help="JSON lines, one a run; finished runs are not repeated")] = None,
+    data: Annotated[Path, typer.Option(help="folder of the data sets")] = Path("data"),
+) -> None:
+    """Run models on data sets with several seeds; print a Markdown table and keep one JSON line a run."""
+    with clear_errors():
+        from reasonrec_fast.experiments.config import load_experiment
+        from reasonrec_fast.experiments.report import markdown_table
+        from reasonrec_fast.experiments.runner import run_experiment
+
+        experiment = load_experiment(config)
+        place = output or Path("runs") / f"{experiment.name}.jsonl"
+        with progress_bar(experiment.name) as update:
+            runs: list[Run] = run_experiment(
+                experiment,
+                data,
+                place,
+                seeds=_seeds(seeds),
+                progress=lambda name, epoch, epochs, said: update(epoch, epochs, f"{name}: {said}"),
+            )
+        print(markdown_table(runs))
+        console.print(f"Runs kept in {place}", highlight=False)
+
+
+def _seeds(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise ValueError(f"--seeds: expected whole numbers such as 0,1,2; got {text!r}") from error

@@ -1,0 +1,61 @@
+"""Leave-one-out sequence files: one user a line, items in time order (S3-Rec's form of the Amazon reviews)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from reasonrec_fast.data.errors import DataError
+from reasonrec_fast.data.interactions import Catalog, Interactions
+from reasonrec_fast.files import read_json
+
+
+def load_sequences(folder: str | Path) -> Interactions:
+    """Read ``sequences.txt`` (``user item item ...`` a line) and, where they are there, ``item_attributes.json`` (item
+    to attribute names or numbers) and ``item_asin.json`` (item to its identifier in the shop).
+
+    All events are positive. A timestamp is the event's place in its user's line: the files tell no more, so that
+    ``split_by_time(..., "leave_one_out")`` is the one split that means something.
+
+    Raises:
+        DataError: ``sequences.txt`` is not there, or a line is not whole numbers (it is named).
+    """
+    folder = Path(folder)
+    path = folder / "sequences.txt"
+    if not path.is_file():
+        raise DataError(f"folder: expected sequences.txt; there is none in {folder}")
+    names: list[str] = []
+    rows: list[np.ndarray] = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            user, *words = line.split()
+            try:
+                rows.append(np.array(words, dtype=np.int64))
+            except ValueError as error:
+                raise DataError(f"{path}, line {number}: expected whole numbers; {error}") from error
+            names.append(user)
+    sizes = np.array([len(row) for row in rows], dtype=np.int64)
+    ids, items = np.unique(np.concatenate(rows), return_inverse=True)
+    users = np.repeat(np.arange(len(rows)), sizes)
+    places = np.arange(len(items)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    order = np.argsort(places, kind="stable")
+    return Interactions(
+        users[order],
+        items[order].astype(np.int64),
+        np.ones(len(items), dtype=np.int64),
+        places[order],
+        names,
+        _catalog(folder, [str(item) for item in ids.tolist()]),
+    )
+
+
+def _catalog(folder: Path, ids: list[str]) -> Catalog:
+    attributes, titles = {}, ids
+    if (folder / "item_attributes.json").is_file():
+        known = read_json(folder / "item_attributes.json")
+        attributes["attributes"] = [tuple(map(str, known.get(item, ()))) for item in ids]
+    if (folder / "item_asin.json").is_file():
+        asins = read_json(folder / "item_asin.json")
+        titles = [str(asins.get(item, item)) for item in ids]
+    return Catalog(ids, titles, attributes)

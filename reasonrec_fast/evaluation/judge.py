@@ -1,0 +1,67 @@
+"""Metrics of a judge of quality: how its scores follow mean opinions."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from scipy import optimize, special, stats
+
+
+def judge_metrics(predicted: np.ndarray, opinion: np.ndarray) -> dict[str, float]:
+    """Correlations and error of predicted quality.
+
+    Args:
+        predicted: scores, ``[N]``, on any scale.
+        opinion: mean opinion scores, ``[N]``.
+
+    Returns:
+        ``srcc`` (Spearman) and ``krcc`` (Kendall's tau-b) of the ranks; ``plcc`` (Pearson) and ``rmse``, in the units
+        of the opinions, after :func:`fit_logistic` as in the Video Quality Experts Group's reports.
+
+    Raises:
+        ValueError: not two vectors of one length, of five entries at least.
+
+    >>> found = judge_metrics(np.linspace(0, 1, 9) ** 3, np.linspace(0, 1, 9))
+    >>> found["srcc"], round(found["plcc"], 2)
+    (1.0, 0.98)
+    """
+    predicted, opinion = np.asarray(predicted, dtype=np.float64), np.asarray(opinion, dtype=np.float64)
+    if predicted.shape != opinion.shape or predicted.ndim != 1 or len(predicted) < 5:
+        raise ValueError(
+            f"predicted, opinion: expected vectors of one length, at least 5; got {predicted.shape} and {opinion.shape}"
+        )
+    fitted = fit_logistic(predicted, opinion)
+    return {
+        "srcc": float(stats.spearmanr(predicted, opinion).statistic),
+        "plcc": float(stats.pearsonr(fitted, opinion).statistic),
+        "krcc": float(stats.kendalltau(predicted, opinion).statistic),
+        "rmse": float(np.sqrt(np.mean((fitted - opinion) ** 2))),
+    }
+
+
+def fit_logistic(predicted: np.ndarray, opinion: np.ndarray) -> np.ndarray:
+    """Scores on the scale of the opinions, by the usual logistic function of four parameters,
+    ``low + (high - low) / (1 + exp(-(x - centre) / width))``; by a line where least squares find none.
+
+    Args:
+        predicted, opinion: float64 ``[N]``.
+
+    >>> x = np.linspace(-4, 4, 50)
+    >>> bool(np.abs(fit_logistic(x, special.expit(x)) - special.expit(x)).max() < 1e-6)
+    True
+    """
+
+    def logistic(x: np.ndarray, low: float, high: float, centre: float, width: float) -> np.ndarray:
+        return low + (high - low) * special.expit((x - centre) / width)
+
+    falls = np.corrcoef(predicted, opinion)[0, 1] < 0
+    spread = (predicted.std() or 1.0) * (-1 if falls else 1)
+    start = (opinion.min(), opinion.max(), predicted.mean(), spread)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optimize.OptimizeWarning)  # of the covariance, which is not asked for
+            found, _ = optimize.curve_fit(logistic, predicted, opinion, p0=start, maxfev=20_000)
+    except RuntimeError:
+        return np.polyval(np.polyfit(predicted, opinion, 1), predicted)
+    return logistic(predicted, *found)

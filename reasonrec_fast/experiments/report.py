@@ -1,0 +1,44 @@
+"""Runs as a Markdown table."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from reasonrec_fast.experiments.runner import Run
+
+_LEFT_OUT = ("recall@", "mrr@")
+
+
+def markdown_table(runs: Sequence[Run], names: Sequence[str] | None = None) -> str:
+    """Means over seeds, with the sample deviation where there are several, a row a model and data set.
+
+    Args:
+        runs: of any experiments.
+        names: metrics to show; by default all that all runs have, but for recall and reciprocal rank (which repeat the
+            others where there is one target) and strata.
+    """
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.model, run.dataset), []).append(run)
+    if names is None:
+        shared = set.intersection(*(set(run.metrics) for run in runs)) if runs else set()
+        names = [
+            n for n in (runs[0].metrics if runs else ()) if n in shared and "/" not in n and not n.startswith(_LEFT_OUT)
+        ]
+    lines = [
+        "| model | data | seeds | " + " | ".join(names) + " | minutes a seed | peak GiB |",
+        "| --- " * (len(names) + 5) + "|",
+    ]
+    for (model, dataset), some in groups.items():
+        cells = [_spread([run.metrics[name] for run in some]) for name in names]
+        minutes = statistics.mean(run.seconds for run in some) / 60
+        peaks = [run.peak_memory_bytes for run in some if run.peak_memory_bytes is not None]
+        peak = f"{max(peaks) / 2**30:.2f}" if peaks else "–"
+        lines.append(f"| {model} | {dataset} | {len(some)} | " + " | ".join(cells) + f" | {minutes:.1f} | {peak} |")
+    return "\n".join(lines)
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean = f"{statistics.mean(values):.4f}"
+    return f"{mean} ± {statistics.stdev(values):.4f}" if len(values) > 1 else mean

@@ -1,0 +1,248 @@
+"""Runs models on data sets and keeps one JSON line a run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from reasonrec_fast import evaluation
+from reasonrec_fast.data import Histories, Interactions, Split, split_by_time
+from reasonrec_fast.experiments.config import DatasetConfig, EvaluationConfig, Experiment, ModelConfig
+from reasonrec_fast.files import replacing
+from reasonrec_fast.memory import forget_peak, peak_bytes
+from reasonrec_fast.models.classical import Recommender
+
+Progress = Callable[[str, int, int, str], None]
+"""Called with the name of a run, the epoch, the number of epochs and how it went."""
+
+STRATA = ("popular", "middling", "rare"), ("short", "middling", "long")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One line of the record; see :func:`run_experiment`.
+
+    Attributes:
+        config: name of the experiment.
+        model, dataset, split, seed: what was run.
+        settings: of model and evaluation, as the file gives them.
+        metrics: on the test part.
+        seconds: of fitting.
+        peak_memory_bytes: of the process while it fitted and scored; None where the system does not tell.
+        revision: of the code.
+        versions, machine: of libraries, and where.
+    """
+
+    config: str
+    model: str
+    dataset: str
+    split: str
+    seed: int
+    settings: dict[str, Any]
+    metrics: dict[str, float]
+    seconds: float
+    peak_memory_bytes: int | None
+    revision: str
+    versions: dict[str, str]
+    machine: dict[str, Any]
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What tells two runs apart."""
+        settings = json.dumps(self.settings, sort_keys=True)
+        return self.config, self.model, self.dataset, self.split, self.seed, settings
+
+
+def run_experiment(
+    experiment: Experiment,
+    data: Path,
+    output: Path,
+    *,
+    seeds: tuple[int, ...] | None = None,
+    progress: Progress | None = None,
+) -> list[Run]:
+    """Run what ``output`` does not hold yet, and return all runs of the experiment.
+
+    A run that was killed goes on from its last minute; finished ones are not repeated.
+
+    Args:
+        experiment: what to run.
+        data: folder of the data sets.
+        output: JSON lines; one is added after each run.
+        seeds: instead of the experiment's.
+        progress: is told of every epoch.
+
+    Raises:
+        ValueError: a line of ``output`` is not a run.
+        DataError: a data set is not as expected.
+    """
+    done = {run.key: run for run in load_runs(output)}
+    found = []
+    for dataset in experiment.datasets:
+        interactions = dataset.load(data)
+        split = split_by_time(interactions, dataset.split)  # type: ignore[arg-type]
+        for model in experiment.models:
+            for seed in experiment.seeds if seeds is None else seeds:
+                run = _prepared(experiment, model, dataset, seed)
+                if run.key not in done:
+                    run = _finished(run, model, experiment.evaluation, interactions, split, output, progress)
+                    done[run.key] = run
+                    _add(run, output)
+                found.append(done[run.key])
+    return found
+
+
+def load_runs(path: Path) -> list[Run]:
+    """Runs of a file of JSON lines; none where there is no file.
+
+    Raises:
+        ValueError: a line is not a run (it is named).
+    """
+    if not path.is_file():
+        return []
+    runs = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            runs.append(Run(**json.loads(line)))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}: expected a run; {error}") from error
+    return runs
+
+
+def test_metrics(model: Recommender, data: Interactions, split: Split, settings: EvaluationConfig) -> dict[str, float]:
+    """Metrics of a fitted model on the test part.
+
+    Ranking: means over users, and NDCG at the middle cutoff by how popular the target is and how long the history
+    (thirds of the training events, and of the users). CTR: of probabilities scaled on validation (Platt).
+    """
+    if settings.task == "ctr":
+        return _ctr_metrics(model, data, split)
+    train = Histories.of(data, split.train)
+    known = Histories.of(data, np.sort(np.concatenate([split.train, split.validation])))
+    if settings.validation_is_history:
+        model.observe(known)
+    rows = split.test[data.labels[split.test] == 1]
+    users, place = np.unique(data.users[rows], return_inverse=True)
+    relevant = Histories.from_pairs(len(users), place, data.items[rows])
+    counts = np.bincount(train.items, minlength=data.num_items)
+    if settings.negatives:
+        owned = Histories.of(data, np.arange(len(data)))
+        candidates = evaluation.sampled_candidates(
+            data.items[rows], data.users[rows], owned, data.num_items, negatives=settings.negatives
+        )
+        scores = model.score(np.repeat(data.users[rows], candidates.shape[1]), candidates.ravel())
+        ranked = evaluation.rank_candidates(candidates, scores.reshape(candidates.shape))
+        relevant, users = Histories.from_lists(data.items[rows][:, None].tolist()), data.users[rows]
+    else:
+        ranked = model.recommend(users, max(settings.ks), exclude=known).items
+    values = evaluation.ranking_metrics(ranked, relevant, settings.ks)
+    metrics = {name: float(np.nanmean(value)) for name, value in values.items()}
+    top = ranked[:, : max(settings.ks)]
+    metrics["coverage"], metrics["novelty"] = (
+        evaluation.coverage(top, data.num_items), evaluation.novelty(top, counts)
+    )  # fmt: skip
+    name = f"ndcg@{sorted(settings.ks)[len(settings.ks) // 2]}"
+    lengths = known.lengths[users]
+    strata = (
+        evaluation.popularity_strata(relevant.items[relevant.indptr[:-1]], counts),
+        np.searchsorted(np.quantile(lengths, (1 / 3, 2 / 3)), lengths, side="left"),
+    )
+    for words, stratum, of in zip(STRATA, strata, ("target", "history"), strict=True):
+        for part, value in evaluation.by_stratum(values[name], stratum).items():
+            metrics[f"{name}/{words[part]}-{of}"] = value
+    return metrics
+
+
+def _ctr_metrics(model: Recommender, data: Interactions, split: Split) -> dict[str, float]:
+    scores = {
+        part: model.score(data.users[rows], data.items[rows]).astype(np.float64)
+        for part, rows in (("validation", split.validation), ("test", split.test))
+    }
+    slope, intercept = evaluation.fit_platt(data.labels[split.validation], scores["validation"])
+    probabilities = 1 / (1 + np.exp(-(slope * scores["test"] + intercept)))
+    return evaluation.ctr_metrics(data.labels[split.test], probabilities, data.users[split.test])
+
+
+def _prepared(experiment: Experiment, model: ModelConfig, dataset: DatasetConfig, seed: int) -> Run:
+    """A run whose figures are still missing."""
+    settings = json.loads(json.dumps({"model": model.settings, "evaluation": asdict(experiment.evaluation)}))
+    return Run(
+        experiment.name, model.title, dataset.title, dataset.split, seed, settings, {}, 0.0, None, revision(),
+        versions(), machine(),
+    )  # fmt: skip
+
+
+def _finished(
+    run: Run,
+    model: ModelConfig,
+    settings: EvaluationConfig,
+    data: Interactions,
+    split: Split,
+    output: Path,
+    progress: Progress | None,
+) -> Run:
+    recommender = model.make(run.seed)
+    name = f"{run.model}-{run.dataset}-{run.seed}"
+    state = output.parent / f".{output.name}.state" / f"{name}.safetensors"
+    measured = forget_peak()
+    begin = time.perf_counter()
+    recommender.fit(
+        data,
+        split.train,
+        split.validation,
+        checkpoint=state,
+        progress=None if progress is None else lambda epoch, epochs, said: progress(name, epoch, epochs, said),
+    )
+    seconds = time.perf_counter() - begin
+    metrics = test_metrics(recommender, data, split, settings)
+    state.unlink(missing_ok=True)
+    values = asdict(run) | {"metrics": metrics, "seconds": seconds}
+    return Run(**(values | {"peak_memory_bytes": peak_bytes() if measured else None}))
+
+
+def _add(run: Run, output: Path) -> None:
+    before = output.read_text(encoding="utf-8") if output.is_file() else ""
+    with replacing(output) as temporary:
+        temporary.write_text(before + json.dumps(asdict(run), allow_nan=False) + "\n", encoding="utf-8")
+
+
+def revision() -> str:
+    """Of the checkout that the package lies in, with ``+`` where files were changed; else of the installed package."""
+    here = Path(__file__).resolve().parent
+    try:
+        told = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--exclude=*"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return importlib.metadata.version("reasonrec-fast")
+    return told.stdout.strip()
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the libraries that decide results."""
+    return {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in ("torch", "numpy", "reasonrec-fast")
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Processor and threads."""
+    processor = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        processor = names[0] if names else processor
+    return {"processor": processor, "threads": torch.get_num_threads()}

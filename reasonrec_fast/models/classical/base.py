@@ -1,0 +1,239 @@
+"""What every classical model can do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from reasonrec_fast import ops
+from reasonrec_fast.data import Histories, Interactions
+from reasonrec_fast.evaluation import ranking_metrics
+from reasonrec_fast.files import read_json, replacing, write_json
+
+Progress = Callable[[int, int, str], None]
+"""Called with the epoch, the number of epochs and a word on how it went."""
+
+_FORMAT = 1
+_BATCH = 2048  # users at a time
+
+Kind = TypeVar("Kind", bound="Recommender")
+
+
+class Recommendations(NamedTuple):
+    """The best items of ``B`` users, best first; ``-inf`` and ``-1`` where there are no more.
+
+    Attributes:
+        scores: float32 ``[B, k]``.
+        items: int64 ``[B, k]``.
+    """
+
+    scores: np.ndarray
+    items: np.ndarray
+
+
+class Recommender(nn.Module):
+    """Base of the classical models: a torch module that is fitted to :class:`~reasonrec_fast.data.Interactions`.
+
+    A model knows what each user has had (``histories``): it is what recommendations leave out, and what models that
+    fold users in read. :meth:`fit` sets it to the training events, :meth:`observe` to anything else.
+
+    Args:
+        config: hyper-parameters, a dataclass.
+        device: where the model lives.
+
+    Raises:
+        TypeError: the configuration of another model.
+    """
+
+    config_type: ClassVar[type]
+
+    def __init__(self, config: Any = None, *, device: torch.device | str = "cpu") -> None:
+        super().__init__()
+        self.config = self.config_type() if config is None else config
+        if not isinstance(self.config, self.config_type):
+            raise TypeError(f"config: expected a {self.config_type.__name__}; got {type(self.config).__name__}")
+        self.device = torch.device(device)
+        self.sizes: dict[str, int] = {}
+        self.histories = Histories.from_lists([])
+
+    # What a model says for itself.
+
+    def make(self, sizes: dict[str, int]) -> None:
+        """Make parameters and buffers.
+
+        Args:
+            sizes: what decides their shapes: ``users``, ``items`` and whatever else the model needs.
+        """
+        raise NotImplementedError
+
+    def fit(
+        self: Kind,
+        data: Interactions,
+        train: np.ndarray,
+        validation: np.ndarray | None = None,
+        *,
+        checkpoint: str | Path | None = None,
+        progress: Progress | None = None,
+    ) -> Kind:
+        """Train on rows ``train``.
+
+        Args:
+            data: the events.
+            train, validation: rows, ascending; models that train in epochs keep the one that does best on the second.
+            checkpoint: file with the state of the training; what is there is gone on with.
+            progress: is told of every epoch.
+        """
+        raise NotImplementedError
+
+    def scores(self, users: np.ndarray) -> torch.Tensor:
+        """Scores of all items, ``[B, I]``."""
+        raise NotImplementedError
+
+    # What follows from that.
+
+    def build(self: Kind, sizes: dict[str, int]) -> Kind:
+        """Make parameters and buffers on the model's device."""
+        self.sizes = sizes
+        self.make(sizes)
+        return self.to(self.device)
+
+    def score(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """Scores of pairs, float32 ``[N]``; larger is likelier."""
+        found = np.empty(len(users), dtype=np.float32)
+        asked, place = np.unique(users, return_inverse=True)
+        for first in range(0, len(asked), _BATCH):
+            rows = np.flatnonzero((place >= first) & (place < first + _BATCH))
+            of_users = self.scores(asked[first : first + _BATCH]).float().cpu().numpy()
+            found[rows] = of_users[place[rows] - first, items[rows]]
+        return found
+
+    @torch.inference_mode()
+    def recommend(self, users: np.ndarray, k: int, *, exclude: Histories | None = None) -> Recommendations:
+        """The best ``k`` items of each user, without those that the user has had.
+
+        Args:
+            users: int64 ``[B]``.
+            k: how many.
+            exclude: what to leave out, of all users; ``histories`` by default.
+        """
+        exclude = self.histories if exclude is None else exclude
+        found = Recommendations(
+            np.full((len(users), k), -np.inf, dtype=np.float32), np.full((len(users), k), -1, dtype=np.int64)
+        )
+        best = self._retriever()
+        for first in range(0, len(users), _BATCH):
+            asked = users[first : first + _BATCH]
+            values, items = best(asked, min(k, self.sizes["items"]), exclude.select(asked))
+            rows = slice(first, first + len(asked))
+            found.scores[rows, : values.shape[1]], found.items[rows, : items.shape[1]] = values.cpu(), items.cpu()
+        return found
+
+    def _retriever(self) -> Callable[[np.ndarray, int, Histories], tuple[torch.Tensor, torch.Tensor]]:
+        """What finds the best items of some users without some others."""
+
+        def best(users: np.ndarray, k: int, exclude: Histories) -> tuple[torch.Tensor, torch.Tensor]:
+            scores = self.scores(users).float()
+            rows = np.repeat(np.arange(len(users)), exclude.lengths)
+            scores[torch.from_numpy(rows).to(self.device), torch.from_numpy(exclude.items).to(self.device)] = -torch.inf
+            # A stable sort: of equal scores the lower index first, as in ops.topk.
+            values, items = (part[:, :k] for part in scores.sort(dim=1, descending=True, stable=True))
+            return values, items.masked_fill(values == -torch.inf, -1)
+
+        return best
+
+    def observe(self: Kind, histories: Histories) -> Kind:
+        """Set what each user has had (see the class).
+
+        Raises:
+            DataError: an item that the model does not know.
+        """
+        self.histories = histories.checked(self.sizes["items"])
+        return self
+
+    def ndcg(self, data: Interactions, rows: np.ndarray, k: int = 10) -> float:
+        """Mean NDCG@k of the users of some rows, whose positive items are to be found among all that the user has not
+        had: what ranking models stop early by."""
+        rows = rows[data.labels[rows] == 1]
+        users, place = np.unique(data.users[rows], return_inverse=True)
+        relevant = Histories.from_pairs(len(users), place, data.items[rows])
+        return float(ranking_metrics(self.recommend(users, k).items, relevant, [k])[f"ndcg@{k}"].mean())
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write weights and histories (safetensors) and settings (JSON)."""
+        folder = Path(folder)
+        tensors = {f"model.{name}": value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        tensors["histories.indptr"] = torch.from_numpy(self.histories.indptr)
+        tensors["histories.items"] = torch.from_numpy(self.histories.items)
+        with replacing(folder / "model.safetensors") as temporary:
+            save_file(tensors, temporary)
+        settings = {"architecture": type(self).__name__, "format": _FORMAT}
+        write_json(folder / "config.json", {**settings, "config": asdict(self.config), "sizes": self.sizes})
+
+    @classmethod
+    def from_pretrained(cls: type[Kind], folder: str | Path, *, device: torch.device | str = "cpu") -> Kind:
+        """Read what :meth:`save_pretrained` wrote.
+
+        Raises:
+            FileNotFoundError: nothing was saved there.
+            ValueError: the folder holds something else.
+        """
+        folder = Path(folder)
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"folder: expected a saved model with config.json; there is none in {folder}")
+        stored = read_json(folder / "config.json")
+        if (stored.get("architecture"), stored.get("format")) != (cls.__name__, _FORMAT):
+            raise ValueError(
+                f"folder: expected a {cls.__name__} of format {_FORMAT}; {folder} holds "
+                f"{stored.get('architecture')!r} of format {stored.get('format')}"
+            )
+        model = cls(cls.config_type(**stored["config"]), device=device)
+        model.build(stored["sizes"])
+        tensors = load_file(folder / "model.safetensors")
+        indptr, items = (tensors.pop(f"histories.{name}").numpy() for name in ("indptr", "items"))
+        model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items()})
+        return model.eval().observe(Histories(indptr, items))
+
+
+class VectorRecommender(Recommender):
+    """A model whose score is the inner product of a user's and an item's vector; ``ops.topk`` retrieves."""
+
+    def user_vectors(self, users: np.ndarray) -> torch.Tensor:
+        """``[B, D]``."""
+        raise NotImplementedError
+
+    def item_vectors(self) -> torch.Tensor:
+        """``[I, D]``."""
+        raise NotImplementedError
+
+    def scores(self, users: np.ndarray) -> torch.Tensor:
+        return self.user_vectors(users) @ self.item_vectors().T
+
+    @torch.inference_mode()
+    def score(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+        vectors, found = self.item_vectors(), np.empty(len(users), dtype=np.float32)
+        asked, place = np.unique(users, return_inverse=True)
+        of_users = torch.cat(
+            [self.user_vectors(asked[first : first + _BATCH]) for first in range(0, len(asked), _BATCH)]
+        )
+        for first in range(0, len(users), 1 << 18):
+            rows = slice(first, first + (1 << 18))
+            pairs = of_users[torch.from_numpy(place[rows])] * vectors[torch.from_numpy(items[rows])]
+            found[rows] = pairs.sum(-1).float().cpu().numpy()
+        return found
+
+    def _retriever(self) -> Callable[[np.ndarray, int, Histories], tuple[torch.Tensor, torch.Tensor]]:
+        vectors = self.item_vectors()
+
+        def best(users: np.ndarray, k: int, exclude: Histories) -> tuple[torch.Tensor, torch.Tensor]:
+            csr = (torch.from_numpy(exclude.indptr).to(self.device), torch.from_numpy(exclude.items).to(self.device))
+            found = ops.topk(self.user_vectors(users), vectors, k, exclude=csr)
+            return found.values, found.indices
+
+        return best

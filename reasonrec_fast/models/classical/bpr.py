@@ -1,0 +1,136 @@
+"""Matrix factorisation trained with BPR (Rendle et al. 2009), and what LightGCN shares with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from reasonrec_fast.data import DataError, Histories, Interactions
+from reasonrec_fast.data.negatives import NegativeSampler
+from reasonrec_fast.models.classical.base import Progress, VectorRecommender
+from reasonrec_fast.models.classical.sampled_softmax import cosine_cross_entropy
+from reasonrec_fast.models.classical.training import GradientConfig, train_by_gradient
+
+Kind = TypeVar("Kind", bound="BPR")
+Triples = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class BPRConfig(GradientConfig):
+    """Hyper-parameters, beside those of :class:`~reasonrec_fast.models.classical.training.GradientConfig`.
+
+    Attributes:
+        dim: width of the embeddings.
+        loss: ``"bpr"``, one negative a positive, or ``"softmax"`` over cosines (sampled softmax, Wu et al. 2022).
+        regularisation: weight of the squared embeddings of a batch's triples (equation 15 of LightGCN), halved and
+            divided by the batch.
+        temperature, negatives: of the softmax; items drawn a batch beside its own targets, 0 for all.
+    """
+
+    dim: int = 64
+    loss: Literal["bpr", "softmax"] = "bpr"
+    regularisation: float = 1e-4
+    temperature: float = 0.1
+    negatives: int = 1024
+    batch: int = 2048
+    epochs: int = 300
+
+
+class BPR(VectorRecommender):
+    """One embedding a user and an item; users must have been in training.
+
+    Args:
+        config: hyper-parameters.
+        device: where the model lives.
+
+    >>> data = Interactions.from_columns(["a", "a", "b"], ["x", "y", "y"], [1, 1, 1], [1, 2, 3])
+    >>> BPR(BPRConfig(dim=4, epochs=2)).fit(data, np.arange(3)).recommend(np.array([1]), 1).items.tolist()
+    [[0]]
+    """
+
+    config_type: ClassVar[type] = BPRConfig
+    config: BPRConfig
+
+    def make(self, sizes: dict[str, int]) -> None:
+        generator = torch.Generator().manual_seed(self.config.seed)
+        tables = [torch.empty(sizes[name], self.config.dim) for name in ("users", "items")]
+        for table in tables:
+            nn.init.xavier_uniform_(table, generator=generator)
+        self.embedding = nn.Parameter(torch.cat(tables))
+
+    def fit(
+        self: Kind,
+        data: Interactions,
+        train: np.ndarray,
+        validation: np.ndarray | None = None,
+        *,
+        checkpoint: str | Path | None = None,
+        progress: Progress | None = None,
+    ) -> Kind:
+        self.build({"users": data.num_users, "items": data.num_items})
+        self.observe(Histories.of(data, train))
+        self.prepare()
+        sampler = NegativeSampler(self.histories, data.num_items)
+        users = np.repeat(np.arange(data.num_users), self.histories.lengths)
+        counts = torch.from_numpy(np.bincount(self.histories.items, minlength=data.num_items))
+        shares = (counts / max(len(users), 1)).float().to(self.device)
+        size = self.config.batch
+
+        def batches(epoch: int) -> Iterator[Triples]:
+            generator = np.random.default_rng((self.config.seed, epoch))
+            order = generator.permutation(len(users))
+            for first in range(0, len(order), size):
+                some = order[first : first + size]
+                negatives = sampler.draw(users[some], 1, generator)[:, 0]
+                yield users[some], self.histories.items[some], negatives
+
+        train_by_gradient(
+            self,
+            batches,
+            lambda batch: self._loss(batch, shares),
+            train,
+            validate=None if validation is None else lambda: self.ndcg(data, validation),
+            checkpoint=checkpoint,
+            progress=progress,
+        )
+        return self
+
+    def prepare(self) -> None:
+        """Make what the model needs of the training histories."""
+
+    def vectors(self) -> torch.Tensor:
+        """Of all users, then all items, ``[U + I, D]``."""
+        return self.embedding
+
+    def user_vectors(self, users: np.ndarray) -> torch.Tensor:
+        if len(users) and users.max() >= self.sizes["users"]:
+            raise DataError(f"users: expected indices below {self.sizes['users']}, as in training; got {users.max()}")
+        return self.vectors()[torch.from_numpy(users).to(self.device)]
+
+    def item_vectors(self) -> torch.Tensor:
+        return self.vectors()[self.sizes["users"] :]
+
+    def _loss(self, triples: Triples, shares: torch.Tensor) -> torch.Tensor:
+        config, first = self.config, self.sizes["users"]
+        user, positive, negative = (torch.from_numpy(part).to(self.device) for part in triples)
+        vectors = self.vectors()
+        if config.loss == "softmax":
+            dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+            loss = cosine_cross_entropy(
+                vectors[user], vectors[first:], positive, temperature=config.temperature, negatives=config.negatives,
+                shares=shares, dtype=dtype,
+            )  # fmt: skip
+            touched = torch.cat([user, positive + first])
+        else:
+            touched = torch.cat([user, positive + first, negative + first])
+            of_user, liked, other = vectors[touched].chunk(3)
+            loss = functional.softplus((of_user * (other - liked)).sum(-1)).mean()
+        size = self.embedding[touched].square().sum() / (2 * len(user))
+        return loss + config.regularisation * size

@@ -1,0 +1,144 @@
+"""SASRec (Kang and McAuley 2018, arXiv 1808.09781) with a softmax over the catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from reasonrec_fast.data import Histories, Interactions
+from reasonrec_fast.models.classical.base import Progress, VectorRecommender
+from reasonrec_fast.models.classical.sampled_softmax import cosine_cross_entropy
+from reasonrec_fast.models.classical.sequence_blocks import LiGRBlock, SASRecBlock
+from reasonrec_fast.models.classical.training import GradientConfig, train_by_gradient
+
+
+@dataclass(frozen=True)
+class SASRecConfig(GradientConfig):
+    """Hyper-parameters, beside those of :class:`~reasonrec_fast.models.classical.training.GradientConfig`.
+
+    Attributes:
+        dim: width.
+        layers, heads: of the transformer.
+        block: ``"sasrec"`` or ``"ligr"``.
+        dropout: of embeddings, attention and both parts of a block.
+        max_length: items of a history that are read, the latest.
+        temperature: of the softmax over cosines of the user's state and the items.
+        negatives: items drawn as negatives for a batch, beside the batch's own targets; 0 for the whole catalogue.
+    """
+
+    dim: int = 128
+    layers: int = 2
+    heads: int = 2
+    block: Literal["sasrec", "ligr"] = "sasrec"
+    dropout: float = 0.4
+    max_length: int = 50
+    temperature: float = 0.06
+    negatives: int = 0
+    batch: int = 256
+    warmup: int = 100
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+
+
+class SASRec(VectorRecommender):
+    """A causal transformer over a user's items; the next item is the one whose vector is nearest to its state.
+
+    It has no parameter of any user: whoever has a history can be served (see :meth:`observe`).
+
+    Args:
+        config: hyper-parameters.
+    """
+
+    config_type = SASRecConfig
+    config: SASRecConfig
+
+    def make(self, sizes: dict[str, int]) -> None:
+        config = self.config
+        block = {"sasrec": SASRecBlock, "ligr": LiGRBlock}[config.block]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.items = nn.Embedding(sizes["items"], config.dim)
+            self.positions = nn.Embedding(config.max_length, config.dim)
+            self.blocks = nn.ModuleList(block(config.dim, config.heads, config.dropout) for _ in range(config.layers))
+            self.norm = nn.LayerNorm(config.dim)
+            self.dropout = nn.Dropout(config.dropout)
+            for embedding in (self.items, self.positions):
+                nn.init.normal_(embedding.weight, std=0.02)
+
+    def fit(
+        self,
+        data: Interactions,
+        train: np.ndarray,
+        validation: np.ndarray | None = None,
+        *,
+        checkpoint: str | Path | None = None,
+        progress: Progress | None = None,
+    ) -> SASRec:
+        config = self.config
+        self.build({"users": data.num_users, "items": data.num_items})
+        self.observe(Histories.of(data, train))
+        users = np.flatnonzero(self.histories.lengths >= 2)
+        # Share of each item among what a batch asks for.
+        counts = torch.from_numpy(np.bincount(self.histories.items, minlength=data.num_items))
+        self._shares = (counts / max(len(self.histories.items), 1)).float().to(self.device)
+
+        train_by_gradient(
+            self,
+            lambda epoch: self._batches(users, np.random.default_rng((config.seed, epoch))),
+            self.loss,
+            train,
+            validate=None if validation is None else lambda: self.ndcg(data, validation),
+            checkpoint=checkpoint,
+            progress=progress,
+        )
+        return self
+
+    def loss(self, users: np.ndarray) -> torch.Tensor:
+        """Cross-entropy of every next item of some users' histories."""
+        config = self.config
+        rows, sizes = self.histories.latest(users, config.max_length + 1)
+        inside = torch.from_numpy(np.arange(rows.shape[1] - 1) < sizes[:, None] - 1).to(self.device)
+        items = torch.from_numpy(rows).to(self.device)
+        return cosine_cross_entropy(
+            self(items[:, :-1])[inside],
+            self.items.weight,
+            items[:, 1:][inside],
+            temperature=config.temperature,
+            negatives=config.negatives,
+            shares=self._shares,
+            dtype=torch.bfloat16 if config.precision == "bfloat16" else torch.float32,
+        )
+
+    def forward(self, items: torch.Tensor) -> torch.Tensor:
+        """States after each item, ``[B, T, D]``, of histories ``[B, T]`` that begin at the left."""
+        x = self.items(items) * self.config.dim**0.5 + self.positions.weight[: items.shape[1]]
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def user_vectors(self, users: np.ndarray) -> torch.Tensor:
+        rows, sizes = self.histories.latest(users, self.config.max_length)
+        states = self(torch.from_numpy(rows).to(self.device))
+        last = torch.from_numpy(np.maximum(sizes - 1, 0)).to(self.device)
+        return functional.normalize(states[torch.arange(len(users)), last], dim=-1)
+
+    def item_vectors(self) -> torch.Tensor:
+        return functional.normalize(self.items.weight, dim=-1)
+
+    def _batches(self, users: np.ndarray, generator: np.random.Generator) -> Iterator[np.ndarray]:
+        """Users in random batches of about equal lengths, so that little is padded."""
+        size = self.config.batch
+        mixed = generator.permutation(users)
+        batches = []
+        for first in range(0, len(mixed), size * 32):
+            part = mixed[first : first + size * 32]
+            part = part[np.argsort(self.histories.lengths[part], kind="stable")]
+            batches += [part[place : place + size] for place in range(0, len(part), size)]
+        return (batches[place] for place in generator.permutation(len(batches)))

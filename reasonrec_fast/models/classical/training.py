@@ -1,0 +1,88 @@
+"""Training of classical models by gradient descent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from reasonrec_fast.models.classical.base import Progress, Recommender
+from reasonrec_fast.training.epochs import EpochTraining, train_epochs
+
+
+@dataclass(frozen=True)
+class GradientConfig:
+    """Hyper-parameters of every model that is trained in epochs.
+
+    Attributes:
+        batch: examples a step.
+        epochs, patience: at most, and without a better validation value.
+        learning_rate, weight_decay, warmup: of AdamW; warm-up in steps.
+        average: decay of the moving average of the weights, which is what is validated and kept; 0 for none.
+        precision: of products while training, ``"float32"`` or ``"bfloat16"``.
+        seed: of initial weights, order and negatives.
+    """
+
+    batch: int = 1024
+    epochs: int = 100
+    patience: int = 10
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    warmup: int = 0
+    average: float = 0.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 0
+
+
+def train_by_gradient(
+    model: Recommender,
+    batches: Callable[[int], Iterator[Any]],
+    loss: Callable[[Any], torch.Tensor],
+    rows: np.ndarray,
+    *,
+    validate: Callable[[], float] | None,
+    checkpoint: str | Path | None,
+    progress: Progress | None,
+) -> None:
+    """Train a model whose configuration is a :class:`GradientConfig`; see :func:`train_epochs`.
+
+    Args:
+        model: has its parameters.
+        batches: of an epoch.
+        loss: of a batch, under autocast.
+        rows: of training; they identify the run.
+        validate, checkpoint, progress: as in :func:`train_epochs`.
+    """
+    config: GradientConfig = model.config
+
+    def autocast_loss(batch: Any) -> torch.Tensor:
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            return loss(batch)
+
+    train_epochs(
+        model,
+        batches,
+        autocast_loss,
+        EpochTraining(
+            epochs=config.epochs,
+            patience=config.patience,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            warmup=config.warmup,
+            average=config.average,
+            seed=config.seed,
+        ),
+        validate=validate,
+        checkpoint=checkpoint,
+        fingerprint={
+            "model": type(model).__name__,
+            "config": asdict(model.config),
+            "sizes": model.sizes,
+            "rows": [len(rows), int(rows.sum())],
+        },
+        progress=progress,
+    )
