@@ -19,7 +19,7 @@ def load_sequences(folder: str | Path) -> Interactions:
     ``split_by_time(..., "leave_one_out")`` is the one split that means something.
 
     Raises:
-        DataError: ``sequences.txt`` is not there, or a line is not whole numbers (it is named).
+        DataError: ``sequences.txt`` is not there or empty, or a line is not whole numbers (it is named).
     """
     folder = Path(folder)
     path = folder / "sequences.txt"
@@ -35,6 +35,8 @@ def load_sequences(folder: str | Path) -> Interactions:
             except ValueError as error:
                 raise DataError(f"{path}, line {number}: expected whole numbers; {error}") from error
             names.append(user)
+    if not rows:
+        raise DataError(f"{path}: expected at least one user; got none")
     sizes = np.array([len(row) for row in rows], dtype=np.int64)
     ids, items = np.unique(np.concatenate(rows), return_inverse=True)
     users = np.repeat(np.arange(len(rows)), sizes)

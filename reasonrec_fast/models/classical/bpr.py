@@ -74,12 +74,13 @@ class BPR(VectorRecommender):
         checkpoint: str | Path | None = None,
         progress: Progress | None = None,
     ) -> Kind:
-        self.build({"users": data.num_users, "items": data.num_items})
-        self.observe(Histories.of(data, train))
-        self.prepare()
-        sampler = NegativeSampler(self.histories, data.num_items)
-        users = np.repeat(np.arange(data.num_users), self.histories.lengths)
-        counts = torch.from_numpy(np.bincount(self.histories.items, minlength=data.num_items))
+        histories = Histories.of(data, train)
+        users, items = np.repeat(np.arange(data.num_users), histories.lengths), histories.items
+        self.build({"users": data.num_users, "items": data.num_items, "edges": len(items)})
+        self.observe(histories)
+        self.prepare(users, items)
+        sampler = NegativeSampler(histories, data.num_items)
+        counts = torch.from_numpy(np.bincount(items, minlength=data.num_items))
         shares = (counts / max(len(users), 1)).float().to(self.device)
         size = self.config.batch
 
@@ -89,7 +90,7 @@ class BPR(VectorRecommender):
             for first in range(0, len(order), size):
                 some = order[first : first + size]
                 negatives = sampler.draw(users[some], 1, generator)[:, 0]
-                yield users[some], self.histories.items[some], negatives
+                yield users[some], items[some], negatives
 
         train_by_gradient(
             self,
@@ -102,8 +103,8 @@ class BPR(VectorRecommender):
         )
         return self
 
-    def prepare(self) -> None:
-        """Make what the model needs of the training histories."""
+    def prepare(self, users: np.ndarray, items: np.ndarray) -> None:
+        """Take what the model needs of the positive training events ``[E]``."""
 
     def vectors(self) -> torch.Tensor:
         """Of all users, then all items, ``[U + I, D]``."""
@@ -112,10 +113,14 @@ class BPR(VectorRecommender):
     def user_vectors(self, users: np.ndarray) -> torch.Tensor:
         if len(users) and users.max() >= self.sizes["users"]:
             raise DataError(f"users: expected indices below {self.sizes['users']}, as in training; got {users.max()}")
-        return self.vectors()[torch.from_numpy(users).to(self.device)]
+        return self.scaled(self.vectors()[torch.from_numpy(users).to(self.device)])
 
     def item_vectors(self) -> torch.Tensor:
-        return self.vectors()[self.sizes["users"] :]
+        return self.scaled(self.vectors()[self.sizes["users"] :])
+
+    def scaled(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Vectors as they are compared: of unit length where the loss is over cosines."""
+        return functional.normalize(vectors, dim=-1) if self.config.loss == "softmax" else vectors
 
     def _loss(self, triples: Triples, shares: torch.Tensor) -> torch.Tensor:
         config, first = self.config, self.sizes["users"]

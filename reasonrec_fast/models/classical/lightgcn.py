@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from reasonrec_fast import ops
+from reasonrec_fast.data import DataError
 from reasonrec_fast.graph import InteractionGraph
 from reasonrec_fast.models.classical.bpr import BPR, BPRConfig
 
@@ -26,21 +27,62 @@ class LightGCNConfig(BPRConfig):
 class LightGCN(BPR):
     """Embeddings that are propagated over the graph of training, whole in every step.
 
-    Users whose histories are not those of training are folded in: their vector comes from their items' embeddings.
+    Users who were not there in training (indices from ``U``) are folded in: they are what propagation over their
+    ``histories`` makes of their items, with no embedding of their own.
 
     Args:
         config: hyper-parameters.
         device: where the model lives.
+
+    >>> from reasonrec_fast.data import Histories, Interactions
+    >>> data = Interactions.from_columns(["a", "a", "b"], ["x", "y", "y"], [1, 1, 1], [1, 2, 3])
+    >>> model = LightGCN(LightGCNConfig(dim=4, epochs=2)).fit(data, np.arange(3))
+    >>> model.observe(Histories.from_lists([[0, 1], [1], [0]])).recommend(np.array([2]), 1).items.tolist()
+    [[1]]
     """
 
     config_type = LightGCNConfig
     config: LightGCNConfig
+    edges: torch.Tensor
 
-    def prepare(self) -> None:
-        users = np.repeat(np.arange(self.histories.num_users), self.histories.lengths)
-        self.graph = InteractionGraph.from_edges(
-            users, self.histories.items, num_users=self.sizes["users"], num_items=self.sizes["items"]
-        ).to(self.device)
+    def make(self, sizes: dict[str, int]) -> None:
+        super().make(sizes)
+        self.register_buffer("edges", torch.empty(2, sizes["edges"], dtype=torch.int64))
+        self._graph: InteractionGraph | None = None
+
+    def prepare(self, users: np.ndarray, items: np.ndarray) -> None:
+        self.edges.copy_(torch.from_numpy(np.stack([users, items])))
+
+    @property
+    def graph(self) -> InteractionGraph:
+        """Of training."""
+        if self._graph is None:
+            self._graph = InteractionGraph.from_edges(
+                *self.edges, num_users=self.sizes["users"], num_items=self.sizes["items"]
+            )
+        return self._graph
 
     def vectors(self) -> torch.Tensor:
         return ops.aggregate(self.graph, self.embedding, layers=self.config.layers, combine="mean")
+
+    def user_vectors(self, users: np.ndarray) -> torch.Tensor:
+        known = users < self.sizes["users"]
+        if known.all():
+            return super().user_vectors(users)
+        found = self.embedding.new_empty(len(users), self.config.dim)
+        found[torch.from_numpy(known)] = super().user_vectors(users[known])
+        found[torch.from_numpy(~known)] = self._folded_in(users[~known])
+        return found
+
+    def _folded_in(self, users: np.ndarray) -> torch.Tensor:
+        layers, histories = self.config.layers, self.histories.select(users)
+        if not layers:
+            raise DataError(f"users: expected indices below {self.sizes['users']}, as in training; got {users.max()}")
+        # Layer k of a user is made of layer k - 1 of its items; its own layer 0 is nothing.
+        below = ops.aggregate(self.graph, self.embedding, layers=layers - 1, combine="sum")[self.sizes["users"] :]
+        items = torch.from_numpy(histories.items).to(self.device)
+        rows = torch.from_numpy(np.repeat(np.arange(len(users)), histories.lengths)).to(self.device)
+        degrees = torch.from_numpy(np.repeat(histories.lengths, histories.lengths)).to(self.device)
+        weights = (degrees * self.graph.item_degrees()[items].clamp(min=1)).to(below.dtype).rsqrt()
+        summed = below.new_zeros(len(users), below.shape[1]).index_add(0, rows, below[items] * weights[:, None])
+        return self.scaled(summed / (layers + 1))

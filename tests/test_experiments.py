@@ -1,0 +1,146 @@
+"""Experiments from TOML files: what is run, kept, gone on with and refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from reasonrec_fast.cli.main import app
+from reasonrec_fast.data import DataError
+from reasonrec_fast.experiments.config import FOLDER, load_experiment
+from reasonrec_fast.experiments.report import markdown_table
+from reasonrec_fast.experiments.runner import load_runs, run_experiment
+
+TOML = """
+seeds = [0, 1]
+[[datasets]]
+kind = "sequences"
+path = "tiny"
+[[models]]
+kind = "BPR"
+dim = 4
+epochs = 2
+[[models]]
+kind = "SASRec"
+name = "small"
+dim = 8
+epochs = 1
+[evaluation]
+ks = [1, 3]
+"""
+
+
+@pytest.fixture
+def place(tmp_path):
+    (tmp_path / "tiny").mkdir()
+    lines = [f"{user} " + " ".join(str((user + step) % 12) for step in range(6)) for user in range(15)]
+    (tmp_path / "tiny" / "sequences.txt").write_text("\n".join(lines) + "\n")
+    (tmp_path / "both.toml").write_text(TOML)
+    return tmp_path
+
+
+def test_every_run_is_kept_once(place):
+    output = place / "runs.jsonl"
+    experiment = load_experiment(place / "both.toml")
+    told = []
+    runs = run_experiment(experiment, place, output, progress=lambda *said: told.append(said))
+    assert [(run.model, run.seed) for run in runs] == [("BPR", 0), ("BPR", 1), ("small", 0), ("small", 1)]
+    assert len(told) == 6 and told[0][:3] == ("BPR-tiny-0", 1, 2)
+    lines = output.read_text().splitlines()
+    assert len(lines) == 4
+    first = json.loads(lines[0])
+    assert list(first)[:5] == ["config", "model", "dataset", "split", "seed"]
+    assert {"hr@1", "ndcg@3", "recall@3", "mrr@3", "coverage", "novelty"} < set(first["metrics"])
+    assert first["versions"]["torch"] and first["machine"]["processor"] and first["revision"]
+    again = run_experiment(experiment, place, output)
+    assert again == runs and output.read_text().splitlines() == lines
+    more = run_experiment(experiment, place, output, seeds=(2,))
+    assert [run.seed for run in more] == [2, 2] and len(load_runs(output)) == 6
+    table = markdown_table(runs)
+    assert "| BPR | tiny | 2 |" in table and table.count("\n") == 3
+
+
+def test_a_killed_experiment_goes_on(place):
+    class Killed(Exception):
+        pass
+
+    def kill(name, epoch, epochs, said):
+        if name == "BPR-tiny-1":
+            raise Killed
+
+    experiment, output = load_experiment(place / "both.toml"), place / "runs.jsonl"
+    expected = run_experiment(experiment, place, place / "whole.jsonl")
+    with pytest.raises(Killed):
+        run_experiment(experiment, place, output, progress=kill)
+    assert len(load_runs(output)) == 1
+    assert [run.metrics for run in run_experiment(experiment, place, output)] == [run.metrics for run in expected]
+    assert not list((place / ".runs.jsonl.state").iterdir())
+
+
+def test_sampled_protocol_and_ctr(place):
+    (place / "sampled.toml").write_text(TOML.replace("ks = [1, 3]", "ks = [1]\nnegatives = 5"))
+    runs = run_experiment(load_experiment(place / "sampled.toml"), place, place / "s.jsonl", seeds=(0,))
+    assert all(0 <= run.metrics["hr@1"] <= 1 for run in runs)
+    rows = [f"u{i % 7},i{i % 5},{i},{int(i % 7 > i % 5)}" for i in range(200)]
+    (place / "events.csv").write_text("user,item,timestamp,label\n" + "\n".join(rows) + "\n")
+    (place / "ctr.toml").write_text(
+        'seeds = [0]\n[[datasets]]\nkind = "table"\npath = "events.csv"\nsplit = "user_time"\n'
+        '[[models]]\nkind = "BPR"\nepochs = 2\n[evaluation]\ntask = "ctr"\n'
+    )
+    (run,) = run_experiment(load_experiment(place / "ctr.toml"), place, place / "c.jsonl")
+    assert set(run.metrics) == {"auc", "gauc", "log_loss", "accuracy", "ece"} and run.dataset == "events"
+
+
+def test_command_line(place):
+    arguments = ["evaluate", str(place / "both.toml"), "--data", str(place), "--output", str(place / "runs.jsonl")]
+    result = CliRunner().invoke(app, [*arguments, "--seeds", "0"])
+    assert result.exit_code == 0, result.output
+    assert "| small | tiny | 1 |" in result.stdout
+    for extra, message in ((["--seeds", "a"], "--seeds: expected whole numbers"), (["--data", "no"], "sequences.txt")):
+        failed = CliRunner().invoke(app, [*arguments, *extra])
+        assert failed.exit_code == 2 and message in failed.output
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.toml")))
+def test_configurations_of_the_package(name):
+    experiment = load_experiment(name)
+    assert experiment.name == name and len(experiment.seeds) == 3
+    for model in experiment.models:
+        assert model.make(1).config.seed == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("dim = 4", "width = 4"), "models: expected settings of BPR, .*; got 'width'"),
+        (('kind = "BPR"', 'kind = "Recommender"'), "models.kind: expected one of BPR, LightGCN, SASRec.*; got"),
+        (('kind = "sequences"', 'kind = "web"'), "datasets.kind: expected 'sequences'"),
+        (("seeds", "seed"), "both.toml: expected models, datasets, evaluation, seeds; got 'seed'"),
+        (("ks = [1, 3]", "task = 'judge'"), "evaluation.task: expected 'ranking' or 'ctr'; got 'judge'"),
+        (("[[models]]", "[models]"), "both.toml: expected TOML"),
+        (('kind = "BPR"\n', ""), "expected kind in every"),
+    ],
+)
+def test_what_is_wrong_is_named(place, change, message):
+    (place / "both.toml").write_text(TOML.replace(*change))
+    with pytest.raises(ValueError, match=message):
+        run_experiment(load_experiment(place / "both.toml"), place, place / "runs.jsonl")
+
+
+def test_files_that_are_not_what_they_should_be(place):
+    for wrong in ("nothing-like-it", "../configs/beauty-sasrec", str(place / "no.toml")):
+        with pytest.raises(FileNotFoundError, match="config: expected a .toml file"):
+            load_experiment(wrong)
+    (place / "runs.jsonl").write_text('{"config": "both"}\n')
+    with pytest.raises(ValueError, match=r"runs\.jsonl, line 1: expected a run"):
+        run_experiment(load_experiment(place / "both.toml"), place, place / "runs.jsonl")
+    (place / "tiny" / "sequences.txt").unlink()
+    with pytest.raises(DataError, match="expected sequences"):
+        run_experiment(load_experiment(place / "both.toml"), place, place / "other.jsonl")
+
+
+def test_the_page_of_results_is_made_of_the_runs():
+    tables = pytest.importorskip("benchmarks.tables", reason="needs the checkout")
+    page = Path(tables.PAGE)
+    assert tables.filled(page.read_text(encoding="utf-8")) == page.read_text(encoding="utf-8")
