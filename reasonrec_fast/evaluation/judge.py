@@ -55,7 +55,7 @@ def fit_logistic(predicted: np.ndarray, opinion: np.ndarray) -> np.ndarray:
     def logistic(x: np.ndarray, low: float, high: float, centre: float, width: float) -> np.ndarray:
         return low + (high - low) * special.expit((x - centre) / width)
 
-    falls = np.corrcoef(predicted, opinion)[0, 1] < 0
+    falls = ((predicted - predicted.mean()) * (opinion - opinion.mean())).sum() < 0
     spread = (predicted.std() or 1.0) * (-1 if falls else 1)
     start = (opinion.min(), opinion.max(), predicted.mean(), spread)
     try:

@@ -72,7 +72,8 @@ def test_new_users_are_folded_in(cycles):
     model.observe(Histories.from_lists([[3, 4, 5], [], [0] * 30]))
     found = model.recommend(np.arange(3), 3)
     assert found.items.shape == (3, 3) and not {3, 4, 5} & set(found.items[0].tolist())
-    assert np.isfinite(found.scores).all()
+    assert np.isfinite(found.scores).all() and found.items[1].tolist() == [0, 1, 2] and not found.scores[1].any()
+    assert np.array_equal(model.recommend(np.array([1]), 3).items, found.items[1:2])
     with pytest.raises(DataError, match=r"histories: expected items in \[0, 20\); got 3 to 20"):
         model.observe(Histories.from_lists([[3, 20]]))
 

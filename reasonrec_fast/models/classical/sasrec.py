@@ -49,7 +49,8 @@ class SASRecConfig(GradientConfig):
 class SASRec(VectorRecommender):
     """A causal transformer over a user's items; the next item is the one whose vector is nearest to its state.
 
-    It has no parameter of any user: whoever has a history can be served (see :meth:`observe`).
+    It has no parameter of any user: whoever has a history can be served (see :meth:`observe`); for others all scores
+    are 0.
 
     Args:
         config: hyper-parameters.
@@ -125,9 +126,14 @@ class SASRec(VectorRecommender):
 
     def user_vectors(self, users: np.ndarray) -> torch.Tensor:
         rows, sizes = self.histories.latest(users, self.config.max_length)
-        states = self(torch.from_numpy(rows).to(self.device))
-        last = torch.from_numpy(np.maximum(sizes - 1, 0)).to(self.device)
-        return functional.normalize(states[torch.arange(len(users)), last], dim=-1)
+        found = self.items.weight.new_zeros(len(users), self.config.dim)
+        some = np.flatnonzero(sizes)  # who has had nothing is like nothing
+        if len(some):
+            states = self(torch.from_numpy(rows[some]).to(self.device))
+            last = torch.from_numpy(sizes[some] - 1).to(self.device)
+            places = torch.arange(len(some), device=self.device)
+            found[torch.from_numpy(some).to(self.device)] = functional.normalize(states[places, last], dim=-1)
+        return found
 
     def item_vectors(self) -> torch.Tensor:
         return functional.normalize(self.items.weight, dim=-1)
