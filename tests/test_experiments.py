@@ -78,6 +78,31 @@ def test_a_killed_experiment_goes_on(place):
     assert not list((place / ".runs.jsonl.state").iterdir())
 
 
+def test_models_of_one_kind_are_kept_apart(place):
+    """They share a name, which is no path: nothing is written outside the folder."""
+
+    class Killed(Exception):
+        pass
+
+    def kill(name, epoch, epochs, said):
+        if epoch == 2:
+            raise Killed
+
+    second = '[[models]]\nkind = "BPR"\nname = "../../BPR"\ndim = 8\nepochs = 2\n'
+    (place / "both.toml").write_text(
+        TOML.replace("[[models]]", second + "[[models]]", 1).replace(
+            'kind = "BPR"\ndim = 4', 'kind = "BPR"\nname = "../../BPR"\ndim = 4'
+        )
+    )
+    experiment, output = load_experiment(place / "both.toml"), place / "deep" / "down" / "runs.jsonl"
+    with pytest.raises(Killed):
+        run_experiment(experiment, place, output, seeds=(0,), progress=kill)
+    assert len(list((output.parent / ".runs.jsonl.state").glob("*.safetensors"))) == 1
+    runs = run_experiment(experiment, place, output, seeds=(0,))
+    assert markdown_table(runs).count("| ../../BPR | tiny | 1 |") == 2
+    assert not list(place.glob("**/*BPR*"))
+
+
 def test_sampled_protocol_and_ctr(place):
     (place / "sampled.toml").write_text(TOML.replace("ks = [1, 3]", "ks = [1]\nnegatives = 5"))
     runs = run_experiment(load_experiment(place / "sampled.toml"), place, place / "s.jsonl", seeds=(0,))

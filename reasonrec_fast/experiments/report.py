@@ -11,16 +11,16 @@ _LEFT_OUT = ("recall@", "mrr@")
 
 
 def markdown_table(runs: Sequence[Run], names: Sequence[str] | None = None) -> str:
-    """Means over seeds, with the sample deviation where there are several, a row a model and data set.
+    """Means over seeds, with the sample deviation where there are several, a row for runs alike but for the seed.
 
     Args:
         runs: of any experiments.
         names: metrics to show; by default all that all runs have, but for recall and reciprocal rank (which repeat the
             others where there is one target) and strata.
     """
-    groups: dict[tuple[str, str], list[Run]] = {}
+    groups: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
-        groups.setdefault((run.model, run.dataset), []).append(run)
+        groups.setdefault(run.group, []).append(run)
     if names is None:
         shared = set.intersection(*(set(run.metrics) for run in runs)) if runs else set()
         names = [
@@ -30,12 +30,16 @@ def markdown_table(runs: Sequence[Run], names: Sequence[str] | None = None) -> s
         "| model | data | seeds | " + " | ".join(names) + " | minutes a seed | peak GiB |",
         "| --- " * (len(names) + 5) + "|",
     ]
-    for (model, dataset), some in groups.items():
+    for some in groups.values():
         cells = [_spread([run.metrics[name] for run in some]) for name in names]
         minutes = statistics.mean(run.seconds for run in some) / 60
         peaks = [run.peak_memory_bytes for run in some if run.peak_memory_bytes is not None]
         peak = f"{max(peaks) / 2**30:.2f}" if peaks else "–"
-        lines.append(f"| {model} | {dataset} | {len(some)} | " + " | ".join(cells) + f" | {minutes:.1f} | {peak} |")
+        lines.append(
+            f"| {some[0].model} | {some[0].dataset} | {len(some)} | "
+            + " | ".join(cells)
+            + f" | {minutes:.1f} | {peak} |"
+        )
     return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -59,8 +60,12 @@ class Run:
     @property
     def key(self) -> tuple[Any, ...]:
         """What tells two runs apart."""
-        settings = json.dumps(self.settings, sort_keys=True)
-        return self.config, self.model, self.dataset, self.split, self.seed, settings
+        return *self.group, self.seed
+
+    @property
+    def group(self) -> tuple[str, ...]:
+        """What runs that differ in their seed alone share."""
+        return self.config, self.model, self.dataset, self.split, json.dumps(self.settings, sort_keys=True)
 
 
 def run_experiment(
@@ -119,7 +124,9 @@ def load_runs(path: Path) -> list[Run]:
     return runs
 
 
-def test_metrics(model: Recommender, data: Interactions, split: Split, settings: EvaluationConfig) -> dict[str, float]:
+def metrics_on_test(
+    model: Recommender, data: Interactions, split: Split, settings: EvaluationConfig
+) -> dict[str, float]:
     """Metrics of a fitted model on the test part.
 
     Ranking: means over users, and NDCG at the middle cutoff by how popular the target is and how long the history
@@ -193,7 +200,9 @@ def _finished(
 ) -> Run:
     recommender = model.make(run.seed)
     name = f"{run.model}-{run.dataset}-{run.seed}"
-    state = output.parent / f".{output.name}.state" / f"{name}.safetensors"
+    # Names come from the file; a digest of what tells runs apart is a safe name of its own.
+    digest = hashlib.sha256(repr(run.key).encode()).hexdigest()[:16]
+    state = output.parent / f".{output.name}.state" / f"{digest}.safetensors"
     measured = forget_peak()
     begin = time.perf_counter()
     recommender.fit(
@@ -204,7 +213,7 @@ def _finished(
         progress=None if progress is None else lambda epoch, epochs, said: progress(name, epoch, epochs, said),
     )
     seconds = time.perf_counter() - begin
-    metrics = test_metrics(recommender, data, split, settings)
+    metrics = metrics_on_test(recommender, data, split, settings)
     state.unlink(missing_ok=True)
     values = asdict(run) | {"metrics": metrics, "seconds": seconds}
     return Run(**(values | {"peak_memory_bytes": peak_bytes() if measured else None}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -38,7 +39,7 @@ class Recommendations(NamedTuple):
     items: np.ndarray
 
 
-class Recommender(nn.Module):
+class Recommender(nn.Module, ABC):
     """Base of the classical models: a torch module that is fitted to :class:`~reasonrec_fast.data.Interactions`.
 
     A model knows what each user has had (``histories``): it is what recommendations leave out, and what models that
@@ -65,14 +66,15 @@ class Recommender(nn.Module):
 
     # What a model says for itself.
 
+    @abstractmethod
     def make(self, sizes: dict[str, int]) -> None:
         """Make parameters and buffers.
 
         Args:
             sizes: what decides their shapes: ``users``, ``items`` and whatever else the model needs.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def fit(
         self: Kind,
         data: Interactions,
@@ -90,11 +92,10 @@ class Recommender(nn.Module):
             checkpoint: file with the state of the training; what is there is gone on with.
             progress: is told of every epoch.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def scores(self, users: np.ndarray) -> torch.Tensor:
         """Scores of all items, ``[B, I]``."""
-        raise NotImplementedError
 
     # What follows from that.
 
@@ -204,36 +205,33 @@ class Recommender(nn.Module):
 class VectorRecommender(Recommender):
     """A model whose score is the inner product of a user's and an item's vector; ``ops.topk`` retrieves."""
 
-    def user_vectors(self, users: np.ndarray) -> torch.Tensor:
-        """``[B, D]``."""
-        raise NotImplementedError
-
-    def item_vectors(self) -> torch.Tensor:
-        """``[I, D]``."""
-        raise NotImplementedError
+    @abstractmethod
+    def encoded(self) -> tuple[Callable[[np.ndarray], torch.Tensor], torch.Tensor]:
+        """What gives the vectors ``[B, D]`` of some users, and the items' ``[I, D]``; what all users share is computed
+        here, once."""
 
     def scores(self, users: np.ndarray) -> torch.Tensor:
-        return self.user_vectors(users) @ self.item_vectors().T
+        of_users, items = self.encoded()
+        return of_users(users) @ items.T
 
     @torch.inference_mode()
     def score(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-        vectors, found = self.item_vectors(), np.empty(len(users), dtype=np.float32)
+        of_users, vectors = self.encoded()
+        found = np.empty(len(users), dtype=np.float32)
         asked, place = np.unique(users, return_inverse=True)
-        of_users = torch.cat(
-            [self.user_vectors(asked[first : first + _BATCH]) for first in range(0, len(asked), _BATCH)]
-        )
+        rows_of = torch.cat([of_users(asked[first : first + _BATCH]) for first in range(0, len(asked), _BATCH)])
         for first in range(0, len(users), 1 << 18):
             rows = slice(first, first + (1 << 18))
-            pairs = of_users[torch.from_numpy(place[rows])] * vectors[torch.from_numpy(items[rows])]
+            pairs = rows_of[torch.from_numpy(place[rows])] * vectors[torch.from_numpy(items[rows])]
             found[rows] = pairs.sum(-1).float().cpu().numpy()
         return found
 
     def _retriever(self) -> Callable[[np.ndarray, int, Histories], tuple[torch.Tensor, torch.Tensor]]:
-        vectors = self.item_vectors()
+        of_users, items = self.encoded()
 
         def best(users: np.ndarray, k: int, exclude: Histories) -> tuple[torch.Tensor, torch.Tensor]:
             csr = (torch.from_numpy(exclude.indptr).to(self.device), torch.from_numpy(exclude.items).to(self.device))
-            found = ops.topk(self.user_vectors(users), vectors, k, exclude=csr)
+            found = ops.topk(of_users(users), items, k, exclude=csr)
             return found.values, found.indices
 
         return best

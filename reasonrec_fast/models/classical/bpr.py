@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, TypeVar
@@ -110,13 +110,14 @@ class BPR(VectorRecommender):
         """Of all users, then all items, ``[U + I, D]``."""
         return self.embedding
 
-    def user_vectors(self, users: np.ndarray) -> torch.Tensor:
-        if len(users) and users.max() >= self.sizes["users"]:
-            raise DataError(f"users: expected indices below {self.sizes['users']}, as in training; got {users.max()}")
-        return self.scaled(self.vectors()[torch.from_numpy(users).to(self.device)])
+    def encoded(self) -> tuple[Callable[[np.ndarray], torch.Tensor], torch.Tensor]:
+        users, items = self.scaled(self.vectors()).split([self.sizes["users"], self.sizes["items"]])
+        return lambda asked: self._of_users(users, asked), items
 
-    def item_vectors(self) -> torch.Tensor:
-        return self.scaled(self.vectors()[self.sizes["users"] :])
+    def _of_users(self, vectors: torch.Tensor, users: np.ndarray) -> torch.Tensor:
+        if len(users) and users.max() >= len(vectors):
+            raise DataError(f"users: expected indices below {len(vectors)}, as in training; got {users.max()}")
+        return vectors[torch.from_numpy(users).to(self.device)]
 
     def scaled(self, vectors: torch.Tensor) -> torch.Tensor:
         """Vectors as they are compared: of unit length where the loss is over cosines."""

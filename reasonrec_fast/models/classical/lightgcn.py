@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from reasonrec_fast import ops
-from reasonrec_fast.data import DataError
 from reasonrec_fast.graph import InteractionGraph
 from reasonrec_fast.models.classical.bpr import BPR, BPRConfig
 
@@ -65,19 +64,17 @@ class LightGCN(BPR):
     def vectors(self) -> torch.Tensor:
         return ops.aggregate(self.graph, self.embedding, layers=self.config.layers, combine="mean")
 
-    def user_vectors(self, users: np.ndarray) -> torch.Tensor:
-        known = users < self.sizes["users"]
-        if known.all():
-            return super().user_vectors(users)
-        found = self.embedding.new_empty(len(users), self.config.dim)
-        found[torch.from_numpy(known)] = super().user_vectors(users[known])
+    def _of_users(self, vectors: torch.Tensor, users: np.ndarray) -> torch.Tensor:
+        known = users < len(vectors)
+        if known.all() or not self.config.layers:
+            return super()._of_users(vectors, users)
+        found = vectors.new_empty(len(users), self.config.dim)
+        found[torch.from_numpy(known)] = super()._of_users(vectors, users[known])
         found[torch.from_numpy(~known)] = self._folded_in(users[~known])
         return found
 
     def _folded_in(self, users: np.ndarray) -> torch.Tensor:
         layers, histories = self.config.layers, self.histories.select(users)
-        if not layers:
-            raise DataError(f"users: expected indices below {self.sizes['users']}, as in training; got {users.max()}")
         # Layer k of a user is made of layer k - 1 of its items; its own layer 0 is nothing.
         below = ops.aggregate(self.graph, self.embedding, layers=layers - 1, combine="sum")[self.sizes["users"] :]
         items = torch.from_numpy(histories.items).to(self.device)

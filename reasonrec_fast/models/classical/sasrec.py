@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -124,7 +124,10 @@ class SASRec(VectorRecommender):
             x = block(x)
         return self.norm(x)
 
-    def user_vectors(self, users: np.ndarray) -> torch.Tensor:
+    def encoded(self) -> tuple[Callable[[np.ndarray], torch.Tensor], torch.Tensor]:
+        return self._of_users, functional.normalize(self.items.weight, dim=-1)
+
+    def _of_users(self, users: np.ndarray) -> torch.Tensor:
         rows, sizes = self.histories.latest(users, self.config.max_length)
         found = self.items.weight.new_zeros(len(users), self.config.dim)
         some = np.flatnonzero(sizes)  # who has had nothing is like nothing
@@ -134,9 +137,6 @@ class SASRec(VectorRecommender):
             places = torch.arange(len(some), device=self.device)
             found[torch.from_numpy(some).to(self.device)] = functional.normalize(states[places, last], dim=-1)
         return found
-
-    def item_vectors(self) -> torch.Tensor:
-        return functional.normalize(self.items.weight, dim=-1)
 
     def _batches(self, users: np.ndarray, generator: np.random.Generator) -> Iterator[np.ndarray]:
         """Users in random batches of about equal lengths, so that little is padded."""
