@@ -70,9 +70,17 @@ class Histories:
 
     def select(self, users: np.ndarray) -> Histories:
         """The histories of some users, in the order given."""
-        sizes = self.lengths[users]
+        return self.spans(self.indptr[users], self.indptr[users + 1])
+
+    def spans(self, begins: np.ndarray, ends: np.ndarray) -> Histories:
+        """One row a span ``items[begins[b] : ends[b]]``.
+
+        >>> Histories.from_lists([[3, 1, 2], [5]]).spans(np.array([1, 0]), np.array([3, 1])).of_user(0).tolist()
+        [1, 2]
+        """
+        sizes = ends - begins
         indptr = np.concatenate([[0], np.cumsum(sizes)])
-        places = np.arange(indptr[-1]) + np.repeat(self.indptr[users] - indptr[:-1], sizes)
+        places = np.arange(indptr[-1]) + np.repeat(begins - indptr[:-1], sizes)
         return Histories(indptr, self.items[places])
 
     def latest(self, users: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,22 +1,32 @@
 """Classical recommenders: small, fast, and the baselines of every comparison."""
 
 from reasonrec_fast.models.classical.base import Recommendations, Recommender
-from reasonrec_fast.models.classical.bias import Bias
+from reasonrec_fast.models.classical.bias import Bias, BiasConfig
 from reasonrec_fast.models.classical.bpr import BPR, BPRConfig
+from reasonrec_fast.models.classical.dcn import DCNv2, DCNv2Config
 from reasonrec_fast.models.classical.fm import FM, FMConfig
+from reasonrec_fast.models.classical.item_to_item import EASE, EASEConfig, ItemKNN, ItemKNNConfig
 from reasonrec_fast.models.classical.lightgcn import LightGCN, LightGCNConfig
-from reasonrec_fast.models.classical.popularity import Popularity
+from reasonrec_fast.models.classical.popularity import Popularity, PopularityConfig
 from reasonrec_fast.models.classical.sasrec import SASRec, SASRecConfig
 
 __all__ = [
     "BPR",
+    "EASE",
     "FM",
     "BPRConfig",
     "Bias",
+    "BiasConfig",
+    "DCNv2",
+    "DCNv2Config",
+    "EASEConfig",
     "FMConfig",
+    "ItemKNN",
+    "ItemKNNConfig",
     "LightGCN",
     "LightGCNConfig",
     "Popularity",
+    "PopularityConfig",
     "Recommendations",
     "Recommender",
     "SASRec",

@@ -99,6 +99,10 @@ class Recommender(nn.Module, ABC):
 
     # What follows from that.
 
+    def _restore(self, folder: Path, sizes: dict[str, int]) -> None:
+        """Be ready for the tensors of a saved model."""
+        self.build(sizes)
+
     def build(self: Kind, sizes: dict[str, int]) -> Kind:
         """Make parameters and buffers on the model's device."""
         self.sizes = sizes
@@ -195,7 +199,7 @@ class Recommender(nn.Module, ABC):
                 f"{stored.get('architecture')!r} of format {stored.get('format')}"
             )
         model = cls(cls.config_type(**stored["config"]), device=device)
-        model.build(stored["sizes"])
+        model._restore(folder, stored["sizes"])
         tensors = load_file(folder / "model.safetensors")
         indptr, items = (tensors.pop(f"histories.{name}").numpy() for name in ("indptr", "items"))
         model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items()})

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import numpy as np
+import torch
 from scipy.sparse import csr_matrix, hstack
 from sklearn.linear_model import LogisticRegression
 
-from reasonrec_fast.data.interactions import Interactions
+from reasonrec_fast.data import Histories, Interactions
+from reasonrec_fast.models.classical.base import Progress, Recommender
 
 
-class Bias:
-    """A logistic regression on one-hot users and items (L2).
+@dataclass(frozen=True)
+class BiasConfig:
+    """Hyper-parameters.
+
+    Attributes:
+        strength: inverse of the L2 weight.
+    """
+
+    strength: float = 0.5
+
+
+class Bias(Recommender):
+    """A logistic regression on one-hot users and items (L2). A user who was not in training has a bias of 0.
 
     Args:
-        strength: inverse of the L2 weight.
+        config: hyper-parameters.
+        device: where the model lives.
 
     >>> events = Interactions.from_columns(["a", "a", "b"], ["x", "y", "x"], [1, 0, 1], [1, 2, 3])
     >>> scores = Bias().fit(events, np.arange(3)).score(np.array([0, 0]), np.array([0, 1]))
@@ -21,25 +38,46 @@ class Bias:
     True
     """
 
-    def __init__(self, strength: float = 0.5) -> None:
-        self.strength = strength
+    config_type = BiasConfig
+    config: BiasConfig
+    of_users: torch.Tensor
+    of_items: torch.Tensor
 
-    def fit(self, interactions: Interactions, rows: np.ndarray) -> Bias:
-        self.num_users, self.num_items = interactions.num_users, interactions.num_items
-        self.model = LogisticRegression(C=self.strength, max_iter=500)
-        self.model.fit(self._features(interactions.users[rows], interactions.items[rows]), interactions.labels[rows])
-        return self
+    def make(self, sizes: dict[str, int]) -> None:
+        self.register_buffer("of_users", torch.zeros(sizes["users"] + 1))  # the last one: of everybody else
+        self.register_buffer("of_items", torch.zeros(sizes["items"]))
 
-    def score(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """Log-odds, float64 ``[N]``."""
-        return self.model.decision_function(self._features(users, items))
+    def fit(
+        self,
+        data: Interactions,
+        train: np.ndarray,
+        validation: np.ndarray | None = None,
+        *,
+        checkpoint: str | Path | None = None,
+        progress: Progress | None = None,
+    ) -> Bias:
+        self.build({"users": data.num_users, "items": data.num_items})
+        ones = [_one_hot(data.users[train], data.num_users), _one_hot(data.items[train], data.num_items)]
+        regression = LogisticRegression(C=self.config.strength, max_iter=500)
+        regression.fit(hstack(ones, format="csr"), data.labels[train])
+        users, items = np.split(regression.coef_[0], [data.num_users])
+        self.of_users.copy_(torch.from_numpy(np.append(users, 0) + regression.intercept_))
+        self.of_items.copy_(torch.from_numpy(items))
+        return self.observe(Histories.of(data, train))
 
     def item_bias(self) -> np.ndarray:
-        """What each item adds to the log-odds, float64 ``[I]``."""
-        return self.model.coef_[0][self.num_users :]
+        """What each item adds to the log-odds, float32 ``[I]``."""
+        return self.of_items.cpu().numpy()
 
-    def _features(self, users: np.ndarray, items: np.ndarray) -> csr_matrix:
-        return hstack([_one_hot(users, self.num_users), _one_hot(items, self.num_items)], format="csr")
+    def scores(self, users: np.ndarray) -> torch.Tensor:
+        return self._of_users(users)[:, None] + self.of_items
+
+    def score(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """Log-odds, float32 ``[N]``."""
+        return (self._of_users(users) + self.of_items[torch.from_numpy(items)]).cpu().numpy()
+
+    def _of_users(self, users: np.ndarray) -> torch.Tensor:
+        return self.of_users[torch.from_numpy(np.minimum(users, self.sizes["users"]))]
 
 
 def _one_hot(index: np.ndarray, width: int) -> csr_matrix:

@@ -2,23 +2,51 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import numpy as np
+import torch
 
-from reasonrec_fast.data.interactions import Interactions
+from reasonrec_fast.data import Histories, Interactions
+from reasonrec_fast.models.classical.base import Progress, Recommender
 
 
-class Popularity:
-    """Scores an item by its number of training events.
+@dataclass(frozen=True)
+class PopularityConfig:
+    """There is nothing to choose."""
+
+
+class Popularity(Recommender):
+    """Scores an item by its number of training events, whoever asks.
 
     >>> events = Interactions.from_columns(["a", "b"], ["x", "x"], [1, 0], [1, 2])
     >>> Popularity().fit(events, np.array([0, 1])).score(np.array([0]), np.array([0])).tolist()
     [2.0]
     """
 
-    def fit(self, interactions: Interactions, rows: np.ndarray) -> Popularity:
-        self.counts = np.bincount(interactions.items[rows], minlength=interactions.num_items).astype(np.float64)
-        return self
+    config_type = PopularityConfig
+    counts: torch.Tensor
+
+    def make(self, sizes: dict[str, int]) -> None:
+        self.register_buffer("counts", torch.zeros(sizes["items"]))
+
+    def fit(
+        self,
+        data: Interactions,
+        train: np.ndarray,
+        validation: np.ndarray | None = None,
+        *,
+        checkpoint: str | Path | None = None,
+        progress: Progress | None = None,
+    ) -> Popularity:
+        self.build({"users": data.num_users, "items": data.num_items})
+        counts = np.bincount(data.items[train], minlength=data.num_items)
+        self.counts.copy_(torch.from_numpy(counts))
+        return self.observe(Histories.of(data, train))
+
+    def scores(self, users: np.ndarray) -> torch.Tensor:
+        return self.counts.expand(len(users), -1).clone()
 
     def score(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """float64 ``[N]``."""
-        return self.counts[items]
+        return self.counts[torch.from_numpy(items)].cpu().numpy()

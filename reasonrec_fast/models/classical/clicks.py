@@ -1,0 +1,144 @@
+"""What models of clicks share: fields, training by cross-entropy on events, early stopping by AUC."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from reasonrec_fast.data import Histories, Interactions, Timeline
+from reasonrec_fast.evaluation import auc
+from reasonrec_fast.models.classical.base import Progress, Recommender
+from reasonrec_fast.models.classical.fields import FieldEmbeddings
+from reasonrec_fast.models.classical.training import GradientConfig, train_by_gradient
+
+Kind = TypeVar("Kind", bound="ClickModel")
+
+_PAIRS = 8192  # scored at a time
+
+
+@dataclass(frozen=True)
+class ClickConfig(GradientConfig):
+    """Hyper-parameters, beside those of :class:`~reasonrec_fast.models.classical.training.GradientConfig`.
+
+    Attributes:
+        dim: width of a field's vector.
+        history: liked items that are pooled, the latest; 0 for no such field.
+        hidden: share of training events whose user, and of those whose item, is taken for one without events, so that
+            new ones can be scored.
+    """
+
+    dim: int = 16
+    history: int = 50
+    hidden: float = 0.05
+    epochs: int = 30
+    patience: int = 3
+
+
+class Events(NamedTuple):
+    """A batch: ``[N]`` each, ``liked`` with one row an event, ``hidden`` as in :class:`FieldEmbeddings`."""
+
+    users: np.ndarray
+    items: np.ndarray
+    liked: Histories
+    hidden: np.ndarray | None
+    labels: np.ndarray
+
+
+class ClickModel(Recommender):
+    """Base of the models of clicks.
+
+    In training the history of an event is what its user had liked before it; afterwards it is the latest of
+    ``histories``. Users and items that were not in training are scored by their history and attributes.
+
+    Args:
+        config: hyper-parameters.
+        device: where the model lives.
+    """
+
+    config: ClickConfig
+    fields: FieldEmbeddings
+
+    @abstractmethod
+    def odds(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Log-odds ``[N]`` of fields' vectors ``[N, F, width]``."""
+
+    def fit(
+        self: Kind,
+        data: Interactions,
+        train: np.ndarray,
+        validation: np.ndarray | None = None,
+        *,
+        checkpoint: str | Path | None = None,
+        progress: Progress | None = None,
+    ) -> Kind:
+        self.build({"users": data.num_users, **FieldEmbeddings.sizes_of(data.catalog)})
+        self.fields.describe(data.catalog, np.unique(data.users[train]), np.unique(data.items[train]))
+        self.observe(Histories.of(data, train))
+
+        def validate() -> float:
+            assert validation is not None
+            return auc(data.labels[validation], self.score(data.users[validation], data.items[validation]))
+
+        train_by_gradient(
+            self,
+            _Batches(self.config, data, train),
+            lambda batch: self._loss(batch),
+            train,
+            validate=None if validation is None else validate,
+            checkpoint=checkpoint,
+            progress=progress,
+        )
+        return self
+
+    def _loss(self, batch: Events) -> torch.Tensor:
+        odds = self.odds(self.fields(batch.users, batch.items, batch.liked, hidden=batch.hidden))
+        return functional.binary_cross_entropy_with_logits(
+            odds.float(), torch.from_numpy(batch.labels).float().to(odds.device)
+        )
+
+    @torch.inference_mode()
+    def score(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """Log-odds, float32 ``[N]``."""
+        found = np.empty(len(users), dtype=np.float32)
+        for first in range(0, len(users), _PAIRS):
+            some = slice(first, first + _PAIRS)
+            vectors = self.fields(users[some], items[some], self._liked(users[some]))
+            found[some] = self.odds(vectors).float().cpu().numpy()
+        return found
+
+    def scores(self, users: np.ndarray) -> torch.Tensor:
+        items = self.sizes["items"]
+        pairs = np.repeat(users, items), np.tile(np.arange(items), len(users))
+        return torch.from_numpy(self.score(*pairs)).view(len(users), items).to(self.device)
+
+    def _liked(self, users: np.ndarray) -> Histories:
+        ends = self.histories.indptr[users + 1]
+        return self.histories.spans(np.maximum(self.histories.indptr[users], ends - self.config.history), ends)
+
+
+class _Batches:
+    """Batches of an epoch."""
+
+    def __init__(self, config: ClickConfig, data: Interactions, train: np.ndarray) -> None:
+        self.config, self.data, self.train = config, data, train
+        line = Timeline.of_users(data, train[data.labels[train] == 1])
+        self.liked = Histories(line.indptr, data.items[line.rows])
+        self.ends = line.places_before(data.users[train], data.timestamps[train])
+        self.begins = np.maximum(line.indptr[data.users[train]], self.ends - config.history)
+
+    def __call__(self, epoch: int) -> Iterator[Events]:
+        generator = np.random.default_rng((self.config.seed, epoch))
+        order = generator.permutation(len(self.train))
+        for first in range(0, len(order), self.config.batch):
+            some = order[first : first + self.config.batch]
+            rows = self.train[some]
+            hidden = generator.random((2, len(some))) < self.config.hidden
+            liked = self.liked.spans(self.begins[some], self.ends[some])
+            yield Events(self.data.users[rows], self.data.items[rows], liked, hidden, self.data.labels[rows])

@@ -1,0 +1,293 @@
+"""Any model of RecBole (Zhao et al. 2021, arXiv 2011.01731) as a :class:`Recommender`, where RecBole is installed."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unittest import mock
+
+import numpy as np
+import torch
+
+from reasonrec_fast.data import Histories, Interactions
+from reasonrec_fast.evaluation import auc
+from reasonrec_fast.files import replacing
+from reasonrec_fast.models.classical.base import Progress, Recommender
+
+_NAME = "events"
+_PAIRS = 65536  # scored at a time
+
+
+@dataclass(frozen=True)
+class RecBoleConfig:
+    """What to train.
+
+    Attributes:
+        model: RecBole's name of a general, sequential or context-aware model.
+        settings: RecBole's own settings, by its names.
+        epochs, patience: at most, and without a better validation value.
+        seed: of everything random.
+    """
+
+    model: str = "LightSANs"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    epochs: int = 50
+    patience: int = 10
+    seed: int = 0
+
+
+class RecBole(Recommender):
+    """A model of RecBole, trained by RecBole's trainer and validated as our own are.
+
+    General models learn who had what (and negatives that RecBole draws); sequential ones every next item of a history,
+    and they serve whoever has one; context-aware ones learn labels from users, items and the items' attributes.
+
+    RecBole keeps the states of a training as pickles, which this package does not write: a training that is killed
+    begins anew. Saving keeps the training events too, because RecBole builds its models from them.
+
+    Args:
+        config: what to train.
+        device: where the model lives.
+
+    Raises:
+        ModuleNotFoundError: RecBole is not installed.
+        ValueError: a model that RecBole does not know, or one of another kind.
+    """
+
+    config_type = RecBoleConfig
+    config: RecBoleConfig
+
+    def __init__(self, config: RecBoleConfig | None = None, *, device: torch.device | str = "cpu") -> None:
+        super().__init__(config, device=device)
+        try:
+            from recbole.utils import ModelType, get_model
+        except ImportError as error:
+            raise ModuleNotFoundError(
+                f"RecBole: expected RecBole and what it needs, in the extra recbole (see the README); {error}"
+            ) from error
+        kinds = {ModelType.GENERAL: "general", ModelType.SEQUENTIAL: "sequential", ModelType.CONTEXT: "context"}
+        kinds[ModelType.TRADITIONAL] = "general"
+        self.kind = kinds.get(get_model(self.config.model).type, "")
+        if not self.kind:
+            raise ValueError(f"model: expected a general, sequential or context-aware one; got {self.config.model!r}")
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def make(self, sizes: dict[str, int]) -> None:
+        from recbole.data import create_dataset, data_preparation
+        from recbole.utils import get_model
+
+        self._settings = self._recbole_config()
+        with self._seeded():
+            self.dataset = create_dataset(self._settings)
+            self.loader, _, _ = data_preparation(self._settings, self.dataset)
+            self.network = get_model(self.config.model)(self._settings, self.loader.dataset)
+        for name, size in (("user", sizes["users"]), ("item", sizes["items"])):
+            known = self.dataset.field2token_id[f"{name}_id"]
+            # 0 is RecBole's padding: for users that training does not have.
+            ids = torch.tensor([known.get(str(index), 0) for index in range(size)])
+            self.register_buffer(f"{name}_ids", ids, persistent=False)
+
+    def fit(
+        self,
+        data: Interactions,
+        train: np.ndarray,
+        validation: np.ndarray | None = None,
+        *,
+        checkpoint: str | Path | None = None,
+        progress: Progress | None = None,
+    ) -> RecBole:
+        self._write(data, train)
+        self.build({"users": data.num_users, "items": data.num_items})
+        self.observe(Histories.of(data, train))
+        best, kept, waited = -np.inf, None, 0
+        with self._seeded():
+            for epoch, epochs, loss in self._epochs():
+                said = f"loss {loss:.4f}"
+                if validation is not None:
+                    self.network.eval()
+                    reached = self._validated(data, validation)
+                    waited += 1
+                    if reached > best:
+                        best, kept, waited = reached, copy.deepcopy(self.network.state_dict()), 0
+                    said += f", validation {reached:.4f} (best {best:.4f})"
+                if progress is not None:
+                    progress(epoch, epochs, said)
+                if waited >= self.config.patience:
+                    break
+        if kept is not None:
+            self.network.load_state_dict(kept)
+        return self.eval()
+
+    def _epochs(self) -> Iterator[tuple[int, int, float]]:
+        """Trains an epoch a turn: its number, how many there are, its loss."""
+        from recbole.utils import get_trainer
+
+        # The trainer writes its events for TensorBoard into the working directory.
+        with mock.patch("recbole.trainer.trainer.get_tensorboard", lambda logger: mock.Mock()):
+            trainer = get_trainer(self._settings["MODEL_TYPE"], self.config.model)(self._settings, self.network)
+        for epoch in range(trainer.epochs):
+            trainer.start_epoch, epochs, trainer.epochs = epoch, trainer.epochs, epoch + 1
+            trainer.fit(self.loader, None, verbose=False, saved=False, show_progress=False)
+            trainer.epochs = epochs
+            yield epoch + 1, epochs, float(trainer.train_loss_dict[epoch])
+
+    def _validated(self, data: Interactions, rows: np.ndarray) -> float:
+        if self.kind == "context":
+            return auc(data.labels[rows], self.score(data.users[rows], data.items[rows]))
+        return self.ndcg(data, rows)
+
+    @torch.inference_mode()
+    def scores(self, users: np.ndarray) -> torch.Tensor:
+        from recbole.data.interaction import Interaction
+
+        items = self.sizes["items"]
+        if self.kind == "context":
+            pairs = np.repeat(users, items), np.tile(np.arange(items), len(users))
+            return torch.from_numpy(self.score(*pairs)).view(len(users), items).to(self.device)
+        known = {"user_id": self._ids_of(users)}
+        some = torch.arange(len(users), device=self.device)
+        if self.kind == "sequential":
+            length = self._settings["MAX_ITEM_LIST_LENGTH"]
+            rows, sizes = self.histories.latest(users, length)
+            some = torch.from_numpy(np.flatnonzero(sizes)).to(self.device)
+            lists = torch.zeros(len(users), length, dtype=torch.int64, device=self.device)
+            lists[:, : rows.shape[1]] = self.item_ids[torch.from_numpy(rows)]
+            ends = torch.from_numpy(sizes).to(self.device)
+            lists *= torch.arange(length, device=self.device) < ends[:, None]
+            known |= {"item_id_list": lists, "item_length": ends}
+        found = torch.zeros(len(users), items, device=self.device)
+        if len(some):
+            asked = Interaction({name: value[some] for name, value in known.items()})
+            found[some] = self.network.full_sort_predict(asked).view(len(some), -1)[:, self.item_ids].float()
+        return found
+
+    @torch.inference_mode()
+    def score(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """Scores of pairs, float32 ``[N]``; of context-aware models probabilities."""
+        if self.kind != "context":
+            return super().score(users, items)
+        from recbole.data.interaction import Interaction
+
+        found = np.empty(len(users), dtype=np.float32)
+        for first in range(0, len(users), _PAIRS):
+            some = slice(first, first + _PAIRS)
+            pairs = Interaction(
+                {"user_id": self._ids_of(users[some]).cpu(), "item_id": self.item_ids[items[some]].cpu()}
+            )
+            found[some] = self.network.predict(self.dataset.join(pairs).to(self.device)).cpu().numpy()
+        return found
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """As for every model; the events of training go to ``dataset``, in RecBole's own text files."""
+        assert self._folder is not None, "fit comes first"
+        for path in Path(self._folder.name, _NAME).iterdir():
+            with replacing(Path(folder) / "dataset" / path.name) as temporary:
+                shutil.copyfile(path, temporary)
+        super().save_pretrained(folder)
+
+    def _restore(self, folder: Path, sizes: dict[str, int]) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="reasonrec-fast-")
+        shutil.copytree(folder / "dataset", Path(self._folder.name) / _NAME)
+        self.build(sizes)
+
+    def _ids_of(self, users: np.ndarray) -> torch.Tensor:
+        known = np.minimum(users, self.sizes["users"] - 1)
+        ids = self.user_ids[torch.from_numpy(known)]
+        return torch.where(torch.from_numpy(users == known).to(self.device), ids, 0)
+
+    def _write(self, data: Interactions, train: np.ndarray) -> None:
+        """The training events in RecBole's form, with indices as tokens; RecBole asks for parts to validate and test
+        on, which hold the first event alone."""
+        self._folder = tempfile.TemporaryDirectory(prefix="reasonrec-fast-")
+        folder = Path(self._folder.name) / _NAME
+        folder.mkdir()
+        if self.kind == "sequential":
+            header, lines = "user_id:token\titem_id_list:token_seq\titem_id:token", _next_items(data, train)
+        else:
+            rows = train if self.kind == "context" else train[data.labels[train] == 1]
+            header = "user_id:token\titem_id:token\tlabel:float"
+            columns = zip(data.users[rows].tolist(), data.items[rows].tolist(), data.labels[rows].tolist(), strict=True)
+            lines = [f"{user}\t{item}\t{label}" for user, item, label in columns]
+        for part, some in (("train", lines), ("valid", lines[:1]), ("test", lines[:1])):
+            (folder / f"{_NAME}.{part}.inter").write_text("\n".join([header, *some]) + "\n", encoding="utf-8")
+        # Values as numbers, so that nothing in a name is taken for a separator.
+        columns = [_numbered(column) for column in data.catalog.attributes.values()]
+        items = ["\t".join(["item_id:token", *(f"a{place}:token_seq" for place in range(len(columns)))])]
+        items += ["\t".join(map(str, row)) for row in zip(range(data.num_items), *columns, strict=True)]
+        (folder / f"{_NAME}.item").write_text("\n".join(items) + "\n", encoding="utf-8")
+        users = ["user_id:token", *map(str, range(data.num_users))]
+        (folder / f"{_NAME}.user").write_text("\n".join(users) + "\n", encoding="utf-8")
+
+    def _recbole_config(self) -> Any:
+        from recbole.config import Config
+
+        assert self._folder is not None
+
+        class OurConfig(Config):
+            """Without what the command line says, which is not RecBole's."""
+
+            def _load_cmd_line(self) -> dict[str, Any]:
+                return {}
+
+        inter = {"general": ["user_id", "item_id"], "context": ["user_id", "item_id", "label"]}
+        sequential = ["user_id", "item_id_list", "item_id"]
+        cuda = self.device.type == "cuda"
+        given = {
+            "seed": self.config.seed,
+            "epochs": self.config.epochs,
+            **self.config.settings,
+            "data_path": self._folder.name,
+            "checkpoint_dir": self._folder.name,
+            "benchmark_filename": ["train", "valid", "test"],
+            "load_col": {
+                "inter": inter.get(self.kind, sequential),
+                "user": ["user_id"],
+                "item": None if self.kind == "context" else ["item_id"],
+            },
+            "use_gpu": cuda,
+            "gpu_id": str(self.device.index or 0) if cuda else "",
+            "show_progress": False,
+        }
+        if self.kind == "sequential":
+            given["alias_of_item_id"] = ["item_id_list"]
+        if self.kind == "context":
+            given |= {"train_neg_sample_args": None, "eval_args": {"mode": "labeled"}}
+            given |= {"metrics": ["AUC"], "valid_metric": "AUC", "topk": None}
+        return OurConfig(model=self.config.model, dataset=_NAME, config_dict=given)
+
+    @contextlib.contextmanager
+    def _seeded(self) -> Iterator[None]:
+        """RecBole draws from the global generators, which are put back afterwards."""
+        states = random.getstate(), np.random.get_state()
+        with torch.random.fork_rng():
+            random.seed(self.config.seed)
+            np.random.seed(self.config.seed)
+            torch.manual_seed(self.config.seed)
+            try:
+                yield
+            finally:
+                random.setstate(states[0])
+                np.random.set_state(states[1])
+
+
+def _next_items(data: Interactions, train: np.ndarray) -> list[str]:
+    """One line for each item of a history that has one before it."""
+    histories = Histories.of(data, train)
+    lines = []
+    for user in range(histories.num_users):
+        items = [str(item) for item in histories.of_user(user).tolist()]
+        lines += [f"{user}\t{' '.join(items[max(0, end - 50) : end])}\t{items[end]}" for end in range(1, len(items))]
+    return lines
+
+
+def _numbered(column: Sequence[tuple[str, ...]]) -> list[str]:
+    index = {value: place for place, value in enumerate(sorted({value for entry in column for value in entry}))}
+    return [" ".join(str(index[value]) for value in entry) for entry in column]
