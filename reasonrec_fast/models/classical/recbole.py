@@ -237,6 +237,8 @@ class RecBole(Recommender):
             def _load_cmd_line(self) -> dict[str, Any]:
                 return {}
 
+        header = Path(self._folder.name, _NAME, f"{_NAME}.item").read_text(encoding="utf-8").split("\n", 1)[0]
+        columns = [column.split(":")[0] for column in header.split("\t")]
         inter = {"general": ["user_id", "item_id"], "context": ["user_id", "item_id", "label"]}
         sequential = ["user_id", "item_id_list", "item_id"]
         cuda = self.device.type == "cuda"
@@ -250,7 +252,7 @@ class RecBole(Recommender):
             "load_col": {
                 "inter": inter.get(self.kind, sequential),
                 "user": ["user_id"],
-                "item": None if self.kind == "context" else ["item_id"],
+                "item": columns if self.kind == "context" else ["item_id"],
             },
             "use_gpu": cuda,
             "gpu_id": str(self.device.index or 0) if cuda else "",
@@ -260,7 +262,7 @@ class RecBole(Recommender):
             given["alias_of_item_id"] = ["item_id_list"]
         if self.kind == "context":
             given |= {"train_neg_sample_args": None, "eval_args": {"mode": "labeled"}}
-            given |= {"metrics": ["AUC"], "valid_metric": "AUC", "topk": None}
+            given |= {"metrics": ["AUC"], "valid_metric": "AUC"}
         return OurConfig(model=self.config.model, dataset=_NAME, config_dict=given)
 
     @contextlib.contextmanager
