@@ -104,12 +104,10 @@ class RecBole(Recommender):
         checkpoint: str | Path | None = None,
         progress: Progress | None = None,
     ) -> RecBole:
-        self._write(data, train)
-        self.build({"users": data.num_users, "items": data.num_items})
-        self.observe(Histories.of(data, train))
+        self.begin(data, train)
         best, kept, waited = -np.inf, None, 0
         with self._seeded():
-            for epoch, epochs, loss in self._epochs():
+            for epoch, epochs, loss in self.epochs():
                 said = f"loss {loss:.4f}"
                 if validation is not None:
                     self.network.eval()
@@ -126,8 +124,14 @@ class RecBole(Recommender):
             self.network.load_state_dict(kept)
         return self.eval()
 
-    def _epochs(self) -> Iterator[tuple[int, int, float]]:
-        """Trains an epoch a turn: its number, how many there are, its loss."""
+    def begin(self, data: Interactions, train: np.ndarray) -> None:
+        """Make the model, untrained, for some events."""
+        self._write(data, train)
+        self.build({"users": data.num_users, "items": data.num_items})
+        self.observe(Histories.of(data, train))
+
+    def epochs(self) -> Iterator[tuple[int, int, float]]:
+        """Train an epoch a turn: its number, how many there are, its loss."""
         from recbole.utils import get_trainer
 
         # The trainer writes its events for TensorBoard into the working directory.
@@ -260,6 +264,7 @@ class RecBole(Recommender):
         }
         if self.kind == "sequential":
             given["alias_of_item_id"] = ["item_id_list"]
+            given.setdefault("train_neg_sample_args", None)  # their usual loss is over all items
         if self.kind == "context":
             given |= {"train_neg_sample_args": None, "eval_args": {"mode": "labeled"}}
             given |= {"metrics": ["AUC"], "valid_metric": "AUC"}
