@@ -6,7 +6,6 @@ code. Needs RecBole (``make recbole``).
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable

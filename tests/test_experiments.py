@@ -139,7 +139,10 @@ def test_configurations_of_the_package(name):
     ("change", "message"),
     [
         (("dim = 4", "width = 4"), "models: expected settings of BPR, .*; got 'width'"),
-        (('kind = "BPR"', 'kind = "Recommender"'), "models.kind: expected one of BPR, LightGCN, SASRec.*; got"),
+        (
+            ('kind = "BPR"', 'kind = "Recommender"'),
+            "models.kind: expected one of BPR, Bias, DCNv2, EASE, FM, ItemKNN, LightGCN, .*, SASRec; got",
+        ),
         (('kind = "sequences"', 'kind = "web"'), "datasets.kind: expected 'sequences'"),
         (("seeds", "seed"), "both.toml: expected models, datasets, evaluation, seeds; got 'seed'"),
         (("ks = [1, 3]", "task = 'judge'"), "evaluation.task: expected 'ranking' or 'ctr'; got 'judge'"),

@@ -1,6 +1,7 @@
 """Data sets: loading, splitting by time, and what was known when."""
 
 from reasonrec_fast.data.errors import DataError
+from reasonrec_fast.data.explanations import Explanation, load_explanations, load_xrec
 from reasonrec_fast.data.histories import Histories
 from reasonrec_fast.data.instructions import Instruction, is_instruction_file, load_instructions
 from reasonrec_fast.data.interactions import UNLABELLED, Catalog, Interactions
@@ -14,17 +15,20 @@ __all__ = [
     "UNLABELLED",
     "Catalog",
     "DataError",
+    "Explanation",
     "Histories",
     "Instruction",
     "Interactions",
     "Split",
     "Timeline",
     "is_instruction_file",
+    "load_explanations",
     "load_instructions",
     "load_interactions",
     "load_movielens_100k",
     "load_movielens_small",
     "load_sequences",
+    "load_xrec",
     "sample_of_users",
     "split_by_time",
 ]

@@ -1,13 +1,27 @@
-"""The baselines learn what they should."""
+"""Models of clicks, models of items by items, and the plainest baselines: what they learn and what they keep."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from reasonrec_fast import InteractionGraph
-from reasonrec_fast.data import Interactions, split_by_time
+from reasonrec_fast.data import DataError, Histories, Interactions, split_by_time
 from reasonrec_fast.evaluation import auc
-from reasonrec_fast.models.classical import FM, Bias, FMConfig, Popularity
+from reasonrec_fast.models.classical import (
+    EASE,
+    FM,
+    Bias,
+    DCNv2,
+    DCNv2Config,
+    EASEConfig,
+    FMConfig,
+    ItemKNN,
+    ItemKNNConfig,
+    Popularity,
+)
+from reasonrec_fast.models.classical.clicks import _Batches
 from reasonrec_fast.models.optirag.embeddings import EmbeddingConfig, GraphEmbeddings
 
 
@@ -39,13 +53,105 @@ def test_bias_learns_base_rates():
     assert np.abs(model.item_bias()).max() < 0.1
 
 
-def test_fm_learns_interactions_that_biases_cannot(tastes):
+CLICKS = [
+    (FM, FMConfig(dim=8, epochs=20, weight_decay=0.01)),
+    (DCNv2, DCNv2Config(dim=8, deep=(16,), epochs=20, weight_decay=0.01, learning_rate=3e-3)),
+    (DCNv2, DCNv2Config(dim=8, deep=(16,), epochs=20, structure="stacked", learning_rate=3e-3, history=0)),
+]
+
+
+@pytest.mark.parametrize(("kind", "config"), CLICKS)
+def test_models_of_clicks_learn_interactions_that_biases_cannot(tastes, kind, config):
     parts = split_by_time(tastes, "global_time")
     test = parts.test
-    fm = FM(FMConfig(dim=8, epochs=20, weight_decay=0.01)).fit(tastes, parts.train, parts.validation)
-    assert auc(tastes.labels[test], fm.score(tastes.users[test], tastes.items[test])) > 0.9
+    model = kind(config).fit(tastes, parts.train, parts.validation)
+    assert auc(tastes.labels[test], model.score(tastes.users[test], tastes.items[test])) > 0.9
     bias = Bias().fit(tastes, parts.train)
     assert auc(tastes.labels[test], bias.score(tastes.users[test], tastes.items[test])) < 0.65
+
+
+@pytest.mark.parametrize(("kind", "config"), CLICKS[:2])
+def test_models_of_clicks_score_who_is_new(tastes, kind, config):
+    """A user by what they liked, an item by its attributes."""
+    old = np.flatnonzero([int(i) < 45 for i in np.array(tastes.catalog.ids)[tastes.items]])
+    model = kind(replace(config, hidden=0.3)).fit(tastes, old)
+    even = np.array([int(i) % 2 == 0 for i in tastes.catalog.ids])
+    new = tastes.num_users + 3
+    liked = [[]] * new + [np.flatnonzero(even)[:20].tolist()]
+    model.observe(Histories.from_lists(liked))
+    scores = model.scores(np.array([new]))[0].numpy()
+    unseen = np.array([int(i) >= 45 for i in tastes.catalog.ids])
+    assert scores[even & unseen].min() > scores[~even & unseen].max()
+
+
+@pytest.mark.parametrize(("kind", "config"), CLICKS)
+def test_scores_of_all_items_are_those_of_pairs(tastes, kind, config):
+    model = kind(replace(config, epochs=1)).fit(tastes, np.arange(500))
+    users = np.array([3, 0, 59])
+    pairs = model.score(np.repeat(users, tastes.num_items), np.tile(np.arange(tastes.num_items), 3))
+    np.testing.assert_allclose(model.scores(users).numpy().ravel(), pairs, atol=1e-5)
+
+
+def test_a_training_event_sees_what_came_before_it(tastes):
+    batches = _Batches(FMConfig(history=5, batch=7), tastes, np.arange(300))
+    seen = 0
+    for batch in batches(0):
+        for place, (user, item) in enumerate(zip(batch.users, batch.items, strict=True)):
+            (row,) = np.flatnonzero((tastes.users[:300] == user) & (tastes.items[:300] == item))[:1]
+            mine = np.flatnonzero((tastes.users == user) & (tastes.labels == 1))
+            if np.sum((tastes.users[:300] == user) & (tastes.items[:300] == item)) == 1:
+                assert batch.liked.of_user(place).tolist() == tastes.items[mine[mine < row]][-5:].tolist()
+                seen += 1
+    assert seen > 200
+
+
+def _had(histories, num_items):
+    had = np.zeros((histories.num_users, num_items))
+    for user in range(histories.num_users):
+        had[user, histories.of_user(user)] = 1
+    return had
+
+
+def test_item_knn_and_ease_against_dense_references(tastes):
+    histories = Histories.of(tastes, np.arange(1000))
+    had = _had(histories, tastes.num_items)
+    gram = had.T @ had
+    norms = np.sqrt(np.diag(gram))
+    like = gram / (norms[:, None] * norms + 2.0)
+    np.fill_diagonal(like, 0)
+    knn = ItemKNN(ItemKNNConfig(neighbours=tastes.num_items, shrinkage=2.0)).fit(tastes, np.arange(1000))
+    np.testing.assert_allclose(knn.scores(np.arange(60)).numpy(), had @ like, rtol=1e-4, atol=1e-5)
+    few = ItemKNN(ItemKNNConfig(neighbours=3, shrinkage=2.0)).fit(tastes, np.arange(1000))
+    kept = np.zeros_like(like)
+    for item, row in enumerate(like):
+        nearest = np.argsort(-row, kind="stable")[:3]
+        kept[item, nearest] = row[nearest]
+    np.testing.assert_allclose(few.scores(np.arange(60)).numpy(), had @ kept, rtol=1e-4, atol=1e-5)
+    inverse = np.linalg.inv(gram + 30.0 * np.eye(tastes.num_items))
+    weights = -inverse / np.diag(inverse)
+    np.fill_diagonal(weights, 0)
+    ease = EASE(EASEConfig(regularisation=30.0)).fit(tastes, np.arange(1000))
+    np.testing.assert_allclose(ease.scores(np.arange(60)).numpy(), had @ weights, rtol=1e-3, atol=1e-5)
+    with pytest.raises(DataError, match="data: expected at most max_items = 49 items; got 50"):
+        EASE(EASEConfig(max_items=49)).fit(tastes, np.arange(10))
+    with pytest.raises(DataError, match="regularisation: expected a positive number; got -1"):
+        EASE(EASEConfig(regularisation=-1e9)).fit(tastes, np.arange(1000))
+
+
+@pytest.mark.parametrize("model", [Popularity(), Bias(), ItemKNN(), EASE(), *(kind(config) for kind, config in CLICKS)])
+def test_save_load_and_fold_in(tastes, tmp_path, model):
+    model.fit(tastes, np.arange(2000))
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    users = np.arange(60)
+    expected, found = model.recommend(users, 5), loaded.recommend(users, 5)
+    assert np.array_equal(expected.items, found.items) and np.array_equal(expected.scores, found.scores)
+    assert loaded.config == model.config
+    for user, row in enumerate(found.items):
+        assert not set(row.tolist()) & set(loaded.histories.of_user(user).tolist())
+    histories = Histories.from_lists([*[[]] * 80, [1, 2, 3]])
+    new = loaded.observe(histories).recommend(np.array([80]), 3)
+    assert not {1, 2, 3} & set(new.items[0].tolist()) and np.isfinite(new.scores).all()
 
 
 def test_graph_embeddings_learn_who_likes_what(tastes):

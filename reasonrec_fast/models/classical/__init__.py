@@ -8,6 +8,7 @@ from reasonrec_fast.models.classical.fm import FM, FMConfig
 from reasonrec_fast.models.classical.item_to_item import EASE, EASEConfig, ItemKNN, ItemKNNConfig
 from reasonrec_fast.models.classical.lightgcn import LightGCN, LightGCNConfig
 from reasonrec_fast.models.classical.popularity import Popularity, PopularityConfig
+from reasonrec_fast.models.classical.recbole import RecBole, RecBoleConfig
 from reasonrec_fast.models.classical.sasrec import SASRec, SASRecConfig
 
 __all__ = [
@@ -27,6 +28,8 @@ __all__ = [
     "LightGCNConfig",
     "Popularity",
     "PopularityConfig",
+    "RecBole",
+    "RecBoleConfig",
     "Recommendations",
     "Recommender",
     "SASRec",

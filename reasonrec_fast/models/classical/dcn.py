@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -62,7 +62,7 @@ class DCNv2(ClickModel):
             self.crosses = nn.ModuleList(nn.Linear(width, width) for _ in range(config.cross_layers))
             widths = (width, *config.deep)
             layers: list[nn.Module] = []
-            for before, after in zip(widths, widths[1:], strict=False):
+            for before, after in pairwise(widths):
                 layers += [nn.Linear(before, after), nn.ReLU(), nn.Dropout(config.dropout)]
             self.deep = nn.Sequential(*layers)
             self.last = nn.Linear(widths[-1] + (width if config.structure == "parallel" else 0), 1)

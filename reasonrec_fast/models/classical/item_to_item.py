@@ -90,7 +90,7 @@ class ItemKNN(ItemToItem):
 
     def learn(self, had: csr_matrix, num_users: int) -> None:
         columns = had.T.tocsr()
-        norms = np.sqrt(np.asarray(had.sum(axis=0)).ravel())
+        norms = np.sqrt(np.asarray(had.sum(axis=0), dtype=np.float64).ravel())
         indices, values, counts = [], [], []
         for first in range(0, columns.shape[0], _ROWS):
             together = (columns[first : first + _ROWS] @ had).tocsr()
@@ -102,7 +102,9 @@ class ItemKNN(ItemToItem):
                 like = common / (norms[item] * norms[others] + self.config.shrinkage)
                 # Ties: the lower index first, so that the same data give the same model.
                 kept = np.lexsort((others, -like))[: self.config.neighbours]
-                indices.append(others[kept]), values.append(like[kept]), counts.append(len(kept))
+                indices.append(others[kept])
+                values.append(like[kept])
+                counts.append(len(kept))
         self.build({"users": num_users, "items": columns.shape[0], "entries": int(sum(counts))})
         self.indptr[1:] = torch.from_numpy(np.cumsum(counts))
         self.indices.copy_(torch.from_numpy(np.concatenate(indices)))
@@ -169,7 +171,7 @@ class EASE(ItemToItem):
         self.weights.fill_diagonal_(0)
 
     def scores(self, users: np.ndarray) -> torch.Tensor:
-        had = self._of(users)
-        parts = (torch.from_numpy(part) for part in (had.indptr, had.indices, had.data))
-        sparse = torch.sparse_csr_tensor(*parts, size=had.shape, device=self.device)  # type: ignore[arg-type]
-        return sparse @ self.weights
+        had = self._of(users).tocoo()
+        places = torch.from_numpy(np.stack([had.row, had.col]).astype(np.int64))
+        sparse = torch.sparse_coo_tensor(places, torch.from_numpy(had.data), had.shape, check_invariants=True)
+        return sparse.to(self.device) @ self.weights

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
 from unittest import mock
 
 import numpy as np
@@ -64,6 +63,8 @@ class RecBole(Recommender):
 
     config_type = RecBoleConfig
     config: RecBoleConfig
+    user_ids: torch.Tensor
+    item_ids: torch.Tensor
 
     def __init__(self, config: RecBoleConfig | None = None, *, device: torch.device | str = "cpu") -> None:
         super().__init__(config, device=device)
@@ -218,8 +219,8 @@ class RecBole(Recommender):
         else:
             rows = train if self.kind == "context" else train[data.labels[train] == 1]
             header = "user_id:token\titem_id:token\tlabel:float"
-            columns = zip(data.users[rows].tolist(), data.items[rows].tolist(), data.labels[rows].tolist(), strict=True)
-            lines = [f"{user}\t{item}\t{label}" for user, item, label in columns]
+            events = zip(data.users[rows].tolist(), data.items[rows].tolist(), data.labels[rows].tolist(), strict=True)
+            lines = [f"{user}\t{item}\t{label}" for user, item, label in events]
         for part, some in (("train", lines), ("valid", lines[:1]), ("test", lines[:1])):
             (folder / f"{_NAME}.{part}.inter").write_text("\n".join([header, *some]) + "\n", encoding="utf-8")
         # Values as numbers, so that nothing in a name is taken for a separator.

@@ -1,0 +1,72 @@
+"""XRec's files: read whole, and what is wrong is named."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reasonrec_fast.data import DataError, Histories, load_explanations, load_xrec
+
+REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "xrec-google"
+LINE = {"user": 7, "item": 3, "title": "A place", "user_profile": "u", "item_profile": "p", "explanation": "good"}
+
+
+@pytest.fixture
+def place(tmp_path):
+    for part, rows in (("train", "7,3\n9,4\n7,4\n"), ("valid", "9,3\n"), ("test", "7,5\n")):
+        (tmp_path / f"interactions_{part}.csv").write_text("user,item\n" + rows)
+    (tmp_path / "explanations_train.jsonl").write_text(json.dumps(LINE) + "\n")
+    return tmp_path
+
+
+def test_parts_become_a_split_in_time(place):
+    data, split = load_xrec(place)
+    assert list(data.user_ids) == ["7", "9"] and list(data.catalog.ids) == ["3", "4", "5"]
+    assert list(data.catalog.titles) == ["A place", "4", "5"]
+    assert [part.tolist() for part in (split.train, split.validation, split.test)] == [[0, 1, 2], [3], [4]]
+    assert data.timestamps.tolist() == [0, 0, 0, 1, 2]
+    assert Histories.of(data, split.train).of_user(0).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"user": "7"}, "line 2: expected user, a int; got '7'"),
+        ({"title": None}, "line 2: expected title, a str; got None"),
+    ],
+)
+def test_wrong_lines(place, change, message):
+    path = place / "explanations_train.jsonl"
+    path.write_text(json.dumps(LINE) + "\n" + json.dumps(LINE | change) + "\n")
+    with pytest.raises(DataError, match=message):
+        load_explanations(path)
+
+
+def test_wrong_files(place):
+    path = place / "explanations_train.jsonl"
+    path.write_text("{")
+    with pytest.raises(DataError, match="line 1: expected JSON"):
+        load_explanations(path)
+    with pytest.raises(DataError, match="expected a file of explanations"):
+        load_explanations(place / "none.jsonl")
+    (place / "interactions_valid.csv").write_text("user,place\n1,2\n")
+    with pytest.raises(DataError, match="expected whole numbers in a column 'item'"):
+        load_xrec(place)
+    (place / "interactions_test.csv").unlink()
+    (place / "interactions_valid.csv").write_text("user,item\n1,2\n")
+    with pytest.raises(DataError, match=r"expected interactions_test\.csv"):
+        load_xrec(place)
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs the development data (shared/data/xrec-google)")
+def test_the_real_files():
+    data, split = load_xrec(REAL)
+    assert [len(part) for part in (split.train, split.validation, split.test)] == [329_472, 41_184, 41_184]
+    assert (data.num_users, data.num_items) == (22_582, 16_557)
+    parts = [load_explanations(REAL / f"explanations_{part}.jsonl") for part in ("train", "valid", "test")]
+    assert [len(part) for part in parts] == [1801, 187, 493]
+    users = [{one.user for one in part} for part in parts]
+    assert not users[0] & users[2] and not users[1] & users[2]
+    known = np.array(data.catalog.titles)[[data.catalog.ids.index(str(one.item)) for one in parts[2][:20]]]
+    assert known.tolist() == [one.title for one in parts[2][:20]]
