@@ -55,9 +55,7 @@ def load_explanations(path: str | Path) -> list[Explanation]:
                 stored = json.loads(line)
             except json.JSONDecodeError as error:
                 raise DataError(f"{path}, line {number}: expected JSON; {error}") from error
-            values = {
-                one.name: stored.get(one.name) if isinstance(stored, dict) else None for one in fields(Explanation)
-            }
+            values: dict[str, Any] = {one.name: stored.get(one.name) for one in fields(Explanation)}
             for name, value in values.items():
                 kind = kinds.get(name, str)
                 if not isinstance(value, kind):
