@@ -9,7 +9,7 @@ PRETRAINED := reasonrec_fast/models/optirag/pretrained
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test check lint format verify bench train-demo compare-retrieval pareto clean
+.PHONY: demo test check lint format verify bench recbole train-demo compare-retrieval pareto clean
 
 demo: $(READY)
 	$(BIN)/reasonrec-fast demo $(ARGS)
@@ -36,6 +36,13 @@ verify: $(READY)
 bench: $(READY)
 	$(BIN)/python -m pip install -q --no-build-isolation -e ".[bench]"
 	$(BIN)/python -m benchmarks.run $(ARGS)
+
+# RecBole and its pins in an environment of their own; then .venv-recbole/bin/python -m benchmarks.recbole_peers
+recbole:
+	$(PYTHON) -m venv .venv-recbole
+	.venv-recbole/bin/python -m pip install -q --upgrade pip "setuptools>=77" "cmake>=3.22" ninja "$(TORCH)"
+	.venv-recbole/bin/python -m pip install -q --no-build-isolation -e ".[demo,recbole]"
+	.venv-recbole/bin/python -m pip install -q --no-deps "recbole>=1.2.1,<2"
 
 # The adapters and heads of the demo. A run that was killed goes on where it stopped.
 train-demo: $(READY)

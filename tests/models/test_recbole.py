@@ -79,5 +79,5 @@ def test_xdeepfm_learns_who_likes_what():
 def test_models_of_other_kinds_are_refused():
     with pytest.raises(ValueError, match="model: expected a general, sequential or context-aware one; got 'KGAT'"):
         RecBole(RecBoleConfig(model="KGAT"))
-    with pytest.raises(ValueError, match="Nothing"):
+    with pytest.raises(ValueError, match="model: expected the name of a RecBole model; got 'Nothing'"):
         RecBole(RecBoleConfig(model="Nothing"))

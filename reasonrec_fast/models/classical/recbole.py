@@ -76,7 +76,10 @@ class RecBole(Recommender):
             ) from error
         kinds = {ModelType.GENERAL: "general", ModelType.SEQUENTIAL: "sequential", ModelType.CONTEXT: "context"}
         kinds[ModelType.TRADITIONAL] = "general"
-        self.kind = kinds.get(get_model(self.config.model).type, "")
+        try:
+            self.kind = kinds.get(get_model(self.config.model).type, "")
+        except (ImportError, ValueError) as error:
+            raise ValueError(f"model: expected the name of a RecBole model; got {self.config.model!r}") from error
         if not self.kind:
             raise ValueError(f"model: expected a general, sequential or context-aware one; got {self.config.model!r}")
         self._folder: tempfile.TemporaryDirectory[str] | None = None
