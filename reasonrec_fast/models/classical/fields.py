@@ -103,9 +103,12 @@ class FieldEmbeddings(nn.Module):
         return bags
 
     def _item_bags(self, items: np.ndarray, hidden: np.ndarray | np.bool_) -> list[Histories]:
-        other, values = self.first_value - 1, self.values.cpu().numpy() + self.first_value
+        other, values = self.first_value - 1, self.values.cpu().numpy()
         bags = [self._single(np.where(hidden, other, items + self.first_item), other)]
-        return bags + [Histories(ends, values).select(items) for ends in self.offsets.cpu().numpy()]
+        for ends in self.offsets.cpu().numpy():
+            some = Histories(ends, values).select(items)
+            bags.append(Histories(some.indptr, some.items + self.first_value))
+        return bags
 
     def _single(self, index: np.ndarray, other: int) -> Histories:
         index = np.where(self.known.cpu().numpy()[index], index, other)
