@@ -43,6 +43,7 @@ class DCNv2(ClickModel):
         config: hyper-parameters.
         device: where the model lives.
 
+    >>> import numpy as np
     >>> from reasonrec_fast.data import Interactions
     >>> data = Interactions.from_columns(["a", "a", "b"], ["x", "y", "x"], [1, 0, 1], [1, 2, 3])
     >>> DCNv2(DCNv2Config(dim=4, epochs=2)).fit(data, np.arange(3)).score(np.array([1]), np.array([1])).shape
