@@ -98,6 +98,7 @@ def main(
         raise typer.BadParameter(f"case: expected lightgcn or dcnv2; got {case!r}")
     runs: list[dict[str, Any]] = []
     for seed in range(seeds):
+        np.random.seed(seed)  # RecBole draws its negatives from the global generator
         ours, theirs = make(epochs, seed)
         seconds = train(ours, theirs, events, split)
         run: dict[str, Any] = {"seed": seed, "seconds": seconds}

@@ -55,6 +55,8 @@ def load_explanations(path: str | Path) -> list[Explanation]:
                 stored = json.loads(line)
             except json.JSONDecodeError as error:
                 raise DataError(f"{path}, line {number}: expected JSON; {error}") from error
+            if not isinstance(stored, dict):
+                raise DataError(f"{path}, line {number}: expected an object; got {stored!r}")
             values: dict[str, Any] = {one.name: stored.get(one.name) for one in fields(Explanation)}
             for name, value in values.items():
                 kind = kinds.get(name, str)

@@ -45,9 +45,10 @@ def test_wrong_lines(place, change, message):
 
 def test_wrong_files(place):
     path = place / "explanations_train.jsonl"
-    path.write_text("{")
-    with pytest.raises(DataError, match="line 1: expected JSON"):
-        load_explanations(path)
+    for wrong, message in (("{", "line 1: expected JSON"), ("[1]", r"line 1: expected an object; got \[1\]")):
+        path.write_text(wrong)
+        with pytest.raises(DataError, match=message):
+            load_explanations(path)
     with pytest.raises(DataError, match="expected a file of explanations"):
         load_explanations(place / "none.jsonl")
     (place / "interactions_valid.csv").write_text("user,place\n1,2\n")

@@ -15,7 +15,7 @@ from torch import nn
 
 from reasonrec_fast import ops
 from reasonrec_fast.data import Histories, Interactions
-from reasonrec_fast.evaluation import ranking_metrics
+from reasonrec_fast.evaluation import auc, ranking_metrics
 from reasonrec_fast.files import read_json, replacing, write_json
 
 Progress = Callable[[int, int, str], None]
@@ -25,6 +25,7 @@ _FORMAT = 1
 _BATCH = 2048  # users at a time
 
 Kind = TypeVar("Kind", bound="Recommender")
+ClosedForm = TypeVar("ClosedForm", bound="ClosedFormRecommender")
 
 
 class Recommendations(NamedTuple):
@@ -170,6 +171,16 @@ class Recommender(nn.Module, ABC):
         relevant = Histories.from_pairs(len(users), place, data.items[rows])
         return float(ranking_metrics(self.recommend(users, k).items, relevant, [k])[f"ndcg@{k}"].mean())
 
+    def auc(self, data: Interactions, rows: np.ndarray) -> float:
+        """AUC of some rows: what models of clicks stop early by."""
+        return auc(data.labels[rows], self.score(data.users[rows], data.items[rows]))
+
+    def _scores_of_pairs(self, users: np.ndarray) -> torch.Tensor:
+        """Scores of all items where a model's own way is that of pairs (:meth:`score`)."""
+        items = self.sizes["items"]
+        pairs = np.repeat(users, items), np.tile(np.arange(items), len(users))
+        return torch.from_numpy(self.score(*pairs)).view(len(users), items).to(self.device)
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write weights and histories (safetensors) and settings (JSON)."""
         folder = Path(folder)
@@ -204,6 +215,26 @@ class Recommender(nn.Module, ABC):
         indptr, items = (tensors.pop(f"histories.{name}").numpy() for name in ("indptr", "items"))
         model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items()})
         return model.eval().observe(Histories(indptr, items))
+
+
+class ClosedFormRecommender(Recommender):
+    """A model that is fitted at once: it has no epochs, so there is nothing to stop early, go on with or tell of."""
+
+    @abstractmethod
+    def learn(self, data: Interactions, train: np.ndarray) -> None:
+        """Build the model and fill it from rows ``train``."""
+
+    def fit(
+        self: ClosedForm,
+        data: Interactions,
+        train: np.ndarray,
+        validation: np.ndarray | None = None,
+        *,
+        checkpoint: str | Path | None = None,
+        progress: Progress | None = None,
+    ) -> ClosedForm:
+        self.learn(data, train)
+        return self.observe(Histories.of(data, train))
 
 
 class VectorRecommender(Recommender):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.sparse import csr_matrix, hstack
 from sklearn.linear_model import LogisticRegression
 
-from reasonrec_fast.data import Histories, Interactions
-from reasonrec_fast.models.classical.base import Progress, Recommender
+from reasonrec_fast.data import Interactions
+from reasonrec_fast.models.classical.base import ClosedFormRecommender
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class BiasConfig:
     strength: float = 0.5
 
 
-class Bias(Recommender):
+class Bias(ClosedFormRecommender):
     """A logistic regression on one-hot users and items (L2). A user who was not in training has a bias of 0.
 
     Args:
@@ -47,15 +46,7 @@ class Bias(Recommender):
         self.register_buffer("of_users", torch.zeros(sizes["users"] + 1))  # the last one: of everybody else
         self.register_buffer("of_items", torch.zeros(sizes["items"]))
 
-    def fit(
-        self,
-        data: Interactions,
-        train: np.ndarray,
-        validation: np.ndarray | None = None,
-        *,
-        checkpoint: str | Path | None = None,
-        progress: Progress | None = None,
-    ) -> Bias:
+    def learn(self, data: Interactions, train: np.ndarray) -> None:
         self.build({"users": data.num_users, "items": data.num_items})
         ones = [_one_hot(data.users[train], data.num_users), _one_hot(data.items[train], data.num_items)]
         regression = LogisticRegression(C=self.config.strength, max_iter=500)
@@ -63,7 +54,6 @@ class Bias(Recommender):
         users, items = np.split(regression.coef_[0], [data.num_users])
         self.of_users.copy_(torch.from_numpy(np.append(users, 0) + regression.intercept_))
         self.of_items.copy_(torch.from_numpy(items))
-        return self.observe(Histories.of(data, train))
 
     def item_bias(self) -> np.ndarray:
         """What each item adds to the log-odds, float32 ``[I]``."""

@@ -13,7 +13,6 @@ import torch
 from torch.nn import functional
 
 from reasonrec_fast.data import Histories, Interactions, Timeline
-from reasonrec_fast.evaluation import auc
 from reasonrec_fast.models.classical.base import Progress, Recommender
 from reasonrec_fast.models.classical.fields import FieldEmbeddings
 from reasonrec_fast.models.classical.training import GradientConfig, train_by_gradient
@@ -47,7 +46,7 @@ class Events(NamedTuple):
     users: np.ndarray
     items: np.ndarray
     liked: Histories
-    hidden: np.ndarray | None
+    hidden: np.ndarray
     labels: np.ndarray
 
 
@@ -82,16 +81,12 @@ class ClickModel(Recommender):
         self.fields.describe(data.catalog, np.unique(data.users[train]), np.unique(data.items[train]))
         self.observe(Histories.of(data, train))
 
-        def validate() -> float:
-            assert validation is not None
-            return auc(data.labels[validation], self.score(data.users[validation], data.items[validation]))
-
         train_by_gradient(
             self,
             _Batches(self.config, data, train),
-            lambda batch: self._loss(batch),
+            self._loss,
             train,
-            validate=None if validation is None else validate,
+            validate=None if validation is None else lambda: self.auc(data, validation),
             checkpoint=checkpoint,
             progress=progress,
         )
@@ -114,9 +109,7 @@ class ClickModel(Recommender):
         return found
 
     def scores(self, users: np.ndarray) -> torch.Tensor:
-        items = self.sizes["items"]
-        pairs = np.repeat(users, items), np.tile(np.arange(items), len(users))
-        return torch.from_numpy(self.score(*pairs)).view(len(users), items).to(self.device)
+        return self._scores_of_pairs(users)
 
     def _liked(self, users: np.ndarray) -> Histories:
         ends = self.histories.indptr[users + 1]

@@ -42,6 +42,7 @@ class FieldEmbeddings(nn.Module):
         self.register_buffer("offsets", torch.zeros(sizes["attributes"], items + 1, dtype=torch.int64))
         self.register_buffer("values", torch.zeros(sizes["entries"], dtype=torch.int64))
         self.register_buffer("known", torch.zeros(users + 1 + items + 1, dtype=torch.bool))
+        self._host: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
     @staticmethod
     def sizes_of(catalog: Catalog) -> dict[str, int]:
@@ -50,15 +51,15 @@ class FieldEmbeddings(nn.Module):
         return {
             "items": len(catalog),
             "attributes": len(columns),
-            "values": sum(len(_distinct(column)) for column in columns),
+            "values": sum(len(distinct(column)) for column in columns),
             "entries": sum(len(entry) for column in columns for entry in column),
         }
 
     def describe(self, catalog: Catalog, users: np.ndarray, items: np.ndarray) -> None:
         """Take the attributes of items, and which users and items training has."""
-        first, placed = 0, 0
+        self._host, first, placed = None, 0, 0
         for number, column in enumerate(catalog.attributes.values()):
-            index = {value: place for place, value in enumerate(_distinct(column), start=first)}
+            index = {value: place for place, value in enumerate(distinct(column), start=first)}
             ends = placed + np.concatenate([[0], np.cumsum([len(entry) for entry in column], dtype=np.int64)])
             self.offsets[number] = torch.from_numpy(ends)
             self.values[placed : ends[-1]] = torch.tensor([index[v] for entry in column for v in entry])
@@ -70,6 +71,13 @@ class FieldEmbeddings(nn.Module):
     def fields(self) -> int:
         """How many there are."""
         return 2 + self.sizes["attributes"] + self.history
+
+    @property
+    def host(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """``offsets``, ``values`` and ``known`` where indices are made; fetched once from a GPU."""
+        if self._host is None:
+            self._host = self.offsets.cpu().numpy(), self.values.cpu().numpy(), self.known.cpu().numpy()
+        return self._host
 
     def forward(
         self, users: np.ndarray, items: np.ndarray, liked: Histories, *, hidden: np.ndarray | None = None
@@ -103,15 +111,15 @@ class FieldEmbeddings(nn.Module):
         return bags
 
     def _item_bags(self, items: np.ndarray, hidden: np.ndarray | np.bool_) -> list[Histories]:
-        other, values = self.first_value - 1, self.values.cpu().numpy()
+        other, (offsets, values, _) = self.first_value - 1, self.host
         bags = [self._single(np.where(hidden, other, items + self.first_item), other)]
-        for ends in self.offsets.cpu().numpy():
+        for ends in offsets:
             some = Histories(ends, values).select(items)
             bags.append(Histories(some.indptr, some.items + self.first_value))
         return bags
 
     def _single(self, index: np.ndarray, other: int) -> Histories:
-        index = np.where(self.known.cpu().numpy()[index], index, other)
+        index = np.where(self.host[2][index], index, other)
         return Histories(np.arange(len(index) + 1), index)
 
     def _pooled(self, bags: Sequence[Histories]) -> torch.Tensor:
@@ -122,5 +130,6 @@ class FieldEmbeddings(nn.Module):
         return pooled.view(len(bags), -1, pooled.shape[1]).transpose(0, 1)
 
 
-def _distinct(column: Sequence[tuple[str, ...]]) -> list[str]:
+def distinct(column: Sequence[tuple[str, ...]]) -> list[str]:
+    """Values of an attribute, in order."""
     return sorted({value for entry in column for value in entry})

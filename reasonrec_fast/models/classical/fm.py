@@ -23,6 +23,10 @@ class FMConfig(ClickConfig):
 class FM(ClickModel):
     """Log-odds from a bias, a weight a field and the products of all pairs of fields' factors (equation 1).
 
+    Args:
+        config: hyper-parameters.
+        device: where the model lives.
+
     >>> from reasonrec_fast.data import Interactions
     >>> data = Interactions.from_columns(["a", "a", "b"], ["x", "y", "x"], [1, 0, 1], [1, 2, 3])
     >>> FM(FMConfig(dim=4, epochs=2)).fit(data, np.arange(3)).score(np.array([1]), np.array([1])).shape

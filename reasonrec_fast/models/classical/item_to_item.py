@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,31 +11,19 @@ from scipy.linalg import lapack
 from scipy.sparse import csr_matrix
 
 from reasonrec_fast.data import DataError, Histories, Interactions
-from reasonrec_fast.models.classical.base import Progress, Recommender
-
-Kind = TypeVar("Kind", bound="ItemToItem")
+from reasonrec_fast.models.classical.base import ClosedFormRecommender
 
 _ROWS = 1024  # items whose neighbours are found at a time
 
 
-class ItemToItem(Recommender):
+class ItemToItem(ClosedFormRecommender):
     """What both share; whoever has a history is served (see :meth:`observe`)."""
 
-    def fit(
-        self: Kind,
-        data: Interactions,
-        train: np.ndarray,
-        validation: np.ndarray | None = None,
-        *,
-        checkpoint: str | Path | None = None,
-        progress: Progress | None = None,
-    ) -> Kind:
-        histories = Histories.of(data, train)
-        self.learn(self._matrix(histories, data.num_items), data.num_users)
-        return self.observe(histories)
+    def learn(self, data: Interactions, train: np.ndarray) -> None:
+        self.learn_from(self._matrix(Histories.of(data, train), data.num_items))
 
     @abstractmethod
-    def learn(self, had: csr_matrix, num_users: int) -> None:
+    def learn_from(self, had: csr_matrix) -> None:
         """Build the model and fill it from who had what, ``[U, I]`` of ones."""
 
     def _of(self, users: np.ndarray) -> csr_matrix:
@@ -88,7 +74,7 @@ class ItemKNN(ItemToItem):
         self.register_buffer("indices", torch.zeros(sizes["entries"], dtype=torch.int64))
         self.register_buffer("values", torch.zeros(sizes["entries"]))
 
-    def learn(self, had: csr_matrix, num_users: int) -> None:
+    def learn_from(self, had: csr_matrix) -> None:
         columns = had.T.tocsr()
         norms = np.sqrt(np.asarray(had.sum(axis=0), dtype=np.float64).ravel())
         indices, values, counts = [], [], []
@@ -105,7 +91,7 @@ class ItemKNN(ItemToItem):
                 indices.append(others[kept])
                 values.append(like[kept])
                 counts.append(len(kept))
-        self.build({"users": num_users, "items": columns.shape[0], "entries": int(sum(counts))})
+        self.build({"users": had.shape[0], "items": columns.shape[0], "entries": int(sum(counts))})
         self.indptr[1:] = torch.from_numpy(np.cumsum(counts))
         self.indices.copy_(torch.from_numpy(np.concatenate(indices)))
         self.values.copy_(torch.from_numpy(np.concatenate(values)))
@@ -150,7 +136,7 @@ class EASE(ItemToItem):
     def make(self, sizes: dict[str, int]) -> None:
         self.register_buffer("weights", torch.zeros(sizes["items"], sizes["items"]))
 
-    def learn(self, had: csr_matrix, num_users: int) -> None:
+    def learn_from(self, had: csr_matrix) -> None:
         items = had.shape[1]
         if items > self.config.max_items:
             raise DataError(f"data: expected at most max_items = {self.config.max_items} items; got {items}")
@@ -161,7 +147,7 @@ class EASE(ItemToItem):
         inverse, failed = lapack.dpotri(factor, lower=True, overwrite_c=True) if not failed else (factor, failed)
         if failed:
             raise DataError(f"regularisation: expected a positive number; got {self.config.regularisation}")
-        self.build({"users": num_users, "items": items})
+        self.build({"users": had.shape[0], "items": items})
         scale = -1 / np.diag(inverse)
         for first in range(0, items, _ROWS):  # B = -P / diag(P); column j by the j-th
             rows = slice(first, min(first + _ROWS, items))

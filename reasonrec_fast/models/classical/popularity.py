@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from reasonrec_fast.data import Histories, Interactions
-from reasonrec_fast.models.classical.base import Progress, Recommender
+from reasonrec_fast.data import Interactions
+from reasonrec_fast.models.classical.base import ClosedFormRecommender
 
 
 @dataclass(frozen=True)
@@ -17,7 +16,7 @@ class PopularityConfig:
     """There is nothing to choose."""
 
 
-class Popularity(Recommender):
+class Popularity(ClosedFormRecommender):
     """Scores an item by its number of training events, whoever asks.
 
     >>> events = Interactions.from_columns(["a", "b"], ["x", "x"], [1, 0], [1, 2])
@@ -31,19 +30,10 @@ class Popularity(Recommender):
     def make(self, sizes: dict[str, int]) -> None:
         self.register_buffer("counts", torch.zeros(sizes["items"]))
 
-    def fit(
-        self,
-        data: Interactions,
-        train: np.ndarray,
-        validation: np.ndarray | None = None,
-        *,
-        checkpoint: str | Path | None = None,
-        progress: Progress | None = None,
-    ) -> Popularity:
+    def learn(self, data: Interactions, train: np.ndarray) -> None:
         self.build({"users": data.num_users, "items": data.num_items})
         counts = np.bincount(data.items[train], minlength=data.num_items)
         self.counts.copy_(torch.from_numpy(counts))
-        return self.observe(Histories.of(data, train))
 
     def scores(self, users: np.ndarray) -> torch.Tensor:
         return self.counts.expand(len(users), -1).clone()

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from reasonrec_fast.data import Histories, Interactions
-from reasonrec_fast.evaluation import auc
 from reasonrec_fast.files import replacing
 from reasonrec_fast.models.classical.base import Progress, Recommender
+from reasonrec_fast.models.classical.fields import distinct
 
 _NAME = "events"
 _PAIRS = 65536  # scored at a time
@@ -147,23 +147,24 @@ class RecBole(Recommender):
             trainer.epochs = epochs
             yield epoch + 1, epochs, float(trainer.train_loss_dict[epoch])
 
+    @property
+    def _max_length(self) -> int:
+        """Items of a history that a sequential model reads (RecBole's own default)."""
+        return int(self.config.settings.get("MAX_ITEM_LIST_LENGTH", 50))
+
     def _validated(self, data: Interactions, rows: np.ndarray) -> float:
-        if self.kind == "context":
-            return auc(data.labels[rows], self.score(data.users[rows], data.items[rows]))
-        return self.ndcg(data, rows)
+        return self.auc(data, rows) if self.kind == "context" else self.ndcg(data, rows)
 
     @torch.inference_mode()
     def scores(self, users: np.ndarray) -> torch.Tensor:
         from recbole.data.interaction import Interaction
 
-        items = self.sizes["items"]
         if self.kind == "context":
-            pairs = np.repeat(users, items), np.tile(np.arange(items), len(users))
-            return torch.from_numpy(self.score(*pairs)).view(len(users), items).to(self.device)
+            return self._scores_of_pairs(users)
         known = {"user_id": self._ids_of(users)}
         some = torch.arange(len(users), device=self.device)
         if self.kind == "sequential":
-            length = self._settings["MAX_ITEM_LIST_LENGTH"]
+            length = self._max_length
             rows, sizes = self.histories.latest(users, length)
             some = torch.from_numpy(np.flatnonzero(sizes)).to(self.device)
             lists = torch.zeros(len(users), length, dtype=torch.int64, device=self.device)
@@ -171,7 +172,7 @@ class RecBole(Recommender):
             ends = torch.from_numpy(sizes).to(self.device)
             lists *= torch.arange(length, device=self.device) < ends[:, None]
             known |= {"item_id_list": lists, "item_length": ends}
-        found = torch.zeros(len(users), items, device=self.device)
+        found = torch.zeros(len(users), self.sizes["items"], device=self.device)
         if len(some):
             asked = Interaction({name: value[some] for name, value in known.items()})
             found[some] = self.network.full_sort_predict(asked).view(len(some), -1)[:, self.item_ids].float()
@@ -218,7 +219,8 @@ class RecBole(Recommender):
         folder = Path(self._folder.name) / _NAME
         folder.mkdir()
         if self.kind == "sequential":
-            header, lines = "user_id:token\titem_id_list:token_seq\titem_id:token", _next_items(data, train)
+            header = "user_id:token\titem_id_list:token_seq\titem_id:token"
+            lines = _next_items(data, train, self._max_length)
         else:
             rows = train if self.kind == "context" else train[data.labels[train] == 1]
             header = "user_id:token\titem_id:token\tlabel:float"
@@ -267,7 +269,7 @@ class RecBole(Recommender):
             "show_progress": False,
         }
         if self.kind == "sequential":
-            given["alias_of_item_id"] = ["item_id_list"]
+            given |= {"alias_of_item_id": ["item_id_list"], "MAX_ITEM_LIST_LENGTH": self._max_length}
             given.setdefault("train_neg_sample_args", None)  # their usual loss is over all items
         if self.kind == "context":
             given |= {"train_neg_sample_args": None, "eval_args": {"mode": "labeled"}}
@@ -289,16 +291,18 @@ class RecBole(Recommender):
                 np.random.set_state(states[1])
 
 
-def _next_items(data: Interactions, train: np.ndarray) -> list[str]:
-    """One line for each item of a history that has one before it."""
+def _next_items(data: Interactions, train: np.ndarray, length: int) -> list[str]:
+    """One line for each item of a history that has one before it, with the last ``length`` of those before."""
     histories = Histories.of(data, train)
     lines = []
     for user in range(histories.num_users):
         items = [str(item) for item in histories.of_user(user).tolist()]
-        lines += [f"{user}\t{' '.join(items[max(0, end - 50) : end])}\t{items[end]}" for end in range(1, len(items))]
+        lines += [
+            f"{user}\t{' '.join(items[max(0, end - length) : end])}\t{items[end]}" for end in range(1, len(items))
+        ]
     return lines
 
 
 def _numbered(column: Sequence[tuple[str, ...]]) -> list[str]:
-    index = {value: place for place, value in enumerate(sorted({value for entry in column for value in entry}))}
+    index = {value: place for place, value in enumerate(distinct(column))}
     return [" ".join(str(index[value]) for value in entry) for entry in column]
