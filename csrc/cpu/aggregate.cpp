@@ -3,9 +3,10 @@
 // Layers are kept times the inverse root degree, in the type of x, so that a row is a bare sum of its neighbours' rows;
 // what scales it, its share of the total and the next layer come out of the same registers. Users take from items and
 // items from users, so layers form two chains that never meet (users, items, users ... and items, users, items ...):
-// one after the other they need one buffer, and half of it is read at a time. Nothing of the size of the edges is
-// stored. Each row is summed by one thread in the order of its neighbours, so the result has the same bits for any
-// number of threads; rows are divided among threads by their edges.
+// one after the other they need one buffer, and half of it is read at a time. Where that half is more than the caches
+// hold, a few columns go through all layers before the next ones do. Nothing of the size of the edges is stored. Each
+// row is summed by one thread in the order of its neighbours, so the result has the same bits for any number of threads;
+// rows are divided among threads by their edges.
 #include "scratch.h"
 #include "vector.h"
 
@@ -17,8 +18,10 @@
 namespace reasonrec {
 namespace {
 
-constexpr int64_t kShares = 64;    // parts of the rows that are handed to threads
-constexpr int64_t kAhead = 16;     // edges from a row that is being fetched to the one that is being added
+constexpr int64_t kShares = 64;                    // parts of the rows that are handed to threads
+constexpr int64_t kTableBytes = int64_t(4) << 20;  // of one side's layer, above which columns are taken in slabs
+constexpr int64_t kSlabBytes = 128;                // of a row in a slab: the two lines that caches like to fetch together
+constexpr int64_t kAhead = 16;                     // edges from a row that is being fetched to the one that is being added
 
 // The hash of reasonrec_fast.ops.aggregate.edge_hash.
 inline uint32_t edge_hash(int64_t seed, int64_t user, int64_t item) {
@@ -47,7 +50,8 @@ struct Visit {
   const T* x;               // layer 0 of the rows
   Acc* total;               // the sum over layers so far
   T* out;
-  int64_t rows, width;
+  int64_t rows, width;      // width: from a row to the next in x, total and out
+  int64_t slab;             // columns that are summed, and from a row to the next in neighbours and scaled
   Acc x_weight, weight;     // of layer 0 and of this one in the total
   bool first, last;         // whether the total of these rows begins or ends here
   bool users;               // whether the rows are users
@@ -62,32 +66,32 @@ struct Visit {
 };
 
 // NV vectors of columns of one row. Edges up to last_edge follow in memory: the rows of the next ones are fetched early.
-template <int NV, bool kDropout, typename T, typename Index>
+template <int L, int NV, bool kDropout, typename T, typename Index>
 REASONREC_INLINE void sum_columns(const Visit<T, Index>& visit, int64_t row, int64_t column, int64_t last_edge) {
   using Acc = Accumulator<T>;
   constexpr bool kEvenOdd = std::is_same_v<T, BFloat16> && NV % 2 == 0;
   const int64_t begin = visit.indptr[row], end = visit.indptr[row + 1];
   const T* base = visit.neighbours + column;
-  Vec<Acc> sums[NV] = {};
+  Vec<Acc, L> sums[NV] = {};
   for (int64_t edge = begin; edge < end; ++edge) {
-    const char* coming = reinterpret_cast<const char*>(base + visit.indices[std::min(edge + kAhead, last_edge)] * visit.width);
+    const char* coming = reinterpret_cast<const char*>(base + visit.indices[std::min(edge + kAhead, last_edge)] * visit.slab);
 #pragma GCC unroll 4
-    for (int64_t byte = 0; byte < static_cast<int64_t>(NV * kLanes * sizeof(T)); byte += 64) {
+    for (int64_t byte = 0; byte < static_cast<int64_t>(NV * L * sizeof(T)); byte += 64) {
       __builtin_prefetch(coming + byte);
     }
     const int64_t neighbour = visit.indices[edge];
     if (kDropout && visit.dropped(row, neighbour)) continue;
-    const T* from = base + neighbour * visit.width;
+    const T* from = base + neighbour * visit.slab;
     if constexpr (kEvenOdd) {
 #pragma GCC unroll 4
       for (int v = 0; v < NV; v += 2) {
-        Vec<Acc> even, odd;
-        load_even_odd(from + v * kLanes, even, odd);
+        Vec<Acc, L> even, odd;
+        load_even_odd(from + v * L, even, odd);
         sums[v] += even, sums[v + 1] += odd;
       }
     } else {
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) sums[v] += load_wide(from + v * kLanes);
+      for (int v = 0; v < NV; ++v) sums[v] += load_wide<L>(from + v * L);
     }
   }
   if constexpr (kEvenOdd) {
@@ -95,33 +99,33 @@ REASONREC_INLINE void sum_columns(const Visit<T, Index>& visit, int64_t row, int
   }
   const Acc root = visit.inverse_root[row], scale = root * visit.kept_scale;
   for (int v = 0; v < NV; ++v) {
-    const int64_t place = row * visit.width + column + v * kLanes;
-    const Vec<Acc> layer = sums[v] * scale;
-    if (visit.scaled) store_narrow(visit.scaled + place, layer * root);
+    const int64_t place = row * visit.width + column + v * L;
+    const Vec<Acc, L> layer = sums[v] * scale;
+    if (visit.scaled) store_narrow(visit.scaled + row * visit.slab + column + v * L, layer * root);
     if (visit.weight == 0) continue;
-    Vec<Acc> total = layer * visit.weight;
-    if (!visit.first) total += load(visit.total + place);
-    else if (visit.x_weight != 0) total += load_wide(visit.x + place) * visit.x_weight;
+    Vec<Acc, L> total = layer * visit.weight;
+    if (!visit.first) total += load<L>(visit.total + place);
+    else if (visit.x_weight != 0) total += load_wide<L>(visit.x + place) * visit.x_weight;
     if (visit.last) store_narrow(visit.out + place, total); else store(visit.total + place, total);
   }
 }
 
 // The columns that do not fill a vector.
-template <typename T, typename Index>
+template <int L, typename T, typename Index>
 REASONREC_INLINE void sum_last_columns(const Visit<T, Index>& visit, int64_t row, int64_t column) {
   using Acc = Accumulator<T>;
-  Acc sums[kLanes] = {};
+  Acc sums[L] = {};
   for (int64_t edge = visit.indptr[row]; edge < static_cast<int64_t>(visit.indptr[row + 1]); ++edge) {
     const int64_t neighbour = visit.indices[edge];
     if (visit.dropped_below != 0 && visit.dropped(row, neighbour)) continue;
-    const T* from = visit.neighbours + neighbour * visit.width;
-    for (int64_t c = column; c < visit.width; ++c) sums[c - column] += static_cast<Acc>(from[c]);
+    const T* from = visit.neighbours + neighbour * visit.slab;
+    for (int64_t c = column; c < visit.slab; ++c) sums[c - column] += static_cast<Acc>(from[c]);
   }
   const Acc root = visit.inverse_root[row], scale = root * visit.kept_scale;
-  for (int64_t c = column; c < visit.width; ++c) {
+  for (int64_t c = column; c < visit.slab; ++c) {
     const int64_t place = row * visit.width + c;
     const Acc layer = sums[c - column] * scale;
-    if (visit.scaled) visit.scaled[place] = static_cast<T>(layer * root);
+    if (visit.scaled) visit.scaled[row * visit.slab + c] = static_cast<T>(layer * root);
     if (visit.weight == 0) continue;
     Acc total = layer * visit.weight;
     if (!visit.first) total += visit.total[place];
@@ -130,44 +134,49 @@ REASONREC_INLINE void sum_last_columns(const Visit<T, Index>& visit, int64_t row
   }
 }
 
-template <bool kDropout, typename T, typename Index>
-REASONREC_INLINE void sum_rows_body(const Visit<T, Index>& visit, int64_t begin, int64_t end) {
-  const int64_t last_edge = static_cast<int64_t>(visit.indptr[end]) - 1;
-  for (int64_t row = begin; row < end; ++row) {
-    int64_t column = 0;
-    for (; column + 4 * kLanes <= visit.width; column += 4 * kLanes) sum_columns<4, kDropout>(visit, row, column, last_edge);
-    for (; column + kLanes <= visit.width; column += kLanes) sum_columns<1, kDropout>(visit, row, column, last_edge);
-    if (column < visit.width) sum_last_columns(visit, row, column);
+// The columns of a row from `column` on, NV vectors at a time while there are so many, then half of that.
+template <int L, int NV, bool kDropout, typename T, typename Index>
+REASONREC_INLINE void sum_row(const Visit<T, Index>& visit, int64_t row, int64_t column, int64_t last_edge) {
+  for (; column + NV * L <= visit.slab; column += NV * L) {
+    sum_columns<L, NV, kDropout>(visit, row, column, last_edge);
+  }
+  if constexpr (NV > 1) {
+    sum_row<L, NV / 2, kDropout>(visit, row, column, last_edge);
+  } else if (column < visit.slab) {
+    sum_last_columns<L>(visit, row, column);
   }
 }
 
-#define REASONREC_SUM_ROWS(T, Index)                                                             \
-  REASONREC_DISPATCH void sum_rows(const Visit<T, Index>& visit, int64_t begin, int64_t end) {   \
-    if (visit.dropped_below != 0) return sum_rows_body<true>(visit, begin, end);                 \
-    sum_rows_body<false>(visit, begin, end);                                                     \
-  }
-REASONREC_SUM_ROWS(float, int32_t)
-REASONREC_SUM_ROWS(float, int64_t)
-REASONREC_SUM_ROWS(double, int32_t)
-REASONREC_SUM_ROWS(double, int64_t)
-REASONREC_SUM_ROWS(BFloat16, int32_t)
-REASONREC_SUM_ROWS(BFloat16, int64_t)
-REASONREC_SUM_ROWS(Half, int32_t)
-REASONREC_SUM_ROWS(Half, int64_t)
-#undef REASONREC_SUM_ROWS
+template <int L, bool kDropout, typename T, typename Index>
+REASONREC_INLINE void sum_rows(const Visit<T, Index>& visit, int64_t begin, int64_t end) {
+  const int64_t last_edge = static_cast<int64_t>(visit.indptr[end]) - 1;
+  for (int64_t row = begin; row < end; ++row) sum_row<L, std::min(64 / L, 8), kDropout>(visit, row, 0, last_edge);
+}
 
-// to[i] = from[i] * scale
-#define REASONREC_SCALE(T)                                                                                 \
-  REASONREC_DISPATCH void scale_values(const T* from, Accumulator<T> scale, T* to, int64_t count) {        \
-    int64_t i = 0;                                                                                         \
-    for (; i + kLanes <= count; i += kLanes) store_narrow(to + i, load_wide(from + i) * scale);            \
-    for (; i < count; ++i) to[i] = static_cast<T>(static_cast<Accumulator<T>>(from[i]) * scale);           \
+struct SumRows {
+  template <int W, typename T, typename Index>
+  static REASONREC_INLINE void run(const Visit<T, Index>& visit, int64_t begin, int64_t end) {
+    constexpr int L = W / sizeof(Accumulator<T>);
+    if (visit.dropped_below != 0) return sum_rows<L, true>(visit, begin, end);
+    sum_rows<L, false>(visit, begin, end);
   }
-REASONREC_SCALE(float)
-REASONREC_SCALE(double)
-REASONREC_SCALE(BFloat16)
-REASONREC_SCALE(Half)
-#undef REASONREC_SCALE
+};
+
+// to[row][i] = from[row][i] * scales[row]; rows lie from_stride and width apart.
+struct ScaleRows {
+  template <int W, typename T>
+  static REASONREC_INLINE void run(const T* from, int64_t from_stride, const Accumulator<T>* scales, T* to, int64_t width,
+                                   int64_t begin, int64_t end) {
+    constexpr int L = W / sizeof(Accumulator<T>);
+    for (int64_t row = begin; row < end; ++row) {
+      const T* source = from + row * from_stride;
+      T* target = to + row * width;
+      int64_t i = 0;
+      for (; i + L <= width; i += L) store_narrow(target + i, load_wide<L>(source + i) * scales[row]);
+      for (; i < width; ++i) target[i] = static_cast<T>(static_cast<Accumulator<T>>(source[i]) * scales[row]);
+    }
+  }
+};
 
 // The first row of a share when rows and edges are divided evenly.
 template <typename Index>
@@ -194,12 +203,19 @@ void run(const Graph<Index>& graph, const T* x, const Tensor& weights, double ra
   using Acc = Accumulator<T>;
   const Acc* weight = weights.const_data_ptr<Acc>();
   const int64_t offset[2] = {0, graph.count[0] * width}, size = (graph.count[0] + graph.count[1]) * width;
-  int64_t layers = weights.numel() - 1, left[2] = {0, 0};  // layers of each side that the total still waits for
+  int64_t layers = weights.numel() - 1, counted[2] = {0, 0};  // layers of each side that are in the total
   while (layers > 0 && weight[layers] == 0) --layers;
-  for (int64_t layer = 1; layer <= layers; ++layer) left[0] += weight[layer] != 0, left[1] += weight[layer] != 0;
-  const bool apart = !std::is_same_v<T, Acc> && left[0] > 1;  // whether the sum is held in another type than out's
+  if (layers == 0) {
+    return torch::stable::parallel_for(0, size, 4096, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) out[i] = static_cast<T>(static_cast<Acc>(x[i]) * weight[0]);
+    });
+  }
+  for (int64_t layer = 1; layer <= layers; ++layer) counted[0] += weight[layer] != 0, counted[1] += weight[layer] != 0;
+  const bool apart = !std::is_same_v<T, Acc> && counted[0] > 1;  // whether the sum is held in another type than out's
   const Scratch<Acc> inverse_root = scratch<Acc>(graph.count[0] + graph.count[1]), wide = scratch<Acc>(apart ? size : 0);
-  const Scratch<T> scaled = scratch<T>(layers > 0 ? size : 0);
+  const bool fits = std::max(graph.count[0], graph.count[1]) * width * static_cast<int64_t>(sizeof(T)) <= kTableBytes;
+  const int64_t slab = fits ? width : std::min<int64_t>(width, kSlabBytes / sizeof(T));
+  const Scratch<T> scaled = scratch<T>((graph.count[0] + graph.count[1]) * slab);
   Acc* total = wide.get();
   if constexpr (std::is_same_v<T, Acc>) total = out;
   for (int side = 0; side < 2; ++side) {
@@ -207,45 +223,47 @@ void run(const Graph<Index>& graph, const T* x, const Tensor& weights, double ra
       for (int64_t row = begin; row < end; ++row) {
         const auto degree = graph.indptr[side][row + 1] - graph.indptr[side][row];
         inverse_root[side * graph.count[0] + row] = degree > 0 ? Acc(1) / std::sqrt(static_cast<Acc>(degree)) : Acc(0);
-        if (layers == 0) scale_values(x + offset[side] + row * width, weight[0], out + offset[side] + row * width, width);
       }
     });
   }
-  bool first[2] = {true, true};
-  for (int chain = 0; chain < 2 && layers > 0; ++chain) {
-    const Acc* roots = inverse_root.get() + chain * graph.count[0];
-    torch::stable::parallel_for(0, graph.count[chain], 256, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) {
-        const int64_t place = offset[chain] + row * width;
-        scale_values(x + place, roots[row], scaled.get() + place, width);
-      }
-    });
-    for (int64_t layer = 1; layer <= layers; ++layer) {
-      const int side = (chain + layer) % 2, other = 1 - side;
-      const bool counts = weight[layer] != 0;
-      if (counts) --left[side];
-      const Visit<T, Index> visit{graph.indptr[side],
-                                  graph.indices[side],
-                                  inverse_root.get() + side * graph.count[0],
-                                  scaled.get() + offset[other],
-                                  layer < layers ? scaled.get() + offset[side] : nullptr,
-                                  x + offset[side],
-                                  total + (total ? offset[side] : 0),
-                                  out + offset[side],
-                                  graph.count[side],
-                                  width,
-                                  weight[0],
-                                  weight[layer],
-                                  first[side],
-                                  left[side] == 0,
-                                  side == 0,
-                                  static_cast<uint64_t>(rate * 4294967296.0),
-                                  seed,
-                                  static_cast<Acc>(1.0 / (1.0 - rate))};
-      torch::stable::parallel_for(0, kShares, 1, [&](int64_t begin, int64_t end) {
-        sum_rows(visit, first_row(visit.indptr, visit.rows, begin), first_row(visit.indptr, visit.rows, end));
+  T* of_side[2] = {scaled.get(), scaled.get() + graph.count[0] * slab};
+  for (int64_t column = 0; column < width; column += slab) {
+    const int64_t columns = std::min(slab, width - column);
+    int64_t left[2] = {counted[0], counted[1]};
+    bool first[2] = {true, true};
+    for (int chain = 0; chain < 2; ++chain) {
+      const Acc* roots = inverse_root.get() + chain * graph.count[0];
+      torch::stable::parallel_for(0, graph.count[chain], 256, [&](int64_t begin, int64_t end) {
+        dispatch<ScaleRows>(x + offset[chain] + column, width, roots, of_side[chain], columns, begin, end);
       });
-      if (counts) first[side] = false;
+      for (int64_t layer = 1; layer <= layers; ++layer) {
+        const int side = (chain + layer) % 2, other = 1 - side;
+        const bool counts = weight[layer] != 0;
+        if (counts) --left[side];
+        const Visit<T, Index> visit{graph.indptr[side],
+                                    graph.indices[side],
+                                    inverse_root.get() + side * graph.count[0],
+                                    of_side[other],
+                                    layer < layers ? of_side[side] : nullptr,
+                                    x + offset[side] + column,
+                                    total + (total ? offset[side] + column : 0),
+                                    out + offset[side] + column,
+                                    graph.count[side],
+                                    width,
+                                    columns,
+                                    weight[0],
+                                    weight[layer],
+                                    first[side],
+                                    left[side] == 0,
+                                    side == 0,
+                                    static_cast<uint64_t>(rate * 4294967296.0),
+                                    seed,
+                                    static_cast<Acc>(1.0 / (1.0 - rate))};
+        torch::stable::parallel_for(0, kShares, 1, [&](int64_t begin, int64_t end) {
+          dispatch<SumRows>(visit, first_row(visit.indptr, visit.rows, begin), first_row(visit.indptr, visit.rows, end));
+        });
+        if (counts) first[side] = false;
+      }
     }
   }
 }

@@ -1,6 +1,8 @@
 // What the CPU kernels share: checks, element types, vectorised loops over one row.
 #pragma once
 
+#include "dispatch.h"
+
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/BFloat16.h>
@@ -21,20 +23,9 @@ using torch::stable::Tensor;
 template <typename T>
 using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// One binary, several instruction sets: the loader picks the clone that the machine can run.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-#define REASONREC_DISPATCH __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define REASONREC_DISPATCH
-#endif
-
-// target[i] += scale * source[i]
-void add_scaled(float* target, const float* source, float scale, int64_t size);
-void add_scaled(double* target, const double* source, double scale, int64_t size);
-
 // sum of a[i] * b[i]
-float dot(const float* a, const float* b, int64_t size);
-double dot(const double* a, const double* b, int64_t size);
+template <typename T>
+T dot(const T* a, const T* b, int64_t size);
 
 // Copy of a row in the type of its sums.
 template <typename T, typename Acc>

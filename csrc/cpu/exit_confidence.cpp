@@ -52,68 +52,65 @@ struct Sixteen {
 };
 
 // log of the sum of e^x over [count][stride].
-template <typename Acc>
-REASONREC_INLINE Vec<Acc> logsumexp_of(const Acc* x, int64_t count, int64_t stride) {
-  const Acc infinite = std::numeric_limits<Acc>::infinity();
-  Vec<Acc> top = load(x), sum = {};
-  for (int64_t c = 1; c < count; ++c) top = larger(load(x + c * stride), top);
-  const Vec<Acc> origin = top == broadcast(-infinite) ? broadcast(Acc(0)) : top;
-  for (int64_t c = 0; c < count; ++c) sum += exp_of(load(x + c * stride) - origin);
-  const Vec<Acc> result = top + log_of(sum);
-  return top == broadcast(infinite) ? top : result;
+template <int L, typename Acc>
+REASONREC_INLINE Vec<Acc, L> logsumexp_of(const Acc* x, int64_t count, int64_t stride) {
+  using V = Vec<Acc, L>;
+  const V infinite = broadcast<V>(std::numeric_limits<Acc>::infinity());
+  V top = load<L>(x), sum = {};
+  for (int64_t c = 1; c < count; ++c) top = larger(load<L>(x + c * stride), top);
+  const V origin = top == -infinite ? V{} : top;
+  for (int64_t c = 0; c < count; ++c) sum += exp_of(load<L>(x + c * stride) - origin);
+  const V result = top + log_of(sum);
+  return top == infinite ? top : result;
 }
 
-template <typename Acc>
-REASONREC_INLINE void few_classes_body(Sixteen<Acc>& s, int64_t members, int64_t classes, int64_t positive,
-                                       Measure measure) {
-  std::fill(s.mean.begin(), s.mean.end(), Acc(0));
-  for (int64_t k = 0; k < members; ++k) {
-    Acc* logits = s.logits.data() + k * classes * kLanes;
-    const Vec<Acc> logsumexp = logsumexp_of(logits, classes, kLanes);
-    store(s.logsumexp.data() + k * kLanes, logsumexp);
-    for (int64_t c = 0; c < classes; ++c) {
-      const Vec<Acc> logprob = load(logits + c * kLanes) - logsumexp;
-      Acc* mean = s.mean.data() + c * kLanes;
-      store(logits + c * kLanes, logprob);
-      store(mean, load(mean) + exp_of(logprob) / static_cast<Acc>(members));
+struct FewClasses {
+  template <int W, typename Acc>
+  static REASONREC_INLINE void run(Sixteen<Acc>& s, int64_t members, int64_t classes, int64_t positive,
+                                   Measure measure) {
+    constexpr int L = W / sizeof(Acc);
+    using V = Vec<Acc, L>;
+    std::fill(s.mean.begin(), s.mean.end(), Acc(0));
+    for (int64_t at = 0; at < kLanes; at += L) {
+      Acc *all_logits = s.logits.data() + at, *mean = s.mean.data() + at;
+      for (int64_t k = 0; k < members; ++k) {
+        Acc* logits = all_logits + k * classes * kLanes;
+        const V logsumexp = logsumexp_of<L>(logits, classes, kLanes);
+        store(s.logsumexp.data() + k * kLanes + at, logsumexp);
+        for (int64_t c = 0; c < classes; ++c) {
+          const V logprob = load<L>(logits + c * kLanes) - logsumexp;
+          store(logits + c * kLanes, logprob);
+          store(mean + c * kLanes, load<L>(mean + c * kLanes) + exp_of(logprob) / static_cast<Acc>(members));
+        }
+      }
+      V best = load<L>(mean), second = {}, prediction = {}, entropy = {};
+      const V tiny = broadcast<V>(std::numeric_limits<Acc>::min());
+      for (int64_t c = 0; c < classes; ++c) {
+        const V p = load<L>(mean + c * kLanes);
+        entropy -= p * log_of(p < tiny ? tiny : p);
+        if (c == 0) continue;
+        const Mask<V> above = p > best;
+        second = above ? best : larger(p, second);
+        best = above ? p : best;
+        prediction = above ? broadcast<V>(static_cast<Acc>(c)) : prediction;
+      }
+      V confidence = best;
+      if (measure == Measure::kMargin) confidence = best - second;
+      if (measure == Measure::kEntropy) {
+        confidence = classes > 1 ? Acc(1) - entropy / std::log(static_cast<Acc>(classes)) : broadcast<V>(1);
+      }
+      if (measure == Measure::kRatio) {
+        const Acc *zero = all_logits, *one = all_logits + kLanes;
+        const int64_t next = 2 * kLanes;
+        const V ratio = members == 1 ? load<L>(zero) - load<L>(one)
+                                     : logsumexp_of<L>(zero, members, next) - logsumexp_of<L>(one, members, next);
+        confidence = ratio < V{} ? -ratio : ratio;
+      }
+      store(s.probability + at, best), store(s.positive + at, load<L>(mean + positive * kLanes));
+      store(s.confidence + at, confidence), store(s.entropy + at, entropy), store(s.prediction + at, prediction);
     }
   }
-  Vec<Acc> best = load(s.mean.data()), second = {}, prediction = {}, entropy = {};
-  const Vec<Acc> tiny = broadcast(std::numeric_limits<Acc>::min());
-  for (int64_t c = 0; c < classes; ++c) {
-    const Vec<Acc> p = load(s.mean.data() + c * kLanes);
-    entropy -= p * log_of(p < tiny ? tiny : p);
-    if (c == 0) continue;
-    const Mask<Acc> above = p > best;
-    second = above ? best : larger(p, second);
-    best = above ? p : best;
-    prediction = above ? broadcast(static_cast<Acc>(c)) : prediction;
-  }
-  Vec<Acc> confidence = best;
-  if (measure == Measure::kMargin) confidence = best - second;
-  if (measure == Measure::kEntropy) {
-    confidence = classes > 1 ? Acc(1) - entropy / std::log(static_cast<Acc>(classes)) : broadcast(Acc(1));
-  }
-  if (measure == Measure::kRatio) {
-    const Acc* logprobs = s.logits.data();
-    const int64_t next = 2 * kLanes;
-    const Vec<Acc> ratio = members == 1 ? load(logprobs) - load(logprobs + kLanes)
-                                        : logsumexp_of(logprobs, members, next) - logsumexp_of(logprobs + kLanes, members, next);
-    confidence = ratio < broadcast(Acc(0)) ? -ratio : ratio;
-  }
-  store(s.probability, best), store(s.positive, load(s.mean.data() + positive * kLanes));
-  store(s.confidence, confidence), store(s.entropy, entropy), store(s.prediction, prediction);
-}
-
-REASONREC_DISPATCH
-void few_classes(Sixteen<float>& s, int64_t members, int64_t classes, int64_t positive, Measure measure) {
-  few_classes_body(s, members, classes, positive, measure);
-}
-
-REASONREC_DISPATCH
-void few_classes(Sixteen<double>& s, int64_t members, int64_t classes, int64_t positive, Measure measure) {
-  few_classes_body(s, members, classes, positive, measure);
-}
+};
 
 template <typename T>
 void run_few_classes(const Problem<T>& p, const Outputs<Accumulator<T>>& out) {
@@ -131,7 +128,7 @@ void run_few_classes(const Problem<T>& p, const Outputs<Accumulator<T>>& out) {
         heads[group].multiply(p.hidden + first * p.width, count, s.logits.data() + group * kFewRows * kLanes, 1, kLanes);
       }
       scale_logits(s.logits.data(), kLanes, columns, p.bias, p.inverse_temperature);
-      few_classes(s, p.members, p.classes, p.positive, p.measure);
+      dispatch<FewClasses>(s, p.members, p.classes, p.positive, p.measure);
       for (int64_t row = 0; row < count; ++row) {
         const int64_t b = first + row;
         out.prediction[b] = static_cast<int64_t>(s.prediction[row]), out.probability[b] = s.probability[row];

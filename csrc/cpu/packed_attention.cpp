@@ -38,98 +38,68 @@ int64_t steps_of(float, int64_t width) { return width; }
 int64_t steps_of(double, int64_t width) { return width; }
 
 // scores[count][lanes]: scaled, capped; keys that a lane does not see at -inf. The lane's largest goes to top.
-template <typename Acc>
-REASONREC_INLINE void scale_body(Acc* scores, int64_t lanes, int64_t count, const int32_t* visible, Acc scale, Acc cap,
-                                 Acc* top) {
-  const Acc none = -std::numeric_limits<Acc>::infinity();
-  for (int64_t at = 0; at < lanes; at += kLanes) {
-    Vec<Acc> best = load(top + at);
-    Mask<Acc> limit;
-    for (int64_t lane = 0; lane < kLanes; ++lane) limit[lane] = visible[at + lane];
-    Mask<Acc> key{};
-    for (int64_t k = 0; k < count; ++k, key += 1) {
-      Vec<Acc> score = load(scores + k * lanes + at) * scale;
-      if (cap > 0) {
-        for (int64_t lane = 0; lane < kLanes; ++lane) score[lane] = cap * std::tanh(score[lane] / cap);
+struct ScaleScores {
+  template <int W, typename Acc>
+  static REASONREC_INLINE void run(Acc* scores, int64_t lanes, int64_t count, const int32_t* visible, Acc scale, Acc cap,
+                                   Acc* top) {
+    constexpr int L = W / sizeof(Acc);
+    using V = Vec<Acc, L>;
+    const V none = broadcast<V>(-std::numeric_limits<Acc>::infinity());
+    for (int64_t at = 0; at < lanes; at += L) {
+      V best = load<L>(top + at);
+      const Mask<V> limit = __builtin_convertvector(load<L>(visible + at), Mask<V>);
+      Mask<V> key{};
+      for (int64_t k = 0; k < count; ++k, key += 1) {
+        V score = load<L>(scores + k * lanes + at) * scale;
+        if (cap > 0) {
+          for (int lane = 0; lane < L; ++lane) score[lane] = cap * std::tanh(score[lane] / cap);
+        }
+        score = key < limit ? score : none;
+        best = larger(score, best);
+        store(scores + k * lanes + at, score);
       }
-      score = key < limit ? score : broadcast(none);
-      best = larger(score, best);
-      store(scores + k * lanes + at, score);
+      store(top + at, best);
     }
-    store(top + at, best);
   }
-}
+};
 
-REASONREC_INLINE Vec<float> as_bf16_bits(const Vec<float>& x, bool high) {
-  typedef uint32_t Wide __attribute__((vector_size(64)));
-  Wide bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  const Wide rounded = bits + 0x7fff + ((bits >> 16) & 1);
-  const Wide kept = high ? rounded & 0xffff0000u : rounded >> 16;
-  Vec<float> out;
-  std::memcpy(&out, &kept, sizeof out);
-  return out;
-}
-
-// packed: e^(score - top) in the order of a product's packed rows; total += their sum.
-REASONREC_INLINE void exp_body(const float* scores, int64_t lanes, int64_t count, const float* top, float* total,
-                               uint32_t* packed) {
-  typedef uint32_t Wide __attribute__((vector_size(64)));
-  for (int64_t at = 0; at < lanes; at += kLanes) {
-    const Vec<float> best = load(top + at);
-    Vec<float> sum = load(total + at);
-    for (int64_t k = 0; k < count; k += 2) {
-      const Vec<float> first = exp_of(load(scores + k * lanes + at) - best);
-      const bool both = k + 1 < count;
-      const Vec<float> second = both ? exp_of(load(scores + (k + 1) * lanes + at) - best) : Vec<float>{};
-      sum += first + second;
-      const Vec<float> low = as_bf16_bits(first, false), high = as_bf16_bits(second, true);
-      Wide a, b;
-      std::memcpy(&a, &low, sizeof a);
-      std::memcpy(&b, &high, sizeof b);
-      const Wide pair = a | b;
-      std::memcpy(packed + k / 2 * lanes + at, &pair, sizeof pair);
+// packed: e^(score - top) in the order of a product's packed rows, single values or pairs of bfloat16; total += their
+// sum.
+struct ExpScores {
+  template <int W, typename Acc>
+  static REASONREC_INLINE void run(const Acc* scores, int64_t lanes, int64_t count, const Acc* top, Acc* total,
+                                   Acc* packed) {
+    constexpr int L = W / sizeof(Acc);
+    for (int64_t at = 0; at < lanes; at += L) {
+      const auto best = load<L>(top + at);
+      auto sum = load<L>(total + at);
+      for (int64_t k = 0; k < count; ++k) {
+        const auto weight = exp_of(load<L>(scores + k * lanes + at) - best);
+        sum += weight;
+        store(packed + k * lanes + at, weight);
+      }
+      store(total + at, sum);
     }
-    store(total + at, sum);
   }
-}
 
-template <typename Acc>
-REASONREC_INLINE void exp_body(const Acc* scores, int64_t lanes, int64_t count, const Acc* top, Acc* total,
-                               Acc* packed) {
-  for (int64_t at = 0; at < lanes; at += kLanes) {
-    const Vec<Acc> best = load(top + at);
-    Vec<Acc> sum = load(total + at);
-    for (int64_t k = 0; k < count; ++k) {
-      const Vec<Acc> weight = exp_of(load(scores + k * lanes + at) - best);
-      sum += weight;
-      store(packed + k * lanes + at, weight);
+  template <int W>
+  static REASONREC_INLINE void run(const float* scores, int64_t lanes, int64_t count, const float* top, float* total,
+                                   uint32_t* packed) {
+    constexpr int L = W / sizeof(float);
+    using V = Vec<float, L>;
+    for (int64_t at = 0; at < lanes; at += L) {
+      const V best = load<L>(top + at);
+      V sum = load<L>(total + at);
+      for (int64_t k = 0; k < count; k += 2) {
+        const V first = exp_of(load<L>(scores + k * lanes + at) - best);
+        const V second = k + 1 < count ? exp_of(load<L>(scores + (k + 1) * lanes + at) - best) : V{};
+        sum += first + second;
+        store(packed + k / 2 * lanes + at, rounded_bits(first) >> 16 | (rounded_bits(second) & 0xffff0000u));
+      }
+      store(total + at, sum);
     }
-    store(total + at, sum);
   }
-}
-
-REASONREC_DISPATCH
-void scale_scores(float* s, int64_t lanes, int64_t count, const int32_t* visible, float scale, float cap, float* top) {
-  scale_body(s, lanes, count, visible, scale, cap, top);
-}
-REASONREC_DISPATCH
-void scale_scores(double* s, int64_t lanes, int64_t count, const int32_t* visible, double scale, double cap,
-                  double* top) {
-  scale_body(s, lanes, count, visible, scale, cap, top);
-}
-REASONREC_DISPATCH
-void exp_scores(const float* s, int64_t lanes, int64_t count, const float* top, float* total, uint32_t* packed) {
-  exp_body(s, lanes, count, top, total, packed);
-}
-REASONREC_DISPATCH
-void exp_scores(const float* s, int64_t lanes, int64_t count, const float* top, float* total, float* packed) {
-  exp_body<float>(s, lanes, count, top, total, packed);
-}
-REASONREC_DISPATCH
-void exp_scores(const double* s, int64_t lanes, int64_t count, const double* top, double* total, double* packed) {
-  exp_body<double>(s, lanes, count, top, total, packed);
-}
+};
 
 void put(uint16_t* to, float x) {
   const BFloat16 rounded(x);
@@ -174,8 +144,8 @@ class Attention {
       Acc* const own_scores = scores_.data() + own_place;
       multiply_keys(prefix, head, lanes, scores_.data());
       multiply_keys(own, head, lanes, own_scores);
-      scale_scores(scores_.data(), lanes, prefix.count, all, of_.scale_, of_.cap_, top);
-      scale_scores(own_scores, lanes, own.count, some, of_.scale_, of_.cap_, top);
+      dispatch<ScaleScores>(scores_.data(), lanes, prefix.count, all, of_.scale_, of_.cap_, top);
+      dispatch<ScaleScores>(own_scores, lanes, own.count, some, of_.scale_, of_.cap_, top);
       found_.assign((of_.width_ + tile_) * lanes, 0);
       add_values(prefix, head, lanes, scores_.data(), top, total);
       add_values(own, head, lanes, own_scores, top, total);
@@ -226,7 +196,7 @@ class Attention {
     void add_values(const Keys& keys, int64_t head, int64_t lanes, const Acc* scores, const Acc* top, Acc* total) {
       if (keys.count == 0) return;
       weights_.assign(steps_of(E{}, keys.count) * lanes, 0);
-      exp_scores(scores, lanes, keys.count, top, total, weights_.data());
+      dispatch<ExpScores>(scores, lanes, keys.count, top, total, weights_.data());
       part_.resize(tile_ * lanes);
       const E* values = of_.values_.data() + head * of_.width_ * of_.keys_ + keys.begin;
       for (int64_t c = 0; c < of_.width_; c += tile_) {

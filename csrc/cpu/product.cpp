@@ -15,17 +15,6 @@ namespace reasonrec {
 namespace {
 
 #ifdef REASONREC_X86
-bool has_v4() {
-  static const bool found = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  return found;
-}
-
-bool has_v3() {
-  static const bool found = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  return found;
-}
-
 bool has_bf16() {
   static const bool found = has_v4() && __builtin_cpu_supports("avx512bf16");
   return found;
@@ -42,24 +31,6 @@ bool has_amx() {
 bool has_bf16() { return false; }
 bool has_amx() { return false; }
 #endif
-
-template <typename T>
-void tile(const T* packed, const T* weight, int64_t stride, int64_t width, int64_t lanes, T* out, Ahead ahead) {
-#ifdef REASONREC_X86
-  if (has_v4()) return tile_v4(packed, weight, stride, width, lanes, out, ahead);
-  if (has_v3()) return tile_v3(packed, weight, stride, width, lanes, out, ahead);
-#endif
-  tile_in_parts<T, 3, 1>(packed, weight, stride, width, lanes, out, ahead);
-}
-
-template <typename T>
-void few(int64_t count, const T* rows, int64_t width, const T* const* streamed, T* out) {
-#ifdef REASONREC_X86
-  if (has_v4()) return few_v4(count, rows, width, streamed, out);
-  if (has_v3()) return few_v3(count, rows, width, streamed, out);
-#endif
-  few_rows(count, rows, width, streamed, out);
-}
 
 // Whether products of T run on the processor's own 16-bit instructions.
 template <typename T>
@@ -85,12 +56,12 @@ void multiply_tile(const uint32_t* packed, const uint16_t* weight, int64_t strid
 }
 
 void multiply_tile(const float* packed, const float* weight, int64_t stride, int64_t width, int64_t lanes, float* out) {
-  tile(packed, weight, stride, width, lanes, out, Ahead());
+  dispatch<Tile>(packed, weight, stride, width, lanes, out, Ahead());
 }
 
 void multiply_tile(const double* packed, const double* weight, int64_t stride, int64_t width, int64_t lanes,
                    double* out) {
-  tile(packed, weight, stride, width, lanes, out, Ahead());
+  dispatch<Tile>(packed, weight, stride, width, lanes, out, Ahead());
 }
 
 template <typename T>
@@ -163,7 +134,7 @@ void Tiles<T>::multiply(const Panels<T>& panels, int64_t panel, Accumulator<T>* 
   }
 #endif
   using Acc = Accumulator<T>;
-  tile<Acc>(panels.wide_.data() + panel * panels.stride_, static_cast<const Acc*>(staged_), width_, width_, lanes, out,
+  dispatch<Tile>(panels.wide_.data() + panel * panels.stride_, static_cast<const Acc*>(staged_), width_, width_, lanes, out,
             ahead(width_));
 }
 
@@ -209,7 +180,7 @@ void Few<T>::multiply_with(const U* rows, const U* streamed, int64_t count, Accu
       few_bf16(held_, rows, width_, pointers, found);
 #endif
     } else {
-      few(held_, rows, width_, pointers, found);
+      dispatch<FewRows>(held_, rows, width_, pointers, found);
     }
     for (int64_t s = 0; s < std::min(step, count - first); ++s) {
       for (int64_t r = 0; r < count_; ++r) out[(first + s) * streamed_stride + r * row_stride] = found[s * held_ + r];

@@ -3,70 +3,61 @@
 namespace reasonrec {
 namespace {
 
+// Adds the logits of classes [first, first + count) of a stretch, which lie in logits[count][lanes].
+//
 // Without a branch: in a stretch of the usual length most tiles hold a new largest logit of some row.
-template <typename Acc>
-REASONREC_INLINE void add_body(LaneStatistics<Acc>& s, const Acc* logits, int64_t lanes, int64_t first,
-                               int64_t count) {
-  for (int64_t at = 0; at < lanes; at += kLanes) {
-    Vec<Acc> best = load(s.best + at), second = load(s.second + at);
-    const Vec<Acc> before = best;
-    Mask<Acc> argmax, place = Mask<Acc>{} + static_cast<Place<Acc>>(first);
-    std::memcpy(&argmax, s.argmax + at, sizeof argmax);
-    for (int64_t c = 0; c < count; ++c, place += 1) {
-      const Vec<Acc> l = load(logits + c * lanes + at);
-      const Mask<Acc> above = l > best;
-      second = above ? best : larger(l, second);
-      best = above ? l : best;
-      argmax = above ? place : argmax;
+struct AddLogits {
+  template <int W, typename Acc>
+  static REASONREC_INLINE void run(LaneStatistics<Acc>& s, const Acc* logits, int64_t lanes, int64_t first,
+                                   int64_t count) {
+    constexpr int L = W / sizeof(Acc);
+    using V = Vec<Acc, L>;
+    for (int64_t at = 0; at < lanes; at += L) {
+      V best = load<L>(s.best + at), second = load<L>(s.second + at);
+      const V before = best;
+      Mask<V> argmax = bits_as<Mask<V>>(load<L>(s.argmax + at)), place = Mask<V>{} + static_cast<Place<Acc>>(first);
+      for (int64_t c = 0; c < count; ++c, place += 1) {
+        const V l = load<L>(logits + c * lanes + at);
+        const Mask<V> above = l > best;
+        second = above ? best : larger(l, second);
+        best = above ? l : best;
+        argmax = above ? place : argmax;
+      }
+      const V zero = {}, none = broadcast<V>(-std::numeric_limits<Acc>::infinity()), far = broadcast<V>(-87);
+      const V by = before == none ? zero : before - best;
+      const V shrink = exp_of(by), sum_before = load<L>(s.sum + at);
+      V sum = shrink * sum_before, weighted = shrink * (load<L>(s.weighted + at) + sum_before * by);
+      const V origin = best == none ? zero : best;
+      for (int64_t c = 0; c < count; ++c) {
+        const V raw = load<L>(logits + c * lanes + at) - origin, distance = raw < far ? far : raw;
+        const V weight = exp_of(distance);
+        sum += weight, weighted += weight * distance;
+      }
+      store(s.sum + at, sum), store(s.weighted + at, weighted), store(s.best + at, best), store(s.second + at, second);
+      std::memcpy(s.argmax + at, &argmax, sizeof argmax);
     }
-    const Acc none = -std::numeric_limits<Acc>::infinity();
-    const Vec<Acc> by = before == broadcast(none) ? broadcast(Acc(0)) : before - best;
-    const Vec<Acc> shrink = exp_of(by), sum_before = load(s.sum + at);
-    Vec<Acc> sum = shrink * sum_before, weighted = shrink * (load(s.weighted + at) + sum_before * by);
-    const Vec<Acc> origin = best == broadcast(none) ? broadcast(Acc(0)) : best;
+  }
+};
+
+struct ScaleLogits {
+  template <int W, typename Acc>
+  static REASONREC_INLINE void run(Acc* logits, int64_t lanes, int64_t count, const Acc* bias, Acc scale) {
+    constexpr int L = W / sizeof(Acc);
     for (int64_t c = 0; c < count; ++c) {
-      const Vec<Acc> far = broadcast(Acc(-87)), raw = load(logits + c * lanes + at) - origin;
-      const Vec<Acc> distance = raw < far ? far : raw;
-      const Vec<Acc> weight = exp_of(distance);
-      sum += weight, weighted += weight * distance;
-    }
-    store(s.sum + at, sum), store(s.weighted + at, weighted), store(s.best + at, best), store(s.second + at, second);
-    std::memcpy(s.argmax + at, &argmax, sizeof argmax);
-  }
-}
-
-template <typename Acc>
-REASONREC_INLINE void scale_body(Acc* logits, int64_t lanes, int64_t count, const Acc* bias, Acc scale) {
-  for (int64_t c = 0; c < count; ++c) {
-    const Acc shift = bias == nullptr ? Acc(0) : bias[c];
-    for (int64_t at = 0; at < lanes; at += kLanes) {
-      Acc* place = logits + c * lanes + at;
-      store(place, (load(place) + shift) * scale);
+      const Acc shift = bias == nullptr ? Acc(0) : bias[c];
+      for (int64_t at = 0; at < lanes; at += L) {
+        Acc* place = logits + c * lanes + at;
+        store(place, (load<L>(place) + shift) * scale);
+      }
     }
   }
-}
-
-// Adds the logits of classes [first, first + count) of the stretch, which lie in logits[count][lanes].
-REASONREC_DISPATCH
-void add_logits(LaneStatistics<float>& s, const float* logits, int64_t lanes, int64_t first, int64_t count) {
-  add_body(s, logits, lanes, first, count);
-}
-
-REASONREC_DISPATCH
-void add_logits(LaneStatistics<double>& s, const double* logits, int64_t lanes, int64_t first, int64_t count) {
-  add_body(s, logits, lanes, first, count);
-}
+};
 
 }  // namespace
 
-REASONREC_DISPATCH
-void scale_logits(float* logits, int64_t lanes, int64_t count, const float* bias, float scale) {
-  scale_body(logits, lanes, count, bias, scale);
-}
-
-REASONREC_DISPATCH
-void scale_logits(double* logits, int64_t lanes, int64_t count, const double* bias, double scale) {
-  scale_body(logits, lanes, count, bias, scale);
+template <typename Acc>
+void scale_logits(Acc* logits, int64_t lanes, int64_t count, const Acc* bias, Acc scale) {
+  dispatch<ScaleLogits>(logits, lanes, count, bias, scale);
 }
 
 template <typename T>
@@ -89,7 +80,7 @@ std::vector<RowSum<Accumulator<T>>> Softmax<T>::statistics() const {
   std::vector<LaneStatistics<Acc>> parts((rows_ + kPanelRows - 1) / kPanelRows * stretches);
   for_each_tile(0, classes_, [&](int64_t panel, int64_t stretch, const Acc* logits, int64_t lanes, int64_t first,
                                  int64_t count) {
-    add_logits(parts[panel * stretches + stretch], logits, lanes, first - stretch * kStretch, count);
+    dispatch<AddLogits>(parts[panel * stretches + stretch], logits, lanes, first - stretch * kStretch, count);
   });
   std::vector<RowSum<Acc>> found(rows_);
   for (int64_t row = 0; row < rows_; ++row) {
@@ -116,6 +107,8 @@ void Softmax<T>::logits_of(const int64_t* wanted, int64_t count, Acc* out) const
   });
 }
 
+template void scale_logits(float*, int64_t, int64_t, const float*, float);
+template void scale_logits(double*, int64_t, int64_t, const double*, double);
 template class Softmax<float>;
 template class Softmax<double>;
 template class Softmax<BFloat16>;

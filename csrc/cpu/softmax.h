@@ -103,8 +103,8 @@ class Softmax {
 };
 
 // logits[count][lanes] = (logits + bias) * scale; bias [count] may be null.
-void scale_logits(float* logits, int64_t lanes, int64_t count, const float* bias, float scale);
-void scale_logits(double* logits, int64_t lanes, int64_t count, const double* bias, double scale);
+template <typename Acc>
+void scale_logits(Acc* logits, int64_t lanes, int64_t count, const Acc* bias, Acc scale);
 
 constexpr int64_t kStretch = 960;            // classes; whole tiles
 constexpr int64_t kGroupBytes = 384 * 1024;   // packed rows that stay in the cache while a stretch goes past

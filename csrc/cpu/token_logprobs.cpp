@@ -84,63 +84,48 @@ struct RowGradients {
       : logsumexp(rows), entropy(rows), through_all(rows), through_entropy(rows) {}
 };
 
-template <typename Acc>
-REASONREC_INLINE void gradient_body(const RowGradients<Acc>& rows, int64_t first_row, Acc* logits, int64_t lanes,
-                                    int64_t count, Acc scale) {
-  for (int64_t at = 0; at < lanes; at += kLanes) {
-    const Vec<Acc> lse = load(rows.logsumexp.data() + first_row + at), all = load(rows.through_all.data() + first_row + at);
-    const Vec<Acc> through = load(rows.through_entropy.data() + first_row + at);
-    const Vec<Acc> entropy = load(rows.entropy.data() + first_row + at);
-    for (int64_t c = 0; c < count; ++c) {
-      Acc* place = logits + c * lanes + at;
-      const Vec<Acc> far = broadcast(Acc(-87)), raw = load(place) - lse, logprob = raw < far ? far : raw;
-      store(place, exp_of(logprob) * (all - through * (logprob + entropy)) * scale);
+// In place of logits[count][lanes]: their gradients.
+struct GradientOfLogits {
+  template <int W, typename Acc>
+  static REASONREC_INLINE void run(const RowGradients<Acc>& rows, int64_t first_row, Acc* logits, int64_t lanes,
+                                   int64_t count, Acc scale) {
+    constexpr int L = W / sizeof(Acc);
+    using V = Vec<Acc, L>;
+    const V far = broadcast<V>(-87);
+    for (int64_t at = 0; at < lanes; at += L) {
+      const int64_t row = first_row + at;
+      const V lse = load<L>(rows.logsumexp.data() + row), all = load<L>(rows.through_all.data() + row);
+      const V through = load<L>(rows.through_entropy.data() + row), entropy = load<L>(rows.entropy.data() + row);
+      for (int64_t c = 0; c < count; ++c) {
+        Acc* place = logits + c * lanes + at;
+        const V raw = load<L>(place) - lse, logprob = raw < far ? far : raw;
+        store(place, exp_of(logprob) * (all - through * (logprob + entropy)) * scale);
+      }
     }
   }
-}
-
-REASONREC_DISPATCH
-void gradient_of_logits(const RowGradients<float>& rows, int64_t first_row, float* logits, int64_t lanes,
-                        int64_t count, float scale) {
-  gradient_body(rows, first_row, logits, lanes, count, scale);
-}
-
-REASONREC_DISPATCH
-void gradient_of_logits(const RowGradients<double>& rows, int64_t first_row, double* logits, int64_t lanes,
-                        int64_t count, double scale) {
-  gradient_body(rows, first_row, logits, lanes, count, scale);
-}
+};
 
 // to[count][stride] = from[count][lanes] in the type of to.
-template <typename T>
-REASONREC_INLINE void narrow_body(const Accumulator<T>* from, int64_t lanes, int64_t count, T* to, int64_t stride) {
-  for (int64_t c = 0; c < count; ++c) {
-    for (int64_t at = 0; at < lanes; at += kLanes) store_narrow(to + c * stride + at, load(from + c * lanes + at));
+struct Narrow {
+  template <int W, typename T>
+  static REASONREC_INLINE void run(const Accumulator<T>* from, int64_t lanes, int64_t count, T* to, int64_t stride) {
+    constexpr int L = W / sizeof(Accumulator<T>);
+    for (int64_t c = 0; c < count; ++c) {
+      for (int64_t at = 0; at < lanes; at += L) store_narrow(to + c * stride + at, load<L>(from + c * lanes + at));
+    }
   }
-}
-
-#define REASONREC_NARROW(T)                                                                                        \
-  REASONREC_DISPATCH void narrow(const Accumulator<T>* from, int64_t lanes, int64_t count, T* to, int64_t stride) { \
-    narrow_body(from, lanes, count, to, stride);                                                                   \
-  }
-REASONREC_NARROW(float)
-REASONREC_NARROW(double)
-REASONREC_NARROW(BFloat16)
-REASONREC_NARROW(Half)
-#undef REASONREC_NARROW
+};
 
 // sums += added
-#define REASONREC_ADD(T)                                                                             \
-  REASONREC_DISPATCH void add_values(const T* added, Accumulator<T>* sums, int64_t count) {          \
-    int64_t i = 0;                                                                                   \
-    for (; i + kLanes <= count; i += kLanes) store(sums + i, load(sums + i) + load_wide(added + i)); \
-    for (; i < count; ++i) sums[i] += static_cast<Accumulator<T>>(added[i]);                         \
+struct AddValues {
+  template <int W, typename T>
+  static REASONREC_INLINE void run(const T* added, Accumulator<T>* sums, int64_t count) {
+    constexpr int L = W / sizeof(Accumulator<T>);
+    int64_t i = 0;
+    for (; i + L <= count; i += L) store(sums + i, load<L>(sums + i) + load_wide<L>(added + i));
+    for (; i < count; ++i) sums[i] += static_cast<Accumulator<T>>(added[i]);
   }
-REASONREC_ADD(float)
-REASONREC_ADD(double)
-REASONREC_ADD(BFloat16)
-REASONREC_ADD(Half)
-#undef REASONREC_ADD
+};
 
 // A token that a row asked for, and the gradient of its log-probability.
 template <typename Acc>
@@ -190,13 +175,13 @@ Results backward(const Tensor& hidden, const Tensor& weight, const Tensor& bias,
     softmax.for_each_tile(begin, end, [&](int64_t panel, int64_t, Acc* logits, int64_t lanes, int64_t first,
                                           int64_t height) {
       const int64_t first_row = panel * kPanelRows;
-      gradient_of_logits(of_rows, first_row, logits, lanes, height, scale);
+      dispatch<GradientOfLogits>(of_rows, first_row, logits, lanes, height, scale);
       auto next = std::lower_bound(asked.begin(), asked.end(), Asked<Acc>{first, -1, 0});
       for (; next != asked.end() && next->token < first + height; ++next) {
         const int64_t lane = next->row - first_row;
         if (lane >= 0 && lane < kPanelRows) logits[(next->token - first) * lanes + lane] += next->gradient * scale;
       }
-      narrow(logits, lanes, height, out + (first - begin) * padded + first_row, padded);
+      dispatch<Narrow>(logits, lanes, height, out + (first - begin) * padded + first_row, padded);
     });
     if (bias.numel() > 0) {
       for (int64_t c = begin; c < end; ++c) {
@@ -217,7 +202,7 @@ Results backward(const Tensor& hidden, const Tensor& weight, const Tensor& bias,
     const T* added = to_hidden.const_data_ptr<T>();
     Acc* sums = grad_hidden.mutable_data_ptr<Acc>();
     torch::stable::parallel_for(0, rows * width, 1 << 15, [&](int64_t from, int64_t to) {
-      add_values(added + from, sums + from, to - from);
+      dispatch<AddValues>(added + from, sums + from, to - from);
     });
   }
   return {torch::stable::to(grad_hidden, hidden.scalar_type()), grad_weight, grad_bias};

@@ -12,8 +12,7 @@
 #include <cmath>
 #include <tuple>
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define REASONREC_X86 1
+#ifdef REASONREC_X86
 #include <immintrin.h>
 #endif
 
@@ -120,11 +119,21 @@ void above_generic(const Acc* scores, int64_t lanes, int64_t count, const Acc* b
 }
 
 #ifdef REASONREC_X86
-__attribute__((target("arch=x86-64-v4"))) void above_v4(const float* scores, int64_t lanes, int64_t count,
-                                                        const float* bars, uint16_t* bits) {
+REASONREC_V4 void above_v4(const float* scores, int64_t lanes, int64_t count, const float* bars, uint16_t* bits) {
   for (int64_t at = 0; at < count * lanes; at += kLanes) {
     bits[at / kLanes] =
         _mm512_cmp_ps_mask(_mm512_loadu_ps(scores + at), _mm512_loadu_ps(bars + at % lanes), _CMP_NLE_UQ);
+  }
+}
+
+REASONREC_V3 void above_v3(const float* scores, int64_t lanes, int64_t count, const float* bars, uint16_t* bits) {
+  for (int64_t at = 0; at < count * lanes; at += kLanes) {
+    uint32_t found = 0;
+    for (int64_t lane = 0; lane < kLanes; lane += 8) {
+      const __m256 score = _mm256_loadu_ps(scores + at + lane), bar = _mm256_loadu_ps(bars + at % lanes + lane);
+      found |= static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(score, bar, _CMP_NLE_UQ))) << lane;
+    }
+    bits[at / kLanes] = static_cast<uint16_t>(found);
   }
 }
 #endif
@@ -133,8 +142,8 @@ template <typename Acc>
 void above(const Acc* scores, int64_t lanes, int64_t count, const Acc* bars, uint16_t* bits) {
 #ifdef REASONREC_X86
   if constexpr (std::is_same_v<Acc, float>) {
-    static const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl");
-    if (wide) return above_v4(scores, lanes, count, bars, bits);
+    if (has_v4()) return above_v4(scores, lanes, count, bars, bits);
+    if (has_v3()) return above_v3(scores, lanes, count, bars, bits);
   }
 #endif
   above_generic(scores, lanes, count, bars, bits);

@@ -1,109 +1,141 @@
-// Sixteen numbers at a time, in the compiler's own vector types: one source for every instruction set.
-//
-// Everything here is inlined into functions that REASONREC_DISPATCH clones.
+// L numbers at a time, in the compiler's own vector types: one source for every instruction set (csrc/cpu/dispatch.h).
 #pragma once
 
 #include "common.h"
+#include "dispatch.h"
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 namespace reasonrec {
 
+// Rows or columns that lie side by side in packed memory: whole vectors of every instruction set.
 constexpr int64_t kLanes = 16;
 
-#define REASONREC_INLINE inline __attribute__((always_inline))
-
-template <typename T>
-struct LaneTypes;
-template <>
-struct LaneTypes<float> {
-  typedef float Vector __attribute__((vector_size(64)));
-  typedef int32_t Mask __attribute__((vector_size(64)));
+template <typename T, int L>
+struct VectorOf {
+  typedef T Type __attribute__((vector_size(L * sizeof(T))));
 };
-template <>
-struct LaneTypes<double> {
-  typedef double Vector __attribute__((vector_size(128)));
-  typedef int64_t Mask __attribute__((vector_size(128)));
-};
+template <typename T, int L>
+using Vec = typename VectorOf<T, L>::Type;
+template <typename V>
+using Element = std::decay_t<decltype(std::declval<V>()[0])>;
+// What a comparison of vectors gives: a signed number a lane, -1 where it holds.
+template <typename V>
+using Mask = decltype(std::declval<V>() < std::declval<V>());
+template <typename V>
+constexpr int kLanesOf = sizeof(V) / sizeof(Element<V>);
 
-template <typename T>
-using Vec = typename LaneTypes<T>::Vector;
-template <typename T>
-using Mask = typename LaneTypes<T>::Mask;
+template <typename To, typename From>
+REASONREC_INLINE To bits_as(const From& from) {
+  To to;
+  static_assert(sizeof to == sizeof from);
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
 
-template <typename T>
-REASONREC_INLINE Vec<T> load(const T* from) {
-  Vec<T> lanes;
+template <int L, typename T>
+REASONREC_INLINE Vec<T, L> load(const T* from) {
+  Vec<T, L> lanes;
   std::memcpy(&lanes, from, sizeof lanes);
   return lanes;
 }
 
-template <typename T>
-REASONREC_INLINE void store(T* to, const Vec<T>& lanes) {
+template <typename T, typename V>
+REASONREC_INLINE void store(T* to, const V& lanes) {
+  static_assert(std::is_same_v<T, Element<V>>);
   std::memcpy(to, &lanes, sizeof lanes);
 }
 
-template <typename T>
-REASONREC_INLINE Vec<T> broadcast(T value) {
-  return value - Vec<T>{};
+template <typename V>
+REASONREC_INLINE V broadcast(Element<V> value) {
+  return value - V{};
 }
 
-// Sixteen values of a 16-bit type in the type of their sums, and back (to nearest, ties to even).
-REASONREC_INLINE Vec<float> load_wide(const float* from) { return load(from); }
-REASONREC_INLINE Vec<double> load_wide(const double* from) { return load(from); }
-
-REASONREC_INLINE Vec<float> load_wide(const BFloat16* from) {
-  typedef uint16_t Narrow __attribute__((vector_size(32)));
-  typedef uint32_t Wide __attribute__((vector_size(64)));
-  Narrow bits;
-  std::memcpy(&bits, from, sizeof bits);
-  const Wide wide = __builtin_convertvector(bits, Wide) << 16;
-  Vec<float> lanes;
-  std::memcpy(&lanes, &wide, sizeof lanes);
-  return lanes;
+// L values of a 16-bit type in the type of their sums, and back (to nearest, ties to even).
+template <int L, typename T>
+REASONREC_INLINE Vec<Accumulator<T>, L> load_wide(const T* from) {
+  if constexpr (std::is_same_v<T, Accumulator<T>>) {
+    return load<L>(from);
+  } else if constexpr (std::is_same_v<T, BFloat16>) {
+    const auto narrow = load<L>(reinterpret_cast<const uint16_t*>(from));
+    return bits_as<Vec<float, L>>(__builtin_convertvector(narrow, Vec<uint32_t, L>) << 16);
+  } else {
+    Vec<float, L> lanes;
+    for (int lane = 0; lane < L; ++lane) lanes[lane] = static_cast<float>(from[lane]);
+    return lanes;
+  }
 }
 
-// Of 32 values those at even places and those at odd ones (cheaper than in order), and back in order.
-REASONREC_INLINE void load_even_odd(const BFloat16* from, Vec<float>& even, Vec<float>& odd) {
-  typedef uint32_t Pairs __attribute__((vector_size(64)));
-  Pairs pairs;
-  std::memcpy(&pairs, from, sizeof pairs);
-  const Pairs low = pairs << 16, high = pairs & 0xffff0000u;
-  std::memcpy(&even, &low, sizeof even);
-  std::memcpy(&odd, &high, sizeof odd);
+// The bits of a bfloat16 in each lane's upper half; what is below is to be cut off.
+template <typename V>
+REASONREC_INLINE Vec<uint32_t, kLanesOf<V>> rounded_bits(const V& lanes) {
+  const auto bits = bits_as<Vec<uint32_t, kLanesOf<V>>>(lanes);
+  return bits + 0x7fff + ((bits >> 16) & 1);
 }
 
-REASONREC_INLINE void in_order(Vec<float>& even, Vec<float>& odd) {
-  const Vec<float> first = __builtin_shufflevector(even, odd, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-  odd = __builtin_shufflevector(even, odd, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+template <typename T, typename V>
+REASONREC_INLINE void store_narrow(T* to, const V& lanes) {
+  constexpr int L = kLanesOf<V>;
+  if constexpr (std::is_same_v<T, Element<V>>) {
+    store(to, lanes);
+  } else if constexpr (std::is_same_v<T, BFloat16>) {
+    const auto quiet = bits_as<Vec<uint32_t, L>>(lanes) | 0x400000;  // NaN stays NaN
+    const auto kept = (lanes == lanes ? rounded_bits(lanes) : quiet) >> 16;
+    store(reinterpret_cast<uint16_t*>(to), __builtin_convertvector(kept, Vec<uint16_t, L>));
+  } else {
+    for (int lane = 0; lane < L; ++lane) to[lane] = static_cast<T>(lanes[lane]);
+  }
+}
+
+template <typename V, int... I>
+REASONREC_INLINE V shuffled(const V& a, const V& b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, I...);
+}
+
+// Of 2 L values those at even places and those at odd ones (cheaper than in order), and back in order.
+template <typename V>
+REASONREC_INLINE void load_even_odd(const BFloat16* from, V& even, V& odd) {
+  const auto pairs = bits_as<Vec<uint32_t, kLanesOf<V>>>(load<2 * kLanesOf<V>>(reinterpret_cast<const uint16_t*>(from)));
+  even = bits_as<V>(pairs << 16), odd = bits_as<V>(pairs & 0xffff0000u);
+}
+
+template <int First, int L, int... I>
+constexpr auto interleaved(std::integer_sequence<int, I...>) {
+  return std::integer_sequence<int, ((First + I) / 2 + (First + I) % 2 * L)...>{};
+}
+
+template <typename V>
+REASONREC_INLINE void in_order(V& even, V& odd) {
+  constexpr int L = kLanesOf<V>;
+  constexpr auto lanes = std::make_integer_sequence<int, L>{};
+  const V first = shuffled(even, odd, interleaved<0, L>(lanes));
+  odd = shuffled(even, odd, interleaved<L, L>(lanes));
   even = first;
 }
 
-REASONREC_INLINE Vec<float> load_wide(const Half* from) {
-  Vec<float> lanes;
-  for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] = static_cast<float>(from[lane]);
-  return lanes;
+// Where a lane's summand lies in the vectors a and b (lanes 0 to L - 1 and L to 2 L - 1): lanes in blocks of 2 * Step,
+// whose first half is a's and whose second is b's.
+template <int L, int Step, int Second, int... I>
+constexpr auto half_of_blocks(std::integer_sequence<int, I...>) {
+  return std::integer_sequence<int, (I % (2 * Step) < Step ? I + Second : L + I - Step + Second)...>{};
 }
 
-REASONREC_INLINE void store_narrow(float* to, const Vec<float>& lanes) { store(to, lanes); }
-REASONREC_INLINE void store_narrow(double* to, const Vec<double>& lanes) { store(to, lanes); }
-
-REASONREC_INLINE void store_narrow(BFloat16* to, const Vec<float>& lanes) {
-  typedef uint16_t Narrow __attribute__((vector_size(32)));
-  typedef uint32_t Wide __attribute__((vector_size(64)));
-  Wide bits;
-  std::memcpy(&bits, &lanes, sizeof bits);
-  const Wide rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const Wide quiet = (bits >> 16) | 0x40;  // NaN stays NaN
-  const Narrow narrow = __builtin_convertvector(lanes == lanes ? rounded : quiet, Narrow);
-  std::memcpy(to, &narrow, sizeof narrow);
-}
-
-REASONREC_INLINE void store_narrow(Half* to, const Vec<float>& lanes) {
-  for (int64_t lane = 0; lane < kLanes; ++lane) to[lane] = static_cast<Half>(lanes[lane]);
+// Sums of L vectors at once: lane i of the result is the sum of vector i.
+template <int Step, typename V>
+REASONREC_INLINE V sums_of(V* v) {
+  constexpr int L = kLanesOf<V>;
+  constexpr auto lanes = std::make_integer_sequence<int, L>{};
+#pragma GCC unroll 8
+  for (int i = 0; i < Step; ++i) {
+    v[i] = shuffled(v[i], v[i + Step], half_of_blocks<L, Step, 0>(lanes)) +
+           shuffled(v[i], v[i + Step], half_of_blocks<L, Step, Step>(lanes));
+  }
+  if constexpr (Step > 1) return sums_of<Step / 2>(v);
+  return v[0];
 }
 
 template <typename V>
@@ -111,67 +143,55 @@ REASONREC_INLINE V larger(const V& a, const V& b) {
   return a > b ? a : b;
 }
 
-template <typename M>
-REASONREC_INLINE bool any(const M& mask) {
-  int64_t words[sizeof(M) / 8], found = 0;
-  std::memcpy(words, &mask, sizeof mask);
-  for (int64_t word : words) found |= word;
-  return found != 0;
-}
-
 // e^x for x <= 0, flushed to about 1e-38 below -87; NaN stays. Error below 2 units in the last place.
-REASONREC_INLINE Vec<float> exp_of(Vec<float> x) {
-  const Vec<float> floor = broadcast(-87.3f);
-  x = x < floor ? floor : x;
-  const Vec<float> shift = broadcast(12582912.0f);  // adding it rounds to a whole number
-  const Vec<float> whole = (x * 1.44269504f + shift) - shift;
-  const Vec<float> rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
-  Vec<float> poly = rest * 1.9875691500e-4f + 1.3981999507e-3f;
-  poly = poly * rest + 8.3334519073e-3f;
-  poly = poly * rest + 4.1665795894e-2f;
-  poly = poly * rest + 1.6666665459e-1f;
-  poly = poly * rest + 5.0000001201e-1f;
-  poly = poly * (rest * rest) + rest + 1.0f;
-  const Mask<float> power = (__builtin_convertvector(whole, Mask<float>) + 127) << 23;
-  Vec<float> scale;
-  std::memcpy(&scale, &power, sizeof scale);
-  return poly * scale;
-}
-
-REASONREC_INLINE Vec<double> exp_of(Vec<double> x) {
-  for (int64_t lane = 0; lane < kLanes; ++lane) x[lane] = std::exp(x[lane]);
-  return x;
+template <typename V>
+REASONREC_INLINE V exp_of(V x) {
+  if constexpr (sizeof(Element<V>) == 8) {
+    for (int lane = 0; lane < kLanesOf<V>; ++lane) x[lane] = std::exp(x[lane]);
+    return x;
+  } else {
+    const V floor = broadcast<V>(-87.3f);
+    x = x < floor ? floor : x;
+    const V shift = broadcast<V>(12582912.0f);  // adding it rounds to a whole number
+    const V whole = (x * 1.44269504f + shift) - shift;
+    const V rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+    V poly = rest * 1.9875691500e-4f + 1.3981999507e-3f;
+    poly = poly * rest + 8.3334519073e-3f;
+    poly = poly * rest + 4.1665795894e-2f;
+    poly = poly * rest + 1.6666665459e-1f;
+    poly = poly * rest + 5.0000001201e-1f;
+    poly = poly * (rest * rest) + rest + 1.0f;
+    return poly * bits_as<V>((__builtin_convertvector(whole, Mask<V>) + 127) << 23);
+  }
 }
 
 // log x for normal x > 0.
-REASONREC_INLINE Vec<float> log_of(Vec<float> x) {
-  Mask<float> bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  Mask<float> exponent = (bits >> 23) - 127;
-  bits = (bits & 0x007fffff) | 0x3f800000;
-  Vec<float> mantissa;
-  std::memcpy(&mantissa, &bits, sizeof mantissa);
-  const Mask<float> high = mantissa > broadcast(1.41421356f);
-  mantissa = high ? mantissa * 0.5f : mantissa;
-  exponent -= high;  // a true lane is -1
-  const Vec<float> y = mantissa - 1.0f, power = __builtin_convertvector(exponent, Vec<float>);
-  Vec<float> poly = y * 7.0376836292e-2f - 1.1514610310e-1f;
-  poly = poly * y + 1.1676998740e-1f;
-  poly = poly * y - 1.2420140846e-1f;
-  poly = poly * y + 1.4249322787e-1f;
-  poly = poly * y - 1.6668057665e-1f;
-  poly = poly * y + 2.0000714765e-1f;
-  poly = poly * y - 2.4999993993e-1f;
-  poly = poly * y + 3.3333331174e-1f;
-  const Vec<float> square = y * y;
-  const Vec<float> fine = poly * y * square - power * 2.12194440e-4f - square * 0.5f;
-  const Vec<float> result = y + fine + power * 0.693359375f;
-  return x == x ? result : x;
-}
-
-REASONREC_INLINE Vec<double> log_of(Vec<double> x) {
-  for (int64_t lane = 0; lane < kLanes; ++lane) x[lane] = std::log(x[lane]);
-  return x;
+template <typename V>
+REASONREC_INLINE V log_of(V x) {
+  if constexpr (sizeof(Element<V>) == 8) {
+    for (int lane = 0; lane < kLanesOf<V>; ++lane) x[lane] = std::log(x[lane]);
+    return x;
+  } else {
+    auto bits = bits_as<Mask<V>>(x);
+    Mask<V> exponent = (bits >> 23) - 127;
+    V mantissa = bits_as<V>((bits & 0x007fffff) | 0x3f800000);
+    const Mask<V> high = mantissa > broadcast<V>(1.41421356f);
+    mantissa = high ? mantissa * 0.5f : mantissa;
+    exponent -= high;  // a true lane is -1
+    const V y = mantissa - 1.0f, power = __builtin_convertvector(exponent, V);
+    V poly = y * 7.0376836292e-2f - 1.1514610310e-1f;
+    poly = poly * y + 1.1676998740e-1f;
+    poly = poly * y - 1.2420140846e-1f;
+    poly = poly * y + 1.4249322787e-1f;
+    poly = poly * y - 1.6668057665e-1f;
+    poly = poly * y + 2.0000714765e-1f;
+    poly = poly * y - 2.4999993993e-1f;
+    poly = poly * y + 3.3333331174e-1f;
+    const V square = y * y;
+    const V fine = poly * y * square - power * 2.12194440e-4f - square * 0.5f;
+    const V result = y + fine + power * 0.693359375f;
+    return x == x ? result : x;
+  }
 }
 
 }  // namespace reasonrec

@@ -1,0 +1,51 @@
+// One binary, several instruction sets: a kernel is written once, over vectors of W bytes, and is compiled for each set
+// with the width of its registers. Wider vectors than those would be right as well, but compilers keep them in memory.
+#pragma once
+
+#include <utility>
+
+#define REASONREC_INLINE inline __attribute__((always_inline))
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define REASONREC_X86 1
+#define REASONREC_V3 __attribute__((target("arch=x86-64-v3")))
+#define REASONREC_V4 __attribute__((target("arch=x86-64-v4")))
+#endif
+
+namespace reasonrec {
+
+#ifdef REASONREC_X86
+inline bool has_v4() {
+  static const bool found = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  return found;
+}
+
+inline bool has_v3() {
+  static const bool found = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                            __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c");
+  return found;
+}
+
+template <typename Kernel, typename... Args>
+REASONREC_V4 void run_v4(Args&&... args) {
+  Kernel::template run<64>(std::forward<Args>(args)...);
+}
+
+template <typename Kernel, typename... Args>
+REASONREC_V3 void run_v3(Args&&... args) {
+  Kernel::template run<32>(std::forward<Args>(args)...);
+}
+#endif
+
+// Kernel::run<W>(args...), which must be REASONREC_INLINE as all that it calls, for this machine.
+template <typename Kernel, typename... Args>
+void dispatch(Args&&... args) {
+#ifdef REASONREC_X86
+  if (has_v4()) return run_v4<Kernel>(std::forward<Args>(args)...);
+  if (has_v3()) return run_v3<Kernel>(std::forward<Args>(args)...);
+#endif
+  Kernel::template run<16>(std::forward<Args>(args)...);
+}
+
+}  // namespace reasonrec
