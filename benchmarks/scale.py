@@ -1,0 +1,136 @@
+"""``python -m benchmarks.scale lightgcn sasrec``: time and memory of an epoch of LightGCN and SASRec as the data grow.
+
+The data are synthetic: ten events a user, 0.3 items a user; how active users and how popular items are follows power
+laws. What comes after what is random, so that there is nothing to learn but popularity. Each case runs in a process of
+its own.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from reasonrec_fast.data import Catalog, Interactions
+from reasonrec_fast.experiments.runner import machine, revision, versions
+from reasonrec_fast.files import write_json
+from reasonrec_fast.memory import forget_peak, peak_bytes, resident_bytes
+from reasonrec_fast.models.classical import LightGCN, LightGCNConfig, Recommender, SASRec, SASRecConfig
+
+STEPS = 40
+"""Of LightGCN in an epoch: each goes through the whole graph, so its batch grows with the data."""
+
+
+def power_law(events: int, seed: int = 0) -> Interactions:
+    """Distinct pairs of ``events / 10`` users and three tenths as many items, in random order.
+
+    Users have at least three events each, in a Pareto distribution of exponent 10 / 7 (whose mean is ten), cut at 500;
+    the item of rank ``r`` is drawn with a weight of ``1 / (r + 10)``.
+
+    >>> data = power_law(1000)
+    >>> len(data), data.num_users, data.num_items, bool(np.bincount(data.users).min() >= 3)
+    (1000, 100, 30, True)
+    """
+    generator = np.random.default_rng(seed)
+    num_users, num_items = events // 10, events * 3 // 100
+    most = min(500, num_items // 2)
+    activity = np.minimum(3 * generator.random(num_users) ** -0.7, most)
+    lengths = 3 + ((activity - 3) * (events - 3 * num_users) / (activity - 3).sum()).astype(np.int64)
+    lengths = np.minimum(lengths, most)
+    while missing := events - lengths.sum():
+        below = np.flatnonzero(lengths < most)
+        lengths[generator.choice(below, min(missing, len(below)), replace=False)] += 1
+    users = generator.permutation(np.repeat(np.arange(num_users), lengths))
+    popularity = np.cumsum(1 / (generator.permutation(num_items) + 10))
+    items = np.full(events, -1)
+    again = np.arange(events)
+    while len(again):
+        drawn = np.searchsorted(popularity, generator.random(len(again)) * popularity[-1])
+        items[again] = np.minimum(drawn, num_items - 1)
+        keys = users * num_items + items
+        again = np.setdiff1d(np.arange(events), np.unique(keys, return_index=True)[1], assume_unique=True)
+    names = [str(item) for item in range(num_items)]
+    return Interactions(
+        users, items, np.ones(events, dtype=np.int64), np.arange(events), [str(user) for user in range(num_users)],
+        Catalog(names, names),
+    )  # fmt: skip
+
+
+def lightgcn(events: int, epochs: int) -> Recommender:
+    return LightGCN(LightGCNConfig(batch=-(-events // STEPS), epochs=epochs))
+
+
+def sasrec(events: int, epochs: int) -> Recommender:
+    return SASRec(SASRecConfig(batch=512, negatives=2048, precision="float32", epochs=epochs))
+
+
+MODELS = {"lightgcn": lightgcn, "sasrec": sasrec}
+
+
+def measure(name: str, events: int, epochs: int) -> dict[str, Any]:
+    """Fit a model to synthetic data and recommend to some users."""
+    began = time.perf_counter()
+    data = power_law(events)
+    rows = np.arange(len(data))
+    generated = time.perf_counter() - began
+    model = MODELS[name](events, epochs)
+    whole = model.config
+    model.config = replace(whole, epochs=0)
+    model.fit(data, rows)  # compiles what numba compiles
+    forget_peak()
+    held = resident_bytes()
+    began = time.perf_counter()
+    model.fit(data, rows)
+    prepared = time.perf_counter() - began
+    model.config = whole
+    ends = [time.perf_counter() + prepared]
+    model.fit(data, rows, progress=lambda *said: ends.append(time.perf_counter()))
+    peak = peak_bytes()
+    users = np.random.default_rng(0).choice(data.num_users, min(10_000, data.num_users), replace=False)
+    began = time.perf_counter()
+    model.recommend(users, 20)
+    seconds = np.diff(ends).tolist()
+    return {
+        "model": name, "events": events, "users": data.num_users, "items": data.num_items, "batch": whole.batch,
+        "seconds_to_generate": generated, "seconds_to_prepare": prepared, "seconds_of_epochs": seconds,
+        "resident_bytes_before": held, "peak_bytes": peak, "recommended_users": len(users),
+        "seconds_to_recommend": time.perf_counter() - began,
+    }  # fmt: skip
+
+
+def main(
+    models: Annotated[list[str], typer.Argument(help="lightgcn, sasrec")],
+    events: Annotated[list[int], typer.Option(help="sizes")] = [10**5, 10**6, 10**7],  # noqa: B006
+    epochs: Annotated[int, typer.Option(help="the median is taken")] = 3,
+    output: Annotated[Path | None, typer.Option("--json", help="where to write the record")] = None,
+) -> None:
+    """Measure every model at every size."""
+    if unknown := set(models) - set(MODELS):
+        raise typer.BadParameter(f"models: expected {' or '.join(MODELS)}; got {', '.join(sorted(unknown))}")
+    cases: list[dict[str, Any]] = []
+    for name in models:
+        for size in events:
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
+                case = alone.submit(measure, name, size, epochs).result()
+            cases.append(case)
+            print(
+                f"{name}, {size:,} events: {case['seconds_to_prepare']:.1f} s to prepare, an epoch in "
+                f"{statistics.median(case['seconds_of_epochs']):.1f} s, at most {case['peak_bytes'] / 2**30:.2f} GiB, "
+                f"{case['recommended_users'] / case['seconds_to_recommend']:,.0f} users a second",
+                flush=True,
+            )
+            if output is not None:
+                write_json(
+                    output, {"cases": cases, "revision": revision(), "versions": versions(), "machine": machine()}
+                )
+
+
+if __name__ == "__main__":
+    typer.run(main)
