@@ -20,7 +20,7 @@ namespace {
 
 constexpr int64_t kShares = 64;                    // parts of the rows that are handed to threads
 constexpr int64_t kTableBytes = int64_t(4) << 20;  // of one side's layer, above which columns are taken in slabs
-constexpr int64_t kSlabBytes = 128;                // of a row in a slab: the two lines that caches like to fetch together
+constexpr int64_t kSlabRegisters = 4;              // that a row of a slab fills: fewer cost more than caches give back
 constexpr int64_t kAhead = 16;                     // edges from a row that is being fetched to the one that is being added
 
 // The hash of reasonrec_fast.ops.aggregate.edge_hash.
@@ -214,7 +214,7 @@ void run(const Graph<Index>& graph, const T* x, const Tensor& weights, double ra
   const bool apart = !std::is_same_v<T, Acc> && counted[0] > 1;  // whether the sum is held in another type than out's
   const Scratch<Acc> inverse_root = scratch<Acc>(graph.count[0] + graph.count[1]), wide = scratch<Acc>(apart ? size : 0);
   const bool fits = std::max(graph.count[0], graph.count[1]) * width * static_cast<int64_t>(sizeof(T)) <= kTableBytes;
-  const int64_t slab = fits ? width : std::min<int64_t>(width, kSlabBytes / sizeof(T));
+  const int64_t slab = fits ? width : std::min<int64_t>(width, kSlabRegisters * register_bytes() / sizeof(T));
   const Scratch<T> scaled = scratch<T>((graph.count[0] + graph.count[1]) * slab);
   Acc* total = wide.get();
   if constexpr (std::is_same_v<T, Acc>) total = out;

@@ -2,6 +2,7 @@
 // with the width of its registers. Wider vectors than those would be right as well, but compilers keep them in memory.
 #pragma once
 
+#include <cstdint>
 #include <utility>
 
 #define REASONREC_INLINE inline __attribute__((always_inline))
@@ -37,6 +38,15 @@ REASONREC_V3 void run_v3(Args&&... args) {
   Kernel::template run<32>(std::forward<Args>(args)...);
 }
 #endif
+
+// W on this machine.
+inline int64_t register_bytes() {
+#ifdef REASONREC_X86
+  if (has_v4()) return 64;
+  if (has_v3()) return 32;
+#endif
+  return 16;
+}
 
 // Kernel::run<W>(args...), which must be REASONREC_INLINE as all that it calls, for this machine.
 template <typename Kernel, typename... Args>
