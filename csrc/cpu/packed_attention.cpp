@@ -1,7 +1,7 @@
 // packed_attention: softmax(q kT) v over ranges of keys, without padding and without a copy of shared prefixes.
 //
 // A unit of work is a panel of up to 32 query rows (tokens of one segment times the query heads of one key head) against
-// all keys that it sees. Queries are packed so that a vector holds 16 rows (csrc/cpu/product.h); keys, and values
+// all keys that it sees. Queries are packed so that 16 rows lie side by side (csrc/cpu/product.h); keys, and values
 // transposed once, are the weight that lies still. Scores stay in the cache: [keys][lanes], float32.
 #include "product.h"
 

@@ -1,9 +1,9 @@
 // Blocks of rows · weightᵀ, accumulated in float32 (float64 for float64): what the fused operators put their epilogues
 // behind.
 //
-// Two shapes of block. A *panel* packs up to 32 rows so that a vector holds one column of 16 of them; the weight is read
-// as it lies, each value spread over the vector, and the epilogue finds 16 rows side by side. *Few* rows (at most 8)
-// stay as they lie and a long matrix streams past them once; a vector holds 16 columns.
+// Two shapes of block. A *panel* packs up to 32 rows so that one column of 16 of them lies side by side; the weight is
+// read as it lies, each value spread over a vector, and the epilogue finds 16 rows side by side. *Few* rows (at most 8)
+// stay as they lie and a long matrix streams past them once; vectors go along the rows.
 //
 // bfloat16 products run on AMX or AVX-512's bfloat16 instructions where the processor has them, else 16-bit values are
 // widened block by block.

@@ -49,6 +49,19 @@ def test_native_equals_reference(users, items, edges, width, layers, dtype, drop
     torch.testing.assert_close(found.double(), expected, atol=TOLERANCE[dtype] * 4, rtol=TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("weights", [[0.0, 0.0, 1.0], [0.5, 1.0, 0.0, 2.0]])
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_large_tables_go_in_slabs(dtype, weights, dropout):
+    width = 300 // dtype.itemsize  # whole slabs and a rest, for every instruction set
+    users = 6 * 2**20 // (width * dtype.itemsize)
+    graph, weights = random_graph(users, 500, 2 * users), torch.tensor(weights, dtype=torch.float64)
+    x = torch.randn(users + 500, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    found = ops.aggregate(graph, x, layers=len(weights) - 1, combine=weights, dropout=dropout, seed=11)
+    expected = in_float64(graph, x, weights, dropout, 11)
+    torch.testing.assert_close(found.double(), expected, atol=TOLERANCE[dtype] * 4, rtol=TOLERANCE[dtype])
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize(
     ("width", "split", "dtype"),
