@@ -20,7 +20,7 @@ import typer
 
 from reasonrec_fast.data import Catalog, Interactions
 from reasonrec_fast.experiments.runner import machine, revision, versions
-from reasonrec_fast.files import write_json
+from reasonrec_fast.files import read_json, write_json
 from reasonrec_fast.memory import forget_peak, peak_bytes, resident_bytes
 from reasonrec_fast.models.classical import LightGCN, LightGCNConfig, Recommender, SASRec, SASRecConfig
 
@@ -109,17 +109,19 @@ def main(
     models: Annotated[list[str], typer.Argument(help="lightgcn, sasrec")],
     events: Annotated[list[int], typer.Option(help="sizes")] = [10**5, 10**6, 10**7],  # noqa: B006
     epochs: Annotated[int, typer.Option(help="the median is taken")] = 3,
-    output: Annotated[Path | None, typer.Option("--json", help="where to write the record")] = None,
+    output: Annotated[Path | None, typer.Option("--json", help="record; cases of before are kept")] = None,
 ) -> None:
     """Measure every model at every size."""
     if unknown := set(models) - set(MODELS):
         raise typer.BadParameter(f"models: expected {' or '.join(MODELS)}; got {', '.join(sorted(unknown))}")
-    cases: list[dict[str, Any]] = []
+    cases: dict[tuple[str, int], dict[str, Any]] = {}
+    if output is not None and output.exists():
+        cases = {(case["model"], case["events"]): case for case in read_json(output)}
     for name in models:
         for size in events:
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
                 case = alone.submit(measure, name, size, epochs).result()
-            cases.append(case)
+            cases[name, size] = {**case, "revision": revision(), "versions": versions(), "machine": machine()}
             print(
                 f"{name}, {size:,} events: {case['seconds_to_prepare']:.1f} s to prepare, an epoch in "
                 f"{statistics.median(case['seconds_of_epochs']):.1f} s, at most {case['peak_bytes'] / 2**30:.2f} GiB, "
@@ -127,9 +129,7 @@ def main(
                 flush=True,
             )
             if output is not None:
-                write_json(
-                    output, {"cases": cases, "revision": revision(), "versions": versions(), "machine": machine()}
-                )
+                write_json(output, [cases[key] for key in sorted(cases)])
 
 
 if __name__ == "__main__":

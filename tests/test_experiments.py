@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -172,3 +173,17 @@ def test_the_page_of_results_is_made_of_the_runs():
     tables = pytest.importorskip("benchmarks.tables", reason="needs the checkout")
     page = Path(tables.PAGE)
     assert tables.filled(page.read_text(encoding="utf-8")) == page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("model", ["lightgcn", "sasrec"])
+def test_scale_is_measured_on_power_law_data(model):
+    scale = pytest.importorskip("benchmarks.scale", reason="needs the checkout")
+    data = scale.power_law(2000)
+    assert (len(data), data.num_users, data.num_items) == (2000, 200, 60)
+    assert len({*zip(data.users.tolist(), data.items.tolist(), strict=True)}) == 2000
+    lengths, popularity = np.bincount(data.users), np.sort(np.bincount(data.items, minlength=60))
+    assert 3 <= lengths.min() < np.median(lengths) < lengths.max() / 2
+    assert popularity[-6:].sum() > 3 * popularity[:6].sum()
+    case = scale.measure(model, 2000, 2)
+    assert len(case["seconds_of_epochs"]) == 2
+    assert case["resident_bytes_before"] < case["peak_bytes"]

@@ -25,9 +25,10 @@ class NegativeSampler:
         histories.checked(num_items)
         self.num_items = num_items
         keys = np.repeat(np.arange(histories.num_users), histories.lengths) * num_items + histories.items
-        keys = np.unique(keys)
+        keys.sort()
+        keys = keys[np.diff(keys, prepend=-1) != 0]
         self._items = keys % num_items
-        self._indptr = np.searchsorted(keys, np.arange(histories.num_users + 1) * num_items)
+        self._indptr = np.concatenate([[0], np.cumsum(np.bincount(keys // num_items, minlength=histories.num_users))])
 
     def draw(
         self, users: np.ndarray, count: int, generator: np.random.Generator, *, distinct: bool = False

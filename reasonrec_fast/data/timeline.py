@@ -25,13 +25,16 @@ class Timeline:
 
     def __init__(self, keys: np.ndarray, timestamps: np.ndarray, num_keys: int, rows: np.ndarray | None = None) -> None:
         rows = np.arange(len(keys)) if rows is None else rows
-        self.rows = rows[np.argsort(keys[rows], kind="stable")]
+        order = np.argsort(keys[rows], kind="stable")
+        self.rows = rows[order]
         counts = np.bincount(keys[rows], minlength=num_keys)
         self.indptr = np.concatenate([[0], np.cumsum(counts)])
         self.times = timestamps[self.rows]
         # One ascending number for key and time, so that many keys are looked up at once.
-        self._moments = np.unique(self.times)
-        self._order = keys[self.rows] * (len(self._moments) + 1) + np.searchsorted(self._moments, self.times)
+        ascending = timestamps[rows]
+        begins = np.diff(ascending, prepend=ascending[:1] - 1) != 0
+        self._moments = ascending[begins]
+        self._order = keys[self.rows] * (len(self._moments) + 1) + (np.cumsum(begins) - 1)[order]
 
     @classmethod
     def of_users(cls, interactions: Interactions, rows: np.ndarray | None = None) -> Timeline:

@@ -18,6 +18,8 @@ from reasonrec_fast.models.classical.sampled_softmax import cosine_cross_entropy
 from reasonrec_fast.models.classical.sequence_blocks import LiGRBlock, SASRecBlock
 from reasonrec_fast.models.classical.training import GradientConfig, train_by_gradient
 
+_USERS = 256  # whose histories are read at a time
+
 
 @dataclass(frozen=True)
 class SASRecConfig(GradientConfig):
@@ -128,14 +130,17 @@ class SASRec(VectorRecommender):
         return self._of_users, functional.normalize(self.items.weight, dim=-1)
 
     def _of_users(self, users: np.ndarray) -> torch.Tensor:
-        rows, sizes = self.histories.latest(users, self.config.max_length)
         found = self.items.weight.new_zeros(len(users), self.config.dim)
-        some = np.flatnonzero(sizes)  # who has had nothing is like nothing
-        if len(some):
-            states = self(torch.from_numpy(rows[some]).to(self.device))
-            last = torch.from_numpy(sizes[some] - 1).to(self.device)
-            places = torch.arange(len(some), device=self.device)
-            found[torch.from_numpy(some).to(self.device)] = functional.normalize(states[places, last], dim=-1)
+        lengths = self.histories.lengths[users]
+        order = np.argsort(lengths, kind="stable")  # alike in length, so that little is padded
+        order = order[lengths[order] > 0]  # who has had nothing is like nothing
+        for first in range(0, len(order), _USERS):
+            some = order[first : first + _USERS]
+            rows, sizes = self.histories.latest(users[some], self.config.max_length)
+            states = self(torch.from_numpy(rows).to(self.device))
+            last = torch.from_numpy(sizes - 1).to(self.device)
+            state = states[torch.arange(len(some), device=self.device), last]
+            found[torch.from_numpy(some).to(self.device)] = functional.normalize(state, dim=-1)
         return found
 
     def _batches(self, users: np.ndarray, generator: np.random.Generator) -> Iterator[np.ndarray]:
