@@ -21,7 +21,7 @@ namespace {
 constexpr int64_t kShares = 64;                    // parts of the rows that are handed to threads
 constexpr int64_t kTableBytes = int64_t(4) << 20;  // of one side's layer, above which columns are taken in slabs
 constexpr int64_t kSlabRegisters = 4;              // that a row of a slab fills: fewer cost more than caches give back
-constexpr int64_t kAhead = 16;                     // edges from a row that is being fetched to the one that is being added
+constexpr int64_t kAhead = 16;                     // edges from a row that is being fetched to the one being added
 
 // The hash of reasonrec_fast.ops.aggregate.edge_hash.
 inline uint32_t edge_hash(int64_t seed, int64_t user, int64_t item) {
@@ -74,7 +74,8 @@ REASONREC_INLINE void sum_columns(const Visit<T, Index>& visit, int64_t row, int
   const T* base = visit.neighbours + column;
   Vec<Acc, L> sums[NV] = {};
   for (int64_t edge = begin; edge < end; ++edge) {
-    const char* coming = reinterpret_cast<const char*>(base + visit.indices[std::min(edge + kAhead, last_edge)] * visit.slab);
+    const T* next = base + visit.indices[std::min(edge + kAhead, last_edge)] * visit.slab;
+    const char* coming = reinterpret_cast<const char*>(next);
 #pragma GCC unroll 4
     for (int64_t byte = 0; byte < static_cast<int64_t>(NV * L * sizeof(T)); byte += 64) {
       __builtin_prefetch(coming + byte);

@@ -1,7 +1,5 @@
-// What the CPU kernels share: checks, element types, vectorised loops over one row.
+// What the CPU kernels share: checks and element types.
 #pragma once
-
-#include "dispatch.h"
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -22,10 +20,6 @@ using torch::stable::Tensor;
 // The type in which sums over elements of T are held.
 template <typename T>
 using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-// sum of a[i] * b[i]
-template <typename T>
-T dot(const T* a, const T* b, int64_t size);
 
 // Copy of a row in the type of its sums.
 template <typename T, typename Acc>

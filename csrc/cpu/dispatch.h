@@ -29,13 +29,13 @@ inline bool has_v3() {
 }
 
 template <typename Kernel, typename... Args>
-REASONREC_V4 void run_v4(Args&&... args) {
-  Kernel::template run<64>(std::forward<Args>(args)...);
+REASONREC_V4 auto run_v4(Args&&... args) {
+  return Kernel::template run<64>(std::forward<Args>(args)...);
 }
 
 template <typename Kernel, typename... Args>
-REASONREC_V3 void run_v3(Args&&... args) {
-  Kernel::template run<32>(std::forward<Args>(args)...);
+REASONREC_V3 auto run_v3(Args&&... args) {
+  return Kernel::template run<32>(std::forward<Args>(args)...);
 }
 #endif
 
@@ -50,12 +50,12 @@ inline int64_t register_bytes() {
 
 // Kernel::run<W>(args...), which must be REASONREC_INLINE as all that it calls, for this machine.
 template <typename Kernel, typename... Args>
-void dispatch(Args&&... args) {
+auto dispatch(Args&&... args) {
 #ifdef REASONREC_X86
   if (has_v4()) return run_v4<Kernel>(std::forward<Args>(args)...);
   if (has_v3()) return run_v3<Kernel>(std::forward<Args>(args)...);
 #endif
-  Kernel::template run<16>(std::forward<Args>(args)...);
+  return Kernel::template run<16>(std::forward<Args>(args)...);
 }
 
 }  // namespace reasonrec

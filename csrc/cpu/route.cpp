@@ -3,6 +3,7 @@
 // The selection finds the value of the last row that is still taken, eleven bits at a time, and then passes over the
 // rows once: what is above goes, and of its equals the first ones. No comparison sort; linear in the rows.
 #include "common.h"
+#include "dispatch.h"
 
 #include <torch/csrc/stable/library.h>
 
@@ -13,8 +14,7 @@
 #include <tuple>
 #include <vector>
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#define REASONREC_X86 1
+#ifdef REASONREC_X86
 #include <immintrin.h>
 #endif
 
@@ -123,7 +123,7 @@ constexpr int64_t kRowsAhead = 4;
 #ifdef REASONREC_X86
 // A copy past the caches: what is not kept there need not be read first. Lines of 64 bytes, `to` on a line's bound;
 // `coming` is a row that will be copied soon.
-__attribute__((target("avx512f"))) void stream_row(char* to, const char* from, const char* coming, int64_t bytes) {
+REASONREC_V4 void stream_row(char* to, const char* from, const char* coming, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) {
     _mm_prefetch(coming + i, _MM_HINT_T0);
     _mm512_stream_si512(reinterpret_cast<__m512i*>(to + i), _mm512_loadu_si512(from + i));
@@ -133,8 +133,7 @@ __attribute__((target("avx512f"))) void stream_row(char* to, const char* from, c
 
 bool can_stream(const void* out, int64_t row_bytes, int64_t rows) {
 #ifdef REASONREC_X86
-  static const bool wide = __builtin_cpu_supports("avx512f");
-  return wide && row_bytes % 64 == 0 && reinterpret_cast<uintptr_t>(out) % 64 == 0 && row_bytes * rows >= kStreamBytes;
+  return has_v4() && row_bytes % 64 == 0 && reinterpret_cast<uintptr_t>(out) % 64 == 0 && row_bytes * rows >= kStreamBytes;
 #else
   return false;
 #endif

@@ -3,6 +3,28 @@
 namespace reasonrec {
 namespace {
 
+// Sum of a[i] * b[i], in sixteen partial sums whatever the registers hold: this fixed order is the same for every
+// instruction set, so that all machines without fused multiply-add contraction agree.
+struct Dot {
+  template <int W, typename T>
+  static REASONREC_INLINE T run(const T* a, const T* b, int64_t size) {
+    constexpr int L = W / sizeof(T), kVectors = kLanes / L;
+    Vec<T, L> sums[kVectors] = {};
+    int64_t i = 0;
+    for (; i + kLanes <= size; i += kLanes) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) sums[v] += load<L>(a + i + v * L) * load<L>(b + i + v * L);
+    }
+    T partial[kLanes];
+    for (int v = 0; v < kVectors; ++v) store(partial + v * L, sums[v]);
+    for (int64_t lane = 0; i < size; ++i, ++lane) partial[lane] += a[i] * b[i];
+    for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+      for (int64_t lane = 0; lane < half; ++lane) partial[lane] += partial[lane + half];
+    }
+    return partial[0];
+  }
+};
+
 // Adds the logits of classes [first, first + count) of a stretch, which lie in logits[count][lanes].
 //
 // Without a branch: in a stretch of the usual length most tiles hold a new largest logit of some row.
@@ -101,7 +123,8 @@ void Softmax<T>::logits_of(const int64_t* wanted, int64_t count, Acc* out) const
         const int64_t c = wanted[at];
         if (c < 0) continue;
         widen(other.data(), weight_ + c * width_, width_);
-        out[at] = (dot(row.data(), other.data(), width_) + (bias_ ? bias_[c] : Acc(0))) * inverse_temperature_;
+        const Acc product = dispatch<Dot>(static_cast<const Acc*>(row.data()), static_cast<const Acc*>(other.data()), width_);
+        out[at] = (product + (bias_ ? bias_[c] : Acc(0))) * inverse_temperature_;
       }
     }
   });
