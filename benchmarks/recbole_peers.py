@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,8 @@ import typer
 
 from reasonrec_fast.data import Interactions, Split, load_movielens_small, load_sequences, split_by_time
 from reasonrec_fast.experiments.config import EvaluationConfig
-from reasonrec_fast.experiments.runner import machine, metrics_on_test, revision, versions
+from reasonrec_fast.experiments.held_out import compared_on_test, metrics_on_test
+from reasonrec_fast.experiments.runner import machine, revision, versions
 from reasonrec_fast.files import write_json
 from reasonrec_fast.models.classical import DCNv2, DCNv2Config, LightGCN, LightGCNConfig, Recommender
 from reasonrec_fast.models.classical.recbole import RecBole, RecBoleConfig
@@ -96,6 +98,7 @@ def main(
         split = split_by_time(events)
     else:
         raise typer.BadParameter(f"case: expected lightgcn or dcnv2; got {case!r}")
+    settings = EvaluationConfig(task=task)
     runs: list[dict[str, Any]] = []
     for seed in range(seeds):
         np.random.seed(seed)  # RecBole draws its negatives from the global generator
@@ -103,8 +106,11 @@ def main(
         seconds = train(ours, theirs, events, split)
         run: dict[str, Any] = {"seed": seed, "seconds": seconds}
         for name, model in (("ours", ours), ("recbole", theirs)):
-            run[name] = metrics_on_test(model, events, split, EvaluationConfig(task=task))
+            run[name] = metrics_on_test(model, events, split, settings)
             print(seed, name, {k: round(v, 4) for k, v in run[name].items() if "/" not in k}, flush=True)
+        gaps = compared_on_test(ours, theirs, events, split, settings)
+        run["differences"] = {name: asdict(gap) for name, gap in gaps.items()}
+        print(seed, "ours - RecBole's", {name: str(gap) for name, gap in gaps.items()}, flush=True)
         medians = {name: statistics.median(some[1:] or some) for name, some in seconds.items()}
         run["ratio"] = medians["recbole"] / medians["ours"]
         print(f"{seed}: medians of an epoch {medians}, ratio {run['ratio']:.2f}", flush=True)

@@ -13,20 +13,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from reasonrec_fast import evaluation
-from reasonrec_fast.data import Histories, Interactions, Split, split_by_time
+from reasonrec_fast.data import Interactions, Split, split_by_time
 from reasonrec_fast.experiments.config import DatasetConfig, EvaluationConfig, Experiment, ModelConfig
+from reasonrec_fast.experiments.held_out import metrics_on_test
 from reasonrec_fast.files import replacing
 from reasonrec_fast.memory import forget_peak, peak_bytes
-from reasonrec_fast.models.classical import Recommender
 
 Progress = Callable[[str, int, int, str], None]
 """Called with the name of a run, the epoch, the number of epochs and how it went."""
-
-STRATA = ("popular", "middling", "rare"), ("short", "middling", "long")
 
 
 @dataclass(frozen=True)
@@ -122,62 +118,6 @@ def load_runs(path: Path) -> list[Run]:
         except (json.JSONDecodeError, TypeError) as error:
             raise ValueError(f"{path}, line {number}: expected a run; {error}") from error
     return runs
-
-
-def metrics_on_test(
-    model: Recommender, data: Interactions, split: Split, settings: EvaluationConfig
-) -> dict[str, float]:
-    """Metrics of a fitted model on the test part.
-
-    Ranking: means over users, and NDCG at the middle cutoff by how popular the target is and how long the history
-    (thirds of the training events, and of the users). CTR: of probabilities scaled on validation (Platt).
-    """
-    if settings.task == "ctr":
-        return _ctr_metrics(model, data, split)
-    train = Histories.of(data, split.train)
-    known = Histories.of(data, np.sort(np.concatenate([split.train, split.validation])))
-    if settings.validation_is_history:
-        model.observe(known)
-    rows = split.test[data.labels[split.test] == 1]
-    users, place = np.unique(data.users[rows], return_inverse=True)
-    relevant = Histories.from_pairs(len(users), place, data.items[rows])
-    counts = np.bincount(train.items, minlength=data.num_items)
-    if settings.negatives:
-        owned = Histories.of(data, np.arange(len(data)))
-        candidates = evaluation.sampled_candidates(
-            data.items[rows], data.users[rows], owned, data.num_items, negatives=settings.negatives
-        )
-        scores = model.score(np.repeat(data.users[rows], candidates.shape[1]), candidates.ravel())
-        ranked = evaluation.rank_candidates(candidates, scores.reshape(candidates.shape))
-        relevant, users = Histories.from_lists(data.items[rows][:, None].tolist()), data.users[rows]
-    else:
-        ranked = model.recommend(users, max(settings.ks), exclude=known).items
-    values = evaluation.ranking_metrics(ranked, relevant, settings.ks)
-    metrics = {name: float(np.nanmean(value)) for name, value in values.items()}
-    top = ranked[:, : max(settings.ks)]
-    metrics["coverage"], metrics["novelty"] = (
-        evaluation.coverage(top, data.num_items), evaluation.novelty(top, counts)
-    )  # fmt: skip
-    name = f"ndcg@{sorted(settings.ks)[len(settings.ks) // 2]}"
-    lengths = known.lengths[users]
-    strata = (
-        evaluation.popularity_strata(relevant.items[relevant.indptr[:-1]], counts),
-        np.searchsorted(np.quantile(lengths, (1 / 3, 2 / 3)), lengths, side="left"),
-    )
-    for words, stratum, of in zip(STRATA, strata, ("target", "history"), strict=True):
-        for part, value in evaluation.by_stratum(values[name], stratum).items():
-            metrics[f"{name}/{words[part]}-{of}"] = value
-    return metrics
-
-
-def _ctr_metrics(model: Recommender, data: Interactions, split: Split) -> dict[str, float]:
-    scores = {
-        part: model.score(data.users[rows], data.items[rows]).astype(np.float64)
-        for part, rows in (("validation", split.validation), ("test", split.test))
-    }
-    slope, intercept = evaluation.fit_platt(data.labels[split.validation], scores["validation"])
-    probabilities = 1 / (1 + np.exp(-(slope * scores["test"] + intercept)))
-    return evaluation.ctr_metrics(data.labels[split.test], probabilities, data.users[split.test])
 
 
 def _prepared(experiment: Experiment, model: ModelConfig, dataset: DatasetConfig, seed: int) -> Run:

@@ -1,0 +1,109 @@
+"""What a fitted model is worth on the test part."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from reasonrec_fast import evaluation
+from reasonrec_fast.data import Histories, Interactions, Split
+from reasonrec_fast.evaluation import Interval
+from reasonrec_fast.experiments.config import EvaluationConfig
+from reasonrec_fast.models.classical import Recommender
+
+STRATA = ("popular", "middling", "rare"), ("short", "middling", "long")
+
+
+class Ranked(NamedTuple):
+    """What a model ranked for the test part.
+
+    Attributes:
+        users: of the rows, int64 ``[B]``: all who have something to be found, or whoever each target is of where
+            candidates were drawn.
+        relevant: what each row should find.
+        items: best first, int64 ``[B, K]``; -1 for none.
+        known: what every user had had before.
+        values: metrics of each row, ``[B]`` each.
+    """
+
+    users: np.ndarray
+    relevant: Histories
+    items: np.ndarray
+    known: Histories
+    values: dict[str, np.ndarray]
+
+
+def metrics_on_test(
+    model: Recommender, data: Interactions, split: Split, settings: EvaluationConfig
+) -> dict[str, float]:
+    """Metrics of a fitted model on the test part.
+
+    Ranking: means over users, and NDCG at the middle cutoff by how popular the target is and how long the history
+    (thirds of the training events, and of the users). CTR: of probabilities scaled on validation (Platt).
+    """
+    if settings.task == "ctr":
+        users = data.users[split.test]
+        return evaluation.ctr_metrics(data.labels[split.test], _probabilities(model, data, split), users)
+    return _means(_ranked(model, data, split, settings), Histories.of(data, split.train), data, settings)
+
+
+def compared_on_test(
+    ours: Recommender, theirs: Recommender, data: Interactions, split: Split, settings: EvaluationConfig
+) -> dict[str, Interval]:
+    """Differences between two fitted models on the test part, ours minus theirs, with 95 % intervals over resampled
+    users: of every ranking metric, with a sign-flip test
+    (:func:`~reasonrec_fast.evaluation.paired_means`), or of AUC and GAUC
+    (:func:`~reasonrec_fast.evaluation.paired_differences`).
+    """
+    if settings.task == "ctr":
+        of_both = [model.score(data.users[split.test], data.items[split.test]) for model in (ours, theirs)]
+        return evaluation.paired_differences(data.labels[split.test], data.users[split.test], *of_both)
+    values = [_ranked(model, data, split, settings).values for model in (ours, theirs)]
+    return {name: evaluation.paired_means(values[0][name], values[1][name]) for name in values[0]}
+
+
+def _ranked(model: Recommender, data: Interactions, split: Split, settings: EvaluationConfig) -> Ranked:
+    known = Histories.of(data, np.sort(np.concatenate([split.train, split.validation])))
+    if settings.validation_is_history:
+        model.observe(known)
+    rows = split.test[data.labels[split.test] == 1]
+    if settings.negatives:
+        users, relevant = data.users[rows], Histories.from_lists(data.items[rows][:, None].tolist())
+        owned = Histories.of(data, np.arange(len(data)))
+        candidates = evaluation.sampled_candidates(
+            data.items[rows], users, owned, data.num_items, negatives=settings.negatives
+        )
+        scores = model.score(np.repeat(users, candidates.shape[1]), candidates.ravel())
+        items = evaluation.rank_candidates(candidates, scores.reshape(candidates.shape))
+    else:
+        users, place = np.unique(data.users[rows], return_inverse=True)
+        relevant = Histories.from_pairs(len(users), place, data.items[rows])
+        items = model.recommend(users, max(settings.ks), exclude=known).items
+    return Ranked(users, relevant, items, known, evaluation.ranking_metrics(items, relevant, settings.ks))
+
+
+def _means(found: Ranked, train: Histories, data: Interactions, settings: EvaluationConfig) -> dict[str, float]:
+    metrics = {name: float(np.nanmean(value)) for name, value in found.values.items()}
+    counts = np.bincount(train.items, minlength=data.num_items)
+    top = found.items[:, : max(settings.ks)]
+    metrics["coverage"] = evaluation.coverage(top, data.num_items)
+    metrics["novelty"] = evaluation.novelty(top, counts)
+    name = f"ndcg@{sorted(settings.ks)[len(settings.ks) // 2]}"
+    lengths = found.known.lengths[found.users]
+    strata = (
+        evaluation.popularity_strata(found.relevant.items[found.relevant.indptr[:-1]], counts),
+        np.searchsorted(np.quantile(lengths, (1 / 3, 2 / 3)), lengths, side="left"),
+    )
+    for words, stratum, of in zip(STRATA, strata, ("target", "history"), strict=True):
+        for part, value in evaluation.by_stratum(found.values[name], stratum).items():
+            metrics[f"{name}/{words[part]}-{of}"] = value
+    return metrics
+
+
+def _probabilities(model: Recommender, data: Interactions, split: Split) -> np.ndarray:
+    validation, test = (
+        model.score(data.users[rows], data.items[rows]).astype(np.float64) for rows in (split.validation, split.test)
+    )
+    slope, intercept = evaluation.fit_platt(data.labels[split.validation], validation)
+    return 1 / (1 + np.exp(-(slope * test + intercept)))
