@@ -37,13 +37,21 @@ def groups():
     return Interactions.from_columns([str(u) for u in users], [str(i) for i in items], [1] * 900, range(900))
 
 
-@pytest.mark.parametrize("changes", [{}, {"block": "ligr"}, {"negatives": 8}, {"precision": "float32", "average": 0.9}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"block": "ligr", "precision": "float32"}, {"negatives": 8}, {"precision": "bfloat16", "average": 0.9}],
+)
 def test_sasrec_learns_what_comes_next(cycles, changes):
     parts = split_by_time(cycles, "leave_one_out")
     model = SASRec(replace(SASREC, **changes)).fit(cycles, parts.train, parts.validation)
     model.observe(Histories.of(cycles, np.sort(np.concatenate([parts.train, parts.validation]))))
     found = model.recommend(cycles.users[parts.test], 1).items[:, 0]
     assert (found == cycles.items[parts.test]).mean() > 0.9
+
+
+def test_an_unknown_precision_is_named(cycles):
+    with pytest.raises(ValueError, match="precision: expected 'auto', 'float32' or 'bfloat16'; got 'half'"):
+        SASRec(replace(SASREC, precision="half")).fit(cycles, np.arange(len(cycles)))
 
 
 def test_a_state_depends_on_what_came_before_alone(cycles):

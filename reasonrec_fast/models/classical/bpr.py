@@ -16,7 +16,7 @@ from reasonrec_fast.data import DataError, Histories, Interactions
 from reasonrec_fast.data.negatives import NegativeSampler
 from reasonrec_fast.models.classical.base import Progress, VectorRecommender
 from reasonrec_fast.models.classical.sampled_softmax import cosine_cross_entropy
-from reasonrec_fast.models.classical.training import GradientConfig, train_by_gradient
+from reasonrec_fast.models.classical.training import GradientConfig, product_dtype, train_by_gradient
 
 Kind = TypeVar("Kind", bound="BPR")
 Triples = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -128,10 +128,9 @@ class BPR(VectorRecommender):
         user, positive, negative = (torch.from_numpy(part).to(self.device) for part in triples)
         vectors = self.vectors()
         if config.loss == "softmax":
-            dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
             loss = cosine_cross_entropy(
                 vectors[user], vectors[first:], positive, temperature=config.temperature, negatives=config.negatives,
-                shares=shares, dtype=dtype,
+                shares=shares, dtype=product_dtype(self),
             )  # fmt: skip
             touched = torch.cat([user, positive + first])
         else:

@@ -16,7 +16,7 @@ from reasonrec_fast.data import Histories, Interactions
 from reasonrec_fast.models.classical.base import Progress, VectorRecommender
 from reasonrec_fast.models.classical.sampled_softmax import cosine_cross_entropy
 from reasonrec_fast.models.classical.sequence_blocks import LiGRBlock, SASRecBlock
-from reasonrec_fast.models.classical.training import GradientConfig, train_by_gradient
+from reasonrec_fast.models.classical.training import GradientConfig, product_dtype, train_by_gradient
 
 _USERS = 256  # whose histories are read at a time
 
@@ -45,7 +45,7 @@ class SASRecConfig(GradientConfig):
     negatives: int = 0
     batch: int = 256
     warmup: int = 100
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
 class SASRec(VectorRecommender):
@@ -115,7 +115,7 @@ class SASRec(VectorRecommender):
             temperature=config.temperature,
             negatives=config.negatives,
             shares=self._shares,
-            dtype=torch.bfloat16 if config.precision == "bfloat16" else torch.float32,
+            dtype=product_dtype(self),
         )
 
     def forward(self, items: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from reasonrec_fast.models.classical.base import Progress, Recommender
+from reasonrec_fast.precision import fast_dtype
 from reasonrec_fast.training.epochs import EpochTraining, train_epochs
 
 
@@ -23,7 +24,8 @@ class GradientConfig:
         epochs, patience: at most, and without a better validation value.
         learning_rate, weight_decay, warmup: of AdamW; warm-up in steps.
         average: decay of the moving average of the weights, which is what is validated and kept; 0 for none.
-        precision: of products while training, ``"float32"`` or ``"bfloat16"``.
+        precision: of products while training, ``"float32"``, ``"bfloat16"`` or ``"auto"``: what the device is faster
+            in.
         seed: of initial weights, order and negatives.
     """
 
@@ -34,8 +36,20 @@ class GradientConfig:
     weight_decay: float = 0.0
     warmup: int = 0
     average: float = 0.0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
     seed: int = 0
+
+
+def product_dtype(model: Recommender) -> torch.dtype:
+    """What ``precision`` of a model's configuration means on its device.
+
+    Raises:
+        ValueError: no such precision.
+    """
+    precision = model.config.precision
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise ValueError(f"precision: expected 'auto', 'float32' or 'bfloat16'; got {precision!r}")
+    return fast_dtype(model.device) if precision == "auto" else getattr(torch, precision)
 
 
 def train_by_gradient(
@@ -58,9 +72,10 @@ def train_by_gradient(
         validate, checkpoint, progress: as in :func:`train_epochs`.
     """
     config: GradientConfig = model.config
+    dtype = product_dtype(model)
 
     def autocast_loss(batch: Any) -> torch.Tensor:
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        with torch.autocast(model.device.type, dtype, enabled=dtype == torch.bfloat16):
             return loss(batch)
 
     train_epochs(

