@@ -19,8 +19,8 @@ class Ranked(NamedTuple):
     """What a model ranked for the test part.
 
     Attributes:
-        users: of the rows, int64 ``[B]``: all who have something to be found, or whoever each target is of where
-            candidates were drawn.
+        users: of each row, int64 ``[B]``: everybody who has something to find; where candidates are sampled, one row
+            a target.
         relevant: what each row should find.
         items: best first, int64 ``[B, K]``; -1 for none.
         known: what every user had had before.
