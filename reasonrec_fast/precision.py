@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 
+@functools.cache
 def fast_dtype(device: torch.device | str | None = None) -> torch.dtype:
     """bfloat16 where a device multiplies matrices faster in it, else float32.
 
