@@ -1,4 +1,4 @@
-"""The native libraries, and how an operator finds its implementation on a GPU."""
+"""What operators share: arrays as tensors, and how an operator finds its implementation on a GPU."""
 
 from __future__ import annotations
 
@@ -7,30 +7,13 @@ import importlib.util
 import logging
 from collections.abc import Callable
 from functools import cache, wraps
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-_FOLDER = Path(__file__).resolve().parent.parent
+from reasonrec_fast.ops import native  # noqa: F401  loads the native libraries
+
 _logger = logging.getLogger("reasonrec_fast")
-
-
-def _load() -> None:
-    library = _FOLDER / "_C.so"
-    if not library.is_file():
-        raise ImportError(
-            f"reasonrec_fast: the native library {library} is not there; build it with "
-            "pip install --no-build-isolation . (see README.md)"
-        )
-    torch.ops.load_library(str(library))
-    cuda_library = _FOLDER / "_C_cuda.so"
-    if cuda_library.is_file() and torch.version.cuda is not None and torch.cuda.is_available():
-        torch.ops.load_library(str(cuda_library))
-
-
-_load()
-
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

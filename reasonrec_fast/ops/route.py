@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from reasonrec_fast.ops import library
+from reasonrec_fast.ops import library, native
 
 
 class Route(NamedTuple):
@@ -216,6 +216,4 @@ torch.library.impl("reasonrec_fast::route_to", "CompositeExplicitAutograd", _rou
 torch.library.register_fake("reasonrec_fast::route_to", _fake)
 torch.library.register_fake("reasonrec_fast::gather_rows", lambda x, index, out: None)
 torch.library.register_fake("reasonrec_fast::route_budget", _fake_budget)
-for _name, _plain in (("route_budget", _route_budget), ("partition", _partition)):
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"reasonrec_fast::{_name}", "CUDA"):
-        torch.library.impl(f"reasonrec_fast::{_name}", "CUDA", _plain)  # the CUDA library is not there
+native.implement_on_gpu({"route_budget": _route_budget, "partition": _partition})

@@ -1,0 +1,127 @@
+"""The native libraries: ``_C`` when the package is imported, ``_C_cuda`` when torch starts CUDA.
+
+Importing the package does not start CUDA, so that a process may fork afterwards.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FOLDER = Path(__file__).resolve().parent.parent
+OLDEST_CAPABILITY = (8, 0)  # of the architectures that CMakeLists.txt names
+_BUILD = "build it again with pip install --no-build-isolation . (see README.md)"
+_logger = logging.getLogger("reasonrec_fast")
+
+
+def load(folder: Path = FOLDER) -> None:
+    """Load ``_C``: every schema, and the CPU operators.
+
+    Raises:
+        ImportError: the library is not there, or does not load (with the reason).
+    """
+    library = folder / "_C.so"
+    if not library.is_file():
+        raise ImportError(f"reasonrec_fast: the native library {library} is not there; {_BUILD}")
+    try:
+        torch.ops.load_library(str(library))
+    except OSError as problem:
+        raise ImportError(
+            f"reasonrec_fast: the native library {library} does not load beside torch {torch.__version__} "
+            f"(2.11 is the oldest it serves): {problem}; {_BUILD}"
+        ) from problem
+
+
+def implement_on_gpu(plain: Mapping[str, Callable[..., Any]]) -> None:
+    """Give operators their CUDA implementation when torch starts CUDA: ``_C_cuda``'s, or the plain torch of ``plain``.
+
+    Args:
+        plain: operators that ``_C_cuda`` has, by name, with what runs where that library cannot be used.
+    """
+
+    def decide() -> None:
+        if load_cuda():
+            return
+        for name, function in plain.items():
+            torch.library.impl(f"reasonrec_fast::{name}", "CUDA", function)
+
+    torch.cuda._lazy_call(decide)  # at once where CUDA runs already
+
+
+def load_cuda(folder: Path = FOLDER) -> bool:
+    """Load ``_C_cuda``; torch's CUDA runs already. Where it cannot be used, one warning says why.
+
+    Returns:
+        Whether the library's operators are there.
+    """
+    library = folder / "_C_cuda.so"
+    problem = _why_not(library)
+    if problem is None:
+        try:
+            torch.ops.load_library(str(library))
+            return True
+        except OSError as error:
+            problem = (
+                f"{library} does not load beside torch {torch.__version__} for CUDA {torch.version.cuda}: {error}; "
+                f"{_BUILD}"
+            )
+    _logger.warning("route: plain torch runs on the GPU (slower): %s", problem)
+    return False
+
+
+def _why_not(library: Path) -> str | None:
+    if torch.version.cuda is None:
+        return f"the CUDA library needs a torch for CUDA; torch {torch.__version__} is for another GPU"
+    for index in range(torch.cuda.device_count()):
+        capability = torch.cuda.get_device_capability(index)
+        if capability < OLDEST_CAPABILITY:
+            return (
+                f"the CUDA library expects GPUs of compute capability {_dotted(OLDEST_CAPABILITY)} or newer; "
+                f"cuda:{index} ({torch.cuda.get_device_name(index)}) has {_dotted(capability)}"
+            )
+    if not library.is_file():
+        return f"the CUDA library {library} is not there; put nvcc on PATH and {_BUILD}"
+    return None
+
+
+def driver_problem() -> str | None:
+    """One line where the NVIDIA driver is too old for torch; CUDA is not started for it.
+
+    A driver serves every build for its major version of CUDA and for older ones.
+    """
+    if torch.version.cuda is None:
+        return None
+    driver = _driver_version()
+    if driver is None or driver[0] >= int(torch.version.cuda.split(".")[0]):
+        return None
+    return (
+        f"the NVIDIA driver serves CUDA {_dotted(driver)}, and torch {torch.__version__} is for CUDA "
+        f"{torch.version.cuda}: the GPU cannot be used and the CPU goes on; update the driver, or install a torch for "
+        f"CUDA {driver[0]}"
+    )
+
+
+def _driver_version() -> tuple[int, int] | None:
+    """The newest CUDA that the installed driver serves; None without a driver."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    version = ctypes.c_int(0)
+    if driver.cuDriverGetVersion(ctypes.byref(version)) != 0:
+        return None
+    return version.value // 1000, version.value % 1000 // 10
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
+
+
+load()
+if (_problem := driver_problem()) is not None:
+    _logger.warning(_problem)
