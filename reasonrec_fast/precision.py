@@ -6,22 +6,30 @@ import functools
 
 import torch
 
+from reasonrec_fast.devices import resolve_device
 
-@functools.cache
+
 def fast_dtype(device: torch.device | str | None = None) -> torch.dtype:
     """bfloat16 where a device multiplies matrices faster in it, else float32.
 
-    A CPU without bfloat16 instructions emulates them, several times slower than float32.
+    A CPU without bfloat16 instructions emulates them, several times slower than float32; so does a GPU before sm_80.
 
     Args:
-        device: by default a GPU where there is one.
+        device: where the weights will be; by default as in :func:`~reasonrec_fast.devices.resolve_device`.
+
+    Raises:
+        ValueError: a device that is not there.
 
     >>> fast_dtype("cpu") in (torch.bfloat16, torch.float32)
     True
     """
-    kind = torch.device(device).type if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
-    if kind == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return _fast_dtype(resolve_device(device))
+
+
+@functools.cache
+def _fast_dtype(device: torch.device) -> torch.dtype:
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float32
     capability = torch.cpu.get_capabilities()
     fast = any(capability.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
     return torch.bfloat16 if fast else torch.float32
