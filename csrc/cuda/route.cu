@@ -27,7 +27,7 @@ class CudaDevice {
  public:
   explicit CudaDevice(const Tensor& like) : like_(like) {
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.get_device(), &stream));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.get_device(), &stream));
     stream_ = static_cast<cudaStream_t>(stream);
   }
 

@@ -1,0 +1,199 @@
+"""Native libraries for a machine that is there for minutes: made before, carried and installed, or built there.
+
+``make gpu-bundle`` makes the folder; ``python -m benchmarks.gpu`` installs it, and builds what does not load. Nothing
+here imports ``reasonrec_fast``, which needs the libraries.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.machinery
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / ".gpu-bundle"
+LARGEST = 30 * 2**20  # bytes that may travel
+# Peers that the GPU machine lacks and that need nothing but what it has (trl needs datasets, which it lacks too).
+PEERS = ("liger-kernel>=0.6,<1",)
+_LOAD = """
+import importlib.util, sys, torch
+path, name, first = sys.argv[1:]
+if first and name == "_C_cuda":
+    torch.ops.load_library(first)
+if name == "_host":
+    spec = importlib.util.spec_from_file_location("reasonrec_fast._host", path)
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+else:
+    torch.ops.load_library(path)
+"""
+
+
+def make(folder: Path = FOLDER, root: Path = ROOT) -> list[str]:
+    """Build the libraries for this Python and this torch, and fetch the peers, into a folder that was not there.
+
+    Returns:
+        Lines that say what is in it.
+
+    Raises:
+        RuntimeError: nothing was built, a library does not load here, or the folder is larger than may travel.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    libraries = folder / "libraries"
+    libraries.mkdir(parents=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        done = _shell(
+            [sys.executable, "setup.py", "build_ext", "--build-lib", temporary, "--build-temp", f"{temporary}/build"],
+            cwd=root,
+        )
+        if done.returncode:
+            raise RuntimeError(f"bundle: the build failed: {_last_line(done)}")
+        for library in sorted(Path(temporary, "reasonrec_fast").glob("_*.so")):
+            shutil.copy2(library, libraries / library.name)
+    problems = _problems(list(libraries.glob("_*.so")))
+    for path, problem in problems.items():
+        if problem:
+            raise RuntimeError(f"bundle: {path.name} does not load: {problem}")
+    done = _shell(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-compile", "--target", folder / "site", *PEERS]
+    )
+    peers = f"site: {', '.join(PEERS)}" if done.returncode == 0 else f"site: left out: {_last_line(done)}"
+    (folder / "made.json").write_text(json.dumps({**_machine(), "sources": _digest(root)}, indent=1) + "\n")
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    if size > LARGEST:
+        raise RuntimeError(f"bundle: expected at most {LARGEST / 2**20:.0f} MiB; got {size / 2**20:.1f} MiB")
+    made = ", ".join(sorted(path.name for path in problems))
+    return [f"bundle: {made} for {_named(_machine())}", peers, f"{folder.name}: {size / 2**20:.1f} MiB"]
+
+
+def install(folder: Path = FOLDER, root: Path = ROOT) -> list[str]:
+    """Copy the bundle's libraries into the package at ``root``, those that load here.
+
+    A library that does not load is not copied; the one that was there stays.
+
+    Returns:
+        Lines that say what was done.
+    """
+    if not (folder / "made.json").is_file():
+        return [f"bundle: none in {folder.name} (make gpu-bundle makes it)"]
+    made = json.loads((folder / "made.json").read_text())
+    if made["sources"] != _digest(root):
+        return ["bundle: left out: it was made of other sources than these (make gpu-bundle makes it again)"]
+    lines = []
+    for path, problem in _problems(sorted((folder / "libraries").glob("_*.so"))).items():
+        if problem:
+            lines.append(f"bundle: {path.name} left out, it does not load here: {problem}")
+        else:
+            # A new file under the old name: whoever has the old one mapped keeps it.
+            shutil.copy2(path, root / "reasonrec_fast" / f"{path.name}.new")
+            (root / "reasonrec_fast" / f"{path.name}.new").replace(root / "reasonrec_fast" / path.name)
+            lines.append(f"bundle: {path.name} installed")
+    if (folder / "site").is_dir():
+        names = sorted(path.name for path in (folder / "site").iterdir() if path.suffix == ".dist-info")
+        lines.append(f"bundle: {', '.join(names)} in {folder.name}/site, for PYTHONPATH")
+    return lines
+
+
+def missing(root: Path = ROOT) -> dict[str, str]:
+    """Libraries of the package at ``root`` that do not load here, with the reason.
+
+    ``_C_cuda`` counts only beside a torch for CUDA.
+    """
+    found = {path: problem for path, problem in _problems(_expected(root)).items() if problem}
+    return {path.name: problem for path, problem in found.items()}
+
+
+def build(root: Path = ROOT) -> list[str]:
+    """Build the libraries into the package at ``root``, if one does not load.
+
+    Returns:
+        Lines that say what was done; one where a compiler is missing.
+    """
+    lacking = missing(root)
+    if not lacking:
+        return ["build: not needed, every library loads"]
+    lines = [f"build: {name}: {problem}" for name, problem in lacking.items()]
+    if shutil.which("nvcc") is None and "_C_cuda.so" in lacking:
+        lines.append("build: _C_cuda.so is left out: nvcc is not on PATH")
+        if len(lacking) == 1:
+            return lines
+    done = _shell([sys.executable, "setup.py", "build_ext", "--inplace"], cwd=root)
+    if done.returncode:
+        return [*lines, f"build: failed: {_last_line(done)}"]
+    still = missing(root)
+    built = [path.name for path in _expected(root) if path.name not in still]
+    return [*lines, f"build: {', '.join(built)} built and loaded", *(f"build: {n}: {p}" for n, p in still.items())]
+
+
+def _expected(root: Path) -> list[Path]:
+    import torch
+
+    names = ["_C.so", f"_host{importlib.machinery.EXTENSION_SUFFIXES[0]}"]
+    if torch.version.cuda is not None:
+        names.append("_C_cuda.so")
+    return [root / "reasonrec_fast" / name for name in names]
+
+
+def _problems(libraries: list[Path]) -> dict[Path, str | None]:
+    """Each library loaded in a process of its own: what stood in the way, if anything."""
+    first = next((path for path in libraries if path.name == "_C.so" and path.is_file()), "")
+
+    def load(path: Path) -> str | None:
+        if not path.is_file():
+            return "it is not there"
+        done = _shell([sys.executable, "-c", _LOAD, path, path.name.split(".")[0], first])
+        return _last_line(done) if done.returncode else None
+
+    with ThreadPoolExecutor(3) as pool:
+        return dict(zip(libraries, pool.map(load, libraries), strict=True))
+
+
+def _digest(root: Path) -> str:
+    """Of everything that the libraries are built from."""
+    digest = hashlib.sha256()
+    for path in sorted([root / "CMakeLists.txt", root / "setup.py", *(root / "csrc").rglob("*.*")]):
+        digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _machine() -> dict[str, str]:
+    import torch
+
+    return {"python": platform.python_version(), "torch": torch.__version__, "machine": platform.machine()}
+
+
+def _named(machine: dict[str, str]) -> str:
+    return f"Python {machine['python']}, torch {machine['torch']}, {machine['machine']}"
+
+
+def _shell(command: list[Any], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    words = [str(word) for word in command]
+    return subprocess.run(words, cwd=cwd, capture_output=True, text=True)
+
+
+def _last_line(done: subprocess.CompletedProcess[str]) -> str:
+    lines = [line for line in (done.stdout + "\n" + done.stderr).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else f"exit status {done.returncode}"
+
+
+def main() -> None:
+    """Make the bundle and say how to use it."""
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
+    try:
+        lines = make(folder)
+    except RuntimeError as problem:
+        sys.exit(str(problem))
+    print("\n".join(lines))
+    print("\nTake the checkout with this folder to the GPU machine, and run there, in the checkout:\n")
+    print(f'  PYTHONPATH={folder.name}/site python3 -m benchmarks.gpu --output "$OUT"')
+
+
+if __name__ == "__main__":
+    main()
