@@ -49,10 +49,12 @@ class CMakeBuild(build_ext):
         subprocess.run(["cmake", "--build", str(build), "--parallel", str(os.cpu_count() or 1)], check=True)
 
     def copy_extensions_to_source(self) -> None:
-        """Bring the other libraries too, which setuptools does not know."""
-        super().copy_extensions_to_source()
+        """Every library, of which setuptools knows one; as new files: running programs keep those that they loaded."""
         for library in Path(self.build_lib, "reasonrec_fast").glob("_*.so"):
-            shutil.copy2(library, ROOT / "reasonrec_fast" / library.name)
+            target = ROOT / "reasonrec_fast" / library.name
+            new = target.with_name(f"{target.name}.new")
+            shutil.copy2(library, new)
+            new.replace(target)
 
 
 setup(ext_modules=[Extension("reasonrec_fast._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -103,7 +103,7 @@ Three partition(Tensor destination, int64_t destinations) {
   std::fill(bounds, bounds + destinations + 1, int64_t(0));
   for (int64_t row = 0; row < rows; ++row) {
     STD_TORCH_CHECK(goes[row] >= 0 && goes[row] < destinations, "destination: expected values in [0, ", destinations,
-                    "); got ", goes[row]);
+                    "); got ", goes[row], " in row ", row);
     ++bounds[goes[row] + 1];
   }
   for (int64_t d = 0; d < destinations; ++d) bounds[d + 1] += bounds[d];

@@ -1,5 +1,6 @@
 // route on CUDA: launches, memory and CUB's device-wide steps; what they do is in route.cuh.
 #define USE_CUDA  // shim.h declares the current stream only then
+#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -22,10 +23,11 @@ using torch::stable::Tensor;
 
 void check(cudaError_t error) { STD_TORCH_CHECK(error == cudaSuccess, "route: ", cudaGetErrorString(error)); }
 
-// The current stream of a tensor's device; memory from torch's allocator, which follows the stream.
+// The device of a tensor, made the current one while this lives, and its current stream; memory from torch's allocator,
+// which follows the stream.
 class CudaDevice {
  public:
-  explicit CudaDevice(const Tensor& like) : like_(like) {
+  explicit CudaDevice(const Tensor& like) : guard_(like.get_device()), like_(like) {
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.get_device(), &stream));
     stream_ = static_cast<cudaStream_t>(stream);
@@ -53,8 +55,8 @@ class CudaDevice {
     });
   }
 
-  void sort_rising(const int64_t* keys, int64_t* sorted, const int64_t* values, int64_t* by_key, int64_t count,
-                   int bits) {
+  template <typename Key>
+  void sort_rising(const Key* keys, Key* sorted, const int64_t* values, int64_t* by_key, int64_t count, int bits) {
     with_space([&](void* space, size_t& bytes) {
       return cub::DeviceRadixSort::SortPairs(space, bytes, keys, sorted, values, by_key, count, 0, bits, stream_);
     });
@@ -77,6 +79,7 @@ class CudaDevice {
     check(step(space<char>(static_cast<int64_t>(bytes) + 1), bytes));
   }
 
+  torch::stable::accelerator::DeviceGuard guard_;
   const Tensor& like_;
   cudaStream_t stream_;
   std::vector<Tensor> held_;
@@ -104,6 +107,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> route_budget(Tensor uncertainty, int6
 }
 
 std::tuple<Tensor, Tensor, Tensor> partition(Tensor destination, int64_t destinations) {
+  STD_TORCH_CHECK(destinations >= 1 && destinations <= kMostDestinations, "num_destinations: expected 1 to ",
+                  kMostDestinations, "; got ", destinations);
   destination = torch::stable::contiguous(destination);
   Tensor order = torch::stable::empty_like(destination), inverse = torch::stable::empty_like(destination);
   Tensor offsets = torch::stable::new_empty(destination, {destinations + 1});

@@ -38,9 +38,15 @@ __global__ void key_kernel(const T* values, int64_t rows, typename KeyOf<T>::Key
   index[row] = row;
 }
 
-__global__ void index_kernel(int64_t rows, int64_t* index) {
+// Destinations as keys of the sort, and the rows they belong to. Nobody can be told of a destination out of range without
+// reading values back: it counts as the nearest in range, so that everything after this stays within its memory.
+__global__ void destination_key_kernel(const int64_t* destination, int64_t rows, int64_t destinations, uint32_t* keys,
+                                       int64_t* index) {
   const int64_t row = row_of_thread();
-  if (row < rows) index[row] = row;
+  if (row >= rows) return;
+  const int64_t given = destination[row], last = destinations - 1;
+  keys[row] = static_cast<uint32_t>(given < 0 ? 0 : given > last ? last : given);
+  index[row] = row;
 }
 
 // The first `count` of the rows, which come by falling key, go to destination 1.
@@ -67,10 +73,11 @@ __global__ void invert_kernel(const int64_t* order, int64_t rows, int64_t* inver
 }
 
 // Where each destination begins among the sorted ones, and the end.
-__global__ void offsets_kernel(const int64_t* sorted, int64_t rows, int64_t destinations, int64_t* offsets) {
+__global__ void offsets_kernel(const uint32_t* sorted, int64_t rows, int64_t destinations, int64_t* offsets) {
   const int64_t place = row_of_thread();
   if (place > rows) return;
-  const int64_t before = place == 0 ? -1 : sorted[place - 1], here = place == rows ? destinations : sorted[place];
+  const int64_t before = place == 0 ? -1 : static_cast<int64_t>(sorted[place - 1]);
+  const int64_t here = place == rows ? destinations : static_cast<int64_t>(sorted[place]);
   for (int64_t d = before + 1; d <= here; ++d) offsets[d] = place;
 }
 
@@ -88,14 +95,18 @@ void route_budget_steps(Device& device, const T* uncertainty, int64_t rows, int6
   device.launch(place_kernel, rows + 1, destination, before, rows, count, order, inverse, offsets);
 }
 
+constexpr int64_t kMostDestinations = int64_t(1) << 31;  // their numbers are keys of 32 bits
+
+// destinations in [1, kMostDestinations].
 template <typename Device>
 void partition_steps(Device& device, const int64_t* destination, int64_t rows, int64_t destinations, int64_t* order,
                      int64_t* inverse, int64_t* offsets) {
   int bits = 1;
   while ((int64_t(1) << bits) < destinations) ++bits;
-  int64_t* sorted = device.template space<int64_t>(rows);
-  device.launch(index_kernel, rows, rows, inverse);
-  device.sort_rising(destination, sorted, inverse, order, rows, bits);
+  uint32_t* keys = device.template space<uint32_t>(rows);
+  uint32_t* sorted = device.template space<uint32_t>(rows);
+  device.launch(destination_key_kernel, rows, destination, rows, destinations, keys, inverse);
+  device.sort_rising(keys, sorted, inverse, order, rows, bits);
   device.launch(invert_kernel, rows, order, rows, inverse);
   device.launch(offsets_kernel, rows + 1, sorted, rows, destinations, offsets);
 }

@@ -66,7 +66,8 @@ def route_to(
     """Group rows by destination.
 
     Args:
-        destination: int64 ``[B]`` in ``[0, num_destinations)`` (not checked on a GPU: that would read values back).
+        destination: int64 ``[B]`` in ``[0, num_destinations)``. On a GPU, where a check would read values back, one
+            below the range counts as 0 and one above it as ``num_destinations - 1``, in the returned route too.
         num_destinations: ``M``, at least 1.
         capacity: int64 ``[M]``; rows over it fall back to destination 0 (whose own capacity is not bounded):
             the lowest score first, then the highest index.
@@ -74,6 +75,7 @@ def route_to(
 
     Raises:
         ValueError: shapes that do not fit (argument, expected, got).
+        RuntimeError: on a CPU, a destination out of range (with its row).
 
     >>> route_to(torch.tensor([1, 0, 1]), 2).order.tolist()
     [1, 0, 2]
@@ -150,16 +152,31 @@ def _route_budget(uncertainty: torch.Tensor, count: int) -> tuple[torch.Tensor, 
 def _route_to(
     destination: torch.Tensor, num_destinations: int, capacity: torch.Tensor, score: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """No value is read back to the host."""
+    """No value is read back from a GPU."""
+    if destination.device.type == "cpu":
+        if capacity.numel():  # else partition checks
+            _check_range(destination, num_destinations)
+        destination = destination.clone()
+    else:
+        destination = destination.clamp(0, num_destinations - 1)
     if capacity.numel():
         bounds = torch.arange(num_destinations + 1, device=destination.device)
         destination = _within_capacity(destination, bounds, capacity, score)
-    return (*torch.ops.reasonrec_fast.partition(destination, num_destinations), destination.clone())
+    return (*torch.ops.reasonrec_fast.partition(destination, num_destinations), destination)
+
+
+def _check_range(destination: torch.Tensor, num_destinations: int) -> None:
+    wrong = ((destination < 0) | (destination >= num_destinations)).nonzero()
+    if wrong.numel():
+        row = int(wrong[0])
+        raise RuntimeError(
+            f"destination: expected values in [0, {num_destinations}); got {int(destination[row])} in row {row}"
+        )
 
 
 def _partition(destination: torch.Tensor, num_destinations: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Order, inverse and offsets of a stable partition."""
-    ordered, order = torch.sort(destination, stable=True)
+    """Order, inverse and offsets of a stable partition; a destination out of range counts as the nearest in range."""
+    ordered, order = torch.sort(destination.clamp(0, num_destinations - 1), stable=True)
     inverse = torch.empty_like(order)
     inverse[order] = torch.arange(order.numel(), device=order.device)
     bounds = torch.arange(num_destinations + 1, device=destination.device)
@@ -169,7 +186,10 @@ def _partition(destination: torch.Tensor, num_destinations: int) -> tuple[torch.
 def _within_capacity(
     destination: torch.Tensor, bounds: torch.Tensor, capacity: torch.Tensor, score: torch.Tensor
 ) -> torch.Tensor:
-    """Rank each row among those of its destination, best score and then lowest index first; cut at the capacity."""
+    """Rank each row among those of its destination, best score and then lowest index first; cut at the capacity.
+
+    Destinations are in range.
+    """
     if score.numel():
         best_first = torch.sort(score, descending=True, stable=True).indices
     else:

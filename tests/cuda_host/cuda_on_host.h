@@ -46,10 +46,11 @@ class HostDevice {
     sort(keys, sorted, values, by_key, count, [](Key a, Key b) { return a > b; });
   }
 
-  void sort_rising(const int64_t* keys, int64_t* sorted, const int64_t* values, int64_t* by_key, int64_t count,
-                   int bits) {
-    const int64_t mask = (int64_t(1) << bits) - 1;
-    sort(keys, sorted, values, by_key, count, [=](int64_t a, int64_t b) { return (a & mask) < (b & mask); });
+  // As CUB does, by the lowest bits alone.
+  template <typename Key>
+  void sort_rising(const Key* keys, Key* sorted, const int64_t* values, int64_t* by_key, int64_t count, int bits) {
+    const uint64_t mask = (uint64_t(1) << bits) - 1;
+    sort(keys, sorted, values, by_key, count, [=](Key a, Key b) { return (a & mask) < (b & mask); });
   }
 
   void exclusive_sum(const int64_t* values, int64_t* before, int64_t count) {

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from reasonrec_fast.ops.route import route, route_to
+from reasonrec_fast.ops.route import _partition, route, route_to
 
 SOURCES = Path(__file__).resolve().parents[1] / "cuda_host"
 CSRC = SOURCES.parents[1] / "csrc" / "cuda"
@@ -40,6 +40,60 @@ def test_partition_on_host_equals_operator(library, rows, destinations):
     expected = route_to(destination, destinations)
     for ours, theirs in zip(found, (expected.order, expected.inverse, expected.offsets), strict=True):
         assert torch.equal(ours, theirs)
+
+
+GUARD, MARGIN = -0x5A5A5A5A5A5A5A5A, 64
+
+
+def guarded(function, source, *numbers, outputs):
+    """As :func:`call`, and nothing may be written before or behind the outputs."""
+    held = [torch.full((size + 2 * MARGIN,), GUARD, dtype=torch.int64) for size in outputs]
+    found = [whole[MARGIN : MARGIN + size] for whole, size in zip(held, outputs, strict=True)]
+    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in found]
+    function(ctypes.c_void_p(source.data_ptr()), *map(ctypes.c_int64, numbers), *pointers)
+    for whole, size in zip(held, outputs, strict=True):
+        assert (whole[:MARGIN] == GUARD).all() and (whole[MARGIN + size :] == GUARD).all()
+    return found
+
+
+@pytest.mark.parametrize("destinations", [1, 2, 5, 32, 300])
+@pytest.mark.parametrize("rows", [1, 257, 5000])
+def test_destinations_out_of_range_stay_within_memory(library, rows, destinations):
+    """5 and 300 are no powers of two: of 7 and of 511 the sort keeps every bit, and they are out of range still."""
+    longs = torch.iinfo(torch.int64)
+    wrong = [
+        longs.min,
+        longs.max,
+        -1,
+        -destinations,
+        destinations,
+        destinations + 1,
+        2**31,
+        2**32,
+        -(2**32) + 1,
+        7,
+        511,
+    ]
+    choices = torch.tensor([*wrong, *range(destinations)])
+    picked = torch.randint(len(choices), (rows,), generator=torch.Generator().manual_seed(rows))
+    picked[: len(wrong)] = torch.arange(len(wrong))[:rows]
+    destination = choices[picked]
+    found = guarded(library.run_partition, destination, rows, destinations, outputs=(rows, rows, destinations + 1))
+    order, inverse, offsets = found
+    assert torch.equal(order.sort().values, torch.arange(rows))
+    assert torch.equal(order[inverse], torch.arange(rows))
+    assert offsets[0] == 0 and offsets[-1] == rows and (offsets.diff() >= 0).all()
+    # The operator on a CPU with the same rows clamped, and the plain torch that runs where the CUDA library is not.
+    clamped = route_to(destination.clamp(0, destinations - 1), destinations)
+    for ours, theirs, plain in zip(found, clamped[:3], _partition(destination, destinations), strict=True):
+        assert torch.equal(ours, theirs) and torch.equal(plain, theirs)
+
+
+@pytest.mark.parametrize("value", [-1, 3, 4, torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max])
+@pytest.mark.parametrize("capacity", [None, torch.tensor([1, 1, 1])])
+def test_destinations_out_of_range_are_refused_on_a_cpu(value, capacity):
+    with pytest.raises(RuntimeError, match=rf"destination: expected values in \[0, 3\); got {value} in row 2"):
+        route_to(torch.tensor([0, 1, value, 2]), 3, capacity=capacity)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
