@@ -1,5 +1,7 @@
 """InteractionGraph."""
 
+import contextlib
+import subprocess
 import sys
 import types
 
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reasonrec_fast import InteractionGraph
-from reasonrec_fast.graph import interaction
+from reasonrec_fast.graph import interaction, sorting
 from reasonrec_fast.graph.sorting import graph_by_sorting
 
 
@@ -53,7 +55,7 @@ def test_cupy_arrays_are_built_by_their_own_library(edges, monkeypatch):
     """numpy stands in for cupy, whose functions have the same names."""
     cupys = types.SimpleNamespace(from_dlpack=np.from_dlpack)
     monkeypatch.setitem(sys.modules, "cupy", cupys)
-    monkeypatch.setattr(interaction, "is_cupy_array", lambda array: isinstance(array, np.ndarray))
+    monkeypatch.setattr(interaction, "library_of", lambda array: "cupy" if isinstance(array, np.ndarray) else "torch")
     monkeypatch.setattr(interaction, "_host", None)
     used = []
     monkeypatch.setattr(
@@ -66,6 +68,50 @@ def test_cupy_arrays_are_built_by_their_own_library(edges, monkeypatch):
     assert used == [np.ndarray, torch.Tensor]
     for name, tensor in found._tensors().items():
         assert torch.equal(tensor, getattr(expected, name)), name
+
+
+def test_edges_of_a_library_stay_with_it():
+    """One that lends numpy's functions another name stands in for cupy: it is found by its module, and used alone."""
+
+    class Array(np.ndarray):
+        device = contextlib.nullcontext()  # cupy's is a context that makes it the current one
+
+    Array.__module__ = "lent"
+    lent = types.ModuleType("lent")
+    called = []
+
+    def lend(name):
+        def call(*given, **named):
+            called.append(name)
+            return np.asarray(getattr(np, name)(*given, **named)).view(Array)
+
+        return call
+
+    for name in ("unique", "searchsorted", "arange", "asarray"):
+        setattr(lent, name, lend(name))
+    lent.int32, lent.int64 = np.int32, np.int64
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "lent", lent)
+        patch.setattr(sorting, "LIBRARIES", ("lent", "numpy"))
+        ends = [np.array(end).view(Array) for end in ([3, 0, 3, 1], [2, 0, 2, 1])]
+        found = graph_by_sorting(*ends, 4, 3)
+    assert set(called) == {"unique", "searchsorted", "arange", "asarray"}
+    assert all(type(part) is Array for part in found)
+    assert [part.tolist() for part in found] == [[0, 1, 2, 2, 3], [0, 1, 2], [0, 1, 2, 3], [0, 1, 3]]
+
+
+def test_subclasses_of_tensors_are_sorted_by_torch():
+    class Index(torch.Tensor):
+        pass
+
+    ends = [torch.tensor(end).as_subclass(Index) for end in ([1, 0, 1], [0, 2, 0])]
+    assert graph_by_sorting(*ends, 2, 3)[0].tolist() == [0, 1, 2]
+
+
+def test_import_needs_no_array_api_compat():
+    """A machine with the libraries of a GPU does not have it."""
+    code = "import sys; sys.modules['array_api_compat'] = None; import reasonrec_fast"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_edges_on_two_devices():

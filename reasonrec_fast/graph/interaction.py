@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from array_api_compat import is_cupy_array
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from reasonrec_fast.files import replacing
-from reasonrec_fast.graph.sorting import graph_by_sorting
+from reasonrec_fast.graph.sorting import graph_by_sorting, library_of
 
 try:
     from reasonrec_fast import _host
@@ -64,7 +63,7 @@ class InteractionGraph:
         Raises:
             ValueError: not vectors of one length on one device, not integers, or an index outside its range.
         """
-        through_cupy = is_cupy_array(users) and is_cupy_array(items)
+        through_cupy = library_of(users) == library_of(items) == "cupy"
         users, items = _as_index(users, "users"), _as_index(items, "items")
         _check_pair(users, items)
         num_users = _checked_count(users, num_users, "users")

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, device
+
+LIBRARIES = ("torch", "cupy", "numpy")
+
+
+def library_of(values: Any) -> str | None:
+    """The library of ``LIBRARIES`` whose array it is, or a subclass of its array; None for anything else.
+
+    >>> library_of(np.zeros(3)), library_of([3])
+    ('numpy', None)
+    """
+    modules = (kind.__module__.partition(".")[0] for kind in type(values).__mro__)
+    return next((name for name in modules if name in LIBRARIES), None)
 
 
 def graph_by_sorting(users: Any, items: Any, num_users: int, num_items: int) -> tuple[Any, Any, Any, Any]:
     """Compressed rows of both directions; see :class:`~reasonrec_fast.InteractionGraph`.
+
+    Only functions whose names and arguments the three libraries share.
 
     Args:
         users, items: int64 arrays ``[E]`` of one library on one device, within the counts.
@@ -22,21 +37,24 @@ def graph_by_sorting(users: Any, items: Any, num_users: int, num_items: int) -> 
     >>> graph_by_sorting(np.array([1, 0, 1]), np.array([0, 2, 0]), 2, 3)[0].tolist()
     [0, 1, 2]
     """
-    xp = array_namespace(users, items)
-    # One sort of the pair as a single number orders the user rows and brings duplicates together.
-    key = xp.sort(users * max(num_items, 1) + items)
-    key = key[xp.concat([xp.ones_like(key[:1], dtype=xp.bool), key[1:] != key[:-1]])]
-    users, items = key // max(num_items, 1), key % max(num_items, 1)
-    by_item = xp.argsort(items, stable=True)
-    fits = max(num_users, num_items, key.shape[0]) <= np.iinfo(np.int32).max
-    dtype = xp.int32 if fits else xp.int64
+    name = library_of(users)
+    assert name is not None
+    xp = importlib.import_module(name)
+    # New arrays are made on the edges' device, not on the current one.
+    with nullcontext() if xp is np else users.device:
+        # The pair as a single number: its order is that of the user rows, and duplicates are equal.
+        by_user = xp.unique(users * max(num_items, 1) + items)
+        users, items = by_user // max(num_items, 1), by_user % max(num_items, 1)
+        by_item = xp.unique(items * max(num_users, 1) + users)  # distinct already: the other order
+        fits = max(num_users, num_items, len(by_user)) <= np.iinfo(np.int32).max
+        dtype = xp.int32 if fits else xp.int64
 
-    def indptr(rows: Any, count: int) -> Any:
-        return xp.astype(xp.searchsorted(rows, xp.arange(count + 1, dtype=xp.int64, device=device(rows))), dtype)
+        def indptr(rows: Any, count: int) -> Any:
+            return xp.asarray(xp.searchsorted(rows, xp.arange(count + 1)), dtype=dtype)
 
-    return (
-        indptr(users, num_users),
-        xp.astype(items, dtype),
-        indptr(items[by_item], num_items),
-        xp.astype(users[by_item], dtype),
-    )
+        return (
+            indptr(users, num_users),
+            xp.asarray(items, dtype=dtype),
+            indptr(by_item // max(num_users, 1), num_items),
+            xp.asarray(by_item % max(num_users, 1), dtype=dtype),
+        )
