@@ -12,11 +12,12 @@ import numpy as np
 import torch
 
 from reasonrec_fast import InteractionGraph, ops
-from reasonrec_fast.benchmarking.case import OURS, Case, installed
+from reasonrec_fast.benchmarking.case import OURS, Bound, Case, Work, installed
 from reasonrec_fast.benchmarking.measure import Run, copy_bandwidth
 
 DIM = 64
 GOWALLA = (29_858, 40_981, 810_128)
+TINY = (60, 80, 500)
 MEAN_DEGREE, EXPONENT = 27, 2.1
 
 
@@ -47,16 +48,14 @@ class _Gowalla:
 
     @classmethod
     @cache
-    def make(cls, device: str) -> _Gowalla:
-        graph = power_law_graph(*GOWALLA).to(device)
+    def make(cls, device: str, tiny: bool) -> _Gowalla:
+        graph = power_law_graph(*(TINY if tiny else GOWALLA)).to(device)
         return cls(graph, _embeddings(graph), *_matrices(graph))
-
-    def ours(self, x: torch.Tensor) -> torch.Tensor:
-        return ops.aggregate(self.graph, x, layers=3, combine="mean")
 
     def floor(self, bytes_an_element: int) -> float:
         """Every edge reads a row and every node writes one in each layer, at the bandwidth of a copy."""
-        return 3 * (2 * GOWALLA[2] + len(self.x)) * DIM * bytes_an_element / copy_bandwidth(self.x.device.type)
+        rows = 2 * self.graph.num_edges + len(self.x)
+        return 3 * rows * DIM * bytes_an_element / copy_bandwidth(self.x.device.type)
 
     def case(self, name: str, dtype: torch.dtype, contenders: dict[str, Run], floor: float, tolerance: float) -> Case:
         exact = _layers(self.coo.double(), self.x.double(), 3)
@@ -68,40 +67,43 @@ class _Gowalla:
         return Case("aggregate", name, dtype, contenders, floor, check, results, device=self.x.device.type)
 
 
-def _fp32(device: str = "cpu") -> Case:
-    gowalla = _Gowalla.make(device)
+def _three_layers(graph: InteractionGraph, x: torch.Tensor) -> torch.Tensor:
+    return ops.aggregate(graph, x, layers=3, combine="mean")
+
+
+def _fp32(device: str = "cpu", tiny: bool = False) -> Case:
+    gowalla = _Gowalla.make(device, tiny)
     x, coo, csr = gowalla.x, gowalla.coo, gowalla.csr
     contenders: dict[str, Run] = {
-        OURS: lambda: gowalla.ours(x),
-        "torch_coo": lambda: _layers(coo, x, 3),
-        "torch_csr": lambda: _layers(csr, x, 3),
+        OURS: Bound(_three_layers, (gowalla.graph, x)),
+        "torch_coo": Bound(partial(_layers, layers=3), (coo, x)),
+        "torch_csr": Bound(partial(_layers, layers=3), (csr, x)),
         **_pyg(coo, x, 3),
         **_other_peers(csr, x, 3),
     }
     return gowalla.case("aggregate-gowalla-fp32", torch.float32, contenders, gowalla.floor(4), 1e-4)
 
 
-def _bf16(device: str = "cpu") -> Case:
-    gowalla = _Gowalla.make(device)
-    narrow = gowalla.x.bfloat16()
+def _bf16(device: str = "cpu", tiny: bool = False) -> Case:
+    gowalla = _Gowalla.make(device, tiny)
     contenders: dict[str, Run] = {
-        OURS: lambda: gowalla.ours(narrow),
-        "torch_csr": lambda: _layers(gowalla.csr, gowalla.x, 3),
+        OURS: Bound(_three_layers, (gowalla.graph, gowalla.x.bfloat16())),
+        "torch_csr": Bound(partial(_layers, layers=3), (gowalla.csr, gowalla.x)),
     }
     return gowalla.case("aggregate-gowalla-bf16", torch.bfloat16, contenders, gowalla.floor(2), 2e-2)
 
 
-def _training(device: str = "cpu") -> Case:
+def _training(device: str = "cpu", tiny: bool = False) -> Case:
     """The gradient of the embeddings; S is symmetric, so it is the propagation of the upstream gradient."""
-    gowalla = _Gowalla.make(device)
+    gowalla = _Gowalla.make(device, tiny)
     x = torch.randn_like(gowalla.x).requires_grad_()
 
-    def gradient(forward: Callable[[torch.Tensor], torch.Tensor]) -> Run:
-        return lambda: torch.autograd.grad(forward(x), x, gowalla.x)[0]
+    def gradient(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        return lambda graph, x, upstream: torch.autograd.grad(forward(graph, x), x, upstream)[0]
 
     contenders: dict[str, Run] = {
-        OURS: gradient(gowalla.ours),
-        "torch_coo": gradient(lambda x: _layers(gowalla.coo, x, 3)),
+        OURS: Bound(gradient(_three_layers), (gowalla.graph, x, gowalla.x)),
+        "torch_coo": Bound(gradient(partial(_layers, layers=3)), (gowalla.coo, x, gowalla.x)),
     }
     return gowalla.case("aggregate-gowalla-fp32-train", torch.float32, contenders, 2 * gowalla.floor(4), 1e-4)
 
@@ -116,9 +118,9 @@ def _one_layer(name: str, graph: InteractionGraph, bandwidth: float) -> Case:
     coo, csr = _matrices(graph)
     exact = torch.sparse.mm(csr, x)
     contenders: dict[str, Run] = {
-        OURS: lambda: ops.aggregate(graph, x, layers=1),
-        "torch_coo": lambda: torch.sparse.mm(coo, x),
-        "torch_csr": lambda: torch.sparse.mm(csr, x),
+        OURS: Bound(ops.aggregate, (graph, x)),
+        "torch_coo": Bound(torch.sparse.mm, (coo, x)),
+        "torch_csr": Bound(torch.sparse.mm, (csr, x)),
     }
     floor = (2 * graph.num_edges + len(x)) * DIM * 4 / bandwidth
     return Case(
@@ -167,14 +169,14 @@ def _pyg(coo: torch.Tensor, x: torch.Tensor, layers: int) -> dict[str, Run]:
     edges = torch.stack([starts, ends])
 
     @torch.no_grad()
-    def run() -> torch.Tensor:
+    def run(x: torch.Tensor, edges: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         total = embeddings = x
         for _ in range(layers):
             embeddings = layer(embeddings, edges, weights)
             total = total + embeddings
         return total / (layers + 1)
 
-    return {"pyg": run}
+    return {"pyg": Bound(run, (x, edges, weights))}
 
 
 def _other_peers(csr: torch.Tensor, x: torch.Tensor, layers: int) -> dict[str, Run]:
@@ -224,18 +226,35 @@ def _in_numba(parts: tuple[np.ndarray, ...], dense: np.ndarray, layers: int) -> 
     return run
 
 
-def _of_size(name: str, device: str = "cpu") -> Case:
-    edges = int(float(name.removeprefix("aggregate-")))
+def _edges(name: str) -> int:
+    return int(float(name.removeprefix("aggregate-")))
+
+
+def _of_size(name: str, device: str = "cpu", tiny: bool = False) -> Case:
+    edges = _edges(name)
     side = edges // MEAN_DEGREE
+    if tiny:
+        edges, side = 500, 60
     return _one_layer(name, power_law_graph(side, side, edges).to(device), copy_bandwidth(device))
 
 
+def _work(nodes: int, edges: int, layers: int, element: int) -> Work:
+    """Embeddings in and out and both directions of the graph once; a table that fits the second cache needs no more
+    (the floor of a case, in contrast, reads a row from memory for every edge)."""
+    return Work(2 * nodes * DIM * element + 4 * (2 * edges + nodes), layers * 2 * edges * DIM)
+
+
+_ONE_LAYER = tuple(f"aggregate-{edges}" for edges in ("1e5", "3e5", "1e6", "3e6", "1e7"))
 CASES: dict[str, Callable[..., Case]] = {
     "aggregate-gowalla-fp32": _fp32,
     "aggregate-gowalla-bf16": _bf16,
     "aggregate-gowalla-fp32-train": _training,
-    **{
-        name: partial(_of_size, name)
-        for name in (f"aggregate-{edges}" for edges in ("1e5", "3e5", "1e6", "3e6", "1e7"))
-    },
+    **{name: partial(_of_size, name) for name in _ONE_LAYER},
+}
+_USERS, _ITEMS, _EDGES = GOWALLA
+WORK = {
+    "aggregate-gowalla-fp32": _work(_USERS + _ITEMS, _EDGES, 3, 4),
+    "aggregate-gowalla-bf16": _work(_USERS + _ITEMS, _EDGES, 3, 2),
+    "aggregate-gowalla-fp32-train": _work(_USERS + _ITEMS, _EDGES, 6, 4),
+    **{name: _work(2 * (_edges(name) // MEAN_DEGREE), _edges(name), 1, 4) for name in _ONE_LAYER},
 }

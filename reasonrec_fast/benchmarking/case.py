@@ -9,12 +9,82 @@ from typing import Any
 
 import torch
 
+from reasonrec_fast import InteractionGraph
 from reasonrec_fast.benchmarking.measure import Run, Timing, interleave, peak_extra_bytes
 
 OURS = "reasonrec_fast"
 FLOOR = "floor"
-GRAPH = "_graph"
-"""Ends the name of a contender that is replayed as a CUDA graph."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A function with its inputs: a run that can be had again over copies of them, so that none lies in a cache.
+
+    Attributes:
+        function: of the inputs alone.
+        inputs: tensors, graphs, tuples of them; anything else is shared by the copies.
+    """
+
+    function: Callable[..., Any]
+    inputs: tuple[Any, ...]
+
+    def __call__(self) -> Any:
+        return self.function(*self.inputs)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the inputs.
+
+        >>> Bound(torch.add, (torch.ones(2), torch.ones(3))).num_bytes
+        20
+        """
+        return sum(map(_num_bytes, self.inputs))
+
+    def copy(self) -> Bound:
+        return Bound(self.function, tuple(map(_copied, self.inputs)))
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, InteractionGraph):
+        return [getattr(value, name) for name in value.__dataclass_fields__]
+    return [tensor for part in value for tensor in _tensors(part)] if isinstance(value, tuple) else [value]
+
+
+def _num_bytes(value: Any) -> int:
+    found = 0
+    for tensor in _tensors(value):
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        parts = [tensor]
+        if tensor.layout == torch.sparse_coo:
+            parts = [tensor.indices(), tensor.values()]
+        elif tensor.layout == torch.sparse_csr:
+            parts = [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+        found += sum(part.numel() * part.element_size() for part in parts)
+    return found
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone().requires_grad_(value.requires_grad)
+    if isinstance(value, InteractionGraph):
+        return InteractionGraph(*map(_copied, _tensors(value)))
+    return tuple(map(_copied, value)) if isinstance(value, tuple) else value
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a case cannot do without, counted from its sizes.
+
+    Attributes:
+        num_bytes: each input read once and each output written once.
+        operations: additions and multiplications.
+        dtype: in which they are done.
+    """
+
+    num_bytes: int
+    operations: int = 0
+    dtype: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True)
@@ -31,6 +101,7 @@ class Case:
         results: bytes of outputs and gradients.
         seconds: after which no round begins.
         device: where the input lies.
+        read_back: contenders that wait for values on the host, which no CUDA graph can hold.
     """
 
     name: str
@@ -42,6 +113,7 @@ class Case:
     results: int = 0
     seconds: float = 10.0
     device: str = "cpu"
+    read_back: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -71,7 +143,7 @@ class Record:
 def run_case(case: Case) -> Iterator[Record]:
     """Check every contender's answer, time all of them in turns, and measure their memory."""
     for name, run in case.contenders.items():
-        case.check(name.removesuffix(GRAPH), run())
+        case.check(name, run())
     runs = dict(case.contenders)
     if callable(case.floor):
         runs[FLOOR] = case.floor
@@ -95,14 +167,10 @@ def run_case(case: Case) -> Iterator[Record]:
 
 
 def _best_peer_over(name: str, timings: dict[str, Timing]) -> float | None:
-    """For our side alone; graphs are compared with graphs."""
-    if name.removesuffix(GRAPH) != OURS:
+    """For our side alone."""
+    if name != OURS:
         return None
-    peers = [
-        timing.median_ms
-        for other, timing in timings.items()
-        if other.removesuffix(GRAPH) not in (OURS, FLOOR) and other.endswith(GRAPH) == name.endswith(GRAPH)
-    ]
+    peers = [timing.median_ms for other, timing in timings.items() if other not in (OURS, FLOOR)]
     return min(peers) / timings[name].median_ms if peers else None
 
 

@@ -41,7 +41,7 @@ def _case(
     work: Work = getattr(engine_prompts, prompts)(**arguments)
     model.peft.to(device)
     model.ranker.to(device)
-    work = replace(work, numbers=work.numbers.to(device))
+    work = replace(work, numbers=work.numbers.to(device), strata=work.strata.to(device))
     contenders: dict[str, Run] = {OURS: partial(_ours, model, work, early_exit)}
     contenders |= {name: partial(_PEERS[name], model, work) for name in peers}
     compared = peers or not early_exit

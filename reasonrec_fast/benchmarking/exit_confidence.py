@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from reasonrec_fast import ops
-from reasonrec_fast.benchmarking.case import OURS, Case
+from reasonrec_fast.benchmarking.case import OURS, Bound, Case, Work
 from reasonrec_fast.benchmarking.measure import Run
 from reasonrec_fast.ops.exit_confidence import exit_confidence_reference
 
@@ -20,6 +20,7 @@ SIZES = {
     "exit-16-152k-bf16": (16, 1024, 151_936, 1),
     "exit-4096-c2k4-bf16": (4096, 1024, 2, 4),
 }
+"""Rows, width, classes, members."""
 
 
 def plain(hidden: torch.Tensor, heads: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -35,12 +36,15 @@ def plain(hidden: torch.Tensor, heads: torch.Tensor) -> tuple[torch.Tensor, ...]
     return best.indices[:, 0], best.values[:, 0] - best.values[:, 1], entropy, logits.logsumexp(-1)
 
 
-def _case(name: str, rows: int, width: int, classes: int, members: int, device: str = "cpu") -> Case:
+def _case(
+    name: str, rows: int, width: int, classes: int, members: int, device: str = "cpu", tiny: bool = False
+) -> Case:
+    if tiny:
+        rows, width, classes = min(rows, 20), 64, min(classes, 300)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(rows, width, generator=generator).bfloat16().to(device)
     heads = (torch.randn(members, classes, width, generator=generator) * 2 * width**-0.5).bfloat16().to(device)
-    ours, flat, exact = heads if members > 1 else heads[0], heads.flatten(0, 1), _exact(hidden, heads)
-    compiled = torch.compile(plain)
+    exact = _exact(hidden, heads)
 
     def check(name: str, found: Any) -> None:
         statistics = (found.confidence, found.entropy, found.logsumexp) if name == OURS else found[1:]
@@ -49,16 +53,16 @@ def _case(name: str, rows: int, width: int, classes: int, members: int, device: 
             torch.testing.assert_close(got.double(), expected, atol=tolerance, rtol=tolerance)
 
     contenders: dict[str, Run] = {
-        OURS: lambda: ops.exit_confidence(hidden, ours, measure="margin"),
-        "torch": lambda: plain(hidden, heads),
-        "torch_compile": lambda: compiled(hidden, heads),
+        OURS: Bound(partial(ops.exit_confidence, measure="margin"), (hidden, heads if members > 1 else heads[0])),
+        "torch": Bound(plain, (hidden, heads)),
+        "torch_compile": Bound(torch.compile(plain), (hidden, heads)),
     }
     return Case(
         "exit_confidence",
         name,
         torch.bfloat16,
         contenders,
-        floor=lambda: hidden @ flat.T,
+        floor=Bound(lambda hidden, flat: hidden @ flat.T, (hidden, heads.flatten(0, 1))),
         check=check,
         results=rows * 40,
         device=device,
@@ -72,4 +76,11 @@ def _exact(hidden: torch.Tensor, heads: torch.Tensor) -> tuple[torch.Tensor, ...
     return found[2], found[3], found[4]
 
 
+def _work(rows: int, width: int, classes: int, members: int) -> Work:
+    """Hidden states and heads; a row's statistics are 32 bytes and 4 a member."""
+    num_bytes = 2 * width * (rows + members * classes) + rows * (32 + 4 * members)
+    return Work(num_bytes, 2 * rows * width * members * classes, torch.bfloat16)
+
+
 CASES: dict[str, Callable[..., Case]] = {name: partial(_case, name, *sizes) for name, sizes in SIZES.items()}
+WORK = {name: _work(*sizes) for name, sizes in SIZES.items()}

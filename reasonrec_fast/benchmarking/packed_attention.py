@@ -9,9 +9,15 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from reasonrec_fast import ops
-from reasonrec_fast.benchmarking.case import OURS, Case
+from reasonrec_fast.benchmarking.case import OURS, Bound, Case, Work
 
 HEADS, KEY_HEADS, WIDTH = 9, 3, 64  # SmolLM2-135M's
+SIZES = {
+    "attention-shared": (1, 232, 32, 24),
+    "attention-shared-4": (4, 232, 32, 24),
+    "attention-texts": (8, 256, 0, 0),
+}
+"""Groups of one prefix of so many tokens, and so many candidates of so many tokens; without candidates whole texts."""
 
 
 def _inputs(tokens: int, device: str) -> list[torch.Tensor]:
@@ -25,16 +31,20 @@ def _rows(x: torch.Tensor, rows: int, repeats: int = 1) -> torch.Tensor:
     return x.unflatten(0, (rows, -1)).transpose(1, 2).repeat_interleave(repeats, 1)
 
 
-def _case(name: str, groups: int, prefix: int, candidates: int, suffix: int, device: str = "cpu") -> Case:
-    """Groups of one prefix and so many candidates; without candidates whole texts of ``prefix`` tokens."""
+def _case(
+    name: str, groups: int, prefix: int, candidates: int, suffix: int, device: str = "cpu", tiny: bool = False
+) -> Case:
+    if tiny:
+        groups, prefix, candidates, suffix = min(groups, 2), 20, min(candidates, 3), min(suffix, 4)
     repeats, per_group = HEADS // KEY_HEADS, prefix + candidates * suffix
-    query, key, value = _inputs(groups * per_group, device)
+    inputs = _inputs(groups * per_group, device)
     segments = []
     for start in range(0, groups * per_group, per_group):
         segments.append([start, prefix, 0, 0, start, 1])
         for at in range(start + prefix, start + per_group, suffix or 1):
             segments.append([at, suffix, start, prefix, at, 1])
     table = torch.tensor(segments)
+    mask = torch.ones(max(suffix, 1), prefix + max(suffix, 1), dtype=torch.bool).tril(prefix).to(device)
 
     def prefixes(x: torch.Tensor, repeats: int) -> torch.Tensor:
         return _rows(x.unflatten(0, (groups, per_group))[:, :prefix].flatten(0, 1), groups, repeats)
@@ -47,28 +57,32 @@ def _case(name: str, groups: int, prefix: int, candidates: int, suffix: int, dev
         """Keys or values of a candidate, its prefix's in front."""
         return torch.cat([prefixes(x, repeats).repeat_interleave(candidates, 0), suffixes(x, repeats)], 2)
 
-    def plain() -> torch.Tensor:
+    def plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         query_heads, key_heads, value_heads = prefixes(query, 1), prefixes(key, repeats), prefixes(value, repeats)
         found = [scaled_dot_product_attention(query_heads, key_heads, value_heads, is_causal=True).transpose(1, 2)]
         if candidates:
-            mask = torch.ones(suffix, prefix + suffix, dtype=torch.bool, device=device).tril(prefix)
             told = scaled_dot_product_attention(suffixes(query, 1), both(key), both(value), attn_mask=mask)
             found.append(told.transpose(1, 2).reshape(groups, candidates * suffix, HEADS, WIDTH))
         return torch.cat(found, 1).flatten(0, 1)
 
-    expected = plain()
+    expected = plain(*inputs)
     return Case(
         "packed_attention",
         name,
-        query.dtype,
-        {OURS: lambda: ops.packed_attention(query, key, value, table), "torch": plain},
+        expected.dtype,
+        {OURS: Bound(ops.packed_attention, (*inputs, table)), "torch": Bound(plain, tuple(inputs))},
         check=lambda contender, found: torch.testing.assert_close(found, expected, atol=3e-2, rtol=3e-2),
-        results=query.numel() * 2,
+        results=expected.numel() * 2,
         device=device,
     )
 
 
-CASES: dict[str, Callable[..., Case]] = {
-    "attention-shared": partial(_case, "attention-shared", 1, 232, 32, 24),
-    "attention-texts": partial(_case, "attention-texts", 8, 256, 0, 0),
-}
+def _work(groups: int, prefix: int, candidates: int, suffix: int) -> Work:
+    """Queries, keys, values and answers once; two products over the pairs that see each other."""
+    tokens = groups * (prefix + candidates * suffix)
+    pairs = prefix * (prefix + 1) // 2 + candidates * (suffix * prefix + suffix * (suffix + 1) // 2)
+    return Work(2 * WIDTH * tokens * 2 * (HEADS + KEY_HEADS), 4 * WIDTH * HEADS * groups * pairs, torch.bfloat16)
+
+
+CASES: dict[str, Callable[..., Case]] = {name: partial(_case, name, *sizes) for name, sizes in SIZES.items()}
+WORK = {name: _work(*sizes) for name, sizes in SIZES.items()}

@@ -8,21 +8,21 @@ import torch
 
 from reasonrec_fast import ops
 from reasonrec_fast.benchmarking.case import OURS, Case, installed
-from reasonrec_fast.benchmarking.token_logprobs import ROWS, Forward, Problem, with_gradients
+from reasonrec_fast.benchmarking.token_logprobs import GRADIENTS, Forward, Problem, with_gradients
 
 SEQUENCES = 16
 
 
-def _policy(device: str = "cpu") -> Case:
-    problem, generator = Problem.make(device), torch.Generator().manual_seed(2)
-    tokens = problem.tokens
+def _policy(device: str = "cpu", tiny: bool = False) -> Case:
+    problem, generator = Problem.make(device, tiny), torch.Generator().manual_seed(2)
+    tokens, rows = problem.tokens, len(problem.tokens)
     with torch.no_grad():
         old = ops.token_logprobs(problem.hidden, problem.weight, tokens).logprobs
     # Ratios on both sides of the clip and none near it: 16-bit logits would clip other tokens than exact ones.
-    ratios = torch.tensor([0.6, 0.9, 1.0, 1.1, 1.5])[torch.randint(5, (ROWS,), generator=generator)]
+    ratios = torch.tensor([0.6, 0.9, 1.0, 1.1, 1.5])[torch.randint(5, (rows,), generator=generator)]
     old = old - ratios.log().to(device)
     advantages = torch.randn(SEQUENCES, generator=generator).to(device)
-    ids = torch.arange(SEQUENCES, device=device).repeat_interleave(ROWS // SEQUENCES)
+    ids = torch.arange(SEQUENCES, device=device).repeat_interleave(rows // SEQUENCES)
 
     def grpo(logprobs: Forward) -> Forward:
         """The loss over log-probabilities, as it is written without a fused operator."""
@@ -46,7 +46,7 @@ def _policy(device: str = "cpu") -> Case:
 def _liger(tokens: torch.Tensor, advantages: torch.Tensor, old: torch.Tensor) -> Forward:
     from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
 
-    shape = (SEQUENCES, ROWS // SEQUENCES)
+    shape = (SEQUENCES, len(tokens) // SEQUENCES)
     loss = LigerFusedLinearGRPOLoss(beta=0.0, epsilon_low=0.2, epsilon_high=0.2, loss_type="grpo", use_ref_model=False)
 
     def run(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -59,3 +59,4 @@ def _liger(tokens: torch.Tensor, advantages: torch.Tensor, old: torch.Tensor) ->
 
 
 CASES: dict[str, Callable[..., Case]] = {"policy-4096-bf16": _policy}
+WORK = {"policy-4096-bf16": GRADIENTS}

@@ -3,45 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
 from reasonrec_fast import ops
-from reasonrec_fast.benchmarking.case import OURS, Case
+from reasonrec_fast.benchmarking.case import OURS, Bound, Case, Work
 from reasonrec_fast.benchmarking.measure import Run
 
 ROWS, DIM, SHARE = 65_536, 256, 0.35
 
 
-def _uncertainty(device: str) -> torch.Tensor:
-    return torch.rand(ROWS, generator=torch.Generator().manual_seed(0)).to(device)
+TINY_ROWS = 300
+
+
+def _uncertainty(rows: int, device: str) -> torch.Tensor:
+    return torch.rand(rows, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 def _order(uncertainty: torch.Tensor) -> torch.Tensor:
     """The order as a composition of torch: topk, a mask, two nonzeros."""
-    delegated = torch.zeros(ROWS, dtype=torch.bool, device=uncertainty.device)
-    delegated[uncertainty.topk(int(ROWS * SHARE), sorted=False).indices] = True
+    rows = len(uncertainty)
+    delegated = torch.zeros(rows, dtype=torch.bool, device=uncertainty.device)
+    delegated[uncertainty.topk(int(rows * SHARE), sorted=False).indices] = True
     return torch.cat([(~delegated).nonzero()[:, 0], delegated.nonzero()[:, 0]])
 
 
-def _there_and_back(device: str = "cpu") -> Case:
-    uncertainty, x = _uncertainty(device), torch.randn(ROWS, DIM, generator=torch.Generator().manual_seed(1)).to(device)
-    there, back = torch.empty_like(x), torch.empty_like(x)
+def _there_and_back(device: str = "cpu", tiny: bool = False) -> Case:
+    rows = TINY_ROWS if tiny else ROWS
+    uncertainty = _uncertainty(rows, device)
+    x = torch.randn(rows, DIM, generator=torch.Generator().manual_seed(1)).to(device)
+    inputs = (uncertainty, x, torch.empty_like(x), torch.empty_like(x))
 
-    def ours() -> torch.Tensor:
+    def ours(uncertainty: torch.Tensor, x: torch.Tensor, there: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
         route = ops.route(uncertainty, budget=SHARE)
         ops.dispatch(x, route, out=there)
         return ops.combine(there, route, out=back)
 
-    def plain() -> torch.Tensor:
+    def plain(uncertainty: torch.Tensor, x: torch.Tensor, there: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
         order = _order(uncertainty)
         torch.index_select(x, 0, order, out=there)
         inverse = torch.empty_like(order)
-        inverse[order] = torch.arange(ROWS, device=device)
+        inverse[order] = torch.arange(rows, device=device)
         return torch.index_select(there, 0, inverse, out=back)
 
-    def floor() -> torch.Tensor:
+    def floor(uncertainty: torch.Tensor, x: torch.Tensor, there: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
         """Two bare copies into ready buffers."""
         there.copy_(x)
         return back.copy_(there)
@@ -49,21 +56,45 @@ def _there_and_back(device: str = "cpu") -> Case:
     def unchanged(name: str, found: torch.Tensor) -> None:
         torch.testing.assert_close(found, x, rtol=0, atol=0)
 
-    return Case("route", "route-65536", torch.float32, {OURS: ours, "torch": plain}, floor, unchanged, device=device)
+    return Case(
+        "route",
+        "route-65536",
+        torch.float32,
+        {OURS: Bound(ours, inputs), "torch": Bound(plain, inputs)},
+        Bound(floor, inputs),
+        unchanged,
+        device=device,
+        read_back=frozenset({"torch"}),
+    )
 
 
-def _alone(device: str = "cpu") -> Case:
-    uncertainty = _uncertainty(device)
+def _alone(device: str = "cpu", tiny: bool = False) -> Case:
+    rows = TINY_ROWS if tiny else ROWS
+    uncertainty = _uncertainty(rows, device)
     expected = _order(uncertainty)
 
     def same(name: str, found: Any) -> None:
         torch.testing.assert_close(found.order if name == OURS else found, expected, rtol=0, atol=0)
 
     contenders: dict[str, Run] = {
-        OURS: lambda: ops.route(uncertainty, budget=SHARE),
-        "torch": lambda: _order(uncertainty),
+        OURS: Bound(partial(ops.route, budget=SHARE), (uncertainty,)),
+        "torch": Bound(_order, (uncertainty,)),
     }
-    return Case("route", "route-65536-alone", torch.float32, contenders, check=same, results=ROWS * 24, device=device)
+    return Case(
+        "route",
+        "route-65536-alone",
+        torch.float32,
+        contenders,
+        check=same,
+        results=rows * 24,
+        device=device,
+        read_back=frozenset({"torch"}),
+    )
 
 
 CASES: dict[str, Callable[..., Case]] = {"route-65536": _there_and_back, "route-65536-alone": _alone}
+_ALONE = 4 * ROWS + 3 * 8 * ROWS  # uncertainty; order, inverse and destination
+WORK = {
+    "route-65536": Work(_ALONE + 2 * 8 * ROWS + 2 * 2 * 4 * DIM * ROWS),
+    "route-65536-alone": Work(_ALONE),
+}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from reasonrec_fast.benchmarking import (
     aggregate,
     engine,
+    engine_stored,
     exit_confidence,
     packed_attention,
     policy_loss,
@@ -14,7 +15,7 @@ from reasonrec_fast.benchmarking import (
     token_logprobs,
     topk,
 )
-from reasonrec_fast.benchmarking.case import Case
+from reasonrec_fast.benchmarking.case import Case, Work
 
 SUITES: dict[str, dict[str, Callable[..., Case]]] = {
     "exit_confidence": exit_confidence.CASES,
@@ -25,11 +26,27 @@ SUITES: dict[str, dict[str, Callable[..., Case]]] = {
     "route": route.CASES,
     "packed_attention": packed_attention.CASES,
     "engine": engine.CASES,
+    "engine_stored": engine_stored.CASES,
 }
+WORK: dict[str, Work] = {
+    **exit_confidence.WORK,
+    **token_logprobs.WORK,
+    **policy_loss.WORK,
+    **aggregate.WORK,
+    **topk.WORK,
+    **route.WORK,
+    **packed_attention.WORK,
+}
+"""Of the operators' cases."""
 
 
-def make_cases(names: list[str], device: str = "cpu") -> Iterator[Case]:
+def make_cases(names: list[str], device: str = "cpu", *, tiny: bool = False) -> Iterator[Case]:
     """The cases of the suites and the single cases that are named; all without names.
+
+    Args:
+        names: of suites and cases.
+        device: where the inputs lie.
+        tiny: small sizes under the same names, for rehearsals; not of the suite ``engine``.
 
     Raises:
         ValueError: a name that is neither.
@@ -40,4 +57,4 @@ def make_cases(names: list[str], device: str = "cpu") -> Iterator[Case]:
     for suite, cases in SUITES.items():
         for name, make in cases.items():
             if not names or suite in names or name in names:
-                yield make(device=device)
+                yield make(device=device, tiny=True) if tiny else make(device=device)

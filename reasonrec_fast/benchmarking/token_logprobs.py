@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 
 from reasonrec_fast import ops
-from reasonrec_fast.benchmarking.case import OURS, Case, installed
+from reasonrec_fast.benchmarking.case import OURS, Bound, Case, Work, installed
 from reasonrec_fast.benchmarking.measure import Run
 
 ROWS, CLASSES, WIDTH = 4096, 49_152, 576
+TINY_ROWS = 64
 Forward = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -24,11 +24,12 @@ class Problem:
     tokens: torch.Tensor
 
     @classmethod
-    def make(cls, device: str) -> Problem:
+    def make(cls, device: str, tiny: bool = False) -> Problem:
+        rows, classes, width = (TINY_ROWS, 500, 32) if tiny else (ROWS, CLASSES, WIDTH)
         generator = torch.Generator().manual_seed(0)
-        hidden = torch.randn(ROWS, WIDTH, generator=generator).bfloat16().to(device).requires_grad_()
-        weight = (torch.randn(CLASSES, WIDTH, generator=generator) * 2 * WIDTH**-0.5).bfloat16()
-        tokens = torch.randint(CLASSES, (ROWS,), generator=generator)
+        hidden = torch.randn(rows, width, generator=generator).bfloat16().to(device).requires_grad_()
+        weight = (torch.randn(classes, width, generator=generator) * 2 * width**-0.5).bfloat16()
+        tokens = torch.randint(classes, (rows,), generator=generator)
         return cls(hidden, weight.to(device).requires_grad_(), tokens.to(device))
 
     def peers(self) -> dict[str, Forward]:
@@ -49,9 +50,9 @@ class Problem:
         return found
 
 
-def _logprobs(device: str = "cpu") -> Case:
-    problem = Problem.make(device)
-    upstream = torch.rand(ROWS, generator=torch.Generator().manual_seed(1)).to(device)
+def _logprobs(device: str = "cpu", tiny: bool = False) -> Case:
+    problem = Problem.make(device, tiny)
+    upstream = torch.rand(len(problem.tokens), generator=torch.Generator().manual_seed(1)).to(device)
 
     def summed(logprobs: Forward) -> Forward:
         return lambda hidden, weight: (logprobs(hidden, weight) * upstream).sum()
@@ -62,14 +63,16 @@ def _logprobs(device: str = "cpu") -> Case:
 
 
 def with_gradients(name: str, case: str, problem: Problem, forms: dict[str, Forward]) -> Case:
-    hidden, weight = problem.hidden, problem.weight
+    def both_ways(form: Forward) -> Callable[..., tuple[torch.Tensor, ...]]:
+        def run(hidden: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            loss = form(hidden, weight)
+            return (loss.detach(), *torch.autograd.grad(loss, (hidden, weight)))
 
-    def both_ways(form: Forward, hidden: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        loss = form(hidden, weight)
-        return (loss.detach(), *torch.autograd.grad(loss, (hidden, weight)))
+        return run
 
-    contenders: dict[str, Run] = {name: partial(both_ways, form, hidden, weight) for name, form in forms.items()}
-    exact = both_ways(forms["torch"], *(x.detach().float().requires_grad_() for x in (hidden, weight)))
+    inputs = (problem.hidden, problem.weight)
+    contenders: dict[str, Run] = {name: Bound(both_ways(form), inputs) for name, form in forms.items()}
+    exact = both_ways(forms["torch"])(*(x.detach().float().requires_grad_() for x in inputs))
 
     def check(name: str, found: Any) -> None:
         """In shares of the largest value; logits in 16 bits, as peers have them, are off by some per cent."""
@@ -78,16 +81,18 @@ def with_gradients(name: str, case: str, problem: Problem, forms: dict[str, Forw
             tolerance = 1e-2 if name == OURS else 1e-1
             torch.testing.assert_close(ours.float() / scale, theirs / scale, atol=tolerance, rtol=0)
 
-    narrow_hidden, narrow_weight = hidden.detach(), weight.detach()
-
-    def floor() -> None:
+    def floor(hidden: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The three products alone: logits and both gradients."""
-        logits = narrow_hidden @ narrow_weight.T
-        logits @ narrow_weight
-        logits.T @ narrow_hidden
+        logits = hidden @ weight.T
+        return logits @ weight, logits.T @ hidden
 
-    results = (hidden.numel() + weight.numel()) * hidden.element_size()
-    return Case(name, case, torch.bfloat16, contenders, floor, check, results, 60.0, hidden.device.type)
+    results = sum(x.numel() * x.element_size() for x in inputs)
+    narrow = tuple(x.detach() for x in inputs)
+    device = problem.hidden.device.type
+    return Case(name, case, torch.bfloat16, contenders, Bound(floor, narrow), check, results, 60.0, device)
 
 
 CASES: dict[str, Callable[..., Case]] = {"logprobs-4096-bf16": _logprobs}
+# Hidden states and weights with their gradients; three products.
+GRADIENTS = Work(2 * 2 * WIDTH * (ROWS + CLASSES) + 8 * ROWS, 3 * 2 * ROWS * CLASSES * WIDTH, torch.bfloat16)
+WORK = {"logprobs-4096-bf16": GRADIENTS}

@@ -8,33 +8,44 @@ from functools import partial
 import torch
 
 from reasonrec_fast import ops
-from reasonrec_fast.benchmarking.case import OURS, Case, installed
+from reasonrec_fast.benchmarking.case import OURS, Bound, Case, Work, installed
 from reasonrec_fast.benchmarking.measure import Run
 
 ITEMS, DIM, K, SEEN = 40_981, 64, 20, 50
 
 
-def _case(batch: int, device: str = "cpu") -> Case:
+def _case(batch: int, device: str = "cpu", tiny: bool = False) -> Case:
+    name, count = f"topk-{batch}", ITEMS
+    if tiny:
+        batch, count = 20, 1000
     generator = torch.Generator().manual_seed(0)
-    items, queries = torch.randn(ITEMS, DIM, generator=generator), torch.randn(batch, DIM, generator=generator)
-    seen = torch.rand(batch, 4 * SEEN, generator=generator).argsort(dim=1)[:, :SEEN] * (ITEMS // (4 * SEEN))
+    items, queries = torch.randn(count, DIM, generator=generator), torch.randn(batch, DIM, generator=generator)
+    seen = torch.rand(batch, 4 * SEEN, generator=generator).argsort(dim=1)[:, :SEEN] * (count // (4 * SEEN))
     items, queries, seen = items.to(device), queries.to(device), seen.sort(1).values.to(device)
     exclude = (torch.arange(batch + 1, device=device) * SEEN, seen.flatten())
 
-    def plain() -> tuple[torch.Tensor, torch.Tensor]:
+    def ours(
+        queries: torch.Tensor, items: torch.Tensor, indptr: torch.Tensor, indices: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return ops.topk(queries, items, K, exclude=(indptr, indices))
+
+    def plain(queries: torch.Tensor, items: torch.Tensor, seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         found = (queries @ items.T).scatter_(1, seen, -torch.inf).topk(K)
         return found.values, found.indices
 
-    values = plain()[0]
-    contenders: dict[str, Run] = {OURS: lambda: ops.topk(queries, items, K, exclude=exclude), "torch": plain}
+    values = plain(queries, items, seen)[0]
+    contenders: dict[str, Run] = {
+        OURS: Bound(ours, (queries, items, *exclude)),
+        "torch": Bound(plain, (queries, items, seen)),
+    }
     if device == "cpu" and installed("faiss"):
         contenders["faiss"] = _faiss(queries, items, seen)
     return Case(
         "topk",
-        f"topk-{batch}",
+        name,
         torch.float32,
         contenders,
-        floor=lambda: queries @ items.T,
+        floor=Bound(lambda queries, items: queries @ items.T, (queries, items)),
         check=lambda name, found: torch.testing.assert_close(found[0], values, rtol=1e-4, atol=1e-4),
         results=batch * K * 12,
         device=device,
@@ -58,4 +69,12 @@ def _faiss(queries: torch.Tensor, items: torch.Tensor, seen: torch.Tensor) -> Ru
     return run
 
 
-CASES: dict[str, Callable[..., Case]] = {f"topk-{batch}": partial(_case, batch) for batch in (64, 8192)}
+def _work(batch: int) -> Work:
+    """Items, queries, exclusions and the answers; scores are in float32."""
+    num_bytes = 4 * DIM * (ITEMS + batch) + 8 * (batch * SEEN + batch + 1) + 12 * K * batch
+    return Work(num_bytes, 2 * DIM * ITEMS * batch)
+
+
+BATCHES = (64, 8192)
+CASES: dict[str, Callable[..., Case]] = {f"topk-{batch}": partial(_case, batch) for batch in BATCHES}
+WORK = {f"topk-{batch}": _work(batch) for batch in BATCHES}

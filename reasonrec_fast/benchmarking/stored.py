@@ -1,0 +1,143 @@
+"""Prompts as token ids and the shape of SmolLM2-135M, stored beside this file: a model and its work where neither the
+data set nor the weights are (``benchmarks/store_prompts.py`` made them)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reasonrec_fast.early_exit.engine import EarlyExitModel, ExitPolicy
+from reasonrec_fast.early_exit.layout import TokenGroup
+from reasonrec_fast.files import read_json
+
+FOLDER = Path(__file__).resolve().parent
+LEAVING = 0.6
+"""Share of the rows that are left which leave at an exit: about the demo's depths."""
+
+
+@dataclass(frozen=True)
+class StoredWork:
+    """What one run scores: ``R`` rows.
+
+    Attributes:
+        groups: prefixes and suffixes, token ids.
+        numbers: standardised, float32 ``[R, F]`` on the CPU.
+    """
+
+    groups: list[TokenGroup]
+    numbers: torch.Tensor
+
+    @property
+    def rows(self) -> int:
+        return sum(len(suffixes) for _, suffixes in self.groups)
+
+    @property
+    def tokens(self) -> int:
+        """Of all groups, each prefix once."""
+        return sum(len(prefix) + sum(map(len, suffixes)) for prefix, suffixes in self.groups)
+
+    @property
+    def texts(self) -> list[list[int]]:
+        """Every request in full."""
+        return [[*prefix, *suffix] for prefix, suffixes in self.groups for suffix in suffixes]
+
+
+@cache
+def _stored(name: str) -> Any:
+    return read_json(FOLDER / f"{name}.json")
+
+
+def decoder_shape(*, tiny: bool = False) -> dict[str, Any]:
+    """Arguments of a ``LlamaConfig``: SmolLM2-135M's, or those of a model of some kilobytes."""
+    shape = dict(_stored("smollm2-135m")["decoder"])
+    if tiny:
+        shape |= {
+            "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 3,
+            "num_key_value_heads": 1, "head_dim": 16,
+        }  # fmt: skip
+    return shape
+
+
+def random_ranker(
+    device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, *, tiny: bool = False
+) -> EarlyExitModel:
+    """A decoder of SmolLM2-135M's shape with exits as the demo has them; the same random weights on every device.
+
+    Scores of the heads spread over (0, 1), so that answers can be told apart.
+
+    Args:
+        device: where it lies.
+        dtype: of the decoder; heads are float32.
+        tiny: the shape of a model of some kilobytes, for rehearsals.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM  # seconds of imports
+
+    from reasonrec_fast.early_exit.backbone import Backbone
+
+    stored = _stored("smollm2-135m")["heads"]
+    shape = decoder_shape(tiny=tiny)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        causal = LlamaForCausalLM(LlamaConfig(**shape, initializer_range=shape["hidden_size"] ** -0.5))
+        exits = (1, 2, 3) if tiny else stored["exits"]
+        model = EarlyExitModel(Backbone(causal), exits, num_numbers=stored["num_numbers"])
+        with torch.no_grad():
+            for head in model.heads:
+                head.weight.mul_(20.0)
+    model.backbone.to(device=device, dtype=dtype)
+    model.heads.to(device)
+    return model.eval()
+
+
+def stored_work(name: str, *, groups: int | None = None, tiny: bool = False) -> StoredWork:
+    """Prompts by name: ``"slates"`` (four users, 232 tokens, 32 candidates of 24), ``"texts"`` (sixteen users, one
+    candidate each, lengths as they are) or ``"long"`` (two prefixes of 2,000 tokens, six candidates of 24).
+
+    Args:
+        name: one of these.
+        groups: how many; all by default.
+        tiny: short beginnings of at most two groups of three candidates, for rehearsals.
+
+    Raises:
+        ValueError: another name.
+
+    >>> work = stored_work("slates", groups=1)
+    >>> work.tokens, work.rows
+    (1000, 32)
+    """
+    stored = _stored("prompts")
+    if name not in stored:
+        raise ValueError(f"name: expected one of {sorted(stored)}; got {name!r}")
+    found: list[TokenGroup] = [(prefix, suffixes) for prefix, suffixes in stored[name][:groups]]
+    if tiny:
+        found = [(prefix[:20], [suffix[-5:] for suffix in suffixes[:3]]) for prefix, suffixes in found[:2]]
+    rows = sum(len(suffixes) for _, suffixes in found)
+    generator = torch.Generator().manual_seed(1)
+    return StoredWork(found, torch.randn(rows, _stored("smollm2-135m")["heads"]["num_numbers"], generator=generator))
+
+
+def spread_policy(model: EarlyExitModel, work: StoredWork) -> ExitPolicy:
+    """Thresholds at which :data:`LEAVING` of the rows that are left leave at each exit.
+
+    They lie in the widest gap near that share, so that rounding sends no row another way.
+    """
+    device = model.backbone.device
+    with torch.inference_mode():
+        statistics = model.all_exits(work.groups, work.numbers.to(device))
+    alive, thresholds = torch.arange(work.rows), []
+    for found in statistics[:-1]:
+        confidence = found.confidence.cpu()[alive].sort(descending=True)
+        if len(alive) < 2:
+            thresholds.append(float("inf"))
+            continue
+        middle = min(max(round(LEAVING * len(alive)), 1), len(alive) - 1)
+        nearby = range(max(middle - len(alive) // 8, 1), min(middle + len(alive) // 8, len(alive) - 1) + 1)
+        gaps = {place: float(confidence.values[place - 1] - confidence.values[place]) for place in nearby}
+        place = max(gaps, key=lambda place: gaps[place])
+        thresholds.append(float(confidence.values[place - 1 : place + 1].mean()))
+        alive = alive[confidence.indices[place:].sort().values]
+    return ExitPolicy((tuple(thresholds),))
