@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+DeviceOption = Annotated[
+    str | None,
+    typer.Option("--device", help="cpu, cuda or cuda:N; by default the GPU where there is one", show_default=False),
+]
+"""Of every command that runs a model."""
 
 console = Console(stderr=True)
 """For what happens on the way; results go to standard output."""
@@ -26,10 +34,10 @@ def print_result(*tables: Table) -> None:
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """End the command with one line, not a traceback, where the input is at fault."""
+    """End the command with one line, not a traceback, where the input is at fault or the GPU is too small."""
     try:
         yield
-    except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
+    except (ValueError, TypeError, FileNotFoundError, ImportError, torch.OutOfMemoryError) as error:
         console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
 

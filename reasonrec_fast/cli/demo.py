@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from reasonrec_fast.cli.console import clear_errors, console, print_result
+from reasonrec_fast.cli.console import DeviceOption, clear_errors, console, print_result
 from reasonrec_fast.files import replacing, write_json
 
 if TYPE_CHECKING:
@@ -20,13 +20,16 @@ def demo(
     full: Annotated[bool, typer.Option("--full", help="score the whole test part")] = False,
     sample: Annotated[int, typer.Option(help="test requests to score (whole users, fixed seed)")] = 2000,
     output: Annotated[Path, typer.Option(help="folder of the report")] = Path("runs/demo"),
+    device: DeviceOption = None,
 ) -> None:
     """OptiRAG-Rec beside its baselines on held-out MovieLens requests."""
     begin = time.perf_counter()
     with clear_errors():
         from reasonrec_fast.experiments.demo import run_demo
 
-        found = run_demo(sample=None if full else sample, say=lambda line: console.print(line, markup=False))
+        found = run_demo(
+            sample=None if full else sample, device=device, say=lambda line: console.print(line, markup=False)
+        )
         write_json(output / "report.json", found.as_json())
         _plot(found.records, output / "report.png")
     print_result(_table(found.records), _differences(found))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reasonrec_fast.cli.console import clear_errors, console, progress_bar
+from reasonrec_fast.cli.console import DeviceOption, clear_errors, console, progress_bar
 
 if TYPE_CHECKING:
     from reasonrec_fast.experiments.runner import Run
@@ -18,8 +18,12 @@ def evaluate(
     seeds: Annotated[str | None, typer.Option(help="such as 0,1,2; the configuration's by default")] = None,
     output: Annotated[Path | None, typer.Option(help="JSON lines, one a run; finished runs are not repeated")] = None,
     data: Annotated[Path, typer.Option(help="folder of the data sets")] = Path("data"),
+    device: DeviceOption = None,
 ) -> None:
-    """Run models on data sets with several seeds; print a Markdown table and keep one JSON line a run."""
+    """Run models on data sets with several seeds; print a Markdown table and keep one JSON line a run.
+
+    Without --device the configuration's holds, where it names one. A run is the same whatever device made it.
+    """
     with clear_errors():
         from reasonrec_fast.experiments.config import load_experiment
         from reasonrec_fast.experiments.report import markdown_table
@@ -33,6 +37,7 @@ def evaluate(
                 data,
                 place,
                 seeds=_seeds(seeds),
+                device=device,
                 progress=lambda name, epoch, epochs, said: update(epoch, epochs, f"{name}: {said}"),
             )
         print(markdown_table(runs))

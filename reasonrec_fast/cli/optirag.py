@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pandas as pd
+import torch
 import typer
 from rich.table import Table
 
-from reasonrec_fast.cli.console import clear_errors, console, print_result, progress_bar
+from reasonrec_fast.cli.console import DeviceOption, clear_errors, console, print_result, progress_bar
 from reasonrec_fast.data import (
     Instruction,
     Interactions,
@@ -23,6 +24,7 @@ from reasonrec_fast.data import (
     load_movielens_small,
 )
 from reasonrec_fast.data.split import SplitKind, split_by_time
+from reasonrec_fast.devices import resolve_device
 from reasonrec_fast.files import read_json, replacing, write_json
 
 if TYPE_CHECKING:
@@ -53,9 +55,11 @@ def train(
     backbone: Annotated[str | None, typer.Option(help="language model: a name, a folder or a GGUF file")] = None,
     adapters: Annotated[Path | None, typer.Option(help="a saved model whose adapters to start from")] = None,
     without_knowledge: Annotated[bool, typer.Option(help="store adapters and heads alone")] = False,
+    device: DeviceOption = None,
 ) -> None:
     """Train a model, calibrate it on validation (of an instruction file: on its last fifth) and store it."""
     with clear_errors():
+        place = resolve_device(device)
         settings = _settings(config, samples, exits, backbone)
         instructions = is_instruction_file(data)
         if instructions:
@@ -66,7 +70,7 @@ def train(
             parts = split_by_time(interactions, _split_kind(split))
         from reasonrec_fast.models.optirag import OptiRAG
 
-        model = OptiRAG(settings)
+        model = OptiRAG(settings, device=place)
         if adapters is not None:
             model.load_adapters(adapters)
         with progress_bar("Training") as update:
@@ -90,10 +94,11 @@ def evaluate(
     items: ItemsOption = None,
     split: SplitOption = "user_time",
     full_depth: Annotated[bool, typer.Option(help="read every layer")] = False,
+    device: DeviceOption = None,
 ) -> None:
     """Metrics on the test part (of an instruction file: on all of it), as JSON on standard output."""
     with clear_errors():
-        loaded = load_model(model)
+        loaded = load_model(model, device)
         if is_instruction_file(data):
             metrics = loaded.evaluate_instructions(load_instructions(data), early_exit=not full_depth)
         else:
@@ -116,11 +121,13 @@ def predict(
     output: Annotated[Path, typer.Option(help="CSV to write: user, item, timestamp, probability, depth")],
     items: ItemsOption = None,
     full_depth: Annotated[bool, typer.Option(help="read every layer")] = False,
+    device: DeviceOption = None,
 ) -> None:
     """Score the requests of a file. Users and items may be new."""
     with clear_errors():
+        place = resolve_device(device)
         interactions = load_interactions(data, items, allow_unlabelled=True)
-        loaded = load_model(model)
+        loaded = load_model(model, place)
         if loaded.knowledge is None:
             raise ValueError(f"model: expected one with its training events; {model} holds adapters and heads alone")
         rows = np.flatnonzero(interactions.labels < 0)
@@ -156,6 +163,7 @@ def pareto(
     model: Annotated[Path | None, typer.Option(help="folder of the model; that of the demo by default")] = None,
     test: Annotated[int, typer.Option(help="test requests to score")] = 6_000,
     timed: Annotated[int, typer.Option(help="of them to time")] = 512,
+    device: DeviceOption = None,
 ) -> None:
     """AUC against requests per second over exit thresholds, on MovieLens."""
     with clear_errors():
@@ -163,9 +171,10 @@ def pareto(
         from reasonrec_fast.experiments.demo import PRETRAINED
         from reasonrec_fast.experiments.pareto import pareto as measure
 
+        place = resolve_device(device)
         interactions = load_data("movielens-small", None)
         parts = split_by_time(interactions)
-        loaded = load_model(model or PRETRAINED / "movielens")
+        loaded = load_model(model or PRETRAINED / "movielens", place)
         loaded.refit_retriever(interactions, parts.train)
         points = measure(loaded, interactions, parts, sample=test, timed=timed)
         write_json(output / "pareto.json", [asdict(point) for point in points])
@@ -182,9 +191,11 @@ def compare_exits(
     config: Annotated[Path | None, typer.Option(help="JSON file with fields of OptiRAGConfig")] = None,
     samples: Annotated[int, typer.Option(help="training requests of each model")] = 4_000,
     test: Annotated[int, typer.Option(help="test requests to score")] = 2_000,
+    device: DeviceOption = None,
 ) -> None:
     """Ways to train exits against each other, on MovieLens: six trainings."""
     with clear_errors():
+        place = resolve_device(device)
         from reasonrec_fast.experiments.exits import compare_exits as compare
 
         with progress_bar("Training") as update:
@@ -192,6 +203,7 @@ def compare_exits(
                 output,
                 _settings(config, samples, None, None),
                 sample=test,
+                device=place,
                 progress=lambda kind, step, steps, loss: update(step, steps, f"{kind}: loss {loss:.4f}"),
             )
         write_json(output / "report.json", [asdict(record) for record in records])
@@ -212,9 +224,11 @@ def compare_retrieval(
     layers: Annotated[int, typer.Option(help="layers of the backbone that are kept")] = 10,
     samples: Annotated[int | None, typer.Option(help="training requests of each model")] = None,
     test: Annotated[int | None, typer.Option(help="test requests to score; all by default")] = None,
+    device: DeviceOption = None,
 ) -> None:
     """The GCN retriever against retrieval by text and against none, on MovieLens."""
     with clear_errors():
+        place = resolve_device(device)
         settings = replace(_settings(config, samples, None, None), layers=layers)
         from reasonrec_fast.experiments.retrieval import compare_retrieval as compare
 
@@ -223,6 +237,7 @@ def compare_retrieval(
                 output,
                 settings,
                 sample=test,
+                device=place,
                 progress=lambda kind, step, steps, loss: update(step, steps, f"{kind}: loss {loss:.4f}"),
             )
         write_json(output / "report.json", {"records": [asdict(r) for r in records], "milliseconds_a_user": times})
@@ -262,10 +277,10 @@ def _train_and_validation(records: list[Instruction]) -> tuple[list[Instruction]
     return records[:cut], records[cut:]
 
 
-def load_model(folder: Path) -> OptiRAG:
+def load_model(folder: Path, device: torch.device | str | None) -> OptiRAG:
     from reasonrec_fast.models.optirag import OptiRAG
 
-    return OptiRAG.from_pretrained(folder)
+    return OptiRAG.from_pretrained(folder, device=device)
 
 
 def _settings(config: Path | None, samples: int | None, exits: str | None, backbone: str | None) -> OptiRAGConfig:

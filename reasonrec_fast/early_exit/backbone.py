@@ -90,7 +90,8 @@ class Backbone(nn.Module):
         hidden = self.base.embed_tokens(ids)
         # Gemma scales inside its embedding; earlier releases of transformers did so outside for Gemma 1 and 2.
         if self.base.config.model_type in ("gemma", "gemma2") and not hasattr(self.base.embed_tokens, "embed_scale"):
-            hidden = hidden * torch.tensor(self.hidden_size**0.5, dtype=hidden.dtype)
+            # Rounded as transformers does; made on the device, where a copy would wait for it.
+            hidden = hidden * torch.full((), self.hidden_size**0.5, dtype=hidden.dtype, device=hidden.device)
         return hidden
 
     def rotary(self, hidden: torch.Tensor, length: int) -> Rotary:

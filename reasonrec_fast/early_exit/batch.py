@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from reasonrec_fast import ops
+from reasonrec_fast.devices import on_device
 from reasonrec_fast.early_exit.backbone import Backbone, Rotary
 from reasonrec_fast.early_exit.layout import PackedLayout, TokenGroup, flat_ids
 from reasonrec_fast.early_exit.prefix_cache import PrefixCache, PrefixState
@@ -166,4 +167,4 @@ class PackedBatch:
         return {kind: found[id(cosines)] for kind, (cosines, _) in self._rotary_table.items()}
 
     def _on_device(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(self.backbone.device)
+        return on_device(array, self.backbone.device)

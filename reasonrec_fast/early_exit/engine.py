@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from reasonrec_fast import ops
+from reasonrec_fast.devices import naming_what_did_not_fit, on_device
 from reasonrec_fast.early_exit.backbone import Backbone
 from reasonrec_fast.early_exit.batch import PackedBatch
 from reasonrec_fast.early_exit.heads import ExitHead, exit_layers
@@ -58,14 +59,22 @@ class Ranked:
     Attributes:
         probability: of yes, float32 ``[R]``.
         depth: layers that the row went through, int64 ``[R]``.
+
+    Both are where the model is.
     """
 
     probability: torch.Tensor
     depth: torch.Tensor
 
+    def cpu(self) -> Ranked:
+        """The same on the CPU."""
+        return Ranked(self.probability.cpu(), self.depth.cpu())
+
 
 class EarlyExitModel(nn.Module):
-    """A backbone with prediction heads after several of its layers.
+    """A backbone with prediction heads after several of its layers, on the device of the backbone.
+
+    Numbers, targets and strata may come from any device. Initial heads are drawn on the CPU, alike for every device.
 
     Args:
         backbone: the transformer.
@@ -80,7 +89,8 @@ class EarlyExitModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.exits = exit_layers(backbone.num_layers, exits)
-        self.heads: Any = nn.ModuleList(ExitHead(backbone.hidden_size, num_numbers, members) for _ in self.exits)
+        heads = nn.ModuleList(ExitHead(backbone.hidden_size, num_numbers, members) for _ in self.exits)
+        self.heads: Any = heads.to(backbone.device)
 
     def all_exits(
         self,
@@ -99,9 +109,21 @@ class EarlyExitModel(nn.Module):
             skip: layers (from 1, not the last) that are left out, as layer dropout does.
             measure: of the confidence.
         """
+        device = self.backbone.device
+        with naming_what_did_not_fit(_words(groups), device):
+            return self._all_exits(groups, _moved(numbers, device), _moved(targets, device), skip, measure)
+
+    def _all_exits(
+        self,
+        groups: Sequence[TokenGroup],
+        numbers: torch.Tensor | None,
+        targets: torch.Tensor | None,
+        skip: Collection[int],
+        measure: Measure,
+    ) -> list[ops.ExitStatistics]:
         batch, found = PackedBatch(self.backbone, groups), []
         heads = dict(zip(self.exits, self.heads, strict=True))
-        last = torch.from_numpy(batch.layout.last).to(self.backbone.device)
+        last = on_device(batch.layout.last, self.backbone.device)
         for depth in range(1, self.backbone.num_layers + 1):
             if depth == self.backbone.num_layers:
                 found.append(heads[depth](batch.look(depth), numbers, measure=measure, targets=targets))
@@ -130,14 +152,27 @@ class EarlyExitModel(nn.Module):
             strata: which row of the policy's thresholds holds for each request, int64 ``[R]``; 0 by default.
             cache: of prefixes, kept from call to call.
         """
+        device = self.backbone.device
+        with naming_what_did_not_fit(_words(groups), device):
+            return self._rank(groups, _moved(numbers, device), policy, _moved(strata, device), cache)
+
+    def _rank(
+        self,
+        groups: Sequence[TokenGroup],
+        numbers: torch.Tensor | None,
+        policy: ExitPolicy | None,
+        strata: torch.Tensor | None,
+        cache: PrefixCache | None,
+    ) -> Ranked:
         batch = PackedBatch(self.backbone, groups, cache)
         rows, device = batch.layout.num_rows, self.backbone.device
         probability = torch.empty(rows, device=device)
         depths = torch.full((rows,), self.backbone.num_layers, device=device)
         alive, previous = torch.arange(rows, device=device), None
-        thresholds = None if policy is None else torch.tensor(policy.thresholds, device=device)
-        numbers = None if numbers is None else numbers.to(device)
-        strata = torch.zeros_like(alive) if strata is None else strata.to(device)
+        thresholds = None
+        if policy is not None:
+            thresholds = on_device(np.array(policy.thresholds, dtype=np.float32), device)
+        strata = torch.zeros_like(alive) if strata is None else strata
         for depth in range(1, self.backbone.num_layers):
             if policy is None or thresholds is None or depth not in self.exits:
                 batch.layer(depth)
@@ -165,3 +200,14 @@ class EarlyExitModel(nn.Module):
             probability[alive] = last.positive_probability
         batch.end()
         return Ranked(probability, depths)
+
+
+def _moved(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
+    return None if tensor is None else tensor.to(device, non_blocking=True)
+
+
+def _words(groups: Sequence[TokenGroup]) -> str:
+    """A batch in words."""
+    rows = sum(len(suffixes) for _, suffixes in groups)
+    tokens = sum(len(prefix) + sum(map(len, suffixes)) for prefix, suffixes in groups)
+    return f"groups: a batch of {rows} rows with {tokens} tokens"

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from reasonrec_fast import ops
+from reasonrec_fast.devices import on_device
 from reasonrec_fast.ops.exit_confidence import Measure
 
 
@@ -50,7 +52,7 @@ class ExitHead(nn.Module):
         # Gemma's norm multiplies by one plus its weight.
         self.norm.weight.copy_(1 + gain if causal.config.model_type.startswith("gemma") else gain)
         self.norm.eps = causal.config.rms_norm_eps
-        places = torch.tensor(tokens, device=lm_head.weight.device)
+        places = on_device(np.asarray(tokens, dtype=np.int64), lm_head.weight.device)
         self.weight.copy_(lm_head.weight[places].float().expand_as(self.weight))
         self.bias.zero_()
         if lm_head.bias is not None:
@@ -83,7 +85,8 @@ class ExitHead(nn.Module):
             bias: torch.Tensor | None = self.bias
             if self.softcap is not None:  # Gemma 2 caps its logits: they are formed here, and taken as they are
                 logits = nn.functional.linear(features, weight[0], self.bias[0])
-                features, weight, bias = self.softcap * torch.tanh(logits / self.softcap), torch.eye(2).to(logits), None
+                features, bias = self.softcap * torch.tanh(logits / self.softcap), None
+                weight = torch.eye(2, dtype=logits.dtype, device=logits.device)
             return ops.exit_confidence(
                 features,
                 weight,

@@ -102,13 +102,15 @@ class PrefixCache:
 
 
 def weights_mark(model: nn.Module, samples: int = 16) -> bytes:
-    """Something that changes when weights do: where they lie, how often torch wrote to them, and a few of their values
-    (some libraries write past torch's count, as peft does when it merges adapters)."""
+    """Something that changes when weights do: on which device and where they lie, how often torch wrote to them, and a
+    few of their values (some libraries write past torch's count, as peft does when it merges adapters), which are read
+    back in one copy."""
     weights = list(model.parameters())
     marks = [(w.data_ptr(), -1 if w.is_inference() else w._version) for w in weights]
     with torch.no_grad():
         few = torch.cat([w.flatten()[:: max(1, w.numel() // samples)].float() for w in weights])
-    return np.array(marks, dtype=np.int64).tobytes() + few.cpu().numpy().tobytes()
+    devices = ",".join(map(str, dict.fromkeys(w.device for w in weights)))
+    return devices.encode() + np.array(marks, dtype=np.int64).tobytes() + few.cpu().numpy().tobytes()
 
 
 def _key(prefix: Sequence[int]) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from reasonrec_fast.devices import on_device, resolve_device
 from reasonrec_fast.early_exit import storage
 from reasonrec_fast.early_exit.backbone import Backbone, unwrapped
 from reasonrec_fast.early_exit.engine import EarlyExitModel, ExitPolicy, Ranked
@@ -35,7 +36,7 @@ class EarlyExitRanker:
     """Ranks candidates with a model that may stop before its last layer.
 
     Requests whose prefix is the same form a group: what all of its texts begin with is read once. Groups are packed
-    without padding.
+    without padding. The ranker is where its model is; scores are left there.
 
     Args:
         model: backbone and heads (see :meth:`from_model`).
@@ -43,9 +44,10 @@ class EarlyExitRanker:
         policy: when rows leave; None sends all through all layers. :meth:`calibrate` makes one.
         prefix_cache_bytes: of prefixes kept from call to call; 0 for none.
         max_tokens: of a batch; a group that is larger is divided.
+        device: where to move the model; by default it stays where it is.
 
     Raises:
-        ValueError: ``max_tokens`` is not positive.
+        ValueError: ``max_tokens`` is not positive, or a device that is not there.
     """
 
     def __init__(
@@ -56,9 +58,11 @@ class EarlyExitRanker:
         policy: ExitPolicy | None = None,
         prefix_cache_bytes: int = 0,
         max_tokens: int = 4096,
+        device: torch.device | str | None = None,
     ) -> None:
         if max_tokens < 1:
             raise ValueError(f"max_tokens: expected at least 1; got {max_tokens}")
+        model = model.to(model.backbone.device if device is None else resolve_device(device))
         self.model, self.tokenizer, self.policy, self.max_tokens = model.eval(), tokenizer, policy, max_tokens
         self.cache = PrefixCache(prefix_cache_bytes) if prefix_cache_bytes else None
 
@@ -83,7 +87,7 @@ class EarlyExitRanker:
             tokenizer: of the model.
             answers: negative and positive, as they follow the prompt (mind a space in front).
             exits: layers with heads; None spreads six over the depth.
-            options: of the ranker.
+            options: of the ranker, ``device`` among them.
 
         Raises:
             TypeError: a model of another family, or one without an LM head.
@@ -98,7 +102,22 @@ class EarlyExitRanker:
         ranker = EarlyExitModel(Backbone(causal), exits, members=1)
         for head in ranker.heads:
             head.start_from(causal, tokens)
-        return cls(ranker.to(ranker.backbone.device), tokenizer, **options)
+        return cls(ranker, tokenizer, **options)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.backbone.device
+
+    def to(self, device: torch.device | str) -> EarlyExitRanker:
+        """Move heads and layers, which are the caller's own model's, to another device; cached prefixes are forgotten.
+
+        Raises:
+            ValueError: a device that is not there.
+        """
+        self.model.to(resolve_device(device))
+        if self.cache is not None:
+            self.cache.clear()
+        return self
 
     def rank(self, requests: Sequence[Request], *, early_exit: bool = True) -> Ranked:
         """Probability of the positive answer for every request, in their order.
@@ -137,12 +156,12 @@ class EarlyExitRanker:
 
     def rank_encoded(self, encoded: Sequence[tuple[list[int], int]], *, early_exit: bool = True) -> Ranked:
         """What :meth:`rank` does, of what :meth:`encode` made."""
-        device = self.model.backbone.device
-        probability, depth = torch.empty(len(encoded), device=device), torch.empty(len(encoded), dtype=torch.int64)
-        depth = depth.to(device)
+        probability = torch.empty(len(encoded), device=self.device)
+        depth = torch.empty(len(encoded), dtype=torch.int64, device=self.device)
         for groups, rows in self._batches(encoded):
             found = self.model.rank(groups, policy=self.policy if early_exit else None, cache=self.cache)
-            probability[rows], depth[rows] = found.probability, found.depth
+            places = on_device(np.array(rows), self.device)
+            probability[places], depth[places] = found.probability, found.depth
         return Ranked(probability, depth)
 
     def calibrate(
@@ -195,19 +214,28 @@ class EarlyExitRanker:
         storage.save(self, Path(folder))
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, model: torch.nn.Module, tokenizer: Any = None) -> EarlyExitRanker:
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        model: torch.nn.Module,
+        tokenizer: Any = None,
+        *,
+        device: torch.device | str | None = None,
+    ) -> EarlyExitRanker:
         """Read what :meth:`save_pretrained` wrote, around the causal model that it belongs to.
 
         Args:
             folder: of :meth:`save_pretrained`.
             model: the causal model, LoRA or not.
             tokenizer: of the model.
+            device: where to move the model; by default it stays where it is. Any device may have saved the heads.
 
         Raises:
             FileNotFoundError: nothing was saved there.
-            ValueError: the folder holds something else, or belongs to a model of another shape.
+            ValueError: the folder holds something else, belongs to a model of another shape, or a device that is not
+                there.
         """
-        return storage.load(cls, Path(folder), model, tokenizer)
+        return storage.load(cls, Path(folder), model, tokenizer, device)
 
     @torch.inference_mode()
     def _all_exits(self, requests: Sequence[Request], measure: Measure) -> tuple[np.ndarray, np.ndarray]:
@@ -215,9 +243,10 @@ class EarlyExitRanker:
         encoded = self.encode(requests)
         found = np.empty((2, len(self.model.exits), len(encoded)))
         for groups, rows in self._batches(encoded):
-            for place, statistics in enumerate(self.model.all_exits(groups, measure=measure)):
-                found[0, place, rows] = statistics.positive_probability.cpu().numpy()
-                found[1, place, rows] = statistics.confidence.cpu().numpy()
+            exits = self.model.all_exits(groups, measure=measure)
+            # One copy to the host a batch.
+            both = torch.stack([torch.stack([s.positive_probability, s.confidence]) for s in exits], 1)
+            found[:, :, rows] = both.cpu().numpy()
         return found[0], found[1]
 
     def _batches(self, encoded: Sequence[tuple[list[int], int]]) -> Iterator[tuple[list[TokenGroup], list[int]]]:

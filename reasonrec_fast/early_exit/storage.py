@@ -23,7 +23,7 @@ def save(ranker: EarlyExitRanker, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     model = ranker.model
     with replacing(folder / "heads.safetensors") as temporary:
-        save_file({name: value.contiguous() for name, value in model.heads.state_dict().items()}, temporary)
+        save_file({name: value.cpu().contiguous() for name, value in model.heads.state_dict().items()}, temporary)
     head = model.heads[0]
     write_json(
         folder / "config.json",
@@ -42,7 +42,13 @@ def save(ranker: EarlyExitRanker, folder: Path) -> None:
     )
 
 
-def load(kind: type[EarlyExitRanker], folder: Path, model: torch.nn.Module, tokenizer: Any) -> EarlyExitRanker:
+def load(
+    kind: type[EarlyExitRanker],
+    folder: Path,
+    model: torch.nn.Module,
+    tokenizer: Any,
+    device: torch.device | str | None,
+) -> EarlyExitRanker:
     """Read what :func:`save` wrote, for the backbone given."""
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"folder: expected a saved ranker with config.json; there is none in {folder}")
@@ -60,11 +66,12 @@ def load(kind: type[EarlyExitRanker], folder: Path, model: torch.nn.Module, toke
     for head in found.heads:
         head.norm.eps, head.softcap = stored["norm_eps"], stored["softcap"]
     return kind(
-        found.to(backbone.device),
+        found,
         tokenizer,
         policy=None if stored["policy"] is None else ExitPolicy.from_dict(stored["policy"]),
         max_tokens=stored["max_tokens"],
         prefix_cache_bytes=stored["prefix_cache_bytes"],
+        device=device,
     )
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from reasonrec_fast.data import (
     Interactions,
     load_interactions,
@@ -82,11 +84,15 @@ class ModelConfig:
     settings: dict[str, Any] = field(default_factory=dict)
     name: str = ""
 
-    def make(self, seed: int) -> classical.Recommender:
+    def make(self, seed: int, *, device: torch.device | str | None = None) -> classical.Recommender:
         """The model, for one seed.
 
+        Args:
+            seed: of everything random.
+            device: where the model lives; by default the GPU where there is one.
+
         Raises:
-            ValueError: an unknown kind or setting.
+            ValueError: an unknown kind or setting, or a device that is not there.
         """
         known = {name: getattr(classical, name) for name in classical.__all__}
         models = {n: k for n, k in known.items() if isinstance(k, type) and issubclass(k, classical.Recommender)}
@@ -100,7 +106,8 @@ class ModelConfig:
             raise ValueError(
                 f"models: expected settings of {self.kind}, {', '.join(sorted(names))}; got {unknown[0]!r}"
             )
-        return kind(kind.config_type(**self.settings, **({"seed": seed} if "seed" in names else {})))
+        config = kind.config_type(**self.settings, **({"seed": seed} if "seed" in names else {}))
+        return kind(config, device=device)
 
     @property
     def title(self) -> str:
@@ -127,13 +134,14 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A TOML file: ``[[models]]``, ``[[datasets]]``, ``[evaluation]`` and ``seeds``.
+    """A TOML file: ``[[models]]``, ``[[datasets]]``, ``[evaluation]``, ``seeds`` and ``device``.
 
     Attributes:
         name: of the file.
         models, datasets: all pairs are run.
         evaluation: what is measured.
         seeds: of every pair.
+        device: where the models live; None for the GPU where there is one. It does not tell runs apart.
     """
 
     name: str
@@ -141,6 +149,7 @@ class Experiment:
     datasets: tuple[DatasetConfig, ...]
     evaluation: EvaluationConfig
     seeds: tuple[int, ...]
+    device: str | None = None
 
 
 def load_experiment(config: str | Path) -> Experiment:
@@ -168,7 +177,7 @@ def load_experiment(config: str | Path) -> Experiment:
         stored = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path}: expected TOML; {error}") from error
-    _refuse_unknown(stored, ("models", "datasets", "evaluation", "seeds"), str(path))
+    _refuse_unknown(stored, ("models", "datasets", "evaluation", "seeds", "device"), str(path))
     models = []
     for table in _tables(stored, "models", path):
         settings = {key: value for key, value in table.items() if key not in ("kind", "name")}
@@ -184,7 +193,8 @@ def load_experiment(config: str | Path) -> Experiment:
     if evaluation.get("task", "ranking") not in ("ranking", "ctr"):
         raise ValueError(f"{path}: evaluation.task: expected 'ranking' or 'ctr'; got {evaluation['task']!r}")
     seeds = tuple(stored.get("seeds", (0, 1, 2)))
-    return Experiment(path.stem, tuple(models), tuple(datasets), EvaluationConfig(**evaluation), seeds)
+    device = stored.get("device")
+    return Experiment(path.stem, tuple(models), tuple(datasets), EvaluationConfig(**evaluation), seeds, device)
 
 
 def _tables(stored: dict[str, Any], name: str, path: Path) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 from reasonrec_fast import InteractionGraph, evaluation
 from reasonrec_fast.data import Interactions, Split, load_movielens_small, sample_of_users, split_by_time
+from reasonrec_fast.devices import resolve_device
 from reasonrec_fast.models.classical import FM, Bias, Popularity
 from reasonrec_fast.models.optirag import OptiRAG
 from reasonrec_fast.models.optirag.calibration import log_odds
@@ -109,26 +110,37 @@ class _Timer:
         }
 
 
-def run_demo(*, sample: int | None = 2000, timed: int = 192, say: Say = print) -> Comparison:
+def run_demo(
+    *,
+    sample: int | None = 2000,
+    timed: int = 192,
+    device: torch.device | str | None = None,
+    say: Say = print,
+) -> Comparison:
     """Train the retriever and the baselines, then score test requests with every system.
 
     Args:
         sample: test requests to score, of whole users drawn with a fixed seed (at least so many); None for all.
         timed: requests on which the two language models are timed, in turns.
+        device: of all models; by default the GPU where there is one.
         say: is told what happens.
+
+    Raises:
+        ValueError: a device that is not there.
     """
+    device = resolve_device(device)
     interactions = load_movielens_small()
     split = split_by_time(interactions)
     rows = split.test if sample is None else sample_of_users(interactions, split.test, sample)
     say(f"MovieLens latest-small: {len(split.train)} training events, {len(rows)} test requests")
-    exiting, full = OptiRAG.from_pretrained(PRETRAINED / "movielens"), None
+    exiting, full = OptiRAG.from_pretrained(PRETRAINED / "movielens", device=device), None
     if (PRETRAINED / "movielens-full-depth").is_dir():
-        full = OptiRAG.from_pretrained(PRETRAINED / "movielens-full-depth")
+        full = OptiRAG.from_pretrained(PRETRAINED / "movielens-full-depth", device=device)
     else:
         say("llm_full_depth is left out: its adapters are not in this checkout (make train-demo makes them)")
     say("Training the retriever")
     exiting.refit_retriever(interactions, split.train)
-    bench = _Bench(interactions, split, rows)
+    bench = _Bench(interactions, split, rows, device)
     say("Training the baselines")
     bench.classical()
     say("Evidence without the language model")
@@ -143,8 +155,8 @@ def run_demo(*, sample: int | None = 2000, timed: int = 192, say: Say = print) -
 class _Bench:
     """Scores and records of the systems on one set of requests."""
 
-    def __init__(self, interactions: Interactions, split: Split, rows: np.ndarray) -> None:
-        self.data, self.split, self.rows = interactions, split, rows
+    def __init__(self, interactions: Interactions, split: Split, rows: np.ndarray, device: torch.device) -> None:
+        self.data, self.split, self.rows, self.device = interactions, split, rows, device
         self.labels, self.users = interactions.labels[rows], interactions.users[rows]
         rated = np.isin(interactions.items, interactions.items[split.train])
         self.unrated = ~rated[rows]
@@ -152,13 +164,13 @@ class _Bench:
         self.scores: dict[str, np.ndarray] = {}
 
     def classical(self) -> None:
-        data, split = self.data, self.split
+        data, split, device = self.data, self.split, self.device
         lightgcn = self._lightgcn()
         models: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-            "popularity": Popularity().fit(data, split.train).score,
-            "bias": Bias().fit(data, split.train).score,
-            "lightgcn": lambda users, items: lightgcn.score(torch.from_numpy(users), torch.from_numpy(items)).numpy(),
-            "fm": FM().fit(data, split.train, split.validation).score,
+            "popularity": Popularity(device=device).fit(data, split.train).score,
+            "bias": Bias(device=device).fit(data, split.train).score,
+            "lightgcn": lambda users, items: lightgcn.score(*map(torch.from_numpy, (users, items))).cpu().numpy(),
+            "fm": FM(device=device).fit(data, split.train, split.validation).score,
         }
         for name, model in models.items():
             self.batched(name, partial(_score_rows, model, data))
@@ -171,7 +183,7 @@ class _Bench:
             )
             for rows in (train[data.labels[train] == label] for label in (1, 0))
         ]
-        return GraphEmbeddings(graphs[0], EmbeddingConfig(weight_decay=1e-3)).fit(graphs[1])
+        return GraphEmbeddings(graphs[0].to(self.device), EmbeddingConfig(weight_decay=1e-3)).fit(graphs[1])
 
     def evidence_only(self, builder: RequestBuilder, places: np.ndarray) -> None:
         """A logistic regression on the numbers that the heads of the language models read."""

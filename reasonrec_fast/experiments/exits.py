@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from reasonrec_fast import evaluation
 from reasonrec_fast.data import load_movielens_small, sample_of_users, split_by_time
@@ -62,6 +63,7 @@ def compare_exits(
     *,
     layers: int = 30,
     sample: int | None = 2000,
+    device: torch.device | str | None = None,
     progress: Progress | None = None,
 ) -> list[ExitRecord]:
     """Train one model a kind on the same requests, and score the same test requests at every exit.
@@ -73,6 +75,7 @@ def compare_exits(
         config: of all, but for how exits are trained.
         layers: of the backbone.
         sample: test requests to score (whole users); None for all.
+        device: of :class:`~reasonrec_fast.models.optirag.OptiRAG`.
         progress: is told of every training step.
     """
     interactions = load_movielens_small()
@@ -85,7 +88,7 @@ def compare_exits(
         known, begin = (place / "config.json").is_file(), time.perf_counter()
         adapters = Path(folder) / LAST.replace(" ", "-") if kind == "heads alone" else None
         settings = settings_of(kind, config, layers)
-        model = trained(place, settings, interactions, split, progress, adapters=adapters)
+        model = trained(place, settings, interactions, split, progress, adapters=adapters, device=device)
         seconds = None if known else time.perf_counter() - begin
         requests = model.requests(interactions, rows)
         scores = model.exit_odds(requests).mean(2)

@@ -50,6 +50,7 @@ def compare_retrieval(
     config: OptiRAGConfig,
     *,
     sample: int | None = None,
+    device: torch.device | str | None = None,
     progress: Progress | None = None,
 ) -> tuple[list[RetrievalRecord], dict[str, float]]:
     """Train three models that differ in retrieval alone, on the same requests, and score the same test requests.
@@ -58,6 +59,7 @@ def compare_retrieval(
         folder: where the models are kept; one that is there already is not trained again.
         config: of all three, but for ``retrieval``.
         sample: test requests to score (whole users); None for all.
+        device: of the models.
         progress: is told of every training step.
 
     Returns:
@@ -66,10 +68,11 @@ def compare_retrieval(
     interactions = load_movielens_small()
     split = split_by_time(interactions)
     rows = split.test if sample is None else sample_of_users(interactions, split.test, sample)
-    times = retrieval_times(interactions, split)
+    times = retrieval_times(interactions, split, device=device)
     scores, evidence = {}, {}
     for kind in KINDS:
-        model = trained(Path(folder) / kind, replace(config, retrieval=kind), interactions, split, progress)
+        settings = replace(config, retrieval=kind)
+        model = trained(Path(folder) / kind, settings, interactions, split, progress, device=device)
         builder, places = model.request_builder(interactions)
         requests = builder.requests(places[rows])
         scores[kind] = model.predict(requests, early_exit=False).probability
@@ -99,15 +102,23 @@ def compare_retrieval(
     return records, times
 
 
-def retrieval_times(interactions: Interactions, split: Split, users: int = 200, k: int = 100) -> dict[str, float]:
+def retrieval_times(
+    interactions: Interactions,
+    split: Split,
+    users: int = 200,
+    k: int = 100,
+    *,
+    device: torch.device | str | None = None,
+) -> dict[str, float]:
     """Median milliseconds to find one user's ``k`` similar users, one user at a time, the ways in turns.
 
     ``gcn`` folds the user in from the items they liked; ``text`` encodes their history when they ask (it changes with
-    every event) with all-MiniLM-L6-v2; ``text_cached`` averages item vectors that were encoded before.
+    every event) with all-MiniLM-L6-v2; ``text_cached`` averages item vectors that were encoded before. The text encoder
+    is on ``device``, the search on the CPU.
     """
     train = split.train
     gcn = Retriever.train(interactions, train)
-    encoder = TextEncoder()
+    encoder = TextEncoder(device)
     texts = item_texts(interactions.catalog)
     vectors = encoder.encode(texts)
     text = Retriever.train(interactions, train, item_vectors=vectors - vectors.mean(0))

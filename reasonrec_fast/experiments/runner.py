@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from reasonrec_fast.data import Interactions, Split, split_by_time
+from reasonrec_fast.devices import device_name, resolve_device
 from reasonrec_fast.experiments.config import DatasetConfig, EvaluationConfig, Experiment, ModelConfig
 from reasonrec_fast.experiments.held_out import metrics_on_test
 from reasonrec_fast.files import replacing
@@ -37,7 +38,8 @@ class Run:
         seconds: of fitting.
         peak_memory_bytes: of the process while it fitted and scored; None where the system does not tell.
         revision: of the code.
-        versions, machine: of libraries, and where.
+        versions, machine: of libraries, and where (see :func:`machine`): a run that was made on another device is the
+            same run, and is not repeated.
     """
 
     config: str
@@ -70,6 +72,7 @@ def run_experiment(
     output: Path,
     *,
     seeds: tuple[int, ...] | None = None,
+    device: torch.device | str | None = None,
     progress: Progress | None = None,
 ) -> list[Run]:
     """Run what ``output`` does not hold yet, and return all runs of the experiment.
@@ -81,12 +84,14 @@ def run_experiment(
         data: folder of the data sets.
         output: JSON lines; one is added after each run.
         seeds: instead of the experiment's.
+        device: instead of the experiment's; where neither names one, the GPU where there is one.
         progress: is told of every epoch.
 
     Raises:
-        ValueError: a line of ``output`` is not a run.
+        ValueError: a line of ``output`` is not a run, or a device that is not there.
         DataError: a data set is not as expected.
     """
+    device = resolve_device(experiment.device if device is None else device)
     done = {run.key: run for run in load_runs(output)}
     found = []
     for dataset in experiment.datasets:
@@ -94,9 +99,9 @@ def run_experiment(
         split = split_by_time(interactions, dataset.split)  # type: ignore[arg-type]
         for model in experiment.models:
             for seed in experiment.seeds if seeds is None else seeds:
-                run = _prepared(experiment, model, dataset, seed)
+                run = _prepared(experiment, model, dataset, seed, device)
                 if run.key not in done:
-                    run = _finished(run, model, experiment.evaluation, interactions, split, output, progress)
+                    run = _finished(run, model, experiment.evaluation, interactions, split, output, device, progress)
                     done[run.key] = run
                     _add(run, output)
                 found.append(done[run.key])
@@ -120,12 +125,14 @@ def load_runs(path: Path) -> list[Run]:
     return runs
 
 
-def _prepared(experiment: Experiment, model: ModelConfig, dataset: DatasetConfig, seed: int) -> Run:
+def _prepared(
+    experiment: Experiment, model: ModelConfig, dataset: DatasetConfig, seed: int, device: torch.device
+) -> Run:
     """A run whose figures are still missing."""
     settings = json.loads(json.dumps({"model": model.settings, "evaluation": asdict(experiment.evaluation)}))
     return Run(
         experiment.name, model.title, dataset.title, dataset.split, seed, settings, {}, 0.0, None, revision(),
-        versions(), machine(),
+        versions(), machine(device),
     )  # fmt: skip
 
 
@@ -136,9 +143,10 @@ def _finished(
     data: Interactions,
     split: Split,
     output: Path,
+    device: torch.device,
     progress: Progress | None,
 ) -> Run:
-    recommender = model.make(run.seed)
+    recommender = model.make(run.seed, device=device)
     name = f"{run.model}-{run.dataset}-{run.seed}"
     # Names come from the file; a digest of what tells runs apart is a safe name of its own.
     digest = hashlib.sha256(repr(run.key).encode()).hexdigest()[:16]
@@ -185,8 +193,8 @@ def versions() -> dict[str, str]:
     }
 
 
-def machine() -> dict[str, Any]:
-    """Processor and threads."""
+def machine(device: torch.device | str | None = None) -> dict[str, Any]:
+    """Processor, threads, and the device that the model is on (:func:`~reasonrec_fast.devices.device_name`)."""
     processor = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -194,4 +202,4 @@ def machine() -> dict[str, Any]:
             line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
         ]
         processor = names[0] if names else processor
-    return {"processor": processor, "threads": torch.get_num_threads()}
+    return {"processor": processor, "threads": torch.get_num_threads(), **device_name(resolve_device(device))}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from reasonrec_fast.data import Interactions, Split
 from reasonrec_fast.models.optirag import OptiRAG, OptiRAGConfig
 
@@ -20,6 +22,7 @@ def trained(
     progress: Progress | None = None,
     *,
     adapters: Path | None = None,
+    device: torch.device | str | None = None,
 ) -> OptiRAG:
     """The model of a folder; it is trained first where it is not there yet.
 
@@ -29,12 +32,13 @@ def trained(
         interactions, split: the data.
         progress: is told of every step.
         adapters: a saved model whose adapters to start from.
+        device: of :class:`OptiRAG`.
 
     Raises:
-        ValueError: the folder holds a model of another configuration.
+        ValueError: the folder holds a model of another configuration, or a device that is not there.
     """
     if (folder / "config.json").is_file():
-        model = OptiRAG.from_pretrained(folder)
+        model = OptiRAG.from_pretrained(folder, device=device)
         if model.config != config:
             raise ValueError(f"folder: expected models of this configuration; {folder} holds another one")
         model.refit_retriever(interactions, split.train)
@@ -45,7 +49,7 @@ def trained(
             progress(folder.name, step, steps, loss)
 
     state = folder / "training.safetensors"
-    model = OptiRAG(config)
+    model = OptiRAG(config, device=device)
     if adapters is not None:
         model.load_adapters(adapters)
     model.fit(interactions, split, checkpoint=state, progress=told)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,20 @@ from torch import nn
 
 from reasonrec_fast.files import replacing
 
+_logger = logging.getLogger("reasonrec_fast")
+
 
 class Checkpoint:
     """One safetensors file with the trainable parameters, the optimiser's state and a little JSON.
 
-    The file is replaced as a whole, so it always holds one complete step.
+    The file is replaced as a whole, so it always holds one complete step. It can be restored on any device. Training
+    seeds every step by its number, so no state of a generator is kept: on a device of the same kind a run goes on to
+    the end that it would have had; another kind draws other numbers and sums in another order, which a line in the log
+    says.
 
     Args:
         path: where the file lies.
-        module: its parameters that require gradients are stored.
+        module: its parameters that require gradients are stored; they may be on any device.
         optimizer: over those parameters.
         fingerprint: what the run is (configuration, data); another run's file is refused.
     """
@@ -42,12 +48,14 @@ class Checkpoint:
         for name, parameter in self.parameters.items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
-        metadata = {"step": str(step), "fingerprint": self.fingerprint}
+        metadata = {"step": str(step), "fingerprint": self.fingerprint, "device": self._device_type()}
         with replacing(self.path) as temporary:
-            save_file({key: value.contiguous() for key, value in tensors.items()}, temporary, metadata)
+            save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, temporary, metadata)
 
     def restore(self) -> int:
-        """Load what :meth:`save` stored, ``more`` too, and return its step; 0 where there is no file.
+        """Load what :meth:`save` stored and return its step; 0 where there is no file.
+
+        Parameters and the optimiser's state go where the parameters are now; ``more`` stays on the CPU.
 
         Raises:
             ValueError: the file belongs to a run with another configuration, data or architecture.
@@ -61,11 +69,20 @@ class Checkpoint:
                     f"{self.path}: expected a checkpoint of this configuration and data; it is of another run. "
                     "Give another folder, or remove the file to start anew"
                 )
+            before = metadata.get("device", self._device_type())
+            if before != self._device_type():
+                _logger.warning(
+                    "%s: was written on %s and goes on on %s; the end will differ a little from that of one device",
+                    self.path, before, self._device_type(),
+                )  # fmt: skip
             for name, parameter in self.parameters.items():
                 with torch.no_grad():
                     parameter.copy_(stored.get_tensor(f"parameter/{name}"))
             keys = list(stored.keys())
             self.more = {k.removeprefix("more/"): stored.get_tensor(k) for k in keys if k.startswith("more/")}
+            on_device = {
+                p for group in self.optimizer.param_groups if _counts_on_device(group) for p in group["params"]
+            }
             for name, parameter in self.parameters.items():
                 state = {
                     key.split("/", 2)[1]: stored.get_tensor(key)
@@ -73,5 +90,16 @@ class Checkpoint:
                     if key.startswith("optimizer/") and key.split("/", 2)[2] == name
                 }
                 if state:
-                    self.optimizer.state[parameter] = state
+                    self.optimizer.state[parameter] = {
+                        key: value if key == "step" and parameter not in on_device else value.to(parameter.device)
+                        for key, value in state.items()
+                    }
         return int(metadata["step"])
+
+    def _device_type(self) -> str:
+        return next((p.device.type for p in self.parameters.values()), "cpu")
+
+
+def _counts_on_device(group: dict[str, Any]) -> bool:
+    """Whether an optimiser of torch keeps the steps of a group's parameters where these are; else on the CPU."""
+    return bool(group.get("fused") or group.get("capturable"))

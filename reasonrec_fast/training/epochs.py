@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from reasonrec_fast.devices import naming_what_did_not_fit, own_random_numbers, seed_random_numbers
 from reasonrec_fast.training.checkpoint import Checkpoint
 
 Batch = TypeVar("Batch")
@@ -58,7 +59,7 @@ def train_epochs(
     """Train a module and leave it with the weights of its best epoch.
 
     A step's random numbers depend on the seed and on its number alone, so that a run that was killed comes to the same
-    end as one that was not.
+    end as one that was not, on a device of the same kind (see :class:`~reasonrec_fast.training.checkpoint.Checkpoint`).
 
     Args:
         module: in training mode while it learns, in evaluation mode for ``validate`` and after the end.
@@ -78,17 +79,19 @@ def train_epochs(
     """
     state = _State(module, settings, checkpoint, fingerprint or {})
     state.restore()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    device = state.device
+    with own_random_numbers(device):
         while state.epoch < settings.epochs and state.waited < settings.patience:
             module.train()
-            total, count = torch.zeros(()), 0
+            total, count = torch.zeros((), device=device), 0  # read back once an epoch
             for number, batch in enumerate(batches(state.epoch)):
                 if number < state.batch:
                     continue
-                torch.manual_seed(settings.seed * 1_000_003 + state.step)
-                value = loss(batch)
-                state.descend(value)
-                total, count = total + value.detach().float().cpu(), count + 1
+                seed_random_numbers(settings.seed * 1_000_003 + state.step, device)
+                with naming_what_did_not_fit(f"batch {number} of epoch {state.epoch}", device):
+                    value = loss(batch)
+                    state.descend(value)
+                total, count = total + value.detach().float(), count + 1
             module.eval()
             state.end_epoch(validate)
             if progress is not None:
@@ -107,6 +110,7 @@ class _State:
     ) -> None:
         self.settings = settings
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.device = next(iter(self.parameters.values())).device
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )

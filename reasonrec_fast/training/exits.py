@@ -16,6 +16,7 @@ from peft.helpers import disable_input_dtype_casting
 from torch import nn
 
 from reasonrec_fast import ops
+from reasonrec_fast.devices import naming_what_did_not_fit, own_random_numbers, seed_random_numbers
 from reasonrec_fast.early_exit.engine import EarlyExitModel
 from reasonrec_fast.early_exit.layout import TokenGroup
 from reasonrec_fast.training.checkpoint import Checkpoint
@@ -38,6 +39,8 @@ class Batch:
         labels: int64 ``[R]``.
         numbers: float32 ``[R, F]``, or None for heads that read none.
         slates: which rows are ranked against each other, int64 ``[R]``; by default those of a group.
+
+    Tensors may be on any device; on the CPU nothing is read back from the model's.
     """
 
     groups: Sequence[TokenGroup]
@@ -102,7 +105,8 @@ def train_exits(
     """Train the exits of a model, one step an item.
 
     With a checkpoint path the state is stored every few steps, and a run that was killed goes on from there to the same
-    result.
+    result, on a device of the same kind (see :class:`~reasonrec_fast.training.checkpoint.Checkpoint`). Every step is
+    seeded by its number.
 
     Args:
         model: what requires gradients is trained.
@@ -112,7 +116,7 @@ def train_exits(
         checkpoint: file of the training state.
         fingerprint: what identifies the run.
         checkpoint_every: steps.
-        progress: is told of every step.
+        progress: is told of every step and its loss, which is read back for it.
     """
     settings = settings or ExitTraining()
     with _frozen(model.backbone, settings.mode == "heads"):
@@ -124,12 +128,16 @@ def train_exits(
             start = state.restore()
         weights = exit_weights(model.exits).to(model.backbone.device)
         model.train(settings.mode != "heads")
+        device = model.backbone.device
         for step in range(start, len(items)):
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = rate * _schedule(step, len(items))
-            loss = (weights * _losses(model, load(items[step]), settings, step)).sum()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            batch = load(items[step])
+            with own_random_numbers(device), naming_what_did_not_fit(f"the batch of step {step}", device):
+                seed_random_numbers(settings.seed * 1_000_003 + step, device)  # for a backbone with dropout
+                loss = (weights * _losses(model, batch, settings, step)).sum()
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
             nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
             optimizer.step()
             if state is not None and ((step + 1) % checkpoint_every == 0 or step + 1 == len(items)):
@@ -155,7 +163,8 @@ def _losses(model: EarlyExitModel, batch: Batch, settings: ExitTraining, step: i
     slates = batch.slates
     if slates is None:
         slates = torch.repeat_interleave(torch.tensor([len(suffixes) for _, suffixes in batch.groups]))
-    pairs = _pairs(slates.to(device), labels)
+    # Where the labels came from, the host as a rule: how many pairs there are would be read back from a GPU.
+    pairs = _pairs(slates.to(batch.labels.device), batch.labels).to(device, non_blocking=True)
     teacher = found[-1].positive_probability.detach()
     losses = []
     for place, statistics in enumerate(found):

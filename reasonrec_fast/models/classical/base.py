@@ -15,6 +15,7 @@ from torch import nn
 
 from reasonrec_fast import ops
 from reasonrec_fast.data import Histories, Interactions
+from reasonrec_fast.devices import on_device, resolve_device
 from reasonrec_fast.evaluation import auc, ranking_metrics
 from reasonrec_fast.files import read_json, replacing, write_json
 
@@ -46,22 +47,27 @@ class Recommender(nn.Module, ABC):
     A model knows what each user has had (``histories``): it is what recommendations leave out, and what models that
     fold users in read. :meth:`fit` sets it to the training events, :meth:`observe` to anything else.
 
+    It trains and scores on ``device``, and moves as every module does (:meth:`~torch.nn.Module.to`), before or after it
+    is fitted. Initial weights and the order of batches are drawn on the host, alike for every device; what is saved on
+    one device is loaded on any.
+
     Args:
         config: hyper-parameters, a dataclass.
-        device: where the model lives.
+        device: where the model lives; by default the GPU where there is one.
 
     Raises:
         TypeError: the configuration of another model.
+        ValueError: a device that is not there.
     """
 
     config_type: ClassVar[type]
 
-    def __init__(self, config: Any = None, *, device: torch.device | str = "cpu") -> None:
+    def __init__(self, config: Any = None, *, device: torch.device | str | None = None) -> None:
         super().__init__()
         self.config = self.config_type() if config is None else config
         if not isinstance(self.config, self.config_type):
             raise TypeError(f"config: expected a {self.config_type.__name__}; got {type(self.config).__name__}")
-        self.device = torch.device(device)
+        self.device = resolve_device(device)
         self.sizes: dict[str, int] = {}
         self.histories = Histories.from_lists([])
 
@@ -104,6 +110,12 @@ class Recommender(nn.Module, ABC):
         """Be ready for the tensors of a saved model."""
         self.build(sizes)
 
+    def _apply(self: Kind, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Kind:
+        """What ``to``, ``cpu`` and ``cuda`` come down to; a model without tensors yet remembers where they belong."""
+        super()._apply(fn, recurse)
+        self.device = fn(torch.empty(0, device=self.device)).device
+        return self
+
     def build(self: Kind, sizes: dict[str, int]) -> Kind:
         """Make parameters and buffers on the model's device."""
         self.sizes = sizes
@@ -116,8 +128,9 @@ class Recommender(nn.Module, ABC):
         asked, place = np.unique(users, return_inverse=True)
         for first in range(0, len(asked), _BATCH):
             rows = np.flatnonzero((place >= first) & (place < first + _BATCH))
-            of_users = self.scores(asked[first : first + _BATCH]).float().cpu().numpy()
-            found[rows] = of_users[place[rows] - first, items[rows]]
+            of_users = self.scores(asked[first : first + _BATCH]).float()
+            pairs = on_device(place[rows] - first, self.device), on_device(items[rows], self.device)
+            found[rows] = of_users[pairs].cpu().numpy()
         return found
 
     @torch.inference_mode()
@@ -147,7 +160,7 @@ class Recommender(nn.Module, ABC):
         def best(users: np.ndarray, k: int, exclude: Histories) -> tuple[torch.Tensor, torch.Tensor]:
             scores = self.scores(users).float()
             rows = np.repeat(np.arange(len(users)), exclude.lengths)
-            scores[torch.from_numpy(rows).to(self.device), torch.from_numpy(exclude.items).to(self.device)] = -torch.inf
+            scores[on_device(rows, self.device), on_device(exclude.items, self.device)] = -torch.inf
             # A stable sort: of equal scores the lower index first, as in ops.topk.
             values, items = (part[:, :k] for part in scores.sort(dim=1, descending=True, stable=True))
             return values, items.masked_fill(values == -torch.inf, -1)
@@ -193,12 +206,16 @@ class Recommender(nn.Module, ABC):
         write_json(folder / "config.json", {**settings, "config": asdict(self.config), "sizes": self.sizes})
 
     @classmethod
-    def from_pretrained(cls: type[Kind], folder: str | Path, *, device: torch.device | str = "cpu") -> Kind:
-        """Read what :meth:`save_pretrained` wrote.
+    def from_pretrained(cls: type[Kind], folder: str | Path, *, device: torch.device | str | None = None) -> Kind:
+        """Read what :meth:`save_pretrained` wrote, on whatever device the model was then.
+
+        Args:
+            folder: the model.
+            device: where it lives from now on; by default the GPU where there is one.
 
         Raises:
             FileNotFoundError: nothing was saved there.
-            ValueError: the folder holds something else.
+            ValueError: the folder holds something else, or a device that is not there.
         """
         folder = Path(folder)
         if not (folder / "config.json").is_file():
@@ -252,20 +269,20 @@ class VectorRecommender(Recommender):
     @torch.inference_mode()
     def score(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         of_users, vectors = self.encoded()
-        found = np.empty(len(users), dtype=np.float32)
+        found = torch.empty(len(users), device=self.device)
         asked, place = np.unique(users, return_inverse=True)
         rows_of = torch.cat([of_users(asked[first : first + _BATCH]) for first in range(0, len(asked), _BATCH)])
         for first in range(0, len(users), 1 << 18):
             rows = slice(first, first + (1 << 18))
-            pairs = rows_of[torch.from_numpy(place[rows])] * vectors[torch.from_numpy(items[rows])]
-            found[rows] = pairs.sum(-1).float().cpu().numpy()
-        return found
+            pairs = rows_of[on_device(place[rows], self.device)] * vectors[on_device(items[rows], self.device)]
+            found[rows] = pairs.sum(-1).float()
+        return found.cpu().numpy()
 
     def _retriever(self) -> Callable[[np.ndarray, int, Histories], tuple[torch.Tensor, torch.Tensor]]:
         of_users, items = self.encoded()
 
         def best(users: np.ndarray, k: int, exclude: Histories) -> tuple[torch.Tensor, torch.Tensor]:
-            csr = (torch.from_numpy(exclude.indptr).to(self.device), torch.from_numpy(exclude.items).to(self.device))
+            csr = on_device(exclude.indptr, self.device), on_device(exclude.items, self.device)
             found = ops.topk(of_users(users), items, k, exclude=csr)
             return found.values, found.indices
 

@@ -10,6 +10,7 @@ from scipy.sparse import csr_matrix, hstack
 from sklearn.linear_model import LogisticRegression
 
 from reasonrec_fast.data import Interactions
+from reasonrec_fast.devices import on_device
 from reasonrec_fast.models.classical.base import ClosedFormRecommender
 
 
@@ -29,7 +30,7 @@ class Bias(ClosedFormRecommender):
 
     Args:
         config: hyper-parameters.
-        device: where the model lives.
+        device: where the model lives; the regression is fitted on the CPU.
 
     >>> events = Interactions.from_columns(["a", "a", "b"], ["x", "y", "x"], [1, 0, 1], [1, 2, 3])
     >>> scores = Bias().fit(events, np.arange(3)).score(np.array([0, 0]), np.array([0, 1]))
@@ -64,10 +65,10 @@ class Bias(ClosedFormRecommender):
 
     def score(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Log-odds, float32 ``[N]``."""
-        return (self._of_users(users) + self.of_items[torch.from_numpy(items)]).cpu().numpy()
+        return (self._of_users(users) + self.of_items[on_device(items, self.device)]).cpu().numpy()
 
     def _of_users(self, users: np.ndarray) -> torch.Tensor:
-        return self.of_users[torch.from_numpy(np.minimum(users, self.sizes["users"]))]
+        return self.of_users[on_device(np.minimum(users, self.sizes["users"]), self.device)]
 
 
 def _one_hot(index: np.ndarray, width: int) -> csr_matrix:

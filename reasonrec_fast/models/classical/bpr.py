@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from reasonrec_fast.data import DataError, Histories, Interactions
 from reasonrec_fast.data.negatives import NegativeSampler
+from reasonrec_fast.devices import on_device
 from reasonrec_fast.models.classical.base import Progress, VectorRecommender
 from reasonrec_fast.models.classical.sampled_softmax import cosine_cross_entropy
 from reasonrec_fast.models.classical.training import GradientConfig, product_dtype, train_by_gradient
@@ -80,8 +81,8 @@ class BPR(VectorRecommender):
         self.observe(histories)
         self.prepare(users, items)
         sampler = NegativeSampler(histories, data.num_items)
-        counts = torch.from_numpy(np.bincount(items, minlength=data.num_items))
-        shares = (counts / max(len(users), 1)).float().to(self.device)
+        counts = np.bincount(items, minlength=data.num_items)
+        shares = on_device((counts / max(len(users), 1)).astype(np.float32), self.device)
         size = self.config.batch
 
         def batches(epoch: int) -> Iterator[Triples]:
@@ -117,7 +118,7 @@ class BPR(VectorRecommender):
     def _of_users(self, vectors: torch.Tensor, users: np.ndarray) -> torch.Tensor:
         if len(users) and users.max() >= len(vectors):
             raise DataError(f"users: expected indices below {len(vectors)}, as in training; got {users.max()}")
-        return vectors[torch.from_numpy(users).to(self.device)]
+        return vectors[on_device(users, self.device)]
 
     def scaled(self, vectors: torch.Tensor) -> torch.Tensor:
         """Vectors as they are compared: of unit length where the loss is over cosines."""
@@ -125,7 +126,7 @@ class BPR(VectorRecommender):
 
     def _loss(self, triples: Triples, shares: torch.Tensor) -> torch.Tensor:
         config, first = self.config, self.sizes["users"]
-        user, positive, negative = (torch.from_numpy(part).to(self.device) for part in triples)
+        user, positive, negative = (on_device(part, self.device) for part in triples)
         vectors = self.vectors()
         if config.loss == "softmax":
             loss = cosine_cross_entropy(

@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional
 
 from reasonrec_fast.data import Histories, Interactions, Timeline
+from reasonrec_fast.devices import on_device
 from reasonrec_fast.models.classical.base import Progress, Recommender
 from reasonrec_fast.models.classical.fields import FieldEmbeddings
 from reasonrec_fast.models.classical.training import GradientConfig, train_by_gradient
@@ -94,22 +95,25 @@ class ClickModel(Recommender):
 
     def _loss(self, batch: Events) -> torch.Tensor:
         odds = self.odds(self.fields(batch.users, batch.items, batch.liked, hidden=batch.hidden))
-        return functional.binary_cross_entropy_with_logits(
-            odds.float(), torch.from_numpy(batch.labels).float().to(odds.device)
-        )
+        labels = on_device(batch.labels.astype(np.float32), odds.device)
+        return functional.binary_cross_entropy_with_logits(odds.float(), labels)
 
-    @torch.inference_mode()
     def score(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Log-odds, float32 ``[N]``."""
-        found = np.empty(len(users), dtype=np.float32)
-        for first in range(0, len(users), _PAIRS):
-            some = slice(first, first + _PAIRS)
-            vectors = self.fields(users[some], items[some], self._liked(users[some]))
-            found[some] = self.odds(vectors).float().cpu().numpy()
-        return found
+        return self._odds_of(users, items).cpu().numpy()
 
     def scores(self, users: np.ndarray) -> torch.Tensor:
-        return self._scores_of_pairs(users)
+        items = self.sizes["items"]
+        return self._odds_of(np.repeat(users, items), np.tile(np.arange(items), len(users))).view(len(users), items)
+
+    @torch.inference_mode()
+    def _odds_of(self, users: np.ndarray, items: np.ndarray) -> torch.Tensor:
+        """Log-odds of pairs, float32 ``[N]``."""
+        found = torch.empty(len(users), device=self.device)
+        for first in range(0, len(users), _PAIRS):
+            some = slice(first, first + _PAIRS)
+            found[some] = self.odds(self.fields(users[some], items[some], self._liked(users[some]))).float()
+        return found
 
     def _liked(self, users: np.ndarray) -> Histories:
         ends = self.histories.indptr[users + 1]

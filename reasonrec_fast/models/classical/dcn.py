@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from reasonrec_fast.devices import own_random_numbers, seed_random_numbers
 from reasonrec_fast.models.classical.clicks import ClickConfig, ClickModel
 from reasonrec_fast.models.classical.fields import FieldEmbeddings
 
@@ -55,8 +56,9 @@ class DCNv2(ClickModel):
 
     def make(self, sizes: dict[str, int]) -> None:
         config = self.config
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+        cpu = torch.device("cpu")
+        with own_random_numbers(cpu):
+            seed_random_numbers(config.seed, cpu)
             self.fields = FieldEmbeddings(sizes, config.dim, history=config.history > 0)
             nn.init.normal_(self.fields.table, std=0.05)
             width = self.fields.fields * config.dim

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from reasonrec_fast.data import Catalog, Histories
+from reasonrec_fast.devices import on_device
 
 
 class FieldEmbeddings(nn.Module):
@@ -64,8 +65,7 @@ class FieldEmbeddings(nn.Module):
             self.offsets[number] = torch.from_numpy(ends)
             self.values[placed : ends[-1]] = torch.tensor([index[v] for entry in column for v in entry])
             first, placed = first + len(index), int(ends[-1])
-        self.known[torch.from_numpy(users)] = True
-        self.known[torch.from_numpy(items) + self.first_item] = True
+        self.known[on_device(np.concatenate([users, items + self.first_item]), self.known.device)] = True
 
     @property
     def fields(self) -> int:
@@ -125,8 +125,10 @@ class FieldEmbeddings(nn.Module):
     def _pooled(self, bags: Sequence[Histories]) -> torch.Tensor:
         ends = np.cumsum([0, *(len(bag.items) for bag in bags)])
         offsets = np.concatenate([bag.indptr[:-1] + end for bag, end in zip(bags, ends[:-1], strict=True)])
-        index = torch.from_numpy(np.concatenate([bag.items for bag in bags])).to(self.table.device)
-        pooled = functional.embedding_bag(index, self.table, torch.from_numpy(offsets).to(index.device), mode="mean")
+        index, begins = (
+            on_device(part, self.table.device) for part in (np.concatenate([bag.items for bag in bags]), offsets)
+        )
+        pooled = functional.embedding_bag(index, self.table, begins, mode="mean")
         return pooled.view(len(bags), -1, pooled.shape[1]).transpose(0, 1)
 
 

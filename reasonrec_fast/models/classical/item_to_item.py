@@ -56,7 +56,7 @@ class ItemKNN(ItemToItem):
 
     Args:
         config: hyper-parameters.
-        device: where the model lives; the sparse products are on the CPU.
+        device: where the model lives and gives its scores; the sparse products are on the CPU.
 
     >>> data = Interactions.from_columns(["a", "a", "b", "b", "c"], ["x", "y", "x", "y", "x"], [1] * 5, range(5))
     >>> ItemKNN().fit(data, np.arange(5)).recommend(np.array([2]), 1).items.tolist()
@@ -122,7 +122,7 @@ class EASE(ItemToItem):
 
     Args:
         config: hyper-parameters.
-        device: where the model lives.
+        device: where the model lives and multiplies; the inverse is found on the CPU.
 
     >>> data = Interactions.from_columns(["a", "a", "b", "b", "c"], ["x", "y", "x", "y", "x"], [1] * 5, range(5))
     >>> EASE().fit(data, np.arange(5)).recommend(np.array([2]), 1).items.tolist()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from reasonrec_fast import ops
+from reasonrec_fast.devices import on_device
 from reasonrec_fast.graph import InteractionGraph
 from reasonrec_fast.models.classical.bpr import BPR, BPRConfig
 
@@ -52,6 +54,11 @@ class LightGCN(BPR):
     def prepare(self, users: np.ndarray, items: np.ndarray) -> None:
         self.edges.copy_(torch.from_numpy(np.stack([users, items])))
 
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> LightGCN:
+        super()._apply(fn, recurse)
+        self._graph = None  # it is made again where the edges are now
+        return self
+
     @property
     def graph(self) -> InteractionGraph:
         """Of training."""
@@ -69,17 +76,17 @@ class LightGCN(BPR):
         if known.all() or not self.config.layers:
             return super()._of_users(vectors, users)
         found = vectors.new_empty(len(users), self.config.dim)
-        found[torch.from_numpy(known)] = super()._of_users(vectors, users[known])
-        found[torch.from_numpy(~known)] = self._folded_in(users[~known])
+        found[on_device(np.flatnonzero(known), self.device)] = super()._of_users(vectors, users[known])
+        found[on_device(np.flatnonzero(~known), self.device)] = self._folded_in(users[~known])
         return found
 
     def _folded_in(self, users: np.ndarray) -> torch.Tensor:
         layers, histories = self.config.layers, self.histories.select(users)
         # Layer k of a user is made of layer k - 1 of its items; its own layer 0 is nothing.
         below = ops.aggregate(self.graph, self.embedding, layers=layers - 1, combine="sum")[self.sizes["users"] :]
-        items = torch.from_numpy(histories.items).to(self.device)
-        rows = torch.from_numpy(np.repeat(np.arange(len(users)), histories.lengths)).to(self.device)
-        degrees = torch.from_numpy(np.repeat(histories.lengths, histories.lengths)).to(self.device)
+        items = on_device(histories.items, self.device)
+        rows = on_device(np.repeat(np.arange(len(users)), histories.lengths), self.device)
+        degrees = on_device(np.repeat(histories.lengths, histories.lengths), self.device)
         weights = (degrees * self.graph.item_degrees()[items].clamp(min=1)).to(below.dtype).rsqrt()
         summed = below.new_zeros(len(users), below.shape[1]).index_add(0, rows, below[items] * weights[:, None])
         return self.scaled(summed / (layers + 1))

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from reasonrec_fast.data import Interactions
+from reasonrec_fast.devices import on_device
 from reasonrec_fast.models.classical.base import ClosedFormRecommender
 
 
@@ -39,4 +40,4 @@ class Popularity(ClosedFormRecommender):
         return self.counts.expand(len(users), -1).clone()
 
     def score(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-        return self.counts[torch.from_numpy(items)].cpu().numpy()
+        return self.counts[on_device(items, self.device)].cpu().numpy()

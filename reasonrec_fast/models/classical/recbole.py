@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 
 from reasonrec_fast.data import Histories, Interactions
+from reasonrec_fast.devices import on_device, own_random_numbers, seed_random_numbers
 from reasonrec_fast.files import replacing
 from reasonrec_fast.models.classical.base import Progress, Recommender
 from reasonrec_fast.models.classical.fields import distinct
@@ -66,7 +68,7 @@ class RecBole(Recommender):
     user_ids: torch.Tensor
     item_ids: torch.Tensor
 
-    def __init__(self, config: RecBoleConfig | None = None, *, device: torch.device | str = "cpu") -> None:
+    def __init__(self, config: RecBoleConfig | None = None, *, device: torch.device | str | None = None) -> None:
         super().__init__(config, device=device)
         try:
             from recbole.utils import ModelType, get_model
@@ -98,6 +100,18 @@ class RecBole(Recommender):
             # 0 is RecBole's padding: for users that training does not have.
             ids = torch.tensor([known.get(str(index), 0) for index in range(size)])
             self.register_buffer(f"{name}_ids", ids, persistent=False)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> RecBole:
+        before = self.device
+        super()._apply(fn, recurse)
+        if self.device != before and hasattr(self, "network"):
+            # RecBole's models know their device, and keep tensors there that no module moves: they are made again.
+            weights, training = self.network.state_dict(), self.network.training
+            self.make(self.sizes)
+            self.network.load_state_dict(weights)
+            self.network.train(training)
+            super()._apply(fn, recurse)
+        return self
 
     def fit(
         self,
@@ -166,10 +180,10 @@ class RecBole(Recommender):
         if self.kind == "sequential":
             length = self._max_length
             rows, sizes = self.histories.latest(users, length)
-            some = torch.from_numpy(np.flatnonzero(sizes)).to(self.device)
+            some = on_device(np.flatnonzero(sizes), self.device)
             lists = torch.zeros(len(users), length, dtype=torch.int64, device=self.device)
-            lists[:, : rows.shape[1]] = self.item_ids[torch.from_numpy(rows)]
-            ends = torch.from_numpy(sizes).to(self.device)
+            lists[:, : rows.shape[1]] = self.item_ids[on_device(rows, self.device)]
+            ends = on_device(sizes, self.device)
             lists *= torch.arange(length, device=self.device) < ends[:, None]
             known |= {"item_id_list": lists, "item_length": ends}
         found = torch.zeros(len(users), self.sizes["items"], device=self.device)
@@ -188,9 +202,8 @@ class RecBole(Recommender):
         found = np.empty(len(users), dtype=np.float32)
         for first in range(0, len(users), _PAIRS):
             some = slice(first, first + _PAIRS)
-            pairs = Interaction(
-                {"user_id": self._ids_of(users[some]).cpu(), "item_id": self.item_ids[items[some]].cpu()}
-            )
+            ids = self.item_ids[on_device(items[some], self.device)]
+            pairs = Interaction({"user_id": self._ids_of(users[some]).cpu(), "item_id": ids.cpu()})
             found[some] = self.network.predict(self.dataset.join(pairs).to(self.device)).cpu().numpy()
         return found
 
@@ -209,8 +222,8 @@ class RecBole(Recommender):
 
     def _ids_of(self, users: np.ndarray) -> torch.Tensor:
         known = np.minimum(users, self.sizes["users"] - 1)
-        ids = self.user_ids[torch.from_numpy(known)]
-        return torch.where(torch.from_numpy(users == known).to(self.device), ids, 0)
+        ids = self.user_ids[on_device(known, self.device)]
+        return torch.where(on_device(users == known, self.device), ids, 0)
 
     def _write(self, data: Interactions, train: np.ndarray) -> None:
         """The training events in RecBole's form, with indices as tokens; RecBole asks for parts to validate and test
@@ -274,16 +287,19 @@ class RecBole(Recommender):
         if self.kind == "context":
             given |= {"train_neg_sample_args": None, "eval_args": {"mode": "labeled"}}
             given |= {"metrics": ["AUC"], "valid_metric": "AUC"}
-        return OurConfig(model=self.config.model, dataset=_NAME, config_dict=given)
+        with mock.patch.dict(os.environ):  # RecBole would hide the other GPUs, or all, from the whole process
+            config = OurConfig(model=self.config.model, dataset=_NAME, config_dict=given)
+        config["device"] = self.device
+        return config
 
     @contextlib.contextmanager
     def _seeded(self) -> Iterator[None]:
         """RecBole draws from the global generators, which are put back afterwards."""
         states = random.getstate(), np.random.get_state()
-        with torch.random.fork_rng():
+        with own_random_numbers(self.device):
             random.seed(self.config.seed)
             np.random.seed(self.config.seed)
-            torch.manual_seed(self.config.seed)
+            seed_random_numbers(self.config.seed, self.device)
             try:
                 yield
             finally:

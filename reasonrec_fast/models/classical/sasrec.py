@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from reasonrec_fast.data import Histories, Interactions
+from reasonrec_fast.devices import on_device, own_random_numbers, seed_random_numbers
 from reasonrec_fast.models.classical.base import Progress, VectorRecommender
 from reasonrec_fast.models.classical.sampled_softmax import cosine_cross_entropy
 from reasonrec_fast.models.classical.sequence_blocks import LiGRBlock, SASRecBlock
@@ -56,16 +57,19 @@ class SASRec(VectorRecommender):
 
     Args:
         config: hyper-parameters.
+        device: where the model lives.
     """
 
     config_type = SASRecConfig
     config: SASRecConfig
+    shares: torch.Tensor
 
     def make(self, sizes: dict[str, int]) -> None:
         config = self.config
         block = {"sasrec": SASRecBlock, "ligr": LiGRBlock}[config.block]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+        cpu = torch.device("cpu")
+        with own_random_numbers(cpu):
+            seed_random_numbers(config.seed, cpu)
             self.items = nn.Embedding(sizes["items"], config.dim)
             self.positions = nn.Embedding(config.max_length, config.dim)
             self.blocks = nn.ModuleList(block(config.dim, config.heads, config.dropout) for _ in range(config.layers))
@@ -73,6 +77,8 @@ class SASRec(VectorRecommender):
             self.dropout = nn.Dropout(config.dropout)
             for embedding in (self.items, self.positions):
                 nn.init.normal_(embedding.weight, std=0.02)
+        # Share of each item among what a batch asks for; set by fit, and of no use after it.
+        self.register_buffer("shares", torch.zeros(sizes["items"]), persistent=False)
 
     def fit(
         self,
@@ -87,9 +93,8 @@ class SASRec(VectorRecommender):
         self.build({"users": data.num_users, "items": data.num_items})
         self.observe(Histories.of(data, train))
         users = np.flatnonzero(self.histories.lengths >= 2)
-        # Share of each item among what a batch asks for.
-        counts = torch.from_numpy(np.bincount(self.histories.items, minlength=data.num_items))
-        self._shares = (counts / max(len(self.histories.items), 1)).float().to(self.device)
+        counts = np.bincount(self.histories.items, minlength=data.num_items)
+        self.shares.copy_(torch.from_numpy(counts / max(len(self.histories.items), 1)))
 
         train_by_gradient(
             self,
@@ -106,15 +111,15 @@ class SASRec(VectorRecommender):
         """Cross-entropy of every next item of some users' histories."""
         config = self.config
         rows, sizes = self.histories.latest(users, config.max_length + 1)
-        inside = torch.from_numpy(np.arange(rows.shape[1] - 1) < sizes[:, None] - 1).to(self.device)
-        items = torch.from_numpy(rows).to(self.device)
+        inside = np.arange(rows.shape[1] - 1) < sizes[:, None] - 1
+        states = self(on_device(rows[:, :-1], self.device))
         return cosine_cross_entropy(
-            self(items[:, :-1])[inside],
+            states.flatten(0, 1)[on_device(np.flatnonzero(inside), self.device)],
             self.items.weight,
-            items[:, 1:][inside],
+            on_device(rows[:, 1:][inside], self.device),
             temperature=config.temperature,
             negatives=config.negatives,
-            shares=self._shares,
+            shares=self.shares,
             dtype=product_dtype(self),
         )
 
@@ -137,10 +142,9 @@ class SASRec(VectorRecommender):
         for first in range(0, len(order), _USERS):
             some = order[first : first + _USERS]
             rows, sizes = self.histories.latest(users[some], self.config.max_length)
-            states = self(torch.from_numpy(rows).to(self.device))
-            last = torch.from_numpy(sizes - 1).to(self.device)
-            state = states[torch.arange(len(some), device=self.device), last]
-            found[torch.from_numpy(some).to(self.device)] = functional.normalize(state, dim=-1)
+            states = self(on_device(rows, self.device))
+            state = states[torch.arange(len(some), device=self.device), on_device(sizes - 1, self.device)]
+            found[on_device(some, self.device)] = functional.normalize(state, dim=-1)
         return found
 
     def _batches(self, users: np.ndarray, generator: np.random.Generator) -> Iterator[np.ndarray]:

@@ -53,6 +53,7 @@ class RequestBuilder:
         tokenizer: of the backbone.
         config: settings.
         item_vectors: embeddings of the items' texts, for retrieval by text.
+        device: where retrievers train that know only part of the users.
     """
 
     def __init__(
@@ -63,7 +64,10 @@ class RequestBuilder:
         tokenizer: Any,
         config: OptiRAGConfig,
         item_vectors: torch.Tensor | None = None,
+        *,
+        device: torch.device | str = "cpu",
     ) -> None:
+        self._device = device
         self.interactions, self.train_rows, self.config = interactions, train_rows, config
         self._item_vectors = item_vectors
         self._template = Template.load(config.template)
@@ -108,7 +112,7 @@ class RequestBuilder:
         parts: dict[str, np.ndarray] = {}
         for number in range(config.folds):
             inside = fold[data.users[rows]] == number
-            retriever = Retriever.train(data, rows[~inside], config.retriever, self._item_vectors)
+            retriever = Retriever.train(data, rows[~inside], config.retriever, self._item_vectors, device=self._device)
             built = self._evidence(retriever).build(rows[inside])
             for name, values in vars(built).items():
                 whole = parts.setdefault(name, np.zeros((len(rows), *values.shape[1:]), dtype=values.dtype))

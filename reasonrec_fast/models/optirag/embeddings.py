@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from reasonrec_fast import ops
+from reasonrec_fast.devices import on_device
 from reasonrec_fast.graph import InteractionGraph
 
 
@@ -40,7 +42,7 @@ class GraphEmbeddings(nn.Module):
     """Embeddings of users and items, trained with BPR on a graph of likes (LightGCN, arXiv 2002.02126).
 
     Args:
-        graph: the likes.
+        graph: the likes; the embeddings are where it is, and move with it (:meth:`~torch.nn.Module.to`).
         config: hyper-parameters.
 
     >>> graph = InteractionGraph.from_edges([0, 0, 1], [0, 1, 1])
@@ -55,7 +57,13 @@ class GraphEmbeddings(nn.Module):
         self.config = config or EmbeddingConfig()
         generator = torch.Generator().manual_seed(self.config.seed)
         nodes = graph.num_users + graph.num_items
-        self.embedding = nn.Parameter(0.1 * torch.randn(nodes, self.config.dim, generator=generator))
+        initial = 0.1 * torch.randn(nodes, self.config.dim, generator=generator)
+        self.embedding = nn.Parameter(initial.to(graph.device))
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> GraphEmbeddings:
+        super()._apply(fn, recurse)
+        self.graph = self.graph.to(self.embedding.device)
+        return self
 
     def embeddings(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Final embeddings of users ``[U, D]`` and items ``[I, D]``."""
@@ -75,7 +83,7 @@ class GraphEmbeddings(nn.Module):
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=config.steps)
         offset = self.graph.num_users
         for _ in range(config.steps):
-            triples = [torch.from_numpy(part) for part in sampler.draw(config.batch)]
+            triples = [on_device(part, self.embedding.device) for part in sampler.draw(config.batch)]
             user, liked, other = triples[0], triples[1] + offset, triples[2] + offset
             final = ops.aggregate(self.graph, self.embedding, layers=config.layers, combine="mean")
             margin = (final[user] * (final[liked] - final[other])).sum(-1)
@@ -89,8 +97,9 @@ class GraphEmbeddings(nn.Module):
 
     @torch.no_grad()
     def score(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-        """Inner products of pairs, float32 ``[N]``."""
+        """Inner products of pairs, float32 ``[N]``, where the embeddings are."""
         user_embeddings, item_embeddings = self.embeddings()
+        users, items = users.to(self.embedding.device), items.to(self.embedding.device)
         return (user_embeddings[users] * item_embeddings[items]).sum(-1)
 
 
@@ -100,6 +109,7 @@ class _TripleSampler:
     def __init__(
         self, graph: InteractionGraph, disliked: InteractionGraph | None, disliked_share: float, seed: int
     ) -> None:
+        graph = graph.to("cpu")
         users, items = graph.edges()
         self.users, self.items = users.numpy(), items.numpy()
         self.num_items = graph.num_items
@@ -107,6 +117,7 @@ class _TripleSampler:
         self.generator = np.random.default_rng(seed)
         if disliked is None:
             disliked = InteractionGraph.from_edges([], [], num_users=graph.num_users, num_items=graph.num_items)
+        disliked = disliked.to("cpu")
         self.disliked_start = disliked.user_indptr[:-1].long().numpy()
         self.disliked_count = disliked.user_degrees().numpy()
         self.disliked_items = np.append(disliked.user_indices.long().numpy(), 0)

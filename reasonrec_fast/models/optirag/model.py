@@ -16,6 +16,7 @@ from reasonrec_fast import evaluation
 from reasonrec_fast.data.instructions import Instruction
 from reasonrec_fast.data.interactions import UNLABELLED, Catalog, Interactions
 from reasonrec_fast.data.split import Split, sample_of_users
+from reasonrec_fast.devices import own_random_numbers, resolve_device, seed_random_numbers
 from reasonrec_fast.early_exit.backbone import Backbone
 from reasonrec_fast.early_exit.engine import EarlyExitModel, ExitPolicy
 from reasonrec_fast.models.optirag import storage, training
@@ -29,6 +30,7 @@ from reasonrec_fast.models.optirag.knowledge import Knowledge
 from reasonrec_fast.models.optirag.retriever import Retriever
 from reasonrec_fast.models.optirag.scoring import SlateScorer, batched
 from reasonrec_fast.models.optirag.text_retrieval import item_vectors
+from reasonrec_fast.precision import fast_dtype
 from reasonrec_fast.training.exits import Progress
 
 
@@ -50,29 +52,42 @@ class OptiRAG:
 
     Make one with ``OptiRAG(config).fit(interactions, split)`` or :meth:`from_pretrained`.
 
+    The language model computes in the type that its device is fastest in. The retriever trains on the device too; what
+    it found, and evidence and prompts, are made on the host.
+
     Args:
         config: settings.
+        device: where the model lives; by default the GPU where there is one.
+
+    Raises:
+        ValueError: a device that is not there.
     """
 
-    def __init__(self, config: OptiRAGConfig | None = None) -> None:
+    def __init__(self, config: OptiRAGConfig | None = None, *, device: torch.device | str | None = None) -> None:
         self.config = config or OptiRAGConfig()
-        language_model, self.tokenizer = load_language_model(self.config.backbone)
+        device = resolve_device(device)
+        # Adapters and heads are drawn on the CPU, alike for every device; then all of it moves.
+        language_model, self.tokenizer = load_language_model(self.config.backbone, fast_dtype(device), device="cpu")
         lora = LoraConfig(r=self.config.lora_rank, lora_alpha=self.config.lora_alpha, target_modules="all-linear")
         backbone = Backbone(language_model)
         if self.config.layers is not None:
             backbone.keep_layers(self.config.layers)
-        torch.manual_seed(self.config.seed)
-        with warnings.catch_warnings():
-            # peft asks transformers by a name that is being replaced.
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-            self.peft: Any = get_peft_model(language_model, lora)
-        torch.manual_seed(self.config.seed)
-        self.ranker = EarlyExitModel(
-            backbone,
-            self.config.exits,
-            num_numbers=len(NUMBERS) if self.config.read_numbers else 0,
-            members=self.config.members,
-        ).eval()
+        cpu = torch.device("cpu")
+        with own_random_numbers(cpu):
+            seed_random_numbers(self.config.seed, cpu)
+            with warnings.catch_warnings():
+                # peft asks transformers by a name that is being replaced.
+                warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+                self.peft: Any = get_peft_model(language_model, lora)
+            seed_random_numbers(self.config.seed, cpu)
+            self.ranker = EarlyExitModel(
+                backbone,
+                self.config.exits,
+                num_numbers=len(NUMBERS) if self.config.read_numbers else 0,
+                members=self.config.members,
+            ).eval()
+        self.peft.to(device)
+        self.ranker.to(device)
         self.mean = np.zeros(len(NUMBERS), dtype=np.float32)
         self.scale = np.ones(len(NUMBERS), dtype=np.float32)
         self.policy: ExitPolicy | None = None
@@ -80,6 +95,28 @@ class OptiRAG:
         self.knowledge: Knowledge | None = None
         self._merged = False
         self._scorer = SlateScorer(self)
+
+    @property
+    def device(self) -> torch.device:
+        return self.ranker.backbone.device
+
+    def to(self, device: torch.device | str) -> OptiRAG:
+        """Move the model. The language model's weights take the type that the new device is fastest in: rounded on the
+        way to bfloat16, and what was rounded stays so.
+
+        Raises:
+            ValueError: a device that is not there.
+        """
+        device = resolve_device(device)
+        old, new = self.ranker.backbone.dtype, fast_dtype(device)
+        if old != new:
+            self.unmerge()  # adapters are float32, and stay so
+            for name, parameter in self.peft.named_parameters():
+                if parameter.dtype == old and "lora_" not in name:
+                    parameter.data = parameter.data.to(new)
+        self.peft.to(device)
+        self.ranker.to(device)
+        return self
 
     # Fitting
 
@@ -183,7 +220,8 @@ class OptiRAG:
             interactions.catalog,
         )
         vectors = self._item_vectors(events.catalog)
-        retriever = Retriever.train(events, np.arange(len(events)), self.config.retriever, vectors)
+        rows = np.arange(len(events))
+        retriever = Retriever.train(events, rows, self.config.retriever, vectors, device=self.device)
         self.knowledge = Knowledge(events, retriever)
 
     def calibrate(self, known: tuple[Requests, np.ndarray], unrated: tuple[Requests, np.ndarray] | None = None) -> None:
@@ -211,7 +249,10 @@ class OptiRAG:
 
     @torch.no_grad()
     def exit_odds(self, requests: Requests, progress: Callable[[int], None] | None = None) -> np.ndarray:
-        """Log-odds of yes of every member at every exit, float64 ``[E, N, K]``, at the present temperatures."""
+        """Log-odds of yes of every member at every exit, float64 ``[E, N, K]``, at the present temperatures.
+
+        They come to the host in one copy a batch.
+        """
         self.merge()
         odds = np.empty((len(self.ranker.exits), len(requests.rows), self.config.members))
         for slates in batched(requests.slates):
@@ -219,9 +260,8 @@ class OptiRAG:
             rows = numbers.shape[0]
             found = self.ranker.all_exits(groups, numbers, torch.ones(rows, dtype=torch.int64))
             places = np.concatenate([slate.rows for slate in slates])
-            for exit_, statistics in enumerate(found):
-                yes = statistics.target_logprob.double().numpy()
-                odds[exit_, places] = yes - np.log(-np.expm1(np.minimum(yes, -1e-12)))
+            yes = torch.stack([statistics.target_logprob for statistics in found]).cpu().double().numpy()
+            odds[:, places] = yes - np.log(-np.expm1(np.minimum(yes, -1e-12)))
             if progress is not None:
                 progress(rows)
         return odds
@@ -272,7 +312,7 @@ class OptiRAG:
         probability = np.empty(len(requests.rows), dtype=np.float32)
         depth = np.empty(len(requests.rows), dtype=np.int64)
         for slate, ranked in self._scorer.score(requests, early_exit=early_exit):
-            probability[slate.rows], depth[slate.rows] = ranked.probability.cpu().numpy(), ranked.depth.cpu().numpy()
+            probability[slate.rows], depth[slate.rows] = ranked.probability.numpy(), ranked.depth.numpy()
             if progress is not None:
                 progress(len(slate.rows))
         return Predictions(probability, depth)
@@ -323,18 +363,22 @@ class OptiRAG:
         return self
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, backbone: str | None = None) -> OptiRAG:
-        """Read what :meth:`save_pretrained` wrote.
+    def from_pretrained(
+        cls, folder: str | Path, *, backbone: str | None = None, device: torch.device | str | None = None
+    ) -> OptiRAG:
+        """Read what :meth:`save_pretrained` wrote, on whatever device the model was then.
 
         Args:
             folder: the model.
             backbone: where the language model lies, if not where the configuration says.
+            device: where the model lives; by default the GPU where there is one.
 
         Raises:
             FileNotFoundError: there is no model in the folder.
-            ValueError: the folder holds another architecture, or weights that do not fit the backbone.
+            ValueError: the folder holds another architecture, weights that do not fit the backbone, or a device that is
+                not there.
         """
-        return storage.load(cls, Path(folder), backbone=backbone)
+        return storage.load(cls, Path(folder), backbone=backbone, device=device)
 
     def _known(self) -> Knowledge:
         if self.knowledge is None:
@@ -343,10 +387,12 @@ class OptiRAG:
 
     def _builder(self, interactions: Interactions, train_rows: np.ndarray, retriever: Retriever) -> RequestBuilder:
         vectors = self._item_vectors(interactions.catalog)
-        return RequestBuilder(interactions, train_rows, retriever, self.tokenizer, self.config, vectors)
+        return RequestBuilder(
+            interactions, train_rows, retriever, self.tokenizer, self.config, vectors, device=self.device
+        )
 
     def _item_vectors(self, catalog: Catalog) -> torch.Tensor | None:
-        return item_vectors(catalog) if self.config.retrieval == "text" else None
+        return item_vectors(catalog, device=self.device) if self.config.retrieval == "text" else None
 
     def merge(self) -> None:
         """Add the adapters to the weights: inference then costs no more than the plain model."""

@@ -19,7 +19,7 @@ class Retriever:
     """Item embeddings and the graph of likes that they were trained on.
 
     A user is wherever they are needed one propagation of their items' embeddings: known and new users alike, so that
-    someone who came after training is found without refitting.
+    someone who came after training is found without refitting. All of it is on the CPU, where evidence is made.
 
     Attributes:
         graph: likes among the training events.
@@ -40,6 +40,8 @@ class Retriever:
         rows: np.ndarray,
         config: EmbeddingConfig | None = None,
         item_vectors: torch.Tensor | None = None,
+        *,
+        device: torch.device | str = "cpu",
     ) -> Retriever:
         """Train LightGCN on the likes among ``rows``, with the dislikes as half of its negatives, and item biases.
 
@@ -47,6 +49,7 @@ class Retriever:
             interactions, rows: the events to learn from.
             config: LightGCN's settings.
             item_vectors: float32 ``[I, D]``; taken as they are instead of LightGCN's, for retrieval by text.
+            device: where LightGCN trains.
         """
         sizes = {"num_users": interactions.num_users, "num_items": interactions.num_items}
 
@@ -56,13 +59,13 @@ class Retriever:
 
         likes, dislikes = graph_of(1), graph_of(0)
         seen = (likes.item_degrees() + dislikes.item_degrees()) > 0
-        bias = torch.from_numpy(Bias().fit(interactions, rows).item_bias()).float()
+        bias = torch.from_numpy(Bias(device="cpu").fit(interactions, rows).item_bias()).float()
         if item_vectors is not None:
-            return cls.from_items(likes, item_vectors, bias * seen)
-        model = GraphEmbeddings(likes, config).fit(dislikes)
+            return cls.from_items(likes, item_vectors.cpu(), bias * seen)
+        model = GraphEmbeddings(likes.to(device), config).fit(dislikes)
         with torch.no_grad():
             _, items = model.embeddings()
-        return cls.from_items(likes, items * seen[:, None], bias * seen)
+        return cls.from_items(likes, items.cpu() * seen[:, None], bias * seen)
 
     @classmethod
     def from_items(cls, graph: InteractionGraph, item_embeddings: torch.Tensor, item_bias: torch.Tensor) -> Retriever:

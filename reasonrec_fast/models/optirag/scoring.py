@@ -81,7 +81,7 @@ class SlateScorer:
             torch.cat([numbers for _, numbers, _ in parts]),
             model.policy if early_exit else None,
             torch.from_numpy(cold.astype(np.int64)),
-        )
+        ).cpu()  # in one piece: callers read slate by slate
         sizes = [len(asked.slate.rows) for asked in batch]
         pairs = zip(ranked.probability.split(sizes), ranked.depth.split(sizes), strict=True)
         return [Ranked(probability, depth) for probability, depth in pairs]

@@ -24,10 +24,10 @@ def save(model: OptiRAG, folder: Path, *, knowledge: bool) -> None:
     """Write adapters (bfloat16), heads, settings and, where wanted, what the model knows."""
     folder.mkdir(parents=True, exist_ok=True)
     model.unmerge()
-    adapter = {name: p.detach().bfloat16() for name, p in model.peft.named_parameters() if "lora_" in name}
+    adapter = {name: p.detach().cpu().bfloat16() for name, p in model.peft.named_parameters() if "lora_" in name}
     with replacing(folder / "adapter.safetensors") as temporary:
         save_file(adapter, temporary)
-    heads = {name: value.contiguous() for name, value in model.ranker.heads.state_dict().items()}
+    heads = {name: value.cpu().contiguous() for name, value in model.ranker.heads.state_dict().items()}
     heads["numbers.mean"], heads["numbers.scale"] = torch.from_numpy(model.mean), torch.from_numpy(model.scale)
     with replacing(folder / "heads.safetensors") as temporary:
         save_file(heads, temporary)
@@ -45,7 +45,9 @@ def save(model: OptiRAG, folder: Path, *, knowledge: bool) -> None:
     )
 
 
-def load(kind: type[OptiRAG], folder: Path, *, backbone: str | None) -> OptiRAG:
+def load(
+    kind: type[OptiRAG], folder: Path, *, backbone: str | None, device: torch.device | str | None = None
+) -> OptiRAG:
     """Read what :func:`save` wrote."""
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"folder: expected a saved model with config.json; there is none in {folder}")
@@ -58,7 +60,7 @@ def load(kind: type[OptiRAG], folder: Path, *, backbone: str | None) -> OptiRAG:
     values = dict(stored["config"])
     if backbone is not None:
         values["backbone"] = backbone
-    model = kind(OptiRAGConfig.from_dict(values))
+    model = kind(OptiRAGConfig.from_dict(values), device=device)
     _copy_weights(dict(model.peft.named_parameters()), load_file(folder / "adapter.safetensors"), "adapter")
     heads = load_file(folder / "heads.safetensors")
     model.mean, model.scale = heads.pop("numbers.mean").numpy(), heads.pop("numbers.scale").numpy()

