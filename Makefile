@@ -9,7 +9,17 @@ PRETRAINED := reasonrec_fast/models/optirag/pretrained
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test check lint format verify bench recbole train-demo compare-retrieval pareto clean
+# What a GPU machine has: Python 3.12, and the oldest torch that is supported, whose wheel is for CUDA 13.
+PYTHON312 ?= python3.12
+GPU_VENV ?= .venv-gpu
+GPU_PYTHON := $(abspath $(GPU_VENV))/bin/python
+GPU_PACKAGES := torch==2.11.0 triton==3.6.0 "transformers==5.17.*" "cupy-cuda13x==14.2.*" numpy scipy numba pandas \
+  scikit-learn peft safetensors typer rich pyarrow pytest pytest-xdist pytest-benchmark hypothesis pybind11 \
+  "setuptools>=77" "cmake>=3.22" ninja
+BUNDLE := .gpu-bundle
+GPU_TREE := build/gpu-tree
+
+.PHONY: demo test check lint format verify verify-oldest gpu-bundle gpu-tree rehearse-gpu bench recbole train-demo compare-retrieval pareto clean
 
 demo: $(READY)
 	$(BIN)/reasonrec-fast demo $(ARGS)
@@ -31,6 +41,28 @@ check: lint test
 # Slower than the tests: a wheel and a source distribution built, installed and used outside the checkout.
 verify: $(READY)
 	$(BIN)/python -m pytest -q tests/verify -m verify $(ARGS)
+
+# What travels to a GPU machine: native libraries for its Python and torch, and a peer; prints the command to run there.
+gpu-bundle: $(GPU_VENV)/.ready
+	$(GPU_PYTHON) -m benchmarks.bundle $(BUNDLE)
+
+# What is there then: the checkout without anything that git ignores, and the bundle.
+gpu-tree: gpu-bundle
+	rm -rf $(GPU_TREE) && mkdir -p $(GPU_TREE)
+	git ls-files -z --cached --others --exclude-standard --deduplicate | tar -c --null -T - | tar -x -C $(GPU_TREE)
+	cp -r $(BUNDLE) $(GPU_TREE)
+
+# All three native libraries built against the oldest supported torch, loaded in it, and the operators' tests on them.
+verify-oldest: gpu-tree
+	cd $(GPU_TREE) && $(GPU_PYTHON) -c "from benchmarks import bundle; print(*bundle.install(), *bundle.build(), sep='\n')"
+	cd $(GPU_TREE) && $(GPU_PYTHON) -m pytest -q -p no:cacheprovider tests/ops tests/test_graph.py \
+	  tests/test_native_loading.py -k "not triton and not compile and not on_host and not kernel and not budget" $(ARGS)
+
+# The visit of a GPU machine without the GPU: every step of benchmarks.gpu, then the kernels in Triton's interpreter.
+rehearse-gpu: gpu-tree
+	cd $(GPU_TREE) && PYTHONPATH=$(BUNDLE)/site $(GPU_PYTHON) -m benchmarks.gpu --dry-run --output dry-run
+	cd $(GPU_TREE) && PYTHONPATH=$(BUNDLE)/site $(GPU_PYTHON) -m pytest -q -p no:cacheprovider -n 2 tests/ops tests/gpu \
+	  tests/test_graph.py tests/test_native_loading.py $(ARGS)
 
 # The operators beside their peers, which are installed first: make bench ARGS='topk --json runs/topk.json'
 bench: $(READY)
@@ -60,6 +92,13 @@ pareto: $(READY)
 
 clean:
 	rm -rf build dist *.egg-info reasonrec_fast/*.so
+
+# Only what the GPU machine has, so that what is missing there is missing here.
+$(GPU_VENV)/.ready: Makefile
+	@$(PYTHON312) --version >/dev/null 2>&1 || { echo "needs Python 3.12, as the GPU machine has; set PYTHON312"; exit 1; }
+	test -d $(GPU_VENV) || $(PYTHON312) -m venv $(GPU_VENV)
+	$(GPU_PYTHON) -m pip install -q --upgrade pip $(GPU_PACKAGES)
+	@touch $@
 
 # A torch that the interpreter already has is taken; else the one of TORCH is installed.
 $(READY): pyproject.toml setup.py CMakeLists.txt $(SOURCES)

@@ -37,7 +37,7 @@ else:
 
 
 def make(folder: Path = FOLDER, root: Path = ROOT) -> list[str]:
-    """Build the libraries for this Python and this torch, and fetch the peers, into a folder that was not there.
+    """Build the libraries for this Python and this torch, and fetch the peers, unless the folder has them already.
 
     Returns:
         Lines that say what is in it.
@@ -45,6 +45,9 @@ def make(folder: Path = FOLDER, root: Path = ROOT) -> list[str]:
     Raises:
         RuntimeError: nothing was built, a library does not load here, or the folder is larger than may travel.
     """
+    made = {**_machine(), "sources": _digest(root)}
+    if _made(folder) == made:
+        return [f"{folder.name}: up to date, for {_named(made)}"]
     shutil.rmtree(folder, ignore_errors=True)
     libraries = folder / "libraries"
     libraries.mkdir(parents=True)
@@ -54,7 +57,7 @@ def make(folder: Path = FOLDER, root: Path = ROOT) -> list[str]:
             cwd=root,
         )
         if done.returncode:
-            raise RuntimeError(f"bundle: the build failed: {_last_line(done)}")
+            raise RuntimeError(f"bundle: the build failed: {_reason(done)}")
         for library in sorted(Path(temporary, "reasonrec_fast").glob("_*.so")):
             shutil.copy2(library, libraries / library.name)
     problems = _problems(list(libraries.glob("_*.so")))
@@ -64,13 +67,13 @@ def make(folder: Path = FOLDER, root: Path = ROOT) -> list[str]:
     done = _shell(
         [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-compile", "--target", folder / "site", *PEERS]
     )
-    peers = f"site: {', '.join(PEERS)}" if done.returncode == 0 else f"site: left out: {_last_line(done)}"
-    (folder / "made.json").write_text(json.dumps({**_machine(), "sources": _digest(root)}, indent=1) + "\n")
+    peers = f"site: {', '.join(PEERS)}" if done.returncode == 0 else f"site: left out: {_reason(done)}"
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     if size > LARGEST:
         raise RuntimeError(f"bundle: expected at most {LARGEST / 2**20:.0f} MiB; got {size / 2**20:.1f} MiB")
-    made = ", ".join(sorted(path.name for path in problems))
-    return [f"bundle: {made} for {_named(_machine())}", peers, f"{folder.name}: {size / 2**20:.1f} MiB"]
+    (folder / "made.json").write_text(json.dumps(made, indent=1) + "\n")  # last: what was cut short is made again
+    names = ", ".join(sorted(path.name for path in problems))
+    return [f"bundle: {names} for {_named(made)}", peers, f"{folder.name}: {size / 2**20:.1f} MiB"]
 
 
 def install(folder: Path = FOLDER, root: Path = ROOT) -> list[str]:
@@ -81,9 +84,9 @@ def install(folder: Path = FOLDER, root: Path = ROOT) -> list[str]:
     Returns:
         Lines that say what was done.
     """
-    if not (folder / "made.json").is_file():
+    made = _made(folder)
+    if made is None:
         return [f"bundle: none in {folder.name} (make gpu-bundle makes it)"]
-    made = json.loads((folder / "made.json").read_text())
     if made["sources"] != _digest(root):
         return ["bundle: left out: it was made of other sources than these (make gpu-bundle makes it again)"]
     lines = []
@@ -126,10 +129,16 @@ def build(root: Path = ROOT) -> list[str]:
             return lines
     done = _shell([sys.executable, "setup.py", "build_ext", "--inplace"], cwd=root)
     if done.returncode:
-        return [*lines, f"build: failed: {_last_line(done)}"]
+        return [*lines, f"build: failed: {_reason(done)}"]
     still = missing(root)
     built = [path.name for path in _expected(root) if path.name not in still]
     return [*lines, f"build: {', '.join(built)} built and loaded", *(f"build: {n}: {p}" for n, p in still.items())]
+
+
+def _made(folder: Path) -> dict[str, str] | None:
+    """What the folder was made for and of."""
+    file = folder / "made.json"
+    return json.loads(file.read_text()) if file.is_file() else None
 
 
 def _expected(root: Path) -> list[Path]:
@@ -149,7 +158,7 @@ def _problems(libraries: list[Path]) -> dict[Path, str | None]:
         if not path.is_file():
             return "it is not there"
         done = _shell([sys.executable, "-c", _LOAD, path, path.name.split(".")[0], first])
-        return _last_line(done) if done.returncode else None
+        return _reason(done) if done.returncode else None
 
     with ThreadPoolExecutor(3) as pool:
         return dict(zip(libraries, pool.map(load, libraries), strict=True))
@@ -178,9 +187,11 @@ def _shell(command: list[Any], cwd: Path | None = None) -> subprocess.CompletedP
     return subprocess.run(words, cwd=cwd, capture_output=True, text=True)
 
 
-def _last_line(done: subprocess.CompletedProcess[str]) -> str:
-    lines = [line for line in (done.stdout + "\n" + done.stderr).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else f"exit status {done.returncode}"
+def _reason(done: subprocess.CompletedProcess[str]) -> str:
+    """The first line that a compiler calls an error, else the last line."""
+    lines = [line.strip() for line in (done.stdout + "\n" + done.stderr).splitlines() if line.strip()]
+    errors = [line for line in lines if "error:" in line or "error :" in line]
+    return (errors[:1] or lines[-1:] or [f"exit status {done.returncode}"])[0]
 
 
 def main() -> None:
