@@ -1,0 +1,98 @@
+"""``python -m benchmarks.gpu --output DIR``: everything that a GPU allows, in minutes, without a network.
+
+Steps in the order of their importance: build, machine, tests, checks, times, engine, counters, sanitizers. The report
+(``gpu-DEVICE-DATE.json`` and ``.md``), ``log.txt`` and ``counters.csv`` are in DIR as soon as there is anything to say.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from benchmarks.gpu.steps import Steps, environment
+from benchmarks.gpu.tools import Log, Shell
+
+PROGRAM = "benchmarks.gpu"
+
+
+def main(
+    output: Annotated[Path | None, typer.Option(help="folder of the report and the log")] = None,
+    minutes: Annotated[float, typer.Option(help="for all steps together")] = 6.5,
+    dry_run: Annotated[bool, typer.Option(help="walk every step on the CPU, with tiny sizes")] = False,
+    predict: Annotated[bool, typer.Option(help="print what an H100 and an H200 should need, and end")] = False,
+    once: Annotated[str | None, typer.Option(help="run our side of one case once, for a profiler")] = None,
+) -> None:
+    """Build, test, check, time and profile on the GPU at hand."""
+    if predict:
+        from benchmarks.gpu.predict import page
+
+        return print("\n".join(page()))
+    if once is not None:
+        return run_once(once, dry_run)
+    if output is None:
+        sys.exit(f"{PROGRAM}: expected --output DIR, a folder of the report and the log")
+    if not dry_run and (reason := no_gpu()):
+        sys.exit(
+            f"{PROGRAM}: {reason}; --dry-run walks every step without one, python -m benchmarks.run times the "
+            "operators on the CPU"
+        )
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        log = Log(output / "log.txt")
+    except OSError as problem:
+        sys.exit(f"{PROGRAM}: --output: expected a folder that can be written; got {output}: {problem.strerror}")
+    signal.signal(signal.SIGTERM, _interrupted)
+    begin = time.monotonic()
+    steps = Steps(output, Shell(log, environment() | _rehearsal(dry_run)), minutes=minutes, rehearsal=dry_run)
+    try:
+        steps.run(lambda line: print(line, flush=True))
+    finally:
+        steps.report.write(output)
+        print(f"{output / steps.report.name}.md after {time.monotonic() - begin:.0f} s", flush=True)
+    if any(step.state == "failed" for step in steps.report.steps.values()):
+        sys.exit(2)
+
+
+def no_gpu() -> str | None:
+    """Why there is none, in one line."""
+    import torch
+
+    if torch.cuda.is_available():
+        return None
+    from benchmarks.gpu.machine import why_no_gpu
+
+    return why_no_gpu()
+
+
+def run_once(case: str, dry_run: bool) -> None:
+    from benchmarks.gpu.device import Cuda, Rehearsal
+    from benchmarks.gpu.timing import run_once as run_case_once
+
+    run_case_once(case, Rehearsal() if dry_run else Cuda())
+
+
+def _rehearsal(dry_run: bool) -> dict[str, str]:
+    """No GPU even where there is one, and little threads."""
+    if not dry_run:
+        return {}
+    return {
+        "CUDA_VISIBLE_DEVICES": "",
+        "TRITON_INTERPRET": "1",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+    }
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    """As an exception, so that children end and the report is written."""
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    typer.run(main)

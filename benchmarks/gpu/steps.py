@@ -1,0 +1,172 @@
+"""The steps in the order of their importance, each with the share of the time that it may take."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu import counters, sanitizers, tests_step
+from benchmarks.gpu.report import Report, Step
+from benchmarks.gpu.tools import ROOT, Shell
+from benchmarks.gpu.workers import Outcome, Workers
+
+PARALLEL_CHECKS = 8
+"""Processes that check side by side; each compiles its kernels on a core of its own."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Attributes: the longest that a step takes, as a share of all; what it is expected to take on a GPU, in seconds of
+    6.5 minutes; the least that is left when it still begins."""
+
+    most: float
+    expected: float
+    least: float
+
+
+PLAN = {
+    "build": Plan(0.25, 10, 1),
+    "machine": Plan(0.12, 15, 1),
+    "tests": Plan(0.25, 60, 10),
+    "checks": Plan(0.22, 60, 10),
+    "times": Plan(0.35, 110, 15),
+    "engine": Plan(0.15, 40, 10),
+    "counters": Plan(0.16, 55, 10),
+    "sanitizers": Plan(0.20, 40, 10),
+}
+
+
+class Steps:
+    """Runs the steps and keeps the report.
+
+    Args:
+        folder: of the results.
+        shell: what runs commands.
+        minutes: for all steps together.
+        rehearsal: on the CPU.
+    """
+
+    def __init__(self, folder: Path, shell: Shell, *, minutes: float, rehearsal: bool) -> None:
+        self.report = Report(minutes=minutes, rehearsal=rehearsal)
+        self._folder, self._shell, self._rehearsal = folder, shell, rehearsal
+        self._seconds, self._end = 60 * minutes, time.monotonic() + 60 * minutes
+
+    def run(self, say: Callable[[str], None]) -> None:
+        """All of them; a step that fails or has no time does not keep the next from beginning."""
+        steps: dict[str, Callable[[float], Step]] = {
+            "build": self._build, "machine": self._machine, "tests": self._tests, "checks": self._checks,
+            "times": self._times, "engine": self._engine, "counters": self._counters, "sanitizers": self._sanitizers,
+        }  # fmt: skip
+        for name, step in steps.items():
+            begin, left = time.monotonic(), self._end - time.monotonic()
+            if left < PLAN[name].least * min(1.0, self._seconds / 390):
+                found = Step("left out: no time", "left out", 0.0)
+            else:
+                self._shell.log.write(f"\n===== {name} =====\n")
+                try:
+                    found = step(begin + min(left, PLAN[name].most * self._seconds))
+                except Exception as problem:  # of this program: it must not cost the steps that follow
+                    found = Step(f"failed: {type(problem).__name__}: {problem}", "failed", 0.0)
+            found.seconds = time.monotonic() - begin
+            self.report.steps[name] = found
+            self.report.write(self._folder)
+            say("\n".join([f"{name}: {found.outcome} ({found.seconds:.0f} s)", *(f"  {line}" for line in found.lines)]))
+
+    def _build(self, end: float) -> Step:
+        """The carried libraries, or a build on this machine; a rehearsal only asks whether they load."""
+        what = "bundle.missing()" if self._rehearsal else "[*bundle.install(), *bundle.build()]"
+        script = f"from benchmarks import bundle\nprint(*({what} or ['every library loads']), sep='\\n')"
+        done = self._shell.run([sys.executable, "-c", script], seconds=end - time.monotonic())
+        lines = [line for line in done.output.splitlines() if line.strip()]
+        check = self._shell.run([sys.executable, "-c", "import reasonrec_fast"], seconds=60.0)
+        if check.status != 0:
+            return Step(f"failed: the package does not load: {check.last_line}", "failed", 0.0, lines)
+        wrong = [line for line in lines if "left out" in line or "failed" in line]
+        return Step(done.stopped or done.last_line, "failed" if done.status or done.stopped else "done", 0.0, wrong)
+
+    def _machine(self, end: float) -> Step:
+        lines: list[str] = []
+
+        def on_record(record: dict[str, Any]) -> None:
+            unit = record.pop("unit")
+            if unit == "versions":
+                self.report.versions = record["versions"]
+                lines.extend(record["lines"])
+            else:
+                self.report.ceilings |= record
+
+        outcome = self._workers("machine", on_record, unit_seconds=40).run(end)
+        return _step(outcome, lines)
+
+    def _tests(self, end: float) -> Step:
+        self.report.tests = found = tests_step.run(self._shell, end - time.monotonic(), rehearsal=self._rehearsal)
+        good = found["status"] == 0
+        return Step(found["line"], "done" if good else "failed", 0.0, found["failures"])
+
+    def _checks(self, end: float) -> Step:
+        count = 1 if self._rehearsal else min(PARALLEL_CHECKS, os.cpu_count() or 1)
+        workers = self._workers("checks", self.report.checks.append, unit_seconds=60, count=count)
+        return _step(workers.run(end))
+
+    def _times(self, end: float) -> Step:
+        def on_record(record: dict[str, Any]) -> None:
+            self.report.times.append(record)
+            self.report.write(self._folder)
+
+        outcome = self._workers("timing", on_record, unit_seconds=45).run(end)
+        if {"copy", "product-bfloat16", "product-float32"} <= set(self.report.ceilings):
+            self._add_ceilings()
+        parts = [f"{r['unit']}/{r['part']}: {r['problem']}" for r in self.report.times if "problem" in r]
+        return _step(outcome, [line for line in parts if "waits for values" not in line])
+
+    def _add_ceilings(self) -> None:
+        from benchmarks.gpu.timing import least_seconds
+
+        ceilings = self.report.ceilings
+        rates = {name: ceilings[f"product-{name}"] for name in ("bfloat16", "float32")}
+        for record in self.report.times:
+            record["ceiling_us"] = least_seconds(record["unit"], ceilings["copy"], rates) * 1e6
+
+    def _engine(self, end: float) -> Step:
+        return _step(self._workers("engine", self.report.engine.append, unit_seconds=45).run(end))
+
+    def _counters(self, end: float) -> Step:
+        outcome, *lines = counters.collect(
+            self._shell, end, rehearsal=self._rehearsal, on_kernels=self.report.counters.extend,
+            csv_file=self._folder / "counters.csv",
+        ).split("; ")  # fmt: skip
+        state = "left out" if outcome.startswith("left out") else "failed" if outcome.startswith("0 of") else "done"
+        return Step(outcome, state, 0.0, lines)
+
+    def _sanitizers(self, end: float) -> Step:
+        self.report.sanitizers = found = sanitizers.check(self._shell, end, rehearsal=self._rehearsal)
+        lines = [f"{name}: {line}" for name, line in found.items()]
+        bad = any(line.startswith("failed") for line in found.values())
+        left_out = all(line.startswith("left out") for line in found.values()) and not self._rehearsal
+        return Step("; ".join(lines), "failed" if bad else "left out" if left_out else "done", 0.0)
+
+    def _workers(self, module: str, on_record: Callable[[dict[str, Any]], None], **options: Any) -> Workers:
+        return Workers(self._shell, module, rehearsal=self._rehearsal, on_record=on_record, **options)
+
+
+def _step(outcome: Outcome, lines: list[str] | None = None) -> Step:
+    errors = [f"{unit}: {error}" for unit, error in outcome.errors.items()]
+    left = [f"{unit}: left out: no time" for unit in outcome.left]
+    state = "failed" if outcome.problem or outcome.errors else "done"
+    return Step(outcome.line(), state, 0.0, [*(lines or []), *errors, *left])
+
+
+def environment(root: Path = ROOT) -> dict[str, str]:
+    """Of every command: the carried packages, no network, and output that is not held back."""
+    paths = [str(root / ".gpu-bundle" / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONUNBUFFERED": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
