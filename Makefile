@@ -13,7 +13,8 @@ export TOKENIZERS_PARALLELISM := false
 PYTHON312 ?= python3.12
 GPU_VENV ?= .venv-gpu
 GPU_PYTHON := $(abspath $(GPU_VENV))/bin/python
-GPU_PACKAGES := torch==2.11.0 triton==3.6.0 "transformers==5.17.*" "cupy-cuda13x==14.2.*" numpy scipy numba pandas \
+# numpy 2.4 makes no integer of an array with one element, which the interpreter of Triton 3.6 asks for.
+GPU_PACKAGES := torch==2.11.0 triton==3.6.0 "transformers==5.17.*" "cupy-cuda13x==14.2.*" "numpy<2.4" scipy numba pandas \
   scikit-learn peft safetensors typer rich pyarrow pytest pytest-xdist pytest-benchmark hypothesis pybind11 \
   "setuptools>=77" "cmake>=3.22" ninja
 BUNDLE := .gpu-bundle
