@@ -79,12 +79,12 @@ def exit_confidence(
     >>> int(found.prediction), round(float(found.probability), 3), bool(found.exit)
     (0, 0.881, True)
     """
-    ensemble = heads if heads.dim() == 3 else heads[None]
     if hidden.dim() != 2 or heads.dim() not in (2, 3) or hidden.shape[1] != heads.shape[-1]:
         raise ValueError(
             f"hidden, heads: expected [B, D] with [C, D] or [K, C, D]; got {list(hidden.shape)}, {list(heads.shape)}"
         )
-    members, classes = ensemble.shape[:2]
+    ensemble = heads if heads.dim() == 3 else heads.unsqueeze(0)
+    members, classes, _ = ensemble.shape
     if members > 1 and classes > MAX_ENSEMBLE_CLASSES:
         raise ValueError(f"heads: expected at most {MAX_ENSEMBLE_CLASSES} classes in an ensemble; got {classes}")
     if measure not in MEASURES:
@@ -104,15 +104,17 @@ def exit_confidence(
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, ensemble, bias = hidden.to(dtype), ensemble.to(dtype), None if bias is None else bias.to(dtype)
-    empty = torch.empty(0, dtype=hidden.dtype, device=hidden.device)  # not of hidden: vmap would batch it
+    device, keep = hidden.device, library.may_keep(hidden.device)
     results = torch.ops.reasonrec_fast.exit_confidence(
         hidden,
         ensemble.to(hidden.dtype),
-        empty if bias is None else bias.reshape(members, classes).to(hidden.dtype),
-        library.scalar(temperature, torch.float64, hidden.device),
+        library.nothing(hidden.dtype, device, keep)
+        if bias is None
+        else bias.reshape(members, classes).to(hidden.dtype),
+        library.setting(temperature, device, keep),
         measure,
         positive,
-        empty.long() if targets is None else targets,
+        library.nothing(torch.int64, device, keep) if targets is None else targets,
     )
     probability, yes, confidence, entropy, logsumexp, target_logprob, prediction = results
     if threshold is None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
-from collections.abc import Callable
-from functools import cache, wraps
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache, lru_cache, wraps
 from typing import Any, TypeVar
 
 import torch
@@ -23,17 +24,20 @@ def takes_arrays(function: Function) -> Function:
 
     @wraps(function)
     def with_tensors(*arguments: Any, **named: Any) -> Any:
-        return function(*map(_as_tensor, arguments), **{name: _as_tensor(value) for name, value in named.items()})
+        arguments = tuple([_as_tensor(value) for value in arguments])
+        for name, value in named.items():
+            named[name] = _as_tensor(value)
+        return function(*arguments, **named)
 
     return with_tensors  # type: ignore[return-value]
 
 
 def _as_tensor(value: Any) -> Any:
-    if type(value) is tuple:
-        return tuple(map(_as_tensor, value))
-    if isinstance(value, torch.Tensor) or not hasattr(value, "__dlpack__"):
+    if isinstance(value, torch.Tensor) or value is None or isinstance(value, (str, int, float)):
         return value
-    return torch.from_dlpack(value)
+    if type(value) is tuple:
+        return tuple([_as_tensor(part) for part in value])
+    return torch.from_dlpack(value) if hasattr(value, "__dlpack__") else value
 
 
 def scalar(value: float | torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -41,6 +45,52 @@ def scalar(value: float | torch.Tensor, dtype: torch.dtype, device: torch.device
     if isinstance(value, torch.Tensor):
         return value.to(dtype=dtype, device=device)
     return torch.full((), value, dtype=dtype, device=device)
+
+
+def setting(value: float | torch.Tensor, device: torch.device, keep: bool) -> torch.Tensor:
+    """A 0-d float64 tensor of a setting that is mostly the same, such as a temperature. Nobody may write to it.
+
+    Args:
+        value: the setting.
+        device: where the operator runs.
+        keep: what :func:`may_keep` said; then it is made once and read by many calls: a launch less on a GPU.
+    """
+    if isinstance(value, torch.Tensor):
+        return value.to(dtype=torch.float64, device=device)
+    if not keep:
+        return torch.full((), value, dtype=torch.float64, device=device)
+    return _kept(float(value), torch.float64, device, _stream(device))
+
+
+def nothing(dtype: torch.dtype, device: torch.device, keep: bool) -> torch.Tensor:
+    """An empty vector, for an argument that is not given; ``keep`` as in :func:`setting`. Nobody may resize it."""
+    return _kept(None, dtype, device, 0) if keep else torch.empty(0, dtype=dtype, device=device)
+
+
+def may_keep(device: torch.device) -> bool:
+    """Whether a tensor made now may be read by later calls.
+
+    Not while a compiler, a fake mode or a transform stands between us and the memory, and not while a CUDA graph is
+    recorded: what is made then holds its value only after a replay.
+    """
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    return device.type == "cpu" or (device.type == "cuda" and not torch.cuda.is_current_stream_capturing())
+
+
+def _stream(device: torch.device) -> int:
+    """The stream that writes the tensor, and on which alone it may be read without waiting."""
+    return 0 if device.type == "cpu" else torch.cuda.current_stream(device).cuda_stream
+
+
+@lru_cache(maxsize=256)
+def _kept(value: float | None, dtype: torch.dtype, device: torch.device, stream: int) -> torch.Tensor:
+    with torch.inference_mode(False):  # an inference tensor could not be saved for a backward pass
+        if value is None:
+            return torch.empty(0, dtype=dtype, device=device)
+        return torch.full((), value, dtype=dtype, device=device)
 
 
 def batch_rows(name: str, rows: tuple[int, ...]) -> None:
@@ -88,16 +138,38 @@ def implement_on_gpu(
     """
 
     def on_gpu(*arguments: Any) -> Any:
-        dtype = next(a.dtype for a in arguments if isinstance(a, torch.Tensor) and a.is_floating_point())
+        tensors = [argument for argument in arguments if isinstance(argument, torch.Tensor)]
+        dtype = next(tensor.dtype for tensor in tensors if tensor.is_floating_point())
         in_kernel = dtype not in reference_dtypes and fits(*arguments)
-        kernel = _triton_kernel(module or name, name) if in_kernel else None
-        return (kernel or reference)(*arguments)
+        kernel = triton_kernel(module or name, name) if in_kernel else None
+        with device_of(name, tensors):
+            return (kernel or reference)(*arguments)
 
     torch.library.impl(f"reasonrec_fast::{name}", "CUDA", on_gpu)
 
 
+def device_of(name: str, tensors: Sequence[torch.Tensor]) -> AbstractContextManager[Any]:
+    """Make the device of an operator's tensors the current one: Triton launches there, whatever lies elsewhere.
+
+    Args:
+        name: of the operator, for the message.
+        tensors: its arguments; empty ones may lie anywhere.
+
+    Raises:
+        ValueError: tensors on more than one device.
+    """
+    devices = {tensor.device for tensor in tensors if tensor.numel()}
+    if len(devices) > 1:
+        raise ValueError(f"{name}: expected all tensors on one device; got {sorted(map(str, devices))}")
+    device = devices.pop() if devices else tensors[0].device
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(device)
+
+
 @cache
-def _triton_kernel(module: str, name: str) -> Callable[..., Any] | None:
+def triton_kernel(module: str, name: str) -> Callable[..., Any] | None:
+    """The function of a kernel module; None, and one line, where Triton is not installed."""
     if importlib.util.find_spec("triton") is None:
         _logger.warning("%s: triton is not installed; plain torch runs instead (slower)", name)
         return None

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, MutableMapping
-from functools import cache
+from collections.abc import MutableMapping
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,12 +39,14 @@ def packed_attention(
         dropout: of the attention weights.
 
     Returns:
-        ``[Q, H, d]`` in the dtype of ``query``; sums are float32 (float64 for float64). On a CPU, where no gradient is
-        asked for, one fused pass; on a GPU, without dropout, torch's FlexAttention (pass the same ``segments`` object
-        while it holds: its block mask is then made once); else plain products. The latter two are differentiable.
+        ``[Q, H, d]`` in the dtype of ``query``; sums are float32 (float64 for float64). Where neither gradients nor
+        dropout are asked for it is one fused pass: on a CPU, and on a GPU for float32, bfloat16 and float16 and heads
+        of up to 256 columns (pass the same ``segments`` tensor while it holds: its tiles are then planned and copied
+        once, as a CUDA graph needs). Else it is plain products, which are differentiable.
 
     Raises:
         ValueError: shapes that do not fit (argument, expected, got).
+        RuntimeError: segments outside the queries or keys.
 
     >>> x = torch.eye(4)[:, None]
     >>> both = torch.tensor([[0, 2, 0, 0, 0, 1], [2, 2, 0, 2, 2, 1]])
@@ -57,6 +58,8 @@ def packed_attention(
             f"query, key, value: expected [Q, H, d], [K, G, d], [K, G, d]; got {list(query.shape)}, "
             f"{list(key.shape)}, {list(value.shape)}"
         )
+    if key.dtype != query.dtype or value.dtype != query.dtype:
+        raise ValueError(f"key, value: expected {query.dtype}, as query has; got {key.dtype} and {value.dtype}")
     if key.shape[1] == 0 or query.shape[1] % key.shape[1]:
         raise ValueError(f"key: expected a number of heads that divides {query.shape[1]}; got {key.shape[1]}")
     if segments.dim() != 2 or segments.shape[1] != 6 or segments.dtype != torch.int64 or segments.is_cuda:
@@ -66,10 +69,8 @@ def packed_attention(
         )
     scale = query.shape[2] ** -0.5 if scale is None else scale
     differentiable = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
-    if query.is_cuda and not dropout:
-        return _flex(_compiled_flex_attention(), query, key, value, segments, scale, softcap)
-    if dropout or differentiable or query.device.type != "cpu":
-        return _composed(query, key, value, segments.numpy(), scale, softcap, dropout)
+    if dropout or differentiable or query.device.type not in ("cpu", "cuda", "meta"):
+        return _composed(query, key, value, segments.numpy(), scale, softcap or 0.0, dropout)
     return torch.ops.reasonrec_fast.packed_attention(query, key, value, segments, scale, softcap or 0.0)
 
 
@@ -94,52 +95,47 @@ def packed_attention_reference(
     return out
 
 
-_block_masks: MutableMapping[torch.Tensor, Any] = WeakTensorKeyDictionary()
+class _Planned(NamedTuple):
+    """Attributes: the segments that were planned for, and what came of it: by device and size of a tile."""
+
+    segments: torch.Tensor
+    plans: dict[tuple[Any, ...], Any]
 
 
-@cache
-def _compiled_flex_attention() -> Callable[..., Any]:
-    from torch.nn.attention.flex_attention import flex_attention  # seconds of imports, for a GPU alone
-
-    return torch.compile(flex_attention, dynamic=True)
+_planned: MutableMapping[torch.Tensor, _Planned] = WeakTensorKeyDictionary()
 
 
-def _flex(
-    attend: Callable[..., Any],
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    segments: torch.Tensor,
-    scale: float,
-    softcap: float | None,
+def _on_gpu(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: torch.Tensor, scale: float, softcap: float
 ) -> torch.Tensor:
-    """FlexAttention over the flat sequence; blocks that no query sees are skipped."""
-    from torch.nn.attention.flex_attention import create_block_mask
+    kernel = library.triton_kernel("packed_attention", "packed_attention")
+    with library.device_of("packed_attention", (query, key, value)):
+        if kernel is None or query.dtype == torch.float64 or query.shape[2] > _MOST_WIDTH:
+            return _composed(query, key, value, segments.numpy(), scale, softcap, 0.0)
+        from reasonrec_fast.kernels import packed_attention as kernels  # imports Triton
 
-    mask = _block_masks.get(segments)
-    if mask is None:
-        of_query = segments.to(query.device).repeat_interleave(
-            segments[:, 1].to(query.device), 0, output_size=len(query)
+        blocks = kernels.choose_blocks(query.dtype, query.shape[2], query.shape[0] * query.shape[1])
+        tokens = kernels.tile_tokens(blocks, query.shape[1] // key.shape[1])
+        return kernel(
+            query, key, value, _plan(segments, len(query), len(key), tokens, query.device), blocks, scale, softcap
         )
-        prefix_begin, prefix_end = of_query[:, 2], of_query[:, 2] + of_query[:, 3]
-        own_begin = of_query[:, 4]
-        own_end = own_begin + of_query[:, 5] + torch.arange(len(query), device=query.device) - of_query[:, 0]
 
-        def sees(batch: Any, head: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-            shared = (k >= prefix_begin[q]) & (k < prefix_end[q])
-            return shared | ((k >= own_begin[q]) & (k < own_end[q]))
 
-        mask = create_block_mask(sees, None, None, len(query), len(key), device=query.device)
-        _block_masks[segments] = mask
+def _plan(segments: torch.Tensor, queries: int, keys: int, tile_tokens: int, device: torch.device) -> Any:
+    """What the kernel wants to know of segments, kept while the same tensor holds the same values."""
+    from reasonrec_fast.kernels.packed_attention import make_plan
 
-    cap = softcap or 0.0
-
-    def capped(score: torch.Tensor, batch: Any, head: Any, q: Any, k: Any) -> torch.Tensor:
-        return cap * torch.tanh(score / cap)
-
-    heads_first = (x.transpose(0, 1)[None] for x in (query, key, value))
-    found = attend(*heads_first, block_mask=mask, scale=scale, score_mod=capped if cap else None, enable_gqa=True)
-    return found[0].transpose(0, 1)
+    known = _planned.get(segments)
+    if known is None or not torch.equal(known.segments, segments):
+        known = _planned[segments] = _Planned(segments.clone(), {})
+    what = (queries, keys, tile_tokens, device)
+    if what not in known.plans:
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "packed_attention: expected one call with these segments before a CUDA graph is captured; got none"
+            )
+        known.plans[what] = make_plan(segments, queries, keys, tile_tokens, device)
+    return known.plans[what]
 
 
 def _composed(
@@ -148,7 +144,7 @@ def _composed(
     value: torch.Tensor,
     segments: np.ndarray,
     scale: float,
-    softcap: float | None,
+    softcap: float,
     dropout: float,
 ) -> torch.Tensor:
     """Products of torch, one pair for each run of segments that share a prefix; differentiable."""
@@ -165,7 +161,7 @@ def _shared_prefix(
     value: torch.Tensor,
     rows: np.ndarray,
     scale: float,
-    softcap: float | None,
+    softcap: float,
     dropout: float,
 ) -> torch.Tensor:
     """Segments of one prefix: rows of equal width in their own keys, the prefix's keys as they lie."""
@@ -230,7 +226,10 @@ class _Collect(torch.autograd.Function):
         return zeros.index_copy(0, places, gradient), None
 
 
+_MOST_WIDTH = 256
+
+torch.library.impl("reasonrec_fast::packed_attention", "CUDA", _on_gpu)
 torch.library.register_fake(
     "reasonrec_fast::packed_attention",
-    lambda query, key, value, segments, scale, softcap: torch.empty_like(query),
+    lambda query, key, value, segments, scale, softcap: torch.empty_like(query, memory_format=torch.contiguous_format),
 )

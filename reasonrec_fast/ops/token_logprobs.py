@@ -74,12 +74,13 @@ def token_logprobs(
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    keep = library.may_keep(hidden.device)
     logprobs, logsumexp, entropy = torch.ops.reasonrec_fast.token_logprobs(
         hidden,
         weight.to(hidden.dtype),
-        torch.empty(0, dtype=hidden.dtype, device=hidden.device) if bias is None else bias.to(hidden.dtype),
+        library.nothing(hidden.dtype, hidden.device, keep) if bias is None else bias.to(hidden.dtype),
         (tokens[:, None] if tokens.dim() == 1 else tokens).long(),
-        library.scalar(temperature, torch.float64, hidden.device),
+        library.setting(temperature, hidden.device, keep),
         ignore_index,
     )
     return TokenStatistics(logprobs.reshape(tokens.shape), logsumexp, entropy)

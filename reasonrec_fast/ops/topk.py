@@ -60,7 +60,7 @@ def topk(queries: torch.Tensor, items: torch.Tensor, k: int, *, exclude: Exclusi
 
 def _exclusion_tensors(exclude: Exclusions | None, queries: torch.Tensor) -> tuple[torch.Tensor, ...]:
     if exclude is None:
-        empty = torch.empty(0, dtype=torch.int64, device=queries.device)
+        empty = library.nothing(torch.int64, queries.device, library.may_keep(queries.device))
         return empty, empty, empty
     indptr, indices = exclude[0].long(), exclude[1].long()
     rows = exclude[2].long() if len(exclude) == 3 else torch.arange(queries.shape[0], device=queries.device)

@@ -1,13 +1,12 @@
-"""packed_attention: the fused CPU pass, the composition and FlexAttention against the definition in float64."""
+"""packed_attention: the fused CPU pass, the composition and the Triton kernel against the definition in float64."""
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn.attention.flex_attention import flex_attention
 
-from reasonrec_fast.ops.packed_attention import _composed, _flex, packed_attention, packed_attention_reference
+from reasonrec_fast.ops.packed_attention import _composed, _on_gpu, _plan, packed_attention, packed_attention_reference
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 
@@ -57,28 +56,137 @@ def test_against_the_definition(groups, heads, dtype, softcap, last):
     arguments = inputs(queries, keys, *heads, dtype)
     scale = heads[2] ** -0.5
     check(packed_attention(*arguments, segments, softcap=softcap), arguments, segments, scale, softcap, dtype)
-    composed = _composed(*arguments, segments.numpy(), scale, softcap, 0.0)
+    composed = _composed(*arguments, segments.numpy(), scale, softcap or 0.0, 0.0)
     check(composed, arguments, segments, scale, softcap, dtype)
 
 
-@pytest.mark.parametrize("softcap", [None, 3.0])
-@pytest.mark.parametrize("last", [False, True])
-def test_flex_attention_means_the_same(softcap, last):
-    """What runs compiled on a GPU, not compiled and on the CPU here."""
-    segments, queries, keys = packed([(33, [5, 1, 40]), (0, [17]), (130, [3, 3])], last=last)
-    arguments = inputs(queries, keys, 6, 2, 16, torch.float32)
-    for _ in range(2):  # the second time with the mask of the first
-        check(
-            _flex(flex_attention, *arguments, segments, 0.25, softcap), arguments, segments, 0.25, softcap,
-            torch.float32,
-        )  # fmt: skip
+@pytest.fixture
+def kernels():
+    """The kernel's module; its programs run in Triton's interpreter where there is no GPU."""
+    pytest.importorskip("triton")
+    from reasonrec_fast.kernels import packed_attention as module
+
+    return module
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    GROUPS,
+    st.sampled_from([(9, 3, 16), (4, 4, 8), (4, 1, 80), (2, 2, 7), (8, 2, 33), (40, 1, 16), (3, 3, 256), (300, 2, 9)]),
+    st.sampled_from([torch.float32, torch.float16]),  # the interpreter multiplies no bfloat16
+    st.sampled_from([0.0, 3.0]),
+    st.booleans(),
+)
+def test_kernel_against_the_definition(groups, heads, dtype, softcap, last):
+    """Tiles over several rows, prefixes that end inside a step, groups of more heads than a tile has rows."""
+    pytest.importorskip("triton")
+    if heads[0] % heads[1]:
+        heads = (heads[0] // heads[1] * heads[1], *heads[1:])
+    segments, queries, keys = packed(groups[:2], last=last)
+    arguments = inputs(queries, keys, *heads, dtype)
+    check(_on_gpu(*arguments, segments, 0.25, softcap), arguments, segments, 0.25, softcap, dtype)
+
+
+@pytest.mark.parametrize(
+    ("width", "programs", "rows"),
+    [(16, 132, 16), (16, 20, 64), (16, 1, 128), (128, 132, 16), (128, 1, 64), (256, 132, 16), (256, 1, 64)],
+)
+def test_every_size_of_block(kernels, monkeypatch, width, programs, rows):
+    """Few queries in small tiles, many in large ones: the same answers."""
+    monkeypatch.setattr(kernels, "_PROGRAMS", programs)
+    segments, queries, keys = packed([(90, [24] * 4), (0, [150, 3])])
+    arguments = inputs(queries, keys, 6, 2, width, torch.float16)
+    assert kernels.choose_blocks(torch.float16, width, queries * 6).rows == rows
+    check(_on_gpu(*arguments, segments, 0.25, 0.0), arguments, segments, 0.25, 0.0, torch.float16)
+
+
+@pytest.mark.parametrize("view", ["joint", "transposed", "every_second"])
+def test_kernel_reads_views(kernels, view):
+    """Parts of a joint projection are read where they lie; what has other strides is copied."""
+    segments, queries, keys = packed([(20, [5, 7])])
+    arguments = inputs(queries, keys, 4, 2, 16, torch.float32)
+    views = {
+        "joint": lambda x: torch.cat([x, x, x], -2)[:, x.shape[1] : 2 * x.shape[1]],
+        "transposed": lambda x: x.permute(2, 1, 0).contiguous().permute(2, 1, 0),
+        "every_second": lambda x: torch.stack([x, x * 0], -1)[..., 0],
+    }
+    strided = [views[view](x) for x in arguments]
+    assert not any(x.is_contiguous() for x in strided)
+    found = _on_gpu(*strided, segments, 0.25, 0.0)
+    assert found.is_contiguous() and torch.equal(found, _on_gpu(*arguments, segments, 0.25, 0.0))
+
+
+def test_a_query_whose_keys_are_not_numbers_says_so(kernels):
+    segments, queries, keys = packed([(0, [3, 3])])
+    query, key, value = inputs(queries, keys, 2, 2, 16, torch.float32)
+    key[0] = torch.nan
+    value[4, 1] = torch.inf
+    found = _on_gpu(query, key, value, segments, 0.25, 0.0)
+    assert found[:3].isnan().all() and found[3].isfinite().all() and found[4:, 0].isfinite().all()
+    assert not found[4:, 1].isfinite().any()
+
+
+@settings(max_examples=100, deadline=None)
+@given(GROUPS, st.booleans(), st.integers(1, 50))
+def test_tiles_cover_every_query_once(groups, last, tile_tokens):
+    pytest.importorskip("triton")
+    from reasonrec_fast.kernels.packed_attention import plan_tiles
+
+    segments, queries, keys = packed(groups, last=last)
+    tiles, bounds = plan_tiles(segments.numpy(), queries, keys, tile_tokens)
+    covered = np.zeros(queries, dtype=int)
+    prefixes = np.repeat(segments.numpy()[:, 2:4], segments.numpy()[:, 1], axis=0)
+    for first, tokens, prefix_first, prefix_end, own_first, own_end in tiles.tolist():
+        own = slice(first, first + tokens)
+        covered[own] += 1
+        assert tokens <= tile_tokens
+        assert (prefixes[own, 1] == prefix_end - prefix_first).all()
+        assert prefix_end == 0 or (prefixes[own, 0] == prefix_first).all()
+        assert (own_first, own_end) == (bounds[0, own].min(), bounds[1, own].max())
+    assert (covered == 1).all()
+    walked = tiles[:, 3] - tiles[:, 2] + tiles[:, 5] - tiles[:, 4]
+    assert (walked[1:] <= walked[:-1]).all()
+
+
+def test_tokens_of_long_rows_do_not_walk_over_each_others_keys(kernels):
+    """Last tokens of eight texts of 200: eight tiles of 200 keys, not one of 1,600."""
+    segments, queries, keys = packed([(0, [200])] * 8, last=True)
+    tiles, _ = kernels.plan_tiles(segments.numpy(), queries, keys, 21)
+    assert (tiles[:, 5] - tiles[:, 4]).tolist() == [200] * 8
+
+
+def test_plans_are_kept_while_the_segments_hold(kernels):
+    segments, queries, keys = packed([(9, [2, 3])])
+    device = torch.device("cpu")
+    plan = _plan(segments, queries, keys, 5, device)
+    assert _plan(segments, queries, keys, 5, device) is plan
+    assert _plan(segments, queries, keys, 4, device) is not plan
+    arguments = inputs(queries, keys, 2, 2, 16, torch.float32)
+    _on_gpu(*arguments, segments, 0.25, 0.0)
+    segments[1, 3] = 4  # the same tensor, other values
+    check(_on_gpu(*arguments, segments, 0.25, 0.0), arguments, segments, 0.25, 0.0, torch.float32)
+
+
+def test_the_first_call_is_not_inside_a_graph(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="expected one call with these segments before a CUDA graph"):
+        _plan(packed([(9, [2, 3])])[0], 14, 14, 5, torch.device("cuda"))
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_shape_and_strides_on_any_device(device):
+    segments, queries, keys = packed([(9, [2, 3])])
+    query, key, value = (x.to(device) for x in inputs(queries, keys, 4, 2, 16, torch.float32))
+    strided = query.transpose(0, 1).contiguous().transpose(0, 1)
+    found = packed_attention(strided, key, value, segments)
+    assert found.shape == query.shape and found.stride() == query.stride() and found.device.type == device
 
 
 def test_prefixes_elsewhere_and_rows_apart():
     """Prefix keys behind all others, rows whose keys lie apart: what a cache and early exits ask for."""
     segments = torch.tensor([[0, 3, 20, 6, 0, 1], [3, 2, 20, 6, 9, 4], [5, 1, 0, 0, 14, 2]])
     arguments = inputs(6, 26, 4, 2, 16, torch.float32)
-    for found in (packed_attention(*arguments, segments), _composed(*arguments, segments.numpy(), 0.25, None, 0.0)):
+    for found in (packed_attention(*arguments, segments), _composed(*arguments, segments.numpy(), 0.25, 0.0, 0.0)):
         check(found, arguments, segments, 0.25, None, torch.float32)
 
 
@@ -141,22 +249,47 @@ def test_opcheck_and_compile():
     [
         ({"key": (9, 3)}, "query, key, value: expected"),
         ({"key": (9, 3, 16), "value": (9, 3, 16)}, "key: expected a number of heads that divides 4; got 3"),
+        ({"key": torch.zeros(9, 2, 16).half()}, "key, value: expected torch.float32, as query has"),
         ({"segments": torch.zeros(2, 5, dtype=torch.int64)}, "segments: expected int64"),
         ({"segments": torch.zeros(2, 6)}, "segments: expected int64"),
     ],
 )
 def test_bad_shapes(change, message):
     given = {"query": (5, 4, 16), "key": (9, 2, 16), "value": (9, 2, 16)}
-    given = {name: torch.zeros(change.get(name, shape)) for name, shape in given.items()}
+    given = {name: change.get(name, shape) for name, shape in given.items()}
+    given = {name: x if isinstance(x, torch.Tensor) else torch.zeros(x) for name, x in given.items()}
     with pytest.raises(ValueError, match=message):
         packed_attention(**given, segments=change.get("segments", torch.zeros(1, 6, dtype=torch.int64)))
 
 
-@pytest.mark.parametrize("row", [[0, 6, 0, 0, 0, 1], [0, 5, 5, 5, 0, 1], [0, 5, 0, 0, 5, 1], [0, 5, 0, 0, 0, 0]])
-def test_ranges_outside_are_refused(row):
+OUTSIDE = "segments: expected ranges within the queries, in order, and the keys; row 0 is outside"
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([[0, 6, 0, 0, 0, 1]], OUTSIDE),
+        ([[0, 5, 5, 5, 0, 1]], OUTSIDE),
+        ([[0, 5, 0, 0, 5, 1]], OUTSIDE),
+        ([[0, 5, 0, 0, 0, 0]], OUTSIDE),
+        ([[1, 4, 0, 0, 0, 1]], OUTSIDE),
+        ([[0, 5, -1, 1, 0, 1]], OUTSIDE),
+        ([[0, 3, 0, 0, 0, 1]], "segments: expected to cover 5 queries; they cover 3"),
+        ([[0, 3, 0, 0, 0, 1], [2, 2, 0, 0, 0, 1]], "row 1 is outside"),
+        ([], "segments: expected to cover 5 queries; they cover 0"),
+    ],
+)
+@pytest.mark.parametrize("run", ["operator", "kernel"])
+def test_ranges_outside_are_refused(rows, message, run):
     query, key = torch.zeros(5, 4, 16), torch.zeros(9, 2, 16)
-    with pytest.raises(RuntimeError, match="segments: expected ranges within"):
-        packed_attention(query, key, key, torch.tensor([row]))
+    segments = torch.tensor(rows, dtype=torch.int64).reshape(-1, 6)
+    if run == "kernel":
+        pytest.importorskip("triton")
+    with pytest.raises(RuntimeError, match=message):
+        if run == "kernel":
+            _on_gpu(query, key, key, segments, 1.0, 0.0)
+        else:
+            packed_attention(query, key, key, segments)
 
 
 def test_numpy_inputs():
