@@ -50,10 +50,12 @@ def main(
         sys.exit(f"{PROGRAM}: --output: expected a folder that can be written; got {output}: {problem.strerror}")
     signal.signal(signal.SIGTERM, _interrupted)
     begin = time.monotonic()
-    steps = Steps(output, Shell(log, environment() | _rehearsal(dry_run)), minutes=minutes, rehearsal=dry_run)
+    shell = Shell(log, environment() | _rehearsal(dry_run))
+    steps = Steps(output, shell, minutes=minutes, rehearsal=dry_run)
     try:
         steps.run(lambda line: print(line, flush=True))
     finally:
+        shell.stop()
         steps.report.write(output)
         print(f"{output / steps.report.name}.md after {time.monotonic() - begin:.0f} s", flush=True)
     if any(step.state == "failed" for step in steps.report.steps.values()):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -62,7 +62,7 @@ def run(unit: str, device: Cuda, emit: Emit, done: set[str]) -> None:
         emit({"part": FLOOR, "dtype": "", "graph_us": case.floor * 1e6, "computed": True})
 
 
-@cache
+@lru_cache(maxsize=1)
 def _case(name: str, device: Cuda) -> Case:
     (case,) = make_cases([name], device.kind, tiny=device.tiny)
     return case

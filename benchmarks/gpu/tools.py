@@ -20,6 +20,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 LOG_BYTES = 2 * 2**20
 """Of one command that are logged; of a longer output the beginning and the end."""
+LOG_LIMIT = 14 * 2**20
+"""Of the log: a machine that is lent gives back files of at most 16 MiB."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,14 @@ class Log:
 
     def __init__(self, path: Path) -> None:
         self._file, self._lock = path.open("w", encoding="utf-8", errors="replace"), threading.Lock()
+        self._left = LOG_LIMIT
 
     def write(self, text: str) -> None:
         with self._lock:
-            self._file.write(text)
+            if self._left <= 0:
+                return
+            self._left -= len(text)
+            self._file.write(text if self._left > 0 else "\n... the log is full ...\n")
             self._file.flush()
 
 
@@ -70,6 +76,12 @@ class Shell:
 
     def __init__(self, log: Log, environment: Mapping[str, str] | None = None) -> None:
         self.log, self._environment = log, dict(environment or {})
+        self._running: set[subprocess.Popen[bytes]] = set()
+
+    def stop(self) -> None:
+        """Kill what runs: the end of this program, before its time."""
+        for process in list(self._running):
+            _kill(process)
 
     def run(
         self,
@@ -97,6 +109,7 @@ class Shell:
         except OSError as problem:
             self.log.write(f"\n$ {' '.join(words)}\n{problem}\n")
             return Done(None, str(problem), 0.0, stopped=f"it does not start: {problem}")
+        self._running.add(process)
         collected: list[bytes] = []
         reader = threading.Thread(target=self._read, args=(process, " ".join(words), collected), daemon=True)
         reader.start()
@@ -110,6 +123,7 @@ class Shell:
                     stopped = f"stopped after {seconds:.0f} s" if late else watch()
         finally:
             _kill(process)
+            self._running.discard(process)
         reader.join(5.0)  # a process that has left the group may hold the pipe
         watch()
         output = b"".join(collected).decode("utf-8", "replace")

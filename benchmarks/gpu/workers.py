@@ -80,7 +80,8 @@ class Workers:
         """All units that can be done before ``end`` (of ``time.monotonic``)."""
         with tempfile.TemporaryDirectory() as folder:
             threads = [
-                threading.Thread(target=self._share, args=(Path(folder), place, end)) for place in range(self._count)
+                threading.Thread(target=self._share, args=(Path(folder), place, end), daemon=True)
+                for place in range(self._count)
             ]
             for thread in threads:
                 thread.start()

@@ -100,7 +100,7 @@ def stored_work(name: str, *, groups: int | None = None, tiny: bool = False) -> 
     Args:
         name: one of these.
         groups: how many; all by default.
-        tiny: short beginnings of at most two groups of three candidates, for rehearsals.
+        tiny: short beginnings of at most six groups of three candidates, for rehearsals.
 
     Raises:
         ValueError: another name.
@@ -114,7 +114,7 @@ def stored_work(name: str, *, groups: int | None = None, tiny: bool = False) -> 
         raise ValueError(f"name: expected one of {sorted(stored)}; got {name!r}")
     found: list[TokenGroup] = [(prefix, suffixes) for prefix, suffixes in stored[name][:groups]]
     if tiny:
-        found = [(prefix[:20], [suffix[-5:] for suffix in suffixes[:3]]) for prefix, suffixes in found[:2]]
+        found = [(prefix[:20], [suffix[-5:] for suffix in suffixes[:3]]) for prefix, suffixes in found[:6]]
     rows = sum(len(suffixes) for _, suffixes in found)
     generator = torch.Generator().manual_seed(1)
     return StoredWork(found, torch.randn(rows, _stored("smollm2-135m")["heads"]["num_numbers"], generator=generator))
