@@ -98,7 +98,7 @@ def evaluate(
 ) -> None:
     """Metrics on the test part (of an instruction file: on all of it), as JSON on standard output."""
     with clear_errors():
-        loaded = load_model(model, device)
+        loaded = load_model(model, resolve_device(device))
         if is_instruction_file(data):
             metrics = loaded.evaluate_instructions(load_instructions(data), early_exit=not full_depth)
         else:

@@ -150,13 +150,13 @@ def train_exits(
 def _losses(model: EarlyExitModel, batch: Batch, settings: ExitTraining, step: int) -> torch.Tensor:
     """Loss of every exit, ``[E]``."""
     device = model.backbone.device
-    labels = batch.labels.to(device)
+    labels = batch.labels.to(device, non_blocking=True)
     # The log-probability of yes tells that of no as well.
     asked = torch.ones_like(labels) if settings.mode == "distil" else labels
     with _adapters_in_backbone_dtype(model):
         found = model.all_exits(
             batch.groups,
-            None if batch.numbers is None else batch.numbers.to(device),
+            None if batch.numbers is None else batch.numbers.to(device, non_blocking=True),
             asked,
             skip=dropped_layers(model.backbone.num_layers, settings.layer_dropout, (settings.seed, step)),
         )
