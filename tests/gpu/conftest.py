@@ -1,0 +1,56 @@
+"""The device of these tests, and runs in CUDA graphs; see ``on_gpu.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from on_gpu import ON_GPU, REHEARSAL, parts
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if ON_GPU or REHEARSAL:
+        return
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.fixture
+def device() -> str:
+    return "cuda" if ON_GPU else "cpu"
+
+
+@pytest.fixture
+def second_device() -> str:
+    if torch.cuda.device_count() < 2 and not REHEARSAL:
+        pytest.skip("needs two GPUs")
+    return "cuda:1" if ON_GPU else "cpu"
+
+
+@pytest.fixture
+def replayed() -> Callable[[Callable[[], Any]], list[torch.Tensor]]:
+    """Run something, then again without synchronisation, then capture it, spoil its results and replay the graph."""
+
+    def run_thrice(run: Callable[[], Any]) -> list[torch.Tensor]:
+        run()  # compiles kernels, fills caches
+        if not ON_GPU:
+            return parts(run())
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            run()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = parts(run())
+        for part in captured:
+            part.zero_()
+        graph.replay()
+        return captured
+
+    return run_thrice

@@ -1,0 +1,17 @@
+"""Whether these tests run: on a GPU; in a rehearsal (``REASONREC_FAST_REHEARSAL=1``, as ``benchmarks.gpu --dry-run`` sets
+it) on the CPU, so that no test meets a GPU for the first time with a misspelt name. Else they are skipped."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+ON_GPU = torch.cuda.is_available()
+REHEARSAL = not ON_GPU and os.environ.get("REASONREC_FAST_REHEARSAL") == "1"
+
+
+def parts(found: Any) -> list[torch.Tensor]:
+    """The tensors that an operator returned."""
+    return [found] if isinstance(found, torch.Tensor) else list(found)

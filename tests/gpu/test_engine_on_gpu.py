@@ -1,0 +1,57 @@
+"""The early-exit engine with random weights of SmolLM2-135M's shape: what the CPU says, and no more waiting than an exit
+needs."""
+
+import pytest
+import torch
+from on_gpu import ON_GPU
+
+from reasonrec_fast.benchmarking.stored import random_ranker, spread_policy, stored_work
+from reasonrec_fast.early_exit.prefix_cache import PrefixCache
+
+
+@pytest.fixture(scope="module")
+def work():
+    return stored_work("slates", groups=1, tiny=not ON_GPU)
+
+
+@pytest.fixture(scope="module")
+def models():
+    """On the CPU and on the device, with the same weights."""
+    kinds = ("cpu", "cuda" if ON_GPU else "cpu")
+    return [random_ranker(kind, tiny=not ON_GPU) for kind in kinds]
+
+
+@pytest.mark.parametrize("exits", [False, True])
+@pytest.mark.parametrize("cached", [False, True])
+def test_scores_are_those_of_the_cpu(models, work, exits, cached):
+    here, there = models
+    policy = spread_policy(here, work) if exits else None
+    expected = here.rank(work.groups, work.numbers, policy)
+    cache = PrefixCache(2**30) if cached else None
+    for _ in range(1 + cached):
+        found = there.rank(work.groups, work.numbers, policy, cache=cache)
+        assert torch.equal(found.depth.cpu(), expected.depth)
+        torch.testing.assert_close(found.probability.cpu(), expected.probability, atol=2e-3, rtol=0)
+    assert cache is None or cache.hits == len(work.groups)
+    assert not exits or len(expected.depth.unique()) > 1
+
+
+def test_bfloat16_stays_near(models, work):
+    model = random_ranker("cuda" if ON_GPU else "cpu", torch.bfloat16, tiny=not ON_GPU)
+    expected = models[0].rank(work.groups, work.numbers).probability
+    difference = (model.rank(work.groups, work.numbers).probability.cpu() - expected).abs()
+    assert difference.mean() < 0.03
+    assert difference.max() < 0.3
+
+
+def test_gradients_are_those_of_the_cpu(models, work):
+    """Of the heads, through every exit."""
+    found = []
+    for model in models:
+        device = model.backbone.device
+        statistics = model.all_exits(work.groups, work.numbers.to(device), torch.ones(work.rows).long().to(device))
+        loss = -sum(s.target_logprob.mean() for s in statistics)
+        weights = [head.weight for head in model.heads]
+        found.append([gradient.cpu() for gradient in torch.autograd.grad(loss, weights)])
+    for ours, theirs in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-3 * float(theirs.abs().max()), rtol=0)
