@@ -88,7 +88,13 @@ class PretendedDevice(TorchDispatchMode):
             there = isinstance(args[0], OnDevice) if short == "copy_" else there
             if ours and not there:
                 self.reads[_caller()] += 1
-            elif others and there and others[0].dim() and others[0].numel() and not (kwargs.get("non_blocking") or len(args) > 2 and args[2]):
+            elif (
+                others
+                and there
+                and others[0].dim()
+                and others[0].numel()
+                and not (kwargs.get("non_blocking") or len(args) > 2 and args[2])
+            ):
                 self.waits[_caller()] += 1
         elif ours:
             mixed = [other for other in others if other.dim()]
@@ -144,9 +150,7 @@ def pretended_device() -> Iterator[PretendedDevice]:
 
     with pytest.MonkeyPatch.context() as patch, PretendedDevice() as device:
         patch.setattr(torch, "autocast", no_autocast)
-        patch.setattr(
-            torch, "is_autocast_enabled", lambda *kind: kind != (DEVICE.type,) and enabled(*kind)
-        )
+        patch.setattr(torch, "is_autocast_enabled", lambda *kind: kind != (DEVICE.type,) and enabled(*kind))
         # What torch has fused optimisers for; they run on the values.
         adam = sys.modules[torch.optim.Adam.__module__]  # torch hides the module behind its class
         patch.setattr(adam, "_device_dtype_check_for_fused", lambda *arguments, **named: None)

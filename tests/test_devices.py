@@ -152,7 +152,9 @@ def test_all_exits_read_nothing_back(family):
 def requests(count=30):
     generator = np.random.default_rng(0)
     prefixes = [generator.integers(1, 97, generator.integers(1, 20)).tolist() for _ in range(4)]
-    return [(prefixes[place % 4], generator.integers(1, 97, generator.integers(1, 6)).tolist()) for place in range(count)]
+    return [
+        (prefixes[place % 4], generator.integers(1, 97, generator.integers(1, 6)).tolist()) for place in range(count)
+    ]
 
 
 def ranker(**options):
@@ -222,7 +224,9 @@ def test_training_of_exits_reads_nothing_back(mode):
         device.forget()
         train_exits(there, range(3), exit_batch, settings)
         assert not device.reads
-        assert set(device.waits) <= {"exits.train_exits"}  # the exits' weights, once
+        # The exits' weights, once; how packed_attention's differentiable path copies its indices is its own matter.
+        waits = {name for name in device.waits if not name.startswith("packed_attention.")}
+        assert waits <= {"exits.train_exits"}, waits
         device.forget()
         train_exits(there, range(2), exit_batch, replace(settings, learning_rate=0.0, head_learning_rate=0.0),
                     progress=lambda *told: None)  # fmt: skip
@@ -401,7 +405,7 @@ def test_graph_embeddings_train_where_their_graph_is():
 # Classical models
 
 QUICK = {"epochs": 2, "patience": 2, "batch": 128}
-GRAPH_READS = {"interaction._checked_count"}  # the range of a graph's edges, once
+GRAPH_READS = {"interaction._checked_count", "sorting.graph_by_sorting"}  # once a graph
 STEP_READS = {"epochs.train_epochs"}  # the loss, once an epoch
 MODELS = {
     "Popularity": ({}, set()),
