@@ -151,7 +151,9 @@ class Steps:
         return Step("; ".join(lines), "failed" if bad else "left out" if left_out else "done", 0.0)
 
     def _workers(self, module: str, on_record: Callable[[dict[str, Any]], None], **options: Any) -> Workers:
-        return Workers(self._shell, module, rehearsal=self._rehearsal, on_record=on_record, **options)
+        return Workers(
+            self._shell, f"benchmarks.gpu.{module}", rehearsal=self._rehearsal, on_record=on_record, **options
+        )
 
 
 def _step(outcome: Outcome, lines: list[str] | None = None) -> Step:

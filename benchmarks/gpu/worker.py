@@ -22,9 +22,9 @@ Emit = Callable[[dict[str, Any]], None]
 
 
 def main() -> None:
-    """Run ``units`` of a module of this package that are not done yet; see the arguments."""
+    """Run the units of a module that are not done yet; see the arguments."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("module", help="of this package, with units(device) and run(unit, device, emit, done)")
+    parser.add_argument("module", help="has units(device) and run(unit, device, emit, done)")
     parser.add_argument("--records", type=Path, required=True, help="where lines of JSON are added")
     parser.add_argument("--done", type=Path, required=True, help="JSON list of what need not be done")
     parser.add_argument("--share", default="0/1", help="i/n: every n-th unit from the i-th")
@@ -34,7 +34,7 @@ def main() -> None:
     from benchmarks.gpu.device import CaptureFailed, Cuda, Rehearsal, one_line
 
     device = Rehearsal() if arguments.rehearsal else Cuda()
-    module = importlib.import_module(f"benchmarks.gpu.{arguments.module}")
+    module = importlib.import_module(arguments.module)
     done = set(json.loads(arguments.done.read_text()))
     file = arguments.records.open("a", encoding="utf-8")
 

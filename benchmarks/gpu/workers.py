@@ -55,7 +55,7 @@ class Workers:
 
     Args:
         shell: what runs them.
-        module: of this package; see :mod:`benchmarks.gpu.worker`.
+        module: by its full name; see :mod:`benchmarks.gpu.worker`.
         rehearsal: on the CPU.
         count: of processes side by side.
         unit_seconds: after which a unit has failed.

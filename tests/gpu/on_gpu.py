@@ -1,5 +1,5 @@
-"""Whether these tests run: on a GPU; in a rehearsal (``REASONREC_FAST_REHEARSAL=1``, as ``benchmarks.gpu --dry-run`` sets
-it) on the CPU, so that no test meets a GPU for the first time with a misspelt name. Else they are skipped."""
+"""Whether these tests run: on a GPU; in a rehearsal (``REASONREC_FAST_REHEARSAL=1``, which ``benchmarks.gpu --dry-run``
+sets) on the CPU, so that no test meets a GPU for the first time with a misspelt name. Else they are skipped."""
 
 from __future__ import annotations
 

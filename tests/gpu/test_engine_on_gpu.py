@@ -1,5 +1,4 @@
-"""The early-exit engine with random weights of SmolLM2-135M's shape: what the CPU says, and no more waiting than an exit
-needs."""
+"""The early-exit engine with random weights of SmolLM2-135M's shape: what the CPU says."""
 
 import pytest
 import torch

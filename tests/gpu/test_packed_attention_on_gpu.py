@@ -1,4 +1,4 @@
-"""packed_attention on a GPU: any head width, softcap, last tokens alone, and graphs that are replayed on new tensors."""
+"""packed_attention on a GPU: any head width, softcap, last tokens alone, and graphs that are replayed."""
 
 import pytest
 import torch

@@ -1,0 +1,202 @@
+"""Models on a GPU: what the CPU says, from one to the other and back, and how often a ranking waits."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from early_exit.tiny import Letters, tiny
+from models.conftest import config, tiny_backbone  # noqa: F401
+from on_gpu import ON_GPU
+
+from reasonrec_fast import EarlyExitRanker
+from reasonrec_fast.data import Interactions, split_by_time
+from reasonrec_fast.devices import device_name, resolve_device
+from reasonrec_fast.early_exit import Backbone, EarlyExitModel, ExitPolicy
+from reasonrec_fast.models import classical
+from reasonrec_fast.models.optirag import OptiRAG
+from reasonrec_fast.models.optirag import model as optirag_model
+from reasonrec_fast.models.optirag.embeddings import EmbeddingConfig
+from reasonrec_fast.precision import fast_dtype
+from reasonrec_fast.training import epochs
+
+QUICK = {"epochs": 2, "patience": 2, "batch": 128}
+MODELS = {
+    "Popularity": {},
+    "Bias": {},
+    "ItemKNN": {},
+    "EASE": {},
+    "BPR": {"dim": 16, **QUICK},
+    "LightGCN": {"dim": 16, "layers": 2, **QUICK},
+    "SASRec": {"dim": 16, "layers": 1, "dropout": 0.0, "precision": "float32", **QUICK},
+    "FM": {"dim": 8, **QUICK},
+    "DCNv2": {"dim": 8, "deep": (8,), "dropout": 0.0, **QUICK},
+}
+
+
+def made(name, device):
+    kind = getattr(classical, name)
+    return kind(kind.config_type(**MODELS[name]), device=device)
+
+
+@pytest.fixture(scope="module")
+def clicks():
+    generator = np.random.default_rng(0)
+    users, items = generator.integers(0, 40, 900), generator.integers(0, 30, 900)
+    labels = ((users + items) % 3 > 0).astype(int).tolist()
+    kinds = {str(item): (f"k{item % 2}",) for item in range(30)}
+    return Interactions.from_columns(
+        [str(u) for u in users], [str(i) for i in items], labels, range(900), attributes={"kind": kinds}
+    )
+
+
+def scores_of(model):
+    users, items = np.repeat(np.arange(40), 30), np.tile(np.arange(30), 40)
+    return model.score(users, items)
+
+
+def same(found, expected, atol=2e-3):
+    np.testing.assert_allclose(found, expected, atol=atol, rtol=atol)
+
+
+def test_the_device_is_there(device):
+    found = resolve_device()
+    assert found.type == device and found == resolve_device(device)
+    assert device_name(found)["device"] == ("cuda:0" if ON_GPU else "cpu")
+    wrong = f"cuda:{torch.cuda.device_count()}"
+    with pytest.raises(ValueError, match="device: expected .* got"):
+        resolve_device(wrong)
+    if ON_GPU and torch.cuda.get_device_capability() >= (8, 0):
+        assert fast_dtype() == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_classical_model_is_the_same_on_both(clicks, name, device, tmp_path):
+    parts = split_by_time(clicks, "global_time")
+    here, there = (made(name, kind).fit(clicks, parts.train, parts.validation) for kind in ("cpu", device))
+    expected = scores_of(here)
+    assert there.device.type == device
+    same(scores_of(there), expected, 2e-2)  # two trainings
+    assert np.isfinite(there.recommend(np.arange(40), 5).scores).any()
+    for model, other in ((here, device), (there, "cpu")):
+        model.save_pretrained(tmp_path)
+        loaded = type(model).from_pretrained(tmp_path, device=other)
+        assert loaded.device.type == other
+        same(scores_of(loaded), scores_of(model))
+    fitted = scores_of(there)
+    same(scores_of(there.to("cpu")), fitted)
+    same(scores_of(here.to(device)), expected)
+
+
+@pytest.mark.parametrize("name", ["LightGCN", "SASRec", "FM"])
+@pytest.mark.parametrize("gpu_first", [False, True])
+def test_a_killed_training_goes_on_on_the_other(clicks, name, gpu_first, device, tmp_path, monkeypatch):
+    class Killed(Exception):
+        pass
+
+    def kill(epoch, *told):
+        raise Killed
+
+    monkeypatch.setattr(epochs, "_SECONDS_BETWEEN_SAVES", 0.0)
+    rows, state = np.arange(len(clicks)), tmp_path / "state.safetensors"
+    expected = scores_of(made(name, "cpu").fit(clicks, rows))
+    first, second = (device, "cpu") if gpu_first else ("cpu", device)
+    with pytest.raises(Killed):
+        made(name, first).fit(clicks, rows, checkpoint=state, progress=kill)
+    same(scores_of(made(name, second).fit(clicks, rows, checkpoint=state)), expected, 2e-2)
+
+
+def test_a_training_on_the_gpu_goes_on_to_the_same_weights(clicks, device, tmp_path, monkeypatch):
+    """With dropout: a step's random numbers come from its number."""
+    kind = classical.SASRecConfig(**{**MODELS["SASRec"], "dropout": 0.4})
+    monkeypatch.setattr(epochs, "_SECONDS_BETWEEN_SAVES", 0.0)
+
+    class Killed(Exception):
+        pass
+
+    def kill(epoch, *told):
+        raise Killed
+
+    rows, state = np.arange(len(clicks)), tmp_path / "state.safetensors"
+    before = torch.cuda.get_rng_state() if ON_GPU else torch.get_rng_state()
+    whole = classical.SASRec(kind, device=device).fit(clicks, rows)
+    with pytest.raises(Killed):
+        classical.SASRec(kind, device=device).fit(clicks, rows, checkpoint=state, progress=kill)
+    resumed = classical.SASRec(kind, device=device).fit(clicks, rows, checkpoint=state)
+    assert torch.equal(before, torch.cuda.get_rng_state() if ON_GPU else torch.get_rng_state())
+    same(scores_of(resumed), scores_of(whole), 1e-3)  # index_add on a GPU sums in any order
+
+
+def test_optirag_is_the_same_on_both(events, config, device, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(optirag_model, "fast_dtype", lambda device: torch.float32)
+    split = split_by_time(events)
+    settings = replace(config, samples=24, retriever=EmbeddingConfig(dim=8, steps=5, batch=64))
+    here, there = (OptiRAG(settings, device=kind).fit(events, split) for kind in ("cpu", device))
+    asked = here.requests(events, split.test[:80])
+    assert there.device.type == device
+    same(there.predict(asked, early_exit=False).probability, here.predict(asked, early_exit=False).probability, 1e-2)
+    for model, other in ((here, device), (there, "cpu")):
+        expected = model.predict(asked, early_exit=False).probability
+        model.save_pretrained(tmp_path / other)
+        loaded = OptiRAG.from_pretrained(tmp_path / other, device=other)
+        assert loaded.device.type == other and loaded.policy == model.policy
+        same(loaded.predict(asked, early_exit=False).probability, expected, 5e-3)  # adapters in bfloat16
+        same(model.to(other).predict(asked, early_exit=False).probability, expected, 5e-3)
+        assert set(model.predict(asked).depth) <= {1, 2, 4}
+
+
+def test_optirag_in_the_type_of_its_device(config, device):  # noqa: F811
+    model = OptiRAG(config, device="cpu").to(device)
+    assert model.ranker.backbone.dtype == fast_dtype(device)
+    assert model.to("cpu").ranker.backbone.dtype == fast_dtype("cpu")
+
+
+def requests(count=200):
+    generator = np.random.default_rng(0)
+    prefixes = [generator.integers(1, 97, generator.integers(1, 20)).tolist() for _ in range(9)]
+    return [
+        (prefixes[place % 9], generator.integers(1, 97, generator.integers(1, 6)).tolist()) for place in range(count)
+    ]
+
+
+@pytest.mark.parametrize("family", ["Llama", "Gemma2"])
+def test_a_ranker_moves(family, device, tmp_path):
+    here = EarlyExitRanker.from_model(tiny(family), Letters(), ("n", "y"), exits=(1, 2, 3), prefix_cache_bytes=1 << 20)
+    here.calibrate(requests(), alpha=0.2)
+    here.save_pretrained(tmp_path)
+    expected = here.rank(requests(), early_exit=False).probability
+    there = EarlyExitRanker.from_pretrained(tmp_path, tiny(family), device=device)
+    assert there.device.type == device and there.policy == here.policy
+    for ranker in (there, here.to(device)):
+        for _ in range(2):
+            found = ranker.rank(requests(), early_exit=False).probability
+            assert found.device.type == device
+            torch.testing.assert_close(found.cpu(), expected, atol=2e-3, rtol=0)
+    there.calibrate(requests(), alpha=0.2)
+    assert there.rank(requests()).depth.float().mean() <= 4
+    torch.testing.assert_close(there.to("cpu").rank(requests(), early_exit=False).probability, expected)
+
+
+def test_an_exit_waits_once(device):
+    """torch tells of every wait: those that it asks for are the copies of who stays, one an exit."""
+    if not ON_GPU:
+        pytest.skip("the CPU waits for nothing")
+    torch.manual_seed(1)
+    model = EarlyExitModel(Backbone(tiny("Llama")), (1, 2, 3)).eval().to(device)
+    groups = [([5, 6, 7, 8, 9], [[10, 11], [12], [13, 14, 15]]), ([], [[20, 21, 22]]), ([30] * 17, [[31, 32]])]
+    policy = ExitPolicy(((0.0001, 1e9, 1e9),))
+    model.rank(groups, policy=policy)  # compiles
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            found = model.rank(groups, policy=policy)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    waits = [str(warning.message) for warning in told if "synchroniz" in str(warning.message)]
+    exits = sum(bool((found.depth >= depth).any()) for depth in (1, 2, 3))
+    assert len(waits) == exits, waits

@@ -1,0 +1,424 @@
+"""``python -m benchmarks.gpu``: its dry run, and what only a GPU would show, with stand-ins for the tools."""
+
+import json
+import math
+import os
+import stat
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.gpu import counters, engine, sanitizers, tests_step, timing
+from benchmarks.gpu.device import CaptureFailed, Rehearsal
+from benchmarks.gpu.report import Report, Step
+from benchmarks.gpu.steps import PLAN, Steps
+from benchmarks.gpu.tools import Done, Log, Shell
+from benchmarks.gpu.workers import Workers
+from reasonrec_fast.benchmarking.case import Bound
+from reasonrec_fast.benchmarking.suites import SUITES, WORK
+
+ROOT = Path(__file__).resolve().parents[1]
+NCU = """\
+==PROF== Connected to process 4711 (/usr/bin/python3.12)
+==PROF== Profiling "partial_kernel" - 0: 0%....50%....100% - 3 passes
+a line of the program
+==PROF== Disconnected from process 4711
+"ID","Process ID","Process Name","Host Name","Kernel Name","Context","Stream","Block Size","Grid Size","Device","CC",\
+"Section Name","Metric Name","Metric Unit","Metric Value"
+""" + "".join(
+    f'"{place}","4711","python3.12","127.0.0.1","{kernel}","1","7","(128, 1, 1)","(8, 16, 1)","0","9.0",'
+    f'"Command line profiler metrics","{metric}","{unit}","{value}"\n'
+    for place, kernel, values in (
+        (0, "partial_kernel", ("24,512", "81.25", "40.5", "55.0", "117", "65,801,216", "1,024")),
+        (1, "void at::native::reduce_kernel<512>(T1, T2)", ("3,040", "n/a", "2", "12", "32", "0", "0")),
+    )
+    for (metric, unit), value in zip(
+        (
+            ("gpu__time_duration.sum", "ns"),
+            ("dram__throughput.avg.pct_of_peak_sustained_elapsed", "%"),
+            ("sm__throughput.avg.pct_of_peak_sustained_elapsed", "%"),
+            ("sm__warps_active.avg.pct_of_peak_sustained_active", "%"),
+            ("launch__registers_per_thread", "register/thread"),
+            ("dram__bytes_read.sum", "byte"),
+            ("dram__bytes_write.sum", "byte"),
+        ),
+        values,
+        strict=True,
+    )
+)
+
+
+def run_module(*arguments, **environment):
+    command = [sys.executable, "-m", "benchmarks.gpu", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environment})
+
+
+@pytest.fixture
+def shell(tmp_path):
+    return Shell(Log(tmp_path / "log.txt"), {"PYTHONPATH": str(ROOT / "tests")})
+
+
+@pytest.fixture
+def tool(tmp_path, monkeypatch):
+    """Puts an executable of a name on PATH that notes its arguments, prints and exits."""
+
+    def make(name, output, status=0):
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / f"{name}.out").write_text(output)
+        script = tmp_path / "bin" / name
+        script.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/{name}.args\ncat {tmp_path}/{name}.out\nexit {status}\n')
+        script.chmod(script.stat().st_mode | stat.S_IEXEC)
+        monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+        return lambda: (tmp_path / f"{name}.args").read_text().splitlines()
+
+    return make
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """PATH without a tool."""
+
+    def take_away(*names):
+        folders = [f for f in os.environ["PATH"].split(os.pathsep) if not any(Path(f, n).exists() for n in names)]
+        monkeypatch.setenv("PATH", os.pathsep.join(folders))
+
+    return take_away
+
+
+@pytest.fixture(scope="module")
+def rehearsed(tmp_path_factory):
+    """The report of a whole dry run, its seconds and its folder."""
+    folder = tmp_path_factory.mktemp("rehearsal")
+    begin = time.monotonic()
+    done = run_module("--dry-run", "--output", folder)
+    seconds = time.monotonic() - begin
+    assert done.returncode == 0, done.stdout + done.stderr + (folder / "log.txt").read_text()[-4000:]
+    (report,) = folder.glob("gpu-*.json")
+    return json.loads(report.read_text()), seconds, folder
+
+
+def test_every_step_is_there_and_nothing_failed(rehearsed):
+    report, _, _ = rehearsed
+    assert list(report["steps"]) == list(PLAN)
+    states = {name: step["state"] for name, step in report["steps"].items()}
+    assert set(states.values()) == {"done"}, report["steps"]
+    allowed = ("is not there", "device: ")
+    lines = [line for step in report["steps"].values() for line in step["lines"]]
+    assert all(any(part in line for part in allowed) for line in lines), lines
+
+
+def test_every_case_was_checked_and_timed(rehearsed):
+    report, _, _ = rehearsed
+    assert {record["unit"] for record in report["times"]} == set(timing.CASES)
+    for record in report["times"]:
+        assert record.get("graph_us") or "waits for values" in record["problem"], record
+        assert record["ceiling_us"] > 0
+    ours = [record for record in report["times"] if record["part"] == "reasonrec_fast"]
+    assert len(ours) == len(timing.CASES)
+    assert all(record["copies"] >= 1 and record["host_us"] > 0 for record in ours)
+    operators = {record["unit"].split("/")[0] for record in report["checks"]}
+    assert operators >= {"engine", "optirag", "packed_attention", "aggregate", "topk", "route", "route_to"}
+    assert len(report["engine"]) == len(engine.BATCHES) * len(engine.CONTENDERS)
+    assert report["tests"]["counts"]["passed"] > 80
+
+
+def test_what_a_lent_machine_gives_back_is_small(rehearsed):
+    _, _, folder = rehearsed
+    files = sorted(folder.iterdir())
+    assert len(files) <= 6
+    assert all(file.stat().st_size < 16 * 2**20 for file in files)
+    assert {file.suffix for file in files} >= {".json", ".md", ".txt"}
+    page = next(folder.glob("*.md")).read_text()
+    assert "| exit-128-bf16 | reasonrec_fast |" in page and "a rehearsal" in page
+
+
+def test_a_short_time_is_kept_and_named(tmp_path):
+    begin = time.monotonic()
+    done = run_module("--dry-run", "--output", tmp_path, "--minutes", "0.1")
+    assert time.monotonic() - begin < 40
+    report = json.loads(next(tmp_path.glob("gpu-*.json")).read_text())
+    assert list(report["steps"]) == list(PLAN), done.stdout
+    assert "left out: no time" in {step["outcome"] for step in report["steps"].values()}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu_is_one_line(tmp_path):
+    done = run_module("--output", tmp_path / "out")
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "--dry-run" in done.stderr and "benchmarks.run" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_folder_is_one_line(tmp_path):
+    assert "--output" in run_module("--dry-run").stderr
+    (tmp_path / "file").touch()
+    done = run_module("--dry-run", "--output", tmp_path / "file")
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1 and "can be written" in done.stderr
+
+
+def test_a_driver_that_is_too_old_is_named(tool, monkeypatch):
+    from benchmarks.gpu import machine
+
+    tool("nvidia-smi", "470.57.02\n")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert "driver 470.57.02 is older" in machine.why_no_gpu()
+
+
+def test_an_old_gpu_and_missing_tools_are_named(without, monkeypatch):
+    from benchmarks.gpu import machine
+
+    @dataclass
+    class Card:
+        name: str = "Tesla T4"
+        major: int = 7
+        minor: int = 5
+        total_memory: int = 2**34
+        multi_processor_count: int = 40
+
+    without("nvcc", "ncu", "compute-sanitizer")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Card())
+    lines = machine.versions()["lines"]
+    assert [line for line in lines if "is not there" in line] == [
+        "nvcc is not there", "ncu is not there", "compute-sanitizer is not there",
+    ]  # fmt: skip
+    assert any("expected at least 8.0; got 7.5" in line for line in lines)
+
+
+# -- workers
+
+
+def test_a_unit_that_fails_costs_itself(shell):
+    records = []
+    workers = Workers(shell, "rehearsed_units", rehearsal=True, unit_seconds=4, on_record=records.append)
+    outcome = workers.run(time.monotonic() + 120)
+    assert outcome.done == ["good", "breaks-capture", "last"]
+    assert outcome.errors["raises"] == "ValueError: x: expected 1; got 2"
+    assert "died (7)" in outcome.errors["dies"]
+    assert "took longer than 4 s" in outcome.errors["hangs"]
+    assert [record.get("part") for record in records if record["unit"] == "breaks-capture"] == ["first", "second"]
+    assert outcome.left == []
+
+
+def test_what_has_no_time_is_named(shell):
+    outcome = Workers(shell, "rehearsed_units", rehearsal=True).run(time.monotonic() + 8)
+    assert {"hangs", "last"} <= set(outcome.left)
+    assert outcome.line().endswith("without time")
+
+
+def test_a_module_that_does_not_load_is_told(shell):
+    outcome = Workers(shell, "there_is_no_such_module", rehearsal=True).run(time.monotonic() + 60)
+    assert "there_is_no_such_module" in outcome.line()
+
+
+def test_shares_are_disjoint(shell):
+    records = []
+    workers = Workers(shell, "rehearsed_units", rehearsal=True, count=2, unit_seconds=4, on_record=records.append)
+    outcome = workers.run(time.monotonic() + 120)
+    assert sorted(outcome.done) == ["breaks-capture", "good", "last"]
+    assert set(outcome.errors) == {"raises", "dies", "hangs"}
+
+
+# -- commands
+
+
+def test_a_command_is_stopped_with_its_children(shell, tmp_path):
+    script = f"sleep 30 & echo $! > {tmp_path}/child; wait"
+    done = shell.run(["sh", "-c", script], seconds=1)
+    assert done.stopped == "stopped after 1 s" and done.seconds < 10
+    child = int((tmp_path / "child").read_text())
+    for _ in range(50):
+        state = Path(f"/proc/{child}/stat")
+        if not state.exists() or ") Z " in state.read_text():
+            return
+        time.sleep(0.1)
+    pytest.fail("the child runs on")
+
+
+def test_a_long_output_is_logged_at_both_ends(shell, tmp_path):
+    script = "print('begins'); [print('x' * 1000) for _ in range(4000)]; print('ends')"
+    done = shell.run([sys.executable, "-c", script], seconds=60)
+    assert done.last_line == "ends" and len(done.output) > 4_000_000
+    log = (tmp_path / "log.txt").read_text()
+    assert "begins" in log and "\nends" in log and "lines left out" in log
+    assert len(log) < 2_500_000
+
+
+def test_a_command_that_is_not_there(shell):
+    done = shell.run(["there-is-no-such-command"], seconds=5)
+    assert done.status is None and "does not start" in done.stopped
+
+
+# -- timing
+
+
+class NoCapture(Rehearsal):
+    def capture(self, runs):
+        raise CaptureFailed("operation not permitted when stream is capturing")
+
+
+def test_a_capture_that_breaks_keeps_the_eager_time():
+    with pytest.raises(CaptureFailed) as problem:
+        timing.measured(lambda: None, NoCapture())
+    assert problem.value.args[1]["eager_us"] > 0
+
+
+def test_inputs_rotate_past_the_cache_or_through_the_graph():
+    device = Rehearsal()
+    device.runs, device.rotating_bytes = 20, 2**20
+    large = Bound(torch.neg, (torch.ones(2**18 // 4),))
+    copies = timing.rotating(large, device)
+    assert len(copies) == 4
+    assert len({copy.inputs[0].data_ptr() for copy in copies}) == 4
+    assert all(torch.equal(copy(), large()) for copy in copies)
+    assert len(timing.rotating(Bound(torch.neg, (torch.ones(4),)), device)) == 20
+    assert len(timing.rotating(Bound(torch.neg, (torch.ones(2**20),)), device)) == 1
+
+
+def test_every_operator_case_states_its_work():
+    cases = {name for suite, found in SUITES.items() if not suite.startswith("engine") for name in found}
+    assert set(WORK) == cases
+    assert set(timing.CASES) <= cases
+    assert all(work.num_bytes > 0 for work in WORK.values())
+    assert timing.least_seconds("exit-128-bf16", 3e12, {"bfloat16": 8e14}) == pytest.approx(65.8e6 / 3e12, rel=1e-3)
+    assert timing.least_seconds("logprobs-4096-bf16", 3e12, {"bfloat16": 8e14}) == pytest.approx(696e9 / 8e14, rel=1e-2)
+
+
+def test_a_profile_counts_launches_and_waits():
+    @dataclass
+    class Event:
+        key: str
+        count: int
+        device_type: str
+        self_device_time_total: float = 0.0
+
+    events = [
+        Event("aten::mm", 60, "DeviceType.CPU", 500.0),
+        Event("cudaLaunchKernel", 200, "DeviceType.CPU"),
+        Event("cuLaunchKernelEx", 40, "DeviceType.CPU"),
+        Event("cudaStreamSynchronize", 3, "DeviceType.CPU"),
+        Event("sm90_gemm", 60, "DeviceType.CUDA", 500.0),
+        Event("attention_kernel", 30, "DeviceType.CUDA", 700.0),
+    ]
+    found = engine.summary(events, 30)
+    assert found["launches"] == 240 and found["launches_a_layer"] == 8
+    assert found["synchronisations"] == 3
+    assert found["device_ms"] == pytest.approx(1.2)
+    assert [kernel["kernel"] for kernel in found["kernels"]] == ["attention_kernel", "sm90_gemm"]
+
+
+# -- ncu, compute-sanitizer, pytest
+
+
+def test_counters_are_read_from_ncus_csv():
+    first, second = counters.kernels(NCU, "exit-128-bf16")
+    assert first == {
+        "case": "exit-128-bf16", "kernel": "partial_kernel", "ns": 24512.0, "dram_percent": 81.25, "sm_percent": 40.5,
+        "occupancy_percent": 55.0, "registers": 117.0, "dram_bytes_read": 65801216.0, "dram_bytes_written": 1024.0,
+    }  # fmt: skip
+    assert second["kernel"] == "at::native::reduce_kernel<512>" and second["dram_percent"] is None
+    assert counters.kernels("==ERROR== no counters\n", "x") == []
+
+
+def test_ncu_leaves_the_clocks_alone(tool, shell, tmp_path):
+    arguments = tool("ncu", NCU)
+    found = []
+    csv_file = tmp_path / "counters.csv"
+    line = counters.collect(shell, time.monotonic() + 60, rehearsal=False, on_kernels=found.extend, csv_file=csv_file)
+    assert line == f"{len(counters.HOT)} of {len(counters.HOT)} cases"
+    assert len(found) == 2 * len(counters.HOT)
+    assert csv_file.read_text().count("partial_kernel") == 7 * len(counters.HOT)
+    for called in arguments():
+        assert "--clock-control none --print-units base --csv --profile-from-start off" in called
+
+
+def test_an_ncu_that_fails_is_told_case_by_case(tool, shell, tmp_path):
+    tool("ncu", "==ERROR== Failed to initialize the profiler: LibraryNotLoaded\n", status=1)
+    line = counters.collect(
+        shell, time.monotonic() + 60, rehearsal=False, on_kernels=lambda found: None, csv_file=tmp_path / "c.csv"
+    )
+    assert line.startswith(f"0 of {len(counters.HOT)} cases")
+    assert line.count("LibraryNotLoaded") == len(counters.HOT)
+
+
+def test_no_ncu_and_no_sanitizer(without, shell, tmp_path):
+    without("ncu", "compute-sanitizer")
+    options = {"rehearsal": False, "on_kernels": lambda found: None, "csv_file": tmp_path / "c.csv"}
+    assert counters.collect(shell, time.monotonic() + 60, **options) == "left out: ncu is not there"
+    found = sanitizers.check(shell, time.monotonic() + 60, rehearsal=False)
+    assert set(found.values()) == {"left out: compute-sanitizer is not there"}
+
+
+@pytest.mark.parametrize(("status", "errors"), [(0, 0), (9, 2)])
+def test_sanitizers_report_their_summary(tool, shell, status, errors):
+    arguments = tool("compute-sanitizer", f"========= ERROR SUMMARY: {errors} errors\n", status)
+    found = sanitizers.check(shell, time.monotonic() + 60, rehearsal=False)
+    assert set(found) == {"memcheck", "racecheck"}
+    for line in found.values():
+        assert line.startswith("failed") == bool(errors) and f"{errors} errors" in line
+    assert any("--tool memcheck" in called for called in arguments())
+
+
+def test_memcheck_sees_each_tensor_by_itself(shell, tmp_path, monkeypatch):
+    (tmp_path / "bin").mkdir()
+    script = tmp_path / "bin" / "compute-sanitizer"
+    script.write_text('#!/bin/sh\necho "$2 caching:$PYTORCH_NO_CUDA_MEMORY_CACHING"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    found = sanitizers.check(shell, time.monotonic() + 60, rehearsal=False)
+    assert found == {"memcheck": "memcheck caching:1", "racecheck": "racecheck caching:"}
+
+
+@pytest.mark.parametrize("prefix", ["", "[gw3] [ 33%] "])
+def test_tests_are_counted_even_when_stopped(prefix):
+    lines = [("PASSED", "tests/gpu/test_a.py::test_x[two words]"), ("FAILED", "tests/gpu/test_a.py::test_y")]
+    texts = [f"{prefix}{result} {name} " if prefix else f"{name} {result}   [ 10%]" for result, name in lines]
+    found = tests_step.counted(Done(-9, "\n".join(["collected", *texts]), 60.0, "stopped after 60 s"))
+    assert found["counts"] == {"passed": 1, "failed": 1}
+    assert found["failures"] == ["tests/gpu/test_a.py::test_y"]
+    assert found["line"] == "1 failed, 1 passed; stopped after 60 s"
+
+
+# -- the report
+
+
+def test_ratios_compare_graphs_with_graphs(tmp_path):
+    times = [
+        {"unit": "c", "part": "reasonrec_fast", "graph_us": 10.0, "eager_us": 60.0, "ceiling_us": 5.0},
+        {"unit": "c", "part": "torch", "graph_us": 30.0, "eager_us": 40.0, "ceiling_us": 5.0},
+        {"unit": "c", "part": "floor", "graph_us": 8.0, "ceiling_us": 5.0},
+        {"unit": "d", "part": "reasonrec_fast", "problem": "ValueError: x", "ceiling_us": 5.0},
+    ]
+    report = Report(date="2026-01-02", versions={"device": "A|B", "packages": {}}, times=times)
+    report.steps["times"] = Step("1 of 2 done", "failed", 3.0, ["d: ValueError: x"])
+    report.engine.append({"kernels": [], **dict.fromkeys(("ms", "spread", "tokens_a_second"), math.nan)})
+    report.engine[0] |= dict.fromkeys(
+        ("tokens", "contender", "requests_a_second", "device_ms", "host_ms", "launches", "launches_a_layer"), 1
+    )
+    report.engine[0]["synchronisations"] = 0
+    report.write(tmp_path)
+    stored = json.loads((tmp_path / "gpu-a-b-2026-01-02.json").read_text())
+    ours = stored["times"][0]
+    assert (ours["over_floor"], ours["best_peer_over"], ours["over_ceiling"]) == (1.25, 3.0, 2.0)
+    assert stored["times"][3]["over_floor"] is None
+    assert stored["engine"][0]["ms"] is None  # JSON has no NaN
+    assert "- times: d: ValueError: x" in (tmp_path / "gpu-a-b-2026-01-02.md").read_text()
+
+
+def test_a_step_that_breaks_does_not_keep_the_next_from_beginning(tmp_path, monkeypatch):
+    shell = Shell(Log(tmp_path / "log.txt"))
+    steps = Steps(tmp_path, shell, minutes=5, rehearsal=True)
+    for name in PLAN:
+        monkeypatch.setattr(steps, f"_{name}", lambda end: Step("fine", "done", 0.0))
+    monkeypatch.setattr(steps, "_checks", lambda end: 1 / 0)
+    steps.run(lambda line: None)
+    outcomes = {name: step.outcome for name, step in steps.report.steps.items()}
+    assert outcomes.pop("checks") == "failed: ZeroDivisionError: division by zero"
+    assert set(outcomes.values()) == {"fine"}
