@@ -47,15 +47,15 @@ verify: $(READY)
 gpu-bundle: $(GPU_VENV)/.ready
 	$(GPU_PYTHON) -m benchmarks.bundle $(BUNDLE)
 
-# What is there then: the checkout without anything that git ignores, and the bundle.
+# What is there then: the checkout without anything that git ignores, and the bundle, installed.
 gpu-tree: gpu-bundle
 	rm -rf $(GPU_TREE) && mkdir -p $(GPU_TREE)
 	git ls-files -z --cached --others --exclude-standard --deduplicate | tar -c --null -T - | tar -x -C $(GPU_TREE)
 	cp -r $(BUNDLE) $(GPU_TREE)
+	cd $(GPU_TREE) && $(GPU_PYTHON) -c "from benchmarks import bundle; print(*bundle.install(), *bundle.build(), sep='\n')"
 
 # All three native libraries built against the oldest supported torch, loaded in it, and the operators' tests on them.
 verify-oldest: gpu-tree
-	cd $(GPU_TREE) && $(GPU_PYTHON) -c "from benchmarks import bundle; print(*bundle.install(), *bundle.build(), sep='\n')"
 	cd $(GPU_TREE) && $(GPU_PYTHON) -m pytest -q -p no:cacheprovider tests/ops tests/test_graph.py \
 	  tests/test_native_loading.py -k "not triton and not compile and not on_host and not kernel and not budget" $(ARGS)
 

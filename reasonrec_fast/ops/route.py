@@ -194,11 +194,12 @@ def _within_capacity(
         best_first = torch.sort(score, descending=True, stable=True).indices
     else:
         best_first = torch.arange(destination.numel(), device=destination.device)
-    by_destination = torch.sort(destination[best_first], stable=True).indices
-    order = best_first[by_destination]
-    ordered = destination[order]
-    rank = torch.arange(order.numel(), device=order.device) - torch.searchsorted(ordered, bounds)[ordered]
-    fits = (rank < capacity[ordered]) | (ordered == 0)
+    by_destination = torch.sort(destination.index_select(0, best_first), stable=True).indices
+    order = best_first.index_select(0, by_destination)
+    ordered = destination.index_select(0, order)
+    begin = torch.searchsorted(ordered, bounds).index_select(0, ordered)
+    rank = torch.arange(order.numel(), device=order.device) - begin
+    fits = (rank < capacity.index_select(0, ordered)) | (ordered == 0)
     return torch.zeros_like(destination).index_copy(0, order, torch.where(fits, ordered, 0))
 
 
@@ -223,6 +224,10 @@ def _fake(destination, num_destinations, capacity, score):
     return rows[0], rows[1], destination.new_empty(num_destinations + 1), rows[2]
 
 
+def _fake_partition(destination, num_destinations):
+    return torch.empty_like(destination), torch.empty_like(destination), destination.new_empty(num_destinations + 1)
+
+
 def _fake_budget(uncertainty, count):
     rows = [uncertainty.new_empty(uncertainty.shape, dtype=torch.int64) for _ in range(3)]
     return rows[0], rows[1], uncertainty.new_empty(3, dtype=torch.int64), rows[2]
@@ -234,6 +239,7 @@ torch.library.define(
 )
 torch.library.impl("reasonrec_fast::route_to", "CompositeExplicitAutograd", _route_to)
 torch.library.register_fake("reasonrec_fast::route_to", _fake)
+torch.library.register_fake("reasonrec_fast::partition", _fake_partition)
 torch.library.register_fake("reasonrec_fast::gather_rows", lambda x, index, out: None)
 torch.library.register_fake("reasonrec_fast::route_budget", _fake_budget)
 native.implement_on_gpu({"route_budget": _route_budget, "partition": _partition})

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from reasonrec_fast.ops.route import _partition, route, route_to
+from reasonrec_fast.ops.route import _partition, _route_to, route, route_to
 
 SOURCES = Path(__file__).resolve().parents[1] / "cuda_host"
 CSRC = SOURCES.parents[1] / "csrc" / "cuda"
@@ -94,6 +95,17 @@ def test_destinations_out_of_range_stay_within_memory(library, rows, destination
 def test_destinations_out_of_range_are_refused_on_a_cpu(value, capacity):
     with pytest.raises(RuntimeError, match=rf"destination: expected values in \[0, 3\); got {value} in row 2"):
         route_to(torch.tensor([0, 1, value, 2]), 3, capacity=capacity)
+
+
+@pytest.mark.parametrize("capacity", [0, 4])
+def test_path_of_a_gpu_reads_nothing_back(capacity):
+    """Its steps on tensors without values: one that asks for a value fails, and so does one on another device."""
+    with FakeTensorMode():
+        empty = [torch.empty(size, dtype=torch.int64, device="cuda") for size in (9, capacity)]
+        score = torch.empty(9 if capacity else 0, device="cuda")
+        found = _route_to(empty[0], 4, empty[1], score)
+    assert [tuple(part.shape) for part in found] == [(9,), (9,), (5,), (9,)]
+    assert {part.device.type for part in found} == {"cuda"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
