@@ -76,6 +76,16 @@ def test_gpu_older_than_the_kernels_costs_one_line(package):
     assert done.stdout.splitlines()[-2:] == ["[True, True]", "[0, 2, 1]"]
 
 
+@pytest.mark.skipif(torch.version.cuda is None, reason="needs a torch for CUDA (make verify-oldest has one)")
+def test_cuda_library_loads_beside_a_torch_for_cuda(cuda_library):
+    """When torch starts CUDA: which is pretended where there is no GPU."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_GPU.format(capability=(9, 0)) + SAY], capture_output=True, text=True
+    )
+    assert not warnings_about_route(done)
+    assert done.stdout.splitlines()[-2:] == ["[True, True]", "[0, 2, 1]"]
+
+
 @pytest.mark.parametrize("library", [NOT_A_LIBRARY, None])
 def test_cpu_library_that_does_not_load_says_why(package, library):
     folder, run = package
