@@ -93,7 +93,7 @@ class PretendedDevice(TorchDispatchMode):
                 and there
                 and others[0].dim()
                 and others[0].numel()
-                and not (kwargs.get("non_blocking") or len(args) > 2 and args[2])
+                and not (kwargs.get("non_blocking") or (len(args) > 2 and args[2]))
             ):
                 self.waits[_caller()] += 1
         elif ours:
@@ -133,9 +133,10 @@ def _caller() -> str:
     frame = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
-        if code.co_filename.startswith(_PACKAGE) and not code.co_name.startswith("<"):
-            if (Path(code.co_filename).stem, code.co_name) != ("devices", "on_device"):
-                return f"{Path(code.co_filename).stem}.{code.co_name}"
+        name = f"{Path(code.co_filename).stem}.{code.co_name}"
+        inside = code.co_filename.startswith(_PACKAGE) and not code.co_name.startswith("<")
+        if inside and name != "devices.on_device":
+            return name
         frame = frame.f_back  # type: ignore[assignment]
     return "outside"
 

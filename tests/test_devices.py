@@ -28,7 +28,8 @@ from reasonrec_fast.early_exit import Backbone, EarlyExitModel, ExitPolicy
 from reasonrec_fast.experiments.config import load_experiment
 from reasonrec_fast.experiments.runner import load_runs, run_experiment
 from reasonrec_fast.models import classical
-from reasonrec_fast.models.optirag import OptiRAG, model as optirag_model
+from reasonrec_fast.models.optirag import OptiRAG
+from reasonrec_fast.models.optirag import model as optirag_model
 from reasonrec_fast.models.optirag.embeddings import EmbeddingConfig, GraphEmbeddings
 from reasonrec_fast.precision import fast_dtype
 from reasonrec_fast.training import epochs
@@ -338,8 +339,7 @@ def test_optirag_is_fitted_calibrated_and_saved_on_a_device(labelled, config, tm
         there.fit(events, split, progress=lambda *told: None)
         assert set(device.reads) <= OPTIRAG_FIT, device.reads
         there.save_pretrained(tmp_path / "there")
-        monkeypatched = there.requests(events, rows)
-        np.testing.assert_allclose(monkeypatched.numbers, asked.numbers, atol=1e-4)
+        np.testing.assert_allclose(there.requests(events, rows).numbers, asked.numbers, atol=1e-4)
         # Callers of other threads share batches; the mode is of this thread.
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("reasonrec_fast.models.optirag.scoring.host_library_is_there", lambda: False)
@@ -390,15 +390,15 @@ def test_graph_embeddings_train_where_their_graph_is():
         InteractionGraph.from_edges(generator.integers(0, 20, 90), generator.integers(0, 15, 90), num_users=20,
                                     num_items=15) for _ in range(2)
     ]  # fmt: skip
-    config, pairs = EmbeddingConfig(dim=4, steps=4, batch=64), (torch.arange(10), torch.arange(10))
-    expected = GraphEmbeddings(graphs[0], config).fit(graphs[1]).score(*pairs)
+    settings, pairs = EmbeddingConfig(dim=4, steps=4, batch=64), (torch.arange(10), torch.arange(10))
+    expected = GraphEmbeddings(graphs[0], settings).fit(graphs[1]).score(*pairs)
     with pretended_device() as device:
-        model = GraphEmbeddings(graphs[0].to(DEVICE), config)
+        model = GraphEmbeddings(graphs[0].to(DEVICE), settings)
         device.forget()
         model.fit(graphs[1])
         assert set(device.reads) == {"interaction.to"}
         torch.testing.assert_close(model.score(*pairs).cpu(), expected)
-        moved = GraphEmbeddings(graphs[0], config).fit(graphs[1]).to(DEVICE)
+        moved = GraphEmbeddings(graphs[0], settings).fit(graphs[1]).to(DEVICE)
         torch.testing.assert_close(moved.score(*pairs).cpu(), expected)
 
 
