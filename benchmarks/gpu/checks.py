@@ -6,12 +6,14 @@ Inputs are rounded to the dtype first, so that what is compared is the arithmeti
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from benchmarks.gpu.device import Cuda
+from benchmarks.gpu.interpreted import kernels_on_cpu
 from benchmarks.gpu.worker import Emit
 from reasonrec_fast import InteractionGraph, ops
 from reasonrec_fast.ops.packed_attention import packed_attention_reference
@@ -273,6 +275,26 @@ def gradients() -> dict[str, list[Problem]]:
     return {name: [replace(problem, gradients=True) for problem in found] for name, found in problems.items()}
 
 
+def interpreted() -> dict[str, list[Problem]]:
+    """Small enough for Triton's interpreter, which rehearsals run the kernels in."""
+    hidden, weight, tokens = normal(5, 20), normal(70, 20), integers(70, 5)
+    both = [False, True]
+    segments = torch.tensor([[0, 5, 0, 0, 0, 1], [5, 3, 0, 5, 5, 1], [8, 2, 0, 5, 8, 1], [10, 4, 0, 0, 10, 1]])
+    attend, exact = _attention(segments, 3.0)
+    nodes = _aggregate(layers=2, combine="mean", dropout=0.2, seed=3)
+    return {
+        "exit_confidence": [Problem((hidden, weight), _exit(), STATISTICS, gradients=g) for g in both],
+        "exit_ensemble": [Problem((hidden, normal(3, 4, 20)), _exit(), STATISTICS, gradients=g) for g in both],
+        "token_logprobs": [Problem((hidden, weight, tokens), _logprobs, STATISTICS, gradients=g) for g in both],
+        "policy_loss": [replace(_policy_problem(14, 20, 70), gradients=g) for g in both],
+        "aggregate": [Problem((normal(21, 20), *_graph(8, 12, 40)), nodes, ROUNDED, gradients=g) for g in both],
+        "topk": [Problem((hidden, weight, *_exclusions(5, 70)), _topk(4), STATISTICS)],
+        "packed_attention": [
+            Problem((normal(14, 6, 16), normal(14, 2, 16), normal(14, 2, 16)), attend, ROUNDED, exact)
+        ],
+    }
+
+
 KINDS: dict[str, Callable[[], dict[str, list[Problem]]]] = {
     "edges": edges,
     "ties_and_nan": ties_and_nan,
@@ -286,6 +308,8 @@ def units(device: Cuda) -> list[str]:
 
     found = [f"{name}/{kind}/{dtype}" for kind, make in KINDS.items() for name in make() for dtype in DTYPES]
     found += [f"{name}/strides/{dtype}" for name in edges() for dtype in DTYPES]
+    if device.tiny:
+        found += [f"{name}/interpreter/float32" for name in interpreted()]
     return model_checks.units(device) + found
 
 
@@ -298,12 +322,17 @@ def run(unit: str, device: Cuda, emit: Emit, done: set[str]) -> None:
         emit(model_checks.run(name, kind, DTYPES[dtype_name], device))
         return
     dtype, worst = DTYPES[dtype_name], 0.0
-    for problem, view in _problems(name, kind):
-        worst = max(worst, _worst(problem, view, dtype, device.kind))
+    with kernels_on_cpu() if kind == "interpreter" else nullcontext():
+        for problem, view in _problems(name, kind):
+            worst = max(worst, _worst(problem, view, dtype, device.kind))
     emit({"worst": worst})
 
 
 def _problems(name: str, kind: str) -> Iterator[tuple[Problem, str | None]]:
+    if kind == "interpreter":
+        for problem in interpreted()[name]:
+            yield from ((problem, view) for view in (None, "transposed"))
+        return
     if kind != "strides":
         yield from ((problem, None) for problem in KINDS[kind]()[name])
         return
@@ -311,6 +340,11 @@ def _problems(name: str, kind: str) -> Iterator[tuple[Problem, str | None]]:
     for view in VIEWS:
         if not (name == "route" and view in ("transposed", "inner")):  # of a vector there is no such view
             yield problem, view
+
+
+def smallest(problems: Sequence[Problem]) -> Problem:
+    """Of more than one row."""
+    return min(problems, key=lambda p: sum(x.numel() for x in p.inputs if len(x) > 1))
 
 
 def _worst(problem: Problem, view: str | None, dtype: torch.dtype, device: str) -> float:

@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from benchmarks.gpu.checks import edges, gradients
+from benchmarks.gpu.checks import edges, gradients, smallest
 
 
 def main() -> None:
@@ -14,7 +14,7 @@ def main() -> None:
     device = sys.argv[1] if len(sys.argv) > 1 else "cuda"
     for name, problems in [*edges().items(), *gradients().items()]:
         for dtype in (torch.float32, torch.bfloat16):
-            problem = min(problems, key=lambda p: sum(x.numel() for x in p.inputs))
+            problem = smallest(problems)
             inputs = [x.to(device, dtype if x.is_floating_point() else None) for x in problem.inputs]
             if problem.gradients:
                 inputs = [x.requires_grad_() if x.is_floating_point() else x for x in inputs]
