@@ -422,3 +422,11 @@ def test_a_step_that_breaks_does_not_keep_the_next_from_beginning(tmp_path, monk
     outcomes = {name: step.outcome for name, step in steps.report.steps.items()}
     assert outcomes.pop("checks") == "failed: ZeroDivisionError: division by zero"
     assert set(outcomes.values()) == {"fine"}
+
+
+def test_the_page_has_the_present_predictions():
+    """To mend it: python -m benchmarks.gpu --predict, between the two marks."""
+    from benchmarks.gpu.predict import page
+
+    text = (ROOT / "docs" / "gpu.md").read_text()
+    assert text.split("<!-- predict -->\n")[1].split("<!-- end -->")[0] == "\n".join(page()) + "\n"

@@ -79,7 +79,9 @@ class Steps:
 
     def _build(self, end: float) -> Step:
         """The carried libraries, or a build on this machine; a rehearsal only asks whether they load."""
-        what = "bundle.missing()" if self._rehearsal else "[*bundle.install(), *bundle.build()]"
+        what = "[*bundle.install(), *bundle.build()]"
+        if self._rehearsal:
+            what = "[f'{name} left out: {problem}' for name, problem in bundle.missing().items()]"
         script = f"from benchmarks import bundle\nprint(*({what} or ['every library loads']), sep='\\n')"
         done = self._shell.run([sys.executable, "-c", script], seconds=end - time.monotonic())
         lines = [line for line in done.output.splitlines() if line.strip()]
