@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.gpu import counters, engine, sanitizers, tests_step, timing
-from benchmarks.gpu.device import CaptureFailed, Rehearsal
+from benchmarks.gpu import counters, engine, sanitizers, tests_step, timing, worker
+from benchmarks.gpu.device import CaptureFailed, Cuda, Rehearsal
 from benchmarks.gpu.report import Report, Step
 from benchmarks.gpu.steps import PLAN, Steps
 from benchmarks.gpu.tools import Done, Log, Shell
@@ -312,6 +312,76 @@ def test_a_profile_counts_launches_and_waits():
     assert found["synchronisations"] == 3
     assert found["device_ms"] == pytest.approx(1.2)
     assert [kernel["kernel"] for kernel in found["kernels"]] == ["attention_kernel", "sm90_gemm"]
+
+
+class FakeCuda:
+    """What ``torch.cuda`` gives to a clock and a capture."""
+
+    def __init__(self, monkeypatch, fails=False):
+        self.calls = calls = []
+
+        class Event:
+            def __init__(self, enable_timing):
+                assert enable_timing
+
+            def record(self):
+                calls.append("record")
+
+            def synchronize(self):
+                calls.append("synchronize")
+
+            def elapsed_time(self, end):
+                return 2.5  # milliseconds
+
+        class Graph:
+            def replay(self):
+                calls.append("replay")
+
+        class Capture:
+            def __init__(self, graph):
+                assert isinstance(graph, Graph)
+
+            def __enter__(self):
+                calls.append("begin")
+
+            def __exit__(self, *problem):
+                calls.append("end")
+                if fails:
+                    raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
+
+        for name, value in {"Event": Event, "CUDAGraph": Graph, "graph": Capture}.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+
+def test_events_stand_around_a_run(monkeypatch):
+    fake = FakeCuda(monkeypatch)
+    assert Cuda().seconds(lambda: fake.calls.append("run")) == 0.0025
+    assert fake.calls == ["record", "run", "record", "synchronize"]
+
+
+def test_a_graph_holds_all_runs(monkeypatch):
+    fake = FakeCuda(monkeypatch)
+    replay = Cuda().capture([lambda place=place: fake.calls.append(place) for place in range(3)])
+    replay()
+    assert fake.calls == ["begin", 0, 1, 2, "end", "replay"]
+
+
+def test_a_capture_that_breaks_off_says_so_in_one_line(monkeypatch):
+    FakeCuda(monkeypatch, fails=True)
+    with pytest.raises(CaptureFailed, match=r"operation not permitted when stream is capturing$"):
+        Cuda().capture([lambda: None])
+
+
+def test_memory_that_is_out_names_the_batch(monkeypatch):
+    def full(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(engine, "timed", full)
+    with pytest.raises(torch.OutOfMemoryError, match=r"a batch of \d+ tokens and \d+ requests did not fit") as problem:
+        engine.run("4096/reasonrec_fast", Rehearsal(), lambda record: None, set())
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**30, 80 * 2**30))
+    line = worker.explained(problem.value)
+    assert line.startswith("out of memory (1.0 of 80.0 GiB free): OutOfMemoryError: a batch of")
 
 
 # -- ncu, compute-sanitizer, pytest

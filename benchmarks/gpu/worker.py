@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--rehearsal", action="store_true")
     arguments = parser.parse_args()
 
-    from benchmarks.gpu.device import CaptureFailed, Cuda, Rehearsal, one_line
+    from benchmarks.gpu.device import CaptureFailed, Cuda, Rehearsal
 
     device = Rehearsal() if arguments.rehearsal else Cuda()
     module = importlib.import_module(arguments.module)
@@ -58,21 +58,23 @@ def main() -> None:
             sys.exit(GO_ON)
         except Exception as problem:
             traceback.print_exc()
-            tell("error", unit=unit, error=_explained(problem, device, one_line(problem)))
+            tell("error", unit=unit, error=explained(problem))
             if not device.healthy():
                 sys.exit(BROKEN)
         tell("end", unit=unit)
         device.empty_cache()
 
 
-def _explained(problem: Exception, device: Any, line: str) -> str:
-    """Memory that was out: how much there is."""
+def explained(problem: Exception) -> str:
+    """In one line; of memory that was out, with how much there is."""
     import torch
 
+    from benchmarks.gpu.device import one_line
+
     if not isinstance(problem, torch.OutOfMemoryError):
-        return line
+        return one_line(problem)
     free, total = torch.cuda.mem_get_info()
-    return f"out of memory ({free / 2**30:.1f} of {total / 2**30:.1f} GiB free): {line}"
+    return f"out of memory ({free / 2**30:.1f} of {total / 2**30:.1f} GiB free): {one_line(problem)}"
 
 
 if __name__ == "__main__":
