@@ -28,7 +28,9 @@ def prompts() -> dict[str, list[TokenGroup]]:
     texts = engine_prompts.requests_in_arrival_order(32, prefix_tokens=320).groups
     # Histories of several users in a row: none in MovieLens is so long by itself.
     history = [token for prefix, _ in texts for token in prefix]
-    long = [(history[place * LONG_PREFIX : (place + 1) * LONG_PREFIX], slates[place][1][:6]) for place in range(2)]
+    long: list[TokenGroup] = [
+        (history[place * LONG_PREFIX : (place + 1) * LONG_PREFIX], slates[place][1][:6]) for place in range(2)
+    ]
     return {"slates": slates, "texts": texts[:16], "long": long}
 
 
