@@ -60,8 +60,9 @@ verify-oldest: gpu-tree
 	  tests/test_native_loading.py -k "not triton and not compile and not on_host and not kernel and not budget" $(ARGS)
 
 # The visit of a GPU machine without the GPU: every step of benchmarks.gpu, then the kernels in Triton's interpreter.
+# Twenty minutes, of which it needs three on a quiet machine: a busy one must not fail it.
 rehearse-gpu: gpu-tree
-	cd $(GPU_TREE) && PYTHONPATH=$(BUNDLE)/site $(GPU_PYTHON) -m benchmarks.gpu --dry-run --output dry-run
+	cd $(GPU_TREE) && PYTHONPATH=$(BUNDLE)/site $(GPU_PYTHON) -m benchmarks.gpu --dry-run --minutes 20 --output dry-run
 	cd $(GPU_TREE) && PYTHONPATH=$(BUNDLE)/site $(GPU_PYTHON) -m pytest -q -p no:cacheprovider -n 2 tests/ops tests/gpu \
 	  tests/test_graph.py tests/test_native_loading.py $(ARGS)
 
