@@ -1,9 +1,13 @@
-"""Compile the Triton kernels for sm_80, sm_90 and sm_100 without a driver; print their resources as JSON."""
+"""Compile the Triton kernels for sm_80, sm_90 and sm_100 without a driver; print their resources as JSON.
+
+``--budget`` makes them the budget of the installed Triton in ``static_budget.json`` instead.
+"""
 
 import json
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -15,9 +19,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from reasonrec_fast.kernels import aggregate, exit_confidence, token_logprobs, topk
+from reasonrec_fast.kernels import aggregate, exit_confidence, packed_attention, token_logprobs, topk
 
 TARGETS = (80, 90, 100)
+WHOLE = ("width", "block_classes", "query_stride", "key_stride", "value_stride")
+"""Sizes that are mostly multiples of 16, as Triton finds at run time; others are not specialised."""
 Case = tuple[Any, dict[str, str], dict[str, Any], dict[str, int]]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -39,7 +45,8 @@ def cases(element: str) -> Iterator[tuple[str, Case]]:
         "prediction": integers,
     }
     size = of_type("i32", "batch", "classes", "width")
-    row = {"USER_SIDE": True, "DROPOUT": True, "SPLIT": 512, "BLOCK_E": 16, "BLOCK_D": 64}
+    row = {"USER_SIDE": True, "DROPOUT": True, "SPLIT": 256, "BLOCK_D": 64}
+    row["BLOCK_E"] = aggregate.block_edges(DTYPES[element])
     graph = of_type("*i32", "indptr", "indices")
     places = of_type("i32", "own_start", "other_start", "width")
     dropped = {"drop_below": "i64", "drop_scale": "fp32"}
@@ -57,7 +64,7 @@ def cases(element: str) -> Iterator[tuple[str, Case]]:
                 **dropped,
             },
             row,
-            {},
+            aggregate.LAUNCH,
         ),
     )
     yield (
@@ -73,7 +80,7 @@ def cases(element: str) -> Iterator[tuple[str, Case]]:
                 "drop_below": "i64",
             },
             row,
-            {},
+            aggregate.LAUNCH,
         ),
     )
     yield (
@@ -87,8 +94,8 @@ def cases(element: str) -> Iterator[tuple[str, Case]]:
                 **of_type("i32", "layer", "own_start", "width"),
                 "drop_scale": "fp32",
             },
-            {"SPLIT": 512, "BLOCK_D": 64},
-            {},
+            {"SPLIT": 256, "BLOCK_D": 64},
+            aggregate.LAUNCH,
         ),
     )
     options = {"HAS_BIAS": True, "HAS_TARGETS": True, "BLOCK_B": 16, "BLOCK_C": 64, "BLOCK_D": 64}
@@ -112,7 +119,7 @@ def cases(element: str) -> Iterator[tuple[str, Case]]:
                 **of_type("i32", "batch", "stretches"),
                 "log_classes": "fp32",
             },
-            {"HAS_TARGETS": True, "MEASURE": 3, "BLOCK_B": 64},
+            {"HAS_TARGETS": True, "MEASURE": 3, "BLOCK_S": 256, "BLOCK_B": 4},
             {},
         ),
     )
@@ -135,6 +142,20 @@ def cases(element: str) -> Iterator[tuple[str, Case]]:
         ),
     )
     yield (
+        "logit",
+        (
+            token_logprobs.logit_kernel,
+            {
+                **of_type(floats, "hidden", "weight", "bias"),
+                "tokens": integers,
+                "logits": "*fp32",
+                **of_type("i32", "classes", "width", "count", "ignore_index"),
+            },
+            {"HAS_BIAS": True, "BLOCK_D": 256},
+            {"num_warps": 1},
+        ),
+    )
+    yield (
         "gradient",
         (
             token_logprobs.gradient_kernel,
@@ -150,20 +171,54 @@ def cases(element: str) -> Iterator[tuple[str, Case]]:
             {},
         ),
     )
-    width = topk.block_width(DTYPES[element])
-    yield (
-        "topk",
-        (
-            topk.topk_kernel,
-            {
-                **of_type(floats, "queries", "items"),
-                **of_type(integers, "indptr", "indices", "picked", "found"),
-                **of_type("i32", "batch", "count", "width", "stretch"),
-            },
-            {"EXCLUDE": True, "K": 32, "BLOCK_B": 16, "BLOCK_N": 64, "BLOCK_D": width, "BLOCK_E": 8},
-            topk.LAUNCH,
-        ),
-    )
+    for held, passes in ((32, False), (64, True)):
+        yield (
+            f"topk_{held}",
+            (
+                topk.topk_kernel,
+                {
+                    **of_type(floats, "queries", "items"),
+                    **of_type(integers, "indptr", "indices", "picked", "below", "found"),
+                    **of_type("i32", "batch", "count", "width", "stretch"),
+                },
+                {
+                    "EXCLUDE": True,
+                    "HAS_BELOW": passes,
+                    "K": held,
+                    "BLOCK_B": 16,
+                    "BLOCK_N": 64,
+                    "BLOCK_D": topk.block_width(DTYPES[element], held),
+                    "BLOCK_E": 8,
+                },
+                topk.LAUNCH,
+            ),
+        )
+    for width in (16, 64, 80, 128, 256):
+        for blocks in sorted(
+            {packed_attention.choose_blocks(DTYPES[element], width, rows) for rows in (1, 2**14, 2**18)}
+        ):
+            yield (
+                f"attention_{width}_{blocks.rows}",
+                (
+                    packed_attention.attention_kernel,
+                    {
+                        **of_type(floats, "query", "key", "value", "out"),
+                        **of_type("*i32", "tiles", "bounds"),
+                        **of_type("i32", "query_stride", "key_stride", "value_stride", "tokens"),
+                        **of_type("fp32", "scale", "softcap"),
+                    },
+                    {
+                        "GROUP": 3,
+                        "ROW_HEADS": 3,
+                        "WIDTH": width,
+                        "HAS_CAP": True,
+                        "BLOCK_M": blocks.rows,
+                        "BLOCK_N": blocks.keys,
+                        "BLOCK_D": blocks.width,
+                    },
+                    {"num_warps": blocks.num_warps, "num_stages": blocks.num_stages},
+                ),
+            )
 
 
 def resources(cubin: bytes) -> dict[str, int]:
@@ -190,7 +245,7 @@ def compiled(
     order = [name for name in kernel.arg_names if name in signature or name in constants]
     full = {name: signature.get(name, "constexpr") for name in order}
     # What Triton finds by itself at run time: aligned pointers, and sizes that are multiples of 16.
-    whole = [index for index, name in enumerate(order) if full[name].startswith("*") or name in ("width", "batch")]
+    whole = [index for index, name in enumerate(order) if full[name].startswith("*") or name in WHOLE]
     attributes = {(index,): [["tt.divisibility", 16]] for index in whole}
     source = ASTSource(kernel, full, constexprs=constants, attrs=attributes)
     built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch)
@@ -202,10 +257,43 @@ def compile_one(job: tuple[str, str, int]) -> tuple[str, dict[str, int]]:
     return f"{name}/{element}/sm_{capability}", compiled(*dict(cases(element))[name], capability)
 
 
+def budget(found: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+    """What holds for all targets: at most so many registers and bytes, at least so many loads and products."""
+    kernels: dict[str, list[dict[str, int]]] = {}
+    for name, used in found.items():
+        kernels.setdefault(name.rsplit("/", 1)[0], []).append(used)
+    return {
+        kernel: {
+            **{kind: max(used[kind] for used in targets) for kind in ("registers", "shared")},
+            **{kind: min(used[kind] for used in targets) for kind in ("wide_loads", "tensor_core")},
+        }
+        for kernel, targets in kernels.items()
+    }
+
+
+def write_budget(found: dict[str, dict[str, int]]) -> None:
+    """Make what was found the budget of this version of Triton; refused where a kernel spills."""
+    spilled = sorted(name for name, used in found.items() if used["stack"])
+    if spilled:
+        raise SystemExit(f"no budget is written: {spilled} spill")
+    path = Path(__file__).with_name("static_budget.json")
+    budgets = json.loads(path.read_text())
+    budgets[".".join(triton.__version__.split(".")[:2])] = budget(found)
+    blocks = []
+    for version, kernels in sorted(budgets.items()):
+        lines = [f"    {json.dumps(kernel)}: {json.dumps(values)}" for kernel, values in kernels.items()]
+        blocks.append(f"  {json.dumps(version)}: {{\n" + ",\n".join(lines) + "\n  }")
+    path.write_text("{\n" + ",\n".join(blocks) + "\n}\n")
+
+
 def main() -> None:
     jobs = [(name, element, target) for element in DTYPES for name, _ in cases(element) for target in TARGETS]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        print(json.dumps(dict(pool.map(compile_one, jobs))))
+        found = dict(pool.map(compile_one, jobs))
+    if sys.argv[1:] == ["--budget"]:
+        write_budget(found)
+    else:
+        print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Triton kernels of ``aggregate``: one layer of propagation, with its share of the sum over layers.
 
 Layers are kept times the inverse root degree, in the type of ``x``: a row is then a bare sum of its neighbours' rows.
-``propagate_kernel`` sums the rows of few neighbours, a program a row. Rows of more than ``_SPLIT`` are cut where the
+``propagate_kernel`` sums the rows of few neighbours, one warp a row: its sums need no barrier and no shared memory, and
+while rows are on their way the next neighbours are fetched. Rows of more than ``_SPLIT`` are cut where the
 edge list has been cut into equal pieces: ``piece_kernel`` sums what a piece holds of such rows (at most two: one that
 came in and one that goes on), ``join_kernel`` adds the pieces of a row in their order. One heavy user stalls nobody;
 no atomics, the same bits on every run.
@@ -44,10 +45,12 @@ def _sum_edges(
 ):  # fmt: skip
     """Sum ``[BLOCK_D]`` of the rows of ``x`` at the far ends of the edges ``[begin, end)`` of a row."""
     result = tl.zeros((BLOCK_D,), tl.float32)
-    for start in range(begin, end, BLOCK_E):
-        edge = start + tl.arange(0, BLOCK_E)
-        keep = edge < end
-        neighbour = tl.load(indices + edge, mask=keep, other=0).to(tl.int64)
+    edge = begin + tl.arange(0, BLOCK_E)
+    following = tl.load(indices + edge, mask=edge < end, other=0)
+    for _ in range(begin, end, BLOCK_E):
+        neighbour, keep = following.to(tl.int64), edge < end
+        edge += BLOCK_E
+        following = tl.load(indices + edge, mask=edge < end, other=0)
         if DROPOUT:
             drawn_seed = tl.load(seed)
             if USER_SIDE:  # noqa: SIM108  (a compile-time branch)
@@ -72,7 +75,7 @@ def _finish_row(result, node, columns, inside, inverse_root, y, total, weights, 
     tl.store(total + place, before + tl.load(weights + layer) * result, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["layer", "own_start", "other_start"])
 def propagate_kernel(
     indptr, indices, inverse_root, x, y, total, weights, seed,
     layer, own_start, other_start, width, drop_below, drop_scale,
@@ -106,7 +109,7 @@ def _row_of_edge(indptr, rows, edge):
     return low
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "edges", "other_start"])
 def piece_kernel(
     indptr, indices, x, parts, seed, rows, edges, other_start, width, drop_below,
     USER_SIDE: tl.constexpr, DROPOUT: tl.constexpr,
@@ -132,7 +135,7 @@ def piece_kernel(
             tl.store(parts + (piece * 2 + slot) * width + columns, result, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["layer", "own_start"])
 def join_kernel(
     indptr, inverse_root, parts, y, total, weights, layer, own_start, width, drop_scale,
     SPLIT: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -150,8 +153,14 @@ def join_kernel(
         _finish_row(result, own_start + row, columns, inside, inverse_root, y, total, weights, layer, width, drop_scale)
 
 
-_SPLIT = 512
-"""Edges that one program sums; rows of more are cut."""
+_SPLIT = 256
+"""Edges that one warp sums; rows of more are cut."""
+LAUNCH = {"num_warps": 1}
+
+
+def block_edges(dtype: torch.dtype) -> int:
+    """Rows that a warp fetches at a time; of two bytes a number twice as many fit its registers."""
+    return 16 if dtype == torch.float32 else 32
 
 
 def aggregate(
@@ -166,6 +175,7 @@ def aggregate(
     split: int = _SPLIT,
 ) -> torch.Tensor:
     """The operator on the device of ``x``; sums in float32, layers in the type of ``x``."""
+    x = x.contiguous()
     num_users, num_items, width = user_indptr.numel() - 1, item_indptr.numel() - 1, x.shape[1]
     degrees = torch.cat([user_indptr.diff(), item_indptr.diff()])
     inverse_root = torch.where(degrees > 0, degrees.float().rsqrt(), 0.0)
@@ -184,20 +194,20 @@ def aggregate(
             indptr, indices = (user_indptr, user_indices) if user_side else (item_indptr, item_indices)
             own_start, other_start = (0, num_users) if user_side else (num_users, 0)
             drop_below, drop_scale = int(dropout * 2**32), 1.0 / (1.0 - dropout)
-            options = {"USER_SIDE": user_side, "DROPOUT": dropout > 0.0, "SPLIT": split, "BLOCK_E": 16}
+            options = {"USER_SIDE": user_side, "DROPOUT": dropout > 0.0, "SPLIT": split}
+            options |= {"BLOCK_E": block_edges(x.dtype), "BLOCK_D": block_d, **LAUNCH}
             propagate_kernel[(rows, blocks)](
                 indptr, indices, inverse_root, layer, following, total, weights, seed,
-                index, own_start, other_start, width, drop_below, drop_scale, **options, BLOCK_D=block_d,
+                index, own_start, other_start, width, drop_below, drop_scale, **options,
             )  # fmt: skip
             if edges <= split:
                 continue  # no row can be that heavy
             piece_kernel[(pieces, blocks)](
-                indptr, indices, layer, parts, seed, rows, edges, other_start, width, drop_below,
-                **options, BLOCK_D=block_d,
+                indptr, indices, layer, parts, seed, rows, edges, other_start, width, drop_below, **options,
             )  # fmt: skip
             join_kernel[(rows, blocks)](
                 indptr, inverse_root, parts, following, total, weights, index, own_start, width, drop_scale,
-                SPLIT=split, BLOCK_D=block_d,
+                SPLIT=split, BLOCK_D=block_d, **LAUNCH,
             )  # fmt: skip
         layer = following
     return total.to(x.dtype)

@@ -1,7 +1,8 @@
 """Triton kernels of ``exit_confidence``: softmax statistics of ``hidden @ heads.T`` without the logits in memory.
 
-``stream_kernel`` walks over any number of classes, a tile of logits at a time in registers; a few stretches of classes
-run side by side, so that a small batch fills the device, and ``join_kernel`` puts their statistics together in order.
+``stream_kernel`` walks over any number of classes, a tile of logits at a time in registers; stretches of classes run
+side by side, so that a small batch fills the device, and ``join_kernel`` puts their statistics together: it holds those
+of all stretches at once and joins them as a tree, in the same order on every run.
 ``ensemble_kernel`` holds all of at most 64 classes and averages the members' probabilities. Both read the heads once
 for each block of rows.
 """
@@ -14,12 +15,11 @@ import torch
 import triton
 import triton.language as tl
 
-from reasonrec_fast.kernels.logits import logits_tile
+from reasonrec_fast.kernels.logits import BLOCK_C, logits_tile, stretch_of
 
 _BLOCK_B = 16
-_LEAST_STRETCH = 512
-_PROGRAMS = 512
-"""How many programs a device is filled with."""
+_JOINED = 1024
+"""Statistics of stretches and rows that a program of ``join_kernel`` holds of each kind."""
 LAUNCH = {"num_stages": 4}
 """Of the stream: the heads come from memory, and more of them may be on their way."""
 MEASURES = {"max_prob": 0, "margin": 1, "entropy": 2, "ratio": 3}
@@ -37,7 +37,7 @@ def _confidence(probability, second, entropy, log_ratio, log_classes, MEASURE: t
         return tl.abs(log_ratio)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "classes", "positive", "stretch"])
 def stream_kernel(
     hidden, heads, bias, temperature, targets, parts, argmaxes,
     batch, classes, width, positive, stretch,
@@ -97,42 +97,37 @@ def stream_kernel(
     tl.store(argmaxes + part * batch + rows, argmax, mask=present)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "stretches"])
 def join_kernel(
     parts, argmaxes,
     probability, positive_probability, confidence, entropy, logsumexp, target_logprob, prediction,
     batch, stretches, log_classes,
-    HAS_TARGETS: tl.constexpr, MEASURE: tl.constexpr, BLOCK_B: tl.constexpr,
+    HAS_TARGETS: tl.constexpr, MEASURE: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_B: tl.constexpr,
 ):  # fmt: skip
-    """The statistics of all classes from those of the stretches, in their order."""
+    """The statistics of all classes from those of all stretches ``[BLOCK_S, BLOCK_B]``."""
     rows = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
+    part = tl.arange(0, BLOCK_S)
     present = rows < batch
-    maximum = tl.full((BLOCK_B,), float("-inf"), tl.float32)
-    second = tl.full((BLOCK_B,), float("-inf"), tl.float32)
-    argmax = tl.zeros((BLOCK_B,), tl.int32)
-    total = tl.zeros((BLOCK_B,), tl.float32)
-    weighted = tl.zeros((BLOCK_B,), tl.float32)
-    positive_logit = tl.zeros((BLOCK_B,), tl.float32)
-    target_logit = tl.zeros((BLOCK_B,), tl.float32)
-    for part in range(stretches):
-        place = parts + tl.cast(part, tl.int64) * 6 * batch + rows
-        theirs = tl.load(place, mask=present, other=0.0)
-        their_second = tl.load(place + batch, mask=present, other=0.0)
-        their_total = tl.load(place + 2 * batch, mask=present, other=1.0)
-        their_weighted = tl.load(place + 3 * batch, mask=present, other=0.0)
-        second = tl.maximum(tl.maximum(tl.minimum(maximum, theirs), second), their_second)
-        their_argmax = tl.load(argmaxes + tl.cast(part, tl.int64) * batch + rows, mask=present, other=0)
-        argmax = tl.where(theirs > maximum, their_argmax, argmax)
-        grown = tl.maximum(maximum, theirs)
-        origin = tl.where(grown == float("-inf"), 0.0, grown)
-        by = tl.where(maximum == float("-inf"), 0.0, maximum - origin)
-        their_by = tl.where(theirs == float("-inf"), 0.0, theirs - origin)
-        shrink, their_shrink = tl.exp(by), tl.exp(their_by)
-        weighted = shrink * (weighted + total * by) + their_shrink * (their_weighted + their_total * their_by)
-        total = shrink * total + their_shrink * their_total
-        maximum = grown
-        positive_logit += tl.load(place + 4 * batch, mask=present, other=0.0)
-        target_logit += tl.load(place + 5 * batch, mask=present, other=0.0)
+    live = (part < stretches)[:, None] & present[None, :]
+    place = parts + part.to(tl.int64)[:, None] * 6 * batch + rows[None, :]
+    largest = tl.load(place, mask=live, other=float("-inf"))
+    seconds = tl.load(place + batch, mask=live, other=float("-inf"))
+    totals = tl.load(place + 2 * batch, mask=live, other=0.0)
+    weights = tl.load(place + 3 * batch, mask=live, other=0.0)
+    maximum = tl.max(largest, 0)
+    # The first stretch that holds the largest logit, whose class is then the lowest; its own second counts, and the
+    # largest of every other stretch.
+    first = tl.min(tl.where(largest == maximum[None, :], part[:, None], BLOCK_S - 1), 0)
+    chosen = part[:, None] == first[None, :]
+    second = tl.max(tl.where(chosen, seconds, largest), 0)
+    argmax = tl.load(argmaxes + first.to(tl.int64) * batch + rows, mask=present, other=0)
+    origin = tl.where(maximum == float("-inf"), 0.0, maximum)[None, :]
+    by = tl.where(largest == float("-inf"), 0.0, largest - origin)
+    shrink = tl.exp(by)
+    total = tl.sum(totals * shrink, 0)
+    weighted = tl.sum((weights + totals * by) * shrink, 0)
+    positive_logit = tl.sum(tl.load(place + 4 * batch, mask=live, other=0.0), 0)
+    target_logit = tl.sum(tl.load(place + 5 * batch, mask=live, other=0.0), 0)
     lse = maximum + tl.log(total)
     best = tl.exp(maximum - lse)
     spread = tl.log(total) - weighted / total
@@ -147,7 +142,7 @@ def join_kernel(
         tl.store(target_logprob + rows, target_logit - lse, mask=present)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "positive"])
 def ensemble_kernel(
     hidden, heads, bias, temperature, targets,
     probability, positive_probability, confidence, entropy, logsumexp, target_logprob, prediction,
@@ -218,21 +213,22 @@ def exit_confidence(
         return outputs
     log_classes = math.log(max(classes, 2))
     has = {"HAS_BIAS": bias.numel() > 0, "HAS_TARGETS": targets.numel() > 0}
-    tiles = {"BLOCK_B": _BLOCK_B, "BLOCK_C": min(max(triton.next_power_of_2(classes), 16), 64), "BLOCK_D": 64}
+    tiles = {"BLOCK_B": _BLOCK_B, "BLOCK_C": min(max(triton.next_power_of_2(classes), 16), BLOCK_C), "BLOCK_D": 64}
     blocks = triton.cdiv(batch, _BLOCK_B)
     inputs = (hidden, heads, bias.contiguous(), temperature, targets.contiguous())
     if members == 1:
-        wanted = triton.cdiv(_PROGRAMS, blocks)
-        stretch = triton.cdiv(classes, wanted * _LEAST_STRETCH) * _LEAST_STRETCH
+        stretch = stretch_of(classes, blocks)
         stretches = triton.cdiv(classes, stretch)
         parts = hidden.new_empty((stretches, 6, batch), dtype=torch.float32)
         argmaxes = hidden.new_empty((stretches, batch), dtype=torch.int32)
         stream_kernel[(blocks, stretches)](
             *inputs, parts, argmaxes, batch, classes, width, positive, stretch, **has, **tiles, **LAUNCH
         )
-        join_kernel[(triton.cdiv(batch, 64),)](
+        block_s = triton.next_power_of_2(stretches)
+        block_b = max(_JOINED // block_s, 1)
+        join_kernel[(triton.cdiv(batch, block_b),)](
             parts, argmaxes, *outputs, batch, stretches, log_classes,
-            HAS_TARGETS=has["HAS_TARGETS"], MEASURE=MEASURES[measure], BLOCK_B=64,
+            HAS_TARGETS=has["HAS_TARGETS"], MEASURE=MEASURES[measure], BLOCK_S=block_s, BLOCK_B=block_b,
         )  # fmt: skip
     else:
         ensemble_kernel[(blocks,)](

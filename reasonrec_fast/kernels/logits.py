@@ -5,6 +5,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+BLOCK_C = 64
+"""Classes of a tile of logits."""
+_PROGRAMS = 264
+"""Programs that fill a device: two for each of the 132 multiprocessors of an H100."""
+
+
+def stretch_of(classes: int, blocks: int) -> int:
+    """Classes that one program walks over, whole tiles of them, so that ``blocks`` blocks of rows fill a device.
+
+    >>> stretch_of(32_000, 1), stretch_of(32_000, 8), stretch_of(32_000, 500)
+    (128, 1024, 32000)
+    """
+    return triton.cdiv(triton.cdiv(classes, triton.cdiv(_PROGRAMS, blocks)), BLOCK_C) * BLOCK_C
+
 
 @triton.jit
 def logits_tile(

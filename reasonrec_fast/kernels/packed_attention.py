@@ -49,11 +49,11 @@ def choose_blocks(dtype: torch.dtype, width: int, rows: int) -> Blocks:
     if dtype == torch.float32:  # products on the plain units: registers are what is short
         keys, num_warps = {64: (32, 8), 128: (16, 8), 256: (16, 4)}.get(block_d, (32, 4))
         return Blocks(16, keys, block_d, num_warps, 2)
-    if few:
+    if few or block_d == 256:  # 64 rows of 256 columns spill on some targets
         return Blocks(16, 32, block_d, 4, 3 if block_d <= 64 else 2)
     if block_d <= 64:
         return Blocks(64, 32, block_d, 4, 3) if rows < 512 * _PROGRAMS else Blocks(128, 32, block_d, 8, 3)
-    return Blocks(64, 32 if block_d == 128 else 16, block_d, 8, 3 if block_d == 128 else 2)
+    return Blocks(64, 32, block_d, 8, 3)
 
 
 @triton.jit

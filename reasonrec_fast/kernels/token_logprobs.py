@@ -1,7 +1,8 @@
 """Triton kernels of ``token_logprobs``.
 
-``partial_kernel`` keeps softmax statistics of one stretch of the vocabulary for a block of rows; a few stretches run
-side by side, so that a small batch fills the device, and their statistics are added in order afterwards (no atomics).
+``partial_kernel`` keeps softmax statistics of one stretch of the vocabulary for a block of rows; stretches run side by
+side, so that a small batch fills the device, and their statistics are added in order afterwards (no atomics).
+``logit_kernel`` makes the logits of the tokens asked for, one warp each, from the rows of the weight as they lie.
 ``gradient_kernel`` makes the logits of one block of the vocabulary again and writes their gradient; the library's
 matrix products carry it on.
 """
@@ -12,12 +13,13 @@ import torch
 import triton
 import triton.language as tl
 
-from reasonrec_fast.kernels.logits import logits_tile
+from reasonrec_fast.kernels.logits import BLOCK_C, logits_tile, stretch_of
 
-_BLOCK_C, _BLOCK_D = 64, 64
-_STRETCHES = 16
+_BLOCK_D = 64
 _GRADIENT_ELEMENTS = 2**25
 """Entries of the gradient of the logits that exist at a time."""
+_MOST_BLOCKS = 65_535
+"""Programs that a grid may have in its second direction."""
 
 
 def block_rows(dtype: torch.dtype) -> int:
@@ -25,7 +27,7 @@ def block_rows(dtype: torch.dtype) -> int:
     return 16 if dtype == torch.float32 else 32
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "classes", "stretch"])
 def partial_kernel(
     hidden, weight, bias, temperature, best, total, weighted,
     batch, classes, width, stretch,
@@ -62,7 +64,32 @@ def partial_kernel(
     tl.store(weighted + place, moments, mask=present)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["classes", "count", "ignore_index"])
+def logit_kernel(
+    hidden, weight, bias, tokens, logits, classes, width, count, ignore_index,
+    HAS_BIAS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Logit of one token: 0 where it is ``ignore_index``, NaN where it is no class."""
+    place = tl.program_id(0).to(tl.int64)
+    row = place // count
+    token = tl.load(tokens + place)
+    known = (token >= 0) & (token < classes)
+    line = tl.where(known, token, 0)
+    columns = tl.arange(0, BLOCK_D)
+    products = tl.zeros((BLOCK_D,), tl.float32)
+    for start in range(0, width, BLOCK_D):
+        inside = start + columns < width
+        a = tl.load(hidden + row * width + start + columns, mask=inside, other=0.0).to(tl.float32)
+        b = tl.load(weight + line * width + start + columns, mask=inside, other=0.0).to(tl.float32)
+        products += a * b
+    logit = tl.sum(products, 0)
+    if HAS_BIAS:
+        logit += tl.load(bias + line).to(tl.float32)
+    absent = tl.where(token == ignore_index, 0.0, float("nan"))
+    tl.store(logits + place, tl.where(known & (token != ignore_index), logit, absent))
+
+
+@triton.jit(do_not_specialize=["batch", "classes", "first_class", "count"])
 def gradient_kernel(
     hidden, weight, bias, temperature, tokens, logsumexp, entropy, grad_logprobs, through_all, through_entropy,
     gradient, batch, classes, width, first_class, block_classes, count,
@@ -104,14 +131,20 @@ def token_logprobs(
     """The operator on the device of ``hidden``, for float32, bfloat16 and float16."""
     hidden, weight, bias = hidden.contiguous(), weight.contiguous(), bias.contiguous()
     (batch, width), classes = hidden.shape, weight.shape[0]
-    stretch = triton.cdiv(triton.cdiv(classes, _STRETCHES), _BLOCK_C) * _BLOCK_C
+    block_b = block_rows(hidden.dtype)
+    stretch = stretch_of(classes, max(triton.cdiv(batch, block_b), 1))
     stretches = triton.cdiv(classes, stretch)
     best, total, weighted = (hidden.new_empty((stretches, batch), dtype=torch.float32) for _ in range(3))
-    block_b = block_rows(hidden.dtype)
+    logits = hidden.new_empty(tokens.shape, dtype=torch.float32)
     if batch:
         partial_kernel[(triton.cdiv(batch, block_b), stretches)](
             hidden, weight, bias, temperature, best, total, weighted, batch, classes, width, stretch,
-            HAS_BIAS=bias.numel() > 0, BLOCK_B=block_b, BLOCK_C=_BLOCK_C, BLOCK_D=_BLOCK_D,
+            HAS_BIAS=bias.numel() > 0, BLOCK_B=block_b, BLOCK_C=BLOCK_C, BLOCK_D=_BLOCK_D,
+        )  # fmt: skip
+    if logits.numel():
+        logit_kernel[(logits.numel(),)](
+            hidden, weight, bias, tokens.contiguous(), logits, classes, width, tokens.shape[1], ignore_index,
+            HAS_BIAS=bias.numel() > 0, BLOCK_D=256, num_warps=1,
         )  # fmt: skip
     top = best.amax(0)
     origin = torch.where(top.isinf(), 0.0, top)
@@ -120,12 +153,7 @@ def token_logprobs(
     sums = (total * shrink).sum(0)
     logsumexp = torch.where(top.isinf() & ~sums.isnan(), top, top + sums.log())
     entropy = sums.log() - ((weighted + total * by) * shrink).sum(0) / sums
-    wanted = tokens != ignore_index
-    places = torch.where(wanted, tokens, 0)
-    logits = (hidden[:, None].float() * weight[places].float()).sum(-1)
-    if bias.numel():
-        logits = logits + bias[places].float()
-    logprobs = torch.where(wanted, logits / temperature.float() - logsumexp[:, None], 0.0)
+    logprobs = torch.where(tokens == ignore_index, 0.0, logits / temperature.float() - logsumexp[:, None])
     return logprobs, logsumexp, entropy
 
 
@@ -145,21 +173,23 @@ def token_logprobs_backward(
     """Gradients of hidden, weight and bias, a block of the vocabulary at a time."""
     hidden, weight, bias = hidden.contiguous(), weight.contiguous(), bias.contiguous()
     (batch, width), classes, count = hidden.shape, weight.shape[0], tokens.shape[1]
-    asked = torch.where(tokens == ignore_index, 0.0, grad_logprobs)
+    asked = torch.where((tokens >= 0) & (tokens < classes), grad_logprobs, torch.nan)
+    asked = torch.where(tokens == ignore_index, 0.0, asked)
     through_all = grad_logsumexp - asked.sum(1)
     grad_hidden = hidden.new_zeros(hidden.shape, dtype=torch.float32)
     grad_weight, grad_bias = torch.empty_like(weight), bias.new_empty(bias.shape, dtype=torch.float32)
-    height = max(_GRADIENT_ELEMENTS // max(batch, 1) // _BLOCK_C, 1) * _BLOCK_C
+    blocks = min(max(_GRADIENT_ELEMENTS // max(batch, 1) // BLOCK_C, 1), _MOST_BLOCKS)
+    height = blocks * BLOCK_C
     block_b = block_rows(hidden.dtype)
     for first in range(0, classes, height):
         stop = min(first + height, classes)
         gradient = hidden.new_empty((batch, stop - first))
         if batch:
-            grid = (triton.cdiv(batch, block_b), triton.cdiv(stop - first, _BLOCK_C))
+            grid = (triton.cdiv(batch, block_b), triton.cdiv(stop - first, BLOCK_C))
             gradient_kernel[grid](
                 hidden, weight, bias, temperature, tokens.contiguous(), logsumexp, entropy, asked.contiguous(),
                 through_all, grad_entropy.contiguous(), gradient, batch, classes, width, first, stop - first, count,
-                HAS_BIAS=bias.numel() > 0, BLOCK_B=block_b, BLOCK_C=_BLOCK_C, BLOCK_D=_BLOCK_D,
+                HAS_BIAS=bias.numel() > 0, BLOCK_B=block_b, BLOCK_C=BLOCK_C, BLOCK_D=_BLOCK_D,
             )  # fmt: skip
         grad_hidden += (gradient @ weight[first:stop]).float()
         grad_weight[first:stop] = gradient.T @ hidden

@@ -55,7 +55,8 @@ def token_logprobs(
 
     Raises:
         ValueError: shapes that do not fit (argument, expected, got).
-        RuntimeError: a token that is neither a class nor ``ignore_index`` (on a CPU; not checked on a GPU).
+        RuntimeError: a token that is neither a class nor ``ignore_index``, on a CPU; on a GPU, where nothing is read
+            back, its log-probability is NaN.
 
     >>> found = token_logprobs(torch.zeros(2, 3), torch.ones(4, 3), torch.tensor([0, -100]))
     >>> found.logprobs, found.entropy
@@ -123,7 +124,7 @@ def _token_logprobs(hidden, weight, bias, tokens, temperature, ignore_index):
     """Where there is no kernel: blocks of classes in plain torch."""
     best = hidden.new_full(hidden.shape[:1], -torch.inf, dtype=_wide(hidden))
     total, weighted = torch.zeros_like(best), torch.zeros_like(best)
-    logits_of_tokens = best.new_zeros(tokens.shape)
+    logits_of_tokens = torch.where((tokens >= 0) & (tokens < len(weight)), best.new_zeros(()), torch.nan)
     for start, logits in _blocks(hidden, weight, bias, temperature):
         top = torch.maximum(best, logits.amax(1))
         origin = torch.where(top.isinf(), 0.0, top)
@@ -144,6 +145,7 @@ def _token_logprobs_backward(
 ):
     """Where there is no kernel: blocks of classes in plain torch."""
     dtype = logsumexp.dtype
+    grad_logprobs = torch.where((tokens >= 0) & (tokens < len(weight)), grad_logprobs, torch.nan)
     grad_logprobs = torch.where(tokens == ignore_index, 0.0, grad_logprobs)
     through_all = grad_lse - grad_logprobs.sum(1)
     grad_hidden = hidden.new_zeros(hidden.shape, dtype=dtype)
