@@ -111,7 +111,7 @@ class Steps:
         return Step(found["line"], "done" if good else "failed", 0.0, found["failures"])
 
     def _checks(self, end: float) -> Step:
-        count = 1 if self._rehearsal else min(PARALLEL_CHECKS, os.cpu_count() or 1)
+        count = min(2 if self._rehearsal else PARALLEL_CHECKS, os.cpu_count() or 1)
         workers = self._workers("checks", self.report.checks.append, unit_seconds=60, count=count)
         return _step(workers.run(end))
 
