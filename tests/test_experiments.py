@@ -169,7 +169,7 @@ def test_configurations_of_the_package(name):
             "models.kind: expected one of BPR, Bias, DCNv2, EASE, FM, ItemKNN, LightGCN, .*, SASRec; got",
         ),
         (('kind = "sequences"', 'kind = "web"'), "datasets.kind: expected 'sequences'"),
-        (("seeds", "seed"), "both.toml: expected models, datasets, evaluation, seeds; got 'seed'"),
+        (("seeds", "seed"), "both.toml: expected models, datasets, evaluation, seeds, device; got 'seed'"),
         (("ks = [1, 3]", "task = 'judge'"), "evaluation.task: expected 'ranking' or 'ctr'; got 'judge'"),
         (("[[models]]", "[models]"), "both.toml: expected TOML"),
         (('kind = "BPR"\n', ""), "expected kind in every"),
