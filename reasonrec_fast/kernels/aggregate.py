@@ -75,7 +75,7 @@ def _finish_row(result, node, columns, inside, inverse_root, y, total, weights, 
     tl.store(total + place, before + tl.load(weights + layer) * result, mask=inside)
 
 
-@triton.jit(do_not_specialize=["layer", "own_start", "other_start"])
+@triton.jit(do_not_specialize=["layer", "own_start", "other_start", "drop_below"])
 def propagate_kernel(
     indptr, indices, inverse_root, x, y, total, weights, seed,
     layer, own_start, other_start, width, drop_below, drop_scale,
@@ -109,7 +109,7 @@ def _row_of_edge(indptr, rows, edge):
     return low
 
 
-@triton.jit(do_not_specialize=["rows", "edges", "other_start"])
+@triton.jit(do_not_specialize=["rows", "edges", "other_start", "drop_below"])
 def piece_kernel(
     indptr, indices, x, parts, seed, rows, edges, other_start, width, drop_below,
     USER_SIDE: tl.constexpr, DROPOUT: tl.constexpr,

@@ -142,7 +142,7 @@ def join_kernel(
         tl.store(target_logprob + rows, target_logit - lse, mask=present)
 
 
-@triton.jit(do_not_specialize=["batch", "positive"])
+@triton.jit(do_not_specialize=["batch", "classes", "positive"])
 def ensemble_kernel(
     hidden, heads, bias, temperature, targets,
     probability, positive_probability, confidence, entropy, logsumexp, target_logprob, prediction,

@@ -172,10 +172,11 @@ def token_logprobs_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of hidden, weight and bias, a block of the vocabulary at a time."""
     hidden, weight, bias = hidden.contiguous(), weight.contiguous(), bias.contiguous()
+    logsumexp, entropy = logsumexp.contiguous(), entropy.contiguous()
     (batch, width), classes, count = hidden.shape, weight.shape[0], tokens.shape[1]
     asked = torch.where((tokens >= 0) & (tokens < classes), grad_logprobs, torch.nan)
     asked = torch.where(tokens == ignore_index, 0.0, asked)
-    through_all = grad_logsumexp - asked.sum(1)
+    through_all = (grad_logsumexp - asked.sum(1)).contiguous()
     grad_hidden = hidden.new_zeros(hidden.shape, dtype=torch.float32)
     grad_weight, grad_bias = torch.empty_like(weight), bias.new_empty(bias.shape, dtype=torch.float32)
     blocks = min(max(_GRADIENT_ELEMENTS // max(batch, 1) // BLOCK_C, 1), _MOST_BLOCKS)

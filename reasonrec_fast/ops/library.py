@@ -145,7 +145,17 @@ def implement_on_gpu(
         with device_of(name, tensors):
             return (kernel or reference)(*arguments)
 
-    torch.library.impl(f"reasonrec_fast::{name}", "CUDA", on_gpu)
+    register_on_gpu(name, on_gpu)
+
+
+ON_GPU: dict[str, Callable[..., Any]] = {}
+"""What runs for CUDA tensors, by operator."""
+
+
+def register_on_gpu(name: str, function: Callable[..., Any]) -> None:
+    """Register what runs for CUDA tensors."""
+    ON_GPU[name] = function
+    torch.library.impl(f"reasonrec_fast::{name}", "CUDA", function)
 
 
 def device_of(name: str, tensors: Sequence[torch.Tensor]) -> AbstractContextManager[Any]:

@@ -228,7 +228,7 @@ class _Collect(torch.autograd.Function):
 
 _MOST_WIDTH = 256
 
-torch.library.impl("reasonrec_fast::packed_attention", "CUDA", _on_gpu)
+library.register_on_gpu("packed_attention", _on_gpu)
 torch.library.register_fake(
     "reasonrec_fast::packed_attention",
     lambda query, key, value, segments, scale, softcap: torch.empty_like(query, memory_format=torch.contiguous_format),

@@ -99,6 +99,70 @@ def test_triton_equals_reference(rows, classes, width, with_bias, dtype, monkeyp
             torch.testing.assert_close(got.double() / scale, want / scale, atol=GRADIENT_TOLERANCE[dtype], rtol=0)
 
 
+def test_triton_grids_stay_within_what_a_gpu_takes(monkeypatch):
+    """Few rows and more classes than 64 times the largest grid: several blocks of classes."""
+    pytest.importorskip("triton")
+    from reasonrec_fast.kernels import token_logprobs as kernels
+
+    grids = []
+
+    class Recorder:
+        def __getitem__(self, grid):
+            grids.append(grid)
+            return lambda *arguments, **options: None
+
+    for name in ("partial_kernel", "logit_kernel", "gradient_kernel"):
+        monkeypatch.setattr(kernels, name, Recorder())
+    hidden, weight = torch.zeros(1, 1), torch.zeros(1, 1).expand(5_000_000, 1)
+    monkeypatch.setattr(torch.Tensor, "contiguous", lambda x: x)
+    row, one = torch.zeros(1), torch.ones((), dtype=torch.float64)
+    tokens = torch.zeros(1, 1, dtype=torch.int64)
+    kernels.token_logprobs(hidden, weight, row[:0], tokens, one, -100)
+    kernels.token_logprobs_backward(hidden, weight, row[:0], tokens, one, -100, row, row, row[None], row, row)
+    assert len(grids) == 4
+    assert all(size <= 65_535 for _, size in (grid for grid in grids if len(grid) > 1))
+
+
+@pytest.mark.parametrize("run", ["kernel", "plain torch"])
+def test_on_a_gpu_a_token_out_of_range_is_not_a_number(run):
+    """Nothing is read beyond the weight, and no finite value hides the fault."""
+    if run == "kernel":
+        module_ = pytest.importorskip("reasonrec_fast.kernels.token_logprobs")
+        forward, backward = module_.token_logprobs, module_.token_logprobs_backward
+    else:
+        forward, backward = module._token_logprobs, module._token_logprobs_backward
+    hidden, weight, _, _ = problem(4, 9, 5, 1, torch.float32)
+    tokens = torch.tensor([[3], [9], [-1], [-100]])
+    one, nothing = torch.ones((), dtype=torch.float64), hidden.new_empty(0)
+    logprobs, logsumexp, entropy = forward(hidden, weight, nothing, tokens, one, -100)
+    assert logprobs.isnan()[:, 0].tolist() == [False, True, True, False] and logprobs[3] == 0
+    ones = torch.ones(4)
+    gradient, _, _ = backward(
+        hidden, weight, nothing, tokens, one, -100, logsumexp, entropy, ones[:, None], 0 * ones, 0 * ones
+    )
+    assert gradient.isnan().all(1).tolist() == [False, True, True, False]
+
+
+def test_logits_of_tokens_need_no_copy_of_their_weights():
+    """The rows of the weight are read where they lie: nothing of ``[B, M, D]`` is made."""
+    pytest.importorskip("triton")
+    from reasonrec_fast.kernels import token_logprobs as kernels
+
+    hidden, weight = torch.randn(3, 40), torch.randn(9, 40)
+    tokens = torch.randint(9, (3, 5), generator=torch.Generator().manual_seed(0))
+    made = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            found = function(*arguments, **(options or {}))
+            made.extend(x.shape for x in torch.utils._pytree.tree_leaves(found) if isinstance(x, torch.Tensor))
+            return found
+
+    with Watch():
+        kernels.token_logprobs(hidden, weight, hidden[:0, 0], tokens, torch.ones((), dtype=torch.float64), -100)
+    assert made and (3, 5, 40) not in made
+
+
 def test_gradcheck():
     hidden, weight, bias, tokens = problem(5, 9, 4, 2, torch.float64)
     inputs = tuple(t.requires_grad_() for t in (hidden, weight, bias))

@@ -1,0 +1,54 @@
+"""What runs on a GPU, in Triton's interpreter: whatever the strides, what contiguous inputs give, laid out as the shape
+function says."""
+
+import pytest
+import torch
+from test_strides import GRAPH, TOKENS, VIEWS, normal
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from reasonrec_fast.ops import library
+
+pytest.importorskip("triton")
+NONE, LONGS, ONE = torch.empty(0), torch.empty(0, dtype=torch.int64), torch.ones((), dtype=torch.float64)
+CSR = (GRAPH.user_indptr, GRAPH.user_indices, GRAPH.item_indptr, GRAPH.item_indices)
+WEIGHTS = torch.tensor([0.5, 1.0, 2.0])
+SEGMENTS = torch.tensor([[0, 2, 0, 0, 0, 1], [2, 4, 0, 2, 2, 1]])
+STATISTICS = (normal(6).abs(), normal(6).abs(), normal(6, 2), normal(6), normal(6))
+CASES = {
+    "exit_confidence": (lambda h, w: (h, w[None], NONE, ONE, "margin", 1, TOKENS), (normal(6, 5), normal(70, 5))),
+    "exit_ensemble": (lambda h, w: (h, w, NONE, ONE, "margin", 1, LONGS), (normal(6, 5), normal(3, 2, 5))),
+    "token_logprobs": (lambda h, w, b: (h, w, b, TOKENS[:, None], ONE, -100), (normal(6, 5), normal(9, 5), normal(9))),
+    "token_logprobs_backward": (
+        lambda h, w, *s: (h, w, NONE, torch.stack([TOKENS, TOKENS], 1), ONE, -100, *s),
+        (normal(6, 5), normal(9, 5), *STATISTICS),
+    ),
+    "aggregate": (lambda x: (*CSR, x, WEIGHTS, 0.2, torch.tensor(3)), (normal(7, 20),)),
+    "topk": (lambda q, i: (q, i, 4, LONGS, LONGS, LONGS), (normal(6, 5), normal(30, 5))),
+    "packed_attention": (lambda q, k, v: (q, k, v, SEGMENTS, 0.5, 0.0), tuple(normal(6, h, 8) for h in (4, 2, 2))),
+}  # fmt: skip
+OPERATORS = {"exit_ensemble": "exit_confidence"}
+
+
+def parts(found):
+    return [found] if isinstance(found, torch.Tensor) else list(found)
+
+
+@pytest.mark.parametrize("view", sorted(VIEWS))
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_kernels_read_views(name, view):
+    arguments, inputs = CASES[name]
+    operator = OPERATORS.get(name, name)
+    strided = [VIEWS[view](x) for x in inputs]
+    given = arguments(*strided)
+    found = parts(library.ON_GPU[operator](*given))
+    expected = parts(library.ON_GPU[operator](*arguments(*(x.contiguous() for x in strided))))
+    with FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in given]
+        shapes = parts(getattr(torch.ops.reasonrec_fast, operator)(*fakes))
+    for ours, theirs, fake in zip(found, expected, shapes, strict=True):
+        assert torch.equal(ours, theirs)
+        assert (ours.shape, ours.stride(), ours.dtype) == (fake.shape, fake.stride(), fake.dtype)
+
+
+def test_every_operator_on_a_gpu_is_here():
+    assert {OPERATORS.get(name, name) for name in CASES} == set(library.ON_GPU)
