@@ -56,14 +56,14 @@ gpu-tree: gpu-bundle
 
 # All three native libraries built against the oldest supported torch, loaded in it, and the operators' tests on them.
 verify-oldest: gpu-tree
-	cd $(GPU_TREE) && $(GPU_PYTHON) -m pytest -q -p no:cacheprovider tests/ops tests/test_graph.py \
+	cd $(GPU_TREE) && PYTHONPATH=. $(GPU_PYTHON) -m pytest -q -p no:cacheprovider tests/ops tests/test_graph.py \
 	  tests/test_native_loading.py -k "not triton and not compile and not on_host and not kernel and not budget" $(ARGS)
 
 # The visit of a GPU machine without the GPU: every step of benchmarks.gpu, then the kernels in Triton's interpreter.
 # Twenty minutes, of which it needs three on a quiet machine: a busy one must not fail it.
 rehearse-gpu: gpu-tree
 	cd $(GPU_TREE) && PYTHONPATH=$(BUNDLE)/site $(GPU_PYTHON) -m benchmarks.gpu --dry-run --minutes 20 --output dry-run
-	cd $(GPU_TREE) && PYTHONPATH=$(BUNDLE)/site $(GPU_PYTHON) -m pytest -q -p no:cacheprovider -n 2 tests/ops tests/gpu \
+	cd $(GPU_TREE) && PYTHONPATH=.:$(BUNDLE)/site $(GPU_PYTHON) -m pytest -q -p no:cacheprovider -n 2 tests/ops tests/gpu \
 	  tests/test_graph.py tests/test_native_loading.py $(ARGS)
 
 # The operators beside their peers, which are installed first: make bench ARGS='topk --json runs/topk.json'
