@@ -69,13 +69,17 @@ class Steps:
             else:
                 self._shell.log.write(f"\n===== {name} =====\n")
                 try:
-                    found = step(begin + min(left, PLAN[name].most * self._seconds))
+                    found = step(begin + min(left, self._longest(name)))
                 except Exception as problem:  # of this program: it must not cost the steps that follow
                     found = Step(f"failed: {type(problem).__name__}: {problem}", "failed", 0.0)
             found.seconds = time.monotonic() - begin
             self.report.steps[name] = found
             self.report.write(self._folder)
             say("\n".join([f"{name}: {found.outcome} ({found.seconds:.0f} s)", *(f"  {line}" for line in found.lines)]))
+
+    def _longest(self, name: str) -> float:
+        """Seconds of a step; shares are those of a GPU's machine, a rehearsal has no more than the whole."""
+        return self._seconds * (1.0 if self._rehearsal else PLAN[name].most)
 
     def _build(self, end: float) -> Step:
         """The carried libraries, or a build on this machine; a rehearsal only asks whether they load."""
@@ -152,9 +156,16 @@ class Steps:
         left_out = all(line.startswith("left out") for line in found.values()) and not self._rehearsal
         return Step("; ".join(lines), "failed" if bad else "left out" if left_out else "done", 0.0)
 
-    def _workers(self, module: str, on_record: Callable[[dict[str, Any]], None], **options: Any) -> Workers:
+    def _workers(
+        self, module: str, on_record: Callable[[dict[str, Any]], None], *, unit_seconds: float, count: int = 1
+    ) -> Workers:
         return Workers(
-            self._shell, f"benchmarks.gpu.{module}", rehearsal=self._rehearsal, on_record=on_record, **options
+            self._shell,
+            f"benchmarks.gpu.{module}",
+            rehearsal=self._rehearsal,
+            count=count,
+            unit_seconds=unit_seconds * (3 if self._rehearsal else 1),  # two cores, which others may share
+            on_record=on_record,
         )
 
 
