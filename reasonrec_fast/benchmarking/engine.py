@@ -39,8 +39,7 @@ def _case(
 
     model, _, _ = engine_prompts.movielens_model()
     work: Work = getattr(engine_prompts, prompts)(**arguments)
-    model.peft.to(device)
-    model.ranker.to(device)
+    model.to(device)
     work = replace(work, numbers=work.numbers.to(device), strata=work.strata.to(device))
     contenders: dict[str, Run] = {OURS: partial(_ours, model, work, early_exit)}
     contenders |= {name: partial(_PEERS[name], model, work) for name in peers}

@@ -43,7 +43,7 @@ def movielens_model() -> tuple[OptiRAG, Interactions, Split]:
     """The demo's model with its retriever trained (seconds), adapters merged."""
     data = load_movielens_small()
     split = split_by_time(data)
-    model = OptiRAG.from_pretrained(PRETRAINED / "movielens")
+    model = OptiRAG.from_pretrained(PRETRAINED / "movielens", device="cpu")
     model.refit_retriever(data, split.train)
     model.merge()
     return model, data, split

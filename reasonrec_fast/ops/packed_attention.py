@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from reasonrec_fast.devices import on_device
 from reasonrec_fast.ops import library
 
 
@@ -177,7 +178,7 @@ def _shared_prefix(
     scores = asked @ own_key.permute(0, 2, 3, 1)
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)
-    reach = torch.from_numpy(rows[:, 5, None] + np.arange(longest)).to(query.device)  # own keys that each query sees
+    reach = on_device(rows[:, 5, None] + np.arange(longest), query.device)  # own keys that each query sees
     hidden = torch.arange(int(sizes.max()), device=query.device) >= reach[:, :, None]
     hidden = hidden[:, None, None].expand(-1, -1, asked.shape[2] // longest, -1, -1).flatten(2, 3)
     scores = scores.masked_fill(hidden, -math.inf)
@@ -201,11 +202,11 @@ def _as_rows(x: torch.Tensor, begins: np.ndarray, sizes: np.ndarray) -> tuple[to
     """Ranges of ``x [N, ...]`` as rows ``[n, w, ...]`` with zeros behind them, and where each taken one went."""
     rows, longest = len(begins), int(sizes.max())
     inside = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    places = torch.from_numpy(np.repeat(np.arange(rows) * longest, sizes) + inside).to(x.device)
+    places = on_device(np.repeat(np.arange(rows) * longest, sizes) + inside, x.device)
     if (begins[1:] == begins[:-1] + sizes[:-1]).all():
         taken = x[int(begins[0]) : int(begins[-1] + sizes[-1])]
     else:
-        taken = x.index_select(0, torch.from_numpy(np.repeat(begins, sizes) + inside).to(x.device))
+        taken = x.index_select(0, on_device(np.repeat(begins, sizes) + inside, x.device))
     padded = taken.new_zeros(rows * longest, *x.shape[1:]).index_copy(0, places, taken)
     return padded.unflatten(0, (rows, longest)), places
 
