@@ -67,7 +67,7 @@ def test_composite_of_the_gpu_beyond_one_block(monkeypatch):
         (17, 130, 20, 0.1, torch.float32),
         (3, 130, 70, 0.9, torch.float16),  # the interpreter has no bfloat16 products
         (3, 40, 60, 1.0, torch.float16),
-        (3, 150, 140, 0.3, torch.float32),  # three passes, the last of which finds nothing for some rows
+        (2, 140, 130, 0.6, torch.float32),  # three passes, the last of which finds nothing
         (2, 0, 4, 0.0, torch.float32),
         (0, 9, 4, 0.0, torch.float32),
     ],
