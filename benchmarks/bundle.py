@@ -86,18 +86,22 @@ def install(folder: Path = FOLDER, root: Path = ROOT) -> list[str]:
     """
     made = _made(folder)
     if made is None:
-        return [f"bundle: none in {folder.name} (make gpu-bundle makes it)"]
+        return [f"bundle: none in {folder.name}, or not a whole one (make gpu-bundle makes it)"]
     if made["sources"] != _digest(root):
         return ["bundle: left out: it was made of other sources than these (make gpu-bundle makes it again)"]
     lines = []
-    for path, problem in _problems(sorted((folder / "libraries").glob("_*.so"))).items():
+    carried = [folder / "libraries" / path.name for path in _expected(root)]
+    for path, problem in _problems([path for path in carried if path.is_file() and not path.is_symlink()]).items():
         if problem:
             lines.append(f"bundle: {path.name} left out, it does not load here: {problem}")
-        else:
+            continue
+        try:
             # A new file under the old name: whoever has the old one mapped keeps it.
             shutil.copy2(path, root / "reasonrec_fast" / f"{path.name}.new")
             (root / "reasonrec_fast" / f"{path.name}.new").replace(root / "reasonrec_fast" / path.name)
             lines.append(f"bundle: {path.name} installed")
+        except OSError as problem:
+            lines.append(f"bundle: {path.name} left out, it cannot be copied: {problem.strerror}")
     if (folder / "site").is_dir():
         names = sorted(path.name for path in (folder / "site").iterdir() if path.suffix == ".dist-info")
         lines.append(f"bundle: {', '.join(names)} in {folder.name}/site, for PYTHONPATH")
@@ -136,9 +140,12 @@ def build(root: Path = ROOT) -> list[str]:
 
 
 def _made(folder: Path) -> dict[str, str] | None:
-    """What the folder was made for and of."""
-    file = folder / "made.json"
-    return json.loads(file.read_text()) if file.is_file() else None
+    """What the folder was made for and of; None where that was not written, or not whole."""
+    try:
+        made = json.loads((folder / "made.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return made if isinstance(made, dict) and isinstance(made.get("sources"), str) else None
 
 
 def _expected(root: Path) -> list[Path]:

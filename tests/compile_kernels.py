@@ -108,21 +108,22 @@ def cases(element: str) -> Iterator[tuple[str, Case]]:
             exit_confidence.LAUNCH,
         ),
     )
-    yield (
-        "join_stretches",
-        (
-            exit_confidence.join_kernel,
-            {
-                "parts": "*fp32",
-                "argmaxes": "*i32",
-                **statistics,
-                **of_type("i32", "batch", "stretches"),
-                "log_classes": "fp32",
-            },
-            {"HAS_TARGETS": True, "MEASURE": 3, "BLOCK_S": 256, "BLOCK_B": 4},
-            {},
-        ),
-    )
+    for block_s, block_b in exit_confidence.JOINED:
+        yield (
+            f"join_{block_s}_stretches",
+            (
+                exit_confidence.join_kernel,
+                {
+                    "parts": "*fp32",
+                    "argmaxes": "*i32",
+                    **statistics,
+                    **of_type("i32", "batch", "stretches"),
+                    "log_classes": "fp32",
+                },
+                {"HAS_TARGETS": True, "MEASURE": 3, "BLOCK_S": block_s, "BLOCK_B": block_b},
+                {},
+            ),
+        )
     yield (
         "ensemble",
         (

@@ -55,7 +55,23 @@ def test_bundle_of_other_sources_is_refused(folder, tree):
 
 
 def test_no_bundle_is_one_line(tmp_path, tree):
-    assert bundle.install(tmp_path / "none", tree) == ["bundle: none in none (make gpu-bundle makes it)"]
+    line = "bundle: none in none, or not a whole one (make gpu-bundle makes it)"
+    assert bundle.install(tmp_path / "none", tree) == [line]
+
+
+@pytest.mark.parametrize("made", [b"", b'{"sources": ', b"{}", b"[1]", b"\xff\xfe\x00"])
+def test_a_bundle_that_was_cut_short_is_one_line(folder, tree, made):
+    (folder / "made.json").write_bytes(made)
+    (line,) = bundle.install(folder, tree)
+    assert line == "bundle: none in bundle, or not a whole one (make gpu-bundle makes it)"
+
+
+def test_only_our_libraries_are_installed_and_no_links(folder, tree, tmp_path):
+    shutil.copy2(folder / "libraries" / "_C.so", folder / "libraries" / "_other.so")
+    shutil.move(folder / "libraries" / "_C.so", tmp_path / "outside.so")
+    (folder / "libraries" / "_C.so").symlink_to(tmp_path / "outside.so")
+    bundle.install(folder, tree)
+    assert [path.name for path in (tree / "reasonrec_fast").iterdir()] == [HOST]
 
 
 def test_nothing_is_built_where_every_library_loads(monkeypatch):

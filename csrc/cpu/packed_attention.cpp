@@ -262,12 +262,14 @@ void check(const Tensor& query, const Tensor& key, const Tensor& value, const Se
   STD_TORCH_CHECK(key.size(0) == value.size(0) && key.size(1) == value.size(1) && key.size(2) == query.size(2) &&
                       value.size(2) == query.size(2) && key.size(1) > 0 && query.size(1) % key.size(1) == 0,
                   "key, value: expected [K, G, d] with the width of query and a number of heads that divides its own");
+  const int64_t keys = key.size(0);
   int64_t covered = 0;  // the output is not filled before: a query that no segment covers would hold anything
   for (int64_t s = 0; s < count; ++s) {
     const Segment& g = segments[s];
     const bool queries = g.query_begin == covered && g.queries >= 0 && g.queries <= query.size(0) - covered;
-    const bool prefix = g.prefix_begin >= 0 && g.prefix >= 0 && g.prefix_begin + g.prefix <= key.size(0);
-    const bool own = g.own_begin >= 0 && g.seen >= 1 && g.own_begin + g.seen + g.queries - 1 <= key.size(0);
+    const bool prefix = g.prefix_begin >= 0 && g.prefix >= 0 && g.prefix_begin <= keys && g.prefix <= keys - g.prefix_begin;
+    const bool own = g.own_begin >= 0 && g.own_begin <= keys && g.seen >= 1 && g.seen <= keys - g.own_begin &&
+                     g.queries - 1 <= keys - g.own_begin - g.seen;
     STD_TORCH_CHECK(queries && prefix && own, "segments: expected ranges within the queries, in order, and the keys; row ",
                     s, " is outside");
     covered += g.queries;

@@ -46,7 +46,8 @@ struct AddLogits {
         argmax = above ? place : argmax;
       }
       const V zero = {}, none = broadcast<V>(-std::numeric_limits<Acc>::infinity()), far = broadcast<V>(-87);
-      const V by = before == none ? zero : before - best;
+      // A mask of -3e38 is as good as -87, and does not overflow where it is multiplied.
+      const V fallen = before - best, by = before == none ? zero : fallen < far ? far : fallen;
       const V shrink = exp_of(by), sum_before = load<L>(s.sum + at);
       V sum = shrink * sum_before, weighted = shrink * (load<L>(s.weighted + at) + sum_before * by);
       const V origin = best == none ? zero : best;

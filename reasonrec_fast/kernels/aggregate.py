@@ -175,7 +175,9 @@ def aggregate(
     split: int = _SPLIT,
 ) -> torch.Tensor:
     """The operator on the device of ``x``; sums in float32, layers in the type of ``x``."""
-    x = x.contiguous()
+    x, weights = x.contiguous(), weights.contiguous()
+    user_indptr, user_indices = user_indptr.contiguous(), user_indices.contiguous()
+    item_indptr, item_indices = item_indptr.contiguous(), item_indices.contiguous()
     num_users, num_items, width = user_indptr.numel() - 1, item_indptr.numel() - 1, x.shape[1]
     degrees = torch.cat([user_indptr.diff(), item_indptr.diff()])
     inverse_root = torch.where(degrees > 0, degrees.float().rsqrt(), 0.0)

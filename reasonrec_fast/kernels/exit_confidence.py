@@ -15,11 +15,11 @@ import torch
 import triton
 import triton.language as tl
 
-from reasonrec_fast.kernels.logits import BLOCK_C, logits_tile, stretch_of
+from reasonrec_fast.kernels.logits import BLOCK_C, LEAST, logits_tile, stretch_of
 
 _BLOCK_B = 16
-_JOINED = 1024
-"""Statistics of stretches and rows that a program of ``join_kernel`` holds of each kind."""
+JOINED = ((16, 32), (512, 2))
+"""Stretches and rows that a program of ``join_kernel`` holds: two shapes, since each is compiled by itself."""
 LAUNCH = {"num_stages": 4}
 """Of the stream: the heads come from memory, and more of them may be on their way."""
 MEASURES = {"max_prob": 0, "margin": 1, "entropy": 2, "ratio": 3}
@@ -76,7 +76,7 @@ def stream_kernel(
         argmax = tl.where(tile_max > maximum, tile_arg, argmax)
         grown = tl.maximum(maximum, tile_max)
         origin = tl.where(grown == float("-inf"), 0.0, grown)
-        by = tl.where(maximum == float("-inf"), 0.0, maximum - origin)
+        by = tl.where(maximum == float("-inf"), 0.0, tl.maximum(maximum - origin, LEAST))
         shrink = tl.exp(by)
         distance = tile - origin[:, None]
         weight = tl.exp(distance)
@@ -122,7 +122,7 @@ def join_kernel(
     second = tl.max(tl.where(chosen, seconds, largest), 0)
     argmax = tl.load(argmaxes + first.to(tl.int64) * batch + rows, mask=present, other=0)
     origin = tl.where(maximum == float("-inf"), 0.0, maximum)[None, :]
-    by = tl.where(largest == float("-inf"), 0.0, largest - origin)
+    by = tl.where(largest == float("-inf"), 0.0, tl.maximum(largest - origin, LEAST))
     shrink = tl.exp(by)
     total = tl.sum(totals * shrink, 0)
     weighted = tl.sum((weights + totals * by) * shrink, 0)
@@ -224,8 +224,7 @@ def exit_confidence(
         stream_kernel[(blocks, stretches)](
             *inputs, parts, argmaxes, batch, classes, width, positive, stretch, **has, **tiles, **LAUNCH
         )
-        block_s = triton.next_power_of_2(stretches)
-        block_b = max(_JOINED // block_s, 1)
+        block_s, block_b = JOINED[stretches > JOINED[0][0]]
         join_kernel[(triton.cdiv(batch, block_b),)](
             parts, argmaxes, *outputs, batch, stretches, log_classes,
             HAS_TARGETS=has["HAS_TARGETS"], MEASURE=MEASURES[measure], BLOCK_S=block_s, BLOCK_B=block_b,

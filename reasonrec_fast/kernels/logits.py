@@ -7,6 +7,8 @@ import triton.language as tl
 
 BLOCK_C = 64
 """Classes of a tile of logits."""
+LEAST = tl.constexpr(-1e4)
+"""Logits as far below the largest have no share; farther ones (masks of -3e38) would overflow where they are summed."""
 _PROGRAMS = 264
 """Programs that fill a device: two for each of the 132 multiprocessors of an H100."""
 

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from reasonrec_fast.kernels.logits import BLOCK_C, logits_tile, stretch_of
+from reasonrec_fast.kernels.logits import BLOCK_C, LEAST, logits_tile, stretch_of
 
 _BLOCK_D = 64
 _GRADIENT_ELEMENTS = 2**25
@@ -49,7 +49,7 @@ def partial_kernel(
         )  # fmt: skip
         grown = tl.maximum(maximum, tl.max(tile, 1))
         origin = tl.where(grown == float("-inf"), 0.0, grown)
-        by = tl.where(maximum == float("-inf"), 0.0, maximum - origin)
+        by = tl.where(maximum == float("-inf"), 0.0, tl.maximum(maximum - origin, LEAST))
         shrink = tl.exp(by)
         moments = shrink * (moments + sums * by)
         sums = shrink * sums
@@ -129,7 +129,7 @@ def token_logprobs(
     ignore_index: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The operator on the device of ``hidden``, for float32, bfloat16 and float16."""
-    hidden, weight, bias = hidden.contiguous(), weight.contiguous(), bias.contiguous()
+    hidden, weight, bias, tokens = (x.contiguous() for x in (hidden, weight, bias, tokens))
     (batch, width), classes = hidden.shape, weight.shape[0]
     block_b = block_rows(hidden.dtype)
     stretch = stretch_of(classes, max(triton.cdiv(batch, block_b), 1))
@@ -143,12 +143,12 @@ def token_logprobs(
         )  # fmt: skip
     if logits.numel():
         logit_kernel[(logits.numel(),)](
-            hidden, weight, bias, tokens.contiguous(), logits, classes, width, tokens.shape[1], ignore_index,
+            hidden, weight, bias, tokens, logits, classes, width, tokens.shape[1], ignore_index,
             HAS_BIAS=bias.numel() > 0, BLOCK_D=256, num_warps=1,
         )  # fmt: skip
     top = best.amax(0)
     origin = torch.where(top.isinf(), 0.0, top)
-    by = torch.where(best.isinf(), 0.0, best - origin)
+    by = torch.where(best.isinf(), 0.0, (best - origin).clamp_min(LEAST.value))
     shrink = by.exp()
     sums = (total * shrink).sum(0)
     logsumexp = torch.where(top.isinf() & ~sums.isnan(), top, top + sums.log())
@@ -171,7 +171,7 @@ def token_logprobs_backward(
     grad_entropy: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of hidden, weight and bias, a block of the vocabulary at a time."""
-    hidden, weight, bias = hidden.contiguous(), weight.contiguous(), bias.contiguous()
+    hidden, weight, bias, tokens = (x.contiguous() for x in (hidden, weight, bias, tokens))
     logsumexp, entropy = logsumexp.contiguous(), entropy.contiguous()
     (batch, width), classes, count = hidden.shape, weight.shape[0], tokens.shape[1]
     asked = torch.where((tokens >= 0) & (tokens < classes), grad_logprobs, torch.nan)
@@ -188,7 +188,7 @@ def token_logprobs_backward(
         if batch:
             grid = (triton.cdiv(batch, block_b), triton.cdiv(stop - first, BLOCK_C))
             gradient_kernel[grid](
-                hidden, weight, bias, temperature, tokens.contiguous(), logsumexp, entropy, asked.contiguous(),
+                hidden, weight, bias, temperature, tokens, logsumexp, entropy, asked.contiguous(),
                 through_all, grad_entropy.contiguous(), gradient, batch, classes, width, first, stop - first, count,
                 HAS_BIAS=bias.numel() > 0, BLOCK_B=block_b, BLOCK_C=BLOCK_C, BLOCK_D=_BLOCK_D,
             )  # fmt: skip

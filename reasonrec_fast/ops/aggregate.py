@@ -116,7 +116,9 @@ def aggregate_reference(
     """What the operator computes, in plain torch; exact in float64."""
     num_users, dtype = user_indptr.numel() - 1, weights.dtype
     degrees = torch.cat([user_indptr.diff(), item_indptr.diff()])
-    users = torch.repeat_interleave(torch.arange(num_users, device=x.device), user_indptr.diff().long())
+    users = torch.repeat_interleave(
+        torch.arange(num_users, device=x.device), user_indptr.diff().long(), output_size=user_indices.numel()
+    )  # without its size a GPU would have to be asked for it
     items = user_indices.long() + num_users
     values = (degrees[users].to(dtype) * degrees[items].to(dtype)).rsqrt()
     if dropout > 0.0:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import MutableMapping
+from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,9 @@ def packed_attention(
         ``[Q, H, d]`` in the dtype of ``query``; sums are float32 (float64 for float64). Where neither gradients nor
         dropout are asked for it is one fused pass: on a CPU, and on a GPU for float32, bfloat16 and float16 and heads
         of up to 256 columns (pass the same ``segments`` tensor while it holds: its tiles are then planned and copied
-        once, as a CUDA graph needs). Else it is plain products, which are differentiable.
+        once, as a CUDA graph needs, which replays what the segments were when it was captured). Else it is plain
+        products, which are differentiable. On a GPU a value that is not finite makes all columns of its head NaN for
+        the queries that see it, and for no others.
 
     Raises:
         ValueError: shapes that do not fit (argument, expected, got).
@@ -96,14 +99,24 @@ def packed_attention_reference(
     return out
 
 
-class _Planned(NamedTuple):
-    """Attributes: the segments that were planned for, and what came of it: by device and size of a tile."""
+@dataclass
+class _Planned:
+    """What came of a table of segments.
+
+    Attributes:
+        segments: what the plans were made for.
+        plans: by numbers of queries and keys, size of a tile and device.
+        ready: on a GPU, the stream on which each plan is written, and an event behind that.
+    """
 
     segments: torch.Tensor
-    plans: dict[tuple[Any, ...], Any]
+    plans: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+    ready: dict[tuple[Any, ...], tuple[Any, Any]] = field(default_factory=dict)
 
 
 _planned: MutableMapping[torch.Tensor, _Planned] = WeakTensorKeyDictionary()
+_captured: dict[int, Any] = {}
+"""Plans whose addresses are in CUDA graphs: those may be replayed when their segments are long gone."""
 
 
 def _on_gpu(
@@ -128,15 +141,29 @@ def _plan(segments: torch.Tensor, queries: int, keys: int, tile_tokens: int, dev
 
     known = _planned.get(segments)
     if known is None or not torch.equal(known.segments, segments):
-        known = _planned[segments] = _Planned(segments.clone(), {})
+        known = _planned[segments] = _Planned(segments.clone())
     what = (queries, keys, tile_tokens, device)
+    if device.type != "cuda":
+        if what not in known.plans:
+            known.plans[what] = make_plan(segments, queries, keys, tile_tokens, device)
+        return known.plans[what]
+    capturing = torch.cuda.is_current_stream_capturing()
+    stream = torch.cuda.current_stream(device)
     if what not in known.plans:
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        if capturing:
             raise RuntimeError(
                 "packed_attention: expected one call with these segments before a CUDA graph is captured; got none"
             )
         known.plans[what] = make_plan(segments, queries, keys, tile_tokens, device)
-    return known.plans[what]
+        known.ready[what] = stream, stream.record_event()
+        return known.plans[what]
+    plan, (written_on, written) = known.plans[what], known.ready[what]
+    if capturing:  # whoever captures has waited for the device before
+        _captured[id(plan)] = plan
+    elif stream != written_on:
+        stream.wait_event(written)
+        plan.tiles.record_stream(stream)  # the bounds lie in the same memory
+    return plan
 
 
 def _composed(

@@ -48,6 +48,8 @@ def topk(queries: torch.Tensor, items: torch.Tensor, k: int, *, exclude: Exclusi
         raise ValueError(
             f"queries, items: expected [B, D] and [N, D]; got {list(queries.shape)} and {list(items.shape)}"
         )
+    if not queries.is_floating_point() or items.dtype != queries.dtype:
+        raise ValueError(f"queries, items: expected one floating-point type; got {queries.dtype} and {items.dtype}")
     if k < 0:
         raise ValueError(f"k: expected at least 0; got {k}")
     if exclude is not None and len(exclude) == 2 and exclude[0].numel() != queries.shape[0] + 1:

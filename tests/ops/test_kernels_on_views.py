@@ -11,7 +11,6 @@ from reasonrec_fast.ops import library
 pytest.importorskip("triton")
 NONE, LONGS, ONE = torch.empty(0), torch.empty(0, dtype=torch.int64), torch.ones((), dtype=torch.float64)
 CSR = (GRAPH.user_indptr, GRAPH.user_indices, GRAPH.item_indptr, GRAPH.item_indices)
-WEIGHTS = torch.tensor([0.5, 1.0, 2.0])
 SEGMENTS = torch.tensor([[0, 2, 0, 0, 0, 1], [2, 4, 0, 2, 2, 1]])
 STATISTICS = (normal(6).abs(), normal(6).abs(), normal(6, 2), normal(6), normal(6))
 CASES = {
@@ -22,7 +21,7 @@ CASES = {
         lambda h, w, *s: (h, w, NONE, torch.stack([TOKENS, TOKENS], 1), ONE, -100, *s),
         (normal(6, 5), normal(9, 5), *STATISTICS),
     ),
-    "aggregate": (lambda x: (*CSR, x, WEIGHTS, 0.2, torch.tensor(3)), (normal(7, 20),)),
+    "aggregate": (lambda x, w: (*CSR, x, w, 0.2, torch.tensor(3)), (normal(7, 20), normal(3))),
     "topk": (lambda q, i: (q, i, 4, LONGS, LONGS, LONGS), (normal(6, 5), normal(30, 5))),
     "packed_attention": (lambda q, k, v: (q, k, v, SEGMENTS, 0.5, 0.0), tuple(normal(6, h, 8) for h in (4, 2, 2))),
 }  # fmt: skip
@@ -48,6 +47,33 @@ def test_kernels_read_views(name, view):
     for ours, theirs, fake in zip(found, expected, shapes, strict=True):
         assert torch.equal(ours, theirs)
         assert (ours.shape, ours.stride(), ours.dtype) == (fake.shape, fake.stride(), fake.dtype)
+
+
+INTEGERS = {
+    "exit_confidence": (normal(6, 5), normal(1, 70, 5), NONE, ONE, "margin", 1, TOKENS),
+    "token_logprobs": (normal(6, 5), normal(9, 5), NONE, TOKENS.view(3, 2).repeat(2, 1), ONE, -100),
+    "token_logprobs_backward": (
+        *(normal(6, 5), normal(9, 5), NONE, TOKENS.view(3, 2).repeat(2, 1), ONE, -100),
+        *(normal(6), normal(6), normal(6, 2), normal(6), normal(6)),
+    ),
+    "aggregate": (*CSR, normal(7, 20), normal(3), 0.2, torch.tensor(3)),
+    "topk": (normal(6, 5), normal(30, 5), 4, torch.arange(7), torch.arange(6) * 4, torch.arange(6).flip(0)),
+    "packed_attention": (normal(6, 4, 8), normal(6, 2, 8), normal(6, 2, 8), SEGMENTS, 0.5, 0.0),
+}
+
+
+@pytest.mark.parametrize("view", ["every_second", "transposed"])
+@pytest.mark.parametrize("name", sorted(INTEGERS))
+def test_kernels_read_views_of_integers(name, view):
+    """Tokens, destinations of edges, exclusions and segments: not only what is floating."""
+    arguments = INTEGERS[name]
+    strided = [
+        VIEWS[view](x) if isinstance(x, torch.Tensor) and x.dtype in (torch.int32, torch.int64) and x.dim() else x
+        for x in arguments
+    ]
+    found, expected = (parts(library.ON_GPU[name](*given)) for given in (strided, arguments))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours, theirs) and ours.stride() == theirs.stride()
 
 
 def test_every_operator_on_a_gpu_is_here():

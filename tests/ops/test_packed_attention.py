@@ -6,7 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reasonrec_fast.ops.packed_attention import _composed, _on_gpu, _plan, packed_attention, packed_attention_reference
+from reasonrec_fast.ops.packed_attention import (
+    _captured,
+    _composed,
+    _on_gpu,
+    _plan,
+    packed_attention,
+    packed_attention_reference,
+)
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 
@@ -167,8 +174,54 @@ def test_plans_are_kept_while_the_segments_hold(kernels):
     check(_on_gpu(*arguments, segments, 0.25, 0.0), arguments, segments, 0.25, 0.0, torch.float32)
 
 
+@pytest.mark.parametrize("queries", range(1, 9))
+def test_plans_are_aligned_whatever_their_sizes(kernels, queries):
+    """Triton compiles anew for a pointer that is no multiple of 16 bytes."""
+    segments, count, keys = packed([(0, [1])] * queries)
+    plan = kernels.make_plan(segments, count, keys, 1, torch.device("cpu"))
+    assert plan.tiles.shape == (queries, 6) and plan.bounds.shape == (2, queries)
+    assert plan.tiles.data_ptr() % 16 == plan.bounds.data_ptr() % 16 == 0
+
+
+class Stream:
+    """A stream that keeps what it was told."""
+
+    def __init__(self):
+        self.waited = []
+
+    def record_event(self):
+        return f"event of {id(self)}"
+
+    def wait_event(self, event):
+        self.waited.append(event)
+
+
+def test_another_stream_waits_for_a_plan_and_a_graph_keeps_it(kernels, monkeypatch):
+    first, second, capturing, recorded = Stream(), Stream(), [False], []
+    now = [first]
+    plans = [kernels.Plan(torch.zeros(1, 6), torch.zeros(2, 14)) for _ in range(2)]
+    made = iter(plans)
+    monkeypatch.setattr(kernels, "make_plan", lambda *arguments: next(made))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: now[0])
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: recorded.append(stream))
+    segments, gpu = packed([(9, [2, 3])])[0], torch.device("cuda", 0)
+    assert _plan(segments, 14, 14, 5, gpu) is plans[0]
+    assert _plan(segments, 14, 14, 5, gpu) is plans[0] and not recorded
+    now[0] = second
+    assert _plan(segments, 14, 14, 5, gpu) is plans[0]
+    assert second.waited == [first.record_event()] and recorded == [second]
+    capturing[0] = True
+    assert _plan(segments, 14, 14, 5, gpu) is plans[0] and len(second.waited) == 1
+    capturing[0] = False
+    segments[1, 3] = 4  # the graph replays the old plan, whatever becomes of the segments
+    assert _plan(segments, 14, 14, 5, gpu) is plans[1]
+    assert any(plan is plans[0] for plan in _captured.values())
+
+
 def test_the_first_call_is_not_inside_a_graph(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
     with pytest.raises(RuntimeError, match="expected one call with these segments before a CUDA graph"):
         _plan(packed([(9, [2, 3])])[0], 14, 14, 5, torch.device("cuda"))
 
@@ -274,6 +327,11 @@ OUTSIDE = "segments: expected ranges within the queries, in order, and the keys;
         ([[0, 5, 0, 0, 0, 0]], OUTSIDE),
         ([[1, 4, 0, 0, 0, 1]], OUTSIDE),
         ([[0, 5, -1, 1, 0, 1]], OUTSIDE),
+        ([[0, 5, 2**62, 2**62, 0, 1]], OUTSIDE),
+        ([[0, 5, 2**63 - 1, 1, 0, 1]], OUTSIDE),
+        ([[0, 5, 0, 0, 2**62, 2**62]], OUTSIDE),
+        ([[0, 5, 0, 0, 2**63 - 1, 2]], OUTSIDE),
+        ([[0, 2**63 - 1, 0, 0, 0, 1]], OUTSIDE),
         ([[0, 3, 0, 0, 0, 1]], "segments: expected to cover 5 queries; they cover 3"),
         ([[0, 3, 0, 0, 0, 1], [2, 2, 0, 0, 0, 1]], "row 1 is outside"),
         ([], "segments: expected to cover 5 queries; they cover 0"),

@@ -123,6 +123,34 @@ def test_triton_grids_stay_within_what_a_gpu_takes(monkeypatch):
     assert all(size <= 65_535 for _, size in (grid for grid in grids if len(grid) > 1))
 
 
+@pytest.mark.parametrize("masked", [slice(0, 128), slice(70, 198), slice(192, 200)])
+@pytest.mark.parametrize("mask", [torch.finfo(torch.float32).min, -1e38, -torch.inf])
+@pytest.mark.parametrize("run", ["operator", "kernel"])
+def test_masked_classes_do_not_count(run, mask, masked):
+    """The bias that people mask with: entropy and gradients are those of the classes that are left."""
+    hidden, weight = torch.randn(2, 8, generator=torch.Generator().manual_seed(0)), torch.randn(200, 8)
+    bias = torch.zeros(200)
+    bias[masked] = mask
+    left = torch.ones(200, dtype=torch.bool)
+    left[masked] = False
+    tokens = torch.nonzero(left)[:2].clone()
+    one = torch.ones((), dtype=torch.float64)
+    if run == "operator":
+        forward, backward = (
+            getattr(torch.ops.reasonrec_fast, name) for name in ("token_logprobs", "token_logprobs_backward")
+        )
+    else:
+        kernels = pytest.importorskip("reasonrec_fast.kernels.token_logprobs")
+        forward, backward = kernels.token_logprobs, kernels.token_logprobs_backward
+    _, logsumexp, entropy = forward(hidden, weight, bias, tokens, one, -100)
+    log_softmax = (hidden.double() @ weight[left].double().T).log_softmax(1)
+    torch.testing.assert_close(entropy.double(), -(log_softmax.exp() * log_softmax).sum(1), atol=1e-4, rtol=1e-4)
+    zeros = torch.zeros(2)
+    gradient = backward(hidden, weight, bias, tokens, one, -100, logsumexp, entropy, zeros[:, None] + 1, zeros, zeros)
+    expected = weight[tokens[:, 0]].double() - log_softmax.exp() @ weight[left].double()
+    torch.testing.assert_close(gradient[0].double(), expected, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("run", ["kernel", "plain torch"])
 def test_on_a_gpu_a_token_out_of_range_is_not_a_number(run):
     """Nothing is read beyond the weight, and no finite value hides the fault."""

@@ -137,6 +137,11 @@ def test_opcheck():
         ({"queries": torch.zeros(4)}, "queries, items: expected"),
         ({"items": torch.zeros(5, 3)}, "queries, items: expected"),
         ({"k": -1}, "k: expected"),
+        ({"items": torch.zeros(5, 4).half()}, "queries, items: expected one floating-point type"),
+        (
+            {"items": torch.zeros(5, 4).long(), "queries": torch.zeros(3, 4).long()},
+            "queries, items: expected one floating",
+        ),
         ({"exclude": (torch.zeros(2, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))}, "exclude: expected"),
     ],
 )
