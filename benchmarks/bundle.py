@@ -20,6 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / ".gpu-bundle"
+_SUFFIX = importlib.machinery.EXTENSION_SUFFIXES[0]
 LARGEST = 30 * 2**20  # bytes that may travel
 # Peers that the GPU machine lacks and that need nothing but what it has (trl needs datasets, which it lacks too).
 PEERS = ("liger-kernel>=0.6,<1",)
@@ -90,7 +91,7 @@ def install(folder: Path = FOLDER, root: Path = ROOT) -> list[str]:
     if made["sources"] != _digest(root):
         return ["bundle: left out: it was made of other sources than these (make gpu-bundle makes it again)"]
     lines = []
-    carried = [folder / "libraries" / path.name for path in _expected(root)]
+    carried = [folder / "libraries" / name for name in ("_C.so", f"_host{_SUFFIX}", "_C_cuda.so")]
     for path, problem in _problems([path for path in carried if path.is_file() and not path.is_symlink()]).items():
         if problem:
             lines.append(f"bundle: {path.name} left out, it does not load here: {problem}")
@@ -151,7 +152,7 @@ def _made(folder: Path) -> dict[str, str] | None:
 def _expected(root: Path) -> list[Path]:
     import torch
 
-    names = ["_C.so", f"_host{importlib.machinery.EXTENSION_SUFFIXES[0]}"]
+    names = ["_C.so", f"_host{_SUFFIX}"]
     if torch.version.cuda is not None:
         names.append("_C_cuda.so")
     return [root / "reasonrec_fast" / name for name in names]

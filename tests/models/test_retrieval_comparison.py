@@ -9,6 +9,9 @@ from reasonrec_fast.experiments import retrieval
 class RandomEncoder:
     """In place of the sentence encoder: unit vectors, one a text."""
 
+    def __init__(self, device):
+        assert device == "cpu"
+
     def encode(self, texts):
         vectors = torch.randn(len(texts), 8, generator=torch.Generator().manual_seed(len(texts)))
         return torch.nn.functional.normalize(vectors, dim=1)
@@ -16,6 +19,6 @@ class RandomEncoder:
 
 def test_times_of_the_three_ways(events, monkeypatch):
     monkeypatch.setattr(retrieval, "TextEncoder", RandomEncoder)
-    times = retrieval.retrieval_times(events, split_by_time(events), users=3, k=5)
+    times = retrieval.retrieval_times(events, split_by_time(events), users=3, k=5, device="cpu")
     assert sorted(times) == ["gcn", "text", "text_cached"]
     assert all(milliseconds > 0 for milliseconds in times.values())
