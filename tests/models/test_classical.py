@@ -168,3 +168,12 @@ def test_graph_embeddings_learn_who_likes_what(tastes):
     assert auc(tastes.labels[test], scores.numpy()) > 0.85
     again = GraphEmbeddings(liked, EmbeddingConfig(dim=16, steps=60, batch=1024)).fit(disliked)
     assert torch.equal(model.embedding, again.embedding)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize("device", ["cuda", torch.device("cuda:1"), "gpu0"])
+def test_moving_to_a_device_that_is_not_there_is_refused(device):
+    with pytest.raises(ValueError, match="device: expected 'cpu'"):
+        Popularity(device="cpu").to(device)
+    with pytest.raises(ValueError, match="device: expected 'cpu'"):
+        Popularity(device="cpu").to(device=device)

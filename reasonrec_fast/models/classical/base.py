@@ -110,6 +110,13 @@ class Recommender(nn.Module, ABC):
         """Be ready for the tensors of a saved model."""
         self.build(sizes)
 
+    def to(self: Kind, *arguments: Any, **options: Any) -> Kind:
+        """As that of ``nn.Module``; a device that is not there is refused as everywhere."""
+        wanted = options.get("device", arguments[0] if arguments else None)
+        if isinstance(wanted, str | torch.device):
+            resolve_device(wanted)
+        return super().to(*arguments, **options)
+
     def _apply(self: Kind, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Kind:
         """What ``to``, ``cpu`` and ``cuda`` come down to; a model without tensors yet remembers where they belong."""
         super()._apply(fn, recurse)
