@@ -500,3 +500,49 @@ def test_the_page_has_the_present_predictions():
 
     text = (ROOT / "docs" / "gpu.md").read_text()
     assert text.split("<!-- predict -->\n")[1].split("<!-- end -->")[0] == "\n".join(page()) + "\n"
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf"])
+def test_a_time_that_is_none_is_refused(tmp_path, minutes):
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu", "--dry-run", "--output", tmp_path, "--minutes", minutes],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1 and done.stderr.startswith("benchmarks.gpu: --minutes: expected a number above 0; got ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_page_says_what_failed_what_is_right_and_in_which_units():
+    report = Report(
+        steps={
+            "tests": Step("failed: no module named pytest", "failed", 1.0),
+            "times": Step("2 of 2 done", "done", 2.0),
+        },
+        ceilings={"copy": 3.0e12, "product-bfloat16": 8e14, "launch": 2e-6},
+        checks=[{"unit": "topk/edges/float32", "worst": 0.25}, {"unit": "topk/ties/float32", "worst": 0.5}],
+    )
+    page = "\n".join(report.lines())
+    assert "## What went wrong or was left out\n\n- tests: failed: no module named pytest\n\n" in page
+    assert "- copy: 3.00 TB/s\n- product-bfloat16: 800.0 Tflop/s\n- launch: 2.00 µs\n" in page
+    assert "| topk | 2 | 0.500 | topk/ties/float32 |" in page
+
+
+def test_a_report_that_cannot_be_written_costs_one_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    Report().write(tmp_path / "file")
+    assert capsys.readouterr().err == f"report: not written to {tmp_path / 'file'}: Not a directory\n"
+
+
+def test_counters_without_names_of_kernels_are_kept():
+    output = '"ID","Metric Name","Metric Value"\n"0","gpu__time_duration.sum","1,200"\n'
+    assert counters.kernels(output, "a case") == [{"case": "a case", "kernel": "unknown", "ns": 1200.0}]
+
+
+def test_tools_that_print_bytes_are_read(tmp_path, monkeypatch):
+    from benchmarks.gpu.machine import _last_line
+
+    tool = tmp_path / "nvidia-smi"
+    tool.write_bytes(b"#!/bin/sh\nprintf '580\\377.1\\n'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert _last_line("nvidia-smi") == "580\ufffd.1"

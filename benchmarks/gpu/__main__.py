@@ -6,6 +6,7 @@ Steps in the order of their importance: build, machine, tests, checks, times, en
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -36,6 +37,8 @@ def main(
         return print("\n".join(page()))
     if once is not None:
         return run_once(once, dry_run)
+    if not 0 < minutes < math.inf:
+        sys.exit(f"{PROGRAM}: --minutes: expected a number above 0; got {minutes}")
     if output is None:
         sys.exit(f"{PROGRAM}: expected --output DIR, a folder of the report and the log")
     if not dry_run and (reason := no_gpu()):

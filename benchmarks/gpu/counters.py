@@ -91,8 +91,8 @@ def kernels(output: str, case: str) -> list[dict[str, Any]]:
         metric, value = row.get("Metric Name"), row.get("Metric Value")
         if metric not in METRICS or value is None:
             continue
-        name = row["Kernel Name"].split("(")[0].removeprefix("void ")
-        kernel = found.setdefault(row["ID"], {"case": case, "kernel": name[:120]})
+        name = (row.get("Kernel Name") or "unknown").split("(")[0].removeprefix("void ")
+        kernel = found.setdefault(row.get("ID") or "", {"case": case, "kernel": name[:120]})
         try:
             kernel[METRICS[metric]] = float(value.replace(",", ""))
         except ValueError:  # "n/a"

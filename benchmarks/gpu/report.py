@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -55,7 +56,13 @@ class Report:
         return f"gpu-{'-'.join(filter(None, letters.split('-')))}-{self.date}"
 
     def write(self, folder: Path) -> None:
-        """``NAME.json`` and ``NAME.md``, each whole."""
+        """``NAME.json`` and ``NAME.md``, each whole; where they cannot be written one line says so, and all goes on."""
+        try:
+            self._write(folder)
+        except OSError as problem:
+            print(f"report: not written to {folder}: {problem.strerror}", file=sys.stderr, flush=True)
+
+    def _write(self, folder: Path) -> None:
         self.compare()
         for stale in folder.glob(f"gpu-unknown-{self.date}.*"):  # of before the device was known
             stale.unlink()
@@ -80,16 +87,37 @@ class Report:
         heading = f"# {self.versions.get('device', 'unknown device')}, {self.date}"
         text = [heading + (": a rehearsal on a CPU, no figure means anything" if self.rehearsal else ""), ""]
         text += table(("step", "outcome", "s"), [(n, s.outcome, f"{s.seconds:.1f}") for n, s in self.steps.items()])
-        problems = [f"- {name}: {line}" for name, step in self.steps.items() for line in step.lines]
+        problems = [f"- {name}: {step.outcome}" for name, step in self.steps.items() if step.state != "done"]
+        problems += [f"- {name}: {line}" for name, step in self.steps.items() for line in step.lines]
         text += ["", "## What went wrong or was left out", "", *(problems or ["Nothing."])]
         text += ["", "## The machine", ""]
         text += [f"- {name}: {value}" for name, value in self.versions.items() if name != "packages"]
         packages = self.versions.get("packages", {})
         text += ["- " + ", ".join(f"{name} {version or '–'}" for name, version in packages.items())]
-        text += [f"- {name}: {value:.4g}" for name, value in self.ceilings.items()]
-        text += ["", "## Times", "", "µs a run: of a graph's replay over rotating inputs, and eagerly (GPU, host).", ""]
+        text += [f"- {name}: {_ceiling(name, value)}" for name, value in self.ceilings.items()]
+        text += ["", "## Tests and checks", "", self.tests.get("line", "No tests have run."), ""]
+        text += ["Errors are shares of what is allowed: 1 is the limit.", ""]
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for check in self.checks:
+            groups.setdefault(str(check["unit"]).split("/")[0], []).append(check)
         text += table(
-            ("case", "contender", "graph", "spread", "eager", "host", "this / floor", "best peer / this",
+            ("checked", "cases", "largest error", "where"),
+            [
+                (name, len(found), _f(worst.get("worst"), 3), worst["unit"])
+                for name, found in groups.items()
+                for worst in [max(found, key=lambda check: check.get("worst") or 0.0)]
+            ],
+        )
+        text += [
+            "",
+            "## Times",
+            "",
+            "µs a run: of a graph's replay over rotating inputs, and eagerly (GPU, host). The spread is the "
+            "interquartile range of the replays over their median.",
+            "",
+        ]
+        text += table(
+            ("case", "contender", "graph, µs", "spread", "eager, µs", "host, µs", "this / floor", "best peer / this",
              "this / ceiling", "problem"),
             [
                 (r["unit"], r["part"], _f(r.get("graph_us"), 2), _f(r.get("spread"), 2), _f(r.get("eager_us"), 1),
@@ -125,7 +153,8 @@ class Report:
                 for k in self.counters
             ],
         )  # fmt: skip
-        return [*text, "", *(f"- {name}: {value}" for name, value in self.sanitizers.items())]
+        text += ["", "## Sanitizers", "", *(f"- {name}: {value}" for name, value in self.sanitizers.items())]
+        return text
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
@@ -137,6 +166,17 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
     cells = [[str(cell).replace("|", "/").replace("\n", " ") for cell in row] for row in (columns, *rows)]
     lines = ["| " + " | ".join(row) + " |" for row in cells]
     return [lines[0], "|" + " --- |" * len(columns), *lines[1:]]
+
+
+def _ceiling(name: str, value: float) -> str:
+    """In the unit that people compare: bytes and operations a second, or the time of the shortest kernel.
+
+    >>> _ceiling("copy", 3.0e12), _ceiling("product-bfloat16", 8e14), _ceiling("launch", 2e-6)
+    ('3.00 TB/s', '800.0 Tflop/s', '2.00 µs')
+    """
+    if name == "launch":
+        return f"{value * 1e6:.2f} µs"
+    return f"{value / 1e12:.2f} TB/s" if name == "copy" else f"{value / 1e12:.1f} Tflop/s"
 
 
 def _best(record: dict[str, Any]) -> float | None:
