@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import torch
+
+# CUDA stages what is smaller on its own while the call lasts. Above this its driver may wait for the stream.
+_STAGED_BYTES = 64 << 10
+_Moved = TypeVar("_Moved", torch.Tensor, torch.Tensor | None)
 
 
 def resolve_device(device: torch.device | str | None = None) -> torch.device:
@@ -43,12 +48,40 @@ def resolve_device(device: torch.device | str | None = None) -> torch.device:
 
 
 def on_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """An array as a tensor on a device: without a copy on the CPU, without waiting for a GPU.
+    """An array as a tensor on a device: without a copy on the CPU, and as :func:`moved` does it on a GPU.
 
-    ``tensor.to(device)`` waits until the GPU has done all that was asked of it. An asynchronous copy from pageable
-    memory reads the array before it returns, so that the array may change or go away afterwards.
+    Once this returns the array may change or go away, unless the device is the CPU, whose tensor shares its memory.
+
+    Raises:
+        RuntimeError: a CUDA graph is being captured, and the device is a GPU.
     """
-    return torch.from_numpy(array).to(device, non_blocking=True)
+    return moved(torch.from_numpy(array), device)
+
+
+def moved(tensor: _Moved, device: torch.device) -> _Moved:
+    """A tensor on a device; None stays None.
+
+    Host to GPU: the host does not wait until the GPU has done all that was asked of it, as it does in
+    ``tensor.to(device)``. CUDA reads pageable memory before the call returns, but may wait for the stream to do so where
+    the copy is large: above 64 KiB the tensor is first copied into pinned memory. Torch keeps that for later copies, and
+    gives it to none before the GPU has read it.
+    GPU to host: complete when this returns. An asynchronous copy would return memory that is still to be written.
+
+    Raises:
+        RuntimeError: host to GPU while a CUDA graph is being captured: CUDA refuses the copy, or records the address
+            of memory that is gone at the replay.
+    """
+    if tensor is None:
+        return None
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                f"a copy of {list(tensor.shape)} to {device}: expected before the CUDA graph is captured; got during "
+                "the capture"
+            )
+        if tensor.nbytes > _STAGED_BYTES:
+            tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=device.type != "cpu")
 
 
 def device_name(device: torch.device) -> dict[str, str]:

@@ -86,15 +86,12 @@ class PretendedDevice(TorchDispatchMode):
             kwargs["device"] = "cpu"
         if short in ("_to_copy", "copy_"):
             there = isinstance(args[0], OnDevice) if short == "copy_" else there
+            asynchronous = kwargs.get("non_blocking") or (len(args) > 2 and args[2])
             if ours and not there:
+                if asynchronous:
+                    raise AssertionError(f"{name}: an asynchronous copy to the CPU, unfinished on return, {_caller()}")
                 self.reads[_caller()] += 1
-            elif (
-                others
-                and there
-                and others[0].dim()
-                and others[0].numel()
-                and not (kwargs.get("non_blocking") or (len(args) > 2 and args[2]))
-            ):
+            elif others and there and others[0].dim() and others[0].numel() and not asynchronous:
                 self.waits[_caller()] += 1
         elif ours:
             mixed = [other for other in others if other.dim()]
@@ -135,7 +132,7 @@ def _caller() -> str:
         code = frame.f_code
         name = f"{Path(code.co_filename).stem}.{code.co_name}"
         inside = code.co_filename.startswith(_PACKAGE) and not code.co_name.startswith("<")
-        if inside and name != "devices.on_device":
+        if inside and name not in ("devices.on_device", "devices.moved"):
             return name
         frame = frame.f_back  # type: ignore[assignment]
     return "outside"

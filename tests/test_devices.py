@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from reasonrec_fast import EarlyExitRanker, InteractionGraph
 from reasonrec_fast.cli.main import app
 from reasonrec_fast.data import Histories, Interactions, split_by_time
-from reasonrec_fast.devices import on_device, resolve_device
+from reasonrec_fast.devices import moved, on_device, resolve_device
 from reasonrec_fast.early_exit import Backbone, EarlyExitModel, ExitPolicy
 from reasonrec_fast.early_exit.prefix_cache import weights_mark
 from reasonrec_fast.experiments.config import load_experiment
@@ -94,6 +94,9 @@ def test_what_the_pretended_device_finds():
             there + torch.tensor([1.0, 1, 1, 1], device=DEVICE)
         with pytest.raises(RuntimeError, match="numpy"):
             there.numpy()
+        for read in (lambda: there.to("cpu", non_blocking=True), lambda: torch.empty(4).copy_(there, True)):
+            with pytest.raises(AssertionError, match="an asynchronous copy to the CPU"):
+                read()
         assert not device.reads and not device.waits
         for read in (lambda: bool(there.sum()), there.tolist, there.cpu, there.nonzero, lambda: there[there > 1]):
             device.forget()
@@ -104,6 +107,59 @@ def test_what_the_pretended_device_finds():
         assert device.waits.total() == 1
         on_device(np.ones(4), DEVICE)
         assert device.waits.total() == 1 and not device.reads
+
+
+# How tensors get there
+
+
+@pytest.fixture
+def copies(monkeypatch):
+    """A GPU as far as copies to it are concerned: they go to the CPU, and are told as (pinned, asynchronous)."""
+    told, pinned, plain = [], [], torch.Tensor.to
+
+    def pin(tensor):
+        pinned.append(tensor.clone())
+        return pinned[-1]
+
+    def copy(tensor, device, *, non_blocking=False):
+        told.append((any(tensor is one for one in pinned), non_blocking))
+        return plain(tensor, "cpu", copy=True)
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.Tensor, "to", copy)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    return told
+
+
+@pytest.mark.parametrize(("size", "pinned"), [(0, False), (8192, False), (8193, True)])
+def test_large_arrays_are_pinned_on_their_way_to_a_gpu(copies, size, pinned):
+    """64 KiB are staged by CUDA itself; above that its driver may wait for the stream."""
+    array = np.arange(size)
+    found = on_device(array, torch.device("cuda", 0))
+    assert copies == [(pinned, True)] and np.array_equal(found, array)
+    moved(torch.from_numpy(array), torch.device("cuda", 0))
+    assert copies == [(pinned, True)] * 2
+
+
+def test_arrays_are_not_copied_on_a_cpu(monkeypatch):
+    def asked(*arguments):
+        raise AssertionError("a GPU was asked for")
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", asked)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", asked)
+    array = np.zeros(1 << 16)
+    found = on_device(array, torch.device("cpu"))
+    array[3] = 1.0
+    assert found[3] == 1.0 and moved(found, torch.device("cpu")) is found and moved(None, torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize("size", [3, 1 << 16])
+def test_a_captured_copy_to_a_gpu_is_refused(copies, monkeypatch, size):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match=rf"\[{size}\] to cuda:1: expected before the CUDA graph is captured; got"):
+        on_device(np.zeros(size), torch.device("cuda", 1))
+    assert not copies
+    assert on_device(np.ones(size), torch.device("cpu")).sum() == size
 
 
 # Early exit
@@ -135,6 +191,22 @@ def test_an_exit_reads_back_once(family, strata):
             assert isinstance(found.probability, OnDevice) and isinstance(found.depth, OnDevice)
             assert torch.equal(found.depth.cpu(), wanted.depth)
             torch.testing.assert_close(found.probability.cpu(), wanted.probability)
+
+
+def test_a_model_on_the_cpu_takes_tensors_of_a_gpu():
+    """It must not read them before they have arrived."""
+    model, targets, strata = exiting("Llama"), torch.ones(ROWS, dtype=torch.int64), torch.tensor([0, 1, 0, 1, 1])
+    policy = ExitPolicy(((0.01, 0.02, 0.0), (float("inf"), 0.0, 0.0)))
+    expected = model.rank(GROUPS, numbers(), policy, strata)
+    with torch.no_grad():
+        of_exits = model.all_exits(GROUPS, numbers(), targets)
+    with pretended_device() as device, torch.no_grad():
+        there = [tensor.to(DEVICE, non_blocking=True) for tensor in (numbers(), targets, strata)]
+        found = model.rank(GROUPS, there[0], policy, there[2])
+        assert torch.equal(found.depth, expected.depth) and torch.equal(found.probability, expected.probability)
+        for one, other in zip(model.all_exits(GROUPS, *there[:2]), of_exits, strict=True):
+            assert torch.equal(one.target_logprob, other.target_logprob)
+        assert device.reads == Counter({"engine.rank": 2, "engine.all_exits": 2})
 
 
 @pytest.mark.parametrize("family", ["Llama", "Gemma2"])
@@ -247,6 +319,22 @@ def test_training_of_exits_reads_nothing_back(mode):
         there.to("cpu")
     for (name, one), other in zip(here.named_parameters(), there.parameters(), strict=True):
         torch.testing.assert_close(other, one, atol=1e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("own_slates", [False, True])
+def test_exits_on_the_cpu_are_trained_from_tensors_of_a_gpu(own_slates):
+    def on_a_gpu(seed):
+        batch = exit_batch(seed)
+        slates = torch.arange(12).div(4, rounding_mode="floor").to(DEVICE) if own_slates else None
+        return Batch(batch.groups, batch.labels.to(DEVICE), batch.numbers.to(DEVICE), slates)
+
+    here, there = exiting("Llama"), exiting("Llama")
+    train_exits(here, range(2), exit_batch)
+    with pretended_device() as device:
+        train_exits(there, range(2), on_a_gpu)
+        assert set(device.reads) == {"exits._losses", "exits._pairs"}, device.reads
+    for one, other in zip(here.parameters(), there.parameters(), strict=True):
+        torch.testing.assert_close(other, one, atol=1e-4, rtol=1e-3)
 
 
 class Killed(Exception):

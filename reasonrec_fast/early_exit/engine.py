@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from reasonrec_fast import ops
-from reasonrec_fast.devices import naming_what_did_not_fit, on_device
+from reasonrec_fast.devices import moved, naming_what_did_not_fit, on_device
 from reasonrec_fast.early_exit.backbone import Backbone
 from reasonrec_fast.early_exit.batch import PackedBatch
 from reasonrec_fast.early_exit.heads import ExitHead, exit_layers
@@ -111,7 +111,7 @@ class EarlyExitModel(nn.Module):
         """
         device = self.backbone.device
         with naming_what_did_not_fit(_words(groups), device):
-            return self._all_exits(groups, _moved(numbers, device), _moved(targets, device), skip, measure)
+            return self._all_exits(groups, moved(numbers, device), moved(targets, device), skip, measure)
 
     def _all_exits(
         self,
@@ -154,7 +154,7 @@ class EarlyExitModel(nn.Module):
         """
         device = self.backbone.device
         with naming_what_did_not_fit(_words(groups), device):
-            return self._rank(groups, _moved(numbers, device), policy, _moved(strata, device), cache)
+            return self._rank(groups, moved(numbers, device), policy, moved(strata, device), cache)
 
     def _rank(
         self,
@@ -200,10 +200,6 @@ class EarlyExitModel(nn.Module):
             probability[alive] = last.positive_probability
         batch.end()
         return Ranked(probability, depths)
-
-
-def _moved(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
-    return None if tensor is None else tensor.to(device, non_blocking=True)
 
 
 def _words(groups: Sequence[TokenGroup]) -> str:

@@ -16,7 +16,7 @@ from peft.helpers import disable_input_dtype_casting
 from torch import nn
 
 from reasonrec_fast import ops
-from reasonrec_fast.devices import naming_what_did_not_fit, own_random_numbers, seed_random_numbers
+from reasonrec_fast.devices import moved, naming_what_did_not_fit, own_random_numbers, seed_random_numbers
 from reasonrec_fast.early_exit.engine import EarlyExitModel
 from reasonrec_fast.early_exit.layout import TokenGroup
 from reasonrec_fast.training.checkpoint import Checkpoint
@@ -150,13 +150,13 @@ def train_exits(
 def _losses(model: EarlyExitModel, batch: Batch, settings: ExitTraining, step: int) -> torch.Tensor:
     """Loss of every exit, ``[E]``."""
     device = model.backbone.device
-    labels = batch.labels.to(device, non_blocking=True)
+    labels = moved(batch.labels, device)
     # The log-probability of yes tells that of no as well.
     asked = torch.ones_like(labels) if settings.mode == "distil" else labels
     with _adapters_in_backbone_dtype(model):
         found = model.all_exits(
             batch.groups,
-            None if batch.numbers is None else batch.numbers.to(device, non_blocking=True),
+            moved(batch.numbers, device),
             asked,
             skip=dropped_layers(model.backbone.num_layers, settings.layer_dropout, (settings.seed, step)),
         )
@@ -164,7 +164,7 @@ def _losses(model: EarlyExitModel, batch: Batch, settings: ExitTraining, step: i
     if slates is None:
         slates = torch.repeat_interleave(torch.tensor([len(suffixes) for _, suffixes in batch.groups]))
     # Where the labels came from, the host as a rule: how many pairs there are would be read back from a GPU.
-    pairs = _pairs(slates.to(batch.labels.device), batch.labels).to(device, non_blocking=True)
+    pairs = moved(_pairs(moved(slates, batch.labels.device), batch.labels), device)
     teacher = found[-1].positive_probability.detach()
     losses = []
     for place, statistics in enumerate(found):
