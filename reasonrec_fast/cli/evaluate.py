@@ -22,7 +22,8 @@ def evaluate(
 ) -> None:
     """Run models on data sets with several seeds; print a Markdown table and keep one JSON line a run.
 
-    Without --device the configuration's holds, where it names one. A run is the same whatever device made it.
+    Without --device the configuration's holds, where it names one. A run that one device has finished is not repeated
+    on another, whose values would differ in the last digits; the JSON line names the device.
     """
     with clear_errors():
         from reasonrec_fast.experiments.config import load_experiment
