@@ -76,6 +76,33 @@ def test_gpu_older_than_the_kernels_costs_one_line(package):
     assert done.stdout.splitlines()[-2:] == ["[True, True]", "[0, 2, 1]"]
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "loads", "expected"),
+    [
+        ([(9, 0)], True, None),
+        ([(9, 0), (10, 0)], True, None),
+        ([(7, 5), (9, 0)], True, "route: does not run on cuda:0 (GPU 0) with 7.5: the CUDA library expects"),
+        ([(6, 1), (8, 0), (7, 5)], True, "run on cuda:0 (GPU 0) with 6.1, cuda:2 (GPU 2) with 7.5: the CUDA library"),
+        ([(6, 1), (7, 5)], False, "8.0 or newer; cuda:0 (GPU 0) has 6.1, cuda:1 (GPU 1) has 7.5"),
+    ],
+)
+def test_an_old_gpu_beside_a_new_one(monkeypatch, tmp_path, caplog, capabilities, loads, expected):
+    """It does not switch off the CUDA library for the new one, and is named."""
+    (tmp_path / "_C_cuda.so").touch()
+    loaded = []
+    monkeypatch.setattr(torch.ops, "load_library", loaded.append)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capabilities[index])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+    with caplog.at_level(logging.INFO, logger="reasonrec_fast"):
+        assert native.load_cuda(tmp_path) is loads
+    assert loaded == ([str(tmp_path / "_C_cuda.so")] if loads else [])
+    assert len(caplog.messages) == (expected is not None)
+    if expected is not None:
+        assert expected in caplog.messages[0]
+
+
 @pytest.mark.skipif(torch.version.cuda is None, reason="needs a torch for CUDA (make verify-oldest has one)")
 def test_cuda_library_loads_beside_a_torch_for_cuda(cuda_library):
     """When torch starts CUDA: which is pretended where there is no GPU."""

@@ -54,16 +54,22 @@ def implement_on_gpu(plain: Mapping[str, Callable[..., Any]]) -> None:
 
 
 def load_cuda(folder: Path = FOLDER) -> bool:
-    """Load ``_C_cuda``; torch's CUDA runs already. Where it cannot be used, one warning says why.
+    """Load ``_C_cuda``; torch's CUDA runs already.
+
+    One warning says why where it cannot be used, or names the GPUs on which it does not run beside one where it does.
 
     Returns:
         Whether the library's operators are there.
     """
     library = folder / "_C_cuda.so"
-    problem = _why_not(library)
+    old = _old_gpus()
+    problem = _why_not(library, old)
     if problem is None:
         try:
             torch.ops.load_library(str(library))
+            if old:
+                names = ", ".join(f"{name} with {_dotted(capability)}" for name, capability in old.items())
+                _logger.warning("route: does not run on %s: %s", names, _EXPECTED)
             return True
         except OSError as error:
             problem = (
@@ -74,16 +80,23 @@ def load_cuda(folder: Path = FOLDER) -> bool:
     return False
 
 
-def _why_not(library: Path) -> str | None:
+def _old_gpus() -> dict[str, tuple[int, int]]:
+    """Visible GPUs that the CUDA library has no code for, with their compute capabilities."""
+    if torch.version.cuda is None:
+        return {}
+    found = {index: torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
+    return {
+        f"cuda:{index} ({torch.cuda.get_device_name(index)})": capability
+        for index, capability in found.items()
+        if capability < OLDEST_CAPABILITY
+    }
+
+
+def _why_not(library: Path, old: Mapping[str, tuple[int, int]]) -> str | None:
     if torch.version.cuda is None:
         return f"the CUDA library needs a torch for CUDA; torch {torch.__version__} is for another GPU"
-    for index in range(torch.cuda.device_count()):
-        capability = torch.cuda.get_device_capability(index)
-        if capability < OLDEST_CAPABILITY:
-            return (
-                f"the CUDA library expects GPUs of compute capability {_dotted(OLDEST_CAPABILITY)} or newer; "
-                f"cuda:{index} ({torch.cuda.get_device_name(index)}) has {_dotted(capability)}"
-            )
+    if old and len(old) == torch.cuda.device_count():
+        return f"{_EXPECTED}; " + ", ".join(f"{name} has {_dotted(capability)}" for name, capability in old.items())
     if not library.is_file():
         return f"the CUDA library {library} is not there; put nvcc on PATH and {_BUILD}"
     return None
@@ -121,6 +134,8 @@ def _driver_version() -> tuple[int, int] | None:
 def _dotted(version: tuple[int, int]) -> str:
     return ".".join(map(str, version))
 
+
+_EXPECTED = f"the CUDA library expects GPUs of compute capability {_dotted(OLDEST_CAPABILITY)} or newer"
 
 load()
 if (_problem := driver_problem()) is not None:
