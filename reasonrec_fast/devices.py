@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-# CUDA stages what is smaller on its own while the call lasts. Above this its driver may wait for the stream.
+# Up to here CUDA stages a copy by itself, without waiting; above, its driver may wait for the stream.
 _STAGED_BYTES = 64 << 10
 _Moved = TypeVar("_Moved", torch.Tensor, torch.Tensor | None)
 
@@ -62,9 +62,9 @@ def moved(tensor: _Moved, device: torch.device) -> _Moved:
     """A tensor on a device; None stays None.
 
     Host to GPU: the host does not wait until the GPU has done all that was asked of it, as it does in
-    ``tensor.to(device)``. CUDA reads pageable memory before the call returns, but may wait for the stream to do so where
-    the copy is large: above 64 KiB the tensor is first copied into pinned memory. Torch keeps that for later copies, and
-    gives it to none before the GPU has read it.
+    ``tensor.to(device)``. CUDA reads pageable memory before the call returns, but may wait for the stream to do so
+    where the copy is large: above 64 KiB the tensor is first copied into pinned memory. Torch keeps that for later
+    copies, and gives it to none before the GPU has read it.
     GPU to host: complete when this returns. An asynchronous copy would return memory that is still to be written.
 
     Raises:
