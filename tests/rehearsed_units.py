@@ -7,7 +7,7 @@ from benchmarks.gpu.device import CaptureFailed
 
 
 def units(device):
-    return ["good", "raises", "dies", "hangs", "breaks-capture", "last"]
+    return ["good", "raises", "dies", "hangs", "breaks-capture", "never-captures", "last"]
 
 
 def run(unit, device, emit, done):
@@ -23,4 +23,6 @@ def run(unit, device, emit, done):
             raise CaptureFailed("operation not permitted when stream is capturing")
         emit({"part": "second"})
         return
+    if unit == "never-captures":
+        raise CaptureFailed("operation not permitted when stream is capturing")
     emit({"value": 1.0})

@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from benchmarks.gpu.device import CaptureFailed, Cuda, Rehearsal
 from benchmarks.gpu.report import Report, Step
 from benchmarks.gpu.steps import PLAN, Steps
 from benchmarks.gpu.tools import Done, Log, Shell
-from benchmarks.gpu.workers import Workers
+from benchmarks.gpu.workers import Workers, threads_of
 from reasonrec_fast.benchmarking.case import Bound
 from reasonrec_fast.benchmarking.suites import SUITES, WORK
 
@@ -203,6 +204,7 @@ def test_a_unit_that_fails_costs_itself(shell):
     assert outcome.errors["raises"] == "ValueError: x: expected 1; got 2"
     assert "died (7)" in outcome.errors["dies"]
     assert "took longer than 4 s" in outcome.errors["hangs"]
+    assert "not permitted when stream is capturing" in outcome.errors["never-captures"]
     assert [record.get("part") for record in records if record["unit"] == "breaks-capture"] == ["first", "second"]
     assert outcome.left == []
 
@@ -223,7 +225,7 @@ def test_shares_are_disjoint(shell):
     workers = Workers(shell, "rehearsed_units", rehearsal=True, count=2, unit_seconds=4, on_record=records.append)
     outcome = workers.run(time.monotonic() + 120)
     assert sorted(outcome.done) == ["breaks-capture", "good", "last"]
-    assert set(outcome.errors) == {"raises", "dies", "hangs"}
+    assert set(outcome.errors) == {"raises", "dies", "hangs", "never-captures"}
 
 
 # -- commands
@@ -268,6 +270,30 @@ def test_a_capture_that_breaks_keeps_the_eager_time():
     with pytest.raises(CaptureFailed) as problem:
         timing.measured(lambda: None, NoCapture())
     assert problem.value.args[1]["eager_us"] > 0
+
+
+def test_a_contender_that_fails_costs_itself(monkeypatch):
+    """Ours may be wrong: the peers and the floor are timed all the same, and the unit has failed."""
+
+    def fails():
+        raise ValueError("x: expected 1; got 2")
+
+    case = SimpleNamespace(
+        contenders={"reasonrec_fast": fails, "torch": lambda: torch.ones(1)}, floor=lambda: torch.ones(1),
+        read_back=(), dtype=torch.float32, check=lambda name, found: None,
+    )  # fmt: skip
+    monkeypatch.setattr(timing, "_case", lambda unit, device: case)
+    records = []
+    with pytest.raises(ValueError, match="x: expected 1"):
+        timing.run("a case", Rehearsal(), records.append, set())
+    assert [record["part"] for record in records] == ["reasonrec_fast", "torch", "floor"]
+    assert ["graph_us" in record for record in records] == [False, True, True]
+
+
+def test_processes_beside_each_other_share_the_cores(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    assert threads_of(8) == {"OMP_NUM_THREADS": "2"} and threads_of(12) == {"OMP_NUM_THREADS": "1"}
+    assert threads_of(1) == {}
 
 
 def test_inputs_rotate_past_the_cache_or_through_the_graph():
@@ -439,11 +465,18 @@ def test_sanitizers_report_their_summary(tool, shell, status, errors):
 def test_memcheck_sees_each_tensor_by_itself(shell, tmp_path, monkeypatch):
     (tmp_path / "bin").mkdir()
     script = tmp_path / "bin" / "compute-sanitizer"
-    script.write_text('#!/bin/sh\necho "$2 caching:$PYTORCH_NO_CUDA_MEMORY_CACHING"\n')
+    script.write_text('#!/bin/sh\necho "========= ERROR SUMMARY: 0 errors $* caching:$PYTORCH_NO_CUDA_MEMORY_CACHING"\n')
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     found = sanitizers.check(shell, time.monotonic() + 60, rehearsal=False)
-    assert found == {"memcheck": "memcheck caching:1", "racecheck": "racecheck caching:"}
+    assert found["memcheck"].endswith("caching:1") and found["racecheck"].endswith("caching:")
+    assert "--report-api-errors no" in found["memcheck"]  # torch and Triton ask for what a driver need not have
+
+
+def test_a_sanitizer_that_says_no_summary_has_failed(tool, shell):
+    tool("compute-sanitizer", "nothing of use\n", 0)
+    found = sanitizers.check(shell, time.monotonic() + 60, rehearsal=False)
+    assert found["racecheck"] == "failed: it said no summary: 'nothing of use'"
 
 
 @pytest.mark.parametrize("prefix", ["", "[gw3] [ 33%] "])

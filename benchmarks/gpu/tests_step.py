@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from benchmarks.gpu.tools import Done, Shell
+from benchmarks.gpu.workers import threads_of
 
 RESULT = r"(?P<result>PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)"
 LINES = (
@@ -21,11 +22,13 @@ MOST_WORKERS = 12
 def run(shell: Shell, seconds: float, *, rehearsal: bool) -> dict[str, Any]:
     """Counts of outcomes, and the names of what failed."""
     command = [sys.executable, "-m", "pytest", "-v", "-ra", "--durations=15", "-p", "no:cacheprovider", "tests/gpu"]
+    workers = 1
     if importlib.util.find_spec("xdist") is not None:
-        command += ["-n", str(min(2 if rehearsal else MOST_WORKERS, os.cpu_count() or 1))]
+        workers = min(2 if rehearsal else MOST_WORKERS, os.cpu_count() or 1)
+        command += ["-n", str(workers)]
     if rehearsal:  # twenty seconds; the step "checks" has OptiRAG too
         command += ["-k", "not optirag_is_the_same"]
-    environment = {"REASONREC_FAST_REHEARSAL": "1"} if rehearsal else {}
+    environment = {**threads_of(workers), **({"REASONREC_FAST_REHEARSAL": "1"} if rehearsal else {})}
     return counted(shell.run(command, seconds=seconds, environment=environment))
 
 

@@ -40,6 +40,7 @@ def run(unit: str, device: Cuda, emit: Emit, done: set[str]) -> None:
     runs = {name: run for name, run in case.contenders.items() if name != "torch_compile" or unit in compiled}
     if callable(case.floor):
         runs[FLOOR] = case.floor
+    first: Exception | None = None
     # Contenders that may break a capture come last.
     for name in sorted(runs, key=lambda name: (name in case.read_back, list(runs).index(name))):
         if f"{unit}/{name}" in done:
@@ -53,13 +54,17 @@ def run(unit: str, device: Cuda, emit: Emit, done: set[str]) -> None:
             emit(record | problem.args[1] | {"problem": f"no graph: {problem.args[0]}"})
             raise
         except Exception as problem:
-            # Of this contender alone, unless the context is lost: then the worker ends.
             emit(record | {"problem": f"{type(problem).__name__}: {problem}"[:400]})
-            raise
+            if not device.healthy():
+                raise
+            first = first or problem  # of this contender alone: the others have their turn
+            continue
         emit(record)
         device.empty_cache()
     if isinstance(case.floor, float):
         emit({"part": FLOOR, "dtype": "", "graph_us": case.floor * 1e6, "computed": True})
+    if first is not None:
+        raise first
 
 
 @lru_cache(maxsize=1)

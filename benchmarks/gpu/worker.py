@@ -50,12 +50,21 @@ def main() -> None:
             continue
         tell("begin", unit=unit)
         print(f"--- {unit}", flush=True)
+        parts: list[dict[str, Any]] = []
+
+        def emit(record: dict[str, Any], unit: str = unit, parts: list[dict[str, Any]] = parts) -> None:
+            parts.append(record)
+            tell("record", unit=unit, record=record)
+
         try:
-            module.run(unit, device, lambda record, unit=unit: tell("record", unit=unit, record=record), done)
-        except CaptureFailed:
+            module.run(unit, device, emit, done)
+        except CaptureFailed as problem:
             traceback.print_exc()
             sys.stdout.flush()
-            sys.exit(GO_ON)
+            if parts:
+                sys.exit(GO_ON)
+            tell("error", unit=unit, error=explained(problem))  # it would fail in the same way again
+            sys.exit(BROKEN)
         except Exception as problem:
             traceback.print_exc()
             tell("error", unit=unit, error=explained(problem))

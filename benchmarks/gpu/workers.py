@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 import threading
@@ -15,8 +16,8 @@ from typing import Any
 from benchmarks.gpu.tools import Shell
 from benchmarks.gpu.worker import BROKEN, GO_ON
 
-MOST_STARTS = 12
-"""Of workers of one share; a defect that kills each of them must not take the whole visit."""
+MOST_STARTS = 3
+"""Of workers of one share in a row, none of which gets any further."""
 
 
 @dataclass
@@ -91,9 +92,11 @@ class Workers:
 
     def _share(self, folder: Path, place: int, end: float) -> None:
         share = _Share(folder, place, self._unit_seconds, self._tell)
-        for start in range(MOST_STARTS):
-            if (start and (share.units is None or not share.waiting())) or end - time.monotonic() < 1.0:
+        in_vain, finished = 0, -1
+        while in_vain < MOST_STARTS and end - time.monotonic() >= 1.0:
+            if share.units is not None and not share.waiting():
                 break
+            in_vain, finished = (0 if len(share.finished) > finished else in_vain + 1), len(share.finished)
             share.done_file.write_text(json.dumps(sorted(share.finished)))
             command = [
                 sys.executable, "-m", "benchmarks.gpu.worker", self._module, "--records", share.records,
@@ -101,7 +104,9 @@ class Workers:
                 *(["--rehearsal"] if self._rehearsal else []),
             ]  # fmt: skip
             share.current = None
-            done = self._shell.run(command, seconds=end - time.monotonic(), watch=share.read)
+            done = self._shell.run(
+                command, seconds=end - time.monotonic(), watch=share.read, environment=threads_of(self._count)
+            )
             if share.units is None:
                 with self._lock:
                     self._outcome.problem = done.stopped or done.last_line
@@ -126,6 +131,11 @@ class Workers:
                 self._outcome.errors[line["unit"]] = line["error"]
             elif line["event"] == "end" and line["unit"] not in self._outcome.errors:
                 self._outcome.done.append(line["unit"])
+
+
+def threads_of(processes: int) -> dict[str, str]:
+    """So many threads for each of several processes that compute on the CPU beside the GPU; all for one alone."""
+    return {} if processes == 1 else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
 
 
 class _Share:
