@@ -465,7 +465,9 @@ def test_sanitizers_report_their_summary(tool, shell, status, errors):
 def test_memcheck_sees_each_tensor_by_itself(shell, tmp_path, monkeypatch):
     (tmp_path / "bin").mkdir()
     script = tmp_path / "bin" / "compute-sanitizer"
-    script.write_text('#!/bin/sh\necho "========= ERROR SUMMARY: 0 errors $* caching:$PYTORCH_NO_CUDA_MEMORY_CACHING"\n')
+    script.write_text(
+        '#!/bin/sh\necho "========= ERROR SUMMARY: 0 errors $* caching:$PYTORCH_NO_CUDA_MEMORY_CACHING"\n'
+    )
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     found = sanitizers.check(shell, time.monotonic() + 60, rehearsal=False)
