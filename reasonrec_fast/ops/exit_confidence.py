@@ -105,7 +105,9 @@ def exit_confidence(
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, ensemble, bias = hidden.to(dtype), ensemble.to(dtype), None if bias is None else bias.to(dtype)
     device, keep = hidden.device, library.may_keep(hidden.device)
-    results = torch.ops.reasonrec_fast.exit_confidence(
+    results = library.call(
+        torch.ops.reasonrec_fast.exit_confidence,
+        keep,
         hidden,
         ensemble.to(hidden.dtype),
         library.nothing(hidden.dtype, device, keep)

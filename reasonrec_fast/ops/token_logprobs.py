@@ -76,7 +76,9 @@ def token_logprobs(
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     keep = library.may_keep(hidden.device)
-    logprobs, logsumexp, entropy = torch.ops.reasonrec_fast.token_logprobs(
+    logprobs, logsumexp, entropy = library.call(
+        torch.ops.reasonrec_fast.token_logprobs,
+        keep,
         hidden,
         weight.to(hidden.dtype),
         library.nothing(hidden.dtype, hidden.device, keep) if bias is None else bias.to(hidden.dtype),

@@ -46,6 +46,24 @@ def test_nothing_is_kept_under_a_compiler_a_mode_a_transform_or_a_capture(monkey
     assert not library.may_keep(CPU)
 
 
+def test_a_call_without_gradients_gives_the_same_and_one_with_them_has_them():
+    hidden, heads, tokens = torch.randn(5, 8), torch.randn(9, 8), torch.arange(5)
+    expected = torch.ops.reasonrec_fast.exit_confidence(
+        hidden, heads[None], hidden[:0, 0], torch.ones((), dtype=torch.float64), "margin", 1, tokens[:0]
+    )
+    with torch.no_grad():
+        without = ops.exit_confidence(hidden, heads.requires_grad_(), measure="margin")
+    with torch.inference_mode():
+        inference = ops.exit_confidence(hidden, heads, measure="margin")
+    found = ops.exit_confidence(hidden, heads, measure="margin")
+    for statistics in (without, inference, found):
+        assert torch.equal(statistics.probability, expected[0]) and torch.equal(statistics.entropy, expected[3])
+    assert not without.entropy.requires_grad and found.entropy.requires_grad
+    assert not without.entropy.is_inference() and inference.entropy.is_inference()
+    assert ops.token_logprobs(hidden, heads, tokens).logprobs.requires_grad
+    assert not ops.token_logprobs(hidden, heads.detach(), tokens).logprobs.requires_grad
+
+
 class Placed:
     """Something on a device, for a rule that reads nothing else."""
 
