@@ -33,7 +33,7 @@ def load(folder: Path = FOLDER) -> None:
     except OSError as problem:
         raise ImportError(
             f"reasonrec_fast: the native library {library} does not load beside torch {torch.__version__} "
-            f"(2.11 is the oldest it serves): {problem}; {_BUILD}"
+            f"(2.11 is the oldest it serves): {_reason(problem)}; {_BUILD}"
         ) from problem
 
 
@@ -73,8 +73,8 @@ def load_cuda(folder: Path = FOLDER) -> bool:
             return True
         except OSError as error:
             problem = (
-                f"{library} does not load beside torch {torch.__version__} for CUDA {torch.version.cuda}: {error}; "
-                f"{_BUILD}"
+                f"{library} does not load beside torch {torch.__version__} for CUDA {torch.version.cuda}: "
+                f"{_reason(error)}; {_BUILD}"
             )
     _logger.warning("route: plain torch runs on the GPU (slower): %s", problem)
     return False
@@ -129,6 +129,11 @@ def _driver_version() -> tuple[int, int] | None:
     if driver.cuDriverGetVersion(ctypes.byref(version)) != 0:
         return None
     return version.value // 1000, version.value % 1000 // 10
+
+
+def _reason(problem: OSError) -> str:
+    """What the loader said; torch only names the file, and keeps the rest as the cause."""
+    return str(problem.__cause__ or problem)
 
 
 def _dotted(version: tuple[int, int]) -> str:

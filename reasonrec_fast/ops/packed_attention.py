@@ -46,7 +46,8 @@ def packed_attention(
         of up to 256 columns (pass the same ``segments`` tensor while it holds: its tiles are then planned and copied
         once, as a CUDA graph needs, which replays what the segments were when it was captured). Else it is plain
         products, which are differentiable. On a GPU a value that is not finite makes all columns of its head NaN for
-        the queries that see it, and for no others.
+        the queries that see it, and for no others; on a CPU and in the products it may also reach earlier queries of
+        its own segment, and no other segment.
 
     Raises:
         ValueError: shapes that do not fit (argument, expected, got).

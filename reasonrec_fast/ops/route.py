@@ -81,6 +81,8 @@ def route_to(
     [1, 0, 2]
     """
     _check_vector(destination, "destination")
+    if destination.dtype != torch.int64:
+        raise ValueError(f"destination: expected torch.int64; got {destination.dtype}")
     if num_destinations < 1:
         raise ValueError(f"num_destinations: expected at least 1; got {num_destinations}")
     if capacity is not None and capacity.shape != (num_destinations,):

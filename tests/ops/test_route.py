@@ -115,6 +115,9 @@ def test_bad_route_to_arguments():
     destination = torch.zeros(3, dtype=torch.int64)
     with pytest.raises(ValueError, match="destination: expected a vector"):
         ops.route_to(destination[None], 2)
+    for dtype in (torch.int32, torch.bool, torch.float32):
+        with pytest.raises(ValueError, match="destination: expected torch.int64; got torch"):
+            ops.route_to(destination.to(dtype), 2)
     with pytest.raises(ValueError, match="num_destinations: expected"):
         ops.route_to(destination, 0)
     with pytest.raises(ValueError, match="capacity: expected"):
