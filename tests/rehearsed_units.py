@@ -24,5 +24,6 @@ def run(unit, device, emit, done):
         emit({"part": "second"})
         return
     if unit == "never-captures":
+        emit({"value": 0.0})  # no part: nothing would be spared by a new process
         raise CaptureFailed("operation not permitted when stream is capturing")
-    emit({"value": 1.0})
+    emit({"value": 1.0, "threads": os.environ.get("OMP_NUM_THREADS")})

@@ -1,5 +1,6 @@
 """``python -m benchmarks.gpu``: its dry run, and what only a GPU would show, with stand-ins for the tools."""
 
+import importlib.util
 import json
 import math
 import os
@@ -7,6 +8,7 @@ import stat
 import subprocess
 import sys
 import time
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,11 +21,13 @@ from benchmarks.gpu.device import CaptureFailed, Cuda, Rehearsal
 from benchmarks.gpu.report import Report, Step
 from benchmarks.gpu.steps import PLAN, Steps
 from benchmarks.gpu.tools import Done, Log, Shell
-from benchmarks.gpu.workers import Workers, threads_of
+from benchmarks.gpu.workers import MOST_STARTS, Outcome, Workers, threads_of
 from reasonrec_fast.benchmarking.case import Bound
 from reasonrec_fast.benchmarking.suites import SUITES, WORK
 
 ROOT = Path(__file__).resolve().parents[1]
+MOST_SECONDS = 900
+"""Of a dry run, where others compute beside it."""
 NCU = """\
 ==PROF== Connected to process 4711 (/usr/bin/python3.12)
 ==PROF== Profiling "partial_kernel" - 0: 0%....50%....100% - 3 passes
@@ -96,7 +100,8 @@ def rehearsed(tmp_path_factory):
     """The report of a whole dry run, its seconds and its folder."""
     folder = tmp_path_factory.mktemp("rehearsal")
     begin = time.monotonic()
-    done = run_module("--dry-run", "--output", folder)
+    # More than it may take, so that on a busy machine the bound fails and not a step without time.
+    done = run_module("--dry-run", "--output", folder, "--minutes", 20)
     seconds = time.monotonic() - begin
     assert done.returncode == 0, done.stdout + done.stderr
     (report,) = folder.glob("gpu-*.json")
@@ -126,6 +131,12 @@ def test_every_case_was_checked_and_timed(rehearsed):
     assert operators >= {"engine", "optirag", "packed_attention", "aggregate", "topk", "route", "route_to"}
     assert len(report["engine"]) == len(engine.BATCHES) * len(engine.CONTENDERS)
     assert report["tests"]["counts"]["passed"] > 80
+
+
+def test_a_dry_run_ends_in_time(rehearsed):
+    """Three minutes where nobody else computes; what the bound holds is that nothing hangs or grows tenfold."""
+    _, seconds, _ = rehearsed
+    assert 0 < seconds < MOST_SECONDS
 
 
 def test_what_a_lent_machine_gives_back_is_small(rehearsed):
@@ -228,6 +239,33 @@ def test_shares_are_disjoint(shell):
     assert set(outcome.errors) == {"raises", "dies", "hangs", "never-captures"}
 
 
+def test_a_share_that_gets_no_further_is_given_up_with_its_reason(tmp_path):
+    """One start that tells of its units, then as many as are allowed without progress."""
+    starts = tmp_path / "starts"
+    variables = {"PYTHONPATH": str(ROOT / "tests"), "REHEARSED_STARTS": str(starts)}
+    shell = Shell(Log(tmp_path / "log.txt"), variables)
+    outcome = Workers(shell, "rehearsed_deaths", rehearsal=True).run(time.monotonic() + 240)
+    assert starts.read_text().split() == ["start"] * (1 + MOST_STARTS)
+    assert "died (7)" in outcome.errors["first"]
+    assert outcome.errors["second"] == outcome.errors["third"]
+    assert "the GPU has fallen off the bus" in outcome.errors["second"]
+    assert outcome.left == [] and outcome.done == []
+
+
+def test_processes_beside_each_other_are_given_their_threads(shell, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    given = []
+    monkeypatch.setattr(
+        shell, "run", lambda command, **options: given.append(options["environment"]) or Done(1, "no", 0.0)
+    )
+    Workers(shell, "rehearsed_units", rehearsal=False, count=8).run(time.monotonic() + 60)
+    assert given == [{"OMP_NUM_THREADS": "2"}] * 8
+    del given[:]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    tests_step.run(shell, 60, rehearsal=False)
+    assert given == [{"OMP_NUM_THREADS": "1"}]
+
+
 # -- commands
 
 
@@ -288,6 +326,70 @@ def test_a_contender_that_fails_costs_itself(monkeypatch):
         timing.run("a case", Rehearsal(), records.append, set())
     assert [record["part"] for record in records] == ["reasonrec_fast", "torch", "floor"]
     assert ["graph_us" in record for record in records] == [False, True, True]
+
+
+def test_a_contender_that_fails_leaves_its_tensors(monkeypatch):
+    """What it made is gone when the next one begins, or that one may find no memory."""
+    made = []
+
+    def fails():
+        large = torch.ones(8)
+        made.append(weakref.ref(large))
+        try:
+            raise ValueError(f"x: expected 1; got {large.sum()}")
+        except ValueError as problem:
+            raise RuntimeError("no answer") from problem
+
+    seen = []
+    case = SimpleNamespace(
+        contenders={"reasonrec_fast": fails, "torch": lambda: seen.append(made[0]())}, floor=None,
+        read_back=(), dtype=torch.float32, check=lambda name, found: None,
+    )  # fmt: skip
+    monkeypatch.setattr(timing, "_case", lambda unit, device: case)
+    with pytest.raises(RuntimeError, match="no answer"):
+        timing.run("a case", Rehearsal(), lambda record: None, set())
+    assert seen and seen[0] is None
+
+
+def test_a_lost_context_ends_the_case(monkeypatch):
+    class Lost(Rehearsal):
+        def healthy(self):
+            return False
+
+    def fails():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    case = SimpleNamespace(
+        contenders={"reasonrec_fast": fails, "torch": lambda: torch.ones(1)}, floor=1e-6,
+        read_back=(), dtype=torch.float32, check=lambda name, found: None,
+    )  # fmt: skip
+    monkeypatch.setattr(timing, "_case", lambda unit, device: case)
+    records = []
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        timing.run("a case", Lost(), records.append, set())
+    assert [record["part"] for record in records] == ["reasonrec_fast"]
+
+
+@pytest.mark.parametrize(
+    ("problem", "state"),
+    [("ValueError: x", "failed"), ("no graph: y", "done"), ("no graph: it waits for values on the host", "done")],
+)
+def test_times_of_which_a_contender_failed_have_failed(tmp_path, monkeypatch, problem, state):
+    """Also where another contender's capture broke off after it, and a new process ended the case without an error."""
+    steps = Steps(tmp_path, Shell(Log(tmp_path / "log.txt")), minutes=5, rehearsal=True)
+
+    class Ended:
+        def __init__(self, module, on_record, **options):
+            self.on_record = on_record
+
+        def run(self, end):
+            self.on_record({"unit": "topk-64", "part": "reasonrec_fast", "problem": problem})
+            return Outcome(["topk-64"])
+
+    monkeypatch.setattr(steps, "_workers", Ended)
+    step = steps._times(time.monotonic() + 60)
+    assert step.state == state and step.outcome == "1 of 1 done"
+    assert step.lines == ([] if "waits for values" in problem else [f"topk-64/reasonrec_fast: {problem}"])
 
 
 def test_processes_beside_each_other_share_the_cores(monkeypatch):

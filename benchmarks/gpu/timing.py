@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
+import traceback
 from functools import lru_cache
 from typing import Any
 
@@ -58,13 +59,22 @@ def run(unit: str, device: Cuda, emit: Emit, done: set[str]) -> None:
             if not device.healthy():
                 raise
             first = first or problem  # of this contender alone: the others have their turn
-            continue
-        emit(record)
+            _forget(problem)
+        else:
+            emit(record)
         device.empty_cache()
     if isinstance(case.floor, float):
         emit({"part": FLOOR, "dtype": "", "graph_us": case.floor * 1e6, "computed": True})
     if first is not None:
         raise first
+
+
+def _forget(problem: BaseException) -> None:
+    """Let go of the tensors in the frames that an exception, and those behind it, came through."""
+    behind: BaseException | None = problem
+    while behind is not None:
+        traceback.clear_frames(behind.__traceback__)
+        behind = behind.__cause__ or behind.__context__
 
 
 @lru_cache(maxsize=1)

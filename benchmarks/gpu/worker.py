@@ -50,10 +50,11 @@ def main() -> None:
             continue
         tell("begin", unit=unit)
         print(f"--- {unit}", flush=True)
-        parts: list[dict[str, Any]] = []
+        parts: list[str] = []
 
-        def emit(record: dict[str, Any], unit: str = unit, parts: list[dict[str, Any]] = parts) -> None:
-            parts.append(record)
+        def emit(record: dict[str, Any], unit: str = unit, parts: list[str] = parts) -> None:
+            if record.get("part"):
+                parts.append(record["part"])
             tell("record", unit=unit, record=record)
 
         try:

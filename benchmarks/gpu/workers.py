@@ -17,7 +17,7 @@ from benchmarks.gpu.tools import Shell
 from benchmarks.gpu.worker import BROKEN, GO_ON
 
 MOST_STARTS = 3
-"""Of workers of one share in a row, none of which gets any further."""
+"""Of workers of one share in a row, none of which gets any further: no unit and no part is finished."""
 
 
 @dataclass
@@ -92,11 +92,11 @@ class Workers:
 
     def _share(self, folder: Path, place: int, end: float) -> None:
         share = _Share(folder, place, self._unit_seconds, self._tell)
-        in_vain, finished = 0, -1
-        while in_vain < MOST_STARTS and end - time.monotonic() >= 1.0:
+        in_vain = 0
+        while end - time.monotonic() >= 1.0:
             if share.units is not None and not share.waiting():
                 break
-            in_vain, finished = (0 if len(share.finished) > finished else in_vain + 1), len(share.finished)
+            finished = len(share.finished)
             share.done_file.write_text(json.dumps(sorted(share.finished)))
             command = [
                 sys.executable, "-m", "benchmarks.gpu.worker", self._module, "--records", share.records,
@@ -120,6 +120,12 @@ class Workers:
                 reason = done.stopped or f"its process died ({done.status}): {done.last_line}"
                 self._tell({"event": "error", "unit": unit, "error": reason})
                 share.finished.add(unit)
+            in_vain = in_vain + 1 if len(share.finished) == finished else 0
+            if in_vain == MOST_STARTS:
+                reason = f"given up after {in_vain} starts without progress ({done.status}): {done.last_line}"
+                for unit in share.waiting():
+                    self._tell({"event": "error", "unit": unit, "error": reason})
+                    share.finished.add(unit)
         with self._lock:
             self._outcome.left += share.waiting()
 
