@@ -11,6 +11,7 @@ import torch
 from reasonrec_fast import ops
 from reasonrec_fast.devices import on_device
 from reasonrec_fast.early_exit.backbone import Backbone, Rotary
+from reasonrec_fast.early_exit.layer_graphs import LayerGraphs, Prepared
 from reasonrec_fast.early_exit.layout import PackedLayout, TokenGroup, flat_ids
 from reasonrec_fast.early_exit.prefix_cache import PrefixCache, PrefixState
 
@@ -20,19 +21,30 @@ class PackedBatch:
 
     A layer is either taken whole (:meth:`layer`), or in two steps where rows may leave: :meth:`look` finishes it for
     the last token of every row alone, which is all that a head reads, and :meth:`go_on` for the other tokens of the
-    rows that stay.
+    rows that stay. :meth:`advance` and :meth:`stay` do so for all layers up to an exit; with CUDA graphs they take the
+    layer of the exit whole, since a launch costs more than what it computes for rows that leave.
 
     Args:
         backbone: the model.
         groups: prefixes and suffixes.
         cache: prefixes found in it are not read again; what is learnt of others goes there.
+        graphs: of the layers; not with a cache, which keeps what lies between them.
 
     Raises:
         ValueError: a group without a suffix, an empty suffix, or a text that is too long.
     """
 
-    def __init__(self, backbone: Backbone, groups: Sequence[TokenGroup], cache: PrefixCache | None = None) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        groups: Sequence[TokenGroup],
+        cache: PrefixCache | None = None,
+        graphs: LayerGraphs | None = None,
+    ) -> None:
         self.backbone, self._cache = backbone, cache
+        self._graphs = graphs if graphs is not None and cache is None and graphs.follow(backbone) else None
+        self._prepared: Prepared | None = None  # of the layout, for graphs
+        self._done = 0  # layers
         layout = PackedLayout.of(groups)
         if layout.longest > backbone.max_length:
             raise ValueError(f"groups: expected at most {backbone.max_length} tokens a text; got {layout.longest}")
@@ -54,6 +66,35 @@ class PackedBatch:
         self._rotary_table = backbone.rotary(self.hidden, layout.longest)
         self._rotary = self._rotary_at(self.layout.positions)
         self._segments: torch.Tensor | None = None  # of whole layers, while the layout is the same
+
+    def advance(self, depth: int) -> torch.Tensor:
+        """Output ``[R, D]`` of layer ``depth`` for the last token of every row; all layers before it are taken."""
+        begin, self._done = self._done + 1, depth
+        if self._graphs is None:
+            for layer in range(begin, depth):
+                self.layer(layer)
+            return self.look(depth)
+        if self._segments is None:
+            self._segments = self.layout.segments()
+        if self._prepared is None:
+            self._prepared = self._graphs.prepare(self.backbone, self._segments, self.layout.num_tokens)
+        found = self._graphs.run(self.backbone, begin, depth, self.hidden, self._rotary, self._prepared)
+        if found is None:
+            for layer in range(begin, depth + 1):
+                self.layer(layer)
+        else:
+            self.hidden = found
+        return self.hidden[self._on_device(self.layout.last)]
+
+    def stay(self, rows: np.ndarray) -> None:
+        """After :meth:`advance`: go on with some rows alone (ascending row numbers, at least one)."""
+        if self._graphs is None:
+            self.go_on(self._done, rows)
+        elif len(rows) < self.layout.num_rows:
+            places, _, self.layout = self.layout.keep(rows)
+            self.hidden = self.hidden[self._on_device(places)]
+            self._rotary = self._rotary_at(self.layout.positions)
+            self._segments = self._prepared = None
 
     def layer(self, depth: int) -> None:
         """Take layer ``depth`` (from 1) whole."""

@@ -16,6 +16,7 @@ from reasonrec_fast.devices import moved, naming_what_did_not_fit, on_device
 from reasonrec_fast.early_exit.backbone import Backbone
 from reasonrec_fast.early_exit.batch import PackedBatch
 from reasonrec_fast.early_exit.heads import ExitHead, exit_layers
+from reasonrec_fast.early_exit.layer_graphs import layer_graphs
 from reasonrec_fast.early_exit.layout import TokenGroup
 from reasonrec_fast.early_exit.prefix_cache import PrefixCache
 from reasonrec_fast.ops.exit_confidence import Measure
@@ -81,6 +82,10 @@ class EarlyExitModel(nn.Module):
         exits: layers (from 1) with a head; the last layer always has one.
         num_numbers: numbers that every head reads beside the hidden state.
         members: ensemble size of each head.
+
+    Attributes:
+        cuda_graphs: whether :meth:`rank` may record its layers on a GPU (sizes that come again are replayed, many times
+            faster where batches are small); False runs them one by one.
     """
 
     def __init__(
@@ -91,6 +96,7 @@ class EarlyExitModel(nn.Module):
         self.exits = exit_layers(backbone.num_layers, exits)
         heads = nn.ModuleList(ExitHead(backbone.hidden_size, num_numbers, members) for _ in self.exits)
         self.heads: Any = heads.to(backbone.device)
+        self.cuda_graphs = True
 
     def all_exits(
         self,
@@ -164,7 +170,8 @@ class EarlyExitModel(nn.Module):
         strata: torch.Tensor | None,
         cache: PrefixCache | None,
     ) -> Ranked:
-        batch = PackedBatch(self.backbone, groups, cache)
+        graphs = layer_graphs(self.backbone) if self.cuda_graphs else None
+        batch = PackedBatch(self.backbone, groups, cache, graphs)
         rows, device = batch.layout.num_rows, self.backbone.device
         probability = torch.empty(rows, device=device)
         depths = torch.full((rows,), self.backbone.num_layers, device=device)
@@ -173,13 +180,10 @@ class EarlyExitModel(nn.Module):
         if policy is not None:
             thresholds = on_device(np.array(policy.thresholds, dtype=np.float32), device)
         strata = torch.zeros_like(alive) if strata is None else strata
-        for depth in range(1, self.backbone.num_layers):
-            if policy is None or thresholds is None or depth not in self.exits:
-                batch.layer(depth)
-                continue
-            place = self.exits.index(depth)
+        for place, depth in enumerate(self.exits[:-1] if policy is not None else ()):
+            assert policy is not None and thresholds is not None
             statistics = self.heads[place](
-                batch.look(depth),
+                batch.advance(depth),
                 None if numbers is None else numbers[alive],
                 measure=policy.measure,
                 threshold=thresholds[strata[alive], place],
@@ -194,9 +198,9 @@ class EarlyExitModel(nn.Module):
             if stay == rows:
                 break
             rows -= stay
-            batch.go_on(depth, np.array(order[stay:]))
+            batch.stay(np.array(order[stay:]))
         else:
-            last = self.heads[-1](batch.look(self.backbone.num_layers), None if numbers is None else numbers[alive])
+            last = self.heads[-1](batch.advance(self.backbone.num_layers), None if numbers is None else numbers[alive])
             probability[alive] = last.positive_probability
         batch.end()
         return Ranked(probability, depths)

@@ -1,0 +1,304 @@
+"""Runs of whole layers as CUDA graphs: one launch where each layer alone takes some forty.
+
+A graph has fixed shapes. A batch is therefore padded, to one of few sizes: the padding is a text of its own behind the
+others, whose tokens see none but each other. Hidden states, rotary parts and the tiles of the attention are copied into
+buffers that the graph reads. A size that is seen for the first time runs layer by layer, so that sizes which never come
+again cost no recording.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+
+from reasonrec_fast.early_exit.backbone import Backbone, Rotary
+from reasonrec_fast.ops import library
+
+_logger = logging.getLogger(__name__)
+MOST_GRAPHS = 256
+"""Graphs of a backbone; the least recently used goes first."""
+_LEAST = 64
+_MOST_WIDTH = 256
+_STAGED_BYTES = 64 << 10
+
+Run = Callable[[], None]
+
+
+def padded_size(count: int) -> int:
+    """The tokens that a batch of ``count`` is padded to: eight sizes between one power of two and the next.
+
+    >>> [padded_size(count) for count in (1, 64, 65, 1000, 1025, 4000)]
+    [64, 64, 72, 1024, 1152, 4096]
+    """
+    step = max(1 << max(count - 1, 1).bit_length() - 1, _LEAST) // 8
+    return max(-(-count // step) * step, _LEAST)
+
+
+@dataclass
+class _Buffers:
+    """What the graphs of one size read and write.
+
+    Attributes:
+        plan: tiles of the attention, and behind them the bounds of every token; on the device.
+        holds: what was last written into ``plan`` and ``rotary``.
+    """
+
+    hidden: torch.Tensor
+    rotary: Rotary
+    plan: torch.Tensor
+    holds: tuple[Any, Any] = (None, None)
+
+
+@dataclass
+class Prepared:
+    """A layout as a graph wants it: made once, while the rows are the same.
+
+    Attributes:
+        size: tokens with the padding.
+        tiles: of the attention, with the padding.
+        plan: both as :class:`_Buffers` has them, on the host.
+    """
+
+    size: int
+    tiles: int
+    plan: torch.Tensor
+    blocks: Any
+
+
+@dataclass
+class _State:
+    graphs: OrderedDict[tuple[int, ...], Run | None] = field(default_factory=OrderedDict)
+    buffers: dict[tuple[int, int], _Buffers] = field(default_factory=dict)
+    mark: tuple[Any, ...] | None = None
+
+
+class LayerGraphs:
+    """The graphs of a backbone. Any number of threads may use it; they wait for each other.
+
+    Args:
+        record: makes a graph of a function that has run before, and returns what replays it.
+    """
+
+    def __init__(self, record: Callable[[Run], Run] | None = None) -> None:
+        self._record = record or _CudaGraphs()
+        self._state, self._lock = _State(), threading.Lock()
+        self._stream: Any = None
+        self._done: Any = None
+        self._broken = False
+
+    def prepare(self, backbone: Backbone, segments: torch.Tensor, tokens: int) -> Prepared:
+        """Plan the attention of a layout's ``tokens`` tokens, all of which have keys."""
+        from reasonrec_fast.kernels import packed_attention as kernels  # imports Triton
+
+        config = backbone.base.config
+        heads, groups = config.num_attention_heads, config.num_key_value_heads
+        size = padded_size(tokens)
+        rows = segments.numpy()
+        if size > tokens:
+            rows = np.concatenate([rows, [[tokens, size - tokens, 0, 0, tokens, 1]]])
+        blocks = kernels.choose_blocks(backbone.dtype, _head_width(backbone), size * heads)
+        tiles, bounds = kernels.plan_tiles(rows, size, size, kernels.tile_tokens(blocks, heads // groups))
+        count = 1 << max(len(tiles) - 1, 31).bit_length()  # a program of an empty tile ends at once
+        plan = torch.zeros(count * 6 + 2 * size, dtype=torch.int32)
+        plan[: tiles.size] = torch.from_numpy(tiles.reshape(-1))
+        plan[count * 6 :] = torch.from_numpy(bounds.reshape(-1))
+        return Prepared(size, count, plan, blocks)
+
+    def follow(self, backbone: Backbone) -> bool:
+        """Whether the layers may be recorded; what reads memory of other weights, or other modules, is dropped."""
+        mark = weights_mark(backbone)
+        with self._lock:
+            if mark is not None and mark != self._state.mark:
+                self._finish()
+                self._state = _State(mark=mark)
+            return mark is not None and not self._broken
+
+    def run(
+        self, backbone: Backbone, first: int, last: int, hidden: torch.Tensor, rotary: Rotary, prepared: Prepared
+    ) -> torch.Tensor | None:
+        """Output ``[T, D]`` of the layers ``first`` to ``last`` (from 1), or None where there is no graph (yet)."""
+        with self._lock:
+            if self._broken:
+                return None
+            state, key = self._state, (first, last, prepared.size, prepared.tiles)
+            if key not in state.graphs:
+                state.graphs[key] = None
+                return None
+            state.graphs.move_to_end(key)
+            self._wait_for_other_streams(hidden.device)
+            buffers = self._fill(hidden, rotary, prepared)
+            if state.graphs[key] is None:
+                try:
+                    state.graphs[key] = self._record(lambda: _layers(backbone, first, last, buffers, prepared))
+                except RuntimeError as problem:  # too little memory, or a layer that waits for the host
+                    self._broken = True
+                    self._finish()
+                    self._state = _State()
+                    reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+                    _logger.warning("early_exit: no CUDA graph (%s); layers run one by one (slower)", reason)
+                    return None
+                self._fill(hidden, rotary, prepared)  # the run before the recording has written its output
+                self._drop_old()
+            replay = state.graphs[key]
+            assert replay is not None
+            replay()
+            found = buffers.hidden[: len(hidden)].clone()
+            if hidden.device.type == "cuda":
+                self._stream = torch.cuda.current_stream(hidden.device)
+                self._done = self._stream.record_event()
+            return found
+
+    def _finish(self) -> None:
+        """Wait for replays, whose memory is about to go."""
+        if self._done is not None:
+            self._done.synchronize()
+
+    def _wait_for_other_streams(self, device: torch.device) -> None:
+        if self._done is not None and device.type == "cuda":
+            stream = torch.cuda.current_stream(device)
+            if stream != self._stream:
+                stream.wait_event(self._done)
+
+    def _fill(self, hidden: torch.Tensor, rotary: Rotary, prepared: Prepared) -> _Buffers:
+        """The buffers of a size, with this batch in them."""
+        where, count = (prepared.size, prepared.tiles), len(hidden)
+        buffers = self._state.buffers.get(where)
+        if buffers is None:
+            pairs = {
+                id(cosines): (_rows(cosines, prepared.size), _rows(sines, prepared.size))
+                for cosines, sines in rotary.values()
+            }
+            buffers = self._state.buffers[where] = _Buffers(
+                _rows(hidden, prepared.size),
+                {kind: pairs[id(cosines)] for kind, (cosines, _) in rotary.items()},
+                torch.zeros_like(prepared.plan, device=hidden.device),
+            )
+        buffers.hidden[:count].copy_(hidden)
+        plan_there, rotary_there = buffers.holds
+        if plan_there is not prepared:
+            staged = prepared.plan
+            if hidden.device.type == "cuda" and staged.nbytes > _STAGED_BYTES:
+                staged = staged.pin_memory()
+            buffers.plan.copy_(staged, non_blocking=True)
+        if rotary_there is not rotary:
+            seen: set[int] = set()
+            for kind, (cosines, sines) in rotary.items():
+                if id(cosines) not in seen:
+                    seen.add(id(cosines))
+                    buffers.rotary[kind][0][:count].copy_(cosines)
+                    buffers.rotary[kind][1][:count].copy_(sines)
+        buffers.holds = (prepared, rotary)
+        return buffers
+
+    def _drop_old(self) -> None:
+        state = self._state
+        if len(state.graphs) > MOST_GRAPHS:
+            self._finish()
+        while len(state.graphs) > MOST_GRAPHS:
+            state.graphs.popitem(last=False)
+        sizes = {key[2:] for key in state.graphs}
+        for size in [size for size in state.buffers if size not in sizes]:
+            del state.buffers[size]
+
+
+def _layers(backbone: Backbone, first: int, last: int, buffers: _Buffers, prepared: Prepared) -> None:
+    """Take the layers, from the buffer of hidden states into it."""
+    from reasonrec_fast.kernels import packed_attention as kernels
+
+    tiles = buffers.plan[: prepared.tiles * 6].view(-1, 6)
+    plan = kernels.Plan(tiles, buffers.plan[prepared.tiles * 6 :].view(2, -1))
+    hidden = buffers.hidden
+    for index in range(first - 1, last):
+        normed = backbone.normed(index, hidden)
+        keys, values = backbone.keys_values(index, normed, buffers.rotary)
+        queries, scores = backbone.queries(index, normed, buffers.rotary), backbone.scores(index)
+        scale, softcap = scores["scale"], scores["softcap"] or 0.0
+        attended = kernels.packed_attention(queries, keys, values, plan, prepared.blocks, scale, softcap)
+        hidden = backbone.finish(index, hidden, attended)
+    buffers.hidden.copy_(hidden)
+
+
+class _CudaGraphs:
+    """Records into one pool of memory: graphs of a backbone run one after the other."""
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    def __call__(self, run: Run) -> Run:
+        run()  # compiles what is not, and lets libraries choose
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            # Other threads may go on with CUDA meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                run()
+        finally:
+            torch.cuda.set_stream(stream)  # a capture that fails leaves its own
+        return graph.replay
+
+
+_of_backbones: WeakKeyDictionary[Backbone, LayerGraphs] = WeakKeyDictionary()
+_making = threading.Lock()
+
+
+def layer_graphs(backbone: Backbone) -> LayerGraphs | None:
+    """The graphs of a backbone, where it can have them: on a GPU, in evaluation, nothing else watching."""
+    if backbone.device.type != "cuda" or not usable(backbone) or torch.cuda.is_current_stream_capturing():
+        return None
+    with _making:
+        if backbone not in _of_backbones:
+            _of_backbones[backbone] = LayerGraphs()
+        return _of_backbones[backbone]
+
+
+def usable(backbone: Backbone) -> bool:
+    """Whether layers may be recorded as they would run now, wherever they lie."""
+    if backbone.training or backbone.dtype == torch.float64 or _head_width(backbone) > _MOST_WIDTH:
+        return False
+    if torch.is_grad_enabled() or torch.is_autocast_enabled(backbone.device.type) or torch.compiler.is_compiling():
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    return library.triton_kernel("packed_attention", "packed_attention") is not None
+
+
+def weights_mark(backbone: Backbone) -> tuple[Any, ...] | None:
+    """Which modules with which memory the layers are; None where a graph would not do what they do.
+
+    Values may change in place. Modules of others (but merged layers of peft), hooks and modules in training run, and
+    are not recorded.
+    """
+    found: list[Any] = [torch.get_float32_matmul_precision()]
+    for layer in backbone.base.layers:
+        for module in layer.modules():
+            if module.training or module._forward_hooks or module._forward_pre_hooks:
+                return None
+            maker = type(module).__module__.partition(".")[0]
+            if maker == "peft":
+                if hasattr(module, "merged_adapters"):
+                    if not module.merged or module.disable_adapters:
+                        return None
+                    found.append(tuple(module.merged_adapters))
+            elif maker not in ("torch", "transformers"):
+                return None
+            found.append(id(module))
+            for tensors in (module._parameters, module._buffers):
+                found.extend(tensor.data_ptr() for tensor in tensors.values() if tensor is not None)
+    return tuple(found)
+
+
+def _rows(like: torch.Tensor, count: int) -> torch.Tensor:
+    return like.new_zeros(count, like.shape[1])
+
+
+def _head_width(backbone: Backbone) -> int:
+    return backbone.base.layers[0].self_attn.head_dim

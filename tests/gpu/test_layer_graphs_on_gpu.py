@@ -1,0 +1,88 @@
+"""CUDA graphs of whole layers: the scores of layers one by one, on any stream, from any thread, whatever came before."""
+
+import copy
+import threading
+
+import pytest
+import torch
+from on_gpu import ON_GPU
+
+from reasonrec_fast.benchmarking.stored import random_ranker, spread_policy, stored_work
+from reasonrec_fast.early_exit import layer_graphs
+
+pytestmark = pytest.mark.skipif(not ON_GPU, reason="CUDA graphs want a GPU; tests/early_exit has the rest")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_ranker("cuda", torch.float32)
+
+
+def alone(model, work, policy=None):
+    model.cuda_graphs = False
+    found = model.rank(work.groups, work.numbers, policy)
+    model.cuda_graphs = True
+    return found
+
+
+def same(found, expected):
+    assert torch.equal(found.depth, expected.depth)
+    torch.testing.assert_close(found.probability, expected.probability, atol=2e-3, rtol=0)
+
+
+def graphs_of(model):
+    state = layer_graphs._of_backbones[model.backbone]._state
+    return [graph for graph in state.graphs.values() if graph is not None]
+
+
+@pytest.mark.parametrize("exits", [False, True])
+def test_scores_are_those_of_layers_one_by_one(model, exits):
+    works = [stored_work("slates", groups=1), stored_work("texts")]
+    policies = [spread_policy(model, work) if exits else None for work in works]
+    expected = [alone(model, work, policy) for work, policy in zip(works, policies, strict=True)]
+    for _ in range(3):
+        for work, policy, one in zip(works, policies, expected, strict=True):
+            same(model.rank(work.groups, work.numbers, policy), one)
+    assert len(graphs_of(model)) >= 2
+    assert not exits or len(expected[0].depth.unique()) > 1
+
+
+def test_streams_and_threads(model):
+    works = [stored_work("slates", groups=1), stored_work("texts")]
+    expected = [alone(model, work) for work in works]
+    torch.cuda.synchronize()
+    problems = []
+
+    def rank(place):
+        try:
+            with torch.cuda.stream(torch.cuda.Stream()):
+                for turn in range(8):
+                    which = (place + turn) % 2
+                    found = model.rank(works[which].groups, works[which].numbers)
+                    torch.cuda.current_stream().synchronize()
+                    same(found, expected[which])
+        except Exception as problem:
+            problems.append(problem)
+
+    threads = [threading.Thread(target=rank, args=(place,)) for place in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not problems, problems[0]
+
+
+def test_other_weights_and_copies():
+    model, work = random_ranker("cuda", torch.float32), stored_work("slates", groups=1)
+    for _ in range(3):
+        first = model.rank(work.groups, work.numbers).probability
+    other = copy.deepcopy(model)
+    layer = model.backbone.base.layers[3].mlp.down_proj
+    layer.weight = torch.nn.Parameter(layer.weight.detach() * 4)
+    for _ in range(3):
+        same(model.rank(work.groups, work.numbers), alone(model, work))
+    for _ in range(3):
+        torch.testing.assert_close(other.rank(work.groups, work.numbers).probability, first, atol=2e-3, rtol=0)
+    assert (model.rank(work.groups, work.numbers).probability - first).abs().max() > 1e-2
+    del model
+    assert len(graphs_of(other)) == 1
