@@ -1,4 +1,4 @@
-"""CUDA graphs of whole layers: the scores of layers one by one, on any stream, from any thread, whatever came before."""
+"""CUDA graphs of whole layers: the scores of layers one by one, on any stream, from any thread, after anything."""
 
 import copy
 import threading
