@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from reasonrec_fast.early_exit.backbone import Backbone, Rotary
+from reasonrec_fast.early_exit.fused_layers import run_layers
 from reasonrec_fast.ops import library
 
 _logger = logging.getLogger(__name__)
@@ -211,19 +212,12 @@ class LayerGraphs:
 
 def _layers(backbone: Backbone, first: int, last: int, buffers: _Buffers, prepared: Prepared) -> None:
     """Take the layers, from the buffer of hidden states into it."""
-    from reasonrec_fast.kernels import packed_attention as kernels
+    from reasonrec_fast.kernels.packed_attention import Plan
 
-    tiles = buffers.plan[: prepared.tiles * 6].view(-1, 6)
-    plan = kernels.Plan(tiles, buffers.plan[prepared.tiles * 6 :].view(2, -1))
-    hidden = buffers.hidden
-    for index in range(first - 1, last):
-        normed = backbone.normed(index, hidden)
-        keys, values = backbone.keys_values(index, normed, buffers.rotary)
-        queries, scores = backbone.queries(index, normed, buffers.rotary), backbone.scores(index)
-        scale, softcap = scores["scale"], scores["softcap"] or 0.0
-        attended = kernels.packed_attention(queries, keys, values, plan, prepared.blocks, scale, softcap)
-        hidden = backbone.finish(index, hidden, attended)
-    buffers.hidden.copy_(hidden)
+    tiles, bounds = buffers.plan[: prepared.tiles * 6], buffers.plan[prepared.tiles * 6 :]
+    plan = Plan(tiles.view(-1, 6), bounds.view(2, -1))
+    found = run_layers(backbone, first, last, buffers.hidden, buffers.rotary, plan, prepared.blocks)
+    buffers.hidden.copy_(found)
 
 
 class _CudaGraphs:
