@@ -45,41 +45,41 @@ def cases(element: str) -> Iterator[tuple[str, Case]]:
         "prediction": integers,
     }
     size = of_type("i32", "batch", "classes", "width")
-    row = {"USER_SIDE": True, "DROPOUT": True, "SPLIT": 256, "BLOCK_D": 64}
-    row["BLOCK_E"] = aggregate.block_edges(DTYPES[element])
-    graph = of_type("*i32", "indptr", "indices")
-    places = of_type("i32", "own_start", "other_start", "width")
-    dropped = {"drop_below": "i64", "drop_scale": "fp32"}
+    ends = of_type("*i32", "user_indptr", "item_indptr", "plan")
+    tables = {**of_type(floats, "x", "y", "out"), **of_type("*fp32", "total", "parts", "weights")}
+    counts = of_type("i32", "layers", "users", "user_pieces", "pieces")
+    layer = {**counts, "layer": "i32", "drop_scale": "fp32"}
+    cut = {"WIDTH": 64, "SPLIT": 64, "BLOCK_D": 64}
+    whole_warp = {"BLOCK_T": aggregate.block_rows(DTYPES[element].itemsize, 64)}
     yield (
-        "propagate",
+        "prepare",
         (
-            aggregate.propagate_kernel,
+            aggregate.prepare_kernel,
             {
-                **graph,
-                **of_type("*fp32", "inverse_root", "total", "weights"),
-                **of_type(floats, "x", "y"),
-                "seed": integers,
-                "layer": "i32",
-                **places,
-                **dropped,
+                **ends,
+                **of_type(floats, "x", "scaled"),
+                "weights": "*fp32",
+                **counts,
+                **of_type("i32", "items", "steps"),
             },
-            row,
-            aggregate.LAUNCH,
+            {**cut, "BLOCK_P": 128, "BLOCK_R": 32},
+            {},
         ),
     )
     yield (
-        "piece",
+        "layer",
         (
-            aggregate.piece_kernel,
+            aggregate.layer_kernel,
             {
-                **graph,
-                "x": floats,
-                "parts": "*fp32",
+                **ends,
+                **of_type("*i32", "user_indices", "item_indices"),
+                **tables,
+                "scaled": floats,
                 "seed": integers,
-                **of_type("i32", "rows", "edges", "other_start", "width"),
+                **layer,
                 "drop_below": "i64",
             },
-            row,
+            {**cut, **whole_warp, "DROPOUT": True, "BLOCK_E": aggregate.block_edges(DTYPES[element].itemsize, 64)},
             aggregate.LAUNCH,
         ),
     )
@@ -87,14 +87,8 @@ def cases(element: str) -> Iterator[tuple[str, Case]]:
         "join_rows",
         (
             aggregate.join_kernel,
-            {
-                "indptr": "*i32",
-                **of_type("*fp32", "inverse_root", "parts", "total", "weights"),
-                "y": floats,
-                **of_type("i32", "layer", "own_start", "width"),
-                "drop_scale": "fp32",
-            },
-            {"SPLIT": 256, "BLOCK_D": 64},
+            {**ends, **tables, **layer},
+            {**cut, **whole_warp, "BLOCK_P": aggregate.block_parts(64)},
             aggregate.LAUNCH,
         ),
     )
