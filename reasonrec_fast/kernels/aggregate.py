@@ -230,14 +230,13 @@ def layer_kernel(
     neighbours = tl.load(indices + cursor + edges, mask=edges < limit - cursor, other=0)
     result = tl.zeros((BLOCK_D,), tl.float32)
     while row < next_first:
-        # While the values of this step are on their way the next one's set out, be they of the next row.
+        # The rows of the next step set out before this one's row is finished, be they of the next row.
         is_last_step = cursor >= stop
         step_row = row + is_last_step.to(tl.int32)
         step_end = tl.where(is_last_step, _within(next_end - start), end)
         step_degree = tl.where(is_last_step, step_end - end, degree)
         step_whole = tl.where(is_last_step, (step_degree <= SPLIT) & (step_row < next_first), is_whole)
         stop = tl.where(is_last_step, tl.where(step_whole, step_end, cursor), stop)
-        # A branch: else the compiler sums first, to fetch into the same registers, and waits for every step.
         if cursor < stop:
             step_values = _fetch(
                 others, columns, neighbours, stop - cursor, step_row, is_user, seed, drop_below, WIDTH, DROPOUT, BLOCK_E
@@ -296,7 +295,7 @@ def join_kernel(
             inside = (part < count)[:, None] & (columns < WIDTH)[None, :]
             result += tl.sum(tl.load(parts + places, mask=inside, other=0.0), axis=0)
         _finish_row(
-            result, _within(end - begin), node, columns, so_far, of_x, y, total, out, is_counted, first_weight, weight,
+            result, end - begin, node, columns, so_far, of_x, y, total, out, is_counted, first_weight, weight,
             is_last, drop_scale, WIDTH, BLOCK_T,
         )  # fmt: skip
 
