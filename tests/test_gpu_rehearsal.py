@@ -39,6 +39,7 @@ a line of the program
     f'"{place}","4711","python3.12","127.0.0.1","{kernel}","1","7","(128, 1, 1)","(8, 16, 1)","0","9.0",'
     f'"Command line profiler metrics","{metric}","{unit}","{value}"\n'
     for place, kernel, values in (
+        (7, "at::cuda::<unnamed>::spin_kernel(long)", ("1,000", "0", "0", "0", "8", "0", "0")),
         (0, "partial_kernel", ("24,512", "81.25", "40.5", "55.0", "117", "65,801,216", "1,024")),
         (1, "void at::native::reduce_kernel<512>(T1, T2)", ("3,040", "n/a", "2", "12", "32", "0", "0")),
     )
@@ -516,13 +517,13 @@ def test_memory_that_is_out_names_the_batch(monkeypatch):
 
 
 def test_counters_are_read_from_ncus_csv():
-    first, second = counters.kernels(NCU, "exit-128-bf16")
+    first, second = counters.kernels(NCU, ["exit-128-bf16", "topk-64"])
     assert first == {
         "case": "exit-128-bf16", "kernel": "partial_kernel", "ns": 24512.0, "dram_percent": 81.25, "sm_percent": 40.5,
         "occupancy_percent": 55.0, "registers": 117.0, "dram_bytes_read": 65801216.0, "dram_bytes_written": 1024.0,
     }  # fmt: skip
     assert second["kernel"] == "at::native::reduce_kernel<512>" and second["dram_percent"] is None
-    assert counters.kernels("==ERROR== no counters\n", "x") == []
+    assert counters.kernels("==ERROR== no counters\n", ["x"]) == []
 
 
 def test_ncu_leaves_the_clocks_alone(tool, shell, tmp_path):
@@ -530,20 +531,22 @@ def test_ncu_leaves_the_clocks_alone(tool, shell, tmp_path):
     found = []
     csv_file = tmp_path / "counters.csv"
     line = counters.collect(shell, time.monotonic() + 60, rehearsal=False, on_kernels=found.extend, csv_file=csv_file)
-    assert line == f"{len(counters.HOT)} of {len(counters.HOT)} cases"
-    assert len(found) == 2 * len(counters.HOT)
-    assert csv_file.read_text().count("partial_kernel") == 7 * len(counters.HOT)
-    for called in arguments():
-        assert "--clock-control none --print-units base --csv --profile-from-start off" in called
+    assert line.startswith(f"1 of {len(counters.HOT)} cases; ")  # the others have no marker in what ncu said
+    assert f"{counters.HOT[1]}: no counters" in line
+    assert [kernel["case"] for kernel in found] == [counters.HOT[0]] * 2
+    assert csv_file.read_text().count("partial_kernel") == 7
+    (called,) = arguments()
+    assert "--clock-control none --print-units base --csv --profile-from-start off" in called
+    assert f"--once {','.join(counters.HOT)} --minutes 0.6" in called
 
 
-def test_an_ncu_that_fails_is_told_case_by_case(tool, shell, tmp_path):
+def test_an_ncu_that_fails_is_told(tool, shell, tmp_path):
     tool("ncu", "==ERROR== Failed to initialize the profiler: LibraryNotLoaded\n", status=1)
     line = counters.collect(
         shell, time.monotonic() + 60, rehearsal=False, on_kernels=lambda found: None, csv_file=tmp_path / "c.csv"
     )
-    assert line.startswith(f"0 of {len(counters.HOT)} cases")
-    assert line.count("LibraryNotLoaded") == len(counters.HOT)
+    assert line.startswith(f"0 of {len(counters.HOT)} cases; ncu: ==ERROR== Failed")
+    assert line.count("LibraryNotLoaded") == 1
 
 
 def test_no_ncu_and_no_sanitizer(without, shell, tmp_path):
@@ -670,9 +673,14 @@ def test_a_report_that_cannot_be_written_costs_one_line(tmp_path, capsys):
     assert capsys.readouterr().err == f"report: not written to {tmp_path / 'file'}: Not a directory\n"
 
 
-def test_counters_without_names_of_kernels_are_kept():
+def test_counters_without_names_of_kernels_are_kept(monkeypatch):
     output = '"ID","Metric Name","Metric Value"\n"0","gpu__time_duration.sum","1,200"\n'
-    assert counters.kernels(output, "a case") == [{"case": "a case", "kernel": "unknown", "ns": 1200.0}]
+    monkeypatch.setattr(counters, "MARKER", "")  # each kernel is one
+    assert counters.kernels(output, ["a case"]) == []
+    monkeypatch.setattr(counters, "MARKER", "spin")
+    marked = output.replace('"ID",', '"ID","Kernel Name",').replace('"0",', '"0","spin_kernel",')
+    marked += '"1",,"gpu__time_duration.sum","1,200"\n'
+    assert counters.kernels(marked, ["a case"]) == [{"case": "a case", "kernel": "unknown", "ns": 1200.0}]
 
 
 def test_tools_that_print_bytes_are_read(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 import time
 import traceback
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -151,15 +152,24 @@ def least_seconds(case: str, copy: float, product: dict[str, float]) -> float:
     return max(work.num_bytes / copy, work.operations / rate)
 
 
-def run_once(name: str, device: Cuda) -> None:
-    """Our side of a case once under a profiler that waits for ``cudaProfilerStart``; for ``ncu``."""
-    run: Run = _case(name, device).contenders["reasonrec_fast"]
-    for _ in range(3):
+def run_once(names: Sequence[str], device: Cuda, end: float) -> None:
+    """Our side of some cases once each under a profiler that waits for ``cudaProfilerStart``; for ``ncu``.
+
+    A kernel called ``spin_kernel`` stands before each case. No case begins after ``end`` of ``time.monotonic``.
+    """
+    for name in names:
+        if time.monotonic() > end:
+            print(f"{name}: no time", flush=True)
+            continue
+        run: Run = _case(name, device).contenders["reasonrec_fast"]
+        for _ in range(3):
+            run()
+        device.synchronize()
+        if device.kind == "cuda":
+            torch.cuda.profiler.start()
+            torch.cuda._sleep(1)
         run()
-    device.synchronize()
-    if device.kind == "cuda":
-        torch.cuda.profiler.start()
-    run()
-    device.synchronize()
-    if device.kind == "cuda":
-        torch.cuda.profiler.stop()
+        device.synchronize()
+        if device.kind == "cuda":
+            torch.cuda.profiler.stop()
+        print(f"{name}: ran", flush=True)

@@ -15,7 +15,7 @@ _MOST_COLUMNS = 1024
 """Columns that a program of ``gate_kernel`` takes."""
 
 
-@triton.jit(do_not_specialize=["eps"])
+@triton.jit
 def norm_kernel(
     x, residual, weight, summed, out, eps,
     WIDTH: tl.constexpr, HAS_RESIDUAL: tl.constexpr, PLUS_ONE: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -59,7 +59,7 @@ def _turn(x, stride, cosines, sines, token, half, inside, HEADS: tl.constexpr, B
     tl.store(place + HALF, right.to(kind), mask=mask)
 
 
-@triton.jit(do_not_specialize=["query_stride", "key_stride"])
+@triton.jit
 def rotary_kernel(
     query, key, cosines, sines, query_stride, key_stride,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, HALF: tl.constexpr,
@@ -73,7 +73,7 @@ def rotary_kernel(
     _turn(key, key_stride, cosines, sines, token, half, inside, GROUPS, BLOCK_G, WIDTH, HALF)
 
 
-@triton.jit(do_not_specialize=["gate_stride", "up_stride", "width"])
+@triton.jit
 def gate_kernel(gate, up, out, gate_stride, up_stride, width, TANH: tl.constexpr, BLOCK_D: tl.constexpr):
     """``silu(gate) * up``, or (TANH) ``gelu(gate) * up`` by its tanh form; some columns of one row."""
     row = tl.program_id(0).to(tl.int64)
