@@ -63,7 +63,7 @@ def cases(element: str) -> Iterator[tuple[str, Case]]:
     tables = {**of_type(floats, "x", "y", "out"), **of_type("*fp32", "total", "parts", "weights")}
     counts = of_type("i32", "layers", "users", "user_pieces", "pieces")
     layer = {**counts, "layer": "i32", "drop_scale": "fp32"}
-    cut = {"WIDTH": 64, "SPLIT": 64, "BLOCK_D": 64}
+    cut = {"WIDTH": 64, "SPLIT": aggregate._SPLIT, "BLOCK_D": 64}
     whole_warp = {"BLOCK_T": aggregate.block_rows(DTYPES[element].itemsize, 64)}
     yield (
         "prepare",

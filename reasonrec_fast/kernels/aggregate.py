@@ -300,7 +300,7 @@ def join_kernel(
         )  # fmt: skip
 
 
-_SPLIT = 64
+_SPLIT = 128
 """Rows and edges that one warp has; rows of more edges are cut."""
 _FETCHED = 4096
 """Bytes of rows that a warp fetches at a time, in at most 16 rows."""
