@@ -17,7 +17,7 @@ import triton.language as tl
 
 from reasonrec_fast.kernels.logits import BLOCK_D, LEAST, Tile, logits_tile, stretch_of, tile_of
 
-TILES = (Tile(16, 64, num_stages=4), Tile(64, 64, num_stages=4))
+TILES = (Tile(16, 64, num_stages=4), Tile(64, 64, num_warps=8))
 """Of the stream, by rows: the heads come from memory, and more of them may be on their way."""
 ENSEMBLE = Tile(16, 64)
 JOINED = ((16, 32), (512, 2))
