@@ -38,8 +38,8 @@ def main(
         return print("\n".join(page()))
     if once is not None:
         return run_once(once, dry_run, minutes)
-    steps_only = None if only is None else only.split(",")
-    if steps_only is not None and not set(steps_only) <= set(PLAN):
+    names = list(PLAN) if only is None else only.split(",")
+    if not set(names) <= set(PLAN):
         sys.exit(f"{PROGRAM}: --only: expected some of {','.join(PLAN)}; got {only}")
     if not 0 < minutes < math.inf:
         sys.exit(f"{PROGRAM}: --minutes: expected a number above 0; got {minutes}")
@@ -58,9 +58,9 @@ def main(
     signal.signal(signal.SIGTERM, _interrupted)
     begin = time.monotonic()
     shell = Shell(log, environment() | _rehearsal(dry_run))
-    steps = Steps(output, shell, minutes=minutes, rehearsal=dry_run)
+    steps = Steps(output, shell, minutes=minutes, rehearsal=dry_run, names=names)
     try:
-        steps.run(lambda line: print(line, flush=True), steps_only)
+        steps.run(lambda line: print(line, flush=True))
     finally:
         shell.stop()
         steps.report.write(output)

@@ -51,23 +51,24 @@ class Steps:
         shell: what runs commands.
         minutes: for all steps together.
         rehearsal: on the CPU.
+        names: of the steps to take; where some are left out, the others may take longer.
     """
 
-    def __init__(self, folder: Path, shell: Shell, *, minutes: float, rehearsal: bool) -> None:
+    def __init__(
+        self, folder: Path, shell: Shell, *, minutes: float, rehearsal: bool, names: Sequence[str] = tuple(PLAN)
+    ) -> None:
         self.report = Report(minutes=minutes, rehearsal=rehearsal)
-        self._folder, self._shell, self._rehearsal = folder, shell, rehearsal
-        self._more = 1.0  # where steps are left out, the others may take longer
+        self._folder, self._shell, self._rehearsal, self._names = folder, shell, rehearsal, names
         self._seconds, self._end = 60 * minutes, time.monotonic() + 60 * minutes
 
-    def run(self, say: Callable[[str], None], only: Sequence[str] | None = None) -> None:
-        """All of them, or ``only`` some; a step that fails or has no time does not keep the next from beginning."""
+    def run(self, say: Callable[[str], None]) -> None:
+        """All of them; a step that fails or has no time does not keep the next from beginning."""
         steps: dict[str, Callable[[float], Step]] = {
             "build": self._build, "machine": self._machine, "tests": self._tests, "checks": self._checks,
             "times": self._times, "engine": self._engine, "counters": self._counters, "sanitizers": self._sanitizers,
         }  # fmt: skip
-        self._more = ALL / sum(PLAN[name].most for name in only or PLAN)
         for name, step in steps.items():
-            if only is not None and name not in only:
+            if name not in self._names:
                 continue
             begin, left = time.monotonic(), self._end - time.monotonic()
             if left < PLAN[name].least * min(1.0, self._seconds / 390):
@@ -85,7 +86,9 @@ class Steps:
 
     def _longest(self, name: str) -> float:
         """Seconds of a step; shares are those of a GPU's machine, a rehearsal has no more than the whole."""
-        return self._seconds * (1.0 if self._rehearsal else min(self._more * PLAN[name].most, 1.0))
+        if self._rehearsal:
+            return self._seconds
+        return self._seconds * min(ALL / sum(PLAN[taken].most for taken in self._names) * PLAN[name].most, 1.0)
 
     def _build(self, end: float) -> Step:
         """The carried libraries, or a build on this machine; a rehearsal only asks whether they load."""

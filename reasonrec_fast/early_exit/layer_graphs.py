@@ -20,16 +20,16 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
+from reasonrec_fast.devices import moved
 from reasonrec_fast.early_exit.backbone import Backbone, Rotary
 from reasonrec_fast.early_exit.fused_layers import run_layers
 from reasonrec_fast.ops import library
+from reasonrec_fast.ops.packed_attention import MOST_WIDTH
 
 _logger = logging.getLogger(__name__)
 MOST_GRAPHS = 256
 """Graphs of a backbone; the least recently used goes first."""
 _LEAST = 64
-_MOST_WIDTH = 256
-_STAGED_BYTES = 64 << 10
 
 Run = Callable[[], None]
 
@@ -186,10 +186,7 @@ class LayerGraphs:
         buffers.hidden[:count].copy_(hidden)
         plan_there, rotary_there = buffers.holds
         if plan_there is not prepared:
-            staged = prepared.plan
-            if hidden.device.type == "cuda" and staged.nbytes > _STAGED_BYTES:
-                staged = staged.pin_memory()
-            buffers.plan.copy_(staged, non_blocking=True)
+            buffers.plan.copy_(moved(prepared.plan, hidden.device))
         if rotary_there is not rotary:
             seen: set[int] = set()
             for kind, (cosines, sines) in rotary.items():
@@ -257,7 +254,9 @@ def layer_graphs(backbone: Backbone) -> LayerGraphs | None:
 
 def usable(backbone: Backbone) -> bool:
     """Whether layers may be recorded as they would run now, wherever they lie."""
-    if backbone.training or backbone.dtype == torch.float64 or _head_width(backbone) > _MOST_WIDTH:
+    if backbone.training or backbone.dtype == torch.float64 or _head_width(backbone) > MOST_WIDTH:
+        return False
+    if torch.nn.modules.module._has_any_global_hook():
         return False
     if torch.is_grad_enabled() or torch.is_autocast_enabled(backbone.device.type) or torch.compiler.is_compiling():
         return False
@@ -269,15 +268,16 @@ def usable(backbone: Backbone) -> bool:
 def weights_mark(backbone: Backbone) -> tuple[Any, ...] | None:
     """Which modules with which memory the layers are; None where a graph would not do what they do.
 
-    Values may change in place. Modules of others (but merged layers of peft), hooks and modules in training run, and
-    are not recorded.
+    Values may change in place; settings of modules (an epsilon, a scale) are read when they are recorded. Modules of
+    others (but merged layers of peft), hooks, a ``forward`` of the instance, as hooks of accelerate and patches set it,
+    and modules in training run, and are not recorded.
     """
     found: list[Any] = [torch.get_float32_matmul_precision()]
     modules = list(backbone.base.layers)
     while modules:  # in a loop of its own: `Module.modules` takes three times as long
         module = modules.pop()
         parts = module.__dict__
-        if parts["training"] or parts["_forward_hooks"] or parts["_forward_pre_hooks"]:
+        if parts["training"] or parts["_forward_hooks"] or parts["_forward_pre_hooks"] or "forward" in parts:
             return None
         kind: Any = type(module)
         maker = _maker(kind)

@@ -30,7 +30,6 @@ GROUPS = 1024
 """Groups that a program deals items into."""
 READ_AGAIN = 8
 """Items of every chosen group that are sorted at a time."""
-_EMPTY, _ABOVE_ALL = -(2**63), 2**63 - 1
 TILE = {"BLOCK_B": 64, "BLOCK_N": 64}
 LAUNCH = {"num_warps": 4, "num_stages": 3}
 SELECT = {"num_warps": 4}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Literal, overload
 
 import torch
@@ -87,7 +86,7 @@ def aggregate(graph, x, *, layers=1, combine="last", dropout=0.0, seed=None):
     keep = library.may_keep(x.device)
     weights = _layer_weights(combine, layers, x, keep)
     if seed is None:  # it is not read
-        seed_tensor = _constant((0,), torch.int64, x.device, keep)
+        seed_tensor = library.constant((0,), torch.int64, x.device, keep)
     else:
         seed_tensor = library.scalar(seed, torch.int64, x.device)
     operator = torch.ops.reasonrec_fast.aggregate
@@ -105,32 +104,10 @@ def _layer_weights(combine: Combine, layers: int, x: torch.Tensor, keep: bool) -
             raise ValueError(f"combine: expected weights [{layers + 1}]; got {list(combine.shape)}")
         return combine.to(dtype=dtype, device=x.device)
     if combine == "last":
-        return _constant((*[0.0] * layers, 1.0), dtype, x.device, keep)
+        return library.constant((*[0.0] * layers, 1.0), dtype, x.device, keep)
     if combine in ("mean", "sum"):
-        return _constant((1 / (layers + 1) if combine == "mean" else 1.0,) * (layers + 1), dtype, x.device, keep)
+        return library.constant((1 / (layers + 1) if combine == "mean" else 1.0,) * (layers + 1), dtype, x.device, keep)
     raise ValueError(f"combine: expected 'last', 'mean', 'sum' or a tensor; got {combine!r}")
-
-
-def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device, keep: bool) -> torch.Tensor:
-    """A vector that is the same in most calls; ``keep`` as in :func:`library.setting`. Nobody may write to it."""
-    if not keep:
-        return _filled(values, dtype, device)
-    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    return _kept(values, dtype, device, stream)
-
-
-def _filled(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Made on the device: a copy from the host would not do inside a CUDA graph."""
-    found = torch.full((len(values),), values[0], dtype=dtype, device=device)
-    if values[-1] != values[0]:
-        found[-1:].fill_(values[-1])
-    return found
-
-
-@lru_cache(maxsize=64)
-def _kept(values: tuple[float, ...], dtype: torch.dtype, device: torch.device, stream: int) -> torch.Tensor:
-    with torch.inference_mode(False):  # an inference tensor could not be saved for a backward pass
-        return _filled(values, dtype, device)
 
 
 def aggregate_reference(
