@@ -1,6 +1,8 @@
 """``benchmarks.gpu``: clocks, graphs, contenders that fail, and shares of the time, without a GPU."""
 
 import os
+import subprocess
+import sys
 import time
 import weakref
 from dataclasses import dataclass
@@ -253,3 +255,10 @@ def test_memory_that_is_out_names_the_batch(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**30, 80 * 2**30))
     line = worker.explained(problem.value)
     assert line.startswith("out of memory (1.0 of 80.0 GiB free): OutOfMemoryError: a batch of")
+
+
+def test_a_process_under_a_profiler_ends_before_its_time():
+    command = [sys.executable, "-m", "benchmarks.gpu", "--once", "exit-128-bf16,topk-64", "--minutes", "0", "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "no time for more\n"  # it would have been "exit-128-bf16: ran" first

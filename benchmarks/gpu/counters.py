@@ -62,7 +62,7 @@ def collect(
         ]  # fmt: skip
     cases = HOT if tool is not None else HOT[:2]  # any case walks the same way
     left = end - time.monotonic()
-    # Cases end before their time does: what ncu has seen it prints when they have ended.
+    # The process ends before its time does: what ncu has seen it prints then.
     command = [sys.executable, "-m", "benchmarks.gpu", "--once", ",".join(cases), "--minutes", f"{0.6 * left / 60:.3f}"]
     done = shell.run([*profiler, *command, *(["--dry-run"] if rehearsal else [])], seconds=left)
     found = kernels(done.output, cases) if tool is not None else []
