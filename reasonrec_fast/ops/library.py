@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import logging
+import math
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, lru_cache, wraps
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
+from reasonrec_fast.arrays import as_tensor
 from reasonrec_fast.ops import native  # noqa: F401  loads the native libraries
 
 _logger = logging.getLogger("reasonrec_fast")
@@ -19,25 +24,87 @@ _logger = logging.getLogger("reasonrec_fast")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+_PLAIN = (torch.Tensor, type(None), str, int, float)
+_PARTS = ("exclude", "clip")  # arguments of several parts, which may come as a list
+
+
+class ArgumentError(ValueError, RuntimeError):
+    """An argument that a native operator refuses: a ``ValueError``, and the ``RuntimeError`` that torch makes of it."""
+
+
 def takes_arrays(function: Function) -> Function:
-    """Let an operator take numpy and cupy arrays and anything else with DLPack, without a copy; it returns tensors."""
+    """Let an operator take numpy and cupy arrays and anything else with DLPack, without a copy, and pandas objects and
+    sequences of numbers; it returns tensors. What native code refuses becomes an :class:`ArgumentError`."""
+    names = tuple(inspect.signature(function).parameters)
 
     @wraps(function)
     def with_tensors(*arguments: Any, **named: Any) -> Any:
-        arguments = tuple([_as_tensor(value) for value in arguments])
+        arguments = tuple(
+            [value if isinstance(value, _PLAIN) else _as_tensor(value, *names[i : i + 1]) for i, value in
+             enumerate(arguments)]
+        )  # fmt: skip
         for name, value in named.items():
-            named[name] = _as_tensor(value)
-        return function(*arguments, **named)
+            if not isinstance(value, _PLAIN):
+                named[name] = _as_tensor(value, name)
+        if torch.compiler.is_compiling():
+            return function(*arguments, **named)
+        try:
+            return function(*arguments, **named)
+        except RuntimeError as error:
+            told = _NATIVE.match(str(error))
+            if told is None:
+                raise
+            raise ArgumentError(told[1]) from error
 
     return with_tensors  # type: ignore[return-value]
 
 
-def _as_tensor(value: Any) -> Any:
-    if isinstance(value, torch.Tensor) or value is None or isinstance(value, (str, int, float)):
+_NATIVE = re.compile(r"(?:\w+, \S+\.(?:cpp|h|cu|cuh):\d+, )?(\w+(?:, \w+)*: expected .*)")
+"""What a native check says, behind the names of its function and file."""
+
+
+def _as_tensor(value: Any, name: str = "array") -> Any:
+    if isinstance(value, _PLAIN):
         return value
-    if type(value) is tuple:
-        return tuple([_as_tensor(part) for part in value])
-    return torch.from_dlpack(value) if hasattr(value, "__dlpack__") else value
+    if type(value) is tuple or (name in _PARTS and isinstance(value, list)):
+        return tuple([_as_tensor(part, name) for part in value])
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, list | range) or hasattr(value, "__dlpack__") or hasattr(value, "__array__"):
+        found = as_tensor(value, name)
+        if name == "out" and not _shares(found, value):
+            raise ValueError("out: expected an array that can be written to, of positive strides; got one that cannot")
+        return found
+    return value
+
+
+def _shares(tensor: torch.Tensor, array: Any) -> bool:
+    """Whether a tensor is the memory of what it was made of."""
+    if isinstance(array, np.ndarray):
+        return tensor.data_ptr() == array.ctypes.data
+    return not isinstance(array, list | range) and hasattr(array, "__dlpack__")
+
+
+def check_tensors(**tensors: torch.Tensor | None) -> None:
+    """Refuse what is not an array; None is an argument that is not given.
+
+    Raises:
+        ValueError: the first that is something else.
+    """
+    for name, tensor in tensors.items():
+        if tensor is not None and not isinstance(tensor, torch.Tensor):
+            raise ValueError(f"{name}: expected an array; got {type(tensor).__name__}")
+
+
+def check_count(value: Any, name: str, least: int = 0) -> None:
+    """Refuse what is not a whole number of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt) or value < least:
+        raise ValueError(f"{name}: expected a whole number of at least {least}; got {value!r}")
+
+
+def is_integer(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has whole numbers; bools are not."""
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
 
 
 def scalar(value: float | torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -54,12 +121,25 @@ def setting(value: float | torch.Tensor, device: torch.device, keep: bool) -> to
         value: the setting.
         device: where the operator runs.
         keep: what :func:`may_keep` said; then it is made once and read by many calls: a launch less on a GPU.
+
+    Raises:
+        ValueError: not one positive number. Of a tensor on a GPU the shape alone is checked: its value is not read back.
     """
     if isinstance(value, torch.Tensor):
-        return value.to(dtype=torch.float64, device=device)
+        if value.numel() != 1:
+            raise ValueError(f"temperature: expected a float or a 0-d tensor; got {list(value.shape)}")
+        if keep and value.device.type == "cpu":
+            _check_temperature(float(value))
+        return (value.reshape(()) if value.dim() else value).to(dtype=torch.float64, device=device)
+    _check_temperature(value)
     if not keep:
         return torch.full((), value, dtype=torch.float64, device=device)
     return _kept(float(value), torch.float64, device, _stream(device))
+
+
+def _check_temperature(value: Any) -> None:
+    if not isinstance(value, int | float | torch.SymFloat) or not 0 < value < math.inf:
+        raise ValueError(f"temperature: expected a positive number; got {value!r}")
 
 
 def nothing(dtype: torch.dtype, device: torch.device, keep: bool) -> torch.Tensor:

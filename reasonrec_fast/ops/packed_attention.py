@@ -37,8 +37,8 @@ def packed_attention(
             ``i`` of a segment sees keys ``[prefix_begin, prefix_begin + prefix)`` and
             ``[own_begin, own_begin + seen + i)``. Segments lie in the order of their queries and cover them all.
         scale: ``d ** -0.5`` by default.
-        softcap: scores become ``softcap * tanh(scores / softcap)`` (Gemma 2).
-        dropout: of the attention weights.
+        softcap: scores become ``softcap * tanh(scores / softcap)`` (Gemma 2); None or 0 for scores as they are.
+        dropout: of the attention weights, in [0, 1].
 
     Returns:
         ``[Q, H, d]`` in the dtype of ``query``; sums are float32 (float64 for float64). Where neither gradients nor
@@ -50,19 +50,22 @@ def packed_attention(
         its own segment, and no other segment.
 
     Raises:
-        ValueError: shapes that do not fit (argument, expected, got).
-        RuntimeError: segments outside the queries or keys.
+        ValueError: shapes or types that do not fit (argument, expected, got), a number without meaning, or segments
+            outside the queries or keys (with their row).
 
     >>> x = torch.eye(4)[:, None]
     >>> both = torch.tensor([[0, 2, 0, 0, 0, 1], [2, 2, 0, 2, 2, 1]])
     >>> packed_attention(x, x, x, both, scale=0.0)[:, 0].mul(6).round().tolist()
     [[6.0, 0.0, 0.0, 0.0], [3.0, 3.0, 0.0, 0.0], [2.0, 2.0, 2.0, 0.0], [2.0, 2.0, 2.0, 2.0]]
     """
+    library.check_tensors(query=query, key=key, value=value, segments=segments)
     if query.dim() != 3 or key.dim() != 3 or key.shape != value.shape or key.shape[2] != query.shape[2]:
         raise ValueError(
             f"query, key, value: expected [Q, H, d], [K, G, d], [K, G, d]; got {list(query.shape)}, "
             f"{list(key.shape)}, {list(value.shape)}"
         )
+    if not query.is_floating_point():
+        raise ValueError(f"query: expected a floating-point type; got {query.dtype}")
     if key.dtype != query.dtype or value.dtype != query.dtype:
         raise ValueError(f"key, value: expected {query.dtype}, as query has; got {key.dtype} and {value.dtype}")
     if key.shape[1] == 0 or query.shape[1] % key.shape[1]:
@@ -73,10 +76,20 @@ def packed_attention(
             f"{segments.device}"
         )
     scale = query.shape[2] ** -0.5 if scale is None else scale
+    _check_settings(scale, softcap, dropout)
     differentiable = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
     if dropout or differentiable or query.device.type not in ("cpu", "cuda", "meta"):
         return _composed(query, key, value, segments.numpy(), scale, softcap or 0.0, dropout)
     return torch.ops.reasonrec_fast.packed_attention(query, key, value, segments, scale, softcap or 0.0)
+
+
+def _check_settings(scale: float, softcap: float | None, dropout: float) -> None:
+    if not -math.inf < scale < math.inf:
+        raise ValueError(f"scale: expected a finite number; got {scale}")
+    if softcap is not None and not 0 <= softcap < math.inf:
+        raise ValueError(f"softcap: expected a number of at least 0; got {softcap}")
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"dropout: expected a share in [0, 1]; got {dropout}")
 
 
 def packed_attention_reference(
@@ -177,11 +190,27 @@ def _composed(
     dropout: float,
 ) -> torch.Tensor:
     """Products of torch, one pair for each run of segments that share a prefix; differentiable."""
+    _check_segments(segments, query.shape[0], key.shape[0])
     outputs = []
     for _, run in groupby(segments.tolist(), key=lambda row: (row[2], row[3]) if row[3] else tuple(row)):
         rows = np.array(list(run))
         outputs.append(_shared_prefix(query, key, value, rows, scale, softcap, dropout))
     return torch.cat(outputs) if outputs else torch.zeros_like(query)
+
+
+def _check_segments(segments: np.ndarray, queries: int, keys: int) -> None:
+    """As the native check does: ranges within the keys, and the queries covered in their order."""
+    query_begin, count, prefix_begin, prefix, own_begin, seen = segments.T
+    wrong = (segments < 0).any(1) | (segments[:, [1, 2, 4, 5]] > [queries + 1, keys, keys, keys]).any(1)
+    wrong |= (prefix > keys - prefix_begin) | (seen < 1) | (count - 1 > keys - own_begin - seen)
+    wrong |= query_begin != np.cumsum(count) - count
+    if wrong.any():
+        raise library.ArgumentError(
+            "segments: expected ranges within the queries, in order, and the keys; "
+            f"row {int(wrong.argmax())} is outside"
+        )
+    if count.sum() != queries:
+        raise library.ArgumentError(f"segments: expected to cover {queries} queries; they cover {int(count.sum())}")
 
 
 def _shared_prefix(

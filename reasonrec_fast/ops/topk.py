@@ -30,7 +30,9 @@ def topk(queries: torch.Tensor, items: torch.Tensor, k: int, *, exclude: Exclusi
         items: ``[N, D]``, of the same dtype.
         k: how many, at least 0; more than there are items is allowed.
         exclude: items that a row must not return, in CSR form: ``(indptr [B + 1], indices)``, or
-            ``(indptr, indices, rows [B])`` where the CSR has more rows than the batch and ``rows`` picks them.
+            ``(indptr, indices, rows [B])`` where the CSR has more rows than the batch and ``rows`` picks them. On a GPU,
+            where a check would read values back, ``indptr`` must rise within ``indices``, and items that there are not
+            exclude nothing.
 
     Returns:
         values ``[B, k]`` float32 (float64 for float64 inputs) and indices ``[B, k]`` int64, by falling value; equal
@@ -39,25 +41,39 @@ def topk(queries: torch.Tensor, items: torch.Tensor, k: int, *, exclude: Exclusi
         number of threads.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit (argument, expected, got).
+        ValueError: shapes or dtypes that do not fit (argument, expected, got); on a CPU, a CSR that is not one, or an
+            excluded item that there is not (with its row).
 
     >>> topk(torch.eye(2), torch.tensor([[1.0, 0.0], [0.5, 2.0]]), 1).indices.tolist()
     [[0], [1]]
     """
+    library.check_tensors(queries=queries, items=items)
     if queries.dim() != 2 or items.dim() != 2 or queries.shape[1] != items.shape[1]:
         raise ValueError(
             f"queries, items: expected [B, D] and [N, D]; got {list(queries.shape)} and {list(items.shape)}"
         )
     if not queries.is_floating_point() or items.dtype != queries.dtype:
         raise ValueError(f"queries, items: expected one floating-point type; got {queries.dtype} and {items.dtype}")
-    if k < 0:
-        raise ValueError(f"k: expected at least 0; got {k}")
-    if exclude is not None and len(exclude) == 2 and exclude[0].numel() != queries.shape[0] + 1:
-        raise ValueError(
-            f"exclude: expected an indptr of {queries.shape[0] + 1} entries; got {exclude[0].numel()} (or pass rows)"
-        )
+    library.check_count(k, "k")
+    if exclude is not None:
+        _check_exclusions(exclude, queries.shape[0])
     indptr, indices, rows = _exclusion_tensors(exclude, queries)
     return TopK(*torch.ops.reasonrec_fast.topk(queries, items, k, indptr, indices, rows))
+
+
+def _check_exclusions(exclude: Exclusions, batch: int) -> None:
+    if not isinstance(exclude, tuple) or len(exclude) not in (2, 3):
+        raise ValueError("exclude: expected (indptr, indices) or (indptr, indices, rows); got something else")
+    for name, part in zip(("indptr", "indices", "rows"), exclude, strict=False):
+        library.check_tensors(exclude=part)
+        if part.dim() != 1 or (part.numel() and not library.is_integer(part)):
+            raise ValueError(f"exclude: expected {name} to be a vector of integers; got {list(part.shape)} of {part.dtype}")
+    if len(exclude) == 2 and exclude[0].numel() != batch + 1:
+        raise ValueError(f"exclude: expected an indptr of {batch + 1} entries; got {exclude[0].numel()} (or pass rows)")
+    if len(exclude) == 3 and exclude[2].numel() != batch:
+        raise ValueError(f"exclude: expected {batch} rows, one a query; got {exclude[2].numel()}")
+    if exclude[0].numel() == 0:
+        raise ValueError("exclude: expected an indptr of at least one entry; got none")
 
 
 def _exclusion_tensors(exclude: Exclusions | None, queries: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -115,7 +131,8 @@ def _excluded_pairs(
     """Batch row and item of every exclusion."""
     if indptr.numel() == 0:
         return indices, indices
-    sizes = indptr[rows + 1] - indptr[rows]
+    indptr = indptr.clamp(0, indices.numel())
+    sizes = (indptr[rows + 1] - indptr[rows]).clamp_min(0)
     batch_rows = torch.repeat_interleave(torch.arange(rows.numel(), device=rows.device), sizes)
     within = torch.arange(batch_rows.numel(), device=rows.device) - (sizes.cumsum(0) - sizes)[batch_rows]
     return batch_rows, indices[indptr[rows][batch_rows] + within]
