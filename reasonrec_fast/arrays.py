@@ -181,17 +181,17 @@ def as_rows(values: Any, name: str, count: int, *, error: type = ValueError) -> 
     return rows
 
 
-def same_length(error: type = ValueError, **columns: np.ndarray) -> None:
+def same_length(error: type = ValueError, **columns: Any) -> None:
     """Refuse columns of which one has another length than the first.
 
     >>> same_length(labels=np.zeros(3), scores=np.zeros(2))
     Traceback (most recent call last):
-    ValueError: scores: expected 3 rows, as labels has; got 2
+    ValueError: scores: expected a vector like labels, of 3 rows; got 2
     """
     (first, wanted), *others = columns.items()
     for name, column in others:
         if len(column) != len(wanted):
-            raise error(f"{name}: expected {len(wanted)} rows, as {first} has; got {len(column)}")
+            raise error(f"{name}: expected a vector like {first}, of {len(wanted)} rows; got {len(column)}")
 
 
 def as_count(value: Any, name: str, least: int = 0, *, error: type = ValueError) -> int:

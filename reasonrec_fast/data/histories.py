@@ -204,7 +204,12 @@ class Histories:
         reasonrec_fast.data.errors.DataError: histories: expected an indptr that rises from 0 to 1; got another
         """
         indptr = as_index(self.indptr, "histories: indptr", error=DataError)
-        items = as_index(self.items, "histories", num_items, error=DataError)
+        items = as_index(self.items, "histories", least=-(2**63), error=DataError)
+        low, high = items.min(initial=0), items.max(initial=-1 if num_items is None else num_items - 1)
+        if low < 0 or (num_items is not None and high >= num_items):
+            row = int(items.argmin() if low < 0 else items.argmax())
+            told = "of at least 0" if num_items is None else f"in [0, {num_items})"
+            raise DataError(f"histories: expected items {told}; got {items.min()} to {items.max()} (row {row})")
         if not len(indptr) or indptr[0] != 0 or indptr[-1] != len(items) or (np.diff(indptr) < 0).any():
             raise DataError(f"histories: expected an indptr that rises from 0 to {len(items)}; got another")
         return self if indptr is self.indptr and items is self.items else Histories(indptr, items)

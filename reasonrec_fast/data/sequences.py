@@ -30,10 +30,11 @@ def load_sequences(folder: str | Path) -> Interactions:
     rows: list[np.ndarray] = []
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
-            user, *words = line.split() or [""]
-            if not user or user in places_of:
-                told = f"{user!r}, as in line {places_of[user]}" if user else "an empty line"
-                raise DataError(f"{path}, line {number}: expected another user; got {told}")
+            if not line.strip():
+                continue
+            user, *words = line.split()
+            if user in places_of:
+                raise DataError(f"{path}, line {number}: expected another user than in line {places_of[user]}; got {user!r}")
             try:
                 rows.append(np.array(words, dtype=np.int64))
             except (ValueError, OverflowError) as error:
