@@ -209,8 +209,8 @@ def as_tensor(values: Any, name: str) -> torch.Tensor:
     """Numbers as a tensor, where they are: without a copy, but of what torch does not take as it is.
 
     Args:
-        values: an array of numpy or cupy, anything with DLPack, a pandas object, or a sequence; floats of a sequence
-            become torch's default type.
+        values: an array of numpy or cupy, anything with DLPack, a pandas object, or a sequence; floats without a type
+            of their own, those of Python, become torch's default type.
         name: of the argument, for messages.
 
     Raises:
@@ -227,6 +227,7 @@ def as_tensor(values: Any, name: str) -> torch.Tensor:
             return found
         values = found
     array = as_array(values, name)
+    untyped = isinstance(values, list | tuple) or array.dtype.kind == "O"
     if array.dtype.kind == "O" and array.size:
         array = as_numbers(array, name, dims=array.ndim, nan=True, infinite=True) if _has_floats(array) else as_index(
             array, name, least=-_LARGEST - 1, dims=array.ndim
@@ -235,8 +236,7 @@ def as_tensor(values: Any, name: str) -> torch.Tensor:
         raise ValueError(f"{name}: expected numbers; got {array.dtype} {_sample(array)}")
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
         array = as_index(array, name, dims=array.ndim)
-    is_sequence = isinstance(values, list | tuple)
-    if is_sequence and array.dtype == np.float64:
+    if untyped and array.dtype == np.float64:
         return torch.from_numpy(array).to(torch.get_default_dtype())
     if not array.flags.writeable or not array.dtype.isnative or any(stride < 0 for stride in array.strides):
         array = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")

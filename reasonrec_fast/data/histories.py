@@ -104,7 +104,13 @@ class Histories:
         return np.diff(self.indptr)
 
     def of_user(self, user: int) -> np.ndarray:
-        """A user's items, oldest first."""
+        """A user's items, oldest first.
+
+        Raises:
+            DataError: a user without a history here.
+        """
+        if not 0 <= user < self.num_users:
+            raise DataError(f"user: expected an index in [0, {self.num_users}); got {user}")
         return self.items[self.indptr[user] : self.indptr[user + 1]]
 
     def select(self, users: np.ndarray) -> Histories:

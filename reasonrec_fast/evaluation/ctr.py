@@ -115,7 +115,7 @@ def fit_platt(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
         scores: theirs, ``[N]``.
 
     Raises:
-        ValueError: as :class:`RankedLabels`, or labels of one class.
+        ValueError: as :class:`RankedLabels`, labels of one class, or scores whose squares are not finite.
 
     >>> slope, intercept = fit_platt(np.array([0, 1, 0, 1, 1, 0]), np.array([1.0, 3.0, 2.0, 4.0, 2.0, 3.0]))
     >>> slope > 0
@@ -125,7 +125,10 @@ def fit_platt(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
     same_length(labels=labels, scores=scores)
     if len(labels) == 0 or labels.min() == labels.max():
         raise ValueError(f"labels: expected both 0 and 1; got {labels[:1].tolist()} alone in {len(labels)} rows")
-    spread, centre = float(np.std(scores)) or 1.0, float(np.mean(scores))
+    with np.errstate(over="ignore"):
+        spread, centre = float(np.std(scores)) or 1.0, float(np.mean(scores))
+    if not np.isfinite(spread + centre):
+        raise ValueError(f"scores: expected numbers whose squares are finite; got up to {np.abs(scores).max()}")
     model = LogisticRegression(C=1e6).fit(((scores - centre) / spread)[:, None], labels)
     slope = float(model.coef_[0, 0]) / spread
     return slope, float(model.intercept_[0]) - slope * centre

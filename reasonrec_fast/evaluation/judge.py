@@ -19,7 +19,8 @@ def judge_metrics(predicted: np.ndarray, opinion: np.ndarray) -> dict[str, float
 
     Returns:
         ``srcc`` (Spearman) and ``krcc`` (Kendall's tau-b) of the ranks; ``plcc`` (Pearson) and ``rmse``, in the units
-        of the opinions, after :func:`fit_logistic` as in the Video Quality Experts Group's reports.
+        of the opinions, after :func:`fit_logistic` as in the Video Quality Experts Group's reports. Correlations of
+        values that are all alike are NaN.
 
     Raises:
         ValueError: not two vectors of one length, of five entries at least, or a value that is not finite (with its

@@ -25,7 +25,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 _PLAIN = (torch.Tensor, type(None), str, int, float)
-_PARTS = ("exclude", "clip")  # arguments of several parts, which may come as a list
+_PARTS = ("exclude", "clip")  # arguments of several parts, in a tuple or a list; an x may be a tuple of two
 
 
 class ArgumentError(ValueError, RuntimeError):
@@ -66,11 +66,11 @@ _NATIVE = re.compile(r"(?:\w+, \S+\.(?:cpp|h|cu|cuh):\d+, )?(\w+(?:, \w+)*: expe
 def _as_tensor(value: Any, name: str = "array") -> Any:
     if isinstance(value, _PLAIN):
         return value
-    if type(value) is tuple or (name in _PARTS and isinstance(value, list)):
-        return tuple([_as_tensor(part, name) for part in value])
+    if type(value) is tuple if name == "x" else name in _PARTS and isinstance(value, list | tuple):
+        return tuple([part if isinstance(part, _PLAIN) else as_tensor(part, name) for part in value])
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, list | range) or hasattr(value, "__dlpack__") or hasattr(value, "__array__"):
+    if isinstance(value, list | range) or type(value) is tuple or hasattr(value, "__dlpack__") or hasattr(value, "__array__"):
         found = as_tensor(value, name)
         if name == "out" and not _shares(found, value):
             raise ValueError("out: expected an array that can be written to, of positive strides; got one that cannot")
@@ -82,7 +82,7 @@ def _shares(tensor: torch.Tensor, array: Any) -> bool:
     """Whether a tensor is the memory of what it was made of."""
     if isinstance(array, np.ndarray):
         return tensor.data_ptr() == array.ctypes.data
-    return not isinstance(array, list | range) and hasattr(array, "__dlpack__")
+    return hasattr(array, "__dlpack__")
 
 
 def check_tensors(**tensors: torch.Tensor | None) -> None:

@@ -37,7 +37,9 @@ class Popularity(ClosedFormRecommender):
         self.counts.copy_(torch.from_numpy(counts))
 
     def scores(self, users: np.ndarray) -> torch.Tensor:
-        return self.counts.expand(len(self.asked(users)), -1).clone()
+        users = self.asked(users)
+        return self.counts.expand(len(users), -1).clone()
 
     def score(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-        return self.counts[on_device(self.pairs(users, items)[1], self.device)].cpu().numpy()
+        _, items = self.pairs(users, items)
+        return self.counts[on_device(items, self.device)].cpu().numpy()
