@@ -229,8 +229,10 @@ def as_tensor(values: Any, name: str) -> torch.Tensor:
     array = as_array(values, name)
     untyped = isinstance(values, list | tuple) or array.dtype.kind == "O"
     if array.dtype.kind == "O" and array.size:
-        array = as_numbers(array, name, dims=array.ndim, nan=True, infinite=True) if _has_floats(array) else as_index(
-            array, name, least=-_LARGEST - 1, dims=array.ndim
+        array = (
+            as_numbers(array, name, dims=array.ndim, nan=True, infinite=True)
+            if _has_floats(array)
+            else as_index(array, name, least=-_LARGEST - 1, dims=array.ndim)
         )
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
         raise ValueError(f"{name}: expected numbers; got {array.dtype} {_sample(array)}")

@@ -34,7 +34,9 @@ def load_sequences(folder: str | Path) -> Interactions:
                 continue
             user, *words = line.split()
             if user in places_of:
-                raise DataError(f"{path}, line {number}: expected another user than in line {places_of[user]}; got {user!r}")
+                raise DataError(
+                    f"{path}, line {number}: expected another user than in line {places_of[user]}; got {user!r}"
+                )
             try:
                 rows.append(np.array(words, dtype=np.int64))
             except (ValueError, OverflowError) as error:

@@ -84,7 +84,9 @@ def feature_coverage(texts: Iterable[str], features: Iterable[str]) -> float:
     """
     wanted = {feature.lower() for feature in _as_texts(features, "features")}
     if not wanted or "" in wanted:
-        raise ValueError(f"features: expected at least one, and words in each; got {'an empty one' if wanted else 'none'}")
+        raise ValueError(
+            f"features: expected at least one, and words in each; got {'an empty one' if wanted else 'none'}"
+        )
     joined = "\n".join(_as_texts(texts, "texts")).lower()
     return sum(feature in joined for feature in wanted) / len(wanted)
 

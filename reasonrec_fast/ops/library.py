@@ -70,7 +70,12 @@ def _as_tensor(value: Any, name: str = "array") -> Any:
         return tuple([part if isinstance(part, _PLAIN) else as_tensor(part, name) for part in value])
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, list | range) or type(value) is tuple or hasattr(value, "__dlpack__") or hasattr(value, "__array__"):
+    if (
+        isinstance(value, list | range)
+        or type(value) is tuple
+        or hasattr(value, "__dlpack__")
+        or hasattr(value, "__array__")
+    ):
         found = as_tensor(value, name)
         if name == "out" and not _shares(found, value):
             raise ValueError("out: expected an array that can be written to, of positive strides; got one that cannot")

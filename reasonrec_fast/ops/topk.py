@@ -67,7 +67,9 @@ def _check_exclusions(exclude: Exclusions, batch: int) -> None:
     for name, part in zip(("indptr", "indices", "rows"), exclude, strict=False):
         library.check_tensors(exclude=part)
         if part.dim() != 1 or (part.numel() and not library.is_integer(part)):
-            raise ValueError(f"exclude: expected {name} to be a vector of integers; got {list(part.shape)} of {part.dtype}")
+            raise ValueError(
+                f"exclude: expected {name} to be a vector of integers; got {list(part.shape)} of {part.dtype}"
+            )
     if len(exclude) == 2 and exclude[0].numel() != batch + 1:
         raise ValueError(f"exclude: expected an indptr of {batch + 1} entries; got {exclude[0].numel()} (or pass rows)")
     if len(exclude) == 3 and exclude[2].numel() != batch:

@@ -147,7 +147,10 @@ def attention(segments, grad=False, **options):
 
 WHOLE = [[0, 4, 0, 0, 0, 1]]
 REFUSED = [
-    (exclude([0, 1, 2, 10**9], [0, 1]), "exclude: expected an indptr that rises within 2 indices; got 2 to .* in row 2"),
+    (
+        exclude([0, 1, 2, 10**9], [0, 1]),
+        "exclude: expected an indptr that rises within 2 indices; got 2 to .* in row 2",
+    ),
     (exclude([0, 2, 1, 2], [0, 1]), "exclude: expected an indptr that rises .* got 2 to 1 in row 1"),
     (exclude([-5, 0, 1, 2], [0, 1]), "exclude: expected an indptr that rises .* got -5 to 0 in row 0"),
     (exclude([0, 1, 2, 2], [0, 7]), r"exclude: expected items in \[0, 3\); got 7 in row 1"),
@@ -164,7 +167,10 @@ REFUSED = [
     (edges([0, 1], [0.0, 1.0]), "items: expected a vector of integers"),
     (edges([0, None], [0, 1]), "users: expected a vector of integers"),
     (edges(pd.Series([0, None], dtype="Int64"), [0, 1]), "users: expected a vector of integers"),
-    (edges(np.ma.array([0, 1], mask=[0, 1]), [0, 1]), "users: expected a value in every row; got a masked one in row 1"),
+    (
+        edges(np.ma.array([0, 1], mask=[0, 1]), [0, 1]),
+        "users: expected a value in every row; got a masked one in row 1",
+    ),
     (edges([0, -3], [0, 1]), r"users: expected indices in \[0, 1\); got -3 in row 1"),
     (edges([0, 1], [0, 9], num_items=5), r"items: expected indices in \[0, 5\); got 9 in row 1"),
     (edges(np.array([2**63 + 1], dtype=np.uint64), [0]), "users: expected"),
@@ -208,7 +214,10 @@ REFUSED = [
     (exits(targets=T([0.0, 1.0, 2.0])), "targets: expected integers; got torch.float32"),
     (exits(targets=T([0, 1, 7])), r"targets: expected classes in \[0, 3\); got 7 in row 2"),
     (exits(threshold=torch.ones(3, 1).expand(3, 2)), r"threshold: expected a number or \[3\]; got \[3, 2\]"),
-    (exits(torch.eye(3), torch.zeros(2, 3, 3), bias=torch.zeros(3, 2)), r"bias: expected \[2, 3\] or \[3\]; got \[3, 2\]"),
+    (
+        exits(torch.eye(3), torch.zeros(2, 3, 3), bias=torch.zeros(3, 2)),
+        r"bias: expected \[2, 3\] or \[3\]; got \[3, 2\]",
+    ),
     (exits(torch.eye(3).long(), torch.eye(3)), "hidden, heads: expected floating-point types"),
     (exits(torch.eye(3), torch.zeros(0, 3)), "heads: expected at least one class"),
     (attention([[0, 4, 0, 9, 0, 1]]), "segments: expected ranges .* row 0 is outside"),
