@@ -70,8 +70,8 @@ def as_index(
     if array.size:
         low, high = array.min(), array.max()
         if low < least or high > (_LARGEST if count is None else count - 1):
-            wrong = (array < least) | (array > (_LARGEST if count is None else count - 1))
-            _refuse(wrong, array, name, _range(least, count), error)
+            outside = (array < least) | (array > (_LARGEST if count is None else count - 1))
+            _refuse(outside, array, name, _range(least, count), error)
     array = array.astype(np.int64, copy=False)
     return np.ascontiguousarray(array) if any(stride < 0 for stride in array.strides) else array
 

@@ -1,6 +1,6 @@
 """Loops compiled by numba, that any thread and any forked process may run.
 
-numba's own parallel loops end the process where two threads run them at once, or a forked process does after its parent:
+numba's own parallel loops end the process where two threads run them at once, or a forked process after its parent:
 these are plain loops over part of the rows, which let go of the interpreter's lock; :func:`in_shares` divides the rows.
 """
 

@@ -19,8 +19,8 @@ def load_sequences(folder: str | Path) -> Interactions:
     ``split_by_time(..., "leave_one_out")`` is the one split that means something.
 
     Raises:
-        DataError: ``sequences.txt`` is not there or empty, or a line is not a user, whom no line before names, and whole
-            numbers (it is named).
+        DataError: ``sequences.txt`` is not there or empty, or a line is not a user, whom no line before names, and
+            whole numbers (it is named).
     """
     folder = Path(folder)
     path = folder / "sequences.txt"

@@ -165,7 +165,8 @@ def ctr_metrics(labels: np.ndarray, probabilities: np.ndarray, users: np.ndarray
         users: of the events, ``[N]``; identifiers of any kind.
 
     Raises:
-        ValueError: as :class:`RankedLabels`, a probability outside [0, 1] or a missing user (with its row), or no events.
+        ValueError: as :class:`RankedLabels`, a probability outside [0, 1] or a missing user (with its row), or no
+            events.
 
     >>> found = ctr_metrics(np.array([0, 1, 0, 1]), np.array([0.2, 0.6, 0.6, 0.9]), np.array([0, 0, 1, 1]))
     >>> {name: round(value, 3) for name, value in found.items()}

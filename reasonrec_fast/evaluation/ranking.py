@@ -10,7 +10,6 @@ from reasonrec_fast.arrays import as_count, as_index, as_numbers, same_length
 from reasonrec_fast.data.histories import Histories
 from reasonrec_fast.data.negatives import NegativeSampler
 
-
 Relevant = Histories | Sequence[Sequence[int]]
 
 

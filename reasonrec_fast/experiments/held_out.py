@@ -43,7 +43,8 @@ def metrics_on_test(
 
     Ranking: means over users, and NDCG at the middle cutoff by how popular the target is and how long the history
     (thirds of the training events, and of the users). A target that its user has had before is left out of every
-    recommendation: ``unreachable`` counts those, and the means are over the rest. CTR: of probabilities scaled on validation (Platt).
+    recommendation: ``unreachable`` counts those, and the means are over the rest. CTR: of
+    probabilities scaled on validation (Platt).
     """
     if settings.task == "ctr":
         users = data.users[split.test]

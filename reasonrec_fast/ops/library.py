@@ -128,7 +128,7 @@ def setting(value: float | torch.Tensor, device: torch.device, keep: bool) -> to
         keep: what :func:`may_keep` said; then it is made once and read by many calls: a launch less on a GPU.
 
     Raises:
-        ValueError: not one positive number. Of a tensor on a GPU the shape alone is checked: its value is not read back.
+        ValueError: not one positive number. Of a tensor on a GPU the shape alone is checked: its value is not read.
     """
     if isinstance(value, torch.Tensor):
         if value.numel() != 1:

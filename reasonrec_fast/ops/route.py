@@ -78,8 +78,8 @@ def route_to(
         destination: int64 ``[B]`` in ``[0, num_destinations)``. On a GPU, where a check would read values back, one
             below the range counts as 0 and one above it as ``num_destinations - 1``, in the returned route too.
         num_destinations: ``M``, at least 1.
-        capacity: integers ``[M]``, at least 0 (on a GPU less counts as 0); rows over it fall back to destination 0 (whose own capacity is not bounded):
-            the lowest score first, then the highest index.
+        capacity: integers ``[M]``, at least 0 (on a GPU less counts as 0); rows over it fall back to destination 0
+            (whose own capacity is not bounded): the lowest score first, then the highest index.
         score: ``[B]``, larger stays longer, NaN longest; only with capacity.
 
     Raises:

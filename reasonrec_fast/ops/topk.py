@@ -30,8 +30,8 @@ def topk(queries: torch.Tensor, items: torch.Tensor, k: int, *, exclude: Exclusi
         items: ``[N, D]``, of the same dtype.
         k: how many, at least 0; more than there are items is allowed.
         exclude: items that a row must not return, in CSR form: ``(indptr [B + 1], indices)``, or
-            ``(indptr, indices, rows [B])`` where the CSR has more rows than the batch and ``rows`` picks them. On a GPU,
-            where a check would read values back, ``indptr`` must rise within ``indices``, and items that there are not
+            ``(indptr, indices, rows [B])`` where the CSR has more rows than the batch and ``rows`` picks them. On a
+            GPU, where a check would read values back, ``indptr`` must rise within ``indices``, and items that there are not
             exclude nothing.
 
     Returns:
