@@ -80,7 +80,7 @@ def exit_confidence(
     >>> int(found.prediction), round(float(found.probability), 3), bool(found.exit)
     (0, 0.881, True)
     """
-    library.check_tensors(hidden=hidden, heads=heads, bias=bias, previous=previous, targets=targets)
+    library.check_tensors(hidden=hidden, heads=heads)
     if hidden.dim() != 2 or heads.dim() not in (2, 3) or hidden.shape[1] != heads.shape[-1]:
         raise ValueError(
             f"hidden, heads: expected [B, D] with [C, D] or [K, C, D]; got {list(hidden.shape)}, {list(heads.shape)}"

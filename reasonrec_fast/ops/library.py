@@ -24,6 +24,8 @@ _logger = logging.getLogger("reasonrec_fast")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+_INTEGERS = frozenset((torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64))
+_WHOLE, _REAL = (int, torch.SymInt), (int, float, torch.SymFloat)
 _PLAIN = (torch.Tensor, type(None), str, int, float)
 _PARTS = ("exclude", "clip")  # arguments of several parts, in a tuple or a list; an x may be a tuple of two
 
@@ -103,13 +105,13 @@ def check_tensors(**tensors: torch.Tensor | None) -> None:
 
 def check_count(value: Any, name: str, least: int = 0) -> None:
     """Refuse what is not a whole number of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt) or value < least:
+    if isinstance(value, bool) or not isinstance(value, _WHOLE) or value < least:
         raise ValueError(f"{name}: expected a whole number of at least {least}; got {value!r}")
 
 
 def is_integer(tensor: torch.Tensor) -> bool:
     """Whether a tensor has whole numbers; bools are not."""
-    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+    return tensor.dtype in _INTEGERS
 
 
 def scalar(value: float | torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -143,7 +145,7 @@ def setting(value: float | torch.Tensor, device: torch.device, keep: bool) -> to
 
 
 def _check_temperature(value: Any) -> None:
-    if not isinstance(value, int | float | torch.SymFloat) or not 0 < value < math.inf:
+    if not isinstance(value, _REAL) or not 0 < value < math.inf:
         raise ValueError(f"temperature: expected a positive number; got {value!r}")
 
 

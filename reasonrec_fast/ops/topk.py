@@ -31,8 +31,8 @@ def topk(queries: torch.Tensor, items: torch.Tensor, k: int, *, exclude: Exclusi
         k: how many, at least 0; more than there are items is allowed.
         exclude: items that a row must not return, in CSR form: ``(indptr [B + 1], indices)``, or
             ``(indptr, indices, rows [B])`` where the CSR has more rows than the batch and ``rows`` picks them. On a
-            GPU, where a check would read values back, ``indptr`` must rise within ``indices``, and items that there are not
-            exclude nothing.
+            GPU, where a check would read values back, ``indptr`` must rise within ``indices``, and items that
+            there are not exclude nothing.
 
     Returns:
         values ``[B, k]`` float32 (float64 for float64 inputs) and indices ``[B, k]`` int64, by falling value; equal
@@ -65,8 +65,9 @@ def _check_exclusions(exclude: Exclusions, batch: int) -> None:
     if not isinstance(exclude, tuple) or len(exclude) not in (2, 3):
         raise ValueError("exclude: expected (indptr, indices) or (indptr, indices, rows); got something else")
     for name, part in zip(("indptr", "indices", "rows"), exclude, strict=False):
-        library.check_tensors(exclude=part)
-        if part.dim() != 1 or (part.numel() and not library.is_integer(part)):
+        if not isinstance(part, torch.Tensor):
+            raise ValueError(f"exclude: expected {name} to be a vector of integers; got {type(part).__name__}")
+        if part.dim() != 1 or (not library.is_integer(part) and part.numel()):
             raise ValueError(
                 f"exclude: expected {name} to be a vector of integers; got {list(part.shape)} of {part.dtype}"
             )
