@@ -19,10 +19,18 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from reasonrec_fast.kernels import aggregate, exit_confidence, packed_attention, token_logprobs, topk
+from reasonrec_fast.kernels import (
+    aggregate,
+    decoder_layer,
+    exit_confidence,
+    packed_attention,
+    token_logprobs,
+    topk,
+)
+from reasonrec_fast.kernels.logits import BLOCK_D, Tile, tile_of
 
 TARGETS = (80, 90, 100)
-WHOLE = ("width", "block_classes", "query_stride", "key_stride", "value_stride")
+WHOLE = ("width", "block_classes", "query_stride", "key_stride", "value_stride", "gate_stride", "up_stride")
 """Sizes that are mostly multiples of 16, as Triton finds at run time; others are not specialised."""
 Case = tuple[Any, dict[str, str], dict[str, Any], dict[str, int]]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -33,10 +41,16 @@ def of_type(kind: str, *names: str) -> dict[str, str]:
     return dict.fromkeys(names, kind)
 
 
+def tiled(name: str, tiles: tuple[Tile, ...], element: str) -> Iterator[tuple[str, Tile, dict[str, int]]]:
+    """The tiles of logits that a type takes, with a name each."""
+    for tile in dict.fromkeys(tile_of(tiles, DTYPES[element], batch.rows) for batch in tiles):
+        constants = {"BLOCK_B": tile.rows, "BLOCK_C": tile.classes, "BLOCK_D": BLOCK_D}
+        yield f"{name}_{tile.rows}", tile, constants
+
+
 def cases(element: str) -> Iterator[tuple[str, Case]]:
     """Every kernel for inputs of a type; counts and widths as Triton sees multiples of 16."""
     floats, integers = f"*{element}", "*i64"
-    tiles = {"HAS_BIAS": True, "BLOCK_B": token_logprobs.block_rows(DTYPES[element]), "BLOCK_C": 64, "BLOCK_D": 64}
     heads = {**of_type(floats, "hidden", "heads", "bias"), "temperature": "*fp64", "targets": integers}
     weight = {**of_type(floats, "hidden", "weight", "bias"), "temperature": "*fp64"}
     statistics = {
@@ -45,41 +59,41 @@ def cases(element: str) -> Iterator[tuple[str, Case]]:
         "prediction": integers,
     }
     size = of_type("i32", "batch", "classes", "width")
-    row = {"USER_SIDE": True, "DROPOUT": True, "SPLIT": 256, "BLOCK_D": 64}
-    row["BLOCK_E"] = aggregate.block_edges(DTYPES[element])
-    graph = of_type("*i32", "indptr", "indices")
-    places = of_type("i32", "own_start", "other_start", "width")
-    dropped = {"drop_below": "i64", "drop_scale": "fp32"}
+    ends = of_type("*i32", "user_indptr", "item_indptr", "plan")
+    tables = {**of_type(floats, "x", "y", "out"), **of_type("*fp32", "total", "parts", "weights")}
+    counts = of_type("i32", "layers", "users", "user_pieces", "pieces")
+    layer = {**counts, "layer": "i32", "drop_scale": "fp32"}
+    cut = {"WIDTH": 64, "SPLIT": aggregate._SPLIT, "BLOCK_D": 64}
+    whole_warp = {"BLOCK_T": aggregate.block_rows(DTYPES[element].itemsize, 64)}
     yield (
-        "propagate",
+        "prepare",
         (
-            aggregate.propagate_kernel,
+            aggregate.prepare_kernel,
             {
-                **graph,
-                **of_type("*fp32", "inverse_root", "total", "weights"),
-                **of_type(floats, "x", "y"),
-                "seed": integers,
-                "layer": "i32",
-                **places,
-                **dropped,
+                **ends,
+                **of_type(floats, "x", "scaled"),
+                "weights": "*fp32",
+                **counts,
+                **of_type("i32", "items", "steps"),
             },
-            row,
-            aggregate.LAUNCH,
+            {**cut, "BLOCK_P": 128, "BLOCK_R": 32},
+            {},
         ),
     )
     yield (
-        "piece",
+        "layer",
         (
-            aggregate.piece_kernel,
+            aggregate.layer_kernel,
             {
-                **graph,
-                "x": floats,
-                "parts": "*fp32",
+                **ends,
+                **of_type("*i32", "user_indices", "item_indices"),
+                **tables,
+                "scaled": floats,
                 "seed": integers,
-                **of_type("i32", "rows", "edges", "other_start", "width"),
+                **layer,
                 "drop_below": "i64",
             },
-            row,
+            {**cut, **whole_warp, "DROPOUT": True, "BLOCK_E": aggregate.block_edges(DTYPES[element].itemsize, 64)},
             aggregate.LAUNCH,
         ),
     )
@@ -87,27 +101,22 @@ def cases(element: str) -> Iterator[tuple[str, Case]]:
         "join_rows",
         (
             aggregate.join_kernel,
-            {
-                "indptr": "*i32",
-                **of_type("*fp32", "inverse_root", "parts", "total", "weights"),
-                "y": floats,
-                **of_type("i32", "layer", "own_start", "width"),
-                "drop_scale": "fp32",
-            },
-            {"SPLIT": 256, "BLOCK_D": 64},
+            {**ends, **tables, **layer},
+            {**cut, **whole_warp, "BLOCK_P": aggregate.block_parts(64)},
             aggregate.LAUNCH,
         ),
     )
-    options = {"HAS_BIAS": True, "HAS_TARGETS": True, "BLOCK_B": 16, "BLOCK_C": 64, "BLOCK_D": 64}
-    yield (
-        "stream",
-        (
-            exit_confidence.stream_kernel,
-            {**heads, "parts": "*fp32", "argmaxes": "*i32", **size, **of_type("i32", "positive", "stretch")},
-            options,
-            exit_confidence.LAUNCH,
-        ),
-    )
+    options = {"HAS_BIAS": True, "HAS_TARGETS": True}
+    for name, tile, constants in tiled("stream", exit_confidence.TILES, element):
+        yield (
+            name,
+            (
+                exit_confidence.stream_kernel,
+                {**heads, "parts": "*fp32", "argmaxes": "*i32", **size, **of_type("i32", "positive", "stretch")},
+                {**options, **constants},
+                tile.launch,
+            ),
+        )
     for block_s, block_b in exit_confidence.JOINED:
         yield (
             f"join_{block_s}_stretches",
@@ -129,19 +138,20 @@ def cases(element: str) -> Iterator[tuple[str, Case]]:
         (
             exit_confidence.ensemble_kernel,
             {**heads, **statistics, **size, "positive": "i32", "log_classes": "fp32"},
-            {**options, "MEASURE": 3, "MEMBERS": 4},
+            {**options, "BLOCK_B": 16, "BLOCK_C": 64, "BLOCK_D": 64, "MEASURE": 3, "MEMBERS": 4},
             {},
         ),
     )
-    yield (
-        "partial",
-        (
-            token_logprobs.partial_kernel,
-            {**weight, **of_type("*fp32", "best", "total", "weighted"), **size, "stretch": "i32"},
-            tiles,
-            {},
-        ),
-    )
+    for name, tile, constants in tiled("partial", token_logprobs.TILES, element):
+        yield (
+            name,
+            (
+                token_logprobs.partial_kernel,
+                {**weight, **of_type("*fp32", "best", "total", "weighted"), **size, "stretch": "i32"},
+                {"HAS_BIAS": True, **constants},
+                tile.launch,
+            ),
+        )
     yield (
         "logit",
         (
@@ -156,44 +166,51 @@ def cases(element: str) -> Iterator[tuple[str, Case]]:
             {"num_warps": 1},
         ),
     )
-    yield (
-        "gradient",
-        (
-            token_logprobs.gradient_kernel,
-            {
-                **weight,
-                "tokens": integers,
-                **of_type("*fp32", "logsumexp", "entropy", "grad_logprobs", "through_all", "through_entropy"),
-                "gradient": floats,
-                **size,
-                **of_type("i32", "first_class", "block_classes", "count"),
-            },
-            tiles,
-            {},
-        ),
-    )
-    for held, passes in ((32, False), (64, True)):
+    for name, tile, constants in tiled("gradient", token_logprobs.TILES, element):
         yield (
-            f"topk_{held}",
+            name,
             (
-                topk.topk_kernel,
+                token_logprobs.gradient_kernel,
                 {
-                    **of_type(floats, "queries", "items"),
-                    **of_type(integers, "indptr", "indices", "picked", "below", "found"),
-                    **of_type("i32", "batch", "count", "width", "stretch"),
+                    **weight,
+                    "tokens": integers,
+                    **of_type("*fp32", "logsumexp", "entropy", "grad_logprobs", "through_all", "through_entropy"),
+                    "gradient": floats,
+                    **size,
+                    **of_type("i32", "first_class", "block_classes", "count"),
                 },
-                {
-                    "EXCLUDE": True,
-                    "HAS_BELOW": passes,
-                    "K": held,
-                    "BLOCK_B": 16,
-                    "BLOCK_N": 64,
-                    "BLOCK_D": topk.block_width(DTYPES[element], held),
-                    "BLOCK_E": 8,
-                },
-                topk.LAUNCH,
+                {"HAS_BIAS": True, **constants},
+                tile.launch,
             ),
         )
+    scores = {"scores": "*fp32", **of_type("i32", "batch", "count", "width", "k", "first", "kept", "stride", "stretch")}
+    rows = {**of_type(integers, "indptr", "indices", "picked", "below", "found", "keys"), "values": "*fp32"}
+
+    def of_scores(kernel: Any, constants: dict[str, Any], launch: dict[str, int]) -> Case:
+        known = {**of_type(floats, "queries", "items"), **scores, **rows}
+        return kernel, {name: known[name] for name in kernel.arg_names if name in known}, constants, launch
+
+    step = topk.block_width(DTYPES[element])
+    yield "scores", of_scores(topk.score_kernel, {**topk.TILE, "BLOCK_D": step}, topk.LAUNCH)
+    if element == "fp32":
+        yield "exclude", of_scores(topk.exclude_kernel, {"BLOCK_E": 64}, {"num_warps": 1})
+        yield "decode", of_scores(topk.decode_kernel, {"BLOCK_K": 64}, {"num_warps": 1})
+        for held, passes in ((32, False), (64, True)):
+            groups = {"K": held, "GROUPS": topk.GROUPS, "READ_AGAIN": topk.READ_AGAIN}
+            yield f"select_{held}", of_scores(topk.select_kernel, {"HAS_BELOW": passes, **groups}, topk.SELECT)
+    between = of_type(floats, "x", "residual", "weight", "summed", "out", "query", "key", "cosines", "sines")
+    between |= {**of_type(floats, "gate", "up"), "eps": "fp32"}
+    between |= of_type("i32", "query_stride", "key_stride", "gate_stride", "up_stride", "width")
+
+    def between_products(kernel: Any, constants: dict[str, Any], launch: dict[str, int]) -> Case:
+        return kernel, {name: between[name] for name in kernel.arg_names if name in between}, constants, launch
+
+    if element != "fp16":
+        norm = {"WIDTH": 576, "HAS_RESIDUAL": True, "PLUS_ONE": False, "BLOCK_D": 1024}
+        yield "norm", between_products(decoder_layer.norm_kernel, norm, {})
+        heads_of = {"HEADS": 9, "GROUPS": 3, "WIDTH": 64, "HALF": 32, "BLOCK_H": 16, "BLOCK_G": 4, "BLOCK_D": 32}
+        yield "rotary", between_products(decoder_layer.rotary_kernel, heads_of, {"num_warps": 2})
+        yield "gate", between_products(decoder_layer.gate_kernel, {"TANH": False, "BLOCK_D": 1024}, {})
     if element == "fp16":
         return  # as bfloat16
     for width in (64, 128, 256):

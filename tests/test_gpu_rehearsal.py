@@ -8,22 +8,17 @@ import stat
 import subprocess
 import sys
 import time
-import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks.gpu import counters, engine, sanitizers, tests_step, timing, worker
-from benchmarks.gpu.device import CaptureFailed, Cuda, Rehearsal
+from benchmarks.gpu import counters, engine, sanitizers, tests_step, timing
 from benchmarks.gpu.report import Report, Step
 from benchmarks.gpu.steps import PLAN, Steps
 from benchmarks.gpu.tools import Done, Log, Shell
-from benchmarks.gpu.workers import MOST_STARTS, Outcome, Workers, threads_of
-from reasonrec_fast.benchmarking.case import Bound
-from reasonrec_fast.benchmarking.suites import SUITES, WORK
+from benchmarks.gpu.workers import MOST_STARTS, Workers
 
 ROOT = Path(__file__).resolve().parents[1]
 MOST_SECONDS = 900
@@ -39,6 +34,7 @@ a line of the program
     f'"{place}","4711","python3.12","127.0.0.1","{kernel}","1","7","(128, 1, 1)","(8, 16, 1)","0","9.0",'
     f'"Command line profiler metrics","{metric}","{unit}","{value}"\n'
     for place, kernel, values in (
+        (7, "at::cuda::<unnamed>::spin_kernel(long)", ("1,000", "0", "0", "0", "8", "0", "0")),
         (0, "partial_kernel", ("24,512", "81.25", "40.5", "55.0", "117", "65,801,216", "1,024")),
         (1, "void at::native::reduce_kernel<512>(T1, T2)", ("3,040", "n/a", "2", "12", "32", "0", "0")),
     )
@@ -296,233 +292,17 @@ def test_a_command_that_is_not_there(shell):
     assert done.status is None and "does not start" in done.stopped
 
 
-# -- timing
-
-
-class NoCapture(Rehearsal):
-    def capture(self, runs):
-        raise CaptureFailed("operation not permitted when stream is capturing")
-
-
-def test_a_capture_that_breaks_keeps_the_eager_time():
-    with pytest.raises(CaptureFailed) as problem:
-        timing.measured(lambda: None, NoCapture())
-    assert problem.value.args[1]["eager_us"] > 0
-
-
-def test_a_contender_that_fails_costs_itself(monkeypatch):
-    """Ours may be wrong: the peers and the floor are timed all the same, and the unit has failed."""
-
-    def fails():
-        raise ValueError("x: expected 1; got 2")
-
-    case = SimpleNamespace(
-        contenders={"reasonrec_fast": fails, "torch": lambda: torch.ones(1)}, floor=lambda: torch.ones(1),
-        read_back=(), dtype=torch.float32, check=lambda name, found: None,
-    )  # fmt: skip
-    monkeypatch.setattr(timing, "_case", lambda unit, device: case)
-    records = []
-    with pytest.raises(ValueError, match="x: expected 1"):
-        timing.run("a case", Rehearsal(), records.append, set())
-    assert [record["part"] for record in records] == ["reasonrec_fast", "torch", "floor"]
-    assert ["graph_us" in record for record in records] == [False, True, True]
-
-
-def test_a_contender_that_fails_leaves_its_tensors(monkeypatch):
-    """What it made is gone when the next one begins, or that one may find no memory."""
-    made = []
-
-    def fails():
-        large = torch.ones(8)
-        made.append(weakref.ref(large))
-        try:
-            raise ValueError(f"x: expected 1; got {large.sum()}")
-        except ValueError as problem:
-            raise RuntimeError("no answer") from problem
-
-    seen = []
-    case = SimpleNamespace(
-        contenders={"reasonrec_fast": fails, "torch": lambda: seen.append(made[0]())}, floor=None,
-        read_back=(), dtype=torch.float32, check=lambda name, found: None,
-    )  # fmt: skip
-    monkeypatch.setattr(timing, "_case", lambda unit, device: case)
-    with pytest.raises(RuntimeError, match="no answer"):
-        timing.run("a case", Rehearsal(), lambda record: None, set())
-    assert seen and seen[0] is None
-
-
-def test_a_lost_context_ends_the_case(monkeypatch):
-    class Lost(Rehearsal):
-        def healthy(self):
-            return False
-
-    def fails():
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
-
-    case = SimpleNamespace(
-        contenders={"reasonrec_fast": fails, "torch": lambda: torch.ones(1)}, floor=1e-6,
-        read_back=(), dtype=torch.float32, check=lambda name, found: None,
-    )  # fmt: skip
-    monkeypatch.setattr(timing, "_case", lambda unit, device: case)
-    records = []
-    with pytest.raises(RuntimeError, match="illegal memory access"):
-        timing.run("a case", Lost(), records.append, set())
-    assert [record["part"] for record in records] == ["reasonrec_fast"]
-
-
-@pytest.mark.parametrize(
-    ("problem", "state"),
-    [("ValueError: x", "failed"), ("no graph: y", "done"), ("no graph: it waits for values on the host", "done")],
-)
-def test_times_of_which_a_contender_failed_have_failed(tmp_path, monkeypatch, problem, state):
-    """Also where another contender's capture broke off after it, and a new process ended the case without an error."""
-    steps = Steps(tmp_path, Shell(Log(tmp_path / "log.txt")), minutes=5, rehearsal=True)
-
-    class Ended:
-        def __init__(self, module, on_record, **options):
-            self.on_record = on_record
-
-        def run(self, end):
-            self.on_record({"unit": "topk-64", "part": "reasonrec_fast", "problem": problem})
-            return Outcome(["topk-64"])
-
-    monkeypatch.setattr(steps, "_workers", Ended)
-    step = steps._times(time.monotonic() + 60)
-    assert step.state == state and step.outcome == "1 of 1 done"
-    assert step.lines == ([] if "waits for values" in problem else [f"topk-64/reasonrec_fast: {problem}"])
-
-
-def test_processes_beside_each_other_share_the_cores(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 16)
-    assert threads_of(8) == {"OMP_NUM_THREADS": "2"} and threads_of(12) == {"OMP_NUM_THREADS": "1"}
-    assert threads_of(1) == {}
-
-
-def test_inputs_rotate_past_the_cache_or_through_the_graph():
-    device = Rehearsal()
-    device.runs, device.rotating_bytes = 20, 2**20
-    large = Bound(torch.neg, (torch.ones(2**18 // 4),))
-    copies = timing.rotating(large, device)
-    assert len(copies) == 4
-    assert len({copy.inputs[0].data_ptr() for copy in copies}) == 4
-    assert all(torch.equal(copy(), large()) for copy in copies)
-    assert len(timing.rotating(Bound(torch.neg, (torch.ones(4),)), device)) == 20
-    assert len(timing.rotating(Bound(torch.neg, (torch.ones(2**20),)), device)) == 1
-
-
-def test_every_operator_case_states_its_work():
-    cases = {name for suite, found in SUITES.items() if not suite.startswith("engine") for name in found}
-    assert set(WORK) == cases
-    assert set(timing.CASES) <= cases
-    assert all(work.num_bytes > 0 for work in WORK.values())
-    assert timing.least_seconds("exit-128-bf16", 3e12, {"bfloat16": 8e14}) == pytest.approx(65.8e6 / 3e12, rel=1e-3)
-    assert timing.least_seconds("logprobs-4096-bf16", 3e12, {"bfloat16": 8e14}) == pytest.approx(696e9 / 8e14, rel=1e-2)
-
-
-def test_a_profile_counts_launches_and_waits():
-    @dataclass
-    class Event:
-        key: str
-        count: int
-        device_type: str
-        self_device_time_total: float = 0.0
-
-    events = [
-        Event("aten::mm", 60, "DeviceType.CPU", 500.0),
-        Event("cudaLaunchKernel", 200, "DeviceType.CPU"),
-        Event("cuLaunchKernelEx", 40, "DeviceType.CPU"),
-        Event("cudaStreamSynchronize", 3, "DeviceType.CPU"),
-        Event("sm90_gemm", 60, "DeviceType.CUDA", 500.0),
-        Event("attention_kernel", 30, "DeviceType.CUDA", 700.0),
-    ]
-    found = engine.summary(events, 30)
-    assert found["launches"] == 240 and found["launches_a_layer"] == 8
-    assert found["synchronisations"] == 3
-    assert found["device_ms"] == pytest.approx(1.2)
-    assert [kernel["kernel"] for kernel in found["kernels"]] == ["attention_kernel", "sm90_gemm"]
-
-
-class FakeCuda:
-    """What ``torch.cuda`` gives to a clock and a capture."""
-
-    def __init__(self, monkeypatch, fails=False):
-        self.calls = calls = []
-
-        class Event:
-            def __init__(self, enable_timing):
-                assert enable_timing
-
-            def record(self):
-                calls.append("record")
-
-            def synchronize(self):
-                calls.append("synchronize")
-
-            def elapsed_time(self, end):
-                return 2.5  # milliseconds
-
-        class Graph:
-            def replay(self):
-                calls.append("replay")
-
-        class Capture:
-            def __init__(self, graph):
-                assert isinstance(graph, Graph)
-
-            def __enter__(self):
-                calls.append("begin")
-
-            def __exit__(self, *problem):
-                calls.append("end")
-                if fails:
-                    raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
-
-        for name, value in {"Event": Event, "CUDAGraph": Graph, "graph": Capture}.items():
-            monkeypatch.setattr(torch.cuda, name, value)
-
-
-def test_events_stand_around_a_run(monkeypatch):
-    fake = FakeCuda(monkeypatch)
-    assert Cuda().seconds(lambda: fake.calls.append("run")) == 0.0025
-    assert fake.calls == ["record", "run", "record", "synchronize"]
-
-
-def test_a_graph_holds_all_runs(monkeypatch):
-    fake = FakeCuda(monkeypatch)
-    replay = Cuda().capture([lambda place=place: fake.calls.append(place) for place in range(3)])
-    replay()
-    assert fake.calls == ["begin", 0, 1, 2, "end", "replay"]
-
-
-def test_a_capture_that_breaks_off_says_so_in_one_line(monkeypatch):
-    FakeCuda(monkeypatch, fails=True)
-    with pytest.raises(CaptureFailed, match=r"operation not permitted when stream is capturing$"):
-        Cuda().capture([lambda: None])
-
-
-def test_memory_that_is_out_names_the_batch(monkeypatch):
-    def full(*arguments):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-
-    monkeypatch.setattr(engine, "timed", full)
-    with pytest.raises(torch.OutOfMemoryError, match=r"a batch of \d+ tokens and \d+ requests did not fit") as problem:
-        engine.run("4096/reasonrec_fast", Rehearsal(), lambda record: None, set())
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**30, 80 * 2**30))
-    line = worker.explained(problem.value)
-    assert line.startswith("out of memory (1.0 of 80.0 GiB free): OutOfMemoryError: a batch of")
-
-
 # -- ncu, compute-sanitizer, pytest
 
 
 def test_counters_are_read_from_ncus_csv():
-    first, second = counters.kernels(NCU, "exit-128-bf16")
+    first, second = counters.kernels(NCU, ["exit-128-bf16", "topk-64"])
     assert first == {
         "case": "exit-128-bf16", "kernel": "partial_kernel", "ns": 24512.0, "dram_percent": 81.25, "sm_percent": 40.5,
         "occupancy_percent": 55.0, "registers": 117.0, "dram_bytes_read": 65801216.0, "dram_bytes_written": 1024.0,
     }  # fmt: skip
     assert second["kernel"] == "at::native::reduce_kernel<512>" and second["dram_percent"] is None
-    assert counters.kernels("==ERROR== no counters\n", "x") == []
+    assert counters.kernels("==ERROR== no counters\n", ["x"]) == []
 
 
 def test_ncu_leaves_the_clocks_alone(tool, shell, tmp_path):
@@ -530,20 +310,22 @@ def test_ncu_leaves_the_clocks_alone(tool, shell, tmp_path):
     found = []
     csv_file = tmp_path / "counters.csv"
     line = counters.collect(shell, time.monotonic() + 60, rehearsal=False, on_kernels=found.extend, csv_file=csv_file)
-    assert line == f"{len(counters.HOT)} of {len(counters.HOT)} cases"
-    assert len(found) == 2 * len(counters.HOT)
-    assert csv_file.read_text().count("partial_kernel") == 7 * len(counters.HOT)
-    for called in arguments():
-        assert "--clock-control none --print-units base --csv --profile-from-start off" in called
+    assert line.startswith(f"1 of {len(counters.HOT)} cases; ")  # the others have no marker in what ncu said
+    assert f"{counters.HOT[1]}: no counters" in line
+    assert [kernel["case"] for kernel in found] == [counters.HOT[0]] * 2
+    assert csv_file.read_text().count("partial_kernel") == 7
+    (called,) = arguments()
+    assert "--clock-control none --print-units base --csv --profile-from-start off" in called
+    assert f"--once {','.join(counters.HOT)} --minutes 0.6" in called
 
 
-def test_an_ncu_that_fails_is_told_case_by_case(tool, shell, tmp_path):
+def test_an_ncu_that_fails_is_told(tool, shell, tmp_path):
     tool("ncu", "==ERROR== Failed to initialize the profiler: LibraryNotLoaded\n", status=1)
     line = counters.collect(
         shell, time.monotonic() + 60, rehearsal=False, on_kernels=lambda found: None, csv_file=tmp_path / "c.csv"
     )
-    assert line.startswith(f"0 of {len(counters.HOT)} cases")
-    assert line.count("LibraryNotLoaded") == len(counters.HOT)
+    assert line.startswith(f"0 of {len(counters.HOT)} cases; ncu: ==ERROR== Failed")
+    assert line.count("LibraryNotLoaded") == 1
 
 
 def test_no_ncu_and_no_sanitizer(without, shell, tmp_path):
@@ -639,13 +421,17 @@ def test_the_page_has_the_present_predictions():
     assert text.split("<!-- predict -->\n")[1].split("<!-- end -->")[0] == "\n".join(page()) + "\n"
 
 
-@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf"])
-def test_a_time_that_is_none_is_refused(tmp_path, minutes):
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu", "--dry-run", "--output", tmp_path, "--minutes", minutes],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 1 and done.stderr.startswith("benchmarks.gpu: --minutes: expected a number above 0; got ")
+@pytest.mark.parametrize(
+    ("option", "values", "expected"),
+    [("--minutes", ("0", "-1", "nan", "inf"), "a number above 0"), ("--only", ("checks,time", ""), "some of build,")],
+)
+def test_a_time_that_is_none_and_steps_that_are_not_there_are_refused(tmp_path, option, values, expected):
+    for value in values:
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.gpu", "--dry-run", "--output", tmp_path, option, value],
+            cwd=ROOT, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 1 and done.stderr.startswith(f"benchmarks.gpu: {option}: expected {expected}")
     assert not list(tmp_path.iterdir())
 
 
@@ -670,9 +456,14 @@ def test_a_report_that_cannot_be_written_costs_one_line(tmp_path, capsys):
     assert capsys.readouterr().err == f"report: not written to {tmp_path / 'file'}: Not a directory\n"
 
 
-def test_counters_without_names_of_kernels_are_kept():
+def test_counters_without_names_of_kernels_are_kept(monkeypatch):
     output = '"ID","Metric Name","Metric Value"\n"0","gpu__time_duration.sum","1,200"\n'
-    assert counters.kernels(output, "a case") == [{"case": "a case", "kernel": "unknown", "ns": 1200.0}]
+    monkeypatch.setattr(counters, "MARKER", "")  # each kernel is one
+    assert counters.kernels(output, ["a case"]) == []
+    monkeypatch.setattr(counters, "MARKER", "spin")
+    marked = output.replace('"ID",', '"ID","Kernel Name",').replace('"0",', '"0","spin_kernel",')
+    marked += '"1",,"gpu__time_duration.sum","1,200"\n'
+    assert counters.kernels(marked, ["a case"]) == [{"case": "a case", "kernel": "unknown", "ns": 1200.0}]
 
 
 def test_tools_that_print_bytes_are_read(tmp_path, monkeypatch):

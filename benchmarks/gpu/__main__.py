@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.gpu.steps import Steps, environment
+from benchmarks.gpu.steps import PLAN, Steps, environment
 from benchmarks.gpu.tools import Log, Shell
 
 PROGRAM = "benchmarks.gpu"
@@ -28,7 +28,8 @@ def main(
     minutes: Annotated[float, typer.Option(help="for all steps together")] = 6.5,
     dry_run: Annotated[bool, typer.Option(help="walk every step on the CPU, with tiny sizes")] = False,
     predict: Annotated[bool, typer.Option(help="print what an H100 and an H200 should need, and end")] = False,
-    once: Annotated[str | None, typer.Option(help="run our side of one case once, for a profiler")] = None,
+    only: Annotated[str | None, typer.Option(help="steps to take, with commas between them; all by default")] = None,
+    once: Annotated[str | None, typer.Option(help="run our side of cases once, for a profiler")] = None,
 ) -> None:
     """Build, test, check, time and profile on the GPU at hand."""
     if predict:
@@ -36,7 +37,10 @@ def main(
 
         return print("\n".join(page()))
     if once is not None:
-        return run_once(once, dry_run)
+        return run_once(once, dry_run, minutes)
+    names = list(PLAN) if only is None else only.split(",")
+    if not set(names) <= set(PLAN):
+        sys.exit(f"{PROGRAM}: --only: expected some of {','.join(PLAN)}; got {only}")
     if not 0 < minutes < math.inf:
         sys.exit(f"{PROGRAM}: --minutes: expected a number above 0; got {minutes}")
     if output is None:
@@ -54,7 +58,7 @@ def main(
     signal.signal(signal.SIGTERM, _interrupted)
     begin = time.monotonic()
     shell = Shell(log, environment() | _rehearsal(dry_run))
-    steps = Steps(output, shell, minutes=minutes, rehearsal=dry_run)
+    steps = Steps(output, shell, minutes=minutes, rehearsal=dry_run, names=names)
     try:
         steps.run(lambda line: print(line, flush=True))
     finally:
@@ -76,11 +80,11 @@ def no_gpu() -> str | None:
     return why_no_gpu()
 
 
-def run_once(case: str, dry_run: bool) -> None:
+def run_once(cases: str, dry_run: bool, minutes: float) -> None:
     from benchmarks.gpu.device import Cuda, Rehearsal
-    from benchmarks.gpu.timing import run_once as run_case_once
+    from benchmarks.gpu.timing import run_once as run_cases_once
 
-    run_case_once(case, Rehearsal() if dry_run else Cuda())
+    run_cases_once(cases.split(","), Rehearsal() if dry_run else Cuda(), time.monotonic() + 60 * minutes)
 
 
 def _rehearsal(dry_run: bool) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Hardware counters of the hot kernels by ``ncu``, one process a case."""
+"""Hardware counters of the hot kernels by ``ncu``, all cases in one process: under ncu imports take long."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ METRICS = {
     "dram__bytes_write.sum": "dram_bytes_written",
 }
 FIRST_COLUMN = '"ID"'
+MARKER = "spin_kernel"
+"""What ``torch.cuda._sleep`` launches."""
 
 
 def collect(
@@ -46,9 +48,9 @@ def collect(
         csv_file: what ``ncu`` said, whole.
 
     Returns:
-        The outcome in one line.
+        The outcome in one line, and what is missing.
     """
-    tool, lines, done_cases = shutil.which("ncu"), [], 0
+    tool = shutil.which("ncu")
     if tool is None and not rehearsal:
         return "left out: ncu is not there"
     profiler: list[str] = []
@@ -59,30 +61,26 @@ def collect(
             "--metrics", ",".join(METRICS),
         ]  # fmt: skip
     cases = HOT if tool is not None else HOT[:2]  # any case walks the same way
-    for case in cases:
-        left = end - time.monotonic()
-        if left < 3.0:
-            lines.append(f"{case}: left out: no time")
-            continue
-        command = [*profiler, sys.executable, "-m", "benchmarks.gpu", "--once", case]
-        done = shell.run([*command, *(["--dry-run"] if rehearsal else [])], seconds=min(left, 60.0))
-        if done.stopped or done.status:
-            lines.append(f"{case}: {done.stopped or done.last_line}")
-            continue
-        done_cases += 1
-        if tool is not None:
-            with csv_file.open("a", encoding="utf-8") as file:
-                file.write(f"# {case}\n{done.output[max(done.output.find(FIRST_COLUMN), 0) :]}\n")
-            found = kernels(done.output, case)
-            if not found:
-                lines.append(f"{case}: no kernel in what ncu said: {done.last_line}")
-            on_kernels(found)
+    left = end - time.monotonic()
+    # The process ends before its time does: what ncu has seen it prints then.
+    command = [sys.executable, "-m", "benchmarks.gpu", "--once", ",".join(cases), "--minutes", f"{0.6 * left / 60:.3f}"]
+    done = shell.run([*profiler, *command, *(["--dry-run"] if rehearsal else [])], seconds=left)
+    found = kernels(done.output, cases) if tool is not None else []
+    if found:
+        with csv_file.open("a", encoding="utf-8") as file:
+            file.write(done.output[done.output.find(FIRST_COLUMN) :])
+        on_kernels(found)
+    seen = {kernel["case"] for kernel in found} if tool is not None else set(cases if done.status == 0 else ())
+    lines = [f"{case}: no counters" for case in cases if case not in seen]
+    if done.stopped or done.status or (lines and not found):
+        lines.insert(0, f"ncu: {done.stopped or done.last_line}" if tool is not None else done.last_line)
     absent = "" if tool is not None else " (as they are: ncu is not there)"
-    return "; ".join([f"{done_cases} of {len(cases)} cases{absent}", *lines])
+    return "; ".join([f"{len(seen)} of {len(cases)} cases{absent}", *lines])
 
 
-def kernels(output: str, case: str) -> list[dict[str, Any]]:
-    """The kernels in ``ncu``'s CSV (``--print-units base``: nanoseconds and bytes), in the order of their launches."""
+def kernels(output: str, cases: Sequence[str]) -> list[dict[str, Any]]:
+    """The kernels in ``ncu``'s CSV (``--print-units base``: nanoseconds and bytes), in the order of their launches; a
+    ``spin_kernel`` stands before those of each case."""
     begin = output.find(FIRST_COLUMN)
     if begin < 0:
         return []
@@ -92,9 +90,15 @@ def kernels(output: str, case: str) -> list[dict[str, Any]]:
         if metric not in METRICS or value is None:
             continue
         name = (row.get("Kernel Name") or "unknown").split("(")[0].removeprefix("void ")
-        kernel = found.setdefault(row.get("ID") or "", {"case": case, "kernel": name[:120]})
+        kernel = found.setdefault(row.get("ID") or "", {"kernel": name[:120]})
         try:
             kernel[METRICS[metric]] = float(value.replace(",", ""))
         except ValueError:  # "n/a"
             kernel[METRICS[metric]] = None
-    return list(found.values())
+    place, of_cases = -1, []
+    for kernel in found.values():
+        if MARKER in kernel["kernel"]:
+            place += 1
+        elif 0 <= place < len(cases):
+            of_cases.append({"case": cases[place], **kernel})
+    return of_cases

@@ -60,7 +60,10 @@ class Cuda:
                 for run in runs:
                     run()
         except Exception as problem:
-            raise CaptureFailed(one_line(problem)) from problem
+            cause: BaseException = problem  # the end of the capture fails for what failed in it
+            while cause.__context__ is not None:
+                cause = cause.__context__
+            raise CaptureFailed(one_line(cause)) from problem
         return graph.replay
 
     def warm_up(self, runs: Sequence[Run]) -> None:

@@ -20,7 +20,10 @@ from reasonrec_fast.early_exit.engine import EarlyExitModel
 
 BATCHES = {"1000": 1, "4096": 4}
 """Groups of 1,000 tokens by the name of the batch."""
-CONTENDERS = ("reasonrec_fast", "reasonrec_fast_exits", "transformers_prefix_cache", "transformers")
+CONTENDERS = (
+    "reasonrec_fast", "reasonrec_fast_exits", "transformers_prefix_cache", "transformers", "reasonrec_fast_eager",
+)  # fmt: skip
+"""The last: ours without CUDA graphs."""
 TOP = 12
 """Kernels of a profile's table."""
 
@@ -49,12 +52,14 @@ def _model(device: Cuda) -> EarlyExitModel:
 
 def _step(contender: str, model: EarlyExitModel, work: StoredWork) -> tuple[Run, int]:
     """A run, and how many layers it goes through."""
+    model.cuda_graphs = contender != "reasonrec_fast_eager"
     if contender == "reasonrec_fast_exits":
         policy = spread_policy(model, work)
         deepest = int(model.rank(work.groups, work.numbers, policy).depth.max())
         return lambda: engine_stored.ours(model, work, policy), deepest
     runs = {
         "reasonrec_fast": engine_stored.ours,
+        "reasonrec_fast_eager": engine_stored.ours,
         "transformers_prefix_cache": engine_stored.transformers_prefix_cache,
         "transformers": engine_stored.transformers,
     }
@@ -110,7 +115,7 @@ def summary(events: Iterable[Any], layers: int) -> dict[str, Any]:
         if str(event.device_type).endswith("CUDA"):
             if event.self_device_time_total > 0:
                 kernels.append((event.self_device_time_total, event.count, event.key))
-        elif "LaunchKernel" in event.key:
+        elif "LaunchKernel" in event.key or "GraphLaunch" in event.key:
             launches += event.count
         elif event.key in ("cudaStreamSynchronize", "cudaDeviceSynchronize"):
             copies += event.count

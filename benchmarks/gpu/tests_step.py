@@ -25,7 +25,7 @@ def run(shell: Shell, seconds: float, *, rehearsal: bool) -> dict[str, Any]:
     workers = 1
     if importlib.util.find_spec("xdist") is not None:
         workers = min(2 if rehearsal else MOST_WORKERS, os.cpu_count() or 1)
-        command += ["-n", str(workers)]
+        command += ["-n", str(workers), "--dist", "worksteal"]
     if rehearsal:  # twenty seconds; the step "checks" has OptiRAG too
         command += ["-k", "not optirag_is_the_same"]
     environment = {**threads_of(workers), **({"REASONREC_FAST_REHEARSAL": "1"} if rehearsal else {})}

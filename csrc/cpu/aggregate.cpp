@@ -6,7 +6,7 @@
 // one after the other they need one buffer, and half of it is read at a time. Where that half is more than the caches
 // hold, a few columns go through all layers before the next ones do. Nothing of the size of the edges is stored. Each
 // row is summed by one thread in the order of its neighbours, so the result has the same bits for any number of threads;
-// rows are divided among threads by their edges.
+// rows are divided among threads by their edges. A layer of weight 0 is not read into the total: it may hold NaN.
 #include "scratch.h"
 #include "vector.h"
 
@@ -208,6 +208,7 @@ void run(const Graph<Index>& graph, const T* x, const Tensor& weights, double ra
   while (layers > 0 && weight[layers] == 0) --layers;
   if (layers == 0) {
     return torch::stable::parallel_for(0, size, 4096, [&](int64_t begin, int64_t end) {
+      if (weight[0] == 0) return std::fill(out + begin, out + end, static_cast<T>(0));
       for (int64_t i = begin; i < end; ++i) out[i] = static_cast<T>(static_cast<Acc>(x[i]) * weight[0]);
     });
   }

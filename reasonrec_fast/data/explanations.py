@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,6 +12,7 @@ import pandas as pd
 
 from reasonrec_fast.data.errors import DataError
 from reasonrec_fast.data.interactions import Catalog, Interactions
+from reasonrec_fast.data.reading import contents, records
 from reasonrec_fast.data.split import Split
 
 Part = Literal["train", "valid", "test"]
@@ -49,20 +49,13 @@ def load_explanations(path: str | Path) -> list[Explanation]:
         raise DataError(f"path: expected a file of explanations; there is none at {path}")
     kinds = {"user": int, "item": int}
     found = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                stored = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}, line {number}: expected JSON; {error}") from error
-            if not isinstance(stored, dict):
-                raise DataError(f"{path}, line {number}: expected an object; got {stored!r}")
-            values: dict[str, Any] = {one.name: stored.get(one.name) for one in fields(Explanation)}
-            for name, value in values.items():
-                kind = kinds.get(name, str)
-                if not isinstance(value, kind):
-                    raise DataError(f"{path}, line {number}: expected {name}, a {kind.__name__}; got {value!r}")
-            found.append(Explanation(**values))
+    for number, stored in records(contents(path), path):
+        values: dict[str, Any] = {one.name: stored.get(one.name) for one in fields(Explanation)}
+        for name, value in values.items():
+            kind = kinds.get(name, str)
+            if not isinstance(value, kind):
+                raise DataError(f"{path}, line {number}: expected {name}, a {kind.__name__}; got {value!r}")
+        found.append(Explanation(**values))
     return found
 
 

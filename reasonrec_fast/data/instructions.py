@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from reasonrec_fast.data.errors import DataError
+from reasonrec_fast.data.reading import contents, records, text_lines
 
 _ANSWERS = {"yes": 1, "no": 0}
 
@@ -34,29 +36,30 @@ def load_instructions(path: str | Path) -> list[Instruction]:
     path = Path(path)
     if not path.is_file():
         raise DataError(f"path: there is no file {path}")
-    text = path.read_text(encoding="utf-8")
-    records = []
-    try:
-        if path.suffix == ".jsonl":
-            for line in filter(str.strip, text.splitlines()):
-                records.append(json.loads(line))
-        else:
-            records = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: expected JSON (record {len(records) + 1}): {error}") from error
-    if not isinstance(records, list):
-        raise DataError(f"{path}: expected a list of records; got {type(records).__name__}")
-    return [_instruction(record, path, number) for number, record in enumerate(records, start=1)]
+    if _kind(path) == ".jsonl":
+        found: object = [record for _, record in records(contents(path), path)]
+    else:
+        try:
+            found = json.loads("\n".join(line for _, line in text_lines(contents(path), path)))
+        except ValueError as error:
+            raise DataError(f"{path}: expected JSON: {error}") from error
+    if not isinstance(found, list):
+        raise DataError(f"{path}: expected a list of records; got {type(found).__name__}")
+    return [_instruction(record, path, number) for number, record in enumerate(found, start=1)]
 
 
 def is_instruction_file(path: str | Path) -> bool:
     """Whether a path names instructions rather than interactions: a ``.json`` file, or a ``.jsonl`` file whose first
     record has the key ``instruction``."""
     path = Path(path)
-    if path.suffix == ".jsonl" and path.is_file():
-        with path.open(encoding="utf-8") as lines:
-            return '"instruction"' in next(filter(str.strip, lines), "")
-    return path.suffix == ".json"
+    if _kind(path) == ".jsonl" and path.is_file():
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
+            return b'"instruction"' in next(filter(bytes.strip, lines), b"")
+    return _kind(path) == ".json"
+
+
+def _kind(path: Path) -> str:
+    return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
 
 
 def _instruction(record: object, path: Path, number: int) -> Instruction:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
+from reasonrec_fast.data.columns import Source, as_column, identifiers, numbers, text_of, values_of
 from reasonrec_fast.data.errors import DataError
+from reasonrec_fast.data.times import Moments, TimeUnit, coarsest, moments, told_unit
 
 UNLABELLED = -1
 """Label of an event that is to be scored; it never counts as history."""
@@ -48,9 +53,11 @@ class Interactions:
     Attributes:
         users, items: indices, int64 ``[N]``.
         labels: 1 for a click or a like, else 0, :data:`UNLABELLED` where it is to be predicted, int64 ``[N]``.
-        timestamps: int64 ``[N]``, seconds (any monotone unit works).
+        timestamps: int64 ``[N]``, in ``time_unit``.
         user_ids: the caller's user identifiers, ``[U]``.
         catalog: the items.
+        time_unit: seconds, milliseconds, microseconds or nanoseconds since 1970 (UTC), or a plain counter.
+        like: the rating from which on a label is 1; None where labels do not come from ratings.
     """
 
     users: np.ndarray
@@ -59,63 +66,101 @@ class Interactions:
     timestamps: np.ndarray
     user_ids: Sequence[str]
     catalog: Catalog
+    time_unit: TimeUnit = "count"
+    like: float | None = None
 
     @classmethod
     def from_columns(
         cls,
-        users: Sequence[object],
-        items: Sequence[object],
-        labels: Sequence[int | None],
-        timestamps: Sequence[int],
+        users: Any,
+        items: Any,
+        labels: Any,
+        timestamps: Any,
         *,
-        titles: Mapping[str, str] | None = None,
-        attributes: Mapping[str, Mapping[str, tuple[str, ...]]] | None = None,
-        extra_items: Sequence[str] = (),
+        titles: Mapping[Any, str] | None = None,
+        attributes: Mapping[str, Mapping[Any, Any]] | None = None,
+        extra_items: Sequence[Any] = (),
     ) -> Interactions:
         """Index the caller's identifiers and sort by time.
 
         Args:
-            users, items: identifiers (anything with a string form), one an event.
-            labels: 0 or 1, one an event; None where it is to be predicted.
-            timestamps: whole numbers, one an event.
+            users, items: identifiers, one an event: text, or whole numbers, which are the text of the number (1, 1.0
+                and "1" are one user). Columns of pandas, numpy, torch and Arrow are read by position.
+            labels: 0 or 1, one an event; None or NaN where it is to be predicted.
+            timestamps: one an event: whole numbers, or dates (see :func:`~reasonrec_fast.data.times.moments`). Numbers
+                whose sizes are of several units are a counter.
             titles: item identifier to title.
             attributes: attribute name to (item identifier to values).
             extra_items: items that may be asked for although no event has them.
 
         Raises:
-            DataError: lengths differ, or a label is neither 0 nor 1 (the row is named).
+            DataError: lengths differ, or a value is not as expected (the row is named).
 
         >>> Interactions.from_columns(["a", "b"], ["x", "y"], [1, 0], [5, 3]).labels.tolist()
         [0, 1]
         """
-        columns = {"users": users, "items": items, "labels": labels, "timestamps": timestamps}
+        columns = {
+            name: as_column(values, name)
+            for name, values in (("users", users), ("items", items), ("labels", labels), ("timestamps", timestamps))
+        }
         for name, column in columns.items():
-            if len(column) != len(users):
-                raise DataError(f"{name}: expected {len(users)} entries, one an event; got {len(column)}")
-        for row, label in enumerate(labels, start=1):
-            if label is not None and label not in (0, 1):
-                raise DataError(f"labels: expected 0 or 1; got {label!r} in row {row}")
-        label_array = np.array([UNLABELLED if label is None else int(label) for label in labels], dtype=np.int64)
-        time_array = np.asarray(timestamps, dtype=np.int64)
-        order = np.argsort(time_array, kind="stable")
-        user_ids, user_index = _index([str(u) for u in users], ())
-        item_ids, item_index = _index([str(i) for i in items], extra_items)
-        catalog = Catalog(
-            item_ids,
-            [(titles or {}).get(i, i) for i in item_ids],
-            {name: [values.get(i, ()) for i in item_ids] for name, values in (attributes or {}).items()},
-        )
+            if len(column) != len(columns["users"]):
+                raise DataError(f"{name}: expected {len(columns['users'])} entries, one an event; got {len(column)}")
+        where = Source()
+        encoded = [identifiers(columns[name], where, name) for name in ("users", "items")]
+        user_index, item_index = (part.indices.to_numpy(zero_copy_only=False).astype(np.int64) for part in encoded)
+        user_ids, item_ids = (part.dictionary.to_pylist() for part in encoded)
+        extra = [_identifier(item, "extra_items") for item in extra_items]
+        item_ids = list(dict.fromkeys([*item_ids, *extra]))
+        label_array = _labels(columns["labels"], where)
+        times = _times(columns["timestamps"], where)
+        order = np.argsort(times.values, kind="stable")
+        told = {_identifier(item, "titles"): _title(title) for item, title in (titles or {}).items()}
+        known = {
+            str(name): {_identifier(item, name): _values(value, name) for item, value in values.items()}
+            for name, values in (attributes or {}).items()
+        }
         return cls(
             user_index[order],
             item_index[order],
             label_array[order],
-            time_array[order],
+            times.values[order],
             user_ids,
-            catalog,
+            Catalog(
+                item_ids,
+                [told.get(item) or item for item in item_ids],
+                {name: [values.get(item, ()) for item in item_ids] for name, values in known.items()},
+            ),
+            time_unit=times.unit,
         )
 
     def __len__(self) -> int:
         return len(self.users)
+
+    def take(self, rows: np.ndarray) -> Interactions:
+        """Some rows (ascending), of the same users and items."""
+        columns = {name: getattr(self, name)[rows] for name in ("users", "items", "labels", "timestamps")}
+        return replace(self, **columns)
+
+    @property
+    def moments(self) -> Moments:
+        """Timestamps with their unit."""
+        return Moments(self.timestamps, self.time_unit)
+
+    def digest(self) -> str:
+        """Of every event, identifier, title and attribute, hexadecimal: equal for equal tables alone.
+
+        >>> events = Interactions.from_columns(["a"], ["x"], [1], [5])
+        >>> events.digest() == Interactions.from_columns(["a"], ["x"], [0], [5]).digest()
+        False
+        """
+        found = hashlib.sha256()
+        for values in (self.users, self.items, self.labels, self.timestamps):
+            found.update(np.ascontiguousarray(values, dtype=np.int64).tobytes())
+        words = [self.time_unit, list(self.user_ids), list(self.catalog.ids), list(self.catalog.titles)]
+        told = {name: list(map(list, values)) for name, values in self.catalog.attributes.items()}
+        found.update(json.dumps([*words, told], sort_keys=True).encode())
+        return found.hexdigest()[:32]
 
     @property
     def num_users(self) -> int:
@@ -126,7 +171,51 @@ class Interactions:
         return len(self.catalog)
 
 
-def _index(values: Sequence[str], extra: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """Identifiers in order of first appearance, and each value's index."""
-    table = {value: index for index, value in enumerate(dict.fromkeys([*values, *extra]))}
-    return list(table), np.fromiter((table[v] for v in values), dtype=np.int64, count=len(values))
+def _identifier(value: Any, name: str) -> str:
+    try:
+        text = text_of(value)
+    except ValueError as error:
+        raise DataError(f"{name}: expected {error}; got {value!r}") from None
+    if text is None:
+        raise DataError(f"{name}: expected item identifiers; got {value!r}")
+    return text
+
+
+def _title(value: Any) -> str | None:
+    try:
+        return text_of(value)
+    except ValueError as error:
+        raise DataError(f"titles: expected {error}; got {value!r}") from None
+
+
+def _values(value: Any, name: str) -> tuple[str, ...]:
+    try:
+        return values_of([value] if isinstance(value, str) else value)
+    except ValueError as error:
+        raise DataError(f"attributes: {name}: expected {error}; got {value!r}") from None
+
+
+def _labels(column: Any, where: Source) -> np.ndarray:
+    try:
+        values = numbers(column, where, "labels")
+    except DataError as error:
+        raise DataError(str(error).replace("expected a number", "expected 0 or 1", 1)) from None
+    wrong = ~(np.isin(values, (0, 1)) | np.isnan(values))
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise where.wrong("labels", row, "0 or 1", column[row])
+    return np.where(np.isnan(values), UNLABELLED, values).astype(np.int64)
+
+
+def _times(column: Any, where: Source) -> Moments:
+    """Whole numbers as they are handed over, whatever they count; all else as in a file."""
+    if isinstance(column, list) and all(type(value) is int for value in column):
+        try:
+            values = np.array(column, dtype=np.int64)
+        except OverflowError:
+            return moments(column, where, "timestamps")
+    elif not isinstance(column, list) and str(column.type).startswith("int") and not column.null_count:
+        values = column.to_numpy(zero_copy_only=False).astype(np.int64)
+    else:
+        return moments(column, where, "timestamps")
+    return coarsest(values, told_unit(values))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -53,7 +54,7 @@ def load_movielens_small() -> Interactions:
         for film, value in known["genres"].items()
     }
     years = {film: (str(int(year)),) for film, year in known["year"].items() if pd.notna(year)}
-    return Interactions.from_columns(
+    events = Interactions.from_columns(
         table["userId"].tolist(),
         table["movieId"].tolist(),
         (table["rating"] >= LIKE).astype(int).tolist(),
@@ -61,6 +62,7 @@ def load_movielens_small() -> Interactions:
         titles={film: str(title).strip() for film, title in known["title"].items()},
         attributes={"genres": genres, "year": years},
     )
+    return replace(events, like=LIKE)
 
 
 def load_movielens_100k(folder: str | Path) -> Interactions:
@@ -89,7 +91,7 @@ def load_movielens_100k(folder: str | Path) -> Interactions:
             )
             if year[:4].isdigit():
                 years[fields[0]] = (year[:4],)
-    return Interactions.from_columns(
+    found = Interactions.from_columns(
         events[0].tolist(),
         events[1].tolist(),
         (events[2] >= LIKE).astype(int).tolist(),
@@ -97,3 +99,4 @@ def load_movielens_100k(folder: str | Path) -> Interactions:
         titles=titles,
         attributes={"genres": genres, "year": years},
     )
+    return replace(found, like=LIKE)

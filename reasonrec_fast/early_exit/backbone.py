@@ -110,6 +110,10 @@ class Backbone(nn.Module):
 
     def queries(self, index: int, normed: torch.Tensor, rotary: Rotary) -> torch.Tensor:
         """``[T, H, d]``, turned by position; ``rotary`` holds those of the ``T`` tokens."""
+        return _turned(self.projected_queries(index, normed), *rotary[self.kind(index)])
+
+    def projected_queries(self, index: int, normed: torch.Tensor) -> torch.Tensor:
+        """``[T, H, d]``, not turned yet."""
         attention = self.base.layers[index].self_attn
         if hasattr(attention, "qkv_proj"):
             query = _part(attention.qkv_proj, normed, slice(0, self._query_width(attention)))
@@ -118,10 +122,15 @@ class Backbone(nn.Module):
         query = query.unflatten(-1, (-1, attention.head_dim))
         if hasattr(attention, "q_norm"):
             query = attention.q_norm(query)
-        return _turned(query, *rotary[self._kind(index)])
+        return query
 
     def keys_values(self, index: int, normed: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys, turned by position, and values, ``[T, G, d]`` each."""
+        key, value = self.projected_keys_values(index, normed)
+        return _turned(key, *rotary[self.kind(index)]), value
+
+    def projected_keys_values(self, index: int, normed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys, not turned yet, and values, ``[T, G, d]`` each."""
         attention = self.base.layers[index].self_attn
         if hasattr(attention, "qkv_proj"):
             both = _part(attention.qkv_proj, normed, slice(self._query_width(attention), None))
@@ -131,7 +140,7 @@ class Backbone(nn.Module):
         key, value = (x.unflatten(-1, (-1, attention.head_dim)) for x in (key, value))
         if hasattr(attention, "k_norm"):
             key = attention.k_norm(key)
-        return _turned(key, *rotary[self._kind(index)]), value
+        return key, value
 
     def scores(self, index: int) -> dict[str, Any]:
         """How the layer's attention scales, caps and drops its scores: arguments of ``ops.packed_attention``."""
@@ -152,7 +161,8 @@ class Backbone(nn.Module):
         hidden = hidden + found
         return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
 
-    def _kind(self, index: int) -> str:
+    def kind(self, index: int) -> str:
+        """Kind of a layer, as rotary parts are told apart."""
         kinds = getattr(self.base.config, "layer_types", None)
         return kinds[index] if kinds else ""
 

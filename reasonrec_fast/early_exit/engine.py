@@ -193,7 +193,9 @@ class EarlyExitModel(nn.Module):
             # The one copy to the host of an exit: the next layers' launch sizes depend on who stays.
             stay, *order = torch.cat([route.offsets[1:2], route.order]).tolist()
             leaving, staying = route.order.tensor_split([stay])
-            probability[alive[leaving]], depths[alive[leaving]] = statistics.positive_probability[leaving], depth
+            gone = alive[leaving]
+            probability[gone] = statistics.positive_probability[leaving]
+            depths.index_fill_(0, gone, depth)  # a number that is assigned to places would be copied, and waited for
             alive, previous = alive[staying], statistics.confidence[staying]
             if stay == rows:
                 break

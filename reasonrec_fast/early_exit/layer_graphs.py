@@ -13,21 +13,23 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
+from reasonrec_fast.devices import moved
 from reasonrec_fast.early_exit.backbone import Backbone, Rotary
+from reasonrec_fast.early_exit.fused_layers import run_layers
 from reasonrec_fast.ops import library
+from reasonrec_fast.ops.packed_attention import MOST_WIDTH
 
 _logger = logging.getLogger(__name__)
 MOST_GRAPHS = 256
 """Graphs of a backbone; the least recently used goes first."""
 _LEAST = 64
-_MOST_WIDTH = 256
-_STAGED_BYTES = 64 << 10
 
 Run = Callable[[], None]
 
@@ -184,10 +186,7 @@ class LayerGraphs:
         buffers.hidden[:count].copy_(hidden)
         plan_there, rotary_there = buffers.holds
         if plan_there is not prepared:
-            staged = prepared.plan
-            if hidden.device.type == "cuda" and staged.nbytes > _STAGED_BYTES:
-                staged = staged.pin_memory()
-            buffers.plan.copy_(staged, non_blocking=True)
+            buffers.plan.copy_(moved(prepared.plan, hidden.device))
         if rotary_there is not rotary:
             seen: set[int] = set()
             for kind, (cosines, sines) in rotary.items():
@@ -211,19 +210,12 @@ class LayerGraphs:
 
 def _layers(backbone: Backbone, first: int, last: int, buffers: _Buffers, prepared: Prepared) -> None:
     """Take the layers, from the buffer of hidden states into it."""
-    from reasonrec_fast.kernels import packed_attention as kernels
+    from reasonrec_fast.kernels.packed_attention import Plan
 
-    tiles = buffers.plan[: prepared.tiles * 6].view(-1, 6)
-    plan = kernels.Plan(tiles, buffers.plan[prepared.tiles * 6 :].view(2, -1))
-    hidden = buffers.hidden
-    for index in range(first - 1, last):
-        normed = backbone.normed(index, hidden)
-        keys, values = backbone.keys_values(index, normed, buffers.rotary)
-        queries, scores = backbone.queries(index, normed, buffers.rotary), backbone.scores(index)
-        scale, softcap = scores["scale"], scores["softcap"] or 0.0
-        attended = kernels.packed_attention(queries, keys, values, plan, prepared.blocks, scale, softcap)
-        hidden = backbone.finish(index, hidden, attended)
-    buffers.hidden.copy_(hidden)
+    tiles, bounds = buffers.plan[: prepared.tiles * 6], buffers.plan[prepared.tiles * 6 :]
+    plan = Plan(tiles.view(-1, 6), bounds.view(2, -1))
+    found = run_layers(backbone, first, last, buffers.hidden, buffers.rotary, plan, prepared.blocks)
+    buffers.hidden.copy_(found)
 
 
 class _CudaGraphs:
@@ -262,7 +254,9 @@ def layer_graphs(backbone: Backbone) -> LayerGraphs | None:
 
 def usable(backbone: Backbone) -> bool:
     """Whether layers may be recorded as they would run now, wherever they lie."""
-    if backbone.training or backbone.dtype == torch.float64 or _head_width(backbone) > _MOST_WIDTH:
+    if backbone.training or backbone.dtype == torch.float64 or _head_width(backbone) > MOST_WIDTH:
+        return False
+    if torch.nn.modules.module._has_any_global_hook():
         return False
     if torch.is_grad_enabled() or torch.is_autocast_enabled(backbone.device.type) or torch.compiler.is_compiling():
         return False
@@ -274,26 +268,38 @@ def usable(backbone: Backbone) -> bool:
 def weights_mark(backbone: Backbone) -> tuple[Any, ...] | None:
     """Which modules with which memory the layers are; None where a graph would not do what they do.
 
-    Values may change in place. Modules of others (but merged layers of peft), hooks and modules in training run, and
-    are not recorded.
+    Values may change in place; settings of modules (an epsilon, a scale) are read when they are recorded. Modules of
+    others (but merged layers of peft), hooks, a ``forward`` of the instance, as hooks of accelerate and patches set it,
+    and modules in training run, and are not recorded.
     """
     found: list[Any] = [torch.get_float32_matmul_precision()]
-    for layer in backbone.base.layers:
-        for module in layer.modules():
-            if module.training or module._forward_hooks or module._forward_pre_hooks:
+    modules = list(backbone.base.layers)
+    while modules:  # in a loop of its own: `Module.modules` takes three times as long
+        module = modules.pop()
+        parts = module.__dict__
+        if parts["training"] or parts["_forward_hooks"] or parts["_forward_pre_hooks"] or "forward" in parts:
+            return None
+        kind: Any = type(module)
+        maker = _maker(kind)
+        if maker == "peft" and hasattr(module, "merged_adapters"):
+            if not module.merged or module.disable_adapters:
                 return None
-            maker = type(module).__module__.partition(".")[0]
-            if maker == "peft":
-                if hasattr(module, "merged_adapters"):
-                    if not module.merged or module.disable_adapters:
-                        return None
-                    found.append(tuple(module.merged_adapters))
-            elif maker not in ("torch", "transformers"):
-                return None
-            found.append(id(module))
-            for tensors in (module._parameters, module._buffers):
-                found.extend(tensor.data_ptr() for tensor in tensors.values() if tensor is not None)
+            found.append(tuple(module.merged_adapters))
+        elif maker not in ("torch", "transformers", "peft"):
+            return None
+        found.append(id(module))
+        for tensors in (parts["_parameters"], parts["_buffers"]):
+            for tensor in tensors.values():
+                if tensor is not None:
+                    found.append(tensor.data_ptr())
+        modules.extend(child for child in parts["_modules"].values() if child is not None)
     return tuple(found)
+
+
+@cache
+def _maker(kind: Any) -> str:
+    """The package that a class comes from."""
+    return kind.__module__.partition(".")[0]
 
 
 def _rows(like: torch.Tensor, count: int) -> torch.Tensor:

@@ -1,13 +1,14 @@
-"""Triton kernels of ``aggregate``: one layer of propagation, with its share of the sum over layers.
+"""Triton kernels of ``aggregate``: one launch a layer, and a small one that joins the heavy rows.
 
 Layers are kept times the inverse root degree, in the type of ``x``: a row is then a bare sum of its neighbours' rows.
-``propagate_kernel`` sums the rows of few neighbours, one warp a row: its sums need no barrier and no shared memory, and
-while rows are on their way the next neighbours are fetched. Rows of more than ``_SPLIT`` are cut where the
-edge list has been cut into equal pieces: ``piece_kernel`` sums what a piece holds of such rows (at most two: one that
-came in and one that goes on), ``join_kernel`` adds the pieces of a row in their order. One heavy user stalls nobody;
-no atomics, the same bits on every run.
+Work is cut evenly: a row takes one place and each of its edges one more; ``_SPLIT`` places are a piece, one warp's. A
+piece sums the rows that begin in it, step by step over their ends: the rows of the next step, and the numbers of those
+after it, are on their way while a row is finished. Rows of more than ``_SPLIT`` edges are left to the pieces that they
+reach: the first of these takes what lies before it along, each leaves its part, and ``join_kernel`` adds the parts in
+order. ``prepare_kernel`` finds the rows of pieces once a call and scales layer 0. No atomics, the same bits on every
+run. A layer of weight 0 is not added to the total: the total is neither read nor written.
 
-Reads E rows and writes N rows of 4 D bytes a layer (2 D in 16 bits); one add a number read.
+A layer reads E + N rows of 4 D bytes (2 D in 16 bits) and writes 2 N, the last one N; one add a number read.
 """
 
 from __future__ import annotations
@@ -39,128 +40,300 @@ def _mix(state):
 
 
 @triton.jit
-def _sum_edges(
-    indices, x, begin, end, row, other_start, columns, inside, width, seed, drop_below,
-    USER_SIDE: tl.constexpr, DROPOUT: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """Sum ``[BLOCK_D]`` of the rows of ``x`` at the far ends of the edges ``[begin, end)`` of a row."""
-    result = tl.zeros((BLOCK_D,), tl.float32)
-    edge = begin + tl.arange(0, BLOCK_E)
-    following = tl.load(indices + edge, mask=edge < end, other=0)
-    for _ in range(begin, end, BLOCK_E):
-        neighbour, keep = following.to(tl.int64), edge < end
-        edge += BLOCK_E
-        following = tl.load(indices + edge, mask=edge < end, other=0)
-        if DROPOUT:
-            drawn_seed = tl.load(seed)
-            if USER_SIDE:  # noqa: SIM108  (a compile-time branch)
-                drawn = edge_hash(drawn_seed, row, neighbour)
-            else:
-                drawn = edge_hash(drawn_seed, neighbour, row)
-            keep = keep & (drawn.to(tl.int64) >= drop_below)
-        places = (other_start + neighbour)[:, None] * width + columns[None, :]
-        values = tl.load(x + places, mask=keep[:, None] & inside[None, :], other=0.0)
-        result += tl.sum(values.to(tl.float32), axis=0)
-    return result
+def _inverse_root(degree):
+    return tl.where(degree > 0, tl.rsqrt(tl.maximum(degree, 1).to(tl.float32)), 0.0)
 
 
 @triton.jit
-def _finish_row(result, node, columns, inside, inverse_root, y, total, weights, layer, width, drop_scale):
-    """From the sum of the neighbours to the layer, kept for the next one, and to its share of the total."""
-    root = tl.load(inverse_root + node)
-    result = result * (root * drop_scale)
-    place = node * width + columns
-    tl.store(y + place, (result * root).to(y.dtype.element_ty), mask=inside)
-    before = tl.load(total + place, mask=inside, other=0.0)
-    tl.store(total + place, before + tl.load(weights + layer) * result, mask=inside)
-
-
-@triton.jit(do_not_specialize=["layer", "own_start", "other_start", "drop_below"])
-def propagate_kernel(
-    indptr, indices, inverse_root, x, y, total, weights, seed,
-    layer, own_start, other_start, width, drop_below, drop_scale,
-    USER_SIDE: tl.constexpr, DROPOUT: tl.constexpr,
-    SPLIT: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    inside = columns < width
-    begin = tl.load(indptr + row).to(tl.int64)
-    end = tl.load(indptr + row + 1).to(tl.int64)
-    if end - begin <= SPLIT:
-        result = _sum_edges(
-            indices, x, begin, end, row, other_start, columns, inside, width, seed, drop_below,
-            USER_SIDE, DROPOUT, BLOCK_E, BLOCK_D,
-        )  # fmt: skip
-        _finish_row(result, own_start + row, columns, inside, inverse_root, y, total, weights, layer, width, drop_scale)
-
-
-@triton.jit
-def _row_of_edge(indptr, rows, edge):
-    """The row whose edges hold this one: the last whose start is at most the edge."""
-    low = tl.zeros((), tl.int64)
+def _find_rows(indptr, rows, pieces, block, first, joined, steps, SPLIT: tl.constexpr, BLOCK_P: tl.constexpr):
+    piece = block * BLOCK_P + tl.arange(0, BLOCK_P)
+    inside = piece <= tl.where(tl.program_id(1) == 0, pieces, -1)
+    place = piece.to(tl.int64) * SPLIT
+    low = tl.zeros((BLOCK_P,), tl.int32)
     high = low + rows
-    while high - low > 1:
-        middle = (low + high) // 2
-        if tl.load(indptr + middle).to(tl.int64) <= edge:
-            low = middle
-        else:
-            high = middle
-    return low
+    for _ in range(steps):
+        middle = low + (high - low) // 2
+        begin = tl.load(indptr + middle, mask=low < high, other=0).to(tl.int64)
+        before = (low < high) & (begin + middle < place)
+        low, high = tl.where(before, middle + 1, low), tl.where(before, high, middle)
+    tl.store(first + piece, low, mask=inside)
+    row = tl.maximum(low - 1, 0)
+    begin = tl.load(indptr + row).to(tl.int64)
+    end = tl.load(indptr + low).to(tl.int64)
+    arrives = (end - begin > SPLIT) & ((row + begin) // SPLIT == piece - 1) & ((row + end) // SPLIT > piece)
+    tl.store(joined + piece, tl.where(arrives, row, -1), mask=inside)
 
 
-@triton.jit(do_not_specialize=["rows", "edges", "other_start", "drop_below"])
-def piece_kernel(
-    indptr, indices, x, parts, seed, rows, edges, other_start, width, drop_below,
-    USER_SIDE: tl.constexpr, DROPOUT: tl.constexpr,
-    SPLIT: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
+@triton.jit
+def _scale_rows(
+    user_indptr, item_indptr, x, scaled, users, items, block,
+    WIDTH: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Sums ``parts [pieces, 2, width]`` of the heavy rows of a piece: of its first edge, and of its last."""
-    piece = tl.program_id(0).to(tl.int64)
+    node = block.to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    inside = columns < width
-    first = piece * SPLIT
-    last = tl.minimum(first + SPLIT, edges)
-    one = _row_of_edge(indptr, rows, first)
-    other = _row_of_edge(indptr, rows, last - 1)
-    for slot in tl.static_range(2):
-        row = one if slot == 0 else other
+    item = node - users
+    is_user, is_item = item < 0, (item >= 0) & (item < items)
+    degree = tl.load(user_indptr + node + 1, mask=is_user, other=0)
+    degree -= tl.load(user_indptr + node, mask=is_user, other=0)
+    degree += tl.load(item_indptr + item + 1, mask=is_item, other=0)
+    degree -= tl.load(item_indptr + item, mask=is_item, other=0)
+    places = node[:, None] * WIDTH + columns[None, :]
+    inside = (is_user | is_item)[:, None] & (columns < WIDTH)[None, :]
+    values = tl.load(x + places, mask=inside, other=0.0).to(tl.float32) * _inverse_root(degree)[:, None]
+    tl.store(scaled + places, values.to(scaled.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["layers", "users", "items", "user_pieces", "pieces", "steps"])
+def prepare_kernel(
+    user_indptr, item_indptr, x, scaled, weights, plan, layers, users, items, user_pieces, pieces, steps,
+    WIDTH: tl.constexpr, SPLIT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Layer 0, ``scaled``, and the ``plan``: of each piece, and of the end of a side, the first row that begins there
+    or later; the row that the piece is the first to have a part of, where other pieces have too, else -1; and of each
+    layer how many of those between 0 and it are in the total."""
+    block = tl.program_id(0)
+    joined = plan + (pieces + 2)
+    of_users = user_pieces // BLOCK_P + 1
+    of_items = (pieces - user_pieces) // BLOCK_P + 1
+    if block < of_users:
+        if block + tl.program_id(1) == 0:
+            counted = tl.zeros((), tl.int32)
+            for layer in range(1, layers + 1):
+                tl.store(joined + (pieces + 2 + layer), counted)
+                counted += (tl.load(weights + layer) != 0).to(tl.int32)
+        _find_rows(user_indptr, users, user_pieces, block, plan, joined, steps, SPLIT, BLOCK_P)
+    elif block < of_users + of_items:
+        plan += user_pieces + 1
+        joined += user_pieces + 1
+        _find_rows(item_indptr, items, pieces - user_pieces, block - of_users, plan, joined, steps, SPLIT, BLOCK_P)
+    else:
+        block -= of_users + of_items
+        _scale_rows(user_indptr, item_indptr, x, scaled, users, items, block, WIDTH, BLOCK_R, BLOCK_D)
+
+
+@triton.jit
+def _tile(node, columns, WIDTH: tl.constexpr, BLOCK_T: tl.constexpr):
+    """Places of a row, the first of ``BLOCK_T``, which fill a warp: laid out as what is summed. Those of a vector would
+    not be, and threads would exchange numbers."""
+    places = (node * WIDTH + columns)[None, :] + tl.zeros((BLOCK_T, 1), tl.int64)
+    return places, (tl.arange(0, BLOCK_T) == 0)[:, None]
+
+
+@triton.jit
+def _before(x, total, node, columns, takes, is_counted, first_weight, WIDTH: tl.constexpr, BLOCK_T: tl.constexpr):
+    """What the total of a row holds before this layer: other layers, or else layer 0, which is not there yet."""
+    places, own = _tile(node, columns, WIDTH, BLOCK_T)
+    of_total = (columns < tl.where(takes & is_counted, WIDTH, 0))[None, :]
+    of_x = (columns < tl.where(takes & (first_weight != 0) & (is_counted == 0), WIDTH, 0))[None, :]
+    if x.dtype == total.dtype:
+        source = total if is_counted else x
+        so_far = tl.load(source + places, mask=own & (of_total | of_x), other=0.0)
+        from_x = so_far
+    else:
+        so_far = tl.load(total + places, mask=own & of_total, other=0.0)
+        from_x = tl.load(x + places, mask=own & of_x, other=0.0)
+    return so_far, from_x
+
+
+@triton.jit
+def _finish_row(
+    result, degree, node, columns, so_far, of_x, y, total, out, is_counted, first_weight, weight, is_last, drop_scale,
+    WIDTH: tl.constexpr, BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    """From the sum of the neighbours to the layer, kept for the next one, and to its share of the total."""
+    root = _inverse_root(degree)
+    result = (result * (root * drop_scale))[None, :]
+    if total.dtype == out.dtype:
+        so_far = tl.where(is_counted, so_far, tl.where(first_weight != 0, first_weight * so_far, 0.0))
+    else:
+        so_far += tl.where(first_weight != 0, first_weight * of_x.to(tl.float32), 0.0)
+    share = tl.where(weight != 0, weight * result, 0.0) + so_far
+    places, own = _tile(node, columns, WIDTH, BLOCK_T)
+    mask = own & (columns < WIDTH)[None, :]
+    if is_last:
+        tl.store(out + places, share.to(out.dtype.element_ty), mask=mask)
+    else:
+        tl.store(y + places, tl.broadcast_to(result * root, share.shape).to(y.dtype.element_ty), mask=mask)
+        if weight != 0:
+            tl.store(total + places, share, mask=mask)
+
+
+@triton.jit
+def _fetch(
+    others, columns, neighbours, count, row, is_user, seed, drop_below,
+    WIDTH: tl.constexpr, DROPOUT: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """The rows ``[BLOCK_E, BLOCK_D]`` of a row's next neighbours."""
+    neighbours, keep = neighbours.to(tl.int64), tl.arange(0, BLOCK_E) < count
+    if DROPOUT:
+        drawn_seed, own = tl.load(seed), row.to(tl.int64)
+        users, items = tl.where(is_user, own, neighbours), tl.where(is_user, neighbours, own)
+        keep = keep & (edge_hash(drawn_seed, users, items).to(tl.int64) >= drop_below)
+    places = neighbours[:, None] * WIDTH + columns[None, :]
+    return tl.load(others + places, mask=keep[:, None] & (columns < WIDTH)[None, :], other=0.0)
+
+
+@triton.jit
+def _within(distance):
+    """A distance between edges in 32 bits; only whether it is more than a few pieces matters."""
+    return tl.minimum(distance, 1 << 30).to(tl.int32)
+
+
+@triton.jit(do_not_specialize=["layer", "layers", "users", "user_pieces", "pieces", "drop_below"])
+def layer_kernel(
+    user_indptr, user_indices, item_indptr, item_indices, plan, x, scaled, y, total, out, parts, weights, seed,
+    layer, layers, users, user_pieces, pieces, drop_below, drop_scale,
+    WIDTH: tl.constexpr, DROPOUT: tl.constexpr, SPLIT: tl.constexpr,
+    BLOCK_E: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    is_user = program < user_pieces
+    if is_user:
+        indptr, indices, piece, entry = user_indptr, user_indices, program, program
+    else:
+        indptr, indices, piece, entry = item_indptr, item_indices, program - user_pieces, program + 1
+    own_start = tl.where(is_user, 0, users).to(tl.int64)
+    others = scaled + (users - own_start) * WIDTH
+    first_row = tl.load(plan + entry)
+    next_first = tl.load(plan + entry + 1)
+    is_counted = tl.load(plan + 2 * (pieces + 2) + layer) > 0
+    first_weight, weight, is_last = tl.load(weights), tl.load(weights + layer), layer == layers
+    in_total = (weight != 0) | is_last
+
+    # The row that came in, of which this piece has edges where it is heavy. Its edges' places are one more than the
+    # row's number away: the first of this piece's would be `own`.
+    came = tl.load(indptr + tl.maximum(first_row - 1, 0)).to(tl.int64)
+    came_end = tl.load(indptr + first_row).to(tl.int64)
+    next_end = tl.load(indptr + first_row + 1, mask=first_row < next_first, other=0).to(tl.int64)
+    own = piece.to(tl.int64) * SPLIT - first_row
+    is_heavy, begins_before = came_end - came > SPLIT, came > own - SPLIT  # in the piece before, whose edges come along
+    start = tl.where(is_heavy, tl.where(begins_before, came, own), came_end)
+    # From here on edges count from the first that this piece sums: those of `row` until `stop`, fetched until `cursor`.
+    indices += start
+    limit = _within(tl.load(indptr + next_first).to(tl.int64) - start)
+    row = tl.where(is_heavy, first_row - 1, first_row)
+    end = _within(tl.where(is_heavy, came_end, next_end) - start)
+    degree = tl.where(is_heavy, _within(came_end - came), end)
+    stop = tl.where(is_heavy, tl.minimum(end, _within(own + SPLIT - start)), end)
+    is_whole = tl.where(is_heavy, begins_before & (stop == end), (degree <= SPLIT) & (row < next_first))
+    is_part = is_heavy & (is_whole == 0) & (stop > 0)
+    stop = tl.where(is_whole | is_part, stop, 0)
+    edges = tl.arange(0, BLOCK_E)
+    neighbours = tl.load(indices + edges, mask=edges < limit, other=0)
+    so_far, of_x = _before(
+        x, total, own_start + row, columns, is_whole & in_total, is_counted, first_weight, WIDTH, BLOCK_T
+    )
+    next_end = tl.load(indptr + row + 2, mask=row + 1 < next_first, other=0).to(tl.int64)
+    values = _fetch(others, columns, neighbours, stop, row, is_user, seed, drop_below, WIDTH, DROPOUT, BLOCK_E)
+    cursor = tl.minimum(stop, BLOCK_E)
+    neighbours = tl.load(indices + cursor + edges, mask=edges < limit - cursor, other=0)
+    result = tl.zeros((BLOCK_D,), tl.float32)
+    while row < next_first:
+        # The rows of the next step set out before this one's row is finished, be they of the next row.
+        is_last_step = cursor >= stop
+        step_row = row + is_last_step.to(tl.int32)
+        step_end = tl.where(is_last_step, _within(next_end - start), end)
+        step_degree = tl.where(is_last_step, step_end - end, degree)
+        step_whole = tl.where(is_last_step, (step_degree <= SPLIT) & (step_row < next_first), is_whole)
+        stop = tl.where(is_last_step, tl.where(step_whole, step_end, cursor), stop)
+        if cursor < stop:
+            step_values = _fetch(
+                others, columns, neighbours, stop - cursor, step_row, is_user, seed, drop_below, WIDTH, DROPOUT, BLOCK_E
+            )  # fmt: skip
+            cursor = tl.minimum(cursor + BLOCK_E, stop)
+            neighbours = tl.load(indices + cursor + edges, mask=edges < limit - cursor, other=0)
+        else:
+            step_values = tl.zeros((BLOCK_E, BLOCK_D), scaled.dtype.element_ty)
+        result += tl.sum(values.to(tl.float32), axis=0)
+        if is_last_step:
+            if is_whole:
+                _finish_row(
+                    result, degree, own_start + row, columns, so_far, of_x, y, total, out, is_counted, first_weight,
+                    weight, is_last, drop_scale, WIDTH, BLOCK_T,
+                )  # fmt: skip
+            if is_part:
+                tl.store(parts + program.to(tl.int64) * WIDTH + columns, result, mask=columns < WIDTH)
+            result = tl.zeros((BLOCK_D,), tl.float32)
+            next_end = tl.load(indptr + step_row + 2, mask=step_row + 1 < next_first, other=0).to(tl.int64)
+            takes = step_whole & in_total
+            so_far, of_x = _before(
+                x, total, own_start + step_row, columns, takes, is_counted, first_weight, WIDTH, BLOCK_T
+            )
+        row, end, degree, is_whole, values = step_row, step_end, step_degree, step_whole, step_values
+        is_part = is_part & (is_last_step == 0)
+
+
+@triton.jit(do_not_specialize=["layer", "layers", "users", "user_pieces", "pieces"])
+def join_kernel(
+    user_indptr, item_indptr, plan, x, y, total, out, parts, weights, layer, layers, users, user_pieces, pieces,
+    drop_scale,
+    WIDTH: tl.constexpr, SPLIT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    is_user = program < user_pieces
+    row = tl.load(plan + (pieces + 2) + tl.where(is_user, program, program + 1))
+    if row >= 0:
+        columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+        if is_user:
+            indptr, piece, node = user_indptr, program, row.to(tl.int64)
+        else:
+            indptr, piece, node = item_indptr, program - user_pieces, row.to(tl.int64) + users
         begin = tl.load(indptr + row).to(tl.int64)
         end = tl.load(indptr + row + 1).to(tl.int64)
-        if (end - begin > SPLIT) & ((slot == 0) | (other != one)):
-            result = _sum_edges(
-                indices, x, tl.maximum(begin, first), tl.minimum(end, last), row, other_start, columns, inside, width,
-                seed, drop_below, USER_SIDE, DROPOUT, BLOCK_E, BLOCK_D,
-            )  # fmt: skip
-            tl.store(parts + (piece * 2 + slot) * width + columns, result, mask=inside)
-
-
-@triton.jit(do_not_specialize=["layer", "own_start"])
-def join_kernel(
-    indptr, inverse_root, parts, y, total, weights, layer, own_start, width, drop_scale,
-    SPLIT: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    inside = columns < width
-    begin = tl.load(indptr + row).to(tl.int64)
-    end = tl.load(indptr + row + 1).to(tl.int64)
-    if end - begin > SPLIT:
+        is_counted = tl.load(plan + 2 * (pieces + 2) + layer) > 0
+        first_weight, weight, is_last = tl.load(weights), tl.load(weights + layer), layer == layers
+        so_far, of_x = _before(
+            x, total, node, columns, (weight != 0) | is_last, is_counted, first_weight, WIDTH, BLOCK_T
+        )
+        count = ((row + end) // SPLIT - piece + 1).to(tl.int32)
+        parts += program.to(tl.int64) * WIDTH
         result = tl.zeros((BLOCK_D,), tl.float32)
-        for piece in range(begin // SPLIT, (end - 1) // SPLIT + 1):
-            slot = tl.where(piece * SPLIT >= begin, 0, 1)
-            result += tl.load(parts + (piece * 2 + slot) * width + columns, mask=inside, other=0.0)
-        _finish_row(result, own_start + row, columns, inside, inverse_root, y, total, weights, layer, width, drop_scale)
+        for start in range(0, count, BLOCK_P):
+            part = start + tl.arange(0, BLOCK_P)
+            places = part.to(tl.int64)[:, None] * WIDTH + columns[None, :]
+            inside = (part < count)[:, None] & (columns < WIDTH)[None, :]
+            result += tl.sum(tl.load(parts + places, mask=inside, other=0.0), axis=0)
+        _finish_row(
+            result, end - begin, node, columns, so_far, of_x, y, total, out, is_counted, first_weight, weight,
+            is_last, drop_scale, WIDTH, BLOCK_T,
+        )  # fmt: skip
 
 
-_SPLIT = 256
-"""Edges that one warp sums; rows of more are cut."""
+_SPLIT = 128
+"""Rows and edges that one warp has; rows of more edges are cut."""
+_FETCHED = 4096
+"""Bytes of rows that a warp fetches at a time, in at most 16 rows."""
+_SEARCHED, _SCALED, _JOINED = 128, 32, 4096
+"""Pieces whose rows a program of ``prepare_kernel`` finds, rows that another scales, bytes of parts read at a time."""
 LAUNCH = {"num_warps": 1}
 
 
-def block_edges(dtype: torch.dtype) -> int:
-    """Rows that a warp fetches at a time; of two bytes a number twice as many fit its registers."""
-    return 16 if dtype == torch.float32 else 32
+def block_edges(element_bytes: int, block_d: int) -> int:
+    """Rows of a step of the sums.
+
+    >>> block_edges(4, 64), block_edges(2, 64), block_edges(4, 128)
+    (16, 16, 8)
+    """
+    return min(max(_FETCHED // (element_bytes * block_d), 1), 16)
+
+
+def block_rows(element_bytes: int, block_d: int) -> int:
+    """Rows that a warp reads or writes at once, 16 bytes a thread.
+
+    >>> block_rows(4, 64), block_rows(2, 64), block_rows(4, 128)
+    (2, 4, 1)
+    """
+    return max(32 * 16 // (element_bytes * block_d), 1)
+
+
+def block_parts(block_d: int) -> int:
+    """Parts of a row that are read at once.
+
+    >>> block_parts(64), block_parts(16)
+    (16, 32)
+    """
+    return min(_JOINED // (4 * block_d), 32)
 
 
 def aggregate(
@@ -172,44 +345,52 @@ def aggregate(
     weights: torch.Tensor,
     dropout: float,
     seed: torch.Tensor,
-    split: int = _SPLIT,
+    split: int | None = None,
 ) -> torch.Tensor:
     """The operator on the device of ``x``; sums in float32, layers in the type of ``x``."""
+    split = split or _SPLIT
     x, weights = x.contiguous(), weights.contiguous()
     user_indptr, user_indices = user_indptr.contiguous(), user_indices.contiguous()
     item_indptr, item_indices = item_indptr.contiguous(), item_indices.contiguous()
-    num_users, num_items, width = user_indptr.numel() - 1, item_indptr.numel() - 1, x.shape[1]
-    degrees = torch.cat([user_indptr.diff(), item_indptr.diff()])
-    inverse_root = torch.where(degrees > 0, degrees.float().rsqrt(), 0.0)
-    total = weights[0] * x.float()
-    layer = (x.float() * inverse_root[:, None]).to(x.dtype)
-    edges, blocks = user_indices.numel(), triton.cdiv(width, 128)
-    pieces = triton.cdiv(edges, split)
-    parts = x.new_empty((pieces, 2, width), dtype=torch.float32)
+    users, items, width = user_indptr.numel() - 1, item_indptr.numel() - 1, x.shape[1]
+    edges, layers = user_indices.numel(), weights.numel() - 1
+    if layers == 0 or x.numel() == 0:
+        return torch.where(weights[0] == 0, 0.0, weights[0] * x.float()).to(x.dtype)
+    user_pieces, item_pieces = triton.cdiv(users + edges, split), triton.cdiv(items + edges, split)
+    pieces, blocks = user_pieces + item_pieces, triton.cdiv(width, 128)
     block_d = min(max(triton.next_power_of_2(width), 16), 128)
-    for index in range(1, weights.numel()):
-        following = torch.empty_like(layer)
-        for user_side in (True, False):
-            rows = num_users if user_side else num_items
-            if rows == 0 or width == 0:
-                continue
-            indptr, indices = (user_indptr, user_indices) if user_side else (item_indptr, item_indices)
-            own_start, other_start = (0, num_users) if user_side else (num_users, 0)
-            drop_below, drop_scale = int(dropout * 2**32), 1.0 / (1.0 - dropout)
-            options = {"USER_SIDE": user_side, "DROPOUT": dropout > 0.0, "SPLIT": split}
-            options |= {"BLOCK_E": block_edges(x.dtype), "BLOCK_D": block_d, **LAUNCH}
-            propagate_kernel[(rows, blocks)](
-                indptr, indices, inverse_root, layer, following, total, weights, seed,
-                index, own_start, other_start, width, drop_below, drop_scale, **options,
+    block_e, block_t = block_edges(x.element_size(), block_d), block_rows(x.element_size(), block_d)
+    out, scaled = torch.empty_like(x), torch.empty_like(x)
+    plan = torch.empty(2 * (pieces + 2) + layers + 1, dtype=torch.int32, device=x.device)
+    has_parts = edges > split  # else no row can be heavy
+    parts = torch.empty((pieces, width) if has_parts else 1, dtype=torch.float32, device=x.device)
+    total, other = parts, scaled  # of one layer neither is touched
+    if layers > 1:
+        other = torch.empty_like(x)
+    if x.dtype == torch.float32:
+        total = out
+    elif layers > 1:
+        total = torch.empty_like(x, dtype=torch.float32)
+    searches = user_pieces // _SEARCHED + item_pieces // _SEARCHED + 2
+    prepare_kernel[(searches + triton.cdiv(users + items, _SCALED), blocks)](
+        user_indptr, item_indptr, x, scaled, weights, plan, layers, users, items, user_pieces, pieces,
+        max(users, items).bit_length(),
+        WIDTH=width, SPLIT=split, BLOCK_P=_SEARCHED, BLOCK_R=_SCALED, BLOCK_D=block_d,
+    )  # fmt: skip
+    drop_below, drop_scale = int(dropout * 2**32), 1.0 / (1.0 - dropout)
+    for layer in range(1, layers + 1):
+        layer_kernel[(pieces, blocks)](
+            user_indptr, user_indices, item_indptr, item_indices, plan, x, scaled, other, total, out, parts, weights,
+            seed, layer, layers, users, user_pieces, pieces, drop_below, drop_scale,
+            WIDTH=width, DROPOUT=dropout > 0.0, SPLIT=split,
+            BLOCK_E=block_e, BLOCK_T=block_t, BLOCK_D=block_d, **LAUNCH,
+        )  # fmt: skip
+        if has_parts:
+            join_kernel[(pieces, blocks)](
+                user_indptr, item_indptr, plan, x, other, total, out, parts, weights, layer, layers, users,
+                user_pieces, pieces, drop_scale,
+                WIDTH=width, SPLIT=split, BLOCK_P=block_parts(block_d), BLOCK_T=block_t,
+                BLOCK_D=block_d, **LAUNCH,
             )  # fmt: skip
-            if edges <= split:
-                continue  # no row can be that heavy
-            piece_kernel[(pieces, blocks)](
-                indptr, indices, layer, parts, seed, rows, edges, other_start, width, drop_below, **options,
-            )  # fmt: skip
-            join_kernel[(rows, blocks)](
-                indptr, inverse_root, parts, following, total, weights, index, own_start, width, drop_scale,
-                SPLIT=split, BLOCK_D=block_d, **LAUNCH,
-            )  # fmt: skip
-        layer = following
-    return total.to(x.dtype)
+        scaled, other = other, scaled
+    return out

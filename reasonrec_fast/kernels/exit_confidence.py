@@ -15,13 +15,13 @@ import torch
 import triton
 import triton.language as tl
 
-from reasonrec_fast.kernels.logits import BLOCK_C, LEAST, logits_tile, stretch_of
+from reasonrec_fast.kernels.logits import BLOCK_D, LEAST, Tile, logits_tile, stretch_of, tile_of
 
-_BLOCK_B = 16
+TILES = (Tile(16, 64, num_stages=4), Tile(64, 64, num_warps=8))
+"""Of the stream, by rows: the heads come from memory, and more of them may be on their way."""
+ENSEMBLE = Tile(16, 64)
 JOINED = ((16, 32), (512, 2))
 """Stretches and rows that a program of ``join_kernel`` holds: two shapes, since each is compiled by itself."""
-LAUNCH = {"num_stages": 4}
-"""Of the stream: the heads come from memory, and more of them may be on their way."""
 MEASURES = {"max_prob": 0, "margin": 1, "entropy": 2, "ratio": 3}
 
 
@@ -213,25 +213,28 @@ def exit_confidence(
         return outputs
     log_classes = math.log(max(classes, 2))
     has = {"HAS_BIAS": bias.numel() > 0, "HAS_TARGETS": targets.numel() > 0}
-    tiles = {"BLOCK_B": _BLOCK_B, "BLOCK_C": min(max(triton.next_power_of_2(classes), 16), BLOCK_C), "BLOCK_D": 64}
-    blocks = triton.cdiv(batch, _BLOCK_B)
+    columns = max(triton.next_power_of_2(classes), 16)
     inputs = (hidden, heads, bias.contiguous(), temperature, targets.contiguous())
     if members == 1:
-        stretch = stretch_of(classes, blocks)
+        tile = tile_of(TILES, hidden.dtype, batch)
+        blocks, block_c = triton.cdiv(batch, tile.rows), min(columns, tile.classes)
+        stretch = stretch_of(classes, blocks, block_c)
         stretches = triton.cdiv(classes, stretch)
         parts = hidden.new_empty((stretches, 6, batch), dtype=torch.float32)
         argmaxes = hidden.new_empty((stretches, batch), dtype=torch.int32)
         stream_kernel[(blocks, stretches)](
-            *inputs, parts, argmaxes, batch, classes, width, positive, stretch, **has, **tiles, **LAUNCH
-        )
+            *inputs, parts, argmaxes, batch, classes, width, positive, stretch,
+            **has, BLOCK_B=tile.rows, BLOCK_C=block_c, BLOCK_D=BLOCK_D, **tile.launch,
+        )  # fmt: skip
         block_s, block_b = JOINED[stretches > JOINED[0][0]]
         join_kernel[(triton.cdiv(batch, block_b),)](
             parts, argmaxes, *outputs, batch, stretches, log_classes,
             HAS_TARGETS=has["HAS_TARGETS"], MEASURE=MEASURES[measure], BLOCK_S=block_s, BLOCK_B=block_b,
         )  # fmt: skip
     else:
-        ensemble_kernel[(blocks,)](
+        ensemble_kernel[(triton.cdiv(batch, ENSEMBLE.rows),)](
             *inputs, *outputs, batch, classes, width, positive, log_classes,
-            **has, **tiles, MEASURE=MEASURES[measure], MEMBERS=members,
+            **has, BLOCK_B=ENSEMBLE.rows, BLOCK_C=min(columns, ENSEMBLE.classes), BLOCK_D=BLOCK_D,
+            MEASURE=MEASURES[measure], MEMBERS=members,
         )  # fmt: skip
     return outputs

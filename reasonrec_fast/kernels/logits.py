@@ -2,24 +2,52 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import torch
 import triton
 import triton.language as tl
 
-BLOCK_C = 64
-"""Classes of a tile of logits."""
+BLOCK_D = 64
+"""Columns of a step of the product."""
 LEAST = tl.constexpr(-1e4)
 """Logits as far below the largest have no share; farther ones (masks of -3e38) would overflow where they are summed."""
 _PROGRAMS = 264
 """Programs that fill a device: two for each of the 132 multiprocessors of an H100."""
 
 
-def stretch_of(classes: int, blocks: int) -> int:
+class Tile(NamedTuple):
+    """Rows and classes of a tile of logits, and how its program is launched."""
+
+    rows: int
+    classes: int
+    num_warps: int = 4
+    num_stages: int = 3
+
+    @property
+    def launch(self) -> dict[str, int]:
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
+
+
+def tile_of(tiles: tuple[Tile, ...], dtype: torch.dtype, batch: int) -> Tile:
+    """The first tile that holds all rows, else the last; float32, whose products take no tensor cores, has the first.
+
+    >>> tile_of((Tile(32, 64), Tile(128, 128)), torch.bfloat16, 33).rows
+    128
+    """
+    if dtype == torch.float32:
+        return tiles[0]._replace(rows=16)
+    return next((tile for tile in tiles if batch <= tile.rows), tiles[-1])
+
+
+def stretch_of(classes: int, blocks: int, tile_classes: int) -> int:
     """Classes that one program walks over, whole tiles of them, so that ``blocks`` blocks of rows fill a device.
 
-    >>> stretch_of(32_000, 1), stretch_of(32_000, 8), stretch_of(32_000, 500)
+    >>> stretch_of(32_000, 1, 64), stretch_of(32_000, 8, 64), stretch_of(32_000, 500, 64)
     (128, 1024, 32000)
     """
-    return triton.cdiv(triton.cdiv(classes, triton.cdiv(_PROGRAMS, blocks)), BLOCK_C) * BLOCK_C
+    stretches = max(_PROGRAMS // blocks, 1)
+    return triton.cdiv(triton.cdiv(classes, stretches), tile_classes) * tile_classes
 
 
 @triton.jit

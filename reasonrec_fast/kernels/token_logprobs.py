@@ -13,18 +13,14 @@ import torch
 import triton
 import triton.language as tl
 
-from reasonrec_fast.kernels.logits import BLOCK_C, LEAST, logits_tile, stretch_of
+from reasonrec_fast.kernels.logits import BLOCK_D, LEAST, Tile, logits_tile, stretch_of, tile_of
 
-_BLOCK_D = 64
+TILES = (Tile(32, 64), Tile(128, 128, num_warps=8))
+"""For few rows, and for more."""
 _GRADIENT_ELEMENTS = 2**25
 """Entries of the gradient of the logits that exist at a time."""
 _MOST_BLOCKS = 65_535
 """Programs that a grid may have in its second direction."""
-
-
-def block_rows(dtype: torch.dtype) -> int:
-    """Rows of a program; a tile of float32 products takes more registers."""
-    return 16 if dtype == torch.float32 else 32
 
 
 @triton.jit(do_not_specialize=["batch", "classes", "stretch"])
@@ -131,15 +127,15 @@ def token_logprobs(
     """The operator on the device of ``hidden``, for float32, bfloat16 and float16."""
     hidden, weight, bias, tokens = (x.contiguous() for x in (hidden, weight, bias, tokens))
     (batch, width), classes = hidden.shape, weight.shape[0]
-    block_b = block_rows(hidden.dtype)
-    stretch = stretch_of(classes, max(triton.cdiv(batch, block_b), 1))
+    tile = tile_of(TILES, hidden.dtype, batch)
+    stretch = stretch_of(classes, max(triton.cdiv(batch, tile.rows), 1), tile.classes)
     stretches = triton.cdiv(classes, stretch)
     best, total, weighted = (hidden.new_empty((stretches, batch), dtype=torch.float32) for _ in range(3))
     logits = hidden.new_empty(tokens.shape, dtype=torch.float32)
     if batch:
-        partial_kernel[(triton.cdiv(batch, block_b), stretches)](
+        partial_kernel[(triton.cdiv(batch, tile.rows), stretches)](
             hidden, weight, bias, temperature, best, total, weighted, batch, classes, width, stretch,
-            HAS_BIAS=bias.numel() > 0, BLOCK_B=block_b, BLOCK_C=BLOCK_C, BLOCK_D=_BLOCK_D,
+            HAS_BIAS=bias.numel() > 0, BLOCK_B=tile.rows, BLOCK_C=tile.classes, BLOCK_D=BLOCK_D, **tile.launch,
         )  # fmt: skip
     if logits.numel():
         logit_kernel[(logits.numel(),)](
@@ -179,18 +175,18 @@ def token_logprobs_backward(
     through_all = (grad_logsumexp - asked.sum(1)).contiguous()
     grad_hidden = hidden.new_zeros(hidden.shape, dtype=torch.float32)
     grad_weight, grad_bias = torch.empty_like(weight), bias.new_empty(bias.shape, dtype=torch.float32)
-    blocks = min(max(_GRADIENT_ELEMENTS // max(batch, 1) // BLOCK_C, 1), _MOST_BLOCKS)
-    height = blocks * BLOCK_C
-    block_b = block_rows(hidden.dtype)
+    tile = tile_of(TILES, hidden.dtype, batch)
+    blocks = min(max(_GRADIENT_ELEMENTS // max(batch, 1) // tile.classes, 1), _MOST_BLOCKS)
+    height = blocks * tile.classes
     for first in range(0, classes, height):
         stop = min(first + height, classes)
         gradient = hidden.new_empty((batch, stop - first))
         if batch:
-            grid = (triton.cdiv(batch, block_b), triton.cdiv(stop - first, BLOCK_C))
+            grid = (triton.cdiv(batch, tile.rows), triton.cdiv(stop - first, tile.classes))
             gradient_kernel[grid](
                 hidden, weight, bias, temperature, tokens, logsumexp, entropy, asked.contiguous(),
                 through_all, grad_entropy.contiguous(), gradient, batch, classes, width, first, stop - first, count,
-                HAS_BIAS=bias.numel() > 0, BLOCK_B=block_b, BLOCK_C=BLOCK_C, BLOCK_D=_BLOCK_D,
+                HAS_BIAS=bias.numel() > 0, BLOCK_B=tile.rows, BLOCK_C=tile.classes, BLOCK_D=BLOCK_D, **tile.launch,
             )  # fmt: skip
         grad_hidden += (gradient @ weight[first:stop]).float()
         grad_weight[first:stop] = gradient.T @ hidden

@@ -46,7 +46,9 @@ def aggregate(graph, x, *, layers=1, combine="last", dropout=0.0, seed=None):
         graph: ``U`` users and ``I`` items.
         x: embeddings ``[U + I, D]``, users first, or a pair ``([U, D], [I, D])``, which comes back as a pair.
         layers: ``L``, at least 0.
-        combine: ``"last"``, ``"mean"`` or ``"sum"`` (both include layer 0), or weights ``[L + 1]``, differentiable.
+        combine: ``"last"``, ``"mean"`` or ``"sum"`` (both include layer 0), or weights ``[L + 1]``, differentiable. A
+            layer of weight 0 (``"last"`` has them) takes no part: what is not finite there does not reach the result,
+            nor the gradient of ``x``. The gradient of such a weight is the true derivative.
         dropout: share of edges left out, in [0, 1). The mask of an edge is a hash of (seed, user, item), hence the
             same in both directions and in all layers; kept edges are scaled by ``1 / (1 - dropout)``, degrees stay
             those of the whole graph.
@@ -93,9 +95,14 @@ def aggregate(graph, x, *, layers=1, combine="last", dropout=0.0, seed=None):
     if dropout > 0.0 and seed is None:
         raise ValueError("seed: expected an int or a 0-d int64 tensor where dropout > 0; got None")
     _check_seed(seed)
-    weights = _layer_weights(combine, layers, x)
-    seed_tensor = library.scalar(0 if seed is None else seed, torch.int64, x.device)
-    return torch.ops.reasonrec_fast.aggregate(*_csr(graph), x, weights, float(dropout), seed_tensor)
+    keep = library.may_keep(x.device)
+    weights = _layer_weights(combine, layers, x, keep)
+    if seed is None:  # it is not read
+        seed_tensor = library.constant((0,), torch.int64, x.device, keep)
+    else:
+        seed_tensor = library.scalar(seed, torch.int64, x.device)
+    operator = torch.ops.reasonrec_fast.aggregate
+    return library.call(operator, keep, *_csr(graph), x, weights, float(dropout), seed_tensor)
 
 
 def _check_seed(seed: int | torch.Tensor | None) -> None:
@@ -112,16 +119,16 @@ def _csr(graph: InteractionGraph) -> tuple[torch.Tensor, ...]:
     return graph.user_indptr, graph.user_indices, graph.item_indptr, graph.item_indices
 
 
-def _layer_weights(combine: Combine, layers: int, x: torch.Tensor) -> torch.Tensor:
+def _layer_weights(combine: Combine, layers: int, x: torch.Tensor, keep: bool) -> torch.Tensor:
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     if isinstance(combine, torch.Tensor):
         if combine.shape != (layers + 1,):
             raise ValueError(f"combine: expected weights [{layers + 1}]; got {list(combine.shape)}")
         return combine.to(dtype=dtype, device=x.device)
     if combine == "last":
-        return torch.arange(layers + 1, device=x.device).eq(layers).to(dtype)
+        return library.constant((*[0.0] * layers, 1.0), dtype, x.device, keep)
     if combine in ("mean", "sum"):
-        return torch.full((layers + 1,), 1 / (layers + 1) if combine == "mean" else 1.0, dtype=dtype, device=x.device)
+        return library.constant((1 / (layers + 1) if combine == "mean" else 1.0,) * (layers + 1), dtype, x.device, keep)
     raise ValueError(f"combine: expected 'last', 'mean', 'sum' or a tensor; got {combine!r}")
 
 
@@ -147,14 +154,19 @@ def aggregate_reference(
         kept = edge_hash(seed, users, items - num_users) >= int(dropout * 2**32)
         values = values * kept / (1.0 - dropout)
     layer = x.to(dtype)
-    total = weights[0] * layer
+    total = _share(weights[0], layer)
     for weight in weights[1:]:
         following = torch.zeros_like(layer)
         following.index_add_(0, users, values[:, None] * layer[items])
         following.index_add_(0, items, values[:, None] * layer[users])
         layer = following
-        total = total + weight * layer
+        total = total + _share(weight, layer)
     return total.to(x.dtype)
+
+
+def _share(weight: torch.Tensor, layer: torch.Tensor) -> torch.Tensor:
+    """Of a layer in the result: nothing of what it holds where its weight is 0."""
+    return torch.where(weight == 0, 0.0, weight * layer)
 
 
 _MASK = 0xFFFFFFFF

@@ -149,6 +149,25 @@ def _check_temperature(value: Any) -> None:
         raise ValueError(f"temperature: expected a positive number; got {value!r}")
 
 
+def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device, keep: bool) -> torch.Tensor:
+    """A vector of a setting that is mostly the same, all but the last entry alike; ``keep`` as in :func:`setting`."""
+    return _kept_vector(values, dtype, device, _stream(device)) if keep else _vector(values, dtype, device)
+
+
+def _vector(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Made on the device: a copy from the host would not do inside a CUDA graph."""
+    found = torch.full((len(values),), values[0], dtype=dtype, device=device)
+    if values[-1] != values[0]:
+        found[-1:].fill_(values[-1])
+    return found
+
+
+@lru_cache(maxsize=64)
+def _kept_vector(values: tuple[float, ...], dtype: torch.dtype, device: torch.device, stream: int) -> torch.Tensor:
+    with torch.inference_mode(False):  # as in _kept
+        return _vector(values, dtype, device)
+
+
 def nothing(dtype: torch.dtype, device: torch.device, keep: bool) -> torch.Tensor:
     """An empty vector, for an argument that is not given; ``keep`` as in :func:`setting`. Nobody may resize it."""
     return _kept(None, dtype, device, 0) if keep else torch.empty(0, dtype=dtype, device=device)

@@ -138,7 +138,7 @@ def _on_gpu(
 ) -> torch.Tensor:
     kernel = library.triton_kernel("packed_attention", "packed_attention")
     with library.device_of("packed_attention", (query, key, value)):
-        if kernel is None or query.dtype == torch.float64 or query.shape[2] > _MOST_WIDTH:
+        if kernel is None or query.dtype == torch.float64 or query.shape[2] > MOST_WIDTH:
             return _composed(query, key, value, segments.numpy(), scale, softcap, 0.0)
         from reasonrec_fast.kernels import packed_attention as kernels  # imports Triton
 
@@ -284,7 +284,8 @@ class _Collect(torch.autograd.Function):
         return zeros.index_copy(0, places, gradient), None
 
 
-_MOST_WIDTH = 256
+MOST_WIDTH = 256
+"""Columns of a head that the kernel takes."""
 
 library.register_on_gpu("packed_attention", _on_gpu)
 torch.library.register_fake(

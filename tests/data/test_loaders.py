@@ -87,7 +87,6 @@ def test_dates_and_requests(tmp_path):
     ("text", "message"),
     [
         ("user,item,label\na,1,1\n", "timestamp missing"),
-        ("user,item,timestamp\na,1,1\n", "'label' or 'rating'"),
         ("user,item,label,timestamp\na,1,1,5\nb,2,7,5\n", "row 2: label: expected 0 or 1; got .*7"),
         ("user,item,label,timestamp\na,1,1,5\nb,2,x,5\n", "row 2: label: expected a number; got 'x'"),
         ("user,item,label,timestamp\na,1,1,5\nb,2,,5\n", "row 2: label: expected a value"),

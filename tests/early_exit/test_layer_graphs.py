@@ -2,7 +2,8 @@
 runs in Triton's interpreter: buffers, padding, what is kept and what is dropped are the same."""
 
 import logging
-import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from reasonrec_fast.early_exit.layer_graphs import LayerGraphs, padded_size, wei
 from reasonrec_fast.early_exit.prefix_cache import PrefixCache
 
 pytest.importorskip("triton")
-GROUPS = [([5, 6, 7, 8, 9], [[10, 11], [12], [13, 14, 15]]), ([], [[20, 21, 22]]), ([30] * 17, [[31, 32]])]
+GROUPS = [([5, 6, 7, 8, 9], [[10, 11], [12], [13, 14, 15]]), ([], [[20, 21, 22]]), ([30] * 6, [[31, 32]])]
 OTHERS = [([50] * 9, [[51], [52, 53]]), ([60], [[61, 62]]), ([], [[70], [71, 72]])]
-LARGE = [([7] * 40, [[8, 9], [10]]), ([80, 81], [[82] * 30])]
+LARGE = [([7] * 20, [[8, 9], [10]]), ([80, 81], [[82] * 12])]
 
 
 class Recorder:
@@ -40,6 +41,7 @@ class Recorder:
 def recorder(monkeypatch):
     found = Recorder()
     graphs = {}
+    monkeypatch.setattr(layer_graphs, "_LEAST", 24)
 
     def of(backbone):
         if not layer_graphs.usable(backbone):
@@ -50,9 +52,10 @@ def recorder(monkeypatch):
     return found
 
 
-def ranker(family="Llama", **more):
+def ranker(family="Llama", layers=2):
+    """Of few layers: the interpreter is slow."""
     torch.manual_seed(1)
-    model = EarlyExitModel(Backbone(tiny(family, **more)), (1, 2, 3)).eval()
+    model = EarlyExitModel(Backbone(tiny(family, num_hidden_layers=layers)), range(1, layers)).eval()
     with torch.no_grad():
         for head in model.heads:
             head.weight.mul_(20.0)
@@ -82,7 +85,7 @@ def halving(model, groups):
 @pytest.mark.parametrize("exits", [False, True])
 def test_scores_are_those_of_layers_one_by_one(recorder, family, exits):
     """At first sight, while it is recorded, replayed, and with other texts of the same size between."""
-    model = ranker(family)
+    model = ranker(family, layers=3)
     for groups in (GROUPS, OTHERS, GROUPS, LARGE, LARGE, OTHERS):
         policy = halving(model, groups) if exits else None
         expected = alone(model, groups, policy)
@@ -105,7 +108,7 @@ def test_the_first_sight_of_a_size_records_nothing(recorder):
 
 def test_what_is_not_finite_in_the_padding_reaches_nobody(recorder):
     model = ranker()
-    longer = [([5] * 20, [[90] * 30])]
+    longer = [([5] * 12, [[90] * 10])]
     for _ in range(2):
         model.rank(longer)
     weight = model.backbone.base.embed_tokens.weight
@@ -121,7 +124,7 @@ def test_other_weights_are_recorded_anew(recorder):
     model = ranker()
     for _ in range(2):
         model.rank(GROUPS)
-    projection = model.backbone.base.layers[1].mlp.down_proj
+    projection = model.backbone.base.layers[0].mlp.down_proj
     with torch.no_grad():
         projection.weight.mul_(3.0)  # in place: the graph reads it
     same(model.rank(GROUPS), alone(model, GROUPS))
@@ -130,10 +133,18 @@ def test_other_weights_are_recorded_anew(recorder):
     for _ in range(2):
         same(model.rank(GROUPS), alone(model, GROUPS))
     assert recorder.recorded == 2
-    model.backbone.base.layers[1].mlp.down_proj = torch.nn.Linear(*reversed(projection.weight.shape), bias=False).eval()
+    model.backbone.base.layers[0].mlp.down_proj = torch.nn.Linear(*reversed(projection.weight.shape), bias=False).eval()
     for _ in range(2):
         same(model.rank(GROUPS), alone(model, GROUPS))
     assert recorder.recorded == 3
+
+
+@contextmanager
+def everywhere(hook):
+    handle = torch.nn.modules.module.register_module_forward_hook(hook)
+    with torch.inference_mode():
+        yield
+    handle.remove()
 
 
 class Doubled(torch.nn.Linear):
@@ -155,6 +166,16 @@ def test_what_a_graph_would_not_do_runs(recorder):
     layer.mlp.down_proj = other
     same(model.rank(GROUPS), alone(model, GROUPS))
     assert recorder.replayed == before
+    layer.mlp.down_proj = torch.nn.Linear(*reversed(other.weight.shape), bias=False).eval()
+    assert weights_mark(model.backbone) is not None
+    layer.mlp.forward = lambda x: x  # as hooks of accelerate and patches set it
+    same(model.rank(GROUPS), alone(model, GROUPS))
+    assert recorder.replayed == before
+    del layer.mlp.forward
+    with everywhere(lambda module, inputs, output: None):
+        assert not layer_graphs.usable(model.backbone)
+    with torch.inference_mode():
+        assert layer_graphs.usable(model.backbone)
     layer.train()
     assert weights_mark(model.backbone) is None
     model.train()
@@ -164,12 +185,14 @@ def test_what_a_graph_would_not_do_runs(recorder):
 def test_adapters_are_recorded_once_they_are_merged(recorder):
     peft = pytest.importorskip("peft")
     torch.manual_seed(1)
-    adapted = peft.get_peft_model(tiny("Llama"), peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
+    adapted = peft.get_peft_model(
+        tiny("Llama", num_hidden_layers=2), peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"])
+    )
     with torch.no_grad():
         for name, weight in adapted.named_parameters():
             if "lora_B" in name:
                 weight.normal_()
-    model = EarlyExitModel(Backbone(adapted), (1, 2, 3)).eval()
+    model = EarlyExitModel(Backbone(adapted), (1,)).eval()
     expected = alone(model, GROUPS)
     for _ in range(3):
         same(model.rank(GROUPS), expected)
@@ -224,23 +247,15 @@ def test_threads_do_not_meet(recorder):
     model = ranker()
     batches = [GROUPS, OTHERS, LARGE]
     expected = [alone(model, groups) for groups in batches]
-    problems = []
 
     def work(place):
-        try:
-            for turn in range(6):
-                which = (place + turn) % 3
-                same(model.rank(batches[which]), expected[which])
-        except Exception as problem:
-            problems.append(problem)
+        for turn in range(4):
+            which = (place + turn) % 3
+            same(model.rank(batches[which]), expected[which])
 
-    threads = [threading.Thread(target=work, args=(place,)) for place in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not problems, problems[0]
-    assert recorder.replayed >= 10
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(work, range(3)))
+    assert recorder.replayed >= 6
 
 
 def test_the_padding_is_an_eighth_at_most():
@@ -252,5 +267,6 @@ def test_the_padding_is_an_eighth_at_most():
     assert len(np.unique(sizes)) < 90
 
 
-def test_there_are_none_without_a_gpu():
-    assert layer_graphs.layer_graphs(ranker().backbone) is None or torch.cuda.is_available()
+@torch.inference_mode()
+def test_there_are_none_on_the_cpu():
+    assert layer_graphs.layer_graphs(ranker().backbone) is None

@@ -27,7 +27,7 @@ FAMILIES = {
 
 def tiny(family, **more):
     torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(**SIZES, **{**FAMILIES[family], **more})
+    config = getattr(transformers, f"{family}Config")(**{**SIZES, **FAMILIES[family], **more})
     prefix = family.removesuffix("Text")
     model = getattr(transformers, f"{prefix}ForCausalLM")(config).eval()
     with torch.no_grad():  # norms and the head are all but constant at first

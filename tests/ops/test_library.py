@@ -102,7 +102,7 @@ def test_every_implementation_for_a_gpu_asks_for_the_device(monkeypatch):
     assert asked == list(library.ON_GPU)
 
 
-SPECIALISED = {"width", "block_classes", "query_stride", "key_stride", "value_stride"}
+SPECIALISED = {"width", "block_classes", "query_stride", "key_stride", "value_stride", "gate_stride", "up_stride"}
 """Sizes whose multiples of 16 make loads and stores wide; a model has one or two of them."""
 
 
@@ -112,9 +112,11 @@ def test_no_kernel_is_compiled_again_for_another_count():
     from compile_kernels import cases
 
     kernels = {
-        kernel.fn.__qualname__ + kernel.fn.__module__: (kernel, kinds) for _, (kernel, kinds, *_) in cases("bf16")
+        kernel.fn.__qualname__ + kernel.fn.__module__: (kernel, kinds)
+        for element in ("bf16", "fp32")
+        for _, (kernel, kinds, *_) in cases(element)
     }
-    assert len(kernels) == 11
+    assert len(kernels) == 17
     for kernel, kinds in kernels.values():
         if hasattr(kernel, "params"):
             free = {parameter.name for parameter in kernel.params if parameter.do_not_specialize}

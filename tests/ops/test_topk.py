@@ -78,6 +78,9 @@ def test_triton_equals_reference(batch, items, k, share, dtype, excluded, monkey
     from reasonrec_fast.kernels import topk as kernel
 
     monkeypatch.setattr(kernel, "_LEAST_STRETCH", 64)  # several stretches
+    monkeypatch.setattr(kernel, "_CHUNK", 600)  # and chunks of queries
+    monkeypatch.setattr(kernel, "GROUPS", 64)
+    monkeypatch.setattr(kernel, "READ_AGAIN", 4)
     if k > 64:
         monkeypatch.setattr(kernel, "_HELD", 16)  # several passes, of keys that the interpreter sorts quickly
     generator = torch.Generator().manual_seed(batch)
@@ -97,6 +100,35 @@ def test_triton_equals_reference(batch, items, k, share, dtype, excluded, monkey
     expected = topk_reference(queries.double() @ vectors.double().T, k, mask)
     assert torch.equal(found, expected[1])
     assert torch.equal(values, expected[0].float())
+
+
+@pytest.mark.parametrize(("items", "k"), [(1100, 7), (2500, 20), (300, 64)])
+@pytest.mark.parametrize("most_stretch", [2**16, 600])
+def test_triton_selects_from_groups(items, k, most_stretch, monkeypatch):
+    """Sizes as on a GPU: items of one group together among the best, infinities, ties over groups and stretches."""
+    pytest.importorskip("triton")
+    from reasonrec_fast.kernels import topk as kernel
+
+    monkeypatch.setattr(kernel, "_MOST_STRETCH", most_stretch)
+    monkeypatch.setattr(kernel, "_LEAST_STRETCH", 2**20)
+    vectors = torch.randint(-40, 41, (items, 1), generator=torch.Generator().manual_seed(items)).float()
+    vectors[5::64] = 100.0 + torch.arange(len(vectors[5::64]))[:, None] // 3  # of few groups, and ties
+    vectors[17], vectors[18], vectors[items - 1] = torch.inf, -torch.inf, torch.inf
+    queries = torch.tensor([[1.0], [-1.0], [0.5]])
+    mask, (indptr, indices) = exclusions(3, items, 0.1)
+    values, found = kernel.topk(queries, vectors, k, indptr, indices, torch.arange(3))
+    expected = topk_reference(queries.double() @ vectors.double().T, k, mask)
+    assert torch.equal(found, expected[1])
+    assert torch.equal(values, expected[0].float())
+
+
+def test_exclusions_outside_the_items_exclude_nothing():
+    pytest.importorskip("triton")
+    from reasonrec_fast.kernels import topk as kernel
+
+    indptr, indices = torch.tensor([0, 3]), torch.tensor([-1, 9, 1])
+    found = kernel.topk(torch.ones(1, 1), torch.arange(4.0)[:, None], 3, indptr, indices, torch.arange(1))
+    assert found[1].tolist() == [[3, 2, 0]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

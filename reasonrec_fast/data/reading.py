@@ -1,0 +1,336 @@
+"""Tables of files: CSV, JSON lines, Parquet, compressed or not. Text stays text; a row that does not fit is refused."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from reasonrec_fast.data.columns import Source
+from reasonrec_fast.data.errors import DataError
+
+SEPARATORS = {".csv": ",", ".tsv": "\t", ".inter": "\t", ".item": "\t"}
+"""What stands between fields by the file's name; the header of a ``.csv`` may also show ``;`` or a tab. ``.inter`` and
+``.item`` are RecBole's atomic files."""
+KINDS = (".csv", ".tsv", ".jsonl", ".parquet", ".inter", ".item")
+
+_CHUNK = 1 << 24
+_BOM = b"\xef\xbb\xbf"
+_ATOMIC = re.compile(r"(.+):(token|token_seq|float|float_seq)")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns of a source.
+
+    Attributes:
+        columns: name to values, all of one length, in the order of the source.
+        source: where they come from.
+        sequences: the columns of text whose values stand between spaces (RecBole's ``token_seq``).
+    """
+
+    columns: Mapping[str, Any]
+    source: Source
+    sequences: frozenset[str] = frozenset()
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()), ()))
+
+    def renamed(self, names: Mapping[str, str]) -> Table:
+        """With columns called what ``names`` (ours to the source's) says, where the source has them.
+
+        Raises:
+            DataError: two columns would have one name.
+        """
+        known = {theirs: ours for ours, theirs in names.items() if theirs in self.columns}
+        columns: dict[str, Any] = {}
+        for theirs, values in self.columns.items():
+            ours = known.get(theirs, theirs)
+            if ours in columns or (theirs not in known and ours in known.values()):
+                if theirs not in known:
+                    continue  # a column of that name which the user did not mean
+                raise DataError(
+                    f"columns: expected one column for {ours!r}; got two in {self.source.path or 'the table'}"
+                )
+            columns[ours] = values
+        return Table(columns, self.source, frozenset(known.get(name, name) for name in self.sequences))
+
+
+def kind_of(path: Path) -> str:
+    """The suffix that tells what a file is, without that of its compression.
+
+    Raises:
+        DataError: another than :data:`KINDS`.
+
+    >>> kind_of(Path("a/events.csv.gz"))
+    '.csv'
+    """
+    suffixes = path.suffixes[:-1] if path.suffix == ".gz" else path.suffixes
+    kind = suffixes[-1] if suffixes else ""
+    if kind not in KINDS or (kind == ".parquet" and path.suffix == ".gz"):
+        raise DataError(f"path: expected a {', '.join(KINDS[:-1])} or {KINDS[-1]} file (or .gz of text); got {path}")
+    return kind
+
+
+def read_table(source: str | Path | pd.DataFrame | pa.Table, *, wanted: Mapping[str, str] | None = None) -> Table:
+    """Read a file, or take the columns of a table.
+
+    Args:
+        source: a path, a DataFrame (its index is left out) or an Arrow table.
+        wanted: of a text file with a separator, the only columns to read, each with ``"text"``, ``"encoded"`` (text, of
+            which each different value is kept once) or ``"integer"`` (text where a row is none); all by default.
+
+    Raises:
+        DataError: no such file, another kind, or contents that cannot be read (with the row).
+    """
+    if isinstance(source, pd.DataFrame):
+        names = [str(name) for name in source.columns]
+        _distinct(names, Source())
+        return Table({name: source.iloc[:, place] for place, name in enumerate(names)}, Source())
+    if isinstance(source, pa.Table):
+        _distinct(source.column_names, Source())
+        return Table(dict(zip(source.column_names, source.columns, strict=True)), Source())
+    if not isinstance(source, str | Path):
+        raise DataError(f"path: expected a file, a DataFrame or an Arrow table; got {type(source).__name__}")
+    path = Path(source)
+    kind = kind_of(path)
+    if not path.is_file():
+        raise DataError(f"path: there is no file {path}")
+    where = Source(str(path))
+    if kind == ".parquet":
+        try:
+            return read_table_of(pa.parquet.read_table(path, partitioning=None), where)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DataError(f"{path}: cannot be read as parquet: {error}") from error
+    content = contents(path)
+    if kind == ".jsonl":
+        return Table(_by_name([record for _, record in records(content, path)], where), where)
+    return _separated(content, path, SEPARATORS[kind], wanted)
+
+
+def read_table_of(table: pa.Table, source: Source) -> Table:
+    """The columns of an Arrow table."""
+    _distinct(table.column_names, source)
+    return Table(dict(zip(table.column_names, table.columns, strict=True)), source)
+
+
+def contents(path: Path) -> pa.Buffer:
+    """The bytes of a file, unpacked where its name ends in ``.gz``.
+
+    Raises:
+        DataError: what is packed is broken.
+    """
+    if path.suffix == ".gz":
+        try:
+            with gzip.open(path) as file:
+                return pa.py_buffer(file.read())
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"{path}: cannot be read as gz: {error}") from error
+    return pa.py_buffer(path.read_bytes())
+
+
+def text_lines(content: pa.Buffer | bytes, path: str | Path) -> Iterator[tuple[int, str]]:
+    """The lines of UTF-8 text that are not blank, with their numbers from 1, without a mark of the byte order; they end
+    at line feeds alone (with or without a carriage return before).
+
+    Raises:
+        DataError: bytes that are no UTF-8 (the line and the byte are named).
+    """
+    data = bytes(content)
+    start = len(_BOM) if data.startswith(_BOM) else 0
+    for number, line in enumerate(data[start:].split(b"\n"), start=1):
+        try:
+            text = line.decode("utf-8").removesuffix("\r")
+        except UnicodeDecodeError:
+            raise _not_utf8(data, path) from None
+        if text.strip(" \t"):
+            yield number, text
+
+
+def records(content: pa.Buffer | bytes, path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of JSON lines, with the numbers of their lines from 1.
+
+    Raises:
+        DataError: a line is no JSON object, has a key twice, or a number that JSON does not know.
+    """
+    for number, text in text_lines(content, path):
+        wrong = f"{path}: cannot be read as jsonl: line {number}: expected"
+        try:
+            record = json.loads(text, object_pairs_hook=_without_twins, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{wrong} JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise DataError(f"{wrong} an object; got {text:.80}")
+        yield number, record
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"expected each key once; got {[name for name, _ in pairs]}")
+    return found
+
+
+def _no_constant(word: str) -> float:
+    raise ValueError(f"expected a number; got {word}")
+
+
+def _by_name(rows: list[dict[str, Any]], source: Source) -> dict[str, list[Any]]:
+    if not rows:
+        raise DataError(f"{source.path}: expected rows; got none")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _separated(content: pa.Buffer, path: Path, separator: str, wanted: Mapping[str, str] | None) -> Table:
+    source = Source(str(path))
+    data = memoryview(content)
+    start = len(_BOM) if bytes(data[: len(_BOM)]) == _BOM else 0
+    names, separator = _header(data[start:], path, separator)
+    _distinct(names, source)
+    plain, sequences = _atomic(names)
+    fast = _fast(content, names, separator, _chosen(names, plain, wanted)) if _quotes_fit(data, separator) else None
+    columns: Mapping[str, Any] = fast if fast is not None else _slowly(data[start:], path, separator, names)
+    if len(next(iter(columns.values()))) == 0:
+        raise DataError(f"{path}: expected rows below the header; got none")
+    renamed = {plain[name]: values for name, values in columns.items()}
+    _distinct(list(plain.values()), source)
+    return Table(renamed, source, frozenset(plain[name] for name in sequences))
+
+
+def _header(data: memoryview, path: Path, separator: str) -> tuple[list[str], str]:
+    """The names of the columns, and what stands between them."""
+    if len(data) == 0:
+        raise DataError(f"{path}: expected a header and rows; got an empty file")
+    text = bytes(data[:_CHUNK])
+    try:
+        words = text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < len(text) - 4 or len(text) == len(data):
+            raise _not_utf8(bytes(data), path) from None
+        words = text[: error.start].decode("utf-8")
+    for tried in dict.fromkeys([separator, *((";", "\t") if separator == "," else ())]):
+        try:
+            names = next(row for row in csv.reader(io.StringIO(words, newline=""), delimiter=tried, strict=True) if row)
+        except (csv.Error, StopIteration) as error:
+            raise DataError(f"{path}: expected a header; {error or 'got none'}") from error
+        if len(names) > 1:
+            return names, tried
+    return names, separator
+
+
+def _atomic(names: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Names without the types of RecBole's atomic files (where all have them), and the columns of sequences."""
+    found = {name: _ATOMIC.fullmatch(name) for name in names}
+    if not all(found.values()):
+        return {name: name for name in names}, []
+    known = {"user_id": "user", "item_id": "item"}
+    plain = {name: known.get(match[1], match[1]) for name, match in found.items() if match}
+    return plain, [name for name, match in found.items() if match and match[2].endswith("_seq")]
+
+
+def _chosen(names: list[str], plain: Mapping[str, str], wanted: Mapping[str, str] | None) -> dict[str, str]:
+    if wanted is None:
+        return dict.fromkeys(names, "text")
+    return {name: wanted[plain[name]] for name in names if plain[name] in wanted} or dict.fromkeys(names[:1], "text")
+
+
+def _quotes_fit(data: memoryview, separator: str) -> bool:
+    """Whether every quote opens or closes a field, or stands twice within one: then all readers read the same."""
+    whole = np.frombuffer(data, dtype=np.uint8)
+    places = [
+        np.flatnonzero(whole[first : first + _CHUNK] == ord('"')) + first for first in range(0, len(whole), _CHUNK)
+    ]
+    quotes = np.concatenate(places)
+    if len(quotes) == 0:
+        return True
+    if len(quotes) % 2:
+        return False
+    beside = np.zeros(256, dtype=bool)
+    beside[[ord(separator), ord("\n"), ord("\r"), ord('"')]] = True
+    opens, closes = quotes[::2], quotes[1::2]
+    first = len(_BOM) if bytes(data[: len(_BOM)]) == _BOM else 0
+    last = closes[-1] + 1 == len(whole)
+    before = beside[whole[np.maximum(opens, 1) - 1]] | (opens == first)
+    after = beside[whole[(closes[:-1] if last else closes) + 1]]
+    return bool(before.all() and after.all())
+
+
+def _fast(content: pa.Buffer, names: list[str], separator: str, chosen: Mapping[str, str]) -> dict[str, Any] | None:
+    """The columns by Arrow's reader; None where a row does not fit."""
+    types = {"text": pa.string(), "encoded": pa.dictionary(pa.int32(), pa.string()), "integer": pa.int64()}
+    for integers in (True, False):
+        kinds = {name: kind if integers or kind != "integer" else "text" for name, kind in chosen.items()}
+        try:
+            table = pa.csv.read_csv(
+                pa.BufferReader(content),
+                read_options=pa.csv.ReadOptions(block_size=1 << 22),
+                parse_options=pa.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
+                convert_options=pa.csv.ConvertOptions(
+                    column_types={name: types[kind] for name, kind in kinds.items()},
+                    include_columns=list(kinds), null_values=[""], strings_can_be_null=True,
+                    quoted_strings_can_be_null=True, auto_dict_encode=False,
+                ),
+            )  # fmt: skip
+        except (pa.ArrowInvalid, pa.ArrowKeyError, pa.ArrowNotImplementedError):
+            if "integer" in kinds.values():
+                continue
+            return None
+        return dict(zip(table.column_names, table.columns, strict=True))
+    return None
+
+
+def _slowly(data: memoryview, path: Path, separator: str, names: list[str]) -> dict[str, list[str]]:
+    """The columns by Python's strict reader, which knows the row of what is wrong."""
+    whole = bytes(data)
+    try:
+        text = whole.decode("utf-8")
+    except UnicodeDecodeError:
+        raise _not_utf8(whole, path) from None
+    before = csv.field_size_limit(2**31 - 1)
+    rows: list[list[str]] = []
+    try:
+        for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True):
+            if row:
+                if rows and len(row) != len(names):
+                    raise DataError(
+                        f"{path}, row {len(rows)}: expected {len(names)} fields, as in the header; got {len(row)}: "
+                        f"{separator.join(row):.80}"
+                    )
+                rows.append(row)
+    except csv.Error as error:
+        raise DataError(f"{path}, row {max(len(rows), 1)}: expected quotes that open and close: {error}") from error
+    finally:
+        csv.field_size_limit(before)
+    return {name: [row[place] for row in rows[1:]] for place, name in enumerate(names)}
+
+
+def _distinct(names: Sequence[str], source: Source) -> None:
+    twins = sorted({name for name in names if list(names).count(name) > 1})
+    if twins:
+        raise DataError(f"{source.path or 'table'}: expected columns of different names; got {twins[0]!r} twice")
+
+
+def _not_utf8(data: bytes, path: str | Path) -> DataError:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        return DataError(
+            f"{path}, line {line}: expected UTF-8; got the byte 0x{data[error.start]:02x} at {error.start}: save the "
+            "file as UTF-8"
+        )
+    raise AssertionError("UTF-8 after all")

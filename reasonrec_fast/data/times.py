@@ -1,0 +1,334 @@
+"""Moments of any form as whole numbers of one unit."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from datetime import date, datetime, timezone
+from decimal import Decimal
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from reasonrec_fast.data.columns import NUMBER, Column, Source, as_column, is_missing
+from reasonrec_fast.data.errors import DataError
+
+_logger = logging.getLogger("reasonrec_fast")
+
+TimeUnit = Literal["s", "ms", "us", "ns", "count"]
+"""Of a clock since 1970 (UTC), or a plain counter."""
+
+UNITS: tuple[TimeUnit, ...] = get_args(TimeUnit)
+_CLOCKS = UNITS[:4]
+_WORDS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
+_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+_FIRST, _LAST = 10**8, 4_102_444_800  # seconds: March 1973 and the year 2100
+_ISO = r"^\d{4}[-/]\d{2}[-/]\d{2}([T ]\d{2}:\d{2}(:\d{2}([.,]\d{1,9})?)?)? ?(Z|z|[+-]\d{2}:?\d{2}|[+-]\d{2})?$"
+_EXPECTED = "a number or a date"
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Attributes: ``values``, int64 ``[N]``; ``unit``, the coarsest of a clock that holds all of them exactly, so that
+    the same moments are the same numbers whatever they were written in."""
+
+    values: np.ndarray
+    unit: TimeUnit
+
+
+def moments(
+    column: Any, source: Source, name: str = "timestamp", *, unit: str | None = None, form: str | None = None
+) -> Moments:
+    """Read a column of times.
+
+    Numbers are seconds, milliseconds, microseconds or nanoseconds since 1970 by their size (March 1973 to 2099), or,
+    all below 10⁸, a counter that stays as it is. Dates are datetimes, or text by ISO 8601; without a zone they are UTC.
+
+    Args:
+        column: of numbers, datetimes or text.
+        source, name: for errors.
+        unit: of numbers, where their size is not to decide.
+        form: of text, as ``datetime.strptime`` takes it.
+
+    Raises:
+        DataError: a row without a moment, numbers of several units, dates that can be read in two ways, or an argument
+            that does not go with the column.
+
+    >>> moments(["2020-09-13 12:26:40", "2020-09-13T14:26:40.5+02:00"], Source())
+    Moments(values=array([1600000000000, 1600000000500]), unit='ms')
+    >>> moments([1600000000000], Source())
+    Moments(values=array([1600000000]), unit='s')
+    """
+    if unit is not None and unit not in UNITS:
+        raise DataError(f"time_unit: expected one of {', '.join(UNITS)}; got {unit!r}")
+    column = as_column(column, name)
+    if isinstance(column, list):
+        column = _typed(column, source, name)
+    elif pa.types.is_large_string(column.type) or column.type == pa.string_view():
+        column = column.cast(pa.string())
+    if not isinstance(column, list) and column.null_count:
+        row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
+        raise source.wrong(name, row, _EXPECTED, None)
+    kind = None if isinstance(column, list) else column.type
+    if kind is not None and (pa.types.is_timestamp(kind) or pa.types.is_date(kind)):
+        _without("time_unit", unit, "dates", source, name)
+        _without("time_format", form, "datetimes", source, name)
+        return _of_dates(column)
+    if kind is not None and pa.types.is_string(kind):
+        if form is not None:
+            _without("time_unit", unit, "dates", source, name)
+            return _by_format(column, form, source, name)
+        if not _all_numbers(column):
+            if pc.all(pc.match_substring_regex(column, _ISO)).as_py():
+                _without("time_unit", unit, "dates", source, name)
+                return _of_iso(column, source, name)
+            raise _unreadable(column, source, name)
+        column = _numbers_of_text(column)
+    _without("time_format", form, "numbers", source, name)
+    return _of_numbers(column, unit, source, name)
+
+
+def common(first: Moments, second: Moments, what: str) -> tuple[np.ndarray, np.ndarray, TimeUnit]:
+    """Both in the finer of their units.
+
+    Raises:
+        DataError: one is a clock and the other a counter.
+
+    >>> common(Moments(np.array([2]), "s"), Moments(np.array([5]), "ms"), "timestamps")
+    (array([2000]), array([5]), 'ms')
+    """
+    if len(second.values) == 0 or first.unit == second.unit:
+        return first.values, second.values, first.unit
+    if len(first.values) == 0:
+        return first.values, second.values, second.unit
+    if "count" in (first.unit, second.unit):
+        raise DataError(f"{what}: expected times of one kind; got {_kind(first)} and {_kind(second)}")
+    unit = max(first.unit, second.unit, key=_CLOCKS.index)
+    return _in_unit(first, unit), _in_unit(second, unit), unit
+
+
+def told_unit(values: np.ndarray) -> TimeUnit:
+    """The unit that whole numbers tell by their size; a counter where they tell several."""
+    units = np.unique(_units(values.astype(np.float64)))
+    return UNITS[units[0]] if len(units) == 1 and units[0] < len(UNITS) else "count"
+
+
+def coarsest(values: np.ndarray, unit: TimeUnit) -> Moments:
+    """The same moments in the coarsest unit that holds them.
+
+    >>> coarsest(np.array([5_000_000, 7_000_000]), "us")
+    Moments(values=array([5, 7]), unit='s')
+    """
+    while unit in _CLOCKS[1:] and not (values % 1000).any():
+        values, unit = values // 1000, UNITS[UNITS.index(unit) - 1]
+    return Moments(values, unit)
+
+
+def _in_unit(moments: Moments, unit: TimeUnit) -> np.ndarray:
+    factor = _PER_SECOND[unit] // _PER_SECOND[moments.unit]
+    if len(moments.values) and np.abs(moments.values).max() > np.iinfo(np.int64).max // factor:
+        raise DataError(f"timestamps: expected times that int64 holds in {_WORDS[unit]}; got {moments.values.max()} s")
+    return moments.values * factor
+
+
+def _kind(moments: Moments) -> str:
+    return "a plain counter" if moments.unit == "count" else "a clock"
+
+
+def _without(option: str, value: str | None, what: str, source: Source, name: str) -> None:
+    if value is not None:
+        raise DataError(f"{source.path or name}: {name}: expected no {option}, as it holds {what}; got {value!r}")
+
+
+def _typed(values: list[Any], source: Source, name: str) -> Column:
+    """A list of objects as one typed column: of text, of datetimes, or (a list still) of numbers."""
+    kinds = set()
+    for row, value in enumerate(values):
+        if isinstance(value, bool | np.bool_) or is_missing(value):
+            raise source.wrong(name, row, _EXPECTED, value)
+        kind = next(
+            (kind for kind, of in (("text", str), ("numbers", int | float | Decimal | np.number),
+                                   ("dates", date | np.datetime64)) if isinstance(value, of)), None,
+        )  # fmt: skip
+        if kind is None:
+            raise source.wrong(name, row, _EXPECTED, value)
+        kinds.add(kind)
+        if len(kinds) > 1:
+            if "dates" not in kinds and isinstance(value, str) and not NUMBER.fullmatch(value):
+                raise source.wrong(name, row, _EXPECTED, value)
+            raise source.wrong(name, row, "a number, or text, or a date, as in the rows before", value)
+    if kinds == {"text"}:
+        return pa.array(values, pa.string())
+    if kinds == {"dates"}:
+        stamps = [pd.Timestamp(value) for value in values]
+        utc = [stamp.tz_convert("UTC").tz_localize(None) if stamp.tz else stamp for stamp in stamps]
+        unit = "us" if any(stamp.year > 2261 or stamp.year < 1678 for stamp in utc) else "ns"
+        return pa.array(np.array([stamp.to_datetime64() for stamp in utc], dtype=f"datetime64[{unit}]"))
+    try:
+        if all(isinstance(value, int | np.integer) for value in values):
+            return pa.array(np.array(values, dtype=np.int64)) if values else pa.array([], pa.int64())
+    except OverflowError:
+        row = next(row for row, value in enumerate(values) if not -(2**63) <= int(value) < 2**63)
+        raise source.wrong(name, row, "a number that a clock shows", values[row]) from None
+    return values
+
+
+def _of_dates(column: pa.Array) -> Moments:
+    unit: TimeUnit = column.type.unit if pa.types.is_timestamp(column.type) else "s"
+    if pa.types.is_date(column.type):
+        column = column.cast(pa.timestamp("s"))
+    return coarsest(column.cast(pa.int64()).to_numpy(zero_copy_only=False), unit)
+
+
+def _all_numbers(column: pa.Array) -> bool:
+    return bool(pc.all(pc.match_substring_regex(column, f"^{NUMBER.pattern}$")).as_py())
+
+
+def _numbers_of_text(column: pa.Array) -> Column:
+    try:
+        return column.cast(pa.int64())
+    except pa.ArrowInvalid:
+        return [Decimal(value) for value in column.to_pylist()]
+
+
+def _unreadable(column: pa.Array, source: Source, name: str) -> DataError:
+    values = column.to_pylist()
+    numeric = [bool(NUMBER.fullmatch(value)) for value in values]
+    dated = pc.match_substring_regex(column, _ISO).to_pylist()
+    for row, value in enumerate(values):
+        if not numeric[row] and not dated[row]:
+            more = "; --time-format (time_format=) tells how, such as '%d/%m/%Y %H:%M'" if _digits(value) else ""
+            return DataError(f"{source.wrong(name, row, _EXPECTED, value)}{more}")
+    row = next(row for row, number in enumerate(numeric) if number != numeric[0])
+    return source.wrong(name, row, "a number" if numeric[0] else "a date", values[row])
+
+
+def _digits(value: str) -> bool:
+    return sum(map(str.isdigit, value)) > 1
+
+
+def _of_iso(column: pa.Array, source: Source, name: str) -> Moments:
+    text = pc.replace_substring(pc.replace_substring(column, "/", "-"), ",", ".")
+    text = pc.replace_substring_regex(text, r"(\d) (Z|z|[+-])", r"\1\2")
+    zone = r"(Z|z|[+-]\d{2}:?\d{2}|[+-]\d{2})$"
+    # A date alone ends as a zone could: "2020-01-02".
+    zoned = pc.and_(pc.match_substring(text, ":"), pc.match_substring_regex(text, zone))
+    text = pc.if_else(zoned, text, pc.binary_join_element_wise(text, "Z", ""))
+    text = pc.replace_substring_regex(text, r"^(\d{4}-\d{2}-\d{2})Z$", r"\1 00:00Z")
+    text = pc.replace_substring(text, "z", "Z")
+    for unit in ("ns", "us"):  # nanoseconds end in 2262
+        try:
+            found = text.cast(pa.timestamp(unit, "UTC"))
+        except pa.ArrowInvalid:
+            continue
+        if unit == "us" or not _passes_nanoseconds(text):
+            return _of_dates(found)
+    row = next(row for row, value in enumerate(text.to_pylist()) if not _is_date(value))
+    raise source.wrong(name, row, "a date that the calendar has", column[row])
+
+
+def _passes_nanoseconds(text: pa.Array) -> bool:
+    years = pc.utf8_slice_codeunits(text, 0, 4)
+    return bool(pc.any(pc.or_(pc.greater(years, "2261"), pc.less(years, "1678"))).as_py())
+
+
+def _is_date(value: str) -> bool:
+    try:
+        pa.array([value]).cast(pa.timestamp("us", "UTC"))
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _by_format(column: pa.Array, form: str, source: Source, name: str) -> Moments:
+    try:
+        found = pd.to_datetime(pd.Series(column.to_pylist()), format=form, errors="coerce", utc=True)
+    except ValueError as error:
+        raise DataError(f"time_format: expected a form such as '%d/%m/%Y %H:%M'; got {form!r}: {error}") from error
+    wrong = found.isna().to_numpy()
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise source.wrong(name, row, f"a date of the form {form}", column[row])
+    return _of_dates(pa.Array.from_pandas(found))
+
+
+def _of_numbers(column: Column, unit: str | None, source: Source, name: str) -> Moments:
+    values = np.array([float(value) for value in column]) if isinstance(column, list) else _float64(column)
+    if not np.isfinite(values).all():
+        row = int(np.argmin(np.isfinite(values)))
+        raise source.wrong(name, row, _EXPECTED, column[row])
+    if len(values) == 0:
+        return Moments(values.astype(np.int64), "s")
+    if unit is None:
+        unit = _seen(values, column, source, name)
+        if unit != "count":
+            first, last = (_day(value, unit) for value in (values.min(), values.max()))
+            _logger.info("%s: %s: numbers taken as %s since 1970 (%s to %s)", source.path or "table", name,
+                         _WORDS[unit], first, last)  # fmt: skip
+    whole = values == np.floor(values)
+    if unit == "count" and not whole.all():
+        row = int(whole.argmin())
+        raise source.wrong(name, row, "a whole number (of a counter), or a date", column[row])
+    if whole.all():
+        integers = _int64(column, values, source, name)
+        return coarsest(integers, unit)  # type: ignore[arg-type]
+    factor = _PER_SECOND["ns"] // _PER_SECOND[unit]
+    exact = [Decimal(repr(value)) if isinstance(value, float) else Decimal(str(value)) for value in _objects(column)]
+    nanoseconds = [int((value * factor).to_integral_value()) for value in exact]
+    wrong = [row for row, value in enumerate(nanoseconds) if not -(2**63) <= value < 2**63]
+    if wrong:
+        raise source.wrong(name, wrong[0], "a time that int64 holds in nanoseconds", column[wrong[0]])
+    return coarsest(np.array(nanoseconds, dtype=np.int64), "ns")
+
+
+def _objects(column: Column) -> list[Any]:
+    return column if isinstance(column, list) else column.to_pylist()
+
+
+def _float64(column: pa.Array) -> np.ndarray:
+    return column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+
+
+def _int64(column: Column, values: np.ndarray, source: Source, name: str) -> np.ndarray:
+    if not isinstance(column, list) and pa.types.is_signed_integer(column.type):
+        return column.cast(pa.int64()).to_numpy(zero_copy_only=False)
+    found = [int(value) for value in _objects(column)]
+    for row, value in enumerate(found):
+        if not -(2**63) <= value < 2**63:
+            raise source.wrong(name, row, "a number that a clock shows", column[row])
+    return np.array(found, dtype=np.int64)
+
+
+def _units(values: np.ndarray) -> np.ndarray:
+    """Index in :data:`UNITS` of each number's unit; one more where no clock shows it."""
+    size = np.abs(values)
+    found = np.full(len(values), len(UNITS), dtype=np.int64)
+    found[size < _FIRST] = UNITS.index("count")
+    for index, unit in enumerate(_CLOCKS):
+        inside = (values >= _FIRST * _PER_SECOND[unit]) & (values < _LAST * _PER_SECOND[unit])
+        found[inside] = index
+    return found
+
+
+def _seen(values: np.ndarray, column: Column, source: Source, name: str) -> TimeUnit:
+    units = _units(values)
+    options = f"--time-unit (time_unit=) tells: one of {', '.join(UNITS)}"
+    if (units == len(UNITS)).any():
+        row = int((units == len(UNITS)).argmax())
+        problem = source.wrong(name, row, "a number that a clock shows between 1973 and 2100", column[row])
+        raise DataError(f"{problem}; {options}")
+    other = units != units[0]
+    if other.any():
+        row = int(other.argmax())
+        before, here = (UNITS[units[place]] for place in (0, row))
+        words = {unit: _WORDS.get(unit, "a counter") for unit in (before, here)}
+        problem = source.wrong(name, row, f"{words[before]} as in row 1", column[row])
+        raise DataError(f"{problem}, {words[here]} by its size; {options}")
+    return UNITS[units[0]]
+
+
+def _day(value: float, unit: str) -> str:
+    return datetime.fromtimestamp(value / _PER_SECOND[unit], timezone.utc).date().isoformat()
