@@ -80,18 +80,18 @@ def exit_confidence(
     >>> int(found.prediction), round(float(found.probability), 3), bool(found.exit)
     (0, 0.881, True)
     """
-    library.check_tensors(hidden=hidden, heads=heads)
     if hidden.dim() != 2 or heads.dim() not in (2, 3) or hidden.shape[1] != heads.shape[-1]:
         raise ValueError(
             f"hidden, heads: expected [B, D] with [C, D] or [K, C, D]; got {list(hidden.shape)}, {list(heads.shape)}"
         )
     ensemble = heads if heads.dim() == 3 else heads.unsqueeze(0)
     members, classes, _ = ensemble.shape
-    if not hidden.is_floating_point() or not heads.is_floating_point():
+    if not hidden.is_floating_point() or (heads.dtype is not hidden.dtype and not heads.is_floating_point()):
         raise ValueError(f"hidden, heads: expected floating-point types; got {hidden.dtype} and {heads.dtype}")
     if members == 0 or classes == 0:
         raise ValueError(f"heads: expected at least one class; got {list(heads.shape)}")
-    library.check_count(positive, "positive")
+    if type(positive) is not int:
+        library.check_count(positive, "positive")
     if members > 1 and classes > MAX_ENSEMBLE_CLASSES:
         raise ValueError(f"heads: expected at most {MAX_ENSEMBLE_CLASSES} classes in an ensemble; got {classes}")
     if measure not in MEASURES:
@@ -105,10 +105,14 @@ def exit_confidence(
         positive = 0
     if bias is not None and bias.shape != (members, classes) and (members > 1 or bias.shape != (classes,)):
         raise ValueError(f"bias: expected {[members, classes]} or {[classes]}; got {list(bias.shape)}")
-    if isinstance(threshold, torch.Tensor) and threshold.numel() != 1 and threshold.shape != hidden.shape[:1]:
-        raise ValueError(f"threshold: expected a number or {[hidden.shape[0]]}; got {list(threshold.shape)}")
-    if targets is not None and not library.is_integer(targets):
-        raise ValueError(f"targets: expected integers; got {targets.dtype}")
+    if isinstance(threshold, torch.Tensor):
+        if threshold.numel() != 1 and threshold.shape != hidden.shape[:1]:
+            raise ValueError(f"threshold: expected a number or {[hidden.shape[0]]}; got {list(threshold.shape)}")
+        threshold = threshold.reshape(-1)
+    if targets is not None and targets.dtype is not torch.int64:
+        if not library.is_integer(targets):
+            raise ValueError(f"targets: expected integers; got {targets.dtype}")
+        targets = targets.long()
     for name, vector in (("previous", previous), ("targets", targets)):
         if vector is not None and vector.shape != hidden.shape[:1]:
             raise ValueError(f"{name}: expected {[hidden.shape[0]]}; got {list(vector.shape)}")
@@ -120,20 +124,20 @@ def exit_confidence(
         torch.ops.reasonrec_fast.exit_confidence,
         keep,
         hidden,
-        ensemble.to(hidden.dtype),
+        ensemble if ensemble.dtype is hidden.dtype else ensemble.to(hidden.dtype),
         library.nothing(hidden.dtype, device, keep)
         if bias is None
         else bias.reshape(members, classes).to(hidden.dtype),
         library.setting(temperature, device, keep),
         measure,
         positive,
-        library.nothing(torch.int64, device, keep) if targets is None else targets.long(),
+        library.nothing(torch.int64, device, keep) if targets is None else targets,
     )
     probability, yes, confidence, entropy, logsumexp, target_logprob, prediction = results
     if threshold is None:
         exits = torch.zeros_like(confidence, dtype=torch.bool)
     else:
-        exits = confidence >= (threshold.reshape(-1) if isinstance(threshold, torch.Tensor) else threshold)
+        exits = confidence >= threshold
         if previous is not None:
             exits = exits & (confidence >= previous)
     return ExitStatistics(prediction, probability, yes, confidence, entropy, logsumexp, target_logprob, exits)

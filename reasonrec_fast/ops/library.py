@@ -27,6 +27,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _INTEGERS = frozenset((torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64))
 _WHOLE, _REAL = (int, torch.SymInt), (int, float, torch.SymFloat)
 _PLAIN = (torch.Tensor, type(None), str, int, float)
+_AS_THEY_ARE: set[type] = {torch.Tensor, torch.nn.Parameter, type(None), str, bool, int, float}  # one look-up a value
 _PARTS = ("exclude", "clip")  # arguments of several parts, in a tuple or a list; an x may be a tuple of two
 
 
@@ -36,20 +37,23 @@ class ArgumentError(ValueError, RuntimeError):
 
 def takes_arrays(function: Function) -> Function:
     """Let an operator take numpy and cupy arrays and anything else with DLPack, without a copy, and pandas objects and
-    sequences of numbers; it returns tensors. What native code refuses becomes an :class:`ArgumentError`."""
-    names = tuple(inspect.signature(function).parameters)
+    sequences of numbers; it returns tensors.
+
+    What native code refuses becomes an :class:`ArgumentError`. Whether arguments that are to be tensors are some is
+    asked where a call has failed: tensors pay nothing for it.
+    """
+    signature = inspect.signature(function)
+    names = tuple(signature.parameters)
 
     @wraps(function)
     def with_tensors(*arguments: Any, **named: Any) -> Any:
-        arguments = tuple(
-            [value if isinstance(value, _PLAIN) else _as_tensor(value, *names[i : i + 1]) for i, value in
-             enumerate(arguments)]
-        )  # fmt: skip
+        for value in arguments:
+            if type(value) not in _AS_THEY_ARE:
+                arguments = tuple([_as_tensor(each, *names[i : i + 1]) for i, each in enumerate(arguments)])
+                break
         for name, value in named.items():
-            if not isinstance(value, _PLAIN):
+            if type(value) not in _AS_THEY_ARE:
                 named[name] = _as_tensor(value, name)
-        if torch.compiler.is_compiling():
-            return function(*arguments, **named)
         try:
             return function(*arguments, **named)
         except RuntimeError as error:
@@ -57,8 +61,27 @@ def takes_arrays(function: Function) -> Function:
             if told is None:
                 raise
             raise ArgumentError(told[1]) from error
+        except (AttributeError, TypeError):
+            _check_tensors(signature, arguments, named)
+            raise
 
     return with_tensors  # type: ignore[return-value]
+
+
+def is_no_array(kind: type) -> None:
+    """Let operators take values of a type of this package as they are."""
+    _AS_THEY_ARE.add(kind)
+
+
+def _check_tensors(signature: inspect.Signature, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+    """Refuse what is no tensor where the annotations ask for one."""
+    try:
+        given = signature.bind(*arguments, **named).arguments
+    except TypeError:  # an argument is missing or unknown, as the caller is told already
+        return
+    for name, parameter in signature.parameters.items():
+        if parameter.annotation == "torch.Tensor" or (name in given and parameter.annotation == "torch.Tensor | None"):
+            check_tensor(given[name], name, parameter.default is None)
 
 
 _NATIVE = re.compile(r"(?:\w+, \S+\.(?:cpp|h|cu|cuh):\d+, )?(\w+(?:, \w+)*: expected .*)")
@@ -92,15 +115,10 @@ def _shares(tensor: torch.Tensor, array: Any) -> bool:
     return hasattr(array, "__dlpack__")
 
 
-def check_tensors(**tensors: torch.Tensor | None) -> None:
-    """Refuse what is not an array; None is an argument that is not given.
-
-    Raises:
-        ValueError: the first that is something else.
-    """
-    for name, tensor in tensors.items():
-        if tensor is not None and not isinstance(tensor, torch.Tensor):
-            raise ValueError(f"{name}: expected an array; got {type(tensor).__name__}")
+def check_tensor(value: Any, name: str, optional: bool = False) -> None:
+    """Refuse what is not an array, nor None where it is ``optional``."""
+    if not isinstance(value, torch.Tensor) and not (optional and value is None):
+        raise ValueError(f"{name}: expected an array; got {type(value).__name__}")
 
 
 def check_count(value: Any, name: str, least: int = 0) -> None:
@@ -138,10 +156,17 @@ def setting(value: float | torch.Tensor, device: torch.device, keep: bool) -> to
         if keep and value.device.type == "cpu":
             _check_temperature(float(value))
         return (value.reshape(()) if value.dim() else value).to(dtype=torch.float64, device=device)
+    if keep:
+        return _kept_setting(value, device, _stream(device))
     _check_temperature(value)
-    if not keep:
+    return torch.full((), value, dtype=torch.float64, device=device)
+
+
+@lru_cache(maxsize=256)
+def _kept_setting(value: float, device: torch.device, stream: int) -> torch.Tensor:
+    _check_temperature(value)  # of a value that was kept there is nothing to check
+    with torch.inference_mode(False):  # as in _kept
         return torch.full((), value, dtype=torch.float64, device=device)
-    return _kept(float(value), torch.float64, device, _stream(device))
 
 
 def _check_temperature(value: Any) -> None:

@@ -58,7 +58,6 @@ def packed_attention(
     >>> packed_attention(x, x, x, both, scale=0.0)[:, 0].mul(6).round().tolist()
     [[6.0, 0.0, 0.0, 0.0], [3.0, 3.0, 0.0, 0.0], [2.0, 2.0, 2.0, 0.0], [2.0, 2.0, 2.0, 2.0]]
     """
-    library.check_tensors(query=query, key=key, value=value, segments=segments)
     if query.dim() != 3 or key.dim() != 3 or key.shape != value.shape or key.shape[2] != query.shape[2]:
         raise ValueError(
             f"query, key, value: expected [Q, H, d], [K, G, d], [K, G, d]; got {list(query.shape)}, "
@@ -190,27 +189,28 @@ def _composed(
     dropout: float,
 ) -> torch.Tensor:
     """Products of torch, one pair for each run of segments that share a prefix; differentiable."""
-    _check_segments(segments, query.shape[0], key.shape[0])
+    table = segments.tolist()
+    _check_segments(table, query.shape[0], key.shape[0])
     outputs = []
-    for _, run in groupby(segments.tolist(), key=lambda row: (row[2], row[3]) if row[3] else tuple(row)):
+    for _, run in groupby(table, key=lambda row: (row[2], row[3]) if row[3] else tuple(row)):
         rows = np.array(list(run))
         outputs.append(_shared_prefix(query, key, value, rows, scale, softcap, dropout))
     return torch.cat(outputs) if outputs else torch.zeros_like(query)
 
 
-def _check_segments(segments: np.ndarray, queries: int, keys: int) -> None:
+def _check_segments(segments: list[list[int]], queries: int, keys: int) -> None:
     """As the native check does: ranges within the keys, and the queries covered in their order."""
-    query_begin, count, prefix_begin, prefix, own_begin, seen = segments.T
-    wrong = (segments < 0).any(1) | (segments[:, [1, 2, 4, 5]] > [queries + 1, keys, keys, keys]).any(1)
-    wrong |= (prefix > keys - prefix_begin) | (seen < 1) | (count - 1 > keys - own_begin - seen)
-    wrong |= query_begin != np.cumsum(count) - count
-    if wrong.any():
-        raise library.ArgumentError(
-            "segments: expected ranges within the queries, in order, and the keys; "
-            f"row {int(wrong.argmax())} is outside"
-        )
-    if count.sum() != queries:
-        raise library.ArgumentError(f"segments: expected to cover {queries} queries; they cover {int(count.sum())}")
+    covered = 0
+    for row, (query_begin, count, prefix_begin, prefix, own_begin, seen) in enumerate(segments):
+        inside = 0 <= count <= queries - covered and query_begin == covered
+        inside = inside and prefix_begin >= 0 <= prefix and prefix_begin + prefix <= keys
+        if not inside or own_begin < 0 or seen < 1 or own_begin + seen + max(count - 1, 0) > keys:
+            raise library.ArgumentError(
+                f"segments: expected ranges within the queries, in order, and the keys; row {row} is outside"
+            )
+        covered += count
+    if covered != queries:
+        raise library.ArgumentError(f"segments: expected to cover {queries} queries; they cover {covered}")
 
 
 def _shared_prefix(

@@ -95,13 +95,13 @@ def policy_loss(
     >>> round(float(loss), 4), float(statistics.ratio_mean)
     (-1.5, 1.0)
     """
-    library.check_tensors(hidden=hidden, weight=weight, tokens=tokens, advantages=advantages, old_logprobs=old_logprobs)
     rows = hidden.shape[0]
     _check_numbers(clip, beta, normalizer)
     _check(rows, tokens, advantages, old_logprobs, sequence_ids, mask, reference_logprobs, beta, kind, normalizer)
     found = token_logprobs(hidden, weight, tokens, bias=bias, temperature=temperature)
     dtype = found.logprobs.dtype
-    counts = torch.ones(rows, dtype=dtype, device=hidden.device) if mask is None else (mask != 0).to(dtype)
+    counted = mask if mask is None or mask.dtype is torch.bool else mask != 0
+    counts = torch.ones(rows, dtype=dtype, device=hidden.device) if counted is None else counted.to(dtype)
     advantage = advantages.to(dtype)
     if sequence_ids is not None:
         sequence_ids, inside = _in_range(sequence_ids.long(), len(advantages))
@@ -110,13 +110,13 @@ def policy_loss(
         if inside is not None:
             advantage = torch.where(inside, advantage, torch.nan)
     # Where a token does not count neither does anything that it meets.
-    advantage = torch.where(counts > 0, advantage, 0.0)
-    ratio = _bounded_gap(counts, found.logprobs, old_logprobs.to(dtype)).exp()
+    advantage = _of_counted(counted, advantage)
+    ratio = _bounded_gap(counted, found.logprobs, old_logprobs.to(dtype)).exp()
     free, bound = ratio * advantage, ratio.clamp(1 - clip[0], 1 + clip[1]) * advantage
     losses = -torch.minimum(free, bound)
     divergence = torch.zeros_like(ratio)
     if reference_logprobs is not None:
-        gap = _bounded_gap(counts, reference_logprobs.to(dtype), found.logprobs)
+        gap = _bounded_gap(counted, reference_logprobs.to(dtype), found.logprobs)
         divergence = gap.exp() - gap - 1
         losses = losses + beta * divergence
     loss = (losses * _token_weights(counts, sequence_ids, len(advantages), kind, normalizer)).sum()
@@ -124,9 +124,9 @@ def policy_loss(
         total = counts.sum().clamp_min(1)
 
         def mean(values: torch.Tensor) -> torch.Tensor:
-            return torch.where(counts > 0, values, 0.0).sum() / total
+            return _of_counted(counted, values).sum() / total
 
-        largest = torch.where(counts > 0, ratio, 0.0)
+        largest = _of_counted(counted, ratio)
         statistics = PolicyStatistics(
             found.logprobs.detach(),
             mean(ratio),
@@ -138,9 +138,14 @@ def policy_loss(
     return loss, statistics
 
 
-def _bounded_gap(counts: torch.Tensor, ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+def _of_counted(counted: torch.Tensor | None, values: torch.Tensor) -> torch.Tensor:
+    """The values, 0 where a token does not count; without a mask all do."""
+    return values if counted is None else torch.where(counted, values, 0.0)
+
+
+def _bounded_gap(counted: torch.Tensor | None, ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
     """Logarithm of a ratio of probabilities, 0 where a token does not count. Falling ones need no bound."""
-    return torch.where(counts > 0, ours - theirs, 0.0).clamp(max=MAX_LOG_RATIO)
+    return _of_counted(counted, ours - theirs).clamp(max=MAX_LOG_RATIO)
 
 
 def _in_range(sequence_ids: torch.Tensor, sequences: int) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -200,10 +205,9 @@ def _check(
         "mask": mask,
         "reference_logprobs": reference_logprobs,
     }
-    library.check_tensors(**vectors)
-    for name in ("tokens", "sequence_ids"):
-        if vectors[name] is not None and not library.is_integer(vectors[name]) and rows:
-            raise ValueError(f"{name}: expected integers; got {vectors[name].dtype}")
+    for name, whole in (("tokens", tokens), ("sequence_ids", sequence_ids)):
+        if whole is not None and whole.dtype is not torch.int64 and not library.is_integer(whole) and rows:
+            raise ValueError(f"{name}: expected integers; got {whole.dtype}")
     if mask is not None and (mask.is_floating_point() or mask.is_complex()):
         raise ValueError(f"mask: expected torch.bool; got {mask.dtype}")
     for name, vector in vectors.items():
@@ -234,7 +238,6 @@ def group_advantages(rewards: torch.Tensor, groups: torch.Tensor, *, kind: Kind 
     """
     if kind not in KINDS:
         raise ValueError(f"kind: expected one of {KINDS}; got {kind!r}")
-    library.check_tensors(rewards=rewards, groups=groups)
     if rewards.dim() != 1 or groups.shape != rewards.shape:
         raise ValueError(f"rewards, groups: expected [S] both; got {list(rewards.shape)} and {list(groups.shape)}")
     dtype = torch.float64 if rewards.dtype == torch.float64 else torch.float32
@@ -244,21 +247,20 @@ def group_advantages(rewards: torch.Tensor, groups: torch.Tensor, *, kind: Kind 
         return rewards.to(dtype)
     if not library.is_integer(groups):
         raise ValueError(f"groups: expected integers; got {groups.dtype}")
-    values = rewards.double()  # few numbers, whose squares are to fit
     ordered, order = torch.sort(groups, stable=True)
-    starts = torch.cat([ordered.new_zeros(1), (ordered[1:] != ordered[:-1]).long()])
-    segment = torch.empty_like(order).index_copy(0, order, starts.cumsum(0))
-    lengths = torch.zeros_like(order).index_add(0, segment, torch.ones_like(order))
+    values = rewards[order].double()  # few numbers, whose squares are to fit
+    segment = torch.cat([order.new_zeros(1), ordered[1:] != ordered[:-1]]).cumsum(0)
+    lengths = torch.zeros_like(order).index_add_(0, segment, torch.ones_like(order))  # and zeros behind them
+    if rewards.dtype in (torch.float64, torch.int64):
+        # Less the group's first reward, which leaves nothing of equal ones; their sum would have been rounded.
+        values = values - values[(lengths.cumsum(0) - lengths)[segment]]
 
-    def total(of: torch.Tensor) -> torch.Tensor:
-        """Sums of the groups, for each sample its own; the same bits on every run."""
-        return torch.segment_reduce(of[order], "sum", lengths=lengths, unsafe=True)[segment]
+    def reduced(of: torch.Tensor, how: str) -> torch.Tensor:
+        """Of each group; the same bits on every run."""
+        return torch.segment_reduce(of, how, lengths=lengths, unsafe=True)
 
-    size = lengths[segment]
-    # Less the group's first reward, which leaves nothing of equal ones; their sum would have been rounded.
-    above = values - values[order[(lengths.cumsum(0) - lengths)[segment]]]
-    centred = above - total(above) / size
-    if kind == "dr_grpo":
-        return centred.to(dtype)
-    deviation = (total(centred.square()) / (size - 1).clamp_min(1)).sqrt()
-    return (centred / (deviation + 1e-4)).to(dtype)
+    values = values - reduced(values, "mean")[segment]
+    if kind != "dr_grpo":
+        deviation = (reduced(values.square(), "sum") / (lengths - 1).clamp_min(1)).sqrt() + 1e-4
+        values = values / deviation[segment]
+    return torch.empty_like(values, dtype=dtype).index_copy_(0, order, values.to(dtype))

@@ -26,6 +26,9 @@ class Route(NamedTuple):
     destination: torch.Tensor
 
 
+library.is_no_array(Route)
+
+
 @library.takes_arrays
 def route(
     uncertainty: torch.Tensor, *, threshold: float | torch.Tensor | None = None, budget: int | float | None = None
@@ -51,7 +54,7 @@ def route(
         raise ValueError("threshold, budget: expected exactly one of them")
     if threshold is not None:
         if not isinstance(threshold, torch.Tensor):
-            if not isinstance(threshold, int | float | torch.SymFloat) or threshold != threshold:
+            if not isinstance(threshold, (int, float, torch.SymFloat)) or threshold != threshold:
                 raise ValueError(f"threshold: expected a number; got {threshold!r}")
         elif threshold.numel() != 1 and threshold.shape != uncertainty.shape:
             raise ValueError(f"threshold: expected a number or {list(uncertainty.shape)}; got {list(threshold.shape)}")
@@ -92,8 +95,8 @@ def route_to(
     _check_vector(destination, "destination")
     if destination.dtype != torch.int64:
         raise ValueError(f"destination: expected torch.int64; got {destination.dtype}")
-    library.check_count(num_destinations, "num_destinations", 1)
-    library.check_tensors(capacity=capacity, score=score)
+    if type(num_destinations) is not int or num_destinations < 1:
+        library.check_count(num_destinations, "num_destinations", 1)
     if capacity is not None and not library.is_integer(capacity):
         raise ValueError(f"capacity: expected integers; got {capacity.dtype}")
     if capacity is not None and capacity.shape != (num_destinations,):
@@ -124,7 +127,6 @@ def combine(y: torch.Tensor, route: Route, *, out: torch.Tensor | None = None) -
 
 
 def _gather(x: torch.Tensor, index: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
-    library.check_tensors(x=x, out=out)
     if x.dim() == 0 or x.shape[0] != index.numel():
         raise ValueError(f"x: expected {index.numel()} rows, as the route has; got {list(x.shape)}")
     if out is None:
@@ -140,7 +142,6 @@ def _gather(x: torch.Tensor, index: torch.Tensor, out: torch.Tensor | None) -> t
 
 
 def _check_vector(tensor: torch.Tensor, name: str) -> None:
-    library.check_tensors(**{name: tensor})
     if tensor.dim() != 1:
         raise ValueError(f"{name}: expected a vector; got {list(tensor.shape)}")
 
@@ -186,10 +187,10 @@ def _route_to(
 
 
 def _check_range(name: str, values: torch.Tensor, end: int) -> None:
-    wrong = ((values < 0) | (values >= end)).nonzero()
-    if wrong.numel():
-        row = int(wrong[0])
-        raise library.ArgumentError(f"{name}: expected values in [0, {end}); got {int(values[row])} in row {row}")
+    array = values.numpy()
+    if array.size and (array.min() < 0 or array.max() >= end):
+        row = int(((array < 0) | (array >= end)).argmax())
+        raise library.ArgumentError(f"{name}: expected values in [0, {end}); got {array[row]} in row {row}")
 
 
 def _partition(destination: torch.Tensor, num_destinations: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -62,15 +62,16 @@ def token_logprobs(
     >>> found.logprobs, found.entropy
     (tensor([-1.3863,  0.0000]), tensor([1.3863, 1.3863]))
     """
-    library.check_tensors(hidden=hidden, weight=weight, tokens=tokens, bias=bias)
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(
             f"hidden, weight: expected [B, D] and [V, D]; got {list(hidden.shape)} and {list(weight.shape)}"
         )
-    if not hidden.is_floating_point() or not weight.is_floating_point():
+    if not hidden.is_floating_point() or (weight.dtype is not hidden.dtype and not weight.is_floating_point()):
         raise ValueError(f"hidden, weight: expected floating-point types; got {hidden.dtype} and {weight.dtype}")
-    if not library.is_integer(tokens) and tokens.numel():
-        raise ValueError(f"tokens: expected integers; got {tokens.dtype}")
+    if tokens.dtype is not torch.int64:
+        if not library.is_integer(tokens) and tokens.numel():
+            raise ValueError(f"tokens: expected integers; got {tokens.dtype}")
+        tokens = tokens.long()
     if weight.shape[0] == 0:
         raise ValueError("weight: expected at least one class; got none")
     if tokens.dim() not in (1, 2) or tokens.shape[0] != hidden.shape[0]:
@@ -85,9 +86,9 @@ def token_logprobs(
         torch.ops.reasonrec_fast.token_logprobs,
         keep,
         hidden,
-        weight.to(hidden.dtype),
+        weight if weight.dtype is hidden.dtype else weight.to(hidden.dtype),
         library.nothing(hidden.dtype, hidden.device, keep) if bias is None else bias.to(hidden.dtype),
-        (tokens[:, None] if tokens.dim() == 1 else tokens).long(),
+        tokens[:, None] if tokens.dim() == 1 else tokens,
         library.setting(temperature, hidden.device, keep),
         ignore_index,
     )

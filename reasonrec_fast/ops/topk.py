@@ -48,14 +48,14 @@ def topk(queries: torch.Tensor, items: torch.Tensor, k: int, *, exclude: Exclusi
     >>> topk(torch.eye(2), torch.tensor([[1.0, 0.0], [0.5, 2.0]]), 1).indices.tolist()
     [[0], [1]]
     """
-    library.check_tensors(queries=queries, items=items)
     if queries.dim() != 2 or items.dim() != 2 or queries.shape[1] != items.shape[1]:
         raise ValueError(
             f"queries, items: expected [B, D] and [N, D]; got {list(queries.shape)} and {list(items.shape)}"
         )
     if not queries.is_floating_point() or items.dtype != queries.dtype:
         raise ValueError(f"queries, items: expected one floating-point type; got {queries.dtype} and {items.dtype}")
-    library.check_count(k, "k")
+    if type(k) is not int or k < 0:
+        library.check_count(k, "k")
     if exclude is not None:
         _check_exclusions(exclude, queries.shape[0])
     indptr, indices, rows = _exclusion_tensors(exclude, queries)
@@ -68,7 +68,7 @@ def _check_exclusions(exclude: Exclusions, batch: int) -> None:
     for name, part in zip(("indptr", "indices", "rows"), exclude, strict=False):
         if not isinstance(part, torch.Tensor):
             raise ValueError(f"exclude: expected {name} to be a vector of integers; got {type(part).__name__}")
-        if part.dim() != 1 or (not library.is_integer(part) and part.numel()):
+        if part.dim() != 1 or (part.dtype is not torch.int64 and not library.is_integer(part) and part.numel()):
             raise ValueError(
                 f"exclude: expected {name} to be a vector of integers; got {list(part.shape)} of {part.dtype}"
             )
@@ -84,9 +84,13 @@ def _exclusion_tensors(exclude: Exclusions | None, queries: torch.Tensor) -> tup
     if exclude is None:
         empty = library.nothing(torch.int64, queries.device, library.may_keep(queries.device))
         return empty, empty, empty
-    indptr, indices = exclude[0].long(), exclude[1].long()
-    rows = exclude[2].long() if len(exclude) == 3 else torch.arange(queries.shape[0], device=queries.device)
+    indptr, indices = _as_int64(exclude[0]), _as_int64(exclude[1])
+    rows = _as_int64(exclude[2]) if len(exclude) == 3 else torch.arange(queries.shape[0], device=queries.device)
     return indptr, indices, rows
+
+
+def _as_int64(vector: torch.Tensor) -> torch.Tensor:
+    return vector if vector.dtype is torch.int64 else vector.long()
 
 
 def _topk(
