@@ -91,7 +91,7 @@ _NATIVE = re.compile(r"(?:\w+, \S+\.(?:cpp|h|cu|cuh):\d+, )?(\w+(?:, \w+)*: expe
 def _as_tensor(value: Any, name: str = "array") -> Any:
     if isinstance(value, _PLAIN):
         return value
-    if type(value) is tuple if name == "x" else name in _PARTS and isinstance(value, list | tuple):
+    if type(value) is tuple if name == "x" else name in _PARTS and isinstance(value, (tuple, list)):
         return tuple([part if isinstance(part, _PLAIN) else as_tensor(part, name) for part in value])
     if isinstance(value, np.generic):
         return value.item()

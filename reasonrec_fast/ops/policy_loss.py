@@ -248,19 +248,20 @@ def group_advantages(rewards: torch.Tensor, groups: torch.Tensor, *, kind: Kind 
     if not library.is_integer(groups):
         raise ValueError(f"groups: expected integers; got {groups.dtype}")
     ordered, order = torch.sort(groups, stable=True)
-    values = rewards[order].double()  # few numbers, whose squares are to fit
+    values = rewards.index_select(0, order).double()  # few numbers, whose squares are to fit
     segment = torch.cat([order.new_zeros(1), ordered[1:] != ordered[:-1]]).cumsum(0)
     lengths = torch.zeros_like(order).index_add_(0, segment, torch.ones_like(order))  # and zeros behind them
     if rewards.dtype in (torch.float64, torch.int64):
         # Less the group's first reward, which leaves nothing of equal ones; their sum would have been rounded.
-        values = values - values[(lengths.cumsum(0) - lengths)[segment]]
+        first = (lengths.cumsum(0) - lengths).index_select(0, segment)
+        values = values - values.index_select(0, first)
 
     def reduced(of: torch.Tensor, how: str) -> torch.Tensor:
         """Of each group; the same bits on every run."""
         return torch.segment_reduce(of, how, lengths=lengths, unsafe=True)
 
-    values = values - reduced(values, "mean")[segment]
+    values = values - reduced(values, "mean").index_select(0, segment)
     if kind != "dr_grpo":
         deviation = (reduced(values.square(), "sum") / (lengths - 1).clamp_min(1)).sqrt() + 1e-4
-        values = values / deviation[segment]
+        values = values / deviation.index_select(0, segment)
     return torch.empty_like(values, dtype=dtype).index_copy_(0, order, values.to(dtype))

@@ -176,7 +176,7 @@ def _route_to(
     if destination.device.type == "cpu":
         if capacity.numel():  # else partition checks
             _check_range("destination", destination, num_destinations)
-            _check_range("capacity", capacity, torch.iinfo(torch.int64).max)
+            _check_range("capacity", capacity, 2**63)
         destination = destination.clone()
     else:
         destination = destination.clamp(0, num_destinations - 1)
@@ -187,10 +187,12 @@ def _route_to(
 
 
 def _check_range(name: str, values: torch.Tensor, end: int) -> None:
-    array = values.numpy()
-    if array.size and (array.min() < 0 or array.max() >= end):
-        row = int(((array < 0) | (array >= end)).argmax())
-        raise library.ArgumentError(f"{name}: expected values in [0, {end}); got {array[row]} in row {row}")
+    if not values.numel():
+        return
+    low, high = torch.aminmax(values)
+    if low.item() < 0 or high.item() >= end:
+        row = int(((values < 0) | (values > end - 1)).nonzero()[0])
+        raise library.ArgumentError(f"{name}: expected values in [0, {end}); got {int(values[row])} in row {row}")
 
 
 def _partition(destination: torch.Tensor, num_destinations: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

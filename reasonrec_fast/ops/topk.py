@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -56,41 +56,40 @@ def topk(queries: torch.Tensor, items: torch.Tensor, k: int, *, exclude: Exclusi
         raise ValueError(f"queries, items: expected one floating-point type; got {queries.dtype} and {items.dtype}")
     if type(k) is not int or k < 0:
         library.check_count(k, "k")
-    if exclude is not None:
-        _check_exclusions(exclude, queries.shape[0])
     indptr, indices, rows = _exclusion_tensors(exclude, queries)
     return TopK(*torch.ops.reasonrec_fast.topk(queries, items, k, indptr, indices, rows))
-
-
-def _check_exclusions(exclude: Exclusions, batch: int) -> None:
-    if not isinstance(exclude, tuple) or len(exclude) not in (2, 3):
-        raise ValueError("exclude: expected (indptr, indices) or (indptr, indices, rows); got something else")
-    for name, part in zip(("indptr", "indices", "rows"), exclude, strict=False):
-        if not isinstance(part, torch.Tensor):
-            raise ValueError(f"exclude: expected {name} to be a vector of integers; got {type(part).__name__}")
-        if part.dim() != 1 or (part.dtype is not torch.int64 and not library.is_integer(part) and part.numel()):
-            raise ValueError(
-                f"exclude: expected {name} to be a vector of integers; got {list(part.shape)} of {part.dtype}"
-            )
-    if len(exclude) == 2 and exclude[0].numel() != batch + 1:
-        raise ValueError(f"exclude: expected an indptr of {batch + 1} entries; got {exclude[0].numel()} (or pass rows)")
-    if len(exclude) == 3 and exclude[2].numel() != batch:
-        raise ValueError(f"exclude: expected {batch} rows, one a query; got {exclude[2].numel()}")
-    if exclude[0].numel() == 0:
-        raise ValueError("exclude: expected an indptr of at least one entry; got none")
 
 
 def _exclusion_tensors(exclude: Exclusions | None, queries: torch.Tensor) -> tuple[torch.Tensor, ...]:
     if exclude is None:
         empty = library.nothing(torch.int64, queries.device, library.may_keep(queries.device))
         return empty, empty, empty
-    indptr, indices = _as_int64(exclude[0]), _as_int64(exclude[1])
-    rows = _as_int64(exclude[2]) if len(exclude) == 3 else torch.arange(queries.shape[0], device=queries.device)
-    return indptr, indices, rows
+    if not isinstance(exclude, tuple) or len(exclude) not in (2, 3):
+        raise ValueError("exclude: expected (indptr, indices) or (indptr, indices, rows); got something else")
+    batch = queries.shape[0]
+    parts: list[torch.Tensor] = []
+    for part in exclude:
+        fits = isinstance(part, torch.Tensor) and part.dtype is torch.int64 and part.dim() == 1
+        parts.append(part if fits else _as_int64(part, ("indptr", "indices", "rows")[len(parts)]))
+    if len(parts) == 2:
+        if parts[0].numel() != batch + 1:
+            raise ValueError(
+                f"exclude: expected an indptr of {batch + 1} entries; got {parts[0].numel()} (or pass rows)"
+            )
+        return parts[0], parts[1], torch.arange(batch, device=queries.device)
+    if parts[2].numel() != batch:
+        raise ValueError(f"exclude: expected {batch} rows, one a query; got {parts[2].numel()}")
+    if parts[0].numel() == 0:
+        raise ValueError("exclude: expected an indptr of at least one entry; got none")
+    return tuple(parts)
 
 
-def _as_int64(vector: torch.Tensor) -> torch.Tensor:
-    return vector if vector.dtype is torch.int64 else vector.long()
+def _as_int64(part: Any, name: str) -> torch.Tensor:
+    if not isinstance(part, torch.Tensor):
+        raise ValueError(f"exclude: expected {name} to be a vector of integers; got {type(part).__name__}")
+    if part.dim() != 1 or (not library.is_integer(part) and part.numel()):
+        raise ValueError(f"exclude: expected {name} to be a vector of integers; got {list(part.shape)} of {part.dtype}")
+    return part.long()
 
 
 def _topk(
