@@ -277,12 +277,18 @@ Tensor aggregate(Tensor user_indptr, Tensor user_indices, Tensor item_indptr, Te
   x = torch::stable::contiguous(x), weights = torch::stable::contiguous(weights);
   const int64_t num_users = user_indptr.numel() - 1, num_items = item_indptr.numel() - 1;
   STD_TORCH_CHECK(x.dim() == 2 && x.size(0) == num_users + num_items, "x: expected one row a node");
+  STD_TORCH_CHECK(num_users >= 0 && num_items >= 0, "graph: expected an indptr of at least one entry; got none");
   Tensor out = torch::stable::empty_like(x);
   with_index_type(user_indptr, "graph", [&](auto index) {
     using Index = decltype(index);
     const Graph<Index> graph{{user_indptr.const_data_ptr<Index>(), item_indptr.const_data_ptr<Index>()},
                              {user_indices.const_data_ptr<Index>(), item_indices.const_data_ptr<Index>()},
                              {num_users, num_items}};
+    for (int side = 0; side < 2; ++side) {
+      const int64_t edges = side == 0 ? user_indices.numel() : item_indices.numel();
+      STD_TORCH_CHECK(graph.indptr[side][graph.count[side]] == static_cast<Index>(edges),
+                      "graph: expected an indptr that ends at ", edges, ", the number of indices; got another");
+    }
     with_floating_type(x, "x", [&](auto element) {
       using T = decltype(element);
       run<T, Index>(graph, x.const_data_ptr<T>(), weights, dropout, seed.const_data_ptr<int64_t>()[0],

@@ -200,7 +200,7 @@ Results exit_confidence(Tensor hidden, Tensor heads, Tensor bias, Tensor tempera
   const int64_t* target = targets.numel() > 0 ? targets.const_data_ptr<int64_t>() : nullptr;
   for (int64_t b = 0; target != nullptr && b < rows; ++b) {
     STD_TORCH_CHECK(target[b] >= 0 && target[b] < classes, "targets: expected classes in [0, ", classes, "); got ",
-                    target[b]);
+                    target[b], " in row ", b);
   }
   with_floating_type(hidden, "hidden", [&](auto element) {
     using T = decltype(element);

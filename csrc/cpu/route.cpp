@@ -150,7 +150,8 @@ void gather_rows(Tensor x, Tensor index, Tensor out) {
                   "out: expected rows of the size of x's");
   const int64_t* from = index.const_data_ptr<int64_t>();
   for (int64_t row = 0; row < rows; ++row) {
-    STD_TORCH_CHECK(from[row] >= 0 && from[row] < count, "index: expected values in [0, ", count, "); got ", from[row]);
+    STD_TORCH_CHECK(from[row] >= 0 && from[row] < count, "index: expected values in [0, ", count, "); got ", from[row],
+                    " in row ", row);
   }
   const char* source = static_cast<const char*>(x.const_data_ptr());
   char* target = static_cast<char*>(out.mutable_data_ptr());

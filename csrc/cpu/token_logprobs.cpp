@@ -31,12 +31,14 @@ ScalarType wide_type(const Tensor& hidden) {
 // The tokens, -1 where they are ignored.
 std::vector<int64_t> wanted_tokens(const Tensor& tokens, int64_t ignore_index, int64_t classes) {
   std::vector<int64_t> wanted(tokens.const_data_ptr<int64_t>(), tokens.const_data_ptr<int64_t>() + tokens.numel());
-  for (int64_t& token : wanted) {
+  const int64_t rows = std::max<int64_t>(tokens.size(0), 1), a_row = std::max<int64_t>(tokens.numel() / rows, 1);
+  for (int64_t at = 0; at < tokens.numel(); ++at) {
+    int64_t& token = wanted[at];
     if (token == ignore_index) {
       token = -1;
     } else {
       STD_TORCH_CHECK(token >= 0 && token < classes, "tokens: expected ignore_index or a class in [0, ", classes,
-                      "); got ", token);
+                      "); got ", token, " in row ", at / a_row);
     }
   }
   return wanted;

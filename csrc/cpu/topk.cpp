@@ -35,15 +35,20 @@ struct Found {
 // Excluded items of every row, sorted.
 class Exclusions {
  public:
-  Exclusions(const Tensor& indptr, const Tensor& indices, const Tensor& rows, int64_t batch) : starts_(batch + 1, 0) {
+  Exclusions(const Tensor& indptr, const Tensor& indices, const Tensor& rows, int64_t batch, int64_t count)
+      : starts_(batch + 1, 0) {
     if (indptr.numel() == 0) return;
+    STD_TORCH_CHECK(rows.numel() == batch, "exclude: expected ", batch, " rows, one a query; got ", rows.numel());
     const int64_t* bounds = indptr.const_data_ptr<int64_t>();
     const int64_t* items = indices.const_data_ptr<int64_t>();
     const int64_t* place = rows.const_data_ptr<int64_t>();
     for (int64_t row = 0; row < batch; ++row) {
       STD_TORCH_CHECK(place[row] >= 0 && place[row] + 1 < indptr.numel(), "exclude: expected rows of the CSR; got ",
-                      place[row]);
-      starts_[row + 1] = starts_[row] + bounds[place[row] + 1] - bounds[place[row]];
+                      place[row], " in row ", row);
+      const int64_t begin = bounds[place[row]], end = bounds[place[row] + 1];
+      STD_TORCH_CHECK(begin >= 0 && begin <= end && end <= indices.numel(), "exclude: expected an indptr that rises within ",
+                      indices.numel(), " indices; got ", begin, " to ", end, " in row ", place[row]);
+      starts_[row + 1] = starts_[row] + end - begin;
     }
     items_.resize(starts_[batch]);
     torch::stable::parallel_for(0, batch, 64, [&](int64_t begin, int64_t end) {
@@ -53,6 +58,12 @@ class Exclusions {
         if (!std::is_sorted(first, last)) std::sort(first, last);
       }
     });
+    for (int64_t row = 0; row < batch; ++row) {
+      if (starts_[row] == starts_[row + 1]) continue;
+      const int64_t low = items_[starts_[row]], high = items_[starts_[row + 1] - 1];
+      STD_TORCH_CHECK(low >= 0 && high < count, "exclude: expected items in [0, ", count, "); got ", low < 0 ? low : high,
+                      " in row ", row);
+    }
   }
 
   // Place of a row's first item that is at least `item`.
@@ -244,7 +255,7 @@ std::tuple<Tensor, Tensor> topk(Tensor queries, Tensor items, int64_t k, Tensor 
   Tensor values = torch::stable::new_empty(queries, {batch, k}, type);
   Tensor found = torch::stable::new_empty(queries, {batch, k}, ScalarType::Long);
   if (batch == 0 || k == 0) return {values, found};
-  const Exclusions excluded(indptr, indices, rows, batch);
+  const Exclusions excluded(indptr, indices, rows, batch, count);
   with_floating_type(queries, "queries", [&](auto element) {
     using T = decltype(element);
     run<T>(queries.const_data_ptr<T>(), items.const_data_ptr<T>(), batch, count, width, k, excluded,

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from reasonrec_fast.arrays import as_index, as_rows, same_length
 from reasonrec_fast.data.errors import DataError
-from reasonrec_fast.data.interactions import Interactions
+from reasonrec_fast.data.interactions import UNLABELLED, Interactions
 from reasonrec_fast.data.timeline import Timeline
 
 
@@ -30,27 +31,65 @@ class Histories:
 
     @classmethod
     def of(cls, interactions: Interactions, rows: np.ndarray) -> Histories:
-        """The positive events among ``rows`` (ascending)."""
-        line = Timeline.of_users(interactions, rows[interactions.labels[rows] == 1])
+        """The positive events among ``rows``: what users liked.
+
+        Raises:
+            DataError: rows that the table does not have, or one twice.
+        """
+        rows = as_rows(rows, "rows", len(interactions), error=DataError)
+        return cls._of_rows(interactions, rows[interactions.labels[rows] == 1])
+
+    @classmethod
+    def had(cls, interactions: Interactions, rows: np.ndarray) -> Histories:
+        """All labelled events among ``rows``: what users have had, whether they liked it or not.
+
+        >>> events = Interactions.from_columns(["a", "a"], ["x", "y"], [1, 0], [3, 4])
+        >>> Histories.had(events, [0, 1]).of_user(0).tolist(), Histories.of(events, [0, 1]).of_user(0).tolist()
+        ([0, 1], [0])
+
+        Raises:
+            DataError: rows that the table does not have, or one twice.
+        """
+        rows = as_rows(rows, "rows", len(interactions), error=DataError)
+        return cls._of_rows(interactions, rows[interactions.labels[rows] != UNLABELLED])
+
+    @classmethod
+    def _of_rows(cls, interactions: Interactions, rows: np.ndarray) -> Histories:
+        line = Timeline.of_users(interactions, rows)
         return cls(line.indptr, interactions.items[line.rows])
 
     @classmethod
     def from_lists(cls, lists: Sequence[Sequence[int]]) -> Histories:
         """One list of item indices a user, oldest first.
 
+        Raises:
+            DataError: an item that is no whole number, or below 0 (its list is named).
+
         >>> Histories.from_lists([[3, 1], []]).lengths.tolist()
         [2, 0]
         """
+        lists = [items.tolist() if hasattr(items, "tolist") else list(items) for items in lists]
         indptr = np.concatenate([[0], np.cumsum([len(items) for items in lists], dtype=np.int64)])
-        return cls(indptr, np.array([item for items in lists for item in items], dtype=np.int64))
+        joined = [item for items in lists for item in items]
+        try:
+            return cls(indptr, as_index(joined, "lists", error=DataError))
+        except DataError:
+            for number, items in enumerate(lists):
+                as_index(items, f"lists, list {number}", error=DataError)
+            raise
 
     @classmethod
     def from_pairs(cls, num_users: int, users: np.ndarray, items: np.ndarray) -> Histories:
         """One entry an event, a user's oldest first.
 
+        Raises:
+            DataError: not one item a user, or indices out of range (with the row).
+
         >>> Histories.from_pairs(3, np.array([2, 0, 2]), np.array([7, 8, 9])).of_user(2).tolist()
         [7, 9]
         """
+        users, items = as_index(users, "users", num_users, error=DataError), as_index(items, "items", error=DataError)
+        same_length(DataError, users=users, items=items)
         counts = np.bincount(users, minlength=num_users)
         indptr = np.concatenate([[0], np.cumsum(counts)])
         return cls(indptr, items[np.argsort(users, kind="stable")])
@@ -65,12 +104,63 @@ class Histories:
         return np.diff(self.indptr)
 
     def of_user(self, user: int) -> np.ndarray:
-        """A user's items, oldest first."""
+        """A user's items, oldest first.
+
+        Raises:
+            DataError: a user without a history here.
+        """
+        if not 0 <= user < self.num_users:
+            raise DataError(f"user: expected an index in [0, {self.num_users}); got {user}")
         return self.items[self.indptr[user] : self.indptr[user + 1]]
 
     def select(self, users: np.ndarray) -> Histories:
-        """The histories of some users, in the order given."""
+        """The histories of some users, in the order given.
+
+        Raises:
+            DataError: a user without a history here (with the row).
+        """
+        users = self.known(users)
         return self.spans(self.indptr[users], self.indptr[users + 1])
+
+    def known(self, users: np.ndarray) -> np.ndarray:
+        """The users, int64 ``[B]``.
+
+        Raises:
+            DataError: one who has no history here (with the row).
+
+        >>> Histories.from_lists([[3, 1]]).known([1])
+        Traceback (most recent call last):
+        reasonrec_fast.data.errors.DataError: users: expected indices in [0, 1); got 1 in row 0
+        """
+        return as_index(users, "users", self.num_users, error=DataError)
+
+    def distinct(self) -> Histories:
+        """Every item once a user, ascending.
+
+        >>> Histories.from_lists([[3, 1, 3], [5]]).distinct().of_user(0).tolist()
+        [1, 3]
+        """
+        users = np.repeat(np.arange(self.num_users), self.lengths)
+        order = np.lexsort((self.items, users))
+        users, items = users[order], self.items[order]
+        first = (np.diff(users, prepend=-1) != 0) | (np.diff(items, prepend=-1) != 0)
+        return Histories.from_pairs(self.num_users, users[first], items[first])
+
+    def without(self, others: Histories) -> Histories:
+        """What stays when each user's ``others`` are left out, in its order.
+
+        Raises:
+            DataError: not one row of others a user.
+
+        >>> Histories.from_lists([[3, 1, 3], [5]]).without(Histories.from_lists([[3], [1]])).of_user(0).tolist()
+        [1]
+        """
+        same_length(DataError, histories=self.lengths, others=others.lengths)
+        items = np.unique(np.concatenate([self.items, others.items]), return_inverse=True)[1].reshape(-1)
+        width = len(items) + 1
+        users = [np.repeat(np.arange(some.num_users), some.lengths) * width for some in (self, others)]
+        keep = ~np.isin(users[0] + items[: len(self.items)], users[1] + items[len(self.items) :])
+        return Histories.from_pairs(self.num_users, users[0][keep] // width, self.items[keep])
 
     def spans(self, begins: np.ndarray, ends: np.ndarray) -> Histories:
         """One row a span ``items[begins[b] : ends[b]]``.
@@ -87,7 +177,7 @@ class Histories:
         """The last items of some users, as rows.
 
         Args:
-            users: int64 ``[B]``.
+            users: int64 ``[B]``, with histories here.
             length: at most so many items each.
 
         Returns:
@@ -97,6 +187,7 @@ class Histories:
         >>> Histories.from_lists([[3, 1, 2], [5]]).latest(np.array([1, 0]), 2)[0].tolist()
         [[5, 0], [1, 2]]
         """
+        users = self.known(users)
         sizes = np.minimum(self.lengths[users], length)
         places = np.arange(int(sizes.max(initial=0)))
         inside = places < sizes[:, None]
@@ -104,14 +195,27 @@ class Histories:
         rows = np.where(inside, self.items[index] if len(self.items) else 0, 0)
         return rows, sizes
 
-    def checked(self, num_items: int) -> Histories:
-        """Itself.
+    def checked(self, num_items: int | None = None) -> Histories:
+        """The same, of int64 arrays.
+
+        Args:
+            num_items: ``I``, where it is known.
 
         Raises:
-            DataError: an item outside ``[0, num_items)``.
+            DataError: an item outside ``[0, num_items)`` (with its row), or an indptr that does not rise from 0 to the
+                number of items.
+
+        >>> Histories(np.array([0, 9]), np.array([5])).checked()
+        Traceback (most recent call last):
+        reasonrec_fast.data.errors.DataError: histories: expected an indptr that rises from 0 to 1; got another
         """
-        if len(self.items) and not 0 <= self.items.min() <= self.items.max() < num_items:
-            raise DataError(
-                f"histories: expected items in [0, {num_items}); got {self.items.min()} to {self.items.max()}"
-            )
-        return self
+        indptr = as_index(self.indptr, "histories: indptr", error=DataError)
+        items = as_index(self.items, "histories", least=-(2**63), error=DataError)
+        low, high = items.min(initial=0), items.max(initial=-1 if num_items is None else num_items - 1)
+        if low < 0 or (num_items is not None and high >= num_items):
+            row = int(items.argmin() if low < 0 else items.argmax())
+            told = "of at least 0" if num_items is None else f"in [0, {num_items})"
+            raise DataError(f"histories: expected items {told}; got {items.min()} to {items.max()} (row {row})")
+        if not len(indptr) or indptr[0] != 0 or indptr[-1] != len(items) or (np.diff(indptr) < 0).any():
+            raise DataError(f"histories: expected an indptr that rises from 0 to {len(items)}; got another")
+        return self if indptr is self.indptr and items is self.items else Histories(indptr, items)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from reasonrec_fast.arrays import as_count
+from reasonrec_fast.data.compiled import compiled, in_shares
 from reasonrec_fast.data.errors import DataError
 from reasonrec_fast.data.histories import Histories
 
@@ -12,9 +13,14 @@ from reasonrec_fast.data.histories import Histories
 class NegativeSampler:
     """Draws items uniformly from those that a user has not had; one who has had everything is given any item.
 
+    Several threads may draw at once, and so may forked processes.
+
     Args:
         histories: what users have had.
-        num_items: ``I``; negatives are in ``[0, I)``.
+        num_items: ``I``, at least 1; negatives are in ``[0, I)``.
+
+    Raises:
+        DataError: no items, or histories with others.
 
     >>> sampler = NegativeSampler(Histories.from_lists([[0, 1], [2]]), 3)
     >>> sampler.draw(np.array([0, 0]), 2, np.random.default_rng(0)).tolist()
@@ -22,8 +28,10 @@ class NegativeSampler:
     """
 
     def __init__(self, histories: Histories, num_items: int) -> None:
-        histories.checked(num_items)
-        self.num_items = num_items
+        self.num_items = num_items = as_count(num_items, "num_items", 1, error=DataError)
+        histories = histories.checked(num_items)
+        if histories.num_users * num_items >= 2**63:
+            raise DataError(f"num_items: expected fewer than 2**63 pairs of users and items; got {num_items} items")
         keys = np.repeat(np.arange(histories.num_users), histories.lengths) * num_items + histories.items
         keys.sort()
         keys = keys[np.diff(keys, prepend=-1) != 0]
@@ -36,25 +44,36 @@ class NegativeSampler:
         """Negatives of each user, int64 ``[B, count]``.
 
         Args:
-            users: int64 ``[B]``.
-            count: how many each.
+            users: int64 ``[B]``, with histories.
+            count: how many each, at least 0.
             generator: of the random numbers.
             distinct: no item twice in a row.
 
         Raises:
-            DataError: distinct items are asked for and a user has not so many left.
+            DataError: a user without a history (with the row), or distinct items are asked for and a user has not so
+                many left (with the row).
         """
-        left = self.num_items - int(np.diff(self._indptr)[users].max(initial=0))
-        if distinct and left < count:
-            raise DataError(f"count: expected at most {left}, the items that a user has not had; got {count}")
+        users = Histories(self._indptr, self._items).known(users)
+        count = as_count(count, "count", error=DataError)
+        if distinct and len(users):
+            had = np.diff(self._indptr)[users]
+            left = self.num_items - int(had.max())
+            if left < count:
+                raise DataError(
+                    f"count: expected at most {left}, the items that user {users[had.argmax()]} in row {had.argmax()} "
+                    f"has not had; got {count}"
+                )
         seeds = generator.integers(np.iinfo(np.int64).max, size=len(users))
-        return _draw(users, count, self.num_items, self._indptr, self._items, seeds, distinct)
+        out = np.empty((len(users), count), dtype=np.int64)
+        given = (users, self.num_items, self._indptr, self._items, seeds, distinct, out)
+        in_shares(len(users), lambda begin, end: _draw(begin, end, *given))
+        return out
 
 
-@numba.njit(cache=True, parallel=True)
-def _draw(users, count, num_items, indptr, items, seeds, distinct):  # type: ignore[no-untyped-def]
-    out = np.empty((len(users), count), dtype=np.int64)
-    for place in numba.prange(len(users)):
+@compiled
+def _draw(begin, end, users, num_items, indptr, items, seeds, distinct, out):  # type: ignore[no-untyped-def]
+    count = out.shape[1]
+    for place in range(begin, end):
         row = items[indptr[users[place]] : indptr[users[place] + 1]]
         if len(row) == num_items:
             row = row[:0]
@@ -69,10 +88,9 @@ def _draw(users, count, num_items, indptr, items, seeds, distinct):  # type: ign
                 if distinct:
                     for before in range(column):
                         repeated = repeated or out[place, before] == out[place, column]
-    return out
 
 
-@numba.njit(cache=True)
+@compiled
 def _mixed(state):  # type: ignore[no-untyped-def]
     """SplitMix64's output for a counter (Steele, Lea and Flood 2014)."""
     z = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -80,7 +98,7 @@ def _mixed(state):  # type: ignore[no-untyped-def]
     return z ^ (z >> np.uint64(31))
 
 
-@numba.njit(cache=True)
+@compiled
 def _absent(row, rank):  # type: ignore[no-untyped-def]
     """The number that has ``rank`` others below it among those that are not in an ascending row."""
     low, high = 0, len(row)

@@ -19,22 +19,29 @@ def load_sequences(folder: str | Path) -> Interactions:
     ``split_by_time(..., "leave_one_out")`` is the one split that means something.
 
     Raises:
-        DataError: ``sequences.txt`` is not there or empty, or a line is not whole numbers (it is named).
+        DataError: ``sequences.txt`` is not there or empty, or a line is not a user, whom no line before names, and
+            whole numbers (it is named).
     """
     folder = Path(folder)
     path = folder / "sequences.txt"
     if not path.is_file():
         raise DataError(f"folder: expected sequences.txt; there is none in {folder}")
-    names: list[str] = []
+    places_of: dict[str, int] = {}
     rows: list[np.ndarray] = []
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
             user, *words = line.split()
+            if user in places_of:
+                raise DataError(
+                    f"{path}, line {number}: expected another user than in line {places_of[user]}; got {user!r}"
+                )
             try:
                 rows.append(np.array(words, dtype=np.int64))
-            except ValueError as error:
+            except (ValueError, OverflowError) as error:
                 raise DataError(f"{path}, line {number}: expected whole numbers; {error}") from error
-            names.append(user)
+            places_of[user] = number
     if not rows:
         raise DataError(f"{path}: expected at least one user; got none")
     sizes = np.array([len(row) for row in rows], dtype=np.int64)
@@ -47,7 +54,7 @@ def load_sequences(folder: str | Path) -> Interactions:
         items[order].astype(np.int64),
         np.ones(len(items), dtype=np.int64),
         places[order],
-        names,
+        list(places_of),
         _catalog(folder, [str(item) for item in ids.tolist()]),
     )
 

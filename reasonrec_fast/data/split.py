@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from reasonrec_fast.arrays import as_count, as_rows
 from reasonrec_fast.data.errors import DataError
 from reasonrec_fast.data.interactions import Interactions
 
@@ -46,6 +47,9 @@ def split_by_time(
     >>> [len(part) for part in (lambda s: (s.train, s.validation, s.test))(split_by_time(events))]
     [7, 1, 2]
     """
+    for name, share in (("validation", validation), ("test", test)):
+        if isinstance(share, bool) or not isinstance(share, int | float | np.number):
+            raise DataError(f"{name}: expected a share in (0, 1); got {share!r}")
     if not (0 < validation < 1 and 0 < test < 1 and validation + test < 1):
         raise DataError(f"validation, test: expected shares in (0, 1) with a sum below 1; got {validation}, {test}")
     n = len(interactions)
@@ -84,10 +88,14 @@ def _cuts(counts: np.ndarray, validation: float, test: float) -> tuple[np.ndarra
 def sample_of_users(interactions: Interactions, rows: np.ndarray, size: int, seed: int = 0) -> np.ndarray:
     """All ``rows`` of users drawn at random until there are at least ``size`` (or no more), ascending.
 
+    Raises:
+        DataError: rows that the table does not have or one twice, or a size below 1.
+
     >>> events = Interactions.from_columns(["a", "b"] * 5, range(10), [1, 0] * 5, range(10))
     >>> len(sample_of_users(events, np.arange(10), 3))
     5
     """
+    rows, size = as_rows(rows, "rows", len(interactions), error=DataError), as_count(size, "size", 1, error=DataError)
     users = interactions.users[rows]
     order = np.random.default_rng(seed).permutation(np.unique(users))
     counts = np.bincount(users, minlength=interactions.num_users)[order]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 
+from reasonrec_fast.arrays import as_count, as_keys, as_labels, as_numbers, same_length
 from reasonrec_fast.evaluation.ctr import RankedLabels, user_aucs
 
 
@@ -47,18 +49,29 @@ def paired_differences(
     systems err on the same users.
 
     Args:
-        labels, users: of the events, ``[N]``.
+        labels: 0 or 1, of the events, ``[N]``, at least one.
+        users: of the events, ``[N]``; identifiers of any kind.
         ours, theirs: scores, ``[N]``.
+        resamples: how many, at least 1.
+        seed: of the draws.
 
     Returns:
         ``{"auc": ..., "gauc": ...}``.
+
+    Raises:
+        ValueError: as :func:`~reasonrec_fast.evaluation.user_aucs`, no events, or no resamples.
 
     >>> labels, users = np.array([0, 1] * 20), np.repeat(np.arange(10), 4)
     >>> str(paired_differences(labels, users, labels * 1.0, labels * 1.0, resamples=10)["auc"])
     '+0.0000 [+0.0000, +0.0000]'
     """
+    labels, ours, theirs = as_labels(labels), as_numbers(ours, "ours"), as_numbers(theirs, "theirs")
+    _, members = as_keys(users, "users")
+    same_length(labels=labels, users=members, ours=ours, theirs=theirs)
+    resamples = as_count(resamples, "resamples", 1)
+    if not len(labels):
+        raise ValueError("labels: expected at least one event; got none")
     generator = np.random.default_rng(seed)
-    _, members = np.unique(users, return_inverse=True)
     count = int(members.max()) + 1
     ranked = [RankedLabels(labels, scores) for scores in (ours, theirs)]
     by_user = [user_aucs(labels, scores, members) for scores in (ours, theirs)]
@@ -71,7 +84,9 @@ def paired_differences(
         own = weights[counted] * sizes
         samples[draw] = ranked[0].auc(events) - ranked[1].auc(events), _mean(gap, own)
     values = ranked[0].auc() - ranked[1].auc(), _mean(gap, sizes)
-    low, high = np.nanpercentile(samples, [2.5, 97.5], axis=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of resamples that are all NaN, whose interval is
+        low, high = np.nanpercentile(samples, [2.5, 97.5], axis=0)
     return {name: Interval(float(values[i]), float(low[i]), float(high[i])) for i, name in enumerate(("auc", "gauc"))}
 
 
@@ -79,11 +94,17 @@ def mean_interval(values: np.ndarray, *, resamples: int = 1000, seed: int = 0) -
     """Mean of one value a user (NaN left out) over resampled users.
 
     Args:
-        values: ``[B]``, such as those of :func:`~reasonrec_fast.evaluation.ranking_metrics`.
+        values: ``[B]``, such as those of :func:`~reasonrec_fast.evaluation.ranking_metrics`; finite or NaN.
+        resamples: how many, at least 1.
+        seed: of the draws.
+
+    Raises:
+        ValueError: not a vector of numbers, an infinite one (with its row), or no resamples.
 
     >>> mean_interval(np.ones(9)).low
     1.0
     """
+    values, resamples = as_numbers(values, "values", nan=True), as_count(resamples, "resamples", 1)
     known = values[~np.isnan(values)]
     if not len(known):
         return Interval(float("nan"), float("nan"), float("nan"))
@@ -97,20 +118,23 @@ def paired_means(ours: np.ndarray, theirs: np.ndarray, *, resamples: int = 1000,
     """Mean difference of one value a user between two systems (ours minus theirs), with a sign-flip test.
 
     Args:
-        ours, theirs: ``[B]``, of the same users; one that is NaN for either is left out.
+        ours, theirs: ``[B]``, of the same users in the same order; one that is NaN for either is left out. Where all
+            are, so is everything that is found.
 
     Raises:
-        ValueError: not vectors of one length.
+        ValueError: not vectors of one length, an infinite value (with its row), or no resamples.
 
     >>> found = paired_means(np.array([1.0, 1.0, 0.0, 1.0] * 9), np.array([0.0, 1.0, 0.0, 0.0] * 9))
     >>> found.value, found.significant, found.p_value < 0.01
     (0.5, True, True)
     """
-    if ours.shape != theirs.shape or ours.ndim != 1:
-        raise ValueError(f"ours, theirs: expected vectors of one length; got {ours.shape} and {theirs.shape}")
+    ours, theirs = as_numbers(ours, "ours", nan=True), as_numbers(theirs, "theirs", nan=True)
+    same_length(ours=ours, theirs=theirs)
     gap = ours - theirs
     gap = gap[~np.isnan(gap)]
     found = mean_interval(gap, resamples=resamples, seed=seed)
+    if not len(gap):
+        return found
     generator = np.random.default_rng(seed + 1)
     flipped = [float((gap * generator.choice((-1.0, 1.0), len(gap))).mean()) for _ in range(resamples)]
     as_far = sum(abs(value) >= abs(found.value) - 1e-12 for value in flipped)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
+from reasonrec_fast.arrays import as_keys, as_labels, as_numbers, same_length
 from reasonrec_fast.uncertainty import ece
 
 
@@ -14,17 +15,20 @@ class RankedLabels:
     Args:
         labels: 0 or 1, ``[N]``.
         scores: ``[N]``, larger is likelier; ties count half.
+        checked: whether somebody has looked at both already.
+
+    Raises:
+        ValueError: not vectors of one length, a label that is neither 0 nor 1, or a score that is not finite (with its
+            row).
 
     >>> RankedLabels(np.array([0, 1, 1]), np.array([0.1, 0.3, 0.2])).auc()
     1.0
     """
 
-    def __init__(self, labels: np.ndarray, scores: np.ndarray) -> None:
-        labels, scores = np.asarray(labels), np.asarray(scores)
-        if labels.shape != scores.shape or labels.ndim != 1:
-            raise ValueError(f"scores: expected a vector like labels {labels.shape}; got {scores.shape}")
-        if not np.isfinite(scores).all():
-            raise ValueError(f"scores: expected finite numbers; got {int((~np.isfinite(scores)).sum())} others")
+    def __init__(self, labels: np.ndarray, scores: np.ndarray, *, checked: bool = False) -> None:
+        if not checked:
+            labels, scores = as_labels(labels), as_numbers(scores, "scores")
+            same_length(labels=labels, scores=scores)
         self.order = np.argsort(scores, kind="stable")
         self.positive = labels[self.order] == 1
         self._level = np.cumsum(np.diff(scores[self.order], prepend=scores[self.order][:1]) > 0)
@@ -48,7 +52,14 @@ class RankedLabels:
 
 
 def auc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Area under the ROC curve.
+    """Area under the ROC curve; NaN where one class is absent.
+
+    Args:
+        labels: 0 or 1, ``[N]``.
+        scores: ``[N]``, larger is likelier; ties count half.
+
+    Raises:
+        ValueError: as :class:`RankedLabels`.
 
     >>> auc(np.array([0, 1, 0, 1]), np.array([0.1, 0.4, 0.35, 0.8]))
     1.0
@@ -59,18 +70,29 @@ def auc(labels: np.ndarray, scores: np.ndarray) -> float:
 def user_aucs(labels: np.ndarray, scores: np.ndarray, users: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """AUC of every user who has both classes.
 
+    Args:
+        labels: 0 or 1, ``[N]``.
+        scores: ``[N]``.
+        users: of the events, ``[N]``; identifiers of any kind.
+
     Returns:
         users ``[M]``, their AUCs ``[M]`` and their numbers of events ``[M]``.
+
+    Raises:
+        ValueError: as :class:`RankedLabels`, or a missing user (with the row).
     """
+    labels, scores = as_labels(labels), as_numbers(scores, "scores")
+    keys, members = as_keys(users, "users")
+    same_length(labels=labels, scores=scores, users=members)
     found, values, sizes = [], [], []
-    order = np.argsort(users, kind="stable")
-    for places in np.split(order, np.flatnonzero(np.diff(users[order])) + 1):
-        value = auc(labels[places], scores[places])
+    order = np.argsort(members, kind="stable")
+    for places in np.split(order, np.flatnonzero(np.diff(members[order])) + 1):
+        value = RankedLabels(labels[places], scores[places], checked=True).auc()
         if not np.isnan(value):
-            found.append(users[places[0]])
+            found.append(members[places[0]])
             values.append(value)
             sizes.append(len(places))
-    return np.array(found, dtype=np.int64), np.array(values), np.array(sizes, dtype=np.int64)
+    return keys[np.array(found, dtype=np.int64)], np.array(values), np.array(sizes, dtype=np.int64)
 
 
 def gauc(labels: np.ndarray, scores: np.ndarray, users: np.ndarray) -> float:
@@ -92,11 +114,21 @@ def fit_platt(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
         labels: 0 or 1, ``[N]``, of validation events.
         scores: theirs, ``[N]``.
 
+    Raises:
+        ValueError: as :class:`RankedLabels`, labels of one class, or scores whose squares are not finite.
+
     >>> slope, intercept = fit_platt(np.array([0, 1, 0, 1, 1, 0]), np.array([1.0, 3.0, 2.0, 4.0, 2.0, 3.0]))
     >>> slope > 0
     True
     """
-    spread, centre = float(np.std(scores)) or 1.0, float(np.mean(scores))
+    labels, scores = as_labels(labels), as_numbers(scores, "scores")
+    same_length(labels=labels, scores=scores)
+    if len(labels) == 0 or labels.min() == labels.max():
+        raise ValueError(f"labels: expected both 0 and 1; got {labels[:1].tolist()} alone in {len(labels)} rows")
+    with np.errstate(over="ignore"):
+        spread, centre = float(np.std(scores)) or 1.0, float(np.mean(scores))
+    if not np.isfinite(spread + centre):
+        raise ValueError(f"scores: expected numbers whose squares are finite; got up to {np.abs(scores).max()}")
     model = LogisticRegression(C=1e6).fit(((scores - centre) / spread)[:, None], labels)
     slope = float(model.coef_[0, 0]) / spread
     return slope, float(model.intercept_[0]) - slope * centre
@@ -105,9 +137,21 @@ def fit_platt(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
 def platt_log_loss(labels: np.ndarray, scores: np.ndarray, platt: tuple[float, float]) -> float:
     """Log-loss of scores scaled by :func:`fit_platt`.
 
+    Args:
+        labels: 0 or 1, ``[N]``, at least one.
+        scores: ``[N]``.
+        platt: slope and intercept.
+
+    Raises:
+        ValueError: as :class:`RankedLabels`, or no events.
+
     >>> round(platt_log_loss(np.array([1, 0]), np.array([1.0, -1.0]), (1.0, 0.0)), 3)
     0.313
     """
+    labels, scores = as_labels(labels), as_numbers(scores, "scores")
+    same_length(labels=labels, scores=scores)
+    if not len(labels):
+        raise ValueError("labels: expected at least one event; got none")
     odds = platt[0] * scores + platt[1]
     return float(np.logaddexp(0.0, np.where(labels == 1, -odds, odds)).mean())
 
@@ -116,20 +160,27 @@ def ctr_metrics(labels: np.ndarray, probabilities: np.ndarray, users: np.ndarray
     """AUC, GAUC, log-loss, accuracy at one half, and expected calibration error.
 
     Args:
-        labels: 0 or 1, ``[N]``.
+        labels: 0 or 1, ``[N]``, at least one.
         probabilities: of 1, ``[N]``.
-        users: of the events, ``[N]``.
+        users: of the events, ``[N]``; identifiers of any kind.
 
     Raises:
-        ValueError: probabilities outside [0, 1].
+        ValueError: as :class:`RankedLabels`, a probability outside [0, 1] or a missing user (with its row), or no
+            events.
 
     >>> found = ctr_metrics(np.array([0, 1, 0, 1]), np.array([0.2, 0.6, 0.6, 0.9]), np.array([0, 0, 1, 1]))
     >>> {name: round(value, 3) for name, value in found.items()}
     {'auc': 0.875, 'gauc': 1.0, 'log_loss': 0.439, 'accuracy': 0.75, 'ece': 0.125}
     """
-    probabilities = np.asarray(probabilities, dtype=np.float64)
-    if not ((probabilities >= 0) & (probabilities <= 1)).all():
-        raise ValueError(f"probabilities: expected [0, 1]; got {probabilities.min()} to {probabilities.max()}")
+    labels, probabilities = as_labels(labels), as_numbers(probabilities, "probabilities")
+    _, users = as_keys(users, "users")
+    same_length(labels=labels, probabilities=probabilities, users=users)
+    if not len(labels):
+        raise ValueError("labels: expected at least one event; got none")
+    outside = np.flatnonzero((probabilities < 0) | (probabilities > 1))
+    if len(outside):
+        row = outside[0]
+        raise ValueError(f"probabilities: expected [0, 1]; got {probabilities[row]} in row {row}")
     of_label = np.clip(np.where(labels == 1, probabilities, 1 - probabilities), 1e-15, None)
     return {
         "auc": auc(labels, probabilities),

@@ -7,6 +7,8 @@ import warnings
 import numpy as np
 from scipy import optimize, special, stats
 
+from reasonrec_fast.arrays import as_numbers
+
 
 def judge_metrics(predicted: np.ndarray, opinion: np.ndarray) -> dict[str, float]:
     """Correlations and error of predicted quality.
@@ -17,20 +19,18 @@ def judge_metrics(predicted: np.ndarray, opinion: np.ndarray) -> dict[str, float
 
     Returns:
         ``srcc`` (Spearman) and ``krcc`` (Kendall's tau-b) of the ranks; ``plcc`` (Pearson) and ``rmse``, in the units
-        of the opinions, after :func:`fit_logistic` as in the Video Quality Experts Group's reports.
+        of the opinions, after :func:`fit_logistic` as in the Video Quality Experts Group's reports. Correlations of
+        values that are all alike are NaN.
 
     Raises:
-        ValueError: not two vectors of one length, of five entries at least.
+        ValueError: not two vectors of one length, of five entries at least, or a value that is not finite (with its
+            row).
 
     >>> found = judge_metrics(np.linspace(0, 1, 9) ** 3, np.linspace(0, 1, 9))
     >>> found["srcc"], round(found["plcc"], 2)
     (1.0, 0.98)
     """
-    predicted, opinion = np.asarray(predicted, dtype=np.float64), np.asarray(opinion, dtype=np.float64)
-    if predicted.shape != opinion.shape or predicted.ndim != 1 or len(predicted) < 5:
-        raise ValueError(
-            f"predicted, opinion: expected vectors of one length, at least 5; got {predicted.shape} and {opinion.shape}"
-        )
+    predicted, opinion = _checked(predicted, opinion, least=5)
     fitted = fit_logistic(predicted, opinion)
     return {
         "srcc": float(stats.spearmanr(predicted, opinion).statistic),
@@ -45,12 +45,17 @@ def fit_logistic(predicted: np.ndarray, opinion: np.ndarray) -> np.ndarray:
     ``low + (high - low) / (1 + exp(-(x - centre) / width))``; by a line where least squares find none.
 
     Args:
-        predicted, opinion: float64 ``[N]``.
+        predicted, opinion: ``[N]``, finite, at least one.
+
+    Raises:
+        ValueError: as :func:`judge_metrics`.
 
     >>> x = np.linspace(-4, 4, 50)
     >>> bool(np.abs(fit_logistic(x, special.expit(x)) - special.expit(x)).max() < 1e-6)
     True
     """
+
+    predicted, opinion = _checked(predicted, opinion, least=1)
 
     def logistic(x: np.ndarray, low: float, high: float, centre: float, width: float) -> np.ndarray:
         return low + (high - low) * special.expit((x - centre) / width)
@@ -65,3 +70,13 @@ def fit_logistic(predicted: np.ndarray, opinion: np.ndarray) -> np.ndarray:
     except RuntimeError:
         return np.polyval(np.polyfit(predicted, opinion, 1), predicted)
     return logistic(predicted, *found)
+
+
+def _checked(predicted: np.ndarray, opinion: np.ndarray, least: int) -> tuple[np.ndarray, np.ndarray]:
+    predicted, opinion = as_numbers(predicted, "predicted"), as_numbers(opinion, "opinion")
+    if predicted.shape != opinion.shape or len(predicted) < least:
+        raise ValueError(
+            f"predicted, opinion: expected vectors of one length, at least {least}; got {predicted.shape} and "
+            f"{opinion.shape}"
+        )
+    return predicted, opinion

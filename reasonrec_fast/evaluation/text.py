@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from reasonrec_fast.arrays import as_count, as_numbers, same_length
+
 
 def text_metrics(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     """How texts agree with one reference each, and how varied they are.
@@ -19,14 +21,14 @@ def text_metrics(texts: Sequence[str], references: Sequence[str]) -> dict[str, f
         F-measures, 0 to 100, with stemming), ``distinct1`` and ``distinct2``.
 
     Raises:
-        ValueError: not one reference a text, or no texts.
+        ValueError: not one reference a text, no texts, or one that is no text (with its row).
         ImportError: the extra ``text`` is not installed.
 
     >>> found = text_metrics(["a warm quiet place to read"], ["a warm quiet place to read"])
     >>> round(found["bleu"]), round(found["rougeL"]), found["distinct1"]
     (100, 100, 1.0)
     """
-    _check(texts, references)
+    texts, references = _pairs(texts, references)
     try:
         from rouge_score.rouge_scorer import RougeScorer
         from sacrebleu import corpus_bleu
@@ -48,9 +50,17 @@ def text_metrics(texts: Sequence[str], references: Sequence[str]) -> dict[str, f
 def distinct(texts: Iterable[str], n: int) -> float:
     """Different n-grams over all n-grams of all texts (Li et al. 2016); 0 where there are none.
 
+    Args:
+        texts: what was written.
+        n: words of a gram, at least 1.
+
+    Raises:
+        ValueError: one text alone instead of several, one that is no text (with its row), or no words in a gram.
+
     >>> distinct(["the cat saw the cat"], 1)
     0.6
     """
+    texts, n = _as_texts(texts, "texts"), as_count(n, "n", 1)
     grams = [
         tuple(words[place : place + n])
         for words in (text.lower().split() for text in texts)
@@ -67,15 +77,17 @@ def feature_coverage(texts: Iterable[str], features: Iterable[str]) -> float:
         features: words or phrases.
 
     Raises:
-        ValueError: no features.
+        ValueError: no features, an empty one, or what is no text (with its row).
 
     >>> feature_coverage(["Great coffee"], ["coffee", "cake"])
     0.5
     """
-    wanted = {feature.lower() for feature in features}
-    if not wanted:
-        raise ValueError("features: expected at least one; got none")
-    joined = "\n".join(texts).lower()
+    wanted = {feature.lower() for feature in _as_texts(features, "features")}
+    if not wanted or "" in wanted:
+        raise ValueError(
+            f"features: expected at least one, and words in each; got {'an empty one' if wanted else 'none'}"
+        )
+    joined = "\n".join(_as_texts(texts, "texts")).lower()
     return sum(feature in joined for feature in wanted) / len(wanted)
 
 
@@ -90,19 +102,36 @@ def reference_ranks(
         texts, references: one of each a request.
         encode: a sentence encoder: texts to vectors ``[N, D]``, such as ``SentenceTransformer.encode``.
 
+    Raises:
+        ValueError: as :func:`text_metrics`, or an encoder that gives no finite vector a text (with the row).
+
     >>> def letters(some):
     ...     return np.array([[text.count("a"), text.count("b")] for text in some])
     >>> reference_ranks(["bb", "b"], ["ab", "b"], letters).tolist()
     [2.0, 1.0]
     """
-    _check(texts, references)
-    vectors = [np.asarray(encode(list(some)), dtype=np.float64) for some in (texts, references)]
+    texts, references = _pairs(texts, references)
+    vectors = [as_numbers(encode(list(some)), "encode", dims=2) for some in (texts, references)]
+    same_length(texts=texts, encode=vectors[0])
+    same_length(references=references, encode=vectors[1])
     texts_, references_ = (part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12) for part in vectors)
     likeness = texts_ @ references_.T
     own = np.diag(likeness)[:, None]
     return 1 + (likeness > own).sum(1) + 0.5 * ((likeness == own).sum(1) - 1)
 
 
-def _check(texts: Sequence[str], references: Sequence[str]) -> None:
+def _pairs(texts: Iterable[str], references: Iterable[str]) -> tuple[list[str], list[str]]:
+    texts, references = _as_texts(texts, "texts"), _as_texts(references, "references")
     if len(texts) != len(references) or not texts:
         raise ValueError(f"references: expected {len(texts)} (at least 1), one a text; got {len(references)}")
+    return texts, references
+
+
+def _as_texts(values: Iterable[str], name: str) -> list[str]:
+    if isinstance(values, str):
+        raise ValueError(f"{name}: expected several texts; got one, {values!r}")
+    texts = list(values)
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"{name}: expected text; got {text!r} in row {row}")
+    return texts

@@ -19,12 +19,13 @@ class Ranked(NamedTuple):
     """What a model ranked for the test part.
 
     Attributes:
-        users: of each row, int64 ``[B]``: everybody who has something to find; where candidates are sampled, one row
-            a target.
+        users: of each row, int64 ``[B]``: everybody who has something to find that recommendations do not leave out;
+            where candidates are sampled, one row a target.
         relevant: what each row should find.
         items: best first, int64 ``[B, K]``; -1 for none.
-        known: what every user had had before.
+        known: what every user had liked before.
         values: metrics of each row, ``[B]`` each.
+        unreachable: targets that their users have had before, which no recommendation can find; they do not count.
     """
 
     users: np.ndarray
@@ -32,6 +33,7 @@ class Ranked(NamedTuple):
     items: np.ndarray
     known: Histories
     values: dict[str, np.ndarray]
+    unreachable: int
 
 
 def metrics_on_test(
@@ -40,7 +42,9 @@ def metrics_on_test(
     """Metrics of a fitted model on the test part.
 
     Ranking: means over users, and NDCG at the middle cutoff by how popular the target is and how long the history
-    (thirds of the training events, and of the users). CTR: of probabilities scaled on validation (Platt).
+    (thirds of the training events, and of the users). A target that its user has had before is left out of every
+    recommendation: ``unreachable`` counts those, and the means are over the rest. CTR: of
+    probabilities scaled on validation (Platt).
     """
     if settings.task == "ctr":
         users = data.users[split.test]
@@ -64,13 +68,14 @@ def compared_on_test(
 
 
 def _ranked(model: Recommender, data: Interactions, split: Split, settings: EvaluationConfig) -> Ranked:
-    known = Histories.of(data, np.sort(np.concatenate([split.train, split.validation])))
+    before = np.sort(np.concatenate([split.train, split.validation]))
+    known, had, unreachable = Histories.of(data, before), Histories.had(data, before), 0
     if settings.validation_is_history:
-        model.observe(known)
+        model.observe(known, had=had)
     rows = split.test[data.labels[split.test] == 1]
     if settings.negatives:
         users, relevant = data.users[rows], Histories.from_lists(data.items[rows][:, None].tolist())
-        owned = Histories.of(data, np.arange(len(data)))
+        owned = Histories.had(data, np.arange(len(data)))
         candidates = evaluation.sampled_candidates(
             data.items[rows], users, owned, data.num_items, negatives=settings.negatives
         )
@@ -78,13 +83,18 @@ def _ranked(model: Recommender, data: Interactions, split: Split, settings: Eval
         items = evaluation.rank_candidates(candidates, scores.reshape(candidates.shape))
     else:
         users, place = np.unique(data.users[rows], return_inverse=True)
-        relevant = Histories.from_pairs(len(users), place, data.items[rows])
-        items = model.recommend(users, max(settings.ks), exclude=known).items
-    return Ranked(users, relevant, items, known, evaluation.ranking_metrics(items, relevant, settings.ks))
+        wanted = Histories.from_pairs(len(users), place, data.items[rows])
+        reachable = wanted.without(had.select(users))
+        unreachable = len(wanted.items) - len(reachable.items)
+        some = np.flatnonzero(reachable.lengths)
+        users, relevant = users[some], reachable.select(some)
+        items = model.recommend(users, max(settings.ks), exclude=had).items
+    return Ranked(users, relevant, items, known, evaluation.ranking_metrics(items, relevant, settings.ks), unreachable)
 
 
 def _means(found: Ranked, train: Histories, data: Interactions, settings: EvaluationConfig) -> dict[str, float]:
     metrics = {name: float(np.nanmean(value)) for name, value in found.values.items()}
+    metrics["unreachable"] = float(found.unreachable)
     counts = np.bincount(train.items, minlength=data.num_items)
     top = found.items[:, : max(settings.ks)]
     metrics["coverage"] = evaluation.coverage(top, data.num_items)

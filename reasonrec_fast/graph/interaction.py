@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from reasonrec_fast.arrays import as_count, as_tensor
 from reasonrec_fast.files import replacing
 from reasonrec_fast.graph.sorting import graph_by_sorting, library_of
 
@@ -28,13 +29,17 @@ class InteractionGraph:
     """An immutable bipartite graph of ``U`` users and ``I`` items with ``E`` distinct edges.
 
     Build it with :meth:`from_edges`. Neighbours are ascending within a row. Indices are int32 while edge and node
-    counts fit, else int64.
+    counts fit, else int64. Tensors that are given as they are must agree: on a CPU they are checked, once; on a GPU
+    their types alone, for their values are not read back.
 
     Attributes:
         user_indptr: ``[U + 1]``; user ``u`` has the items ``user_indices[user_indptr[u] : user_indptr[u + 1]]``.
         user_indices: ``[E]``, items.
         item_indptr: ``[I + 1]``; the same the other way round.
         item_indices: ``[E]``, users.
+
+    Raises:
+        ValueError: tensors that are not both directions of the same distinct edges.
 
     >>> graph = InteractionGraph.from_edges(torch.tensor([0, 1, 1]), torch.tensor([2, 0, 0]))
     >>> graph.num_users, graph.num_items, graph.num_edges
@@ -46,6 +51,34 @@ class InteractionGraph:
     item_indptr: torch.Tensor
     item_indices: torch.Tensor
 
+    def __post_init__(self) -> None:
+        for name, tensor in self._tensors().items():
+            if not isinstance(tensor, torch.Tensor) or tensor.dim() != 1 or tensor.dtype not in _INTEGERS:
+                told = f"{list(tensor.shape)} of {tensor.dtype}" if isinstance(tensor, torch.Tensor) else repr(tensor)
+                raise ValueError(f"{name}: expected a vector of int32 or int64; got {told}")
+        tensors = list(self._tensors().values())
+        if len({tensor.dtype for tensor in tensors}) > 1 or len({tensor.device for tensor in tensors}) > 1:
+            kinds = sorted({f"{tensor.dtype} on {tensor.device}" for tensor in tensors})
+            raise ValueError(f"graph: expected four tensors of one type on one device; got {', '.join(kinds)}")
+        if self.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+            return
+        _check_rows("user", self.user_indptr, self.user_indices, self.num_items)
+        _check_rows("item", self.item_indptr, self.item_indices, self.num_users)
+        users, items = _rows(self.user_indptr), _rows(self.item_indptr)
+        by_user, by_item = users * self.num_items + self.user_indices, self.item_indices * self.num_items + items
+        # Ascending and distinct on one side; on the other the same edges in another order have the same sums.
+        sums = [(edges.sum(), (edges * edges).sum()) for edges in (by_user, by_item)]
+        if by_user.shape != by_item.shape or sums[0] != sums[1]:
+            raise ValueError("item_indices: expected the edges of user_indices the other way round; got others")
+
+    @classmethod
+    def _of(cls, *tensors: torch.Tensor) -> InteractionGraph:
+        """Of tensors that are known to agree."""
+        graph = object.__new__(cls)
+        for name, tensor in zip(cls.__dataclass_fields__, tensors, strict=True):
+            object.__setattr__(graph, name, tensor)
+        return graph
+
     @classmethod
     def from_edges(
         cls, users: Any, items: Any, *, num_users: int | None = None, num_items: int | None = None
@@ -56,12 +89,13 @@ class InteractionGraph:
         other arrays on a GPU by torch.
 
         Args:
-            users, items: integer vectors ``[E]`` of the same length: torch, numpy, cupy or anything with DLPack, or
-                a sequence of ints.
+            users, items: integer vectors ``[E]`` of the same length: torch, numpy, cupy or anything with DLPack, a
+                pandas object (by position), or a sequence of ints.
             num_users, num_items: node counts; by default one more than the largest index.
 
         Raises:
-            ValueError: not vectors of one length on one device, not integers, or an index outside its range.
+            ValueError: not vectors of one length on one device, not integers, or an index outside its range (with its
+                row).
         """
         through_cupy = library_of(users) == library_of(items) == "cupy"
         users, items = _as_index(users, "users"), _as_index(items, "items")
@@ -70,11 +104,11 @@ class InteractionGraph:
         num_items = _checked_count(items, num_items, "items")
         if through_cupy:
             arrays = (_to_cupy(users), _to_cupy(items))
-            return cls(*map(torch.from_dlpack, graph_by_sorting(*arrays, num_users, num_items)))
+            return cls._of(*map(torch.from_dlpack, graph_by_sorting(*arrays, num_users, num_items)))
         if _host is not None and users.device.type == "cpu":
             built = _host.build_graph(users.numpy(), items.numpy(), num_users, num_items, torch.get_num_threads())
-            return cls(*map(torch.from_numpy, built))
-        return cls(*graph_by_sorting(users, items, num_users, num_items))
+            return cls._of(*map(torch.from_numpy, built))
+        return cls._of(*graph_by_sorting(users, items, num_users, num_items))
 
     @property
     def num_users(self) -> int:
@@ -123,7 +157,7 @@ class InteractionGraph:
 
     def to(self, device: torch.device | str) -> InteractionGraph:
         """The graph on another device."""
-        return InteractionGraph(*(tensor.to(device) for tensor in self._tensors().values()))
+        return InteractionGraph._of(*(tensor.to(device) for tensor in self._tensors().values()))
 
     def save(self, path: str | Path) -> None:
         """Write the graph as safetensors, under a temporary name until it is complete."""
@@ -135,29 +169,32 @@ class InteractionGraph:
         """Read what :meth:`save` wrote.
 
         Raises:
-            ValueError: the file holds something else.
+            ValueError: the file holds something else, or tensors that do not agree.
         """
         names = cls.__dataclass_fields__
-        with safe_open(path, framework="pt") as stored:
-            if set(stored.keys()) != set(names):
-                raise ValueError(f"path: expected the tensors {sorted(names)}; {path} has {sorted(stored.keys())}")
-            return cls(*(stored.get_tensor(name) for name in names))
+        try:
+            with safe_open(path, framework="pt") as stored:
+                if set(stored.keys()) != set(names):
+                    raise ValueError(f"path: expected the tensors {sorted(names)}; {path} has {sorted(stored.keys())}")
+                tensors = [stored.get_tensor(name) for name in names]
+        except SafetensorError as error:
+            raise ValueError(f"path: expected safetensors; {path} is something else ({error})") from error
+        return cls(*tensors)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
+_INTEGERS = (torch.int32, torch.int64)
+
+
 def _as_index(values: Any, name: str) -> torch.Tensor:
-    tensor = values if isinstance(values, torch.Tensor) else torch.as_tensor(_imported(values))
+    tensor = as_tensor(values, name)
     if tensor.numel() == 0:
         tensor = tensor.to(torch.int64)
     if tensor.dim() != 1 or tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         raise ValueError(f"{name}: expected a vector of integers; got {tuple(tensor.shape)} of {tensor.dtype}")
     return tensor.to(torch.int64)
-
-
-def _imported(values: Any) -> Any:
-    return torch.from_dlpack(values) if hasattr(values, "__dlpack__") else values
 
 
 def _to_cupy(index: torch.Tensor) -> Any:
@@ -175,10 +212,27 @@ def _check_pair(users: torch.Tensor, items: torch.Tensor) -> None:
 
 def _checked_count(index: torch.Tensor, count: int | None, name: str) -> int:
     low, high = (int(index.min()), int(index.max())) if index.numel() else (0, -1)
-    count = high + 1 if count is None else count
+    count = max(high + 1, 0) if count is None else as_count(count, f"num_{name}")
     if low < 0 or high >= count:
-        raise ValueError(f"{name}: expected indices in [0, {count}); got {low if low < 0 else high}")
+        row = int(((index < 0) | (index >= count)).nonzero()[0])
+        raise ValueError(f"{name}: expected indices in [0, {count}); got {int(index[row])} in row {row}")
     return count
+
+
+def _check_rows(name: str, indptr: torch.Tensor, indices: torch.Tensor, others: int) -> None:
+    """One direction: an indptr that rises from 0 to the number of indices, which rise within a row."""
+    if not indptr.numel() or int(indptr[0]) != 0 or int(indptr[-1]) != len(indices) or bool((indptr.diff() < 0).any()):
+        raise ValueError(f"{name}_indptr: expected to rise from 0 to {len(indices)}; got another")
+    wrong = (indices < 0) | (indices >= others)
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise ValueError(f"{name}_indices: expected indices in [0, {others}); got {int(indices[row])} in row {row}")
+    rising = indices.diff() > 0
+    starts = indptr[1:-1].long()
+    rising[starts[(starts > 0) & (starts < len(indices))] - 1] = True
+    if not bool(rising.all()):
+        row = int((~rising).nonzero()[0]) + 1
+        raise ValueError(f"{name}_indices: expected to rise within a row; got {int(indices[row])} in row {row}")
 
 
 def _rows(indptr: torch.Tensor) -> torch.Tensor:

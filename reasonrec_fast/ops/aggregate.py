@@ -9,6 +9,8 @@ import torch
 from reasonrec_fast.graph import InteractionGraph
 from reasonrec_fast.ops import library
 
+library.is_no_array(InteractionGraph)
+
 Combine = Literal["last", "mean", "sum"] | torch.Tensor
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -65,8 +67,19 @@ def aggregate(graph, x, *, layers=1, combine="last", dropout=0.0, seed=None):
     >>> aggregate(graph, torch.eye(4), layers=1)[0]
     tensor([0.0000, 0.0000, 0.7071, 0.5000])
     """
+    if not isinstance(graph, InteractionGraph):
+        raise ValueError(f"graph: expected an InteractionGraph; got {type(graph).__name__}")
     if isinstance(x, tuple):
+        if len(x) != 2:
+            raise ValueError(f"x: expected an array or a pair of them; got {len(x)}")
         users, items = x
+        library.check_tensor(users, "x")
+        library.check_tensor(items, "x")
+        if users.dim() != 2 or items.dim() != 2 or users.shape[1] != items.shape[1] or users.dtype != items.dtype:
+            raise ValueError(
+                f"x: expected [U, D] and [I, D] of one type; got {list(users.shape)} of {users.dtype} and "
+                f"{list(items.shape)} of {items.dtype}"
+            )
         if users.shape[0] != graph.num_users or items.shape[0] != graph.num_items:
             raise ValueError(
                 f"x: expected {graph.num_users} user rows and {graph.num_items} item rows; "
@@ -74,15 +87,18 @@ def aggregate(graph, x, *, layers=1, combine="last", dropout=0.0, seed=None):
             )
         joined = aggregate(graph, torch.cat([users, items]), layers=layers, combine=combine, dropout=dropout, seed=seed)
         return joined[: graph.num_users], joined[graph.num_users :]
+    library.check_tensor(x, "x")
     nodes = graph.num_users + graph.num_items
     if x.dim() != 2 or x.shape[0] != nodes or not x.is_floating_point():
         raise ValueError(f"x: expected floating point [{nodes}, D]; got {tuple(x.shape)} of {x.dtype}")
-    if layers < 0:
-        raise ValueError(f"layers: expected at least 0; got {layers}")
-    if not 0.0 <= dropout < 1.0:
+    if type(layers) is not int or layers < 0:
+        library.check_count(layers, "layers")
+    if not isinstance(dropout, (int, float)) or not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout: expected a share in [0, 1); got {dropout}")
     if dropout > 0.0 and seed is None:
         raise ValueError("seed: expected an int or a 0-d int64 tensor where dropout > 0; got None")
+    if seed is not None:
+        _check_seed(seed)
     keep = library.may_keep(x.device)
     weights = _layer_weights(combine, layers, x, keep)
     if seed is None:  # it is not read
@@ -91,6 +107,14 @@ def aggregate(graph, x, *, layers=1, combine="last", dropout=0.0, seed=None):
         seed_tensor = library.scalar(seed, torch.int64, x.device)
     operator = torch.ops.reasonrec_fast.aggregate
     return library.call(operator, keep, *_csr(graph), x, weights, float(dropout), seed_tensor)
+
+
+def _check_seed(seed: int | torch.Tensor) -> None:
+    if isinstance(seed, torch.Tensor):
+        if seed.numel() != 1 or not library.is_integer(seed):
+            raise ValueError(f"seed: expected an int or a 0-d int64 tensor; got {list(seed.shape)} of {seed.dtype}")
+    elif isinstance(seed, bool) or not isinstance(seed, int | torch.SymInt) or not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed: expected an int of 64 bits; got {seed!r}")
 
 
 def _csr(graph: InteractionGraph) -> tuple[torch.Tensor, ...]:

@@ -57,14 +57,14 @@ def exit_confidence(
         hidden: ``[B, D]``.
         heads: ``[C, D]``, or ``[K, C, D]`` with ``C <= 64``: an ensemble whose probabilities are averaged.
         bias: ``[C]`` or ``[K, C]``.
-        temperature: divides the logits; float or 0-d tensor.
+        temperature: divides the logits; float or 0-d tensor, above 0.
         measure: ``"max_prob"``; ``"margin"``, the difference of the two largest probabilities; ``"entropy"``,
             ``1 - H / log C``; ``"ratio"`` (two classes), ``|log p(positive) - log p(other)|``: the paper's ratio of
             positive to negative, made symmetric.
         positive: the class of ``positive_probability``.
         threshold: exit where ``confidence >= threshold``; float, 0-d tensor, or one a row ``[B]``.
         previous: confidence at the exit before, ``[B]``; a row then exits only if it has not fallen.
-        targets: classes, int64 ``[B]``.
+        targets: classes, integers ``[B]``.
 
     Returns:
         :class:`ExitStatistics`. ``probability``, ``positive_probability``, ``entropy``, ``logsumexp`` and
@@ -73,7 +73,8 @@ def exit_confidence(
         threads (forward; gradients are torch's own products).
 
     Raises:
-        ValueError: an argument does not fit (argument, expected, got).
+        ValueError: an argument does not fit (argument, expected, got); on a CPU, a target that is no class (with its
+            row).
 
     >>> found = exit_confidence(torch.tensor([[2.0, 0.0]]), torch.eye(2), threshold=0.8)
     >>> int(found.prediction), round(float(found.probability), 3), bool(found.exit)
@@ -85,6 +86,12 @@ def exit_confidence(
         )
     ensemble = heads if heads.dim() == 3 else heads.unsqueeze(0)
     members, classes, _ = ensemble.shape
+    if not hidden.is_floating_point() or (heads.dtype is not hidden.dtype and not heads.is_floating_point()):
+        raise ValueError(f"hidden, heads: expected floating-point types; got {hidden.dtype} and {heads.dtype}")
+    if members == 0 or classes == 0:
+        raise ValueError(f"heads: expected at least one class; got {list(heads.shape)}")
+    if type(positive) is not int:
+        library.check_count(positive, "positive")
     if members > 1 and classes > MAX_ENSEMBLE_CLASSES:
         raise ValueError(f"heads: expected at most {MAX_ENSEMBLE_CLASSES} classes in an ensemble; got {classes}")
     if measure not in MEASURES:
@@ -96,8 +103,16 @@ def exit_confidence(
         if not (positive == 1 and classes == 1):
             raise ValueError(f"positive: expected a class in [0, {classes}); got {positive}")
         positive = 0
-    if bias is not None and bias.reshape(-1).numel() != members * classes:
+    if bias is not None and bias.shape != (members, classes) and (members > 1 or bias.shape != (classes,)):
         raise ValueError(f"bias: expected {[members, classes]} or {[classes]}; got {list(bias.shape)}")
+    if isinstance(threshold, torch.Tensor):
+        if threshold.numel() != 1 and threshold.shape != hidden.shape[:1]:
+            raise ValueError(f"threshold: expected a number or {[hidden.shape[0]]}; got {list(threshold.shape)}")
+        threshold = threshold.reshape(-1)
+    if targets is not None and targets.dtype is not torch.int64:
+        if not library.is_integer(targets):
+            raise ValueError(f"targets: expected integers; got {targets.dtype}")
+        targets = targets.long()
     for name, vector in (("previous", previous), ("targets", targets)):
         if vector is not None and vector.shape != hidden.shape[:1]:
             raise ValueError(f"{name}: expected {[hidden.shape[0]]}; got {list(vector.shape)}")
@@ -109,7 +124,7 @@ def exit_confidence(
         torch.ops.reasonrec_fast.exit_confidence,
         keep,
         hidden,
-        ensemble.to(hidden.dtype),
+        ensemble if ensemble.dtype is hidden.dtype else ensemble.to(hidden.dtype),
         library.nothing(hidden.dtype, device, keep)
         if bias is None
         else bias.reshape(members, classes).to(hidden.dtype),

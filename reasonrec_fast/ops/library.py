@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import logging
+import math
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, lru_cache, wraps
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
+from reasonrec_fast.arrays import as_tensor
 from reasonrec_fast.ops import native  # noqa: F401  loads the native libraries
 
 _logger = logging.getLogger("reasonrec_fast")
@@ -19,25 +24,112 @@ _logger = logging.getLogger("reasonrec_fast")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+_INTEGERS = frozenset((torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64))
+_WHOLE, _REAL = (int, torch.SymInt), (int, float, torch.SymFloat)
+_PLAIN = (torch.Tensor, type(None), str, int, float)
+_AS_THEY_ARE: set[type] = {torch.Tensor, torch.nn.Parameter, type(None), str, bool, int, float}  # one look-up a value
+_PARTS = ("exclude", "clip")  # arguments of several parts, in a tuple or a list; an x may be a tuple of two
+
+
+class ArgumentError(ValueError, RuntimeError):
+    """An argument that a native operator refuses: a ``ValueError``, and the ``RuntimeError`` that torch makes of it."""
+
+
 def takes_arrays(function: Function) -> Function:
-    """Let an operator take numpy and cupy arrays and anything else with DLPack, without a copy; it returns tensors."""
+    """Let an operator take numpy and cupy arrays and anything else with DLPack, without a copy, and pandas objects and
+    sequences of numbers; it returns tensors.
+
+    What native code refuses becomes an :class:`ArgumentError`. Whether arguments that are to be tensors are some is
+    asked where a call has failed: tensors pay nothing for it.
+    """
+    signature = inspect.signature(function)
+    names = tuple(signature.parameters)
 
     @wraps(function)
     def with_tensors(*arguments: Any, **named: Any) -> Any:
-        arguments = tuple([_as_tensor(value) for value in arguments])
+        for value in arguments:
+            if type(value) not in _AS_THEY_ARE:
+                arguments = tuple([_as_tensor(each, *names[i : i + 1]) for i, each in enumerate(arguments)])
+                break
         for name, value in named.items():
-            named[name] = _as_tensor(value)
-        return function(*arguments, **named)
+            if type(value) not in _AS_THEY_ARE:
+                named[name] = _as_tensor(value, name)
+        try:
+            return function(*arguments, **named)
+        except RuntimeError as error:
+            told = _NATIVE.match(str(error))
+            if told is None:
+                raise
+            raise ArgumentError(told[1]) from error
+        except (AttributeError, TypeError):
+            _check_tensors(signature, arguments, named)
+            raise
 
     return with_tensors  # type: ignore[return-value]
 
 
-def _as_tensor(value: Any) -> Any:
-    if isinstance(value, torch.Tensor) or value is None or isinstance(value, (str, int, float)):
+def is_no_array(kind: type) -> None:
+    """Let operators take values of a type of this package as they are."""
+    _AS_THEY_ARE.add(kind)
+
+
+def _check_tensors(signature: inspect.Signature, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+    """Refuse what is no tensor where the annotations ask for one."""
+    try:
+        given = signature.bind(*arguments, **named).arguments
+    except TypeError:  # an argument is missing or unknown, as the caller is told already
+        return
+    for name, parameter in signature.parameters.items():
+        if parameter.annotation == "torch.Tensor" or (name in given and parameter.annotation == "torch.Tensor | None"):
+            check_tensor(given[name], name, parameter.default is None)
+
+
+_NATIVE = re.compile(r"(?:\w+, \S+\.(?:cpp|h|cu|cuh):\d+, )?(\w+(?:, \w+)*: expected .*)")
+"""What a native check says, behind the names of its function and file."""
+
+
+def _as_tensor(value: Any, name: str = "array") -> Any:
+    if isinstance(value, _PLAIN):
         return value
-    if type(value) is tuple:
-        return tuple([_as_tensor(part) for part in value])
-    return torch.from_dlpack(value) if hasattr(value, "__dlpack__") else value
+    if type(value) is tuple if name == "x" else name in _PARTS and isinstance(value, (tuple, list)):
+        return tuple([part if isinstance(part, _PLAIN) else as_tensor(part, name) for part in value])
+    if isinstance(value, np.generic):
+        return value.item()
+    if (
+        isinstance(value, list | range)
+        or type(value) is tuple
+        or hasattr(value, "__dlpack__")
+        or hasattr(value, "__array__")
+    ):
+        found = as_tensor(value, name)
+        if name == "out" and not _shares(found, value):
+            raise ValueError("out: expected an array that can be written to, of positive strides; got one that cannot")
+        return found
+    return value
+
+
+def _shares(tensor: torch.Tensor, array: Any) -> bool:
+    """Whether a tensor is the memory of what it was made of."""
+    if isinstance(array, np.ndarray):
+        return tensor.data_ptr() == array.ctypes.data
+    return hasattr(array, "__dlpack__")
+
+
+def check_tensor(value: Any, name: str, optional: bool = False) -> None:
+    """Refuse what is not an array, nor None where it is ``optional``."""
+    if not isinstance(value, torch.Tensor) and not (optional and value is None):
+        raise ValueError(f"{name}: expected an array; got {type(value).__name__}")
+
+
+def check_count(value: Any, name: str, least: int = 0) -> None:
+    """Refuse what is not a whole number of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, _WHOLE) or value < least:
+        raise ValueError(f"{name}: expected a whole number of at least {least}; got {value!r}")
+
+
+def is_integer(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has whole numbers; bools are not."""
+    return tensor.dtype in _INTEGERS
 
 
 def scalar(value: float | torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -54,12 +146,32 @@ def setting(value: float | torch.Tensor, device: torch.device, keep: bool) -> to
         value: the setting.
         device: where the operator runs.
         keep: what :func:`may_keep` said; then it is made once and read by many calls: a launch less on a GPU.
+
+    Raises:
+        ValueError: not one positive number. Of a tensor on a GPU the shape alone is checked: its value is not read.
     """
     if isinstance(value, torch.Tensor):
-        return value.to(dtype=torch.float64, device=device)
-    if not keep:
+        if value.numel() != 1:
+            raise ValueError(f"temperature: expected a float or a 0-d tensor; got {list(value.shape)}")
+        if keep and value.device.type == "cpu":
+            _check_temperature(float(value))
+        return (value.reshape(()) if value.dim() else value).to(dtype=torch.float64, device=device)
+    if keep:
+        return _kept_setting(value, device, _stream(device))
+    _check_temperature(value)
+    return torch.full((), value, dtype=torch.float64, device=device)
+
+
+@lru_cache(maxsize=256)
+def _kept_setting(value: float, device: torch.device, stream: int) -> torch.Tensor:
+    _check_temperature(value)  # of a value that was kept there is nothing to check
+    with torch.inference_mode(False):  # as in _kept
         return torch.full((), value, dtype=torch.float64, device=device)
-    return _kept(float(value), torch.float64, device, _stream(device))
+
+
+def _check_temperature(value: Any) -> None:
+    if not isinstance(value, _REAL) or not 0 < value < math.inf:
+        raise ValueError(f"temperature: expected a positive number; got {value!r}")
 
 
 def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device, keep: bool) -> torch.Tensor:

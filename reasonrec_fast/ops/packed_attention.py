@@ -37,8 +37,8 @@ def packed_attention(
             ``i`` of a segment sees keys ``[prefix_begin, prefix_begin + prefix)`` and
             ``[own_begin, own_begin + seen + i)``. Segments lie in the order of their queries and cover them all.
         scale: ``d ** -0.5`` by default.
-        softcap: scores become ``softcap * tanh(scores / softcap)`` (Gemma 2).
-        dropout: of the attention weights.
+        softcap: scores become ``softcap * tanh(scores / softcap)`` (Gemma 2); None or 0 for scores as they are.
+        dropout: of the attention weights, in [0, 1].
 
     Returns:
         ``[Q, H, d]`` in the dtype of ``query``; sums are float32 (float64 for float64). Where neither gradients nor
@@ -50,8 +50,8 @@ def packed_attention(
         its own segment, and no other segment.
 
     Raises:
-        ValueError: shapes that do not fit (argument, expected, got).
-        RuntimeError: segments outside the queries or keys.
+        ValueError: shapes or types that do not fit (argument, expected, got), a number without meaning, or segments
+            outside the queries or keys (with their row).
 
     >>> x = torch.eye(4)[:, None]
     >>> both = torch.tensor([[0, 2, 0, 0, 0, 1], [2, 2, 0, 2, 2, 1]])
@@ -63,6 +63,8 @@ def packed_attention(
             f"query, key, value: expected [Q, H, d], [K, G, d], [K, G, d]; got {list(query.shape)}, "
             f"{list(key.shape)}, {list(value.shape)}"
         )
+    if not query.is_floating_point():
+        raise ValueError(f"query: expected a floating-point type; got {query.dtype}")
     if key.dtype != query.dtype or value.dtype != query.dtype:
         raise ValueError(f"key, value: expected {query.dtype}, as query has; got {key.dtype} and {value.dtype}")
     if key.shape[1] == 0 or query.shape[1] % key.shape[1]:
@@ -73,10 +75,20 @@ def packed_attention(
             f"{segments.device}"
         )
     scale = query.shape[2] ** -0.5 if scale is None else scale
+    _check_settings(scale, softcap, dropout)
     differentiable = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
     if dropout or differentiable or query.device.type not in ("cpu", "cuda", "meta"):
         return _composed(query, key, value, segments.numpy(), scale, softcap or 0.0, dropout)
     return torch.ops.reasonrec_fast.packed_attention(query, key, value, segments, scale, softcap or 0.0)
+
+
+def _check_settings(scale: float, softcap: float | None, dropout: float) -> None:
+    if not -math.inf < scale < math.inf:
+        raise ValueError(f"scale: expected a finite number; got {scale}")
+    if softcap is not None and not 0 <= softcap < math.inf:
+        raise ValueError(f"softcap: expected a number of at least 0; got {softcap}")
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"dropout: expected a share in [0, 1]; got {dropout}")
 
 
 def packed_attention_reference(
@@ -177,11 +189,28 @@ def _composed(
     dropout: float,
 ) -> torch.Tensor:
     """Products of torch, one pair for each run of segments that share a prefix; differentiable."""
+    table = segments.tolist()
+    _check_segments(table, query.shape[0], key.shape[0])
     outputs = []
-    for _, run in groupby(segments.tolist(), key=lambda row: (row[2], row[3]) if row[3] else tuple(row)):
+    for _, run in groupby(table, key=lambda row: (row[2], row[3]) if row[3] else tuple(row)):
         rows = np.array(list(run))
         outputs.append(_shared_prefix(query, key, value, rows, scale, softcap, dropout))
     return torch.cat(outputs) if outputs else torch.zeros_like(query)
+
+
+def _check_segments(segments: list[list[int]], queries: int, keys: int) -> None:
+    """As the native check does: ranges within the keys, and the queries covered in their order."""
+    covered = 0
+    for row, (query_begin, count, prefix_begin, prefix, own_begin, seen) in enumerate(segments):
+        inside = 0 <= count <= queries - covered and query_begin == covered
+        inside = inside and prefix_begin >= 0 <= prefix and prefix_begin + prefix <= keys
+        if not inside or own_begin < 0 or seen < 1 or own_begin + seen + max(count - 1, 0) > keys:
+            raise library.ArgumentError(
+                f"segments: expected ranges within the queries, in order, and the keys; row {row} is outside"
+            )
+        covered += count
+    if covered != queries:
+        raise library.ArgumentError(f"segments: expected to cover {queries} queries; they cover {covered}")
 
 
 def _shared_prefix(

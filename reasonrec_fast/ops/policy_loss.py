@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -11,6 +12,8 @@ from reasonrec_fast.ops.token_logprobs import token_logprobs
 
 Kind = Literal["grpo", "dapo", "dr_grpo"]
 KINDS = ("grpo", "dapo", "dr_grpo")
+MAX_LOG_RATIO = 20.0
+"""Larger logarithms of a ratio of probabilities count as this one: their exponential is on the way to infinity."""
 
 
 class PolicyStatistics(NamedTuple):
@@ -18,7 +21,7 @@ class PolicyStatistics(NamedTuple):
 
     Attributes:
         logprobs: of the tokens under the present policy, ``[T]``.
-        ratio_mean, ratio_max: of present to old probability, 0-d.
+        ratio_mean, ratio_max: of present to old probability, bounded as in the loss, 0-d.
         clipped_share: of tokens whose clipped objective is the smaller one, 0-d.
         kl: to the reference, 0-d; 0 without one.
         entropy: in nats, 0-d.
@@ -54,7 +57,9 @@ def policy_loss(
 
     A token's loss is :math:`-\min(r A, \mathrm{clip}(r, 1 - c_0, 1 + c_1) A) + \beta\,k` with the ratio :math:`r` of
     present to old probability and :math:`k = e^{d} - d - 1`, :math:`d` the reference's log-probability minus ours
-    (DeepSeekMath, arXiv 2402.03300, equations 3 and 4).
+    (DeepSeekMath, arXiv 2402.03300, equations 3 and 4). Both :math:`\log r` and :math:`d` are bounded above by 20
+    (a ratio of 4.85e8): beyond, the value stays what it is there and the gradient is 0. Tokens that do not count take
+    no part: their advantages, old and reference log-probabilities may be NaN or infinite.
 
     Args:
         hidden: ``[T, D]``.
@@ -63,16 +68,17 @@ def policy_loss(
         advantages: ``[T]``, or ``[S]`` with ``sequence_ids`` (as many as tokens: one a token).
         old_logprobs: under the policy that sampled, ``[T]``.
         sequence_ids: sequence of each token, int64 ``[T]`` in ``[0, S)`` (``[0, T)`` with advantages a token); without
-            them all tokens are one sequence.
-        mask: tokens that count, bool ``[T]``; all by default.
+            them all tokens are one sequence. On a GPU, where a check would read values back, the loss is NaN where one
+            is out of range.
+        mask: tokens that count, bool ``[T]`` (integers: those that are not 0); all by default.
         reference_logprobs: ``[T]``; needed where ``beta > 0``.
         bias: ``[V]``.
-        temperature: divides the logits.
-        clip: how far the ratio may fall below 1 and rise above it; different for DAPO (arXiv 2503.14476).
+        temperature: divides the logits; above 0.
+        clip: how far the ratio may fall below 1 and rise above it, at least 0; different for DAPO (arXiv 2503.14476).
         beta: weight of the divergence from the reference.
         kind: ``"grpo"``, mean over each sequence's tokens, then over the sequences that have any; ``"dapo"``, mean over
             tokens; ``"dr_grpo"``, sum divided by ``normalizer`` (arXiv 2503.20783).
-        normalizer: only for ``"dr_grpo"``.
+        normalizer: only for ``"dr_grpo"``; above 0.
 
     Returns:
         The loss (0-d, differentiable in ``hidden``, ``weight`` and ``bias``; 0 where no token counts) and
@@ -80,7 +86,8 @@ def policy_loss(
         torch's own sum, whose order may follow the number of threads.
 
     Raises:
-        ValueError: an argument does not fit (argument, expected, got).
+        ValueError: an argument does not fit (argument, expected, got); a number without meaning, such as a temperature
+            of 0; on a CPU, a sequence that there is not (with its row).
 
     >>> hidden, weight = torch.zeros(2, 3), torch.ones(4, 3)
     >>> old = torch.full((2,), 0.25).log()
@@ -89,18 +96,27 @@ def policy_loss(
     (-1.5, 1.0)
     """
     rows = hidden.shape[0]
+    _check_numbers(clip, beta, normalizer)
     _check(rows, tokens, advantages, old_logprobs, sequence_ids, mask, reference_logprobs, beta, kind, normalizer)
     found = token_logprobs(hidden, weight, tokens, bias=bias, temperature=temperature)
     dtype = found.logprobs.dtype
-    counts = torch.ones(rows, dtype=dtype, device=hidden.device) if mask is None else mask.to(dtype)
-    advantage = advantages.to(dtype) if advantages.shape == tokens.shape else advantages.to(dtype)[sequence_ids]
-    # Where a token does not count neither do infinities that it meets.
-    ratio = torch.where(counts > 0, found.logprobs - old_logprobs.to(dtype), 0.0).exp()
+    counted = mask if mask is None or mask.dtype is torch.bool else mask != 0
+    counts = torch.ones(rows, dtype=dtype, device=hidden.device) if counted is None else counted.to(dtype)
+    advantage = advantages.to(dtype)
+    if sequence_ids is not None:
+        sequence_ids, inside = _in_range(sequence_ids.long(), len(advantages))
+        if advantages.shape != tokens.shape:
+            advantage = advantage[sequence_ids]
+        if inside is not None:
+            advantage = torch.where(inside, advantage, torch.nan)
+    # Where a token does not count neither does anything that it meets.
+    advantage = _of_counted(counted, advantage)
+    ratio = _bounded_gap(counted, found.logprobs, old_logprobs.to(dtype)).exp()
     free, bound = ratio * advantage, ratio.clamp(1 - clip[0], 1 + clip[1]) * advantage
     losses = -torch.minimum(free, bound)
     divergence = torch.zeros_like(ratio)
     if reference_logprobs is not None:
-        gap = torch.where(counts > 0, reference_logprobs.to(dtype) - found.logprobs, 0.0)
+        gap = _bounded_gap(counted, reference_logprobs.to(dtype), found.logprobs)
         divergence = gap.exp() - gap - 1
         losses = losses + beta * divergence
     loss = (losses * _token_weights(counts, sequence_ids, len(advantages), kind, normalizer)).sum()
@@ -108,9 +124,9 @@ def policy_loss(
         total = counts.sum().clamp_min(1)
 
         def mean(values: torch.Tensor) -> torch.Tensor:
-            return torch.where(counts > 0, values, 0.0).sum() / total
+            return _of_counted(counted, values).sum() / total
 
-        largest = torch.where(counts > 0, ratio, 0.0)
+        largest = _of_counted(counted, ratio)
         statistics = PolicyStatistics(
             found.logprobs.detach(),
             mean(ratio),
@@ -120,6 +136,31 @@ def policy_loss(
             mean(found.entropy),
         )
     return loss, statistics
+
+
+def _of_counted(counted: torch.Tensor | None, values: torch.Tensor) -> torch.Tensor:
+    """The values, 0 where a token does not count; without a mask all do."""
+    return values if counted is None else torch.where(counted, values, 0.0)
+
+
+def _bounded_gap(counted: torch.Tensor | None, ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    """Logarithm of a ratio of probabilities, 0 where a token does not count. Falling ones need no bound."""
+    return _of_counted(counted, ours - theirs).clamp(max=MAX_LOG_RATIO)
+
+
+def _in_range(sequence_ids: torch.Tensor, sequences: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The sequences; on a GPU moved into their range, and which were in it."""
+    if sequence_ids.device.type != "cpu":
+        inside = (sequence_ids >= 0) & (sequence_ids < sequences)
+        return torch.where(inside, sequence_ids, 0), inside
+    if sequence_ids.numel() and library.may_keep(sequence_ids.device):
+        low, high = (int(value) for value in torch.aminmax(sequence_ids))
+        if low < 0 or high >= sequences:
+            row = int(((sequence_ids < 0) | (sequence_ids >= sequences)).nonzero()[0])
+            raise ValueError(
+                f"sequence_ids: expected sequences in [0, {sequences}); got {int(sequence_ids[row])} in row {row}"
+            )
+    return sequence_ids, None
 
 
 def _token_weights(
@@ -139,6 +180,15 @@ def _token_weights(
     return counts / (lengths[sequence_ids].clamp_min(1) * (lengths > 0).sum().clamp_min(1))
 
 
+def _check_numbers(clip, beta, normalizer) -> None:
+    if not isinstance(clip, tuple) or len(clip) != 2 or not all(0 <= bound < math.inf for bound in clip):
+        raise ValueError(f"clip: expected two numbers of at least 0; got {clip}")
+    if not isinstance(beta, int | float) or not 0 <= beta < math.inf:
+        raise ValueError(f"beta: expected a number of at least 0; got {beta}")
+    if normalizer is not None and not isinstance(normalizer, torch.Tensor) and not 0 < normalizer < math.inf:
+        raise ValueError(f"normalizer: expected a positive number; got {normalizer}")
+
+
 def _check(
     rows, tokens, advantages, old_logprobs, sequence_ids, mask, reference_logprobs, beta, kind, normalizer
 ) -> None:
@@ -155,6 +205,11 @@ def _check(
         "mask": mask,
         "reference_logprobs": reference_logprobs,
     }
+    for name, whole in (("tokens", tokens), ("sequence_ids", sequence_ids)):
+        if whole is not None and whole.dtype is not torch.int64 and not library.is_integer(whole) and rows:
+            raise ValueError(f"{name}: expected integers; got {whole.dtype}")
+    if mask is not None and (mask.is_floating_point() or mask.is_complex()):
+        raise ValueError(f"mask: expected torch.bool; got {mask.dtype}")
     for name, vector in vectors.items():
         if vector is not None and vector.shape != (rows,):
             raise ValueError(f"{name}: expected [{rows}]; got {list(vector.shape)}")
@@ -168,14 +223,15 @@ def group_advantages(rewards: torch.Tensor, groups: torch.Tensor, *, kind: Kind 
 
     Args:
         rewards: ``[S]``.
-        groups: group of each sample, int64 ``[S]``, any numbers.
+        groups: group of each sample, integers ``[S]``, any.
         kind: ``"grpo"`` and ``"dapo"`` divide by the group's sample deviation + 1e-4, ``"dr_grpo"`` does not.
 
     Returns:
-        ``[S]``, centred in each group; 0 for a sample alone in its group.
+        ``[S]``, centred in each group, float32 (float64 for float64 rewards); exactly 0 for a sample alone in its group
+        and for a group of equal rewards. A reward that is not finite makes its own group NaN, and no other.
 
     Raises:
-        ValueError: shapes that do not fit (argument, expected, got).
+        ValueError: shapes or types that do not fit (argument, expected, got).
 
     >>> group_advantages(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([7, 7, 2]), kind="dr_grpo").tolist()
     [-1.0, 1.0, 0.0]
@@ -184,21 +240,28 @@ def group_advantages(rewards: torch.Tensor, groups: torch.Tensor, *, kind: Kind 
         raise ValueError(f"kind: expected one of {KINDS}; got {kind!r}")
     if rewards.dim() != 1 or groups.shape != rewards.shape:
         raise ValueError(f"rewards, groups: expected [S] both; got {list(rewards.shape)} and {list(groups.shape)}")
+    dtype = torch.float64 if rewards.dtype == torch.float64 else torch.float32
+    if rewards.is_complex():
+        raise ValueError(f"rewards: expected numbers; got {rewards.dtype}")
     if len(rewards) == 0:
-        return rewards.clone()
-    values = rewards if rewards.is_floating_point() else rewards.float()
+        return rewards.to(dtype)
+    if not library.is_integer(groups):
+        raise ValueError(f"groups: expected integers; got {groups.dtype}")
     ordered, order = torch.sort(groups, stable=True)
-    starts = torch.cat([ordered.new_zeros(1), (ordered[1:] != ordered[:-1]).long()])
-    segment = torch.empty_like(order).index_copy(0, order, starts.cumsum(0))
-    lengths = torch.zeros_like(order).index_add(0, segment, torch.ones_like(order))
+    values = rewards.index_select(0, order).double()  # few numbers, whose squares are to fit
+    segment = torch.cat([order.new_zeros(1), ordered[1:] != ordered[:-1]]).cumsum(0)
+    lengths = torch.zeros_like(order).index_add_(0, segment, torch.ones_like(order))  # and zeros behind them
+    if rewards.dtype in (torch.float64, torch.int64):
+        # Less the group's first reward, which leaves nothing of equal ones; their sum would have been rounded.
+        first = (lengths.cumsum(0) - lengths).index_select(0, segment)
+        values = values - values.index_select(0, first)
 
-    def total(of: torch.Tensor) -> torch.Tensor:
-        """Sums of the groups, for each sample its own; the same bits on every run."""
-        return torch.segment_reduce(of[order], "sum", lengths=lengths, unsafe=True)[segment]
+    def reduced(of: torch.Tensor, how: str) -> torch.Tensor:
+        """Of each group; the same bits on every run."""
+        return torch.segment_reduce(of, how, lengths=lengths, unsafe=True)
 
-    size = lengths[segment]
-    centred = values - total(values) / size
-    if kind == "dr_grpo":
-        return centred
-    deviation = (total(centred.square()) / (size - 1).clamp_min(1)).sqrt()
-    return centred / (deviation + 1e-4)
+    values = values - reduced(values, "mean").index_select(0, segment)
+    if kind != "dr_grpo":
+        deviation = (reduced(values.square(), "sum") / (lengths - 1).clamp_min(1)).sqrt() + 1e-4
+        values = values / deviation.index_select(0, segment)
+    return torch.empty_like(values, dtype=dtype).index_copy_(0, order, values.to(dtype))

@@ -26,6 +26,9 @@ class Route(NamedTuple):
     destination: torch.Tensor
 
 
+library.is_no_array(Route)
+
+
 @library.takes_arrays
 def route(
     uncertainty: torch.Tensor, *, threshold: float | torch.Tensor | None = None, budget: int | float | None = None
@@ -34,20 +37,29 @@ def route(
 
     Args:
         uncertainty: ``[B]``, larger is less sure; NaN counts as the most uncertain.
-        threshold: delegate where ``uncertainty > threshold`` (or NaN).
+        threshold: delegate where ``uncertainty > threshold`` (or NaN); a number or ``[B]``.
         budget: delegate exactly so many rows, the most uncertain (ties: lower index first). An int, or a share in
             [0, 1] whose count is ``floor(share * B)`` in decimal arithmetic.
 
     Raises:
-        ValueError: not exactly one of threshold and budget, or a budget out of range.
+        ValueError: not exactly one of threshold and budget, or one out of range; uncertainties that are no floats.
 
     >>> route(torch.tensor([0.1, 0.9, 0.5]), budget=1).order.tolist()
     [0, 2, 1]
     """
     _check_vector(uncertainty, "uncertainty")
+    if not uncertainty.is_floating_point():
+        raise ValueError(f"uncertainty: expected a floating-point type; got {uncertainty.dtype}")
     if (threshold is None) == (budget is None):
         raise ValueError("threshold, budget: expected exactly one of them")
     if threshold is not None:
+        if not isinstance(threshold, torch.Tensor):
+            if not isinstance(threshold, (int, float, torch.SymFloat)) or threshold != threshold:
+                raise ValueError(f"threshold: expected a number; got {threshold!r}")
+        elif threshold.numel() != 1 and threshold.shape != uncertainty.shape:
+            raise ValueError(f"threshold: expected a number or {list(uncertainty.shape)}; got {list(threshold.shape)}")
+        else:
+            threshold = threshold.reshape(-1)
         destination = (~(uncertainty <= threshold)).long()
         return route_to(destination, 2)
     assert budget is not None
@@ -69,13 +81,13 @@ def route_to(
         destination: int64 ``[B]`` in ``[0, num_destinations)``. On a GPU, where a check would read values back, one
             below the range counts as 0 and one above it as ``num_destinations - 1``, in the returned route too.
         num_destinations: ``M``, at least 1.
-        capacity: int64 ``[M]``; rows over it fall back to destination 0 (whose own capacity is not bounded):
-            the lowest score first, then the highest index.
-        score: ``[B]``, larger stays longer; only with capacity.
+        capacity: integers ``[M]``, at least 0 (on a GPU less counts as 0); rows over it fall back to destination 0
+            (whose own capacity is not bounded): the lowest score first, then the highest index.
+        score: ``[B]``, larger stays longer, NaN longest; only with capacity.
 
     Raises:
-        ValueError: shapes that do not fit (argument, expected, got).
-        RuntimeError: on a CPU, a destination out of range (with its row).
+        ValueError: shapes or types that do not fit (argument, expected, got); on a CPU, a destination or a capacity out
+            of range (with its row).
 
     >>> route_to(torch.tensor([1, 0, 1]), 2).order.tolist()
     [1, 0, 2]
@@ -83,8 +95,10 @@ def route_to(
     _check_vector(destination, "destination")
     if destination.dtype != torch.int64:
         raise ValueError(f"destination: expected torch.int64; got {destination.dtype}")
-    if num_destinations < 1:
-        raise ValueError(f"num_destinations: expected at least 1; got {num_destinations}")
+    if type(num_destinations) is not int or num_destinations < 1:
+        library.check_count(num_destinations, "num_destinations", 1)
+    if capacity is not None and not library.is_integer(capacity):
+        raise ValueError(f"capacity: expected integers; got {capacity.dtype}")
     if capacity is not None and capacity.shape != (num_destinations,):
         raise ValueError(f"capacity: expected [{num_destinations}]; got {list(capacity.shape)}")
     if score is not None and (capacity is None or score.shape != destination.shape):
@@ -113,6 +127,8 @@ def combine(y: torch.Tensor, route: Route, *, out: torch.Tensor | None = None) -
 
 
 def _gather(x: torch.Tensor, index: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+    if x.dim() == 0 or x.shape[0] != index.numel():
+        raise ValueError(f"x: expected {index.numel()} rows, as the route has; got {list(x.shape)}")
     if out is None:
         return x.index_select(0, index)
     if out.shape != (index.numel(), *x.shape[1:]) or out.dtype != x.dtype:
@@ -131,6 +147,8 @@ def _check_vector(tensor: torch.Tensor, name: str) -> None:
 
 
 def _budget_count(budget: int | float, rows: int) -> int:
+    if isinstance(budget, bool) or not isinstance(budget, int | float):
+        raise ValueError(f"budget: expected a share in [0, 1] or an int; got {budget!r}")
     if isinstance(budget, int):
         if not 0 <= budget <= rows:
             raise ValueError(f"budget: expected a count in [0, {rows}] or a share in [0, 1]; got {budget}")
@@ -157,7 +175,8 @@ def _route_to(
     """No value is read back from a GPU."""
     if destination.device.type == "cpu":
         if capacity.numel():  # else partition checks
-            _check_range(destination, num_destinations)
+            _check_range("destination", destination, num_destinations)
+            _check_range("capacity", capacity, 2**63)
         destination = destination.clone()
     else:
         destination = destination.clamp(0, num_destinations - 1)
@@ -167,13 +186,13 @@ def _route_to(
     return (*torch.ops.reasonrec_fast.partition(destination, num_destinations), destination)
 
 
-def _check_range(destination: torch.Tensor, num_destinations: int) -> None:
-    wrong = ((destination < 0) | (destination >= num_destinations)).nonzero()
-    if wrong.numel():
-        row = int(wrong[0])
-        raise RuntimeError(
-            f"destination: expected values in [0, {num_destinations}); got {int(destination[row])} in row {row}"
-        )
+def _check_range(name: str, values: torch.Tensor, end: int) -> None:
+    if not values.numel():
+        return
+    low, high = torch.aminmax(values)
+    if low.item() < 0 or high.item() >= end:
+        row = int(((values < 0) | (values > end - 1)).nonzero()[0])
+        raise library.ArgumentError(f"{name}: expected values in [0, {end}); got {int(values[row])} in row {row}")
 
 
 def _partition(destination: torch.Tensor, num_destinations: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -47,14 +47,14 @@ def token_logprobs(
         weight: ``[V, D]``, such as the rows of an LM head.
         tokens: int64 ``[B]`` or ``[B, M]``; ``ignore_index`` where there is none.
         bias: ``[V]``.
-        temperature: divides the logits; float or 0-d tensor.
+        temperature: divides the logits; float or 0-d tensor, above 0.
         ignore_index: marks tokens to leave out.
 
     Returns:
         :class:`TokenStatistics`; all three differentiable in ``hidden``, ``weight`` and ``bias``.
 
     Raises:
-        ValueError: shapes that do not fit (argument, expected, got).
+        ValueError: shapes or types that do not fit (argument, expected, got).
         RuntimeError: a token that is neither a class nor ``ignore_index``, on a CPU; on a GPU, where nothing is read
             back, its log-probability is NaN.
 
@@ -66,6 +66,12 @@ def token_logprobs(
         raise ValueError(
             f"hidden, weight: expected [B, D] and [V, D]; got {list(hidden.shape)} and {list(weight.shape)}"
         )
+    if not hidden.is_floating_point() or (weight.dtype is not hidden.dtype and not weight.is_floating_point()):
+        raise ValueError(f"hidden, weight: expected floating-point types; got {hidden.dtype} and {weight.dtype}")
+    if tokens.dtype is not torch.int64:
+        if not library.is_integer(tokens) and tokens.numel():
+            raise ValueError(f"tokens: expected integers; got {tokens.dtype}")
+        tokens = tokens.long()
     if weight.shape[0] == 0:
         raise ValueError("weight: expected at least one class; got none")
     if tokens.dim() not in (1, 2) or tokens.shape[0] != hidden.shape[0]:
@@ -80,9 +86,9 @@ def token_logprobs(
         torch.ops.reasonrec_fast.token_logprobs,
         keep,
         hidden,
-        weight.to(hidden.dtype),
+        weight if weight.dtype is hidden.dtype else weight.to(hidden.dtype),
         library.nothing(hidden.dtype, hidden.device, keep) if bias is None else bias.to(hidden.dtype),
-        (tokens[:, None] if tokens.dim() == 1 else tokens).long(),
+        tokens[:, None] if tokens.dim() == 1 else tokens,
         library.setting(temperature, hidden.device, keep),
         ignore_index,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -30,7 +30,9 @@ def topk(queries: torch.Tensor, items: torch.Tensor, k: int, *, exclude: Exclusi
         items: ``[N, D]``, of the same dtype.
         k: how many, at least 0; more than there are items is allowed.
         exclude: items that a row must not return, in CSR form: ``(indptr [B + 1], indices)``, or
-            ``(indptr, indices, rows [B])`` where the CSR has more rows than the batch and ``rows`` picks them.
+            ``(indptr, indices, rows [B])`` where the CSR has more rows than the batch and ``rows`` picks them. On a
+            GPU, where a check would read values back, ``indptr`` must rise within ``indices``, and items that
+            there are not exclude nothing.
 
     Returns:
         values ``[B, k]`` float32 (float64 for float64 inputs) and indices ``[B, k]`` int64, by falling value; equal
@@ -40,7 +42,8 @@ def topk(queries: torch.Tensor, items: torch.Tensor, k: int, *, exclude: Exclusi
         leave out what is about 2^-22 of it.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit (argument, expected, got).
+        ValueError: shapes or dtypes that do not fit (argument, expected, got); on a CPU, a CSR that is not one, or an
+            excluded item that there is not (with its row).
 
     >>> topk(torch.eye(2), torch.tensor([[1.0, 0.0], [0.5, 2.0]]), 1).indices.tolist()
     [[0], [1]]
@@ -51,12 +54,8 @@ def topk(queries: torch.Tensor, items: torch.Tensor, k: int, *, exclude: Exclusi
         )
     if not queries.is_floating_point() or items.dtype != queries.dtype:
         raise ValueError(f"queries, items: expected one floating-point type; got {queries.dtype} and {items.dtype}")
-    if k < 0:
-        raise ValueError(f"k: expected at least 0; got {k}")
-    if exclude is not None and len(exclude) == 2 and exclude[0].numel() != queries.shape[0] + 1:
-        raise ValueError(
-            f"exclude: expected an indptr of {queries.shape[0] + 1} entries; got {exclude[0].numel()} (or pass rows)"
-        )
+    if type(k) is not int or k < 0:
+        library.check_count(k, "k")
     indptr, indices, rows = _exclusion_tensors(exclude, queries)
     return TopK(*torch.ops.reasonrec_fast.topk(queries, items, k, indptr, indices, rows))
 
@@ -65,9 +64,32 @@ def _exclusion_tensors(exclude: Exclusions | None, queries: torch.Tensor) -> tup
     if exclude is None:
         empty = library.nothing(torch.int64, queries.device, library.may_keep(queries.device))
         return empty, empty, empty
-    indptr, indices = exclude[0].long(), exclude[1].long()
-    rows = exclude[2].long() if len(exclude) == 3 else torch.arange(queries.shape[0], device=queries.device)
-    return indptr, indices, rows
+    if not isinstance(exclude, tuple) or len(exclude) not in (2, 3):
+        raise ValueError("exclude: expected (indptr, indices) or (indptr, indices, rows); got something else")
+    batch = queries.shape[0]
+    parts: list[torch.Tensor] = []
+    for part in exclude:
+        fits = isinstance(part, torch.Tensor) and part.dtype is torch.int64 and part.dim() == 1
+        parts.append(part if fits else _as_int64(part, ("indptr", "indices", "rows")[len(parts)]))
+    if len(parts) == 2:
+        if parts[0].numel() != batch + 1:
+            raise ValueError(
+                f"exclude: expected an indptr of {batch + 1} entries; got {parts[0].numel()} (or pass rows)"
+            )
+        return parts[0], parts[1], torch.arange(batch, device=queries.device)
+    if parts[2].numel() != batch:
+        raise ValueError(f"exclude: expected {batch} rows, one a query; got {parts[2].numel()}")
+    if parts[0].numel() == 0:
+        raise ValueError("exclude: expected an indptr of at least one entry; got none")
+    return tuple(parts)
+
+
+def _as_int64(part: Any, name: str) -> torch.Tensor:
+    if not isinstance(part, torch.Tensor):
+        raise ValueError(f"exclude: expected {name} to be a vector of integers; got {type(part).__name__}")
+    if part.dim() != 1 or (not library.is_integer(part) and part.numel()):
+        raise ValueError(f"exclude: expected {name} to be a vector of integers; got {list(part.shape)} of {part.dtype}")
+    return part.long()
 
 
 def _topk(
@@ -116,7 +138,8 @@ def _excluded_pairs(
     """Batch row and item of every exclusion."""
     if indptr.numel() == 0:
         return indices, indices
-    sizes = indptr[rows + 1] - indptr[rows]
+    indptr = indptr.clamp(0, indices.numel())
+    sizes = (indptr[rows + 1] - indptr[rows]).clamp_min(0)
     batch_rows = torch.repeat_interleave(torch.arange(rows.numel(), device=rows.device), sizes)
     within = torch.arange(batch_rows.numel(), device=rows.device) - (sizes.cumsum(0) - sizes)[batch_rows]
     return batch_rows, indices[indptr[rows][batch_rows] + within]

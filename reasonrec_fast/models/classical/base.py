@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from reasonrec_fast import ops
-from reasonrec_fast.data import Histories, Interactions
+from reasonrec_fast.arrays import as_count, as_index, as_rows, same_length
+from reasonrec_fast.data import UNLABELLED, DataError, Histories, Interactions
 from reasonrec_fast.devices import on_device, resolve_device
 from reasonrec_fast.evaluation import auc, ranking_metrics
 from reasonrec_fast.files import read_json, replacing, write_json
@@ -44,8 +45,10 @@ class Recommendations(NamedTuple):
 class Recommender(nn.Module, ABC):
     """Base of the classical models: a torch module that is fitted to :class:`~reasonrec_fast.data.Interactions`.
 
-    A model knows what each user has had (``histories``): it is what recommendations leave out, and what models that
-    fold users in read. :meth:`fit` sets it to the training events, :meth:`observe` to anything else.
+    A model knows what each user liked (``histories``), which models that fold users in read, and what each has had,
+    liked or not (``had``), which recommendations leave out. :meth:`fit` sets both to the training events,
+    :meth:`observe` to anything else. Users and items are asked for as vectors of their indices, in any form
+    (numpy, torch, pandas by position, lists).
 
     It trains and scores on ``device``, and moves as every module does (:meth:`~torch.nn.Module.to`), before or after it
     is fitted. Initial weights and the order of batches are drawn on the host, alike for every device; what is saved on
@@ -69,7 +72,7 @@ class Recommender(nn.Module, ABC):
             raise TypeError(f"config: expected a {self.config_type.__name__}; got {type(self.config).__name__}")
         self.device = resolve_device(device)
         self.sizes: dict[str, int] = {}
-        self.histories = Histories.from_lists([])
+        self.histories = self.had = Histories.from_lists([])
 
     # What a model says for itself.
 
@@ -98,6 +101,9 @@ class Recommender(nn.Module, ABC):
             train, validation: rows, ascending; models that train in epochs keep the one that does best on the second.
             checkpoint: file with the state of the training; what is there is gone on with.
             progress: is told of every epoch.
+
+        Raises:
+            DataError: rows that the table does not have, or one twice.
         """
 
     @abstractmethod
@@ -130,7 +136,15 @@ class Recommender(nn.Module, ABC):
         return self.to(self.device)
 
     def score(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """Scores of pairs, float32 ``[N]``; larger is likelier."""
+        """Scores of pairs, float32 ``[N]``; larger is likelier.
+
+        Args:
+            users, items: indices, ``[N]`` both.
+
+        Raises:
+            DataError: not one item a user, or an index that the model does not know (with its row).
+        """
+        users, items = self.pairs(users, items)
         found = np.empty(len(users), dtype=np.float32)
         asked, place = np.unique(users, return_inverse=True)
         for first in range(0, len(asked), _BATCH):
@@ -145,11 +159,16 @@ class Recommender(nn.Module, ABC):
         """The best ``k`` items of each user, without those that the user has had.
 
         Args:
-            users: int64 ``[B]``.
-            k: how many.
-            exclude: what to leave out, of all users; ``histories`` by default.
+            users: indices, ``[B]``.
+            k: how many, at least 0.
+            exclude: what to leave out, of all users; ``had`` by default.
+
+        Raises:
+            DataError: a user that the model or ``exclude`` does not know (with the row), an item among those that the
+                model does not know, or a model whose scores are NaN.
         """
-        exclude = self.histories if exclude is None else exclude
+        users, k = self.asked(users), as_count(k, "k", error=DataError)
+        exclude = self.had if exclude is None else self._checked(exclude, "exclude")  # ours was looked at before
         found = Recommendations(
             np.full((len(users), k), -np.inf, dtype=np.float32), np.full((len(users), k), -1, dtype=np.int64)
         )
@@ -159,6 +178,13 @@ class Recommender(nn.Module, ABC):
             values, items = best(asked, min(k, self.sizes["items"]), exclude.select(asked))
             rows = slice(first, first + len(asked))
             found.scores[rows, : values.shape[1]], found.items[rows, : items.shape[1]] = values.cpu(), items.cpu()
+        broken = np.isnan(found.scores) | (np.isneginf(found.scores) & (found.items >= 0))
+        if broken.any():
+            row, place = np.argwhere(broken)[0]
+            raise DataError(
+                f"users: expected scores that are numbers; got NaN for user {users[row]} in row {row} and item "
+                f"{found.items[row, place]}: the model's weights are broken"
+            )
         return found
 
     def _retriever(self) -> Callable[[np.ndarray, int, Histories], tuple[torch.Tensor, torch.Tensor]]:
@@ -174,25 +200,66 @@ class Recommender(nn.Module, ABC):
 
         return best
 
-    def observe(self: Kind, histories: Histories) -> Kind:
-        """Set what each user has had (see the class).
+    def observe(self: Kind, histories: Histories, *, had: Histories | None = None) -> Kind:
+        """Set what each user liked and has had (see the class).
+
+        Args:
+            histories: what each user liked, oldest first.
+            had: what recommendations leave out; the same by default.
 
         Raises:
-            DataError: an item that the model does not know.
+            DataError: an item that the model does not know (with its row), or other users in ``had``.
         """
-        self.histories = histories.checked(self.sizes["items"])
+        self.histories = self._checked(histories, "histories")
+        self.had = self.histories if had is None else self._checked(had, "had")
+        same_length(DataError, histories=self.histories.lengths, had=self.had.lengths)
         return self
+
+    def observe_events(self: Kind, data: Interactions, rows: np.ndarray) -> Kind:
+        """:meth:`observe` what some rows tell."""
+        return self.observe(Histories.of(data, rows), had=Histories.had(data, rows))
+
+    def asked(self, users: np.ndarray) -> np.ndarray:
+        """Users as int64 ``[B]``.
+
+        Raises:
+            DataError: no vector of whole numbers of at least 0 (with the row), or a model that is not fitted.
+        """
+        if not self.sizes:
+            raise DataError("model: expected one that is fitted or loaded; got a new one")
+        return np.require(as_index(users, "users", error=DataError), requirements="W")
+
+    def pairs(self, users: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Users and items as int64 ``[N]`` both.
+
+        Raises:
+            DataError: as :meth:`asked`, an item that the model does not know (with its row), or not one a user.
+        """
+        users = self.asked(users)
+        items = np.require(as_index(items, "items", self.sizes["items"], error=DataError), requirements="W")
+        same_length(DataError, users=users, items=items)
+        return users, items
+
+    def _checked(self, histories: Histories, name: str) -> Histories:
+        if not isinstance(histories, Histories):
+            raise DataError(f"{name}: expected Histories; got {type(histories).__name__}")
+        if not self.sizes:
+            raise DataError("model: expected one that is fitted or loaded; got a new one")
+        return histories.checked(self.sizes["items"])
 
     def ndcg(self, data: Interactions, rows: np.ndarray, k: int = 10) -> float:
         """Mean NDCG@k of the users of some rows, whose positive items are to be found among all that the user has not
-        had: what ranking models stop early by."""
+        had: what ranking models stop early by. Items that the user has had before count for nothing."""
         rows = rows[data.labels[rows] == 1]
         users, place = np.unique(data.users[rows], return_inverse=True)
-        relevant = Histories.from_pairs(len(users), place, data.items[rows])
-        return float(ranking_metrics(self.recommend(users, k).items, relevant, [k])[f"ndcg@{k}"].mean())
+        relevant = Histories.from_pairs(len(users), place, data.items[rows]).without(self.had.select(users))
+        values = ranking_metrics(self.recommend(users, k).items, relevant, [k])[f"ndcg@{k}"]
+        known = values[~np.isnan(values)]
+        return float(known.mean()) if len(known) else float("nan")
 
     def auc(self, data: Interactions, rows: np.ndarray) -> float:
-        """AUC of some rows: what models of clicks stop early by."""
+        """AUC of the labelled ones of some rows: what models of clicks stop early by."""
+        rows = rows[data.labels[rows] != UNLABELLED]
         return auc(data.labels[rows], self.score(data.users[rows], data.items[rows]))
 
     def _scores_of_pairs(self, users: np.ndarray) -> torch.Tensor:
@@ -205,8 +272,10 @@ class Recommender(nn.Module, ABC):
         """Write weights and histories (safetensors) and settings (JSON)."""
         folder = Path(folder)
         tensors = {f"model.{name}": value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        tensors["histories.indptr"] = torch.from_numpy(self.histories.indptr)
-        tensors["histories.items"] = torch.from_numpy(self.histories.items)
+        kept = {"histories": self.histories} | ({} if self.had is self.histories else {"had": self.had})
+        for name, histories in kept.items():
+            tensors[f"{name}.indptr"] = torch.from_numpy(histories.indptr)
+            tensors[f"{name}.items"] = torch.from_numpy(histories.items)
         with replacing(folder / "model.safetensors") as temporary:
             save_file(tensors, temporary)
         settings = {"architecture": type(self).__name__, "format": _FORMAT}
@@ -236,9 +305,27 @@ class Recommender(nn.Module, ABC):
         model = cls(cls.config_type(**stored["config"]), device=device)
         model._restore(folder, stored["sizes"])
         tensors = load_file(folder / "model.safetensors")
-        indptr, items = (tensors.pop(f"histories.{name}").numpy() for name in ("indptr", "items"))
+        kept = [
+            Histories(*(tensors.pop(f"{name}.{part}").numpy() for part in ("indptr", "items")))
+            for name in ("histories", "had")
+            if f"{name}.indptr" in tensors
+        ]
         model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items()})
-        return model.eval().observe(Histories(indptr, items))
+        return model.eval().observe(kept[0], had=kept[-1] if len(kept) > 1 else None)
+
+
+def checked_rows(
+    data: Interactions, train: np.ndarray, validation: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Rows to train and validate on, int64 and ascending.
+
+    Raises:
+        DataError: rows that the table does not have, or one twice.
+    """
+    train = as_rows(train, "train", len(data), error=DataError)
+    if validation is not None:
+        validation = as_rows(validation, "validation", len(data), error=DataError)
+    return train, validation
 
 
 class ClosedFormRecommender(Recommender):
@@ -257,8 +344,9 @@ class ClosedFormRecommender(Recommender):
         checkpoint: str | Path | None = None,
         progress: Progress | None = None,
     ) -> ClosedForm:
+        train, _ = checked_rows(data, train, validation)
         self.learn(data, train)
-        return self.observe(Histories.of(data, train))
+        return self.observe_events(data, train)
 
 
 class VectorRecommender(Recommender):
@@ -271,14 +359,16 @@ class VectorRecommender(Recommender):
 
     def scores(self, users: np.ndarray) -> torch.Tensor:
         of_users, items = self.encoded()
-        return of_users(users) @ items.T
+        return of_users(self.asked(users)) @ items.T
 
     @torch.inference_mode()
     def score(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+        users, items = self.pairs(users, items)
         of_users, vectors = self.encoded()
         found = torch.empty(len(users), device=self.device)
         asked, place = np.unique(users, return_inverse=True)
-        rows_of = torch.cat([of_users(asked[first : first + _BATCH]) for first in range(0, len(asked), _BATCH)])
+        starts = range(0, max(len(asked), 1), _BATCH)
+        rows_of = torch.cat([of_users(asked[first : first + _BATCH]) for first in starts])
         for first in range(0, len(users), 1 << 18):
             rows = slice(first, first + (1 << 18))
             pairs = rows_of[on_device(place[rows], self.device)] * vectors[on_device(items[rows], self.device)]

@@ -61,10 +61,11 @@ class Bias(ClosedFormRecommender):
         return self.of_items.cpu().numpy()
 
     def scores(self, users: np.ndarray) -> torch.Tensor:
-        return self._of_users(users)[:, None] + self.of_items
+        return self._of_users(self.asked(users))[:, None] + self.of_items
 
     def score(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Log-odds, float32 ``[N]``."""
+        users, items = self.pairs(users, items)
         return (self._of_users(users) + self.of_items[on_device(items, self.device)]).cpu().numpy()
 
     def _of_users(self, users: np.ndarray) -> torch.Tensor:

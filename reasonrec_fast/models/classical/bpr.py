@@ -15,7 +15,7 @@ from torch.nn import functional
 from reasonrec_fast.data import DataError, Histories, Interactions
 from reasonrec_fast.data.negatives import NegativeSampler
 from reasonrec_fast.devices import on_device
-from reasonrec_fast.models.classical.base import Progress, VectorRecommender
+from reasonrec_fast.models.classical.base import Progress, VectorRecommender, checked_rows
 from reasonrec_fast.models.classical.sampled_softmax import cosine_cross_entropy
 from reasonrec_fast.models.classical.training import GradientConfig, product_dtype, train_by_gradient
 
@@ -75,10 +75,11 @@ class BPR(VectorRecommender):
         checkpoint: str | Path | None = None,
         progress: Progress | None = None,
     ) -> Kind:
+        train, validation = checked_rows(data, train, validation)
         histories = Histories.of(data, train)
         users, items = np.repeat(np.arange(data.num_users), histories.lengths), histories.items
         self.build({"users": data.num_users, "items": data.num_items, "edges": len(items)})
-        self.observe(histories)
+        self.observe(histories, had=Histories.had(data, train))
         self.prepare(users, items)
         sampler = NegativeSampler(histories, data.num_items)
         counts = np.bincount(items, minlength=data.num_items)
@@ -117,7 +118,10 @@ class BPR(VectorRecommender):
 
     def _of_users(self, vectors: torch.Tensor, users: np.ndarray) -> torch.Tensor:
         if len(users) and users.max() >= len(vectors):
-            raise DataError(f"users: expected indices below {len(vectors)}, as in training; got {users.max()}")
+            row = int(users.argmax())
+            raise DataError(
+                f"users: expected indices below {len(vectors)}, as in training; got {users[row]} in row {row}"
+            )
         return vectors[on_device(users, self.device)]
 
     def scaled(self, vectors: torch.Tensor) -> torch.Tensor:

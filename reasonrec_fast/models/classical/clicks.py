@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from reasonrec_fast.data import Histories, Interactions, Timeline
 from reasonrec_fast.devices import on_device
-from reasonrec_fast.models.classical.base import Progress, Recommender
+from reasonrec_fast.models.classical.base import Progress, Recommender, checked_rows
 from reasonrec_fast.models.classical.fields import FieldEmbeddings
 from reasonrec_fast.models.classical.training import GradientConfig, train_by_gradient
 
@@ -78,9 +78,10 @@ class ClickModel(Recommender):
         checkpoint: str | Path | None = None,
         progress: Progress | None = None,
     ) -> Kind:
+        train, validation = checked_rows(data, train, validation)
         self.build({"users": data.num_users, **FieldEmbeddings.sizes_of(data.catalog)})
         self.fields.describe(data.catalog, np.unique(data.users[train]), np.unique(data.items[train]))
-        self.observe(Histories.of(data, train))
+        self.observe_events(data, train)
 
         train_by_gradient(
             self,
@@ -100,10 +101,10 @@ class ClickModel(Recommender):
 
     def score(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Log-odds, float32 ``[N]``."""
-        return self._odds_of(users, items).cpu().numpy()
+        return self._odds_of(*self.pairs(users, items)).cpu().numpy()
 
     def scores(self, users: np.ndarray) -> torch.Tensor:
-        items = self.sizes["items"]
+        users, items = self.asked(users), self.sizes["items"]
         return self._odds_of(np.repeat(users, items), np.tile(np.arange(items), len(users))).view(len(users), items)
 
     @torch.inference_mode()
@@ -116,7 +117,7 @@ class ClickModel(Recommender):
         return found
 
     def _liked(self, users: np.ndarray) -> Histories:
-        ends = self.histories.indptr[users + 1]
+        ends = self.histories.indptr[self.histories.known(users) + 1]
         return self.histories.spans(np.maximum(self.histories.indptr[users], ends - self.config.history), ends)
 
 

@@ -49,6 +49,7 @@ class FM(ClickModel):
 
     @torch.inference_mode()
     def scores(self, users: np.ndarray) -> torch.Tensor:
+        users = self.asked(users)
         # What users' fields and items' fields say alone, and the product of their sums.
         of_users = self.fields.of_users(users, self._liked(users))
         of_items = self.fields.of_items(np.arange(self.sizes["items"]))

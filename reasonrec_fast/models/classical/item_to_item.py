@@ -27,7 +27,7 @@ class ItemToItem(ClosedFormRecommender):
         """Build the model and fill it from who had what, ``[U, I]`` of ones."""
 
     def _of(self, users: np.ndarray) -> csr_matrix:
-        return self._matrix(self.histories.select(users), self.sizes["items"])
+        return self._matrix(self.histories.select(self.asked(users)), self.sizes["items"])
 
     @staticmethod
     def _matrix(histories: Histories, num_items: int) -> csr_matrix:

@@ -81,7 +81,8 @@ class LightGCN(BPR):
         return found
 
     def _folded_in(self, users: np.ndarray) -> torch.Tensor:
-        layers, histories = self.config.layers, self.histories.select(users)
+        # As in the graph, an item that the user has had twice is one edge.
+        layers, histories = self.config.layers, self.histories.select(users).distinct()
         # Layer k of a user is made of layer k - 1 of its items; its own layer 0 is nothing.
         below = ops.aggregate(self.graph, self.embedding, layers=layers - 1, combine="sum")[self.sizes["users"] :]
         items = on_device(histories.items, self.device)

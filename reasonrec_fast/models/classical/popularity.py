@@ -37,7 +37,9 @@ class Popularity(ClosedFormRecommender):
         self.counts.copy_(torch.from_numpy(counts))
 
     def scores(self, users: np.ndarray) -> torch.Tensor:
+        users = self.asked(users)
         return self.counts.expand(len(users), -1).clone()
 
     def score(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+        _, items = self.pairs(users, items)
         return self.counts[on_device(items, self.device)].cpu().numpy()

@@ -20,7 +20,7 @@ import torch
 from reasonrec_fast.data import Histories, Interactions
 from reasonrec_fast.devices import on_device, own_random_numbers, seed_random_numbers
 from reasonrec_fast.files import replacing
-from reasonrec_fast.models.classical.base import Progress, Recommender
+from reasonrec_fast.models.classical.base import Progress, Recommender, checked_rows
 from reasonrec_fast.models.classical.fields import distinct
 
 _NAME = "events"
@@ -122,6 +122,7 @@ class RecBole(Recommender):
         checkpoint: str | Path | None = None,
         progress: Progress | None = None,
     ) -> RecBole:
+        train, validation = checked_rows(data, train, validation)
         self.begin(data, train)
         best, kept, waited = -np.inf, None, 0
         with self._seeded():
@@ -146,7 +147,7 @@ class RecBole(Recommender):
         """Make the model, untrained, for some events."""
         self._write(data, train)
         self.build({"users": data.num_users, "items": data.num_items})
-        self.observe(Histories.of(data, train))
+        self.observe_events(data, train)
 
     def epochs(self) -> Iterator[tuple[int, int, float]]:
         """Train an epoch a turn: its number, how many there are, its loss."""
@@ -173,6 +174,7 @@ class RecBole(Recommender):
     def scores(self, users: np.ndarray) -> torch.Tensor:
         from recbole.data.interaction import Interaction
 
+        users = self.asked(users)
         if self.kind == "context":
             return self._scores_of_pairs(users)
         known = {"user_id": self._ids_of(users)}
@@ -197,6 +199,7 @@ class RecBole(Recommender):
         """Scores of pairs, float32 ``[N]``; of context-aware models probabilities."""
         if self.kind != "context":
             return super().score(users, items)
+        users, items = self.pairs(users, items)
         from recbole.data.interaction import Interaction
 
         found = np.empty(len(users), dtype=np.float32)

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from reasonrec_fast.data import Histories, Interactions
+from reasonrec_fast.data import Interactions
 from reasonrec_fast.devices import on_device, own_random_numbers, seed_random_numbers
-from reasonrec_fast.models.classical.base import Progress, VectorRecommender
+from reasonrec_fast.models.classical.base import Progress, VectorRecommender, checked_rows
 from reasonrec_fast.models.classical.sampled_softmax import cosine_cross_entropy
 from reasonrec_fast.models.classical.sequence_blocks import LiGRBlock, SASRecBlock
 from reasonrec_fast.models.classical.training import GradientConfig, product_dtype, train_by_gradient
@@ -89,9 +89,10 @@ class SASRec(VectorRecommender):
         checkpoint: str | Path | None = None,
         progress: Progress | None = None,
     ) -> SASRec:
+        train, validation = checked_rows(data, train, validation)
         config = self.config
         self.build({"users": data.num_users, "items": data.num_items})
-        self.observe(Histories.of(data, train))
+        self.observe_events(data, train)
         users = np.flatnonzero(self.histories.lengths >= 2)
         counts = np.bincount(self.histories.items, minlength=data.num_items)
         self.shares.copy_(torch.from_numpy(counts / max(len(self.histories.items), 1)))
@@ -136,7 +137,7 @@ class SASRec(VectorRecommender):
 
     def _of_users(self, users: np.ndarray) -> torch.Tensor:
         found = self.items.weight.new_zeros(len(users), self.config.dim)
-        lengths = self.histories.lengths[users]
+        lengths = self.histories.lengths[self.histories.known(users)]
         order = np.argsort(lengths, kind="stable")  # alike in length, so that little is padded
         order = order[lengths[order] > 0]  # who has had nothing is like nothing
         for first in range(0, len(order), _USERS):

@@ -1,0 +1,168 @@
+"""Classical models: arrays in any form, repeated events, and what recommendations leave out."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from reasonrec_fast.data import DataError, Histories, Interactions, split_by_time
+from reasonrec_fast.experiments.config import EvaluationConfig
+from reasonrec_fast.experiments.held_out import metrics_on_test
+from reasonrec_fast.models.classical import (
+    BPR,
+    EASE,
+    FM,
+    Bias,
+    BPRConfig,
+    DCNv2,
+    DCNv2Config,
+    FMConfig,
+    ItemKNN,
+    LightGCN,
+    LightGCNConfig,
+    Popularity,
+    SASRec,
+    SASRecConfig,
+)
+
+MODELS = {
+    "popularity": Popularity,
+    "bias": Bias,
+    "knn": ItemKNN,
+    "ease": EASE,
+    "bpr": lambda: BPR(BPRConfig(dim=4, epochs=1)),
+    "lightgcn": lambda: LightGCN(LightGCNConfig(dim=4, epochs=1)),
+    "fm": lambda: FM(FMConfig(dim=4, epochs=1)),
+    "dcn": lambda: DCNv2(DCNv2Config(dim=4, epochs=1, deep=(4,))),
+    "sasrec": lambda: SASRec(SASRecConfig(dim=4, heads=1, epochs=1, max_length=5)),
+}
+
+
+@pytest.fixture(params=MODELS.values(), ids=MODELS.keys())
+def make(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def shop():
+    """Ratings, of which the low ones are no likes; every user has had some items twice."""
+    generator = np.random.default_rng(0)
+    users, items = np.repeat(np.arange(20), 12), generator.integers(0, 30, 240)
+    labels = generator.integers(0, 2, 240)
+    return Interactions.from_columns(users.tolist(), items.tolist(), labels.tolist(), range(240))
+
+
+def test_all_that_a_user_has_had_is_left_out(make, shop, tmp_path):
+    rows = np.arange(200)
+    model = make().fit(shop, rows)
+    model.save_pretrained(tmp_path)
+    for one in (model, type(model).from_pretrained(tmp_path)):
+        found = one.recommend(np.arange(shop.num_users), 30).items
+        for user, row in enumerate(found):
+            had = set(shop.items[rows][shop.users[rows] == user].tolist())
+            assert set(row.tolist()) - {-1} == set(range(shop.num_items)) - had
+        liked = Histories.of(shop, rows)
+        assert all(np.array_equal(one.histories.of_user(u), liked.of_user(u)) for u in range(shop.num_users))
+
+
+def test_users_and_items_come_in_any_container(make, shop):
+    model = make().fit(shop, range(240))
+    users, items = np.array([3, 0, 7]), np.array([5, 2, 9])
+    scores, best = model.score(users, items), model.recommend(users, 4)
+    assert np.array_equal(make().fit(shop, np.arange(240)[::-1]).score(users, items), scores)
+    for contain in (
+        list,
+        torch.from_numpy,
+        lambda a: pd.Series(a, index=[2, 1, 0]),
+        lambda a: np.ascontiguousarray(a[::-1])[::-1],
+        lambda a: a.astype(np.uint8),
+        lambda a: a.astype(object),
+    ):
+        assert np.array_equal(model.score(contain(users), contain(items)), scores)
+        found = model.recommend(contain(users), 4)
+        assert np.array_equal(found.items, best.items) and np.array_equal(found.scores, best.scores)
+    assert model.score([], []).shape == (0,) and model.recommend([], 4).items.shape == (0, 4)
+    assert model.recommend(users, 0).items.shape == (3, 0)
+
+
+REFUSED = [
+    (lambda m: m.score([0], [-1]), "items: expected indices in .* got -1 in row 0"),
+    (lambda m: m.score([0, 0], [0, 99]), "items: expected indices in .* got 99 in row 1"),
+    (lambda m: m.score([0, -1], [0, 0]), "users: expected indices .* got -1 in row 1"),
+    (lambda m: m.score([0, 1], [0]), "items: expected a vector like users, of 2 rows; got 1"),
+    (lambda m: m.score([0.0], [1]), "users: expected whole numbers; got float64 0.0"),
+    (lambda m: m.score(["u1"], [1]), "users: expected whole numbers"),
+    (lambda m: m.score([0], [1.7]), "items: expected whole numbers; got float64 1.7"),
+    (lambda m: m.score([True], [1]), "users: expected whole numbers; got bool"),
+    (lambda m: m.score(0, 1), "users: expected a vector"),
+    (lambda m: m.scores([-1]), "users: expected indices .* got -1 in row 0"),
+    (lambda m: m.recommend([-1], 2), "users: expected indices .* got -1 in row 0"),
+    (lambda m: m.recommend([0, 99], 2), r"users: expected indices in \[0, 20\); got 99 in row 1"),
+    (lambda m: m.recommend([0], -1), "k: expected a whole number of at least 0; got -1"),
+    (lambda m: m.recommend([0], 1.5), "k: expected a whole number of at least 0; got 1.5"),
+    (lambda m: m.recommend([2], 2, exclude=Histories.from_lists([[0]])), r"users: .* in \[0, 1\); got 2"),
+    (lambda m: m.recommend([0], 2, exclude=Histories.from_lists([[99]])), "histories: expected items in .* got 99"),
+    (lambda m: m.recommend([0], 2, exclude=[[0]]), "exclude: expected Histories; got list"),
+    (
+        lambda m: m.recommend([0], 2, exclude=Histories(np.array([0, 9]), np.array([1]))),
+        "histories: expected an indptr",
+    ),
+    (lambda m: m.observe([[0]]), "histories: expected Histories; got list"),
+    (
+        lambda m: m.observe(Histories.from_lists([[0]]), had=Histories.from_lists([[0], [1]])),
+        "had: expected a vector like",
+    ),
+]
+
+
+def test_what_cannot_be_scored_is_refused(make, shop):
+    model = make().fit(shop, np.arange(240))
+    for call, message in REFUSED:
+        with pytest.raises(DataError, match=f"^{message}"):
+            call(model)
+    for rows, message in (
+        (np.ones(240, dtype=bool), "train: expected whole numbers; got bool"),
+        ([0, 999], r"train: expected indices in \[0, 240\); got 999 in row 1"),
+        ([0, -1], "train: .* got -1 in row 1"),
+        ([0, 1, 0], "train: expected every row once; got row 0 twice"),
+    ):
+        with pytest.raises(DataError, match=message):
+            make().fit(shop, rows)
+        with pytest.raises(DataError, match=message.replace("train", "validation")):
+            make().fit(shop, range(240), rows)
+    for call in (lambda m: m.score([0], [0]), lambda m: m.recommend([0], 1), lambda m: m.observe(model.had)):
+        with pytest.raises(DataError, match="model: expected one that is fitted or loaded; got a new one"):
+            call(make())
+
+
+@pytest.mark.parametrize("kind", ["bpr", "popularity"])
+def test_a_broken_model_recommends_nothing(shop, kind):
+    model = MODELS[kind]().fit(shop, np.arange(240))
+    with torch.no_grad():
+        next(iter(model.state_dict().values())).fill_(float("nan"))
+    with pytest.raises(DataError, match="users: expected scores that are numbers; got NaN for user 3 in row 0"):
+        model.recommend([3], 2)
+
+
+def test_repeated_items_fold_in_as_they_are_trained(shop):
+    model = LightGCN(LightGCNConfig(dim=8, epochs=2)).fit(shop, np.arange(240))
+    once = model.observe(Histories.from_lists([*[[]] * 20, [1, 2, 3]])).scores([20])
+    again = model.observe(Histories.from_lists([*[[]] * 20, [1, 2, 1, 3, 3, 1]])).scores([20])
+    assert torch.equal(once, again)
+
+
+@pytest.mark.parametrize("negatives", [0, 5])
+def test_targets_that_were_had_before_are_unreachable_and_counted(negatives):
+    lists = [[0, 1, 2, 3], [1, 2, 3, 1], [2, 3, 0, 4], [3, 0, 4, 3]]
+    data = Interactions.from_columns(
+        [user for user, items in enumerate(lists) for _ in items], [item for items in lists for item in items],
+        [1] * 16, list(range(4)) * 4, extra_items=[str(item) for item in range(12)],
+    )  # fmt: skip
+    parts = split_by_time(data, "leave_one_out")
+    model = Popularity().fit(data, parts.train)
+    found = metrics_on_test(model, data, parts, EvaluationConfig(ks=(6 if negatives else 12,), negatives=negatives))
+    if negatives:
+        assert found["unreachable"] == 0
+    else:
+        assert found["unreachable"] == 2 and found["hr@12"] == found["recall@12"] == 1.0
+        assert model.ndcg(data, parts.test, k=12) == pytest.approx(found["ndcg@12"])
