@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +43,30 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: str | Path) -> None:
+    """Find out before the work whether its result can be written; nothing is left there.
+
+    Args:
+        path: of a file, which may be there already; its folder need not be.
+
+    Raises:
+        OSError: it cannot be written.
+
+    >>> check_writable("/dev/null/model.safetensors")
+    Traceback (most recent call last):
+    NotADirectoryError: [Errno 20] Not a directory: '/dev/null/model.safetensors'
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        there = next(folder for folder in path.absolute().parents if folder.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def make_folder_once(folder: Path, fill: Callable[[Path], None]) -> None:

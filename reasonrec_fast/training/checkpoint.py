@@ -92,6 +92,7 @@ class Checkpoint:
                         key: value if key == "step" and parameter not in on_device else value.to(parameter.device)
                         for key, value in state.items()
                     }
+        _logger.info("%s: goes on after step %s", self.path, metadata["step"])
         return int(metadata["step"])
 
     def _device_type(self) -> str:

@@ -71,6 +71,7 @@ def _from_cache(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
     folder = cache_folder() / f"{path.stem}-{digest}-{_CACHE_FORMAT}"
 
     def convert(temporary: Path) -> None:
+        _logger.info("%s: the language model is converted and kept there, once", folder)
         model, tokenizer = _from_gguf(path, torch.float32)
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
