@@ -13,7 +13,15 @@ import torch
 import typer
 from rich.table import Table
 
-from reasonrec_fast.cli.console import DeviceOption, clear_errors, console, print_result, progress_bar
+from reasonrec_fast.cli.console import (
+    DeviceOption,
+    clear_errors,
+    console,
+    nothing_written,
+    print_result,
+    progress_bar,
+    say,
+)
 from reasonrec_fast.data import (
     Instruction,
     Interactions,
@@ -25,7 +33,7 @@ from reasonrec_fast.data import (
 )
 from reasonrec_fast.data.split import SplitKind, split_by_time
 from reasonrec_fast.devices import resolve_device
-from reasonrec_fast.files import read_json, replacing, write_json
+from reasonrec_fast.files import check_writable, read_json, replacing, write_json
 
 if TYPE_CHECKING:
     from reasonrec_fast.models.optirag import OptiRAG, OptiRAGConfig
@@ -58,9 +66,11 @@ def train(
     device: DeviceOption = None,
 ) -> None:
     """Train a model, calibrate it on validation (of an instruction file: on its last fifth) and store it."""
-    with clear_errors():
+    checkpoint = output / "training.safetensors"
+    with clear_errors(lambda: _goes_on_from(output) if checkpoint.is_file() else nothing_written()):
         place = resolve_device(device)
         settings = _settings(config, samples, exits, backbone)
+        check_writable(checkpoint)
         instructions = is_instruction_file(data)
         if instructions:
             settings = replace(settings, read_numbers=False)
@@ -75,16 +85,17 @@ def train(
             model.load_adapters(adapters)
         with progress_bar("Training") as update:
             watched: dict[str, Any] = {
-                "checkpoint": output / "training.safetensors",
+                "checkpoint": checkpoint,
                 "progress": lambda step, steps, loss: update(step, steps, f"loss {loss:.4f}"),
+                "parts": lambda part, done, total: update(done, total, part=part.capitalize()),
             }
             if instructions:
                 model.fit_instructions(records, held_out, **watched)
             else:
                 model.fit(interactions, parts, **watched)
         model.save_pretrained(output, knowledge=not without_knowledge)
-        (output / "training.safetensors").unlink(missing_ok=True)
-        console.print(f"Model written to {output}")
+        checkpoint.unlink(missing_ok=True)
+        say(f"Model written to {output}")
 
 
 @app.command()
@@ -167,6 +178,7 @@ def pareto(
 ) -> None:
     """AUC against requests per second over exit thresholds, on MovieLens."""
     with clear_errors():
+        check_writable(output / "pareto.json")
         from reasonrec_fast.cli.pareto import plot
         from reasonrec_fast.experiments.demo import PRETRAINED
         from reasonrec_fast.experiments.pareto import pareto as measure
@@ -194,7 +206,8 @@ def compare_exits(
     device: DeviceOption = None,
 ) -> None:
     """Ways to train exits against each other, on MovieLens: six trainings."""
-    with clear_errors():
+    with clear_errors(lambda: _goes_on_from(output)):
+        check_writable(output / "report.json")
         place = resolve_device(device)
         from reasonrec_fast.experiments.exits import compare_exits as compare
 
@@ -204,7 +217,7 @@ def compare_exits(
                 _settings(config, samples, None, None),
                 sample=test,
                 device=place,
-                progress=lambda kind, step, steps, loss: update(step, steps, f"{kind}: loss {loss:.4f}"),
+                progress=lambda kind, step, steps, loss: update(step, steps, f"loss {loss:.4f}", kind),
             )
         write_json(output / "report.json", [asdict(record) for record in records])
     exits = records[-1].exits
@@ -227,7 +240,8 @@ def compare_retrieval(
     device: DeviceOption = None,
 ) -> None:
     """The GCN retriever against retrieval by text and against none, on MovieLens."""
-    with clear_errors():
+    with clear_errors(lambda: _goes_on_from(output)):
+        check_writable(output / "report.json")
         place = resolve_device(device)
         settings = replace(_settings(config, samples, None, None), layers=layers)
         from reasonrec_fast.experiments.retrieval import compare_retrieval as compare
@@ -238,7 +252,7 @@ def compare_retrieval(
                 settings,
                 sample=test,
                 device=place,
-                progress=lambda kind, step, steps, loss: update(step, steps, f"{kind}: loss {loss:.4f}"),
+                progress=lambda kind, step, steps, loss: update(step, steps, f"loss {loss:.4f}", kind),
             )
         write_json(output / "report.json", {"records": [asdict(r) for r in records], "milliseconds_a_user": times})
     columns = (
@@ -270,6 +284,10 @@ def load_data(data: str, items: Path | None) -> Interactions:
     if Path(data).is_dir():
         return load_movielens_100k(data)
     return load_interactions(data, items)
+
+
+def _goes_on_from(folder: Path) -> str:
+    return f"the same command goes on from {folder}"
 
 
 def _train_and_validation(records: list[Instruction]) -> tuple[list[Instruction], list[Instruction]]:
