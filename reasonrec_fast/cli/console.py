@@ -140,6 +140,18 @@ def progress_bar(description: str) -> Iterator[Update]:
         yield update
 
 
+def counting(update: Update, total: int) -> Callable[[int], None]:
+    """What tells ``update`` of ``total`` things as some more are done."""
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        update(done, total)
+
+    return advance
+
+
 class _Lines:
     """What is done, in a line at once, one every few seconds, and one at the end."""
 
@@ -186,8 +198,8 @@ class _ToStandardError(logging.Handler):
 
 
 def set_loudness(*, verbose: bool, quiet: bool) -> None:
-    """Show the package's messages on standard error: what it decides and warns of, with ``verbose`` what it runs on too;
-    with ``quiet`` errors alone, and no progress.
+    """Show the package's messages on standard error: what it decides and warns of, with ``verbose`` what it runs on,
+    with ``quiet`` errors alone and no progress.
 
     Raises:
         typer.BadParameter: both.

@@ -47,7 +47,7 @@ def test_train_evaluate_predict(files):
     )
     assert done.exit_code == 0, done.output
     scores = pd.read_csv(files / "s.csv")
-    assert list(scores) == ["user", "item", "timestamp", "probability", "depth"]
+    assert list(scores) == ["user", "item", "label", "timestamp", "probability", "depth"]
     assert scores["probability"].between(0, 1).all()
 
 

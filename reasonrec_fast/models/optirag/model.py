@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ from reasonrec_fast.models.optirag.scoring import SlateScorer, batched
 from reasonrec_fast.models.optirag.text_retrieval import item_vectors
 from reasonrec_fast.precision import fast_dtype
 from reasonrec_fast.training.exits import Parts, Progress
+
+_REQUESTS = 4096  # whose prompts are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ class OptiRAG:
         tell("requests", 0, 1)
         builder = RequestBuilder(
             interactions, split.train, known.retriever, self._ids, self.config,
-            self._item_vectors(interactions.catalog), device=self.device,
+            lambda: self._item_vectors(interactions.catalog), device=self.device,
         )  # fmt: skip
         identity = {"events": interactions.digest(), "train": interactions.take(split.train).digest()}
         self._train(builder.training_requests(), identity, checkpoint, progress)
@@ -323,7 +325,7 @@ class OptiRAG:
         known, template = self._known(), Template.load(self.config.template)
         return RequestBuilder(
             asked.table, None, known.retriever, self._ids, self.config,
-            self._item_vectors(known.events.catalog), device=self.device,
+            lambda: self._item_vectors(known.events.catalog), device=self.device,
             index=known.index(template.taste_attribute), ticks=asked.ticks,
         )  # fmt: skip
 
@@ -355,9 +357,49 @@ class OptiRAG:
                 progress(len(slate.rows))
         return Predictions(probability, depth)
 
+    def predict_rows(
+        self,
+        interactions: Interactions,
+        rows: np.ndarray | None = None,
+        *,
+        early_exit: bool = True,
+        progress: Callable[[int], None] | None = None,
+    ) -> Predictions:
+        """:meth:`requests` and :meth:`predict` of some users at a time, so that memory does not grow with the requests.
+
+        Args:
+            interactions, rows: as in :meth:`requests`.
+            early_exit, progress: as in :meth:`predict`.
+
+        Returns:
+            predictions in the order of ``rows``.
+        """
+        rows = np.flatnonzero(interactions.labels == UNLABELLED) if rows is None else rows
+        probability = np.empty(len(rows), dtype=np.float32)
+        depth = np.empty(len(rows), dtype=np.int64)
+        for places in _of_whole_users(interactions.users[rows]):
+            found = self.predict(self.requests(interactions, rows[places]), early_exit=early_exit, progress=progress)
+            probability[places], depth[places] = found.probability, found.depth
+        return Predictions(probability, depth)
+
+    def like_of(self, columns: Container[str], given: float | None = None) -> float | None:
+        """From which rating on the rows of a table with some columns are likes: as in training, or as given.
+
+        Raises:
+            ValueError: ratings, where the model was trained on labels and nothing is given.
+        """
+        like = None if self.knowledge is None else self.knowledge.events.like
+        if given is not None or "label" in columns or "rating" not in columns:
+            return given
+        if like is None:
+            raise ValueError(
+                "like: expected a threshold (--like), as the model was trained on labels and the table has ratings"
+            )
+        return like
+
     def evaluate(self, interactions: Interactions, rows: np.ndarray, *, early_exit: bool = True) -> dict[str, float]:
         """AUC, GAUC (all, and on items without a training rating) and mean depth on labelled rows."""
-        found = self.predict(self.requests(interactions, rows), early_exit=early_exit)
+        found = self.predict_rows(interactions, rows, early_exit=early_exit)
         labels, users = interactions.labels[rows], interactions.users[rows]
         events = self._known().events
         rated = set(np.unique(events.items))
@@ -437,3 +479,15 @@ class OptiRAG:
         if self._merged:
             self.peft.unmerge_adapter()
             self._merged = False
+
+
+def _of_whole_users(users: np.ndarray) -> Iterator[np.ndarray]:
+    """Places of about :data:`_REQUESTS` requests, all of a user's together."""
+    order = np.argsort(users, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(users[order])) + 1, len(users))
+    first = 0
+    for end in ends.tolist():
+        if end - first >= _REQUESTS or end == len(users):
+            if end > first:
+                yield order[first:end]
+            first = end

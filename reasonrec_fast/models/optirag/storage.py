@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
@@ -47,14 +47,7 @@ def load(
     kind: type[OptiRAG], folder: Path, *, backbone: str | None, device: torch.device | str | None = None
 ) -> OptiRAG:
     """Read what :func:`save` wrote."""
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"folder: expected a saved model with config.json; there is none in {folder}")
-    stored = read_json(folder / "config.json")
-    if stored.get("architecture") != _ARCHITECTURE or stored.get("format") != _FORMAT:
-        raise ValueError(
-            f"folder: expected an {_ARCHITECTURE} model of format {_FORMAT}; {folder} holds "
-            f"{stored.get('architecture', stored.get('model_type'))!r} of format {stored.get('format')}"
-        )
+    stored = stored_settings(folder)
     values = dict(stored["config"])
     if backbone is not None:
         values["backbone"] = backbone
@@ -69,6 +62,24 @@ def load(
     if (folder / "events.safetensors").is_file():
         model.knowledge = Knowledge.load(folder)
     return model
+
+
+def stored_settings(folder: Path) -> dict[str, Any]:
+    """The settings of a model's folder.
+
+    Raises:
+        FileNotFoundError: nothing was saved there.
+        ValueError: the folder holds something else.
+    """
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"folder: expected a saved model with config.json; there is none in {folder}")
+    stored = read_json(folder / "config.json")
+    if stored.get("architecture") != _ARCHITECTURE or stored.get("format") != _FORMAT:
+        raise ValueError(
+            f"folder: expected an {_ARCHITECTURE} model of format {_FORMAT}; {folder} holds "
+            f"{stored.get('architecture', stored.get('model_type'))!r} of format {stored.get('format')}"
+        )
+    return dict(stored)
 
 
 def load_adapters(model: OptiRAG, folder: Path) -> None:
