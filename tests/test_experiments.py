@@ -147,7 +147,11 @@ def test_command_line(place):
     result = CliRunner().invoke(app, [*arguments, "--seeds", "0"])
     assert result.exit_code == 0, result.output
     assert "| small | tiny | 1 |" in result.stdout
-    for extra, message in ((["--seeds", "a"], "--seeds: expected whole numbers"), (["--data", "no"], "sequences.txt")):
+    for extra, message in (
+        (["--seeds", "a"], "--seeds: expected whole numbers"),
+        (["--seeds", "-1"], "--seeds: expected"),
+        (["--data", "no"], "sequences.txt"),
+    ):
         failed = CliRunner().invoke(app, [*arguments, *extra])
         assert failed.exit_code == 2 and message in failed.output
 
@@ -163,22 +167,32 @@ def test_configurations_of_the_package(name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("dim = 4", "width = 4"), "models: expected settings of BPR, .*; got 'width'"),
+        (("dim = 4", "width = 4"), "both.toml: models.BPR: expected average, batch, .*; got 'width'"),
         (
             ('kind = "BPR"', 'kind = "Recommender"'),
             "models.kind: expected one of BPR, Bias, DCNv2, EASE, FM, ItemKNN, LightGCN, .*, SASRec; got",
         ),
-        (('kind = "sequences"', 'kind = "web"'), "datasets.kind: expected 'sequences'"),
+        (('kind = "sequences"', 'kind = "web"'), "both.toml: datasets: kind: expected 'sequences', .*; got 'web'"),
         (("seeds", "seed"), "both.toml: expected models, datasets, evaluation, seeds, device; got 'seed'"),
-        (("ks = [1, 3]", "task = 'judge'"), "evaluation.task: expected 'ranking' or 'ctr'; got 'judge'"),
+        (("ks = [1, 3]", "task = 'judge'"), "evaluation: task: expected 'ranking' or 'ctr'; got 'judge'"),
         (("[[models]]", "[models]"), "both.toml: expected TOML"),
+        (("dim = 8", "dim = 9"), "both.toml: models.small: heads: expected a divisor of dim, 9; got 2"),
+        (("dim = 8", "dropout = nan"), "both.toml: models.small: dropout: expected a finite number in .0, 1.; got nan"),
+        (("dim = 8", "seed = 8"), "both.toml: models.small: expected seeds of all models .*; got a seed"),
+        (("dim = 8", "epochz = 8"), "both.toml: models.small: expected .*; got 'epochz'"),
+        (("epochs = 2", "epochs = -1"), "models.BPR: epochs: expected a whole number of at least 0; got -1"),
+        (("[0, 1]", '["0"]'), "both.toml: seeds: expected a list, each a whole number of at least 0; got .'0',."),
+        (("[0, 1]", "[]"), "both.toml: seeds: expected at least one; got none"),
+        (("[1, 3]", "[0]"), "both.toml: evaluation: ks: expected a list, each a whole number of at least 1; got"),
+        (("[evaluation]", "[evaluation]\nnegatives = true"), "negatives: expected a whole number .*; got True"),
+        (('path = "tiny"', "path = 5"), "both.toml: datasets: path: expected a text; got 5"),
         (('kind = "BPR"\n', ""), "expected kind in every"),
     ],
 )
 def test_what_is_wrong_is_named(place, change, message):
     (place / "both.toml").write_text(TOML.replace(*change))
     with pytest.raises(ValueError, match=message):
-        run_experiment(load_experiment(place / "both.toml"), place, place / "runs.jsonl")
+        load_experiment(place / "both.toml")
 
 
 def test_files_that_are_not_what_they_should_be(place):

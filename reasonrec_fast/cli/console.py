@@ -30,6 +30,18 @@ DeviceOption = Annotated[
 ]
 """Of every command that runs a model."""
 
+
+def at_least_one(value: int | None) -> int | None:
+    """Callback of options that count something.
+
+    Raises:
+        typer.BadParameter: 0 or less.
+    """
+    if value is not None and value < 1:
+        raise typer.BadParameter(f"expected a whole number of at least 1; got {value}")
+    return value
+
+
 console = Console(stderr=True)
 """For what happens on the way; results go to standard output."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from reasonrec_fast.cli.console import DeviceOption, clear_errors, print_result, say
+from reasonrec_fast.cli.console import DeviceOption, at_least_one, clear_errors, print_result, say
 from reasonrec_fast.files import check_writable, replacing, write_json
 
 if TYPE_CHECKING:
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 def demo(
     full: Annotated[bool, typer.Option("--full", help="score the whole test part")] = False,
-    sample: Annotated[int, typer.Option(help="test requests to score (whole users, fixed seed)")] = 2000,
+    sample: Annotated[
+        int, typer.Option(help="test requests to score (whole users, fixed seed)", callback=at_least_one)
+    ] = 2000,
     output: Annotated[Path, typer.Option(help="folder of the report")] = Path("runs/demo"),
     device: DeviceOption = None,
 ) -> None:

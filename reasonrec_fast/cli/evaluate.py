@@ -51,6 +51,9 @@ def _seeds(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
     try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise ValueError(f"--seeds: expected whole numbers such as 0,1,2; got {text!r}") from error
+        seeds = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        seeds = (-1,)
+    if min(seeds) < 0:
+        raise ValueError(f"--seeds: expected whole numbers such as 0,1,2; got {text!r}")
+    return seeds

@@ -15,6 +15,7 @@ from rich.table import Table
 from reasonrec_fast.cli.console import (
     DeviceOption,
     Update,
+    at_least_one,
     clear_errors,
     console,
     counting,
@@ -61,7 +62,7 @@ def train(
     items: ItemsOption = None,
     split: SplitOption = "user_time",
     config: Annotated[Path | None, typer.Option(help="JSON file with fields of OptiRAGConfig")] = None,
-    samples: Annotated[int | None, typer.Option(help="training requests")] = None,
+    samples: Annotated[int | None, typer.Option(help="training requests", callback=at_least_one)] = None,
     exits: Annotated[str | None, typer.Option(help="layers with heads, such as 6,10,30")] = None,
     backbone: Annotated[str | None, typer.Option(help="language model: a name, a folder or a GGUF file")] = None,
     adapters: Annotated[Path | None, typer.Option(help="a saved model whose adapters to start from")] = None,
@@ -227,8 +228,8 @@ def _require_requests(rows: np.ndarray, data: Path) -> None:
 def pareto(
     output: Annotated[Path, typer.Option(help="folder of the report and the plot")] = Path("runs/pareto"),
     model: Annotated[Path | None, typer.Option(help="folder of the model; that of the demo by default")] = None,
-    test: Annotated[int, typer.Option(help="test requests to score")] = 6_000,
-    timed: Annotated[int, typer.Option(help="of them to time")] = 512,
+    test: Annotated[int, typer.Option(help="test requests to score", callback=at_least_one)] = 6_000,
+    timed: Annotated[int, typer.Option(help="of them to time", callback=at_least_one)] = 512,
     device: DeviceOption = None,
 ) -> None:
     """AUC against requests per second over exit thresholds, on MovieLens."""
@@ -256,8 +257,8 @@ def pareto(
 def compare_exits(
     output: Annotated[Path, typer.Option(help="folder of the models and the report")] = Path("runs/exits"),
     config: Annotated[Path | None, typer.Option(help="JSON file with fields of OptiRAGConfig")] = None,
-    samples: Annotated[int, typer.Option(help="training requests of each model")] = 4_000,
-    test: Annotated[int, typer.Option(help="test requests to score")] = 2_000,
+    samples: Annotated[int, typer.Option(help="training requests of each model", callback=at_least_one)] = 4_000,
+    test: Annotated[int, typer.Option(help="test requests to score", callback=at_least_one)] = 2_000,
     device: DeviceOption = None,
 ) -> None:
     """Ways to train exits against each other, on MovieLens: six trainings."""
@@ -289,9 +290,11 @@ def compare_exits(
 def compare_retrieval(
     output: Annotated[Path, typer.Option(help="folder of the models and the report")] = Path("runs/retrieval"),
     config: Annotated[Path | None, typer.Option(help="JSON file with fields of OptiRAGConfig")] = None,
-    layers: Annotated[int, typer.Option(help="layers of the backbone that are kept")] = 10,
-    samples: Annotated[int | None, typer.Option(help="training requests of each model")] = None,
-    test: Annotated[int | None, typer.Option(help="test requests to score; all by default")] = None,
+    layers: Annotated[int, typer.Option(help="layers of the backbone that are kept", callback=at_least_one)] = 10,
+    samples: Annotated[int | None, typer.Option(help="training requests of each model", callback=at_least_one)] = None,
+    test: Annotated[
+        int | None, typer.Option(help="test requests to score; all by default", callback=at_least_one)
+    ] = None,
     device: DeviceOption = None,
 ) -> None:
     """The GCN retriever against retrieval by text and against none, on MovieLens."""
@@ -357,7 +360,7 @@ def load_model(folder: Path, device: torch.device | str | None) -> OptiRAG:
 def _settings(config: Path | None, samples: int | None, exits: str | None, backbone: str | None) -> OptiRAGConfig:
     from reasonrec_fast.models.optirag import OptiRAGConfig
 
-    settings = OptiRAGConfig.from_dict(read_json(config)) if config else OptiRAGConfig()
+    settings = OptiRAGConfig.from_dict(read_json(config), str(config)) if config else OptiRAGConfig()
     if samples is not None:
         settings = replace(settings, samples=samples)
     if backbone is not None:

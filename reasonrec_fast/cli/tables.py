@@ -31,8 +31,8 @@ from reasonrec_fast.files import replacing
 DataOption = Annotated[
     str,
     typer.Option(
-        help="movielens-small, the folder of MovieLens 100K, a .csv, .tsv, .parquet or .jsonl (or .gz) of interactions, "
-        "or a .json or .jsonl of instructions"
+        help="movielens-small, the folder of MovieLens 100K, a .csv, .tsv, .parquet or .jsonl (or .gz) of "
+        "interactions, or a .json or .jsonl of instructions"
     ),
 ]
 ItemsOption = Annotated[Path | None, typer.Option(help="what is known of the items (id, title, attributes)")]

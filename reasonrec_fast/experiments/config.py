@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -16,7 +16,9 @@ from reasonrec_fast.data import (
     load_movielens_small,
     load_sequences,
 )
+from reasonrec_fast.data.split import SplitKind
 from reasonrec_fast.models import classical
+from reasonrec_fast.settings import Count, Whole, check_settings, settings_from
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -40,17 +42,19 @@ class DatasetConfig:
         name: in reports.
     """
 
-    kind: str
+    kind: Literal["sequences", "movielens-small", "movielens-100k", "table"]
     path: str = ""
     items: str = ""
-    split: str = "leave_one_out"
+    split: SplitKind = "leave_one_out"
     name: str = ""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def load(self, folder: Path) -> Interactions:
         """Read it.
 
         Raises:
-            ValueError: an unknown kind.
             DataError: what lies there is not as expected.
         """
         place = folder / self.path
@@ -60,10 +64,7 @@ class DatasetConfig:
             return load_movielens_small()
         if self.kind == "movielens-100k":
             return load_movielens_100k(place)
-        if self.kind == "table":
-            return load_interactions(place, folder / self.items if self.items else None)
-        known = "'sequences', 'movielens-small', 'movielens-100k' or 'table'"
-        raise ValueError(f"datasets.kind: expected {known}; got {self.kind!r}")
+        return load_interactions(place, folder / self.items if self.items else None)
 
     @property
     def title(self) -> str:
@@ -84,6 +85,26 @@ class ModelConfig:
     settings: dict[str, Any] = field(default_factory=dict)
     name: str = ""
 
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    def made_for(self, seed: int) -> tuple[type[classical.Recommender], Any]:
+        """The class of the model, and its configuration for one seed.
+
+        Raises:
+            ValueError: an unknown kind or setting, or a value that makes no sense.
+        """
+        known = {name: getattr(classical, name) for name in classical.__all__}
+        models = {n: k for n, k in known.items() if isinstance(k, type) and issubclass(k, classical.Recommender)}
+        models.pop("Recommender")
+        if self.kind not in models:
+            raise ValueError(f"models.kind: expected one of {', '.join(sorted(models))}; got {self.kind!r}")
+        kind = models[self.kind]
+        if "seed" in self.settings:
+            raise ValueError(f"models.{self.title}: expected seeds of all models at the top of the file; got a seed")
+        config: Any = settings_from(kind.config_type, self.settings, f"models.{self.title}")
+        return kind, replace(config, seed=seed) if hasattr(config, "seed") else config
+
     def make(self, seed: int, *, device: torch.device | str | None = None) -> classical.Recommender:
         """The model, for one seed.
 
@@ -92,21 +113,9 @@ class ModelConfig:
             device: where the model lives; by default the GPU where there is one.
 
         Raises:
-            ValueError: an unknown kind or setting, or a device that is not there.
+            ValueError: as :meth:`made_for`, or a device that is not there.
         """
-        known = {name: getattr(classical, name) for name in classical.__all__}
-        models = {n: k for n, k in known.items() if isinstance(k, type) and issubclass(k, classical.Recommender)}
-        models.pop("Recommender")
-        if self.kind not in models:
-            raise ValueError(f"models.kind: expected one of {', '.join(sorted(models))}; got {self.kind!r}")
-        kind = models[self.kind]
-        names = {one.name for one in fields(kind.config_type)}
-        unknown = sorted(set(self.settings) - names)
-        if unknown:
-            raise ValueError(
-                f"models: expected settings of {self.kind}, {', '.join(sorted(names))}; got {unknown[0]!r}"
-            )
-        config = kind.config_type(**self.settings, **({"seed": seed} if "seed" in names else {}))
+        kind, config = self.made_for(seed)
         return kind(config, device=device)
 
     @property
@@ -126,10 +135,15 @@ class EvaluationConfig:
             recommended no more in either case).
     """
 
-    task: str = "ranking"
-    ks: tuple[int, ...] = (5, 10, 20)
-    negatives: int = 0
+    task: Literal["ranking", "ctr"] = "ranking"
+    ks: tuple[Count, ...] = (5, 10, 20)
+    negatives: Whole = 0
     validation_is_history: bool = True
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if not self.ks:
+            raise ValueError("ks: expected at least one cutoff; got none")
 
 
 @dataclass(frozen=True)
@@ -148,8 +162,15 @@ class Experiment:
     models: tuple[ModelConfig, ...]
     datasets: tuple[DatasetConfig, ...]
     evaluation: EvaluationConfig
-    seeds: tuple[int, ...]
+    seeds: tuple[Whole, ...]
     device: str | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if not self.seeds:
+            raise ValueError("seeds: expected at least one; got none")
+        for model in self.models:
+            model.made_for(self.seeds[0])
 
 
 def load_experiment(config: str | Path) -> Experiment:
@@ -181,25 +202,20 @@ def load_experiment(config: str | Path) -> Experiment:
     models = []
     for table in _tables(stored, "models", path):
         settings = {key: value for key, value in table.items() if key not in ("kind", "name")}
-        models.append(ModelConfig(_kind(table, path), settings, table.get("name", "")))
+        model = {"kind": _kind(table, path), "name": table.get("name", ""), "settings": settings}
+        models.append(settings_from(ModelConfig, model, f"{path}: models"))
     datasets = []
     for table in _tables(stored, "datasets", path):
-        _refuse_unknown(table, [one.name for one in fields(DatasetConfig)], f"{path}: datasets")
-        datasets.append(DatasetConfig(**{**table, "kind": _kind(table, path)}))
-    evaluation = dict(stored.get("evaluation", {}))
-    _refuse_unknown(evaluation, [one.name for one in fields(EvaluationConfig)], f"{path}: evaluation")
-    if "ks" in evaluation:
-        evaluation["ks"] = tuple(evaluation["ks"])
-    if evaluation.get("task", "ranking") not in ("ranking", "ctr"):
-        raise ValueError(f"{path}: evaluation.task: expected 'ranking' or 'ctr'; got {evaluation['task']!r}")
-    seeds = tuple(stored.get("seeds", (0, 1, 2)))
-    device = stored.get("device")
-    return Experiment(path.stem, tuple(models), tuple(datasets), EvaluationConfig(**evaluation), seeds, device)
+        datasets.append(settings_from(DatasetConfig, {**table, "kind": _kind(table, path)}, f"{path}: datasets"))
+    evaluation = settings_from(EvaluationConfig, stored.get("evaluation", {}), f"{path}: evaluation")
+    rest = {"seeds": stored.get("seeds", (0, 1, 2)), "device": stored.get("device")}
+    parts = {"models": tuple(models), "datasets": tuple(datasets), "evaluation": evaluation, "name": path.stem}
+    return settings_from(Experiment, {**parts, **rest}, str(path))
 
 
 def _tables(stored: dict[str, Any], name: str, path: Path) -> list[dict[str, Any]]:
     tables = stored.get(name)
-    if not isinstance(tables, list) or not tables:
+    if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
         raise ValueError(f"{path}: expected at least one [[{name}]]; got none")
     return tables
 

@@ -96,7 +96,7 @@ def run_experiment(
     found = []
     for dataset in experiment.datasets:
         interactions = dataset.load(data)
-        split = split_by_time(interactions, dataset.split)  # type: ignore[arg-type]
+        split = split_by_time(interactions, dataset.split)
         for model in experiment.models:
             for seed in experiment.seeds if seeds is None else seeds:
                 run = _prepared(experiment, model, dataset, seed, device)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from reasonrec_fast.devices import naming_what_did_not_fit, own_random_numbers, seed_random_numbers
+from reasonrec_fast.settings import Count, NotNegative, ShareBelowOne, Whole, check_settings
 from reasonrec_fast.training.checkpoint import Checkpoint
 
 Batch = TypeVar("Batch")
@@ -35,14 +36,17 @@ class EpochTraining:
         seed: of every step's random numbers.
     """
 
-    epochs: int
-    patience: int
-    learning_rate: float
-    weight_decay: float = 0.0
-    warmup: int = 0
-    average: float = 0.0
-    clip: float = 0.0
-    seed: int = 0
+    epochs: Whole
+    patience: Count
+    learning_rate: NotNegative
+    weight_decay: NotNegative = 0.0
+    warmup: Whole = 0
+    average: ShareBelowOne = 0.0
+    clip: NotNegative = 0.0
+    seed: Whole = 0
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 def train_epochs(

@@ -19,10 +19,10 @@ from reasonrec_fast import ops
 from reasonrec_fast.devices import moved, naming_what_did_not_fit, own_random_numbers, seed_random_numbers
 from reasonrec_fast.early_exit.engine import EarlyExitModel
 from reasonrec_fast.early_exit.layout import TokenGroup
+from reasonrec_fast.settings import NotNegative, Positive, ShareBelowOne, Whole, check_settings
 from reasonrec_fast.training.checkpoint import Checkpoint
 
 Mode = Literal["joint", "heads", "distil"]
-MODES = ("joint", "heads", "distil")
 
 Progress = Callable[[int, int, float], None]
 """Called with the step, the number of steps and the loss."""
@@ -70,18 +70,15 @@ class ExitTraining:
     """
 
     mode: Mode = "joint"
-    learning_rate: float = 5e-4
-    head_learning_rate: float = 2e-3
-    depth_decay: float = 0.98
-    layer_dropout: float = 0.0
-    pairwise_weight: float = 1.0
-    seed: int = 0
+    learning_rate: NotNegative = 5e-4
+    head_learning_rate: NotNegative = 2e-3
+    depth_decay: Positive = 0.98
+    layer_dropout: ShareBelowOne = 0.0
+    pairwise_weight: NotNegative = 1.0
+    seed: Whole = 0
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ValueError(f"mode: expected one of {MODES}; got {self.mode!r}")
-        if not 0.0 <= self.layer_dropout < 1.0:
-            raise ValueError(f"layer_dropout: expected a share in [0, 1); got {self.layer_dropout}")
+        check_settings(self)
 
 
 def exit_weights(exits: tuple[int, ...]) -> torch.Tensor:

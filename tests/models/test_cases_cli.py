@@ -1,12 +1,15 @@
 """The command line when something goes wrong, and what it tells on the way."""
 
 import errno
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -14,7 +17,21 @@ import reasonrec_fast
 from reasonrec_fast.cli import console as console_module
 from reasonrec_fast.cli.console import progress_bar
 from reasonrec_fast.cli.main import app
-from reasonrec_fast.models.optirag import OptiRAG
+from reasonrec_fast.models.classical import (
+    BiasConfig,
+    BPRConfig,
+    DCNv2Config,
+    EASEConfig,
+    FMConfig,
+    ItemKNNConfig,
+    LightGCNConfig,
+    RecBoleConfig,
+    SASRecConfig,
+)
+from reasonrec_fast.models.optirag import OptiRAG, OptiRAGConfig
+from reasonrec_fast.models.optirag.embeddings import EmbeddingConfig
+from reasonrec_fast.training.epochs import EpochTraining
+from reasonrec_fast.training.exits import ExitTraining
 
 
 def run(*arguments):
@@ -154,3 +171,92 @@ def test_messages_are_as_loud_as_asked_for(files):
     interrupted()
     assert "goes on after step" not in told("-q")
     assert run("-v", "-q", "demo").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        (OptiRAGConfig, {"samples": 0}),
+        (OptiRAGConfig, {"exits": (0,)}),
+        (OptiRAGConfig, {"exits": "6"}),
+        (OptiRAGConfig, {"exits": (2.0,)}),
+        (OptiRAGConfig, {"exits": [6, 10]}),
+        (OptiRAGConfig, {"folds": 1}),
+        (OptiRAGConfig, {"layers": 0}),
+        (OptiRAGConfig, {"learning_rate": float("nan")}),
+        (OptiRAGConfig, {"learning_rate": float("inf")}),
+        (OptiRAGConfig, {"learning_rate": "5"}),
+        (OptiRAGConfig, {"read_numbers": 1}),
+        (OptiRAGConfig, {"backbone": None}),
+        (OptiRAGConfig, {"measure": "luck"}),
+        (OptiRAGConfig, {"retriever": {"dim": 8}}),
+        (EmbeddingConfig, {"disliked_share": 1.1}),
+        (BPRConfig, {"epochs": -1}),
+        (BPRConfig, {"batch": True}),
+        (BPRConfig, {"loss": "hinge"}),
+        (LightGCNConfig, {"temperature": -1}),
+        (LightGCNConfig, {"average": 1.0}),
+        (SASRecConfig, {"max_length": 0}),
+        (SASRecConfig, {"heads": 3}),
+        (FMConfig, {"history": -1}),
+        (DCNv2Config, {"deep": (256, 0)}),
+        (DCNv2Config, {"structure": "both"}),
+        (ItemKNNConfig, {"neighbours": "5"}),
+        (EASEConfig, {"max_items": 0}),
+        (BiasConfig, {"strength": 0}),
+        (RecBoleConfig, {"settings": 3}),
+        (EpochTraining, {"epochs": 1, "patience": 0, "learning_rate": 0.1}),
+        (ExitTraining, {"seed": -1}),
+    ],
+)
+def test_settings_without_meaning_are_refused(kind, wrong):
+    name = next(name for name in reversed(wrong) if name != "learning_rate" or len(wrong) == 1)
+    with pytest.raises(ValueError, match=rf"^{name}: expected .*; got "):
+        kind(**wrong)
+
+
+def test_settings_with_meaning_are_taken():
+    assert BPRConfig(dim=np.int64(4), learning_rate=1, epochs=0).dim == 4
+    assert OptiRAGConfig(exits=(), layers=None, max_disagreement=np.float32(0.5)).exits == ()
+    assert DCNv2Config(deep=[8, 4]).deep == (8, 4)
+    config = OptiRAGConfig(exits=(2, 4), retriever=EmbeddingConfig(dim=8))
+    assert OptiRAGConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"samples": 0}, "samples: expected a whole number of at least 1; got 0"),
+        ({"exits": "6"}, "exits: expected a list, each a whole number of at least 1 or none; got '6'"),
+        ({"sample": 10}, "expected backbone, .*template, .*; got 'sample'"),
+        ({"retriever": {"dims": 8}}, "retriever: expected batch, dim, .*; got 'dims'"),
+        ({"retriever": {"dim": True}}, "retriever: dim: expected a whole number of at least 1; got True"),
+        ([1], "expected settings by name; got .1."),
+    ],
+)
+def test_files_of_settings_are_named_with_the_key(files, content, message):
+    (files / "config.json").write_text(json.dumps(content))
+    done = train(files)
+    assert done.exit_code == 2
+    assert re.search(f"^error: {re.escape(str(files / 'config.json'))}: {message}$", only_line(done))
+    assert not (files / "model").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("demo", "--sample", "0"),
+        ("optirag", "train", "--output", "x", "--samples", "0"),
+        ("optirag", "pareto", "--test", "0"),
+        ("optirag", "pareto", "--timed", "-1"),
+        ("optirag", "compare-exits", "--samples", "0"),
+        ("optirag", "compare-exits", "--test", "0"),
+        ("optirag", "compare-retrieval", "--layers", "0"),
+        ("optirag", "compare-retrieval", "--test", "0"),
+    ],
+)
+def test_counts_that_ask_for_nothing_are_refused(arguments):
+    done = run(*arguments)
+    assert done.exit_code == 2
+    told = " ".join(re.sub("[^-a-z0-9';: ]", " ", done.output).split())
+    assert f"'{arguments[-2]}': expected a whole number of at least 1; got {arguments[-1]}" in told

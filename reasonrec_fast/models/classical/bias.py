@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from reasonrec_fast.data import Interactions
 from reasonrec_fast.devices import on_device
 from reasonrec_fast.models.classical.base import ClosedFormRecommender
+from reasonrec_fast.settings import Positive, check_settings
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,10 @@ class BiasConfig:
         strength: inverse of the L2 weight.
     """
 
-    strength: float = 0.5
+    strength: Positive = 0.5
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 class Bias(ClosedFormRecommender):

@@ -18,6 +18,7 @@ from reasonrec_fast.devices import on_device
 from reasonrec_fast.models.classical.base import Progress, VectorRecommender, checked_rows
 from reasonrec_fast.models.classical.sampled_softmax import cosine_cross_entropy
 from reasonrec_fast.models.classical.training import GradientConfig, product_dtype, train_by_gradient
+from reasonrec_fast.settings import Count, NotNegative, Positive, Whole
 
 Kind = TypeVar("Kind", bound="BPR")
 Triples = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -35,13 +36,13 @@ class BPRConfig(GradientConfig):
         temperature, negatives: of the softmax; items drawn a batch beside its own targets, 0 for all.
     """
 
-    dim: int = 64
+    dim: Count = 64
     loss: Literal["bpr", "softmax"] = "bpr"
-    regularisation: float = 1e-4
-    temperature: float = 0.1
-    negatives: int = 1024
-    batch: int = 2048
-    epochs: int = 300
+    regularisation: NotNegative = 1e-4
+    temperature: Positive = 0.1
+    negatives: Whole = 1024
+    batch: Count = 2048
+    epochs: Whole = 300
 
 
 class BPR(VectorRecommender):

@@ -17,6 +17,7 @@ from reasonrec_fast.devices import on_device
 from reasonrec_fast.models.classical.base import Progress, Recommender, checked_rows
 from reasonrec_fast.models.classical.fields import FieldEmbeddings
 from reasonrec_fast.models.classical.training import GradientConfig, train_by_gradient
+from reasonrec_fast.settings import Count, Share, Whole
 
 Kind = TypeVar("Kind", bound="ClickModel")
 
@@ -34,11 +35,11 @@ class ClickConfig(GradientConfig):
             new ones can be scored.
     """
 
-    dim: int = 16
-    history: int = 50
-    hidden: float = 0.05
-    epochs: int = 30
-    patience: int = 3
+    dim: Count = 16
+    history: Whole = 50
+    hidden: Share = 0.05
+    epochs: Whole = 30
+    patience: Count = 3
 
 
 class Events(NamedTuple):

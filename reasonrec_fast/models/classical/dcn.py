@@ -12,6 +12,7 @@ from torch import nn
 from reasonrec_fast.devices import own_random_numbers, seed_random_numbers
 from reasonrec_fast.models.classical.clicks import ClickConfig, ClickModel
 from reasonrec_fast.models.classical.fields import FieldEmbeddings
+from reasonrec_fast.settings import Count, NotNegative, ShareBelowOne, Whole
 
 
 @dataclass(frozen=True)
@@ -25,16 +26,16 @@ class DCNv2Config(ClickConfig):
         dropout: after each layer of the deep network.
     """
 
-    cross_layers: int = 3
-    deep: tuple[int, ...] = (256, 128)
+    cross_layers: Whole = 3
+    deep: tuple[Count, ...] = (256, 128)
     structure: Literal["parallel", "stacked"] = "parallel"
-    dropout: float = 0.2
-    weight_decay: float = 0.1
+    dropout: ShareBelowOne = 0.2
+    weight_decay: NotNegative = 0.1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "deep", tuple(self.deep))  # files give lists
-        if self.structure not in ("parallel", "stacked"):
-            raise ValueError(f"structure: expected 'parallel' or 'stacked'; got {self.structure!r}")
+        if isinstance(self.deep, list):  # files give lists
+            object.__setattr__(self, "deep", tuple(self.deep))
+        super().__post_init__()
 
 
 class DCNv2(ClickModel):

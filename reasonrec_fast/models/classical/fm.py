@@ -10,14 +10,15 @@ from torch import nn
 
 from reasonrec_fast.models.classical.clicks import ClickConfig, ClickModel
 from reasonrec_fast.models.classical.fields import FieldEmbeddings
+from reasonrec_fast.settings import NotNegative
 
 
 @dataclass(frozen=True)
 class FMConfig(ClickConfig):
     """Hyper-parameters of :class:`~reasonrec_fast.models.classical.clicks.ClickConfig`, with their defaults here."""
 
-    learning_rate: float = 3e-3
-    weight_decay: float = 0.3
+    learning_rate: NotNegative = 3e-3
+    weight_decay: NotNegative = 0.3
 
 
 class FM(ClickModel):

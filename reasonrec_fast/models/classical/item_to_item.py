@@ -12,6 +12,7 @@ from scipy.sparse import csr_matrix
 
 from reasonrec_fast.data import DataError, Histories, Interactions
 from reasonrec_fast.models.classical.base import ClosedFormRecommender
+from reasonrec_fast.settings import Count, NotNegative, Positive, check_settings
 
 _ROWS = 1024  # items whose neighbours are found at a time
 
@@ -47,8 +48,11 @@ class ItemKNNConfig:
         shrinkage: added to the product of norms, so that likeness of few common users counts less.
     """
 
-    neighbours: int = 100
-    shrinkage: float = 10.0
+    neighbours: Count = 100
+    shrinkage: NotNegative = 10.0
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 class ItemKNN(ItemToItem):
@@ -113,8 +117,11 @@ class EASEConfig:
             while it is inverted.
     """
 
-    regularisation: float = 250.0
-    max_items: int = 40_000
+    regularisation: Positive = 250.0
+    max_items: Count = 40_000
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 class EASE(ItemToItem):

@@ -12,6 +12,7 @@ from reasonrec_fast import ops
 from reasonrec_fast.devices import on_device
 from reasonrec_fast.graph import InteractionGraph
 from reasonrec_fast.models.classical.bpr import BPR, BPRConfig
+from reasonrec_fast.settings import Whole
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class LightGCNConfig(BPRConfig):
         layers: of propagation; a vector is the mean of layers 0 to ``layers`` (equation 8).
     """
 
-    layers: int = 3
+    layers: Whole = 3
 
 
 class LightGCN(BPR):

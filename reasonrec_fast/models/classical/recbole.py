@@ -22,6 +22,7 @@ from reasonrec_fast.devices import on_device, own_random_numbers, seed_random_nu
 from reasonrec_fast.files import replacing
 from reasonrec_fast.models.classical.base import Progress, Recommender, checked_rows
 from reasonrec_fast.models.classical.fields import distinct
+from reasonrec_fast.settings import Count, Whole, check_settings
 
 _NAME = "events"
 _PAIRS = 65536  # scored at a time
@@ -40,9 +41,12 @@ class RecBoleConfig:
 
     model: str = "LightSANs"
     settings: Mapping[str, Any] = field(default_factory=dict)
-    epochs: int = 50
-    patience: int = 10
-    seed: int = 0
+    epochs: Whole = 50
+    patience: Count = 10
+    seed: Whole = 0
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 class RecBole(Recommender):

@@ -18,6 +18,7 @@ from reasonrec_fast.models.classical.base import Progress, VectorRecommender, ch
 from reasonrec_fast.models.classical.sampled_softmax import cosine_cross_entropy
 from reasonrec_fast.models.classical.sequence_blocks import LiGRBlock, SASRecBlock
 from reasonrec_fast.models.classical.training import GradientConfig, product_dtype, train_by_gradient
+from reasonrec_fast.settings import Count, Positive, ShareBelowOne, Whole
 
 _USERS = 256  # whose histories are read at a time
 
@@ -36,17 +37,22 @@ class SASRecConfig(GradientConfig):
         negatives: items drawn as negatives for a batch, beside the batch's own targets; 0 for the whole catalogue.
     """
 
-    dim: int = 128
-    layers: int = 2
-    heads: int = 2
+    dim: Count = 128
+    layers: Count = 2
+    heads: Count = 2
     block: Literal["sasrec", "ligr"] = "sasrec"
-    dropout: float = 0.4
-    max_length: int = 50
-    temperature: float = 0.06
-    negatives: int = 0
-    batch: int = 256
-    warmup: int = 100
+    dropout: ShareBelowOne = 0.4
+    max_length: Count = 50
+    temperature: Positive = 0.06
+    negatives: Whole = 0
+    batch: Count = 256
+    warmup: Whole = 100
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dim % self.heads:
+            raise ValueError(f"heads: expected a divisor of dim, {self.dim}; got {self.heads}")
 
 
 class SASRec(VectorRecommender):

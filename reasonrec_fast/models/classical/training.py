@@ -12,6 +12,7 @@ import torch
 
 from reasonrec_fast.models.classical.base import Progress, Recommender
 from reasonrec_fast.precision import fast_dtype
+from reasonrec_fast.settings import Count, NotNegative, ShareBelowOne, Whole, check_settings
 from reasonrec_fast.training.epochs import EpochTraining, train_epochs
 
 
@@ -29,26 +30,23 @@ class GradientConfig:
         seed: of initial weights, order and negatives.
     """
 
-    batch: int = 1024
-    epochs: int = 100
-    patience: int = 10
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-    warmup: int = 0
-    average: float = 0.0
+    batch: Count = 1024
+    epochs: Whole = 100
+    patience: Count = 10
+    learning_rate: NotNegative = 1e-3
+    weight_decay: NotNegative = 0.0
+    warmup: Whole = 0
+    average: ShareBelowOne = 0.0
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
-    seed: int = 0
+    seed: Whole = 0
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 def product_dtype(model: Recommender) -> torch.dtype:
-    """What ``precision`` of a model's configuration means on its device.
-
-    Raises:
-        ValueError: no such precision.
-    """
+    """What ``precision`` of a model's configuration means on its device."""
     precision = model.config.precision
-    if precision not in ("auto", "float32", "bfloat16"):
-        raise ValueError(f"precision: expected 'auto', 'float32' or 'bfloat16'; got {precision!r}")
     return fast_dtype(model.device) if precision == "auto" else getattr(torch, precision)
 
 

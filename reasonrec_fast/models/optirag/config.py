@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
 
 from reasonrec_fast.models.optirag.backbone import DEFAULT_MODEL
 from reasonrec_fast.models.optirag.embeddings import EmbeddingConfig
-from reasonrec_fast.ops.exit_confidence import MEASURES, Measure
-from reasonrec_fast.training.exits import MODES, Mode
+from reasonrec_fast.ops.exit_confidence import Measure
+from reasonrec_fast.settings import (
+    Bound,
+    Count,
+    NotNegative,
+    Positive,
+    Share,
+    ShareBelowOne,
+    Whole,
+    check_settings,
+    settings_from,
+)
+from reasonrec_fast.training.exits import Mode
 
 Retrieval = Literal["gcn", "text", "none"]
-RETRIEVALS = ("gcn", "text", "none")
+AtLeastTwo = Annotated[int, Bound("of at least 2", lambda value: value >= 2)]
 
 
 @dataclass(frozen=True)
@@ -54,61 +65,58 @@ class OptiRAGConfig:
 
     backbone: str = DEFAULT_MODEL
     template: str = "films"
-    prefix_tokens: int = 232
-    suffix_tokens: int = 24
-    slate_size: int = 32
-    layers: int | None = None
+    prefix_tokens: Count = 232
+    suffix_tokens: Count = 24
+    slate_size: Count = 32
+    layers: Count | None = None
     retrieval: Retrieval = "gcn"
-    num_neighbours: int = 100
+    num_neighbours: Count = 100
     read_numbers: bool = True
-    exits: tuple[int, ...] | None = None
-    members: int = 2
-    lora_rank: int = 8
-    lora_alpha: int = 16
-    samples: int = 14_000
-    batch_slates: int = 2
-    learning_rate: float = 5e-4
-    head_learning_rate: float = 2e-3
-    depth_decay: float = 0.98
+    exits: tuple[Count, ...] | None = None
+    members: Count = 2
+    lora_rank: Count = 8
+    lora_alpha: Count = 16
+    samples: Count = 14_000
+    batch_slates: Count = 2
+    learning_rate: NotNegative = 5e-4
+    head_learning_rate: NotNegative = 2e-3
+    depth_decay: Positive = 0.98
     exit_training: Mode = "joint"
-    layer_dropout: float = 0.0
-    warm_start_steps: int = 600
-    cold_share: float = 0.35
-    pairwise_weight: float = 1.0
-    folds: int = 5
+    layer_dropout: ShareBelowOne = 0.0
+    warm_start_steps: Whole = 600
+    cold_share: Share = 0.35
+    pairwise_weight: NotNegative = 1.0
+    folds: AtLeastTwo = 5
     measure: Measure = "ratio"
     trend: bool = False
-    calibration_requests: int = 3_000
-    max_auc_loss: float = 0.002
-    max_gauc_loss: float = 0.005
-    max_disagreement: float | None = None
-    seed: int = 0
+    calibration_requests: AtLeastTwo = 3_000
+    max_auc_loss: NotNegative = 0.002
+    max_gauc_loss: NotNegative = 0.005
+    max_disagreement: Share | None = None
+    seed: Whole = 0
     retriever: EmbeddingConfig = field(default_factory=lambda: EmbeddingConfig(weight_decay=1e-3))
 
     def __post_init__(self) -> None:
-        for name, known in (("retrieval", RETRIEVALS), ("measure", MEASURES), ("exit_training", MODES)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}: expected one of {known}; got {getattr(self, name)!r}")
+        check_settings(self)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> OptiRAGConfig:
+    def from_dict(cls, values: Mapping[str, Any], place: str = "configuration") -> OptiRAGConfig:
         """The configuration that :meth:`to_dict` wrote.
 
+        Args:
+            values: fields by name.
+            place: where they are from, for errors.
+
         Raises:
-            ValueError: an unknown key.
+            ValueError: an unknown key, or a value that makes no sense.
 
         >>> OptiRAGConfig.from_dict({"samples": 10}).samples
         10
+        >>> OptiRAGConfig.from_dict({"samples": 0}, "config.json")
+        Traceback (most recent call last):
+        ValueError: config.json: samples: expected a whole number of at least 1; got 0
         """
-        known = {entry.name for entry in fields(cls)}
-        if not set(values) <= known:
-            raise ValueError(f"configuration: expected keys among {sorted(known)}; got {sorted(set(values) - known)}")
-        given = dict(values)
-        if isinstance(given.get("retriever"), Mapping):
-            given["retriever"] = EmbeddingConfig(**given["retriever"])
-        if given.get("exits") is not None:
-            given["exits"] = tuple(given["exits"])
-        return cls(**given)
+        return settings_from(cls, values, place)

@@ -12,6 +12,7 @@ from torch import nn
 from reasonrec_fast import ops
 from reasonrec_fast.devices import on_device
 from reasonrec_fast.graph import InteractionGraph
+from reasonrec_fast.settings import Count, NotNegative, Share, Whole, check_settings
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,17 @@ class EmbeddingConfig:
         seed: of the initial embeddings and of the sampling.
     """
 
-    dim: int = 64
-    layers: int = 3
-    steps: int = 200
-    batch: int = 8192
-    learning_rate: float = 0.02
-    weight_decay: float = 1e-4
-    disliked_share: float = 0.5
-    seed: int = 0
+    dim: Count = 64
+    layers: Whole = 3
+    steps: Count = 200
+    batch: Count = 8192
+    learning_rate: NotNegative = 0.02
+    weight_decay: NotNegative = 1e-4
+    disliked_share: Share = 0.5
+    seed: Whole = 0
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 class GraphEmbeddings(nn.Module):

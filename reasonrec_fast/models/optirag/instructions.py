@@ -38,8 +38,10 @@ def instruction_requests(records: Sequence[Instruction], tokenizer: Any, config:
             ids, cut = _shortened(tokenizer, record, budget, place), cut + 1
         slates.append(Slate(np.array([place]), [], [[*start, *ids]]))
     if cut:
-        _logger.warning("%d of %d records are longer than %d tokens (prefix_tokens + suffix_tokens) and lose the middle "
-                        "of their input", cut, len(records), budget + len(start))  # fmt: skip
+        _logger.warning(
+            "%d of %d records are longer than %d tokens (prefix_tokens + suffix_tokens): their middle is cut",
+            cut, len(records), budget + len(start),
+        )  # fmt: skip
     return Requests(
         rows=np.arange(len(records)),
         labels=np.array([record.label for record in records], dtype=np.int64),
