@@ -122,7 +122,7 @@ class RecBole(Recommender):
         checkpoint: str | Path | None = None,
         progress: Progress | None = None,
     ) -> RecBole:
-        train, validation = checked_rows(data, train, validation)
+        train, validation = checked_rows(data, train, validation, labels=self.kind == "context")
         self.begin(data, train)
         best, kept, waited = -np.inf, None, 0
         with self._seeded():
@@ -212,7 +212,8 @@ class RecBole(Recommender):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """As for every model; the events of training go to ``dataset``, in RecBole's own text files."""
-        assert self._folder is not None, "fit comes first"
+        self._check_fitted()
+        assert self._folder is not None  # with what the model was built from
         for path in Path(self._folder.name, _NAME).iterdir():
             with replacing(Path(folder) / "dataset" / path.name) as temporary:
                 shutil.copyfile(path, temporary)
