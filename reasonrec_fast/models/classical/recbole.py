@@ -17,7 +17,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from reasonrec_fast.data import Histories, Interactions
+from reasonrec_fast.data import DataError, Histories, Interactions
 from reasonrec_fast.devices import on_device, own_random_numbers, seed_random_numbers
 from reasonrec_fast.files import replacing
 from reasonrec_fast.models.classical.base import Progress, Recommender, checked_rows
@@ -238,6 +238,8 @@ class RecBole(Recommender):
         if self.kind == "sequential":
             header = "user_id:token\titem_id_list:token_seq\titem_id:token"
             lines = _next_items(data, train, self._max_length)
+            if not lines:
+                raise DataError("train: expected a user with at least two positive events; got none")
         else:
             rows = train if self.kind == "context" else train[data.labels[train] == 1]
             header = "user_id:token\titem_id:token\tlabel:float"
