@@ -207,20 +207,34 @@ def numbers(values: Any, source: Source, name: str) -> np.ndarray:
     >>> numbers(["4.5", "", 1, True], Source(), "rating").tolist()
     [4.5, nan, 1.0, 1.0]
     """
-    if isinstance(values, pa.ChunkedArray) and pa.types.is_dictionary(values.type):
-        values = _joined(values)
-    if isinstance(values, pa.Array) and pa.types.is_dictionary(values.type):
-        distinct = _each(as_column(values.dictionary), _number)
-        found = np.append(distinct, np.nan)[values.indices.fill_null(len(distinct)).to_numpy(zero_copy_only=False)]
-        column: Any = values
-    else:
-        column = as_column(values, name)
-        found = _plain(column)
+    column = as_column(values, name)
+    found = _plain(column)
     wrong = np.isinf(found)
     if wrong.any():
         row = int(wrong.argmax())
         raise source.wrong(name, row, "a number", column[row])
     return found
+
+
+def distinct_numbers(values: Any, source: Source, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """As :func:`numbers`, as the place of each row among the different ones ``[N]``, and these.
+
+    >>> [part.tolist() for part in distinct_numbers(["5", "4", "5"], Source(), "rating")]
+    [[1, 0, 1], [4.0, 5.0]]
+    """
+    if isinstance(values, pa.ChunkedArray) and pa.types.is_dictionary(values.type):
+        values = _joined(values)
+    if not (isinstance(values, pa.Array) and pa.types.is_dictionary(values.type)):
+        found = numbers(values, source, name)
+        distinct, codes = np.unique(found, return_inverse=True)
+        return codes, distinct
+    distinct = _plain(as_column(values.dictionary))
+    codes = values.indices.fill_null(len(distinct)).to_numpy(zero_copy_only=False)
+    wrong = np.flatnonzero(np.isinf(distinct))
+    for code in wrong:
+        if (codes == code).any():
+            raise source.wrong(name, int((codes == code).argmax()), "a number", values.dictionary[int(code)])
+    return codes, np.append(distinct, np.nan)
 
 
 def _plain(column: Column) -> np.ndarray:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -139,8 +140,25 @@ class Interactions:
 
     def take(self, rows: np.ndarray) -> Interactions:
         """Some rows (ascending), of the same users and items."""
-        columns = {name: getattr(self, name)[rows] for name in ("users", "items", "labels", "timestamps")}
-        return replace(self, **columns)
+        return replace(
+            self, users=self.users[rows], items=self.items[rows], labels=self.labels[rows],
+            timestamps=self.timestamps[rows],
+        )  # fmt: skip
+
+    @cached_property
+    def _by_user(self) -> tuple[np.ndarray, np.ndarray]:
+        counts = np.bincount(self.users, minlength=self.num_users)
+        return np.concatenate([[0], np.cumsum(counts)]), np.argsort(self.users, kind="stable")
+
+    def rows_of(self, users: np.ndarray) -> np.ndarray:
+        """Rows of all events of some users, ascending; quick after the first time.
+
+        >>> Interactions.from_columns(["a", "b", "a"], ["x", "y", "y"], [1, 0, 1], [3, 4, 5]).rows_of(np.array([0]))
+        array([0, 2])
+        """
+        indptr, rows = self._by_user
+        parts = [rows[indptr[user] : indptr[user + 1]] for user in np.unique(users)]
+        return np.sort(np.concatenate([*parts, rows[:0]]))
 
     @property
     def moments(self) -> Moments:
@@ -169,6 +187,22 @@ class Interactions:
     @property
     def num_items(self) -> int:
         return len(self.catalog)
+
+
+def joined(first: Interactions, second: Interactions) -> Interactions:
+    """The events of two tables of the same users, items and unit of time, in time order; at one moment the first's
+    come first.
+
+    >>> events = Interactions.from_columns(["a"], ["x"], [1], [5])
+    >>> len(joined(events, events))
+    2
+    """
+    order = np.argsort(np.concatenate([first.timestamps, second.timestamps]), kind="stable")
+
+    def of(name: str) -> np.ndarray:
+        return np.concatenate([getattr(first, name), getattr(second, name)])[order]
+
+    return replace(first, users=of("users"), items=of("items"), labels=of("labels"), timestamps=of("timestamps"))
 
 
 def _identifier(value: Any, name: str) -> str:

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -27,7 +27,7 @@ SEPARATORS = {".csv": ",", ".tsv": "\t", ".inter": "\t", ".item": "\t"}
 ``.item`` are RecBole's atomic files."""
 KINDS = (".csv", ".tsv", ".jsonl", ".parquet", ".inter", ".item")
 
-_CHUNK = 1 << 24
+_CHUNK, _QUOTES_CHUNK = 1 << 24, 1 << 20
 _BOM = b"\xef\xbb\xbf"
 _ATOMIC = re.compile(r"(.+):(token|token_seq|float|float_seq)")
 
@@ -115,10 +115,9 @@ def read_table(source: str | Path | pd.DataFrame | pa.Table, *, wanted: Mapping[
             return read_table_of(pa.parquet.read_table(path, partitioning=None), where)
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(f"{path}: cannot be read as parquet: {error}") from error
-    content = contents(path)
     if kind == ".jsonl":
-        return Table(_by_name([record for _, record in records(content, path)], where), where)
-    return _separated(content, path, SEPARATORS[kind], wanted)
+        return Table(_by_name([record for _, record in records(contents(path), path)], where), where)
+    return _separated(path, SEPARATORS[kind], wanted)
 
 
 def read_table_of(table: pa.Table, source: Source) -> Table:
@@ -127,29 +126,28 @@ def read_table_of(table: pa.Table, source: Source) -> Table:
     return Table(dict(zip(table.column_names, table.columns, strict=True)), source)
 
 
-def contents(path: Path) -> pa.Buffer:
+def contents(path: Path) -> bytes:
     """The bytes of a file, unpacked where its name ends in ``.gz``.
 
     Raises:
         DataError: what is packed is broken.
     """
-    if path.suffix == ".gz":
-        try:
-            with gzip.open(path) as file:
-                return pa.py_buffer(file.read())
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{path}: cannot be read as gz: {error}") from error
-    return pa.py_buffer(path.read_bytes())
+    if path.suffix != ".gz":
+        return path.read_bytes()
+    try:
+        with gzip.open(path) as file:
+            return file.read()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read as gz: {error}") from error
 
 
-def text_lines(content: pa.Buffer | bytes, path: str | Path) -> Iterator[tuple[int, str]]:
+def text_lines(data: bytes, path: str | Path) -> Iterator[tuple[int, str]]:
     """The lines of UTF-8 text that are not blank, with their numbers from 1, without a mark of the byte order; they end
     at line feeds alone (with or without a carriage return before).
 
     Raises:
         DataError: bytes that are no UTF-8 (the line and the byte are named).
     """
-    data = bytes(content)
     start = len(_BOM) if data.startswith(_BOM) else 0
     for number, line in enumerate(data[start:].split(b"\n"), start=1):
         try:
@@ -160,13 +158,13 @@ def text_lines(content: pa.Buffer | bytes, path: str | Path) -> Iterator[tuple[i
             yield number, text
 
 
-def records(content: pa.Buffer | bytes, path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def records(data: bytes, path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of JSON lines, with the numbers of their lines from 1.
 
     Raises:
         DataError: a line is no JSON object, has a key twice, or a number that JSON does not know.
     """
-    for number, text in text_lines(content, path):
+    for number, text in text_lines(data, path):
         wrong = f"{path}: cannot be read as jsonl: line {number}: expected"
         try:
             record = json.loads(text, object_pairs_hook=_without_twins, parse_constant=_no_constant)
@@ -195,33 +193,40 @@ def _by_name(rows: list[dict[str, Any]], source: Source) -> dict[str, list[Any]]
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def _separated(content: pa.Buffer, path: Path, separator: str, wanted: Mapping[str, str] | None) -> Table:
+def _separated(path: Path, separator: str, wanted: Mapping[str, str] | None) -> Table:
     source = Source(str(path))
-    data = memoryview(content)
-    start = len(_BOM) if bytes(data[: len(_BOM)]) == _BOM else 0
-    names, separator = _header(data[start:], path, separator)
-    _distinct(names, source)
-    plain, sequences = _atomic(names)
-    fast = _fast(content, names, separator, _chosen(names, plain, wanted)) if _quotes_fit(data, separator) else None
-    columns: Mapping[str, Any] = fast if fast is not None else _slowly(data[start:], path, separator, names)
+    file: BinaryIO = io.BytesIO(contents(path)) if path.suffix == ".gz" else path.open("rb")
+    with file:
+        if file.read(len(_BOM)) != _BOM:
+            file.seek(0)
+        start = file.tell()
+        names, separator = _header(file.read(_CHUNK), path, separator)
+        _distinct(names, source)
+        plain, sequences = _atomic(names)
+        file.seek(start)
+        columns: Mapping[str, Any] | None = None
+        if _quotes_fit(file, separator):
+            columns = _fast(file, start, separator, _chosen(names, plain, wanted))
+        if columns is None:
+            file.seek(start)
+            columns = _slowly(file.read(), path, separator, names)
     if len(next(iter(columns.values()))) == 0:
         raise DataError(f"{path}: expected rows below the header; got none")
+    _distinct([plain[name] for name in columns], source)
     renamed = {plain[name]: values for name, values in columns.items()}
-    _distinct(list(plain.values()), source)
     return Table(renamed, source, frozenset(plain[name] for name in sequences))
 
 
-def _header(data: memoryview, path: Path, separator: str) -> tuple[list[str], str]:
+def _header(start: bytes, path: Path, separator: str) -> tuple[list[str], str]:
     """The names of the columns, and what stands between them."""
-    if len(data) == 0:
+    if not start:
         raise DataError(f"{path}: expected a header and rows; got an empty file")
-    text = bytes(data[:_CHUNK])
     try:
-        words = text.decode("utf-8")
+        words = start.decode("utf-8")
     except UnicodeDecodeError as error:
-        if error.start < len(text) - 4 or len(text) == len(data):
-            raise _not_utf8(bytes(data), path) from None
-        words = text[: error.start].decode("utf-8")
+        if error.start < len(start) - 4 or len(start) < _CHUNK:
+            raise _not_utf8(start, path) from None
+        words = start[: error.start].decode("utf-8")  # a letter goes on in what was not read
     for tried in dict.fromkeys([separator, *((";", "\t") if separator == "," else ())]):
         try:
             names = next(row for row in csv.reader(io.StringIO(words, newline=""), delimiter=tried, strict=True) if row)
@@ -248,36 +253,35 @@ def _chosen(names: list[str], plain: Mapping[str, str], wanted: Mapping[str, str
     return {name: wanted[plain[name]] for name in names if plain[name] in wanted} or dict.fromkeys(names[:1], "text")
 
 
-def _quotes_fit(data: memoryview, separator: str) -> bool:
+def _quotes_fit(file: BinaryIO, separator: str) -> bool:
     """Whether every quote opens or closes a field, or stands twice within one: then all readers read the same."""
-    whole = np.frombuffer(data, dtype=np.uint8)
-    places = [
-        np.flatnonzero(whole[first : first + _CHUNK] == ord('"')) + first for first in range(0, len(whole), _CHUNK)
-    ]
-    quotes = np.concatenate(places)
-    if len(quotes) == 0:
-        return True
-    if len(quotes) % 2:
-        return False
     beside = np.zeros(256, dtype=bool)
     beside[[ord(separator), ord("\n"), ord("\r"), ord('"')]] = True
-    opens, closes = quotes[::2], quotes[1::2]
-    first = len(_BOM) if bytes(data[: len(_BOM)]) == _BOM else 0
-    last = closes[-1] + 1 == len(whole)
-    before = beside[whole[np.maximum(opens, 1) - 1]] | (opens == first)
-    after = beside[whole[(closes[:-1] if last else closes) + 1]]
-    return bool(before.all() and after.all())
+    inside, pending = 0, False  # between quotes; the last byte closes a field
+    last = b"\n"
+    while chunk := file.read(_QUOTES_CHUNK):
+        window = np.frombuffer(last + chunk, dtype=np.uint8)
+        quotes = np.flatnonzero(window[1:] == ord('"')) + 1
+        opens, closes = quotes[inside::2], quotes[1 - inside :: 2]
+        after = closes[closes + 1 < len(window)] + 1
+        if not (beside[window[opens - 1]].all() and beside[window[after]].all()) or (pending and not beside[window[1]]):
+            return False
+        inside ^= len(quotes) % 2
+        pending = len(after) < len(closes)
+        last = chunk[-1:]
+    return not inside
 
 
-def _fast(content: pa.Buffer, names: list[str], separator: str, chosen: Mapping[str, str]) -> dict[str, Any] | None:
+def _fast(file: BinaryIO, start: int, separator: str, chosen: Mapping[str, str]) -> dict[str, Any] | None:
     """The columns by Arrow's reader; None where a row does not fit."""
     types = {"text": pa.string(), "encoded": pa.dictionary(pa.int32(), pa.string()), "integer": pa.int64()}
     for integers in (True, False):
         kinds = {name: kind if integers or kind != "integer" else "text" for name, kind in chosen.items()}
+        file.seek(start)
         try:
             table = pa.csv.read_csv(
-                pa.BufferReader(content),
-                read_options=pa.csv.ReadOptions(block_size=1 << 22),
+                pa.PythonFile(file, mode="r"),
+                read_options=pa.csv.ReadOptions(block_size=1 << 21),
                 parse_options=pa.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
                 convert_options=pa.csv.ConvertOptions(
                     column_types={name: types[kind] for name, kind in kinds.items()},
@@ -289,13 +293,13 @@ def _fast(content: pa.Buffer, names: list[str], separator: str, chosen: Mapping[
             if "integer" in kinds.values():
                 continue
             return None
+        pa.default_memory_pool().release_unused()
         return dict(zip(table.column_names, table.columns, strict=True))
     return None
 
 
-def _slowly(data: memoryview, path: Path, separator: str, names: list[str]) -> dict[str, list[str]]:
+def _slowly(whole: bytes, path: Path, separator: str, names: list[str]) -> dict[str, list[str]]:
     """The columns by Python's strict reader, which knows the row of what is wrong."""
-    whole = bytes(data)
     try:
         text = whole.decode("utf-8")
     except UnicodeDecodeError:

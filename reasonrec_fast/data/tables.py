@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from reasonrec_fast.data.columns import as_column, identifiers, numbers, text_of, values_of
+from reasonrec_fast.data.columns import Source, as_column, distinct_numbers, identifiers, text_of, values_of
 from reasonrec_fast.data.errors import DataError
 from reasonrec_fast.data.interactions import UNLABELLED, Catalog, Interactions
 from reasonrec_fast.data.reading import Table, read_table
@@ -34,11 +34,24 @@ class Events:
 
     Attributes:
         interactions: in time order; a labelled row that was there before is left out.
-        places: row of ``interactions`` for each row of the table, int64 ``[R]``.
+        order: rows of the table in time order, int64 ``[R]``; None where that is their order.
+        kept: place in ``interactions`` of each of these, int64 ``[R]``; None where none was left out.
     """
 
     interactions: Interactions
-    places: np.ndarray
+    order: np.ndarray | None
+    kept: np.ndarray | None
+
+    @property
+    def places(self) -> np.ndarray:
+        """Row of ``interactions`` for each row of the table, int64 ``[R]``."""
+        size = len(self.interactions if self.kept is None else self.kept)
+        found = np.arange(size) if self.kept is None else self.kept
+        if self.order is None:
+            return found
+        places = np.empty(size, dtype=np.int64)
+        places[self.order] = found
+        return places
 
 
 @dataclass(frozen=True)
@@ -107,7 +120,10 @@ def read_events(
     time_unit: str | None = None,
     time_format: str | None = None,
 ) -> Events:
-    """As :func:`load_interactions`, with the place of each row; of a table that was read before, too."""
+    """As :func:`load_interactions`, with the place of each row; of a table that was read before, too.
+
+    Where unlabelled rows are allowed, ``like`` may be given for a table without ratings: a model's own.
+    """
     names = _names(columns)
     if isinstance(path, Table):
         table = path
@@ -116,96 +132,104 @@ def read_events(
     table = table.renamed(names)
     where = table.source
     _require(table, ("user", "item", "timestamp"), columns)
-    users, ids = (identifiers(table.columns[name], where, name) for name in ("user", "item"))
-    labels, like = _labels(table, like, allow_unlabelled)
-    times = moments(table.columns["timestamp"], where, unit=time_unit, form=time_format)
-    known = _items(items, names) if items is not None else Items([], {}, {})
-    item_ids = ids.dictionary.to_pylist()
-    item_ids = list(dict.fromkeys([*item_ids, *known.ids]))
-    order = _order(times.values)
-    interactions = Interactions(
-        _indices(users)[order],
-        _indices(ids)[order],
-        labels[order],
-        times.values[order],
-        users.dictionary.to_pylist(),
-        Catalog(
-            item_ids,
-            [known.titles.get(item, item) for item in item_ids],
-            {name: [values.get(item, ()) for item in item_ids] for name, values in known.attributes.items()},
-        ),
-        time_unit=times.unit,
-        like=like,
+    left = dict(table.columns)
+    del table  # each column goes as soon as it is read: ten million rows are some hundred megabytes
+    label = next((name for name in ("label", "rating") if name in left), None)
+    labels, like = (
+        _labels(left.pop(label), where, label, like, allow_unlabelled)
+        if label
+        else _no_labels(len(left["user"]), where, like, allow_unlabelled)
     )
-    kept, source = _first_of_twins(interactions)
-    places = np.empty(len(order), dtype=np.int64)
-    places[order] = source
-    twins = len(order) - len(kept)
-    if twins:
+    times = moments(left.pop("timestamp"), where, unit=time_unit, form=time_format)
+    user_ids, users = _encoded(left.pop("user"), where, "user")
+    item_ids, ids = _encoded(left.pop("item"), where, "item")
+    pa.default_memory_pool().release_unused()
+    known = _items(items, names) if items is not None else Items([], {}, {})
+    item_ids = list(dict.fromkeys([*item_ids, *known.ids]))
+    catalog = Catalog(
+        item_ids,
+        [known.titles.get(item, item) for item in item_ids],
+        {name: [values.get(item, ()) for item in item_ids] for name, values in known.attributes.items()},
+    )
+    rows = {"users": users, "items": ids, "labels": labels, "timestamps": times.values}
+    unit, order = times.unit, _order(times.values)
+    del users, ids, labels, times
+    for name in rows if order is not None else ():
+        rows[name] = rows[name][order]
+    kept, stays = _first_of_twins(**rows)
+    if stays is not None:
         _logger.info("%s: %d rows that were there before (user, item, timestamp, label) are left out",
-                     where.path or "table", twins)  # fmt: skip
-        interactions = interactions.take(kept)
-    return Events(interactions, places)
+                     where.path or "table", len(stays) - stays.sum())  # fmt: skip
+        for name in rows:
+            rows[name] = rows[name][stays]
+    interactions = Interactions(**rows, user_ids=user_ids, catalog=catalog, time_unit=unit, like=like)
+    return Events(interactions, order, kept)
 
 
-def _order(times: np.ndarray) -> np.ndarray:
-    if len(times) == 0 or (times[1:] >= times[:-1]).all():
-        return np.arange(len(times))
-    return np.argsort(times, kind="stable")
+def _encoded(values: Any, where: Source, name: str) -> tuple[list[str], np.ndarray]:
+    found = identifiers(values, where, name)
+    return found.dictionary.to_pylist(), found.indices.to_numpy(zero_copy_only=False).astype(np.int64)
 
 
-def _indices(column: pa.DictionaryArray) -> np.ndarray:
-    return column.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+def _order(times: np.ndarray) -> np.ndarray | None:
+    """None where they are in order."""
+    return None if (times[1:] >= times[:-1]).all() else np.argsort(times, kind="stable")
 
 
-def _first_of_twins(data: Interactions) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to keep, and for each row its place among them: a labelled one goes to the first that is equal."""
-    same = np.diff(data.timestamps) == 0
-    suspects = np.flatnonzero(np.append(same, False) | np.append(False, same))
-    suspects = suspects[data.labels[suspects] != UNLABELLED]
-    first = np.arange(len(data))
-    if len(suspects):
-        keys = np.stack([data.timestamps, data.users, data.items, data.labels], axis=1)[suspects]
-        group = pd.DataFrame(keys).groupby([0, 1, 2, 3], sort=False).ngroup().to_numpy()
-        _, begin = np.unique(group, return_index=True)
-        first[suspects] = suspects[begin[group]]
-    kept = np.flatnonzero(first == np.arange(len(data)))
-    place = np.cumsum(first == np.arange(len(data))) - 1
-    return kept, place[first]
+def _first_of_twins(
+    users: np.ndarray, items: np.ndarray, labels: np.ndarray, timestamps: np.ndarray
+) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+    """For each row its place among those that stay, and whether it stays: of equal labelled ones the first."""
+    same = timestamps[1:] == timestamps[:-1]
+    suspects = np.flatnonzero((np.append(same, False) | np.append(False, same)) & (labels != UNLABELLED))
+    if len(suspects) == 0:
+        return None, None
+    columns = [column[suspects] for column in (labels, items, users, timestamps)]
+    order = np.lexsort(columns)  # stable: of equal rows the first stays first
+    new = np.append(True, np.any([np.diff(column[order]) != 0 for column in columns], axis=0))
+    if new.all():
+        return None, None
+    first = np.arange(len(users))
+    first[suspects[order]] = suspects[order][np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))]
+    stays = first == np.arange(len(users))
+    return (np.cumsum(stays) - 1)[first], stays
 
 
-def _labels(table: Table, like: float | None, allow_unlabelled: bool) -> tuple[np.ndarray, float | None]:
-    """0, 1 or :data:`UNLABELLED` of each row, and from which rating on an event is a like (None: there are none)."""
-    where, name = table.source, next((name for name in ("label", "rating") if name in table.columns), None)
-    if like is not None and name != "rating":
-        raise DataError(
-            f"like: expected a table with a column 'rating'; {where.path or 'the table'} has "
-            f"{'a label' if name else 'no ratings'}"
-        )
-    if name is None:
-        if not allow_unlabelled:
-            _logger.info("%s: no column 'label' or 'rating': every event is a like", where.path or "table")
-        return np.full(len(table), UNLABELLED if allow_unlabelled else 1, dtype=np.int64), None
-    values = numbers(table.columns[name], where, name)
-    missing = np.isnan(values)
-    if missing.any() and not allow_unlabelled:
-        raise where.wrong(name, int(missing.argmax()), "a value", None)
-    binary = np.isin(values, (0, 1)) | missing
+def _labels(
+    values: Any, where: Source, name: str, like: float | None, allow_unlabelled: bool
+) -> tuple[np.ndarray, float | None]:
+    """0, 1 or :data:`UNLABELLED` of each row, and from which rating on an event is a like (None: they are labels)."""
+    if like is not None and name == "label":
+        raise DataError(f"like: expected a table with a column 'rating'; {where.path or 'the table'} has a label")
+    codes, distinct = distinct_numbers(values, where, name)
+    missing = np.isnan(distinct)
+    counts = np.bincount(codes, minlength=len(distinct))
+    if counts[missing].any() and not allow_unlabelled:
+        raise where.wrong(name, int(missing[codes].argmax()), "a value", None)
+    known = ~missing & (counts > 0)
+    binary = bool(np.isin(distinct[known], (0, 1)).all())
     if name == "label":
-        if not binary.all():
-            row = int(binary.argmin())
-            raise where.wrong(name, row, "0 or 1", list(as_column(table.columns[name]))[row])
-        threshold = None
-    else:
-        threshold = like if like is not None else 1.0 if binary.all() and not missing.all() else LIKE
-        values = np.where(missing, np.nan, values >= threshold)
-        if not missing.all():
-            _logger.info(
-                "%s: rating: %g and more is a like%s: %.0f %% of %d ratings", where.path or "table", threshold,
-                "" if like is not None else " (--like, like= says otherwise)", 100 * np.nanmean(values),
-                int((~missing).sum()),
-            )  # fmt: skip
-    return np.where(missing, UNLABELLED, values).astype(np.int64), threshold
+        if not binary:
+            row = int((known & (distinct != 0) & (distinct != 1))[codes].argmax())
+            raise where.wrong(name, row, "0 or 1", distinct[codes[row]])
+        return np.where(missing, UNLABELLED, distinct == 1)[codes].astype(np.int64), None
+    told = "" if like is not None else " (--like, like= says otherwise)"
+    like = like if like is not None else 1.0 if binary and known.any() else LIKE
+    labels = np.where(missing, UNLABELLED, distinct >= like).astype(np.int64)
+    if known.any():
+        _logger.info("%s: rating: %g and more is a like%s: %.0f %% of %d ratings", where.path or "table", like, told,
+                     100 * counts[labels == 1].sum() / counts[known].sum(), counts[known].sum())  # fmt: skip
+    return labels[codes], like
+
+
+def _no_labels(
+    count: int, where: Source, like: float | None, allow_unlabelled: bool
+) -> tuple[np.ndarray, float | None]:
+    if like is not None and not allow_unlabelled:
+        raise DataError(f"like: expected a table with a column 'rating'; {where.path or 'the table'} has none")
+    if not allow_unlabelled:
+        _logger.info("%s: no column 'label' or 'rating': every event is a like", where.path or "table")
+    return np.full(count, UNLABELLED if allow_unlabelled else 1, dtype=np.int64), like
 
 
 def load_items(path: TableLike, *, columns: Mapping[str, str] | None = None) -> Items:
@@ -220,9 +244,8 @@ def _items(path: TableLike, names: Mapping[str, str]) -> Items:
     table = table.renamed(names)
     where = table.source
     _require(table, ("item",), {})
-    encoded = identifiers(table.columns["item"], where, "item")
-    ids = [encoded.dictionary[index].as_py() for index in range(len(encoded.dictionary))]
-    of_row = _indices(encoded).tolist()
+    ids, encoded = _encoded(table.columns["item"], where, "item")
+    of_row = encoded.tolist()
     titles: dict[str, str] = {}
     attributes: dict[str, dict[str, tuple[str, ...]]] = {}
     for name, values in table.columns.items():

@@ -112,8 +112,10 @@ def common(first: Moments, second: Moments, what: str) -> tuple[np.ndarray, np.n
 
 def told_unit(values: np.ndarray) -> TimeUnit:
     """The unit that whole numbers tell by their size; a counter where they tell several."""
-    units = np.unique(_units(values.astype(np.float64)))
-    return UNITS[units[0]] if len(units) == 1 and units[0] < len(UNITS) else "count"
+    if len(values) == 0:
+        return "s"
+    first, last = _units(np.array([values.min(), values.max()]))
+    return UNITS[first] if first == last < len(UNITS) else "count"
 
 
 def coarsest(values: np.ndarray, unit: TimeUnit) -> Moments:
@@ -256,8 +258,11 @@ def _by_format(column: pa.Array, form: str, source: Source, name: str) -> Moment
 
 
 def _of_numbers(column: Column, unit: str | None, source: Source, name: str) -> Moments:
-    values = np.array([float(value) for value in column]) if isinstance(column, list) else _float64(column)
-    if not np.isfinite(values).all():
+    if not isinstance(column, list) and pa.types.is_signed_integer(column.type):
+        values = column.cast(pa.int64()).to_numpy(zero_copy_only=False)
+    else:
+        values = np.array([float(value) for value in column]) if isinstance(column, list) else _float64(column)
+    if not np.isfinite(values[:1] if values.dtype == np.int64 else values).all():
         row = int(np.argmin(np.isfinite(values)))
         raise source.wrong(name, row, _EXPECTED, column[row])
     if len(values) == 0:
@@ -268,7 +273,7 @@ def _of_numbers(column: Column, unit: str | None, source: Source, name: str) -> 
             first, last = (_day(value, unit) for value in (values.min(), values.max()))
             _logger.info("%s: %s: numbers taken as %s since 1970 (%s to %s)", source.path or "table", name,
                          _WORDS[unit], first, last)  # fmt: skip
-    whole = values == np.floor(values)
+    whole = np.ones(1, dtype=bool) if values.dtype == np.int64 else values == np.floor(values)
     if unit == "count" and not whole.all():
         row = int(whole.argmin())
         raise source.wrong(name, row, "a whole number (of a counter), or a date", column[row])
@@ -293,8 +298,8 @@ def _float64(column: pa.Array) -> np.ndarray:
 
 
 def _int64(column: Column, values: np.ndarray, source: Source, name: str) -> np.ndarray:
-    if not isinstance(column, list) and pa.types.is_signed_integer(column.type):
-        return column.cast(pa.int64()).to_numpy(zero_copy_only=False)
+    if values.dtype == np.int64:
+        return values
     found = [int(value) for value in _objects(column)]
     for row, value in enumerate(found):
         if not -(2**63) <= value < 2**63:
@@ -304,9 +309,8 @@ def _int64(column: Column, values: np.ndarray, source: Source, name: str) -> np.
 
 def _units(values: np.ndarray) -> np.ndarray:
     """Index in :data:`UNITS` of each number's unit; one more where no clock shows it."""
-    size = np.abs(values)
     found = np.full(len(values), len(UNITS), dtype=np.int64)
-    found[size < _FIRST] = UNITS.index("count")
+    found[(values > -_FIRST) & (values < _FIRST)] = UNITS.index("count")
     for index, unit in enumerate(_CLOCKS):
         inside = (values >= _FIRST * _PER_SECOND[unit]) & (values < _LAST * _PER_SECOND[unit])
         found[inside] = index
@@ -314,6 +318,9 @@ def _units(values: np.ndarray) -> np.ndarray:
 
 
 def _seen(values: np.ndarray, column: Column, source: Source, name: str) -> TimeUnit:
+    ends = _units(np.array([values.min(), values.max()]))
+    if ends[0] == ends[1] < len(UNITS):  # a unit is an interval
+        return UNITS[ends[0]]
     units = _units(values)
     options = f"--time-unit (time_unit=) tells: one of {', '.join(UNITS)}"
     if (units == len(UNITS)).any():

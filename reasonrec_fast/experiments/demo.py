@@ -189,7 +189,7 @@ class _Bench:
         """A logistic regression on the numbers that the heads of the language models read."""
         numbers = builder.out_of_fold_evidence().numbers
         model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-        model.fit(numbers, builder.interactions.labels[builder.train_rows])
+        model.fit(numbers, builder.training_labels)
         self.batched(
             "evidence_only", lambda rows: model.decision_function(builder.evidence.build(places[rows]).numbers)
         )

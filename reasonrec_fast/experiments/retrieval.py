@@ -78,7 +78,7 @@ def compare_retrieval(
         scores[kind] = model.predict(requests, early_exit=False).probability
         linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
         train_numbers = builder.training_requests().numbers
-        linear.fit(train_numbers, builder.interactions.labels[builder.train_rows])
+        linear.fit(train_numbers, builder.training_labels)
         evidence[kind] = linear.decision_function(requests.numbers)
     labels, users = interactions.labels[rows], interactions.users[rows]
     unrated = ~np.isin(interactions.items[rows], interactions.items[split.train])

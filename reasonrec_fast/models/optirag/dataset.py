@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from reasonrec_fast.data.interactions import Interactions
+from reasonrec_fast.data.interactions import Interactions, joined
 from reasonrec_fast.early_exit.layout import TokenGroup
 from reasonrec_fast.models.optirag.config import OptiRAGConfig
 from reasonrec_fast.models.optirag.evidence import NUMBERS, Evidence, EvidenceBuilder
-from reasonrec_fast.models.optirag.prompt import PromptBuilder, Slate, Template
+from reasonrec_fast.models.optirag.index import EventIndex
+from reasonrec_fast.models.optirag.prompt import PromptBuilder, Slate, Template, TokenIds
 from reasonrec_fast.models.optirag.retriever import Retriever
 
 
@@ -48,39 +49,57 @@ class RequestBuilder:
     """Makes requests from rows of one table.
 
     Args:
-        interactions, train_rows: the table, and the rows that others may learn from.
+        interactions: the table: requests and what their users did.
+        train_rows: the rows that others may learn from; None where ``index`` is given.
         retriever: trained on those rows.
-        tokenizer: of the backbone.
+        tokenizer: of the backbone, or its :class:`~reasonrec_fast.models.optirag.prompt.TokenIds`.
         config: settings.
         item_vectors: embeddings of the items' texts, for retrieval by text.
         device: where retrievers train that know only part of the users.
+        index: of the training events, where it was made before.
+        ticks: see :class:`~reasonrec_fast.models.optirag.evidence.EvidenceBuilder`.
     """
 
     def __init__(
         self,
         interactions: Interactions,
-        train_rows: np.ndarray,
+        train_rows: np.ndarray | None,
         retriever: Retriever,
         tokenizer: Any,
         config: OptiRAGConfig,
         item_vectors: torch.Tensor | None = None,
         *,
         device: torch.device | str = "cpu",
+        index: EventIndex | None = None,
+        ticks: int = 1,
     ) -> None:
         self._device = device
-        self.interactions, self.train_rows, self.config = interactions, train_rows, config
+        self.interactions, self.config = interactions, config
         self._item_vectors = item_vectors
+        self._ids = tokenizer if isinstance(tokenizer, TokenIds) else TokenIds(tokenizer)
         self._template = Template.load(config.template)
-        self.evidence = self._evidence(retriever)
-        self.prompts = PromptBuilder(
-            self.evidence,
+        if index is None:
+            assert train_rows is not None
+            index = EventIndex(interactions.take(train_rows), retriever, self._template.taste_attribute)
+        self.index = index
+        self.evidence = EvidenceBuilder(interactions, index, config.num_neighbours, ticks)
+        self.prompts = self._prompts(self.evidence)
+
+    def _prompts(self, evidence: EvidenceBuilder) -> PromptBuilder:
+        return PromptBuilder(
+            evidence,
             self._template,
-            tokenizer,
-            prefix_tokens=config.prefix_tokens,
-            suffix_tokens=config.suffix_tokens,
-            slate_size=config.slate_size,
-            tell_similar=config.retrieval != "none",
+            self._ids,
+            prefix_tokens=self.config.prefix_tokens,
+            suffix_tokens=self.config.suffix_tokens,
+            slate_size=self.config.slate_size,
+            tell_similar=self.config.retrieval != "none",
         )
+
+    @property
+    def training_labels(self) -> np.ndarray:
+        """Of the training events, int64 ``[E]``, in time order."""
+        return self.index.events.labels
 
     def requests(self, rows: np.ndarray, *, unrated: bool = False) -> Requests:
         """Requests of rows outside the training part.
@@ -91,52 +110,57 @@ class RequestBuilder:
         """
         evidence = self.evidence.build(rows)
         if unrated:
-            self._forget_items(evidence, rows, np.ones(len(rows), dtype=bool))
-        return self._with_prompts(rows, evidence)
+            _forget_items(self.evidence, evidence, rows, np.ones(len(rows), dtype=bool))
+        return self._with_prompts(self.prompts, rows, evidence)
 
-    def training_requests(self) -> Requests:
-        """Requests of the training rows. No evidence knows its own edge: a user's evidence comes from a retriever
+    def training_requests(self, drawn: Interactions | None = None) -> Requests:
+        """Requests of the training events. No evidence knows its own edge: a user's evidence comes from a retriever
         that was trained without that user, who is folded in from what they did before.
 
         A share of the requests shows its item as if nobody had rated it, so that the model learns to read the text.
+
+        Args:
+            drawn: further requests of the same users and items, without labels, that count as not liked: negatives for
+                events that are all likes.
         """
-        evidence = self.out_of_fold_evidence()
-        cold = np.random.default_rng(self.config.seed).random(len(self.train_rows)) < self.config.cold_share
-        self._forget_items(evidence, self.train_rows, cold)
-        return self._with_prompts(self.train_rows, evidence)
+        table = self.index.events if drawn is None else joined(self.index.events, drawn)
+        rows = np.arange(len(table))
+        builder, evidence = self._out_of_fold(table)
+        cold = np.random.default_rng(self.config.seed).random(len(rows)) < self.config.cold_share
+        _forget_items(builder, evidence, rows, cold)
+        found = self._with_prompts(self._prompts(builder), rows, evidence)
+        return replace(found, labels=np.maximum(found.labels, 0))
 
     def out_of_fold_evidence(self) -> Evidence:
-        """Evidence of the training rows, each user's from a retriever that was trained without them."""
-        data, rows, config = self.interactions, self.train_rows, self.config
-        fold = np.random.default_rng(config.seed).permutation(data.num_users) % config.folds
+        """Evidence of the training events, each user's from a retriever that was trained without them."""
+        return self._out_of_fold(self.index.events)[1]
+
+    def _out_of_fold(self, table: Interactions) -> tuple[EvidenceBuilder, Evidence]:
+        events, config = self.index.events, self.config
+        fold = np.random.default_rng(config.seed).permutation(events.num_users) % config.folds
         parts: dict[str, np.ndarray] = {}
         for number in range(config.folds):
-            inside = fold[data.users[rows]] == number
-            retriever = Retriever.train(data, rows[~inside], config.retriever, self._item_vectors, device=self._device)
-            built = self._evidence(retriever).build(rows[inside])
+            inside = fold[table.users] == number
+            others = np.flatnonzero(fold[events.users] != number)
+            retriever = Retriever.train(events, others, config.retriever, self._item_vectors, device=self._device)
+            index = EventIndex(events, retriever, self.index.attribute)
+            builder = EvidenceBuilder(table, index, config.num_neighbours)
+            built = builder.build(np.flatnonzero(inside))
             for name, values in vars(built).items():
-                whole = parts.setdefault(name, np.zeros((len(rows), *values.shape[1:]), dtype=values.dtype))
+                whole = parts.setdefault(name, np.zeros((len(table), *values.shape[1:]), dtype=values.dtype))
                 whole[inside] = values
-        return Evidence(**parts)
+        return builder, Evidence(**parts)
 
-    def _evidence(self, retriever: Retriever) -> EvidenceBuilder:
-        return EvidenceBuilder(
-            self.interactions,
-            self.train_rows,
-            retriever,
-            self.config.num_neighbours,
-            self._template.taste_attribute,
-        )
-
-    def _forget_items(self, evidence: Evidence, rows: np.ndarray, which: np.ndarray) -> None:
-        hidden = evidence.numbers[which]
-        self.evidence.forget_items(hidden, rows[which])
-        evidence.numbers[which] = hidden
-        evidence.votes[which] = 0
-
-    def _with_prompts(self, rows: np.ndarray, evidence: Evidence) -> Requests:
+    def _with_prompts(self, prompts: PromptBuilder, rows: np.ndarray, evidence: Evidence) -> Requests:
         if self.config.retrieval == "none":
-            self.evidence.forget_retrieved(evidence.numbers)
+            EvidenceBuilder.forget_retrieved(evidence.numbers)
         cold = evidence.numbers[:, NUMBERS.index("item_events")] <= 0
-        slates = self.prompts.slates(rows, evidence)
-        return Requests(rows, self.interactions.labels[rows], evidence.numbers, cold, slates)
+        slates = prompts.slates(rows, evidence)
+        return Requests(rows, prompts.interactions.labels[rows], evidence.numbers, cold, slates)
+
+
+def _forget_items(builder: EvidenceBuilder, evidence: Evidence, rows: np.ndarray, which: np.ndarray) -> None:
+    hidden = evidence.numbers[which]
+    builder.forget_items(hidden, rows[which])
+    evidence.numbers[which] = hidden
+    evidence.votes[which] = 0

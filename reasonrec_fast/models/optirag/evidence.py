@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
-from reasonrec_fast.data.interactions import UNLABELLED, Interactions
+from reasonrec_fast.data.interactions import UNLABELLED, Catalog, Interactions
+from reasonrec_fast.data.overlay import Overlaid
 from reasonrec_fast.data.timeline import Timeline
-from reasonrec_fast.models.optirag.retriever import Retriever
-from reasonrec_fast.models.optirag.taste import Taste, value_table
+from reasonrec_fast.models.optirag.index import PRIOR_EVENTS, EventIndex, running, smoothed
+from reasonrec_fast.models.optirag.taste import Taste
 
 NUMBERS = (
     "user_rate",
@@ -32,8 +32,6 @@ RETRIEVED = ("vote", "vote_events", "graph_score", "history_residual")
 """Those that come from the retriever's embeddings; the others are counts of the user and of the item."""
 
 _RECENT = 10
-_PRIOR_EVENTS = 5.0
-_PRIOR_OF_BASE_RATE = 100.0
 _SHARPNESS = 10.0
 """How fast the weight of an item of the history falls with its cosine to the target."""
 _ALIKE = 0.7
@@ -66,38 +64,22 @@ class EvidenceBuilder:
     are those of its training graph; under a per-user split that graph may hold edges of other users that are later.
 
     Args:
-        interactions: every event, and the requests (rows whose label may be unknown).
-        train_rows: the rows that others may learn from.
-        retriever: embeddings over the same users and items.
+        table: the requests (rows whose label may be unknown) and what their users did, with the indices of ``index``;
+            users and items that came after it have higher ones.
+        index: of the training events, that others are known by.
         num_neighbours: similar users who vote.
-        attribute: of the items, whose values :attr:`Evidence.taste` is about; unknown to the catalogue: all NaN.
+        ticks: of the table's unit of time in one of the index's.
     """
 
-    def __init__(
-        self,
-        interactions: Interactions,
-        train_rows: np.ndarray,
-        retriever: Retriever,
-        num_neighbours: int = 100,
-        attribute: str = "genres",
-    ) -> None:
-        self.interactions = interactions
-        self.retriever = retriever
-        self.num_neighbours = num_neighbours
-        labelled = np.flatnonzero(interactions.labels != UNLABELLED)
-        self.histories = Timeline.of_users(interactions, labelled)
-        self.others = Timeline.of_users(interactions, train_rows)
-        self.votes = Timeline.of_items(interactions, train_rows)
-        self._train_times = interactions.timestamps[train_rows]
-        self._train_likes = _running(interactions.labels[train_rows])
-        self.residuals = self._residuals(train_rows)
-        values = value_table(interactions.catalog.attributes.get(attribute), interactions.num_items)
-        self._own_taste = Taste(self.histories, interactions.labels, interactions.items, values)
-        self._others_taste = Taste(self.others, interactions.labels, interactions.items, values)
-        self._messages = retriever.item_messages().numpy()
-        self._items = retriever.item_embeddings.numpy()
-        self._bias = retriever.item_bias.numpy()
-        self._directions = torch.nn.functional.normalize(retriever.item_embeddings).numpy()
+    def __init__(self, table: Interactions, index: EventIndex, num_neighbours: int = 100, ticks: int = 1) -> None:
+        self.interactions, self.index, self.num_neighbours, self._ticks = table, index, num_neighbours, ticks
+        self.histories = Timeline.of_users(table, np.flatnonzero(table.labels != UNLABELLED))
+        values = index.values
+        catalog, known = table.catalog, index.events.catalog
+        if catalog is not known:
+            values = values.told(_told_later(catalog, known, index.attribute))
+        self._own_taste = Taste(self.histories, table.labels, table.items, values)
+        self._others_taste = index.taste.told(values)
 
     def build(self, rows: np.ndarray) -> Evidence:
         """Evidence of the requests ``rows``, in their order."""
@@ -111,44 +93,32 @@ class EvidenceBuilder:
             if len(places):
                 numbers[places], votes[places], neighbours[places] = self._of_user(rows[places])
         items, moments = self.interactions.items[rows], self.interactions.timestamps[rows]
-        base_rate = self.base_rate(moments)
+        in_index = self.in_index(moments)
+        base_rate = self.index.base_rate(in_index)
         taste = np.stack(
             [
                 self._own_taste.lift(items, users[:, None], moments, base_rate),
-                self._others_taste.lift(items, neighbours, moments, base_rate),
+                self._others_taste.lift(items, neighbours, in_index, base_rate),
             ],
             axis=2,
         )
         return Evidence(numbers, votes, neighbours, taste)
+
+    def in_index(self, moments: np.ndarray) -> np.ndarray:
+        """Moments in the index's unit: an event is before one of them if it is before the moment."""
+        return moments if self._ticks == 1 else -(-moments // self._ticks)
 
     def forget_items(self, numbers: np.ndarray, rows: np.ndarray) -> None:
         """Write into ``numbers [n, len(NUMBERS)]`` what requests ``rows`` would have if nobody had rated the item."""
         for column, name in enumerate(NUMBERS):
             if not name.startswith("user_"):
                 numbers[:, column] = 0.0
-        numbers[:, NUMBERS.index("item_rate")] = self.base_rate(self.interactions.timestamps[rows])
+        numbers[:, NUMBERS.index("item_rate")] = self.index.base_rate(self.in_index(self.interactions.timestamps[rows]))
 
     @staticmethod
     def forget_retrieved(numbers: np.ndarray) -> None:
         """Write into ``numbers [n, len(NUMBERS)]`` what requests would have without a retriever."""
         numbers[:, [NUMBERS.index(name) for name in RETRIEVED]] = 0.0
-
-    def base_rate(self, moments: np.ndarray) -> np.ndarray:
-        """Share of likes among all training events strictly before each moment, drawn to a half while they are few."""
-        past = np.searchsorted(self._train_times, moments, side="left")
-        return (self._train_likes[past] + 0.5 * _PRIOR_OF_BASE_RATE) / (past + _PRIOR_OF_BASE_RATE)
-
-    def _residuals(self, rows: np.ndarray) -> np.ndarray:
-        """Label minus the user's own smoothed like rate before it, for every training row (0 elsewhere)."""
-        data = self.interactions
-        residuals = np.zeros(len(data), dtype=np.float32)
-        for user in np.unique(data.users[rows]):
-            events = self.others.all(user)
-            labels = data.labels[events]
-            before = np.arange(len(events))
-            likes = np.cumsum(labels) - labels
-            residuals[events] = labels - _smoothed(likes, before, self.base_rate(data.timestamps[events]))
-        return residuals
 
     def _of_user(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         data = self.interactions
@@ -156,26 +126,27 @@ class EvidenceBuilder:
         history = self.histories.all(user)
         past = self.histories.count_before(user, moments)
         labels = data.labels[history]
-        likes = _running(labels)
+        likes = running(labels)
         recent = np.maximum(past - _RECENT, 0)
 
-        folded = _running(labels[:, None] * self._messages[data.items[history]])[past]
+        folded = running(labels[:, None] * self.index.messages(data.items[history]))[past]
         folded = folded / np.sqrt(np.maximum(likes[past], 1.0))[:, None]
-        similarity, neighbours = self.retriever.similar_users(
+        similarity, neighbours = self.index.retriever.similar_users(
             torch.from_numpy(folded.astype(np.float32)),
             self.num_neighbours,
-            exclude=torch.full((len(rows),), user),
+            exclude=torch.full((len(rows),), user if user < self.index.events.num_users else -1),
         )
         numbers = np.empty((len(rows), len(NUMBERS)), dtype=np.float32)
-        base_rate = self.base_rate(moments)
-        numbers[:, 0] = _smoothed(likes[past], past, base_rate)
-        numbers[:, 1] = _smoothed(likes[past] - likes[recent], past - recent, base_rate)
+        in_index = self.in_index(moments)
+        base_rate = self.index.base_rate(in_index)
+        numbers[:, 0] = smoothed(likes[past], past, base_rate)
+        numbers[:, 1] = smoothed(likes[past] - likes[recent], past - recent, base_rate)
         numbers[:, 2] = np.log1p(past)
-        votes = self._vote(numbers[:, 3:8], user, items, moments, similarity.numpy(), neighbours.numpy())
-        numbers[:, 8] = (folded * self._items[items]).sum(1)
-        numbers[:, 9] = self._bias[items]
+        votes = self._vote(numbers[:, 3:8], user, items, in_index, similarity.numpy(), neighbours.numpy())
+        numbers[:, 8] = (folded * self.index.vectors(items)).sum(1)
+        numbers[:, 9] = self.index.bias(items)
         # The history item by item: liked more or less than usual, weighted by likeness to the target.
-        alike = self._directions[items] @ self._directions[data.items[history]].T
+        alike = self.index.directions(items) @ self.index.directions(data.items[history]).T
         weights = np.exp(_SHARPNESS * (alike - 1)) * (np.arange(len(history)) < past[:, None])
         surprise = (weights * (labels - numbers[:, :1])).sum(1)
         numbers[:, 10] = surprise / (weights.sum(1) + np.exp(_SHARPNESS * (_ALIKE - 1)))
@@ -191,16 +162,16 @@ class EvidenceBuilder:
         neighbours: np.ndarray,
     ) -> np.ndarray:
         """What others made of each item before each moment: everyone (columns 0-2), similar users (3-4)."""
-        data = self.interactions
+        data = self.index.events
         counts = np.zeros((len(items), 2), dtype=np.int64)
         weight = np.zeros(data.num_users, dtype=np.float32)
-        base_rate = self.base_rate(moments)
+        base_rate = self.index.base_rate(moments)
         for index, (item, moment) in enumerate(zip(items, moments, strict=True)):
-            events = self.votes.before(item, moment)
+            events = self.index.of_item(item, moment)
             events = events[data.users[events] != user]
-            residuals, labels = self.residuals[events], data.labels[events]
-            out[index, 0] = _smoothed(labels.sum(), len(events), base_rate[index])
-            out[index, 1] = residuals.sum() / (len(events) + _PRIOR_EVENTS)
+            residuals, labels = self.index.residuals[events], data.labels[events]
+            out[index, 0] = smoothed(labels.sum(), len(events), base_rate[index])
+            out[index, 1] = residuals.sum() / (len(events) + PRIOR_EVENTS)
             out[index, 2] = np.log1p(len(events))
             near = neighbours[index][neighbours[index] >= 0]
             weight[near] = similarity[index, : len(near)]
@@ -213,10 +184,12 @@ class EvidenceBuilder:
         return counts
 
 
-def _running(values: np.ndarray) -> np.ndarray:
-    """Sums of the first 0, 1, ..., n entries."""
-    return np.concatenate([np.zeros_like(values[:1], shape=(1, *values.shape[1:])), np.cumsum(values, axis=0)])
-
-
-def _smoothed(likes: Any, events: Any, base_rate: Any) -> Any:
-    return (likes + _PRIOR_EVENTS * base_rate) / (events + _PRIOR_EVENTS)
+def _told_later(catalog: Catalog, known: Catalog, attribute: str) -> dict[int, tuple[str, ...]]:
+    """Values of the items that a table tells of and the training events did not, or not so."""
+    column = catalog.attributes.get(attribute)
+    if column is None:
+        return {}
+    if isinstance(column, Overlaid):
+        return dict(column.changes)
+    before = known.attributes.get(attribute, [()] * len(known))
+    return {item: values for item, values in enumerate(column) if item >= len(before) or values != before[item]}

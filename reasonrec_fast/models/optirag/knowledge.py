@@ -2,18 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
 from reasonrec_fast.data.interactions import Catalog, Interactions
+from reasonrec_fast.data.overlay import Overlaid
+from reasonrec_fast.data.times import Moments, common, told_unit
 from reasonrec_fast.files import read_json, replacing, write_json
 from reasonrec_fast.graph import InteractionGraph
+from reasonrec_fast.models.optirag.index import EventIndex
 from reasonrec_fast.models.optirag.retriever import Retriever
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A table's requests in a model's own indices.
+
+    Attributes:
+        table: the requests, and what their users did; users and items that are new have indices of their own.
+        rows: of the requests in it, in the order in which they were asked, int64 ``[R]``.
+        ticks: of its unit of time in one of the training events'.
+    """
+
+    table: Interactions
+    rows: np.ndarray
+    ticks: int
+
+
+class _Match(NamedTuple):
+    """Where a table's users and items are among ours; all identifiers, and our catalogue with what it tells."""
+
+    user_ids: Sequence[str]
+    users: np.ndarray
+    items: np.ndarray
+    catalog: Catalog
 
 
 @dataclass(frozen=True)
@@ -28,37 +59,73 @@ class Knowledge:
     events: Interactions
     retriever: Retriever
 
-    def extended(self, other: Interactions) -> tuple[Interactions, np.ndarray, np.ndarray, Retriever]:
-        """The training events together with another table, matched by identifiers.
+    def index(self, attribute: str) -> EventIndex:
+        """What all requests share; made once."""
+        known = self.__dict__.setdefault("_indices", {})
+        if attribute not in known:
+            known[attribute] = EventIndex(self.events, self.retriever, attribute)
+        found: EventIndex = known[attribute]
+        return found
 
-        Users and items that are new get new indices; the retriever knows nothing of them (a user is folded in from
-        their history wherever they are needed).
+    def asked(self, other: Interactions, rows: np.ndarray) -> Asked:
+        """The requests of another table, matched by identifiers, with all that their users did.
 
-        Returns:
-            the joint table, the rows of the training events in it, the rows of ``other`` (in its order), and the
-            retriever over the joint users and items. An event that is in both is there once as a training event.
+        Nothing of the training events is copied but what these users did: the cost is that of the requests. Users and
+        items that are new get new indices; the retriever knows nothing of them (a user is folded in from their history
+        wherever they are needed). A title or an attribute that the other table tells replaces the training's. An event
+        that is in both is there once, as a training event.
+
+        Args:
+            other: requests, and what the users did besides.
+            rows: which of its rows are asked for.
+
+        Raises:
+            DataError: one table's times are a clock's and the other's a counter's.
         """
-        mine, theirs = self.events, other
-        user_ids, user_map = _joint(mine.user_ids, theirs.user_ids)
-        item_ids, item_map = _joint(mine.catalog.ids, theirs.catalog.ids)
-        catalog = _joint_catalog(mine.catalog, theirs.catalog, item_ids, item_map)
-        users = np.concatenate([mine.users, user_map[theirs.users]])
-        items = np.concatenate([mine.items, item_map[theirs.items]])
-        labels = np.concatenate([mine.labels, theirs.labels])
-        timestamps = np.concatenate([mine.timestamps, theirs.timestamps])
-        source = np.arange(len(users))
-        # The same labelled event in both tables would count twice: map theirs onto mine.
-        known = {key: row for row, key in enumerate(zip(users, items, timestamps, strict=True)) if row < len(mine)}
-        for row in range(len(mine), len(users)):
-            source[row] = known.get((users[row], items[row], timestamps[row]), row)
-        kept = np.flatnonzero(source == np.arange(len(users)))
-        order = kept[np.argsort(timestamps[kept], kind="stable")]
-        place = np.empty(len(users), dtype=np.int64)
+        match = self._match(other)
+        chosen = other.rows_of(other.users[rows])
+        theirs = other.take(chosen)
+        known = match.users[np.unique(theirs.users)]
+        mine = self.events.take(self.events.rows_of(known[known < self.events.num_users]))
+        mine_times, their_times, unit = common(mine.moments, theirs.moments, "timestamps")
+        _, _, whole = common(Moments(self.events.timestamps[:1], self.events.time_unit), theirs.moments, "timestamps")
+        unit = whole if len(self.events) else unit
+        columns = {
+            "users": np.concatenate([mine.users, match.users[theirs.users]]),
+            "items": np.concatenate([mine.items, match.items[theirs.items]]),
+            "labels": np.concatenate([mine.labels, theirs.labels]),
+            "timestamps": np.concatenate([mine_times, their_times]),
+        }
+        first = _first_of_equals(columns, len(mine))
+        kept = np.flatnonzero(first == np.arange(len(first)))
+        order = kept[np.argsort(columns["timestamps"][kept], kind="stable")]
+        place = np.empty(len(first), dtype=np.int64)
         place[order] = np.arange(len(order))
-        place = place[source]
-        joint = Interactions(users[order], items[order], labels[order], timestamps[order], user_ids, catalog)
-        retriever = self.retriever.padded(len(user_ids), len(item_ids))
-        return joint, np.sort(place[: len(mine)]), place[len(mine) :], retriever
+        rows_of = [columns[name][order] for name in ("users", "items", "labels", "timestamps")]
+        table = Interactions(rows_of[0], rows_of[1], rows_of[2], rows_of[3], match.user_ids, match.catalog,
+                             time_unit=unit)  # fmt: skip
+        asked = place[first][len(mine) + np.searchsorted(chosen, rows)]
+        return Asked(table, asked, _ticks(self.events.time_unit, unit))
+
+    def _match(self, other: Interactions) -> _Match:
+        """Of a table's identifiers with ours; that of the last table is kept."""
+        last: tuple[weakref.ref[Interactions], _Match] | None = self.__dict__.get("_last")
+        if last is not None and last[0]() is other:
+            return last[1]
+        user_ids, users = _matched(self._user_index, self.events.user_ids, other.user_ids)
+        item_ids, items = _matched(self._item_index, self.events.catalog.ids, other.catalog.ids)
+        catalog = _overlaid(self.events.catalog, other.catalog, item_ids, items)
+        found = _Match(user_ids, users, items, catalog)
+        self.__dict__["_last"] = weakref.ref(other), found
+        return found
+
+    @cached_property
+    def _user_index(self) -> dict[str, int]:
+        return {name: place for place, name in enumerate(self.events.user_ids)}
+
+    @cached_property
+    def _item_index(self) -> dict[str, int]:
+        return {name: place for place, name in enumerate(self.events.catalog.ids)}
 
     def save(self, folder: Path) -> None:
         """Write ``events.safetensors``, ``items.json`` and ``graph.safetensors`` (each whole or not at all)."""
@@ -82,6 +149,8 @@ class Knowledge:
                 "items": list(catalog.ids),
                 "titles": list(catalog.titles),
                 "attributes": {name: [list(v) for v in column] for name, column in catalog.attributes.items()},
+                "time_unit": events.time_unit,
+                "like": events.like,
             },
         )
 
@@ -98,21 +167,63 @@ class Knowledge:
         users, items, labels, times = (tensors[name].numpy() for name in ("users", "items", "labels", "timestamps"))
         graph = InteractionGraph.load(folder / "graph.safetensors")
         retriever = Retriever.from_items(graph, tensors["item_embeddings"], tensors["item_bias"])
-        return cls(Interactions(users, items, labels, times, words["users"], catalog), retriever)
+        events = Interactions(users, items, labels, times, words["users"], catalog)
+        unit = words.get("time_unit", told_unit(times))
+        return cls(replace(events, time_unit=unit, like=words.get("like")), retriever)
 
 
-def _joint(mine: Sequence[str], theirs: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    index = {name: place for place, name in enumerate(dict.fromkeys([*mine, *theirs]))}
-    return list(index), np.array([index[name] for name in theirs], dtype=np.int64)
+def _ticks(coarse: str, fine: str) -> int:
+    if coarse == fine:
+        return 1
+    return int(common(Moments(np.array([1]), coarse), Moments(np.array([1]), fine), "timestamps")[0][0])  # type: ignore[arg-type]
 
 
-def _joint_catalog(mine: Catalog, theirs: Catalog, ids: list[str], item_map: np.ndarray) -> Catalog:
-    """Their titles and attributes for items that are new; ours for the rest."""
-    new = [(place, index) for place, index in enumerate(item_map) if index >= len(mine)]
-    titles = [*mine.titles, *(theirs.titles[place] for place, _ in new)]
-    attributes = {}
+def _matched(index: Mapping[str, int], mine: Sequence[str], theirs: Sequence[str]) -> tuple[Sequence[str], np.ndarray]:
+    """The identifiers of both, and where theirs are."""
+    new: dict[str, int] = {}
+    places = [index[name] if name in index else new.setdefault(name, len(mine) + len(new)) for name in theirs]
+    return Overlaid(mine, {place: name for name, place in new.items()}), np.array(places, dtype=np.int64)
+
+
+def _first_of_equals(columns: Mapping[str, np.ndarray], count: int) -> np.ndarray:
+    """For each row the first of the same user, item and moment, where that is among the first ``count``."""
+    keys = pd.DataFrame({name: columns[name] for name in ("users", "items", "timestamps")})
+    group = keys.groupby(list(keys), sort=False).ngroup().to_numpy()
+    rows = np.arange(len(group))
+    first = np.full(int(group.max(initial=-1)) + 1, len(group))
+    np.minimum.at(first, group, rows)
+    return np.where((first[group] < count) & (rows >= count), first[group], rows)
+
+
+def _overlaid(mine: Catalog, theirs: Catalog, ids: Sequence[str], item_map: np.ndarray) -> Catalog:
+    """Our catalogue with what theirs tells."""
+    size = len(mine)
+    titles: dict[int, str] = {}
+    for item, place in enumerate(item_map.tolist()):
+        title = theirs.titles[item]
+        if place >= size or (title != theirs.ids[item] and title != mine.titles[place]):
+            titles[place] = title
+    attributes: dict[str, Sequence[tuple[str, ...]]] = {}
     for name in dict.fromkeys([*mine.attributes, *theirs.attributes]):
-        own = list(mine.attributes.get(name, [()] * len(mine)))
-        other = theirs.attributes.get(name, [()] * len(theirs))
-        attributes[name] = [*own, *(other[place] for place, _ in new)]
-    return Catalog(ids, titles, attributes)
+        told = theirs.attributes.get(name, [()] * len(theirs))
+        own = mine.attributes.get(name)
+        changes = {
+            place: told[item]
+            for item, place in enumerate(item_map.tolist())
+            if place >= size or (told[item] and (own is None or told[item] != own[place]))
+        }
+        attributes[name] = Overlaid(own if own is not None else Nothing(size), changes)
+    return Catalog(ids, Overlaid(mine.titles, titles), attributes)
+
+
+class Nothing(Sequence[tuple[str, ...]]):
+    """An attribute that no item has a value of."""
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: Any) -> Any:
+        return ()

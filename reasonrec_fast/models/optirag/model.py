@@ -26,7 +26,8 @@ from reasonrec_fast.models.optirag.config import OptiRAGConfig
 from reasonrec_fast.models.optirag.dataset import RequestBuilder, Requests
 from reasonrec_fast.models.optirag.evidence import NUMBERS
 from reasonrec_fast.models.optirag.instructions import instruction_requests
-from reasonrec_fast.models.optirag.knowledge import Knowledge
+from reasonrec_fast.models.optirag.knowledge import Asked, Knowledge
+from reasonrec_fast.models.optirag.prompt import Template, TokenIds
 from reasonrec_fast.models.optirag.retriever import Retriever
 from reasonrec_fast.models.optirag.scoring import SlateScorer, batched
 from reasonrec_fast.models.optirag.text_retrieval import item_vectors
@@ -93,6 +94,7 @@ class OptiRAG:
         self.policy: ExitPolicy | None = None
         self.platt: dict[str, tuple[float, float]] = {}
         self.knowledge: Knowledge | None = None
+        self._ids = TokenIds(self.tokenizer)
         self._merged = False
         self._scorer = SlateScorer(self)
 
@@ -145,8 +147,11 @@ class OptiRAG:
                 raise ValueError(f"split: expected both classes in {name}; got labels {classes.tolist()}")
         self.refit_retriever(interactions, split.train)
         known = self._known()
-        builder = self._builder(interactions, split.train, known.retriever)
-        identity = {"events": len(interactions), "train": len(split.train)}
+        builder = RequestBuilder(
+            interactions, split.train, known.retriever, self._ids, self.config,
+            self._item_vectors(interactions.catalog), device=self.device,
+        )  # fmt: skip
+        identity = {"events": interactions.digest(), "train": interactions.take(split.train).digest()}
         self._train(builder.training_requests(), identity, checkpoint, progress)
         chosen, fewer = (
             sample_of_users(interactions, split.validation, size, self.config.seed)
@@ -188,7 +193,7 @@ class OptiRAG:
     def _train(
         self,
         requests: Requests,
-        identity: dict[str, int],
+        identity: dict[str, Any],
         checkpoint: str | Path | None,
         progress: Progress | None,
     ) -> None:
@@ -211,14 +216,7 @@ class OptiRAG:
 
     def refit_retriever(self, interactions: Interactions, train_rows: np.ndarray) -> None:
         """Train the retriever (seconds) and remember the training events; adapters and heads stay as they are."""
-        events = Interactions(
-            interactions.users[train_rows],
-            interactions.items[train_rows],
-            interactions.labels[train_rows],
-            interactions.timestamps[train_rows],
-            interactions.user_ids,
-            interactions.catalog,
-        )
+        events = interactions.take(train_rows)
         vectors = self._item_vectors(events.catalog)
         rows = np.arange(len(events))
         retriever = Retriever.train(events, rows, self.config.retriever, vectors, device=self.device)
@@ -277,8 +275,8 @@ class OptiRAG:
             rows: which rows are requests; all unlabelled ones by default.
         """
         rows = np.flatnonzero(interactions.labels == UNLABELLED) if rows is None else rows
-        builder, places = self.request_builder(interactions)
-        return builder.requests(places[rows])
+        asked = self._known().asked(interactions, rows)
+        return self._asking(asked).requests(asked.rows)
 
     def request_builder(self, interactions: Interactions) -> tuple[RequestBuilder, np.ndarray]:
         """What :meth:`requests` prepares once for a table: a builder, and the place of each row in its table.
@@ -286,8 +284,16 @@ class OptiRAG:
         Raises:
             RuntimeError: the model has no retriever yet.
         """
-        joint, train_rows, places, retriever = self._known().extended(interactions)
-        return self._builder(joint, train_rows, retriever), places
+        asked = self._known().asked(interactions, np.arange(len(interactions)))
+        return self._asking(asked), asked.rows
+
+    def _asking(self, asked: Asked) -> RequestBuilder:
+        known, template = self._known(), Template.load(self.config.template)
+        return RequestBuilder(
+            asked.table, None, known.retriever, self._ids, self.config,
+            self._item_vectors(known.events.catalog), device=self.device,
+            index=known.index(template.taste_attribute), ticks=asked.ticks,
+        )  # fmt: skip
 
     def instruction_requests(self, records: Sequence[Instruction]) -> Requests:
         """Prompts of instruction records."""
@@ -384,12 +390,6 @@ class OptiRAG:
         if self.knowledge is None:
             raise RuntimeError("the model has no retriever yet; call fit or refit_retriever")
         return self.knowledge
-
-    def _builder(self, interactions: Interactions, train_rows: np.ndarray, retriever: Retriever) -> RequestBuilder:
-        vectors = self._item_vectors(interactions.catalog)
-        return RequestBuilder(
-            interactions, train_rows, retriever, self.tokenizer, self.config, vectors, device=self.device
-        )
 
     def _item_vectors(self, catalog: Catalog) -> torch.Tensor | None:
         return item_vectors(catalog, device=self.device) if self.config.retrieval == "text" else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from reasonrec_fast.models.optirag.taste import TARGET_VALUES
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _SHARED_ITEMS = 3
+_TEXTS = 1 << 17  # titles and phrases whose token ids are kept
 _LEVELS = (-0.08, -0.03, 0.03, 0.08)
 """Where one word of :attr:`Template.levels` ends and the next begins, as differences of like rates."""
 
@@ -94,6 +95,18 @@ class Slate:
         return len(self.prefix) + sum(map(len, self.suffixes))
 
 
+class TokenIds:
+    """Token ids of texts, those of late kept; any number of threads may ask.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.start: list[int] = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        self.of = lru_cache(_TEXTS)(lambda text: tuple(tokenizer(text, add_special_tokens=False)["input_ids"]))
+
+
 class PromptBuilder:
     """Writes prompts for the requests of one table of interactions.
 
@@ -102,7 +115,7 @@ class PromptBuilder:
     Args:
         evidence: the builder whose evidence the prompts tell.
         template: the wording.
-        tokenizer: a Hugging Face tokenizer.
+        ids: token ids of texts.
         prefix_tokens, suffix_tokens: budgets. The oldest history is dropped first; an overlong title is cut.
         slate_size: most requests that share a prefix.
         tell_similar: False leaves out what similar users share and say.
@@ -112,7 +125,7 @@ class PromptBuilder:
         self,
         evidence: EvidenceBuilder,
         template: Template,
-        tokenizer: Any,
+        ids: TokenIds,
         *,
         prefix_tokens: int = 232,
         suffix_tokens: int = 24,
@@ -124,9 +137,7 @@ class PromptBuilder:
         self.template = template
         self.prefix_tokens, self.suffix_tokens, self.slate_size = prefix_tokens, suffix_tokens, slate_size
         self.tell_similar = tell_similar
-        self._start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        self._ids = cache(lambda text: tuple(tokenizer(text, add_special_tokens=False)["input_ids"]))
-        self._titles = [natural_title(title) for title in self.interactions.catalog.titles]
+        self._start, self._ids = ids.start, ids.of
 
     def slates(self, rows: np.ndarray, evidence: Evidence) -> list[Slate]:
         """Prompts of the requests ``rows``, grouped by user in time order into slates.
@@ -185,7 +196,7 @@ class PromptBuilder:
         attributes = [value for name in words.target_attributes for value in _values(catalog, name, item)]
         known = catalog.titles[item] != catalog.ids[item] or attributes
         described = "".join(f", {value}" for value in attributes[:TARGET_VALUES])
-        target = words.target.format(title=self._titles[item], attributes=described) if known else words.unknown_target
+        target = words.target.format(title=self._title(item), attributes=described) if known else words.unknown_target
         return [*self._ids(target)[: max(self.suffix_tokens - len(tail), 0)], *tail][-self.suffix_tokens :]
 
     def _taste(self, item: int, taste: np.ndarray) -> str:
@@ -214,16 +225,20 @@ class PromptBuilder:
 
     def _shared(self, neighbours: np.ndarray, moment: int, seen: set[int]) -> list[int]:
         """Items that most of the nearest users liked before the moment and that the user has not met."""
-        data = self.interactions
+        index = self.evidence.index
+        data, moment = index.events, int(self.evidence.in_index(np.int64(moment)))
         counts: dict[int, int] = {}
         for user in neighbours[:10]:
             if user < 0:
                 break
-            for event in self.evidence.others.before(int(user), moment):
+            for event in index.of_user(int(user), moment):
                 item = int(data.items[event])
                 if data.labels[event] == 1 and item not in seen:
                     counts[item] = counts.get(item, 0) + 1
         return sorted(counts, key=lambda item: (-counts[item], item))[:_SHARED_ITEMS]
+
+    def _title(self, item: int) -> str:
+        return natural_title(self.interactions.catalog.titles[item])
 
     def _listing(self, words: str, items: list[int]) -> list[int]:
         if not items:
@@ -231,7 +246,7 @@ class PromptBuilder:
         before, after = words.split("{items}")
         listed: list[int] = [*self._ids(before)]
         for place, item in enumerate(items):
-            listed += self._ids((self.template.separator if place else "") + " " + self._titles[item])
+            listed += self._ids((self.template.separator if place else "") + " " + self._title(item))
         return [*listed, *self._ids(after)]
 
 

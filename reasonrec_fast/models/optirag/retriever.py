@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -59,7 +60,9 @@ class Retriever:
 
         likes, dislikes = graph_of(1), graph_of(0)
         seen = (likes.item_degrees() + dislikes.item_degrees()) > 0
-        bias = torch.from_numpy(Bias(device="cpu").fit(interactions, rows).item_bias()).float()
+        bias = torch.zeros(interactions.num_items)
+        if likes.num_edges and dislikes.num_edges:
+            bias = torch.from_numpy(Bias(device="cpu").fit(interactions, rows).item_bias()).float()
         if item_vectors is not None:
             return cls.from_items(likes, item_vectors.cpu(), bias * seen)
         model = GraphEmbeddings(likes.to(device), config).fit(dislikes)
@@ -99,17 +102,10 @@ class Retriever:
         if exclude is not None:
             known = (exclude >= 0).long()
             exclusions = (torch.cat([known.new_zeros(1), known.cumsum(0)]), exclude[exclude >= 0])
-        normalise = torch.nn.functional.normalize
-        found = ops.topk(normalise(queries), normalise(self.user_embeddings), k, exclude=exclusions)
+        found = ops.topk(torch.nn.functional.normalize(queries), self._user_directions, k, exclude=exclusions)
         nobody = (found.indices < 0) | (found.values <= 0)
         return found.values.masked_fill(nobody, 0.0), found.indices.masked_fill(nobody, -1)
 
-    def padded(self, num_users: int, num_items: int) -> Retriever:
-        """The same retriever over more users and items, all of them without edges."""
-        graph = self.graph
-        users, items = graph.edges()
-        grown = InteractionGraph.from_edges(users, items, num_users=num_users, num_items=num_items)
-        extra = self.item_embeddings.new_zeros(num_items - graph.num_items, self.item_embeddings.shape[1])
-        return Retriever.from_items(
-            grown, torch.cat([self.item_embeddings, extra]), torch.cat([self.item_bias, extra[:, :1].flatten()])
-        )
+    @cached_property
+    def _user_directions(self) -> torch.Tensor:
+        return torch.nn.functional.normalize(self.user_embeddings)

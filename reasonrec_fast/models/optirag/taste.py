@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
 
 import numpy as np
 
@@ -22,7 +23,7 @@ class Taste:
         timeline: of users.
         labels: 0 or 1 of every row of the table, int64.
         items: of every row, int64.
-        values: of every item, from :func:`value_table`.
+        values: of every item, from :func:`value_table`, or :class:`ItemValues`.
 
     >>> line = Timeline(np.array([0, 0, 0]), np.array([1, 2, 3]), 1)
     >>> taste = Taste(line, np.array([1, 0, 1]), np.array([0, 1, 0]), value_table([("Drama",), ("War",)], 2))
@@ -30,10 +31,13 @@ class Taste:
     [[2, 0], [2, 1]]
     """
 
-    def __init__(self, timeline: Timeline, labels: np.ndarray, items: np.ndarray, values: np.ndarray) -> None:
-        self.timeline, self.values = timeline, values
+    def __init__(
+        self, timeline: Timeline, labels: np.ndarray, items: np.ndarray, values: np.ndarray | ItemValues
+    ) -> None:
+        self.timeline = timeline
+        self.values = values if isinstance(values, ItemValues) else ItemValues(values, {})
         self._span = len(timeline.rows) + 1
-        had = values[items[timeline.rows]]
+        had = self.values.of(items[timeline.rows])
         place, column = np.nonzero(had >= 0)
         order = np.lexsort((place, had[place, column]))
         place, value = place[order], had[place, column][order]
@@ -41,6 +45,12 @@ class Taste:
         self._keys = value * self._span + place
         self._likes = _running(labels[timeline.rows][place])
         self._all_likes = _running(labels[timeline.rows])
+
+    def told(self, values: ItemValues) -> Taste:
+        """The same counts, asked with the values of items that were told of later."""
+        found = copy(self)
+        found.values = values
+        return found
 
     def counts(self, values: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Likes and events that have ``values`` among the timeline's places from ``starts`` to ``ends`` (all three
@@ -63,7 +73,7 @@ class Taste:
         line, nobody = self.timeline, users < 0
         starts = line.indptr[np.where(nobody, 0, users)]
         ends = np.where(nobody, starts, line.places_before(np.where(nobody, 0, users), moments[:, None]))
-        wanted = self.values[items, :TARGET_VALUES]
+        wanted = self.values.of(items)[:, :TARGET_VALUES]
         likes, events = self.counts(wanted[:, None, :], starts[:, :, None], ends[:, :, None])
         likes, events = likes.sum(1), events.sum(1)
         met, liked = (ends - starts).sum(1), (self._all_likes[ends] - self._all_likes[starts]).sum(1)
@@ -72,16 +82,66 @@ class Taste:
         return np.where((events > 0) & (wanted >= 0), rate - usual, np.nan).astype(np.float32)
 
 
-def value_table(column: Sequence[tuple[str, ...]] | None, num_items: int) -> np.ndarray:
+class ItemValues:
+    """The values of every item's attribute as indices, and of items that are told of later.
+
+    Args:
+        table: int64 ``[I, V]``, -1 where an item has fewer.
+        index: value to index.
+
+    >>> values = ItemValues.of_column([("War", "Drama"), ("Drama",)], 2)
+    >>> values.told({1: ("War",), 2: ("Spy",)}).of(np.array([0, 1, 2, 3])).tolist()
+    [[0, 1, -1], [0, -1, -1], [2, -1, -1], [-1, -1, -1]]
+    """
+
+    def __init__(self, table: np.ndarray, index: dict[str, int]) -> None:
+        self._table, self._index = table, index
+        self._items = np.zeros(0, dtype=np.int64)
+        self._rows = np.full((1, table.shape[1]), -1, dtype=np.int64)
+
+    @classmethod
+    def of_column(cls, column: Sequence[tuple[str, ...]] | None, num_items: int) -> ItemValues:
+        """The values of a catalogue's attribute."""
+        index: dict[str, int] = {}
+        return cls(value_table(column, num_items, index), index)
+
+    def told(self, values: Mapping[int, tuple[str, ...]]) -> ItemValues:
+        """With the values of some items, known or new; the table is shared."""
+        found = ItemValues(self._table, self._index)
+        new: dict[str, int] = {}
+        items = sorted(values)
+        rows = np.full((len(items) + 1, self._table.shape[1]), -1, dtype=np.int64)
+        for row, item in enumerate(items):
+            for place, value in enumerate(values[item][: rows.shape[1]]):
+                known = self._index.get(value)
+                rows[row, place] = new.setdefault(value, len(self._index) + len(new)) if known is None else known
+        found._items, found._rows = np.array(items, dtype=np.int64), rows
+        return found
+
+    def of(self, items: np.ndarray) -> np.ndarray:
+        """Values of some items, int64 ``[N, V]``; none of items that nobody told of."""
+        known = items < len(self._table)
+        found = self._table[np.where(known, items, 0)] if len(self._table) else self._rows[np.full(len(items), -1)]
+        found = np.where(known[:, None], found, -1)
+        if len(self._items):
+            place = np.searchsorted(self._items, items)
+            told = self._items[np.minimum(place, len(self._items) - 1)] == items
+            found[told] = self._rows[place[told]]
+        return found
+
+
+def value_table(
+    column: Sequence[tuple[str, ...]] | None, num_items: int, index: dict[str, int] | None = None
+) -> np.ndarray:
     """The values of every item's attribute as indices, int64 ``[I, V]`` with ``V`` at least ``TARGET_VALUES``; -1
-    where an item has fewer (everywhere without a column).
+    where an item has fewer (everywhere without a column). ``index`` is given each value's number.
 
     >>> value_table([("War", "Drama"), ("Drama",)], 2).tolist()
     [[0, 1, -1], [1, -1, -1]]
     """
     lists = [values[:_MOST_VALUES] for values in column or ()]
     table = np.full((num_items, max([TARGET_VALUES, *map(len, lists)])), -1, dtype=np.int64)
-    index: dict[str, int] = {}
+    index = {} if index is None else index
     for item, values in enumerate(lists):
         for place, value in enumerate(values):
             table[item, place] = index.setdefault(value, len(index))
