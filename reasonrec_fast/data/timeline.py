@@ -34,7 +34,7 @@ class Timeline:
     """
 
     def __init__(self, keys: np.ndarray, timestamps: np.ndarray, num_keys: int, rows: np.ndarray | None = None) -> None:
-        num_keys = as_count(num_keys, "num_keys", error=DataError)
+        self._num_keys = num_keys = as_count(num_keys, "num_keys", error=DataError)
         keys = as_index(keys, "keys", num_keys, error=DataError)
         timestamps = as_index(timestamps, "timestamps", least=_EARLIEST, error=DataError)
         same_length(DataError, keys=keys, timestamps=timestamps)
@@ -75,29 +75,29 @@ class Timeline:
         """How many of a key's events happened strictly before each moment."""
         self._check_key(key)
         start, end = self.indptr[key], self.indptr[key + 1]
-        return np.searchsorted(self.times[start:end], _moments(moment), side="left")
+        return self.times[start:end].searchsorted(_moments(moment))
 
     def places_before(self, keys: np.ndarray, moments: np.ndarray) -> np.ndarray:
         """Ends in ``rows`` of each key's events strictly before each moment (the two are broadcast)."""
-        keys = as_index(keys, "keys", len(self.indptr) - 1, dims=np.ndim(keys), error=DataError)
-        rank = np.searchsorted(self._moments, _moments(moments), side="left")
-        return np.searchsorted(self._order, keys * (len(self._moments) + 1) + rank, side="left")
+        keys = as_index(keys, "keys", self._num_keys, dims=np.ndim(keys), error=DataError)
+        rank = self._moments.searchsorted(_moments(moments))
+        return self._order.searchsorted(keys * (len(self._moments) + 1) + rank)
 
     def before(self, key: int, moment: int) -> np.ndarray:
         """Rows of a key strictly before a moment, oldest first."""
-        count = int(self.count_before(key, moment))
-        start = self.indptr[key]
-        return self.rows[start : start + count]
+        self._check_key(key)
+        start, end = self.indptr[key], self.indptr[key + 1]
+        return self.rows[start : start + self.times[start:end].searchsorted(_moments(moment))]
 
     def _check_key(self, key: int) -> None:
-        if not 0 <= key < len(self.indptr) - 1:
-            raise DataError(f"key: expected one in [0, {len(self.indptr) - 1}); got {key}")
+        if not 0 <= key < self._num_keys:
+            raise DataError(f"key: expected one in [0, {self._num_keys}); got {key}")
 
 
 _EARLIEST = int(np.iinfo(np.int64).min)
 
 
 def _moments(moments: Any) -> Any:
-    if isinstance(moments, (int, np.integer)):
+    if isinstance(moments, (int, np.integer)) or (type(moments) is np.ndarray and moments.dtype == np.int64):
         return moments
     return as_index(moments, "moments", least=_EARLIEST, dims=np.ndim(moments), error=DataError)
