@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import platform
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Annotated
 
 import torch
@@ -11,6 +17,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from safetensors import SafetensorError
+
+from reasonrec_fast.devices import device_name, resolve_device
+
+SECONDS_BETWEEN_LINES = 5.0
+"""Of progress, where there is no terminal."""
 
 DeviceOption = Annotated[
     str | None,
@@ -20,6 +32,11 @@ DeviceOption = Annotated[
 
 console = Console(stderr=True)
 """For what happens on the way; results go to standard output."""
+
+
+def say(line: str) -> None:
+    """Tell what happened, in one line however narrow the screen is."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_result(*tables: Table) -> None:
@@ -32,19 +49,76 @@ def print_result(*tables: Table) -> None:
             Console(width=200).print(table)
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which :func:`listen_to_signals` turns into an exception, so that what is under way is left in order."""
+
+
+def listen_to_signals() -> None:
+    """Raise :class:`Terminated` on SIGTERM, as Python raises KeyboardInterrupt on SIGINT."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminate)
+
+
+def nothing_written() -> str:
+    """What most commands have to say when they are stopped."""
+    return "nothing was written"
+
+
 @contextmanager
-def clear_errors() -> Iterator[None]:
-    """End the command with one line, not a traceback, where the input is at fault or the GPU is too small."""
+def clear_errors(when_stopped: Callable[[], str] = nothing_written) -> Iterator[None]:
+    """End the command with one line, not a traceback, where input or a file is at fault, the GPU is too small, or
+    somebody stopped it.
+
+    Args:
+        when_stopped: says how to go on after Ctrl-C or SIGTERM.
+
+    Raises:
+        typer.Exit: with status 2 after an error, 130 after Ctrl-C, 143 after SIGTERM.
+    """
     try:
         yield
-    except (ValueError, TypeError, FileNotFoundError, ImportError, torch.OutOfMemoryError) as error:
-        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    except BrokenPipeError:
+        raise  # whoever read the results has enough
+    except (ValueError, TypeError, OSError, ImportError, SafetensorError, torch.OutOfMemoryError) as error:
+        _complain(f"error: {_told(error)}")
         raise typer.Exit(2) from error
+    except KeyboardInterrupt as stop:
+        _complain(f"stopped: {when_stopped()}")
+        raise typer.Exit(143 if isinstance(stop, Terminated) else 130) from stop
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
+
+
+def _complain(line: str) -> None:
+    """Print to standard error, whatever ``--quiet`` says."""
+    Console(stderr=True).print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+Update = Callable[..., None]
+"""Takes what is done, the total, a word beside them, and the name of the part, by default that of the whole."""
 
 
 @contextmanager
-def progress_bar(description: str) -> Iterator[Callable[..., None]]:
-    """A bar; the function it gives takes what is done, the total, and a word beside it."""
+def progress_bar(description: str) -> Iterator[Update]:
+    """A bar on a terminal, else a line every few seconds; a part that begins has a bar of its own.
+
+    >>> with progress_bar("Counting") as update:
+    ...     update(1, 2, "a word")
+    ...     update(2, 2, part="Again")
+    """
+    if not console.is_terminal:
+        lines = _Lines(description)
+        yield lines.update
+        lines.end()
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -54,9 +128,90 @@ def progress_bar(description: str) -> Iterator[Callable[..., None]]:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(description, total=None, note="")
+        shown, task = description, bar.add_task(description, total=None, note="")
 
-        def update(done: int, total: int, note: str = "") -> None:
+        def update(done: int, total: int, note: str = "", part: str = description) -> None:
+            nonlocal shown, task
+            if part != shown:
+                bar.remove_task(task)
+                shown, task = part, bar.add_task(part, total=None, note="")
             bar.update(task, completed=done, total=total, note=note)
 
         yield update
+
+
+def counting(update: Update, total: int) -> Callable[[int], None]:
+    """What tells ``update`` of ``total`` things as some more are done."""
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        update(done, total)
+
+    return advance
+
+
+class _Lines:
+    """What is done, in a line at once, one every few seconds, and one at the end."""
+
+    def __init__(self, description: str) -> None:
+        self._description, self._part = description, ""
+        self._begin = self._said = 0.0
+        self._first = 0
+        self._unsaid = ""
+
+    def update(self, done: int, total: int, note: str = "", part: str = "") -> None:
+        part, now = part or self._description, time.monotonic()
+        new = part != self._part
+        if new:
+            self.end()
+            self._part, self._begin, self._first = part, now, done
+        speed = (done - self._first) / max(now - self._begin, 1e-9)
+        left = f", {_minutes((total - done) / speed)} left" if speed > 0 and done < total else ""
+        self._unsaid = f"{part}: {done} of {total}{', ' if note else ''}{note}{left}"
+        if new or now - self._said >= SECONDS_BETWEEN_LINES:
+            self._said = now
+            self.end()
+
+    def end(self) -> None:
+        """Say what is not said yet."""
+        if self._unsaid:
+            say(self._unsaid)
+        self._unsaid = ""
+
+
+def _minutes(seconds: float) -> str:
+    """
+    >>> _minutes(3671.0), _minutes(9.4)
+    ('1:01:11', '0:09')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class _ToStandardError(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "" if record.levelno == logging.INFO else f"{record.levelname}: "
+        typer.echo(level + self.format(record), err=True)
+
+
+def set_loudness(*, verbose: bool, quiet: bool) -> None:
+    """Show the package's messages on standard error: what it decides and warns of, with ``verbose`` what it runs on,
+    with ``quiet`` errors alone and no progress.
+
+    Raises:
+        typer.BadParameter: both.
+    """
+    if verbose and quiet:
+        raise typer.BadParameter("expected --verbose or --quiet; got both")
+    logger = logging.getLogger("reasonrec_fast")
+    for handler in [one for one in logger.handlers if isinstance(one, _ToStandardError)]:
+        logger.removeHandler(handler)
+    logger.addHandler(_ToStandardError())
+    logger.setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else logging.INFO)
+    console.quiet = quiet
+    if verbose:
+        logger.debug("Python %s, torch %s, %s", platform.python_version(), torch.__version__,
+                     device_name(resolve_device()))  # fmt: skip

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from reasonrec_fast.cli.console import DeviceOption, clear_errors, console, print_result
-from reasonrec_fast.files import replacing, write_json
+from reasonrec_fast.cli.console import DeviceOption, clear_errors, print_result, say
+from reasonrec_fast.files import check_writable, replacing, write_json
 
 if TYPE_CHECKING:
     from reasonrec_fast.experiments.demo import Comparison, Record
@@ -25,15 +25,14 @@ def demo(
     """OptiRAG-Rec beside its baselines on held-out MovieLens requests."""
     begin = time.perf_counter()
     with clear_errors():
+        check_writable(output / "report.json")
         from reasonrec_fast.experiments.demo import run_demo
 
-        found = run_demo(
-            sample=None if full else sample, device=device, say=lambda line: console.print(line, markup=False)
-        )
+        found = run_demo(sample=None if full else sample, device=device, say=say)
         write_json(output / "report.json", found.as_json())
         _plot(found.records, output / "report.png")
     print_result(_table(found.records), _differences(found))
-    console.print(f"Written to {output}; {time.perf_counter() - begin:.0f} s")
+    say(f"Written to {output}; {time.perf_counter() - begin:.0f} s")
 
 
 def _table(records: list[Record]) -> Table:

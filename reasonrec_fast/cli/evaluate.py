@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reasonrec_fast.cli.console import DeviceOption, clear_errors, console, progress_bar
+from reasonrec_fast.cli.console import DeviceOption, clear_errors, progress_bar, say
+from reasonrec_fast.files import check_writable
 
 if TYPE_CHECKING:
     from reasonrec_fast.experiments.runner import Run
@@ -25,13 +26,14 @@ def evaluate(
     Without --device the configuration's holds, where it names one. A run that one device has finished is not repeated
     on another, whose values would differ in the last digits; the JSON line names the device.
     """
-    with clear_errors():
+    place = output or Path("runs") / (Path(config.removesuffix(".toml")).name + ".jsonl")
+    with clear_errors(lambda: f"the same command goes on; finished runs are in {place}"):
         from reasonrec_fast.experiments.config import load_experiment
         from reasonrec_fast.experiments.report import markdown_table
         from reasonrec_fast.experiments.runner import run_experiment
 
         experiment = load_experiment(config)
-        place = output or Path("runs") / f"{experiment.name}.jsonl"
+        check_writable(place)
         with progress_bar(experiment.name) as update:
             runs: list[Run] = run_experiment(
                 experiment,
@@ -39,10 +41,10 @@ def evaluate(
                 place,
                 seeds=_seeds(seeds),
                 device=device,
-                progress=lambda name, epoch, epochs, said: update(epoch, epochs, f"{name}: {said}"),
+                progress=lambda name, epoch, epochs, said: update(epoch, epochs, said, name),
             )
         print(markdown_table(runs))
-        console.print(f"Runs kept in {place}", highlight=False)
+        say(f"Runs kept in {place}")
 
 
 def _seeds(text: str | None) -> tuple[int, ...] | None:

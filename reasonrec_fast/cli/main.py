@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from functools import partialmethod
+from typing import Annotated
 
 import typer
 from tqdm import tqdm
 
+from reasonrec_fast import __version__
+from reasonrec_fast.cli.console import listen_to_signals, set_loudness
 from reasonrec_fast.cli.demo import demo
 from reasonrec_fast.cli.evaluate import evaluate
 from reasonrec_fast.cli.optirag import app as optirag_app
@@ -17,7 +20,21 @@ app.command()(demo)
 app.command()(evaluate)
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"reasonrec-fast {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
+def main(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="tell what goes on")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="tell errors alone, and no progress")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and end")
+    ] = False,
+) -> None:
     # transformers draws bars of its own while it loads a model; ours are rich's.
     tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)  # type: ignore[method-assign, assignment]
+    set_loudness(verbose=verbose, quiet=quiet)
+    listen_to_signals()

@@ -8,38 +8,49 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-import pandas as pd
 import torch
 import typer
 from rich.table import Table
 
-from reasonrec_fast.cli.console import DeviceOption, clear_errors, console, print_result, progress_bar
-from reasonrec_fast.data import (
-    Instruction,
-    Interactions,
-    is_instruction_file,
-    load_instructions,
-    load_interactions,
-    load_movielens_100k,
-    load_movielens_small,
+from reasonrec_fast.cli.console import (
+    DeviceOption,
+    Update,
+    clear_errors,
+    console,
+    counting,
+    nothing_written,
+    print_result,
+    progress_bar,
+    say,
 )
+from reasonrec_fast.cli.tables import (
+    ColumnsOption,
+    DataOption,
+    ItemsOption,
+    LikeOption,
+    TableOptions,
+    TimeFormatOption,
+    TimeUnitOption,
+    load_data,
+    write_rows,
+    written_kind,
+)
+from reasonrec_fast.data import Instruction, is_instruction_file, load_instructions
+from reasonrec_fast.data.columns import Source
+from reasonrec_fast.data.instructions import read_records
+from reasonrec_fast.data.reading import Table as ReadTable
+from reasonrec_fast.data.reading import read_table
 from reasonrec_fast.data.split import SplitKind, split_by_time
+from reasonrec_fast.data.tables import read_events
 from reasonrec_fast.devices import resolve_device
-from reasonrec_fast.files import read_json, replacing, write_json
+from reasonrec_fast.files import check_writable, read_json, write_json
 
 if TYPE_CHECKING:
     from reasonrec_fast.models.optirag import OptiRAG, OptiRAGConfig
+    from reasonrec_fast.models.optirag.model import Predictions
 
 app = typer.Typer(no_args_is_help=True, help="OptiRAG-Rec: click-through prediction with early exit.")
 
-DataOption = Annotated[
-    str,
-    typer.Option(
-        help="movielens-small, the folder of MovieLens 100K, a .csv, .parquet or .jsonl of interactions, or a .json or "
-        ".jsonl of instructions"
-    ),
-]
-ItemsOption = Annotated[Path | None, typer.Option(help="what is known of the items (id, title, attributes)")]
 SplitOption = Annotated[str, typer.Option(help="user_time, global_time or leave_one_out")]
 
 
@@ -55,18 +66,25 @@ def train(
     backbone: Annotated[str | None, typer.Option(help="language model: a name, a folder or a GGUF file")] = None,
     adapters: Annotated[Path | None, typer.Option(help="a saved model whose adapters to start from")] = None,
     without_knowledge: Annotated[bool, typer.Option(help="store adapters and heads alone")] = False,
+    like: LikeOption = None,
+    columns: ColumnsOption = None,
+    time_unit: TimeUnitOption = None,
+    time_format: TimeFormatOption = None,
     device: DeviceOption = None,
 ) -> None:
     """Train a model, calibrate it on validation (of an instruction file: on its last fifth) and store it."""
-    with clear_errors():
+    checkpoint = output / "training.safetensors"
+    with clear_errors(lambda: _goes_on_from(output) if checkpoint.is_file() else nothing_written()):
         place = resolve_device(device)
         settings = _settings(config, samples, exits, backbone)
+        options = TableOptions(like, columns, time_unit, time_format)
+        check_writable(checkpoint)
         instructions = is_instruction_file(data)
         if instructions:
             settings = replace(settings, read_numbers=False)
             records, held_out = _train_and_validation(load_instructions(data))
         else:
-            interactions = load_data(data, items)
+            interactions = load_data(data, items, options)
             parts = split_by_time(interactions, _split_kind(split))
         from reasonrec_fast.models.optirag import OptiRAG
 
@@ -75,16 +93,17 @@ def train(
             model.load_adapters(adapters)
         with progress_bar("Training") as update:
             watched: dict[str, Any] = {
-                "checkpoint": output / "training.safetensors",
+                "checkpoint": checkpoint,
                 "progress": lambda step, steps, loss: update(step, steps, f"loss {loss:.4f}"),
+                "parts": lambda part, done, total: update(done, total, part=part.capitalize()),
             }
             if instructions:
                 model.fit_instructions(records, held_out, **watched)
             else:
                 model.fit(interactions, parts, **watched)
         model.save_pretrained(output, knowledge=not without_knowledge)
-        (output / "training.safetensors").unlink(missing_ok=True)
-        console.print(f"Model written to {output}")
+        checkpoint.unlink(missing_ok=True)
+        say(f"Model written to {output}")
 
 
 @app.command()
@@ -94,6 +113,10 @@ def evaluate(
     items: ItemsOption = None,
     split: SplitOption = "user_time",
     full_depth: Annotated[bool, typer.Option(help="read every layer")] = False,
+    like: LikeOption = None,
+    columns: ColumnsOption = None,
+    time_unit: TimeUnitOption = None,
+    time_format: TimeFormatOption = None,
     device: DeviceOption = None,
 ) -> None:
     """Metrics on the test part (of an instruction file: on all of it), as JSON on standard output."""
@@ -102,7 +125,7 @@ def evaluate(
         if is_instruction_file(data):
             metrics = loaded.evaluate_instructions(load_instructions(data), early_exit=not full_depth)
         else:
-            interactions = load_data(data, items)
+            interactions = load_data(data, items, TableOptions(like, columns, time_unit, time_format))
             parts = split_by_time(interactions, _split_kind(split))
             if loaded.knowledge is None:
                 loaded.refit_retriever(interactions, parts.train)
@@ -117,44 +140,87 @@ def evaluate(
 @app.command()
 def predict(
     model: Annotated[Path, typer.Option(help="folder of the model")],
-    data: Annotated[Path, typer.Option(help="history (rows with a label or rating) and requests (rows without)")],
-    output: Annotated[Path, typer.Option(help="CSV to write: user, item, timestamp, probability, depth")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="history (rows with a label or rating) and requests (rows without), or instructions without output"
+        ),
+    ],
+    output: Annotated[
+        str,
+        typer.Option(
+            help="the requests as they came, with probability and depth: .csv, .tsv, .jsonl (or .gz), .parquet, or - "
+            "for standard output"
+        ),
+    ],
     items: ItemsOption = None,
     full_depth: Annotated[bool, typer.Option(help="read every layer")] = False,
+    like: LikeOption = None,
+    columns: ColumnsOption = None,
+    time_unit: TimeUnitOption = None,
+    time_format: TimeFormatOption = None,
     device: DeviceOption = None,
 ) -> None:
-    """Score the requests of a file. Users and items may be new."""
+    """Score the requests of a file, in its order and with its columns. Users and items may be new."""
     with clear_errors():
         place = resolve_device(device)
-        interactions = load_interactions(data, items, allow_unlabelled=True)
+        require_model(model)
+        written_kind(output)
+        if output != "-":
+            check_writable(Path(output))
+        options = TableOptions(like, columns, time_unit, time_format)
+        options.values()
+        asked = _instructions(data) if is_instruction_file(data) else None
+        table = read_table(data) if asked is None else asked[0]
         loaded = load_model(model, place)
-        if loaded.knowledge is None:
-            raise ValueError(f"model: expected one with its training events; {model} holds adapters and heads alone")
-        rows = np.flatnonzero(interactions.labels < 0)
-        if len(rows) == 0:
-            raise ValueError(f"data: expected rows without a label, to be scored; {data} has none")
-        requests = loaded.requests(interactions, rows)
-        done = 0
         with progress_bar("Scoring") as update:
+            if asked is None:
+                rows, found = _score(loaded, table, items, options, model, data, not full_depth, update)
+            else:
+                rows = np.flatnonzero([record.label < 0 for record in asked[1]])
+                _require_requests(rows, data)
+                requests = loaded.instruction_requests([asked[1][row] for row in rows])
+                found = loaded.predict(requests, early_exit=not full_depth, progress=counting(update, len(rows)))
+        write_rows(output, table, rows, {"probability": found.probability, "depth": found.depth})
+        if output != "-":
+            say(f"{len(rows)} scores written to {output}")
 
-            def advance(count: int) -> None:
-                nonlocal done
-                done += count
-                update(done, len(rows))
 
-            found = loaded.predict(requests, early_exit=not full_depth, progress=advance)
-        table = pd.DataFrame(
-            {
-                "user": [interactions.user_ids[user] for user in interactions.users[rows]],
-                "item": [interactions.catalog.ids[item] for item in interactions.items[rows]],
-                "timestamp": interactions.timestamps[rows],
-                "probability": found.probability,
-                "depth": found.depth,
-            }
-        )
-        with replacing(output) as temporary:
-            table.to_csv(temporary, index=False)
-        console.print(f"{len(table)} scores written to {output}")
+def _instructions(data: Path) -> tuple[ReadTable, list[Instruction]]:
+    """Records as a table and as instructions."""
+    records = load_instructions(data, allow_unlabelled=True)
+    stored = read_records(data)
+    names = list(dict.fromkeys(name for record in stored for name in record))
+    return ReadTable({name: [record.get(name) for record in stored] for name in names}, Source(str(data))), records
+
+
+def _score(
+    model: OptiRAG,
+    table: ReadTable,
+    items: Path | None,
+    options: TableOptions,
+    folder: Path,
+    data: Path,
+    early_exit: bool,
+    update: Update,
+) -> tuple[np.ndarray, Predictions]:
+    """The requests of a table, as its rows in its order, and their scores."""
+    if model.knowledge is None:
+        raise ValueError(f"model: expected one with its training events; {folder} holds adapters and heads alone")
+    values = options.values()
+    values["like"] = model.like_of(table.renamed(values["columns"]).columns, values["like"])
+    events = read_events(table, items, allow_unlabelled=True, **values)
+    places = events.places
+    rows = np.flatnonzero(events.interactions.labels[places] < 0)
+    _require_requests(rows, data)
+    return rows, model.predict_rows(
+        events.interactions, places[rows], early_exit=early_exit, progress=counting(update, len(rows))
+    )
+
+
+def _require_requests(rows: np.ndarray, data: Path) -> None:
+    if len(rows) == 0:
+        raise ValueError(f"data: expected rows without a label, to be scored; {data} has none")
 
 
 @app.command()
@@ -167,6 +233,7 @@ def pareto(
 ) -> None:
     """AUC against requests per second over exit thresholds, on MovieLens."""
     with clear_errors():
+        check_writable(output / "pareto.json")
         from reasonrec_fast.cli.pareto import plot
         from reasonrec_fast.experiments.demo import PRETRAINED
         from reasonrec_fast.experiments.pareto import pareto as measure
@@ -194,7 +261,8 @@ def compare_exits(
     device: DeviceOption = None,
 ) -> None:
     """Ways to train exits against each other, on MovieLens: six trainings."""
-    with clear_errors():
+    with clear_errors(lambda: _goes_on_from(output)):
+        check_writable(output / "report.json")
         place = resolve_device(device)
         from reasonrec_fast.experiments.exits import compare_exits as compare
 
@@ -204,7 +272,7 @@ def compare_exits(
                 _settings(config, samples, None, None),
                 sample=test,
                 device=place,
-                progress=lambda kind, step, steps, loss: update(step, steps, f"{kind}: loss {loss:.4f}"),
+                progress=lambda kind, step, steps, loss: update(step, steps, f"loss {loss:.4f}", kind),
             )
         write_json(output / "report.json", [asdict(record) for record in records])
     exits = records[-1].exits
@@ -227,7 +295,8 @@ def compare_retrieval(
     device: DeviceOption = None,
 ) -> None:
     """The GCN retriever against retrieval by text and against none, on MovieLens."""
-    with clear_errors():
+    with clear_errors(lambda: _goes_on_from(output)):
+        check_writable(output / "report.json")
         place = resolve_device(device)
         settings = replace(_settings(config, samples, None, None), layers=layers)
         from reasonrec_fast.experiments.retrieval import compare_retrieval as compare
@@ -238,7 +307,7 @@ def compare_retrieval(
                 settings,
                 sample=test,
                 device=place,
-                progress=lambda kind, step, steps, loss: update(step, steps, f"{kind}: loss {loss:.4f}"),
+                progress=lambda kind, step, steps, loss: update(step, steps, f"loss {loss:.4f}", kind),
             )
         write_json(output / "report.json", {"records": [asdict(r) for r in records], "milliseconds_a_user": times})
     columns = (
@@ -263,18 +332,20 @@ def compare_retrieval(
     print_result(table, speed)
 
 
-def load_data(data: str, items: Path | None) -> Interactions:
-    """Interactions by the name or path that a command was given."""
-    if data == "movielens-small":
-        return load_movielens_small()
-    if Path(data).is_dir():
-        return load_movielens_100k(data)
-    return load_interactions(data, items)
+def _goes_on_from(folder: Path) -> str:
+    return f"the same command goes on from {folder}"
 
 
 def _train_and_validation(records: list[Instruction]) -> tuple[list[Instruction], list[Instruction]]:
     cut = len(records) - max(len(records) // 5, 1)
     return records[:cut], records[cut:]
+
+
+def require_model(folder: Path) -> None:
+    """Find before any work that there is no model."""
+    from reasonrec_fast.models.optirag.storage import stored_settings
+
+    stored_settings(folder)
 
 
 def load_model(folder: Path, device: torch.device | str | None) -> OptiRAG:

@@ -6,8 +6,10 @@ import gzip
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from reasonrec_fast.data.errors import DataError
+from reasonrec_fast.data.interactions import UNLABELLED
 from reasonrec_fast.data.reading import contents, records, text_lines
 
 _ANSWERS = {"yes": 1, "no": 0}
@@ -19,7 +21,7 @@ class Instruction:
 
     Attributes:
         instruction, input: the two parts of the prompt.
-        label: 1 for "Yes", 0 for "No".
+        label: 1 for "Yes", 0 for "No", :data:`UNLABELLED` where it is asked for.
     """
 
     instruction: str
@@ -27,25 +29,38 @@ class Instruction:
     label: int
 
 
-def load_instructions(path: str | Path) -> list[Instruction]:
+def load_instructions(path: str | Path, *, allow_unlabelled: bool = False) -> list[Instruction]:
     """Read a ``.json`` list or a ``.jsonl`` file of records.
+
+    Args:
+        path: the file; it may be packed (``.gz``).
+        allow_unlabelled: accept records whose ``output`` is empty, null or not there: to be answered.
 
     Raises:
         DataError: not such a file, a key is missing, or an output is not Yes or No; the record is named from 1.
+    """
+    found = read_records(path)
+    return [_instruction(record, path, number, allow_unlabelled) for number, record in enumerate(found, start=1)]
+
+
+def read_records(path: str | Path) -> list[Any]:
+    """The records of a ``.json`` list or of a ``.jsonl`` file, as they are.
+
+    Raises:
+        DataError: not such a file.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"path: there is no file {path}")
     if _kind(path) == ".jsonl":
-        found: object = [record for _, record in records(contents(path), path)]
-    else:
-        try:
-            found = json.loads("\n".join(line for _, line in text_lines(contents(path), path)))
-        except ValueError as error:
-            raise DataError(f"{path}: expected JSON: {error}") from error
+        return [record for _, record in records(contents(path), path)]
+    try:
+        found = json.loads("\n".join(line for _, line in text_lines(contents(path), path)))
+    except ValueError as error:
+        raise DataError(f"{path}: expected JSON: {error}") from error
     if not isinstance(found, list):
         raise DataError(f"{path}: expected a list of records; got {type(found).__name__}")
-    return [_instruction(record, path, number) for number, record in enumerate(found, start=1)]
+    return found
 
 
 def is_instruction_file(path: str | Path) -> bool:
@@ -62,10 +77,18 @@ def _kind(path: Path) -> str:
     return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
 
 
-def _instruction(record: object, path: Path, number: int) -> Instruction:
-    if not isinstance(record, dict) or not {"instruction", "input", "output"} <= set(record):
-        raise DataError(f"{path}, record {number}: expected the keys instruction, input and output; got {record!r:.80}")
-    answer = str(record["output"]).strip().strip(".").lower()
+def _instruction(record: object, path: str | Path, number: int, allow_unlabelled: bool) -> Instruction:
+    needed = {"instruction", "input"} if allow_unlabelled else {"instruction", "input", "output"}
+    if not isinstance(record, dict) or not needed <= set(record):
+        named = " and ".join(sorted(needed)) if allow_unlabelled else "instruction, input and output"
+        raise DataError(f"{path}, record {number}: expected the keys {named}; got {record!r:.80}")
+    for name in ("instruction", "input"):
+        if not isinstance(record[name], str):
+            raise DataError(f"{path}, record {number}: {name}: expected text; got {record[name]!r:.80}")
+    output = record.get("output")
+    if allow_unlabelled and (output is None or output == ""):
+        return Instruction(record["instruction"], record["input"], UNLABELLED)
+    answer = str(output).strip().strip(".").lower()
     if answer not in _ANSWERS:
-        raise DataError(f"{path}, record {number}: output: expected Yes or No; got {record['output']!r}")
-    return Instruction(str(record["instruction"]), str(record["input"]), _ANSWERS[answer])
+        raise DataError(f"{path}, record {number}: output: expected Yes or No; got {output!r}")
+    return Instruction(record["instruction"], record["input"], _ANSWERS[answer])

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from reasonrec_fast.early_exit.backbone import Backbone
 from reasonrec_fast.early_exit.engine import EarlyExitModel, ExitPolicy
-from reasonrec_fast.files import read_json, replacing, write_json
+from reasonrec_fast.files import read_json, write_json, write_tensors
 
 if TYPE_CHECKING:
     from reasonrec_fast.early_exit.ranker import EarlyExitRanker
@@ -22,8 +22,7 @@ def save(ranker: EarlyExitRanker, folder: Path) -> None:
     """Write heads, policy and bounds; the backbone is not written."""
     folder.mkdir(parents=True, exist_ok=True)
     model = ranker.model
-    with replacing(folder / "heads.safetensors") as temporary:
-        save_file({name: value.cpu().contiguous() for name, value in model.heads.state_dict().items()}, temporary)
+    write_tensors(folder / "heads.safetensors", model.heads.state_dict())
     head = model.heads[0]
     write_json(
         folder / "config.json",

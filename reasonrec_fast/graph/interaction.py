@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from reasonrec_fast.arrays import as_count, as_tensor
-from reasonrec_fast.files import replacing
+from reasonrec_fast.files import write_tensors
 from reasonrec_fast.graph.sorting import graph_by_sorting, library_of
 
 try:
@@ -161,8 +160,7 @@ class InteractionGraph:
 
     def save(self, path: str | Path) -> None:
         """Write the graph as safetensors, under a temporary name until it is complete."""
-        with replacing(path) as temporary:
-            save_file({name: tensor.cpu() for name, tensor in self._tensors().items()}, temporary)
+        write_tensors(path, self._tensors())
 
     @classmethod
     def load(cls, path: str | Path) -> InteractionGraph:

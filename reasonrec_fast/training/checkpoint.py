@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 
-from reasonrec_fast.files import replacing
+from reasonrec_fast.files import write_tensors
 
 _logger = logging.getLogger("reasonrec_fast")
 
@@ -49,8 +48,7 @@ class Checkpoint:
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
         metadata = {"step": str(step), "fingerprint": self.fingerprint, "device": self._device_type()}
-        with replacing(self.path) as temporary:
-            save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, temporary, metadata)
+        write_tensors(self.path, tensors, metadata)
 
     def restore(self) -> int:
         """Load what :meth:`save` stored and return its step; 0 where there is no file.
@@ -94,6 +92,7 @@ class Checkpoint:
                         key: value if key == "step" and parameter not in on_device else value.to(parameter.device)
                         for key, value in state.items()
                     }
+        _logger.info("%s: goes on after step %s", self.path, metadata["step"])
         return int(metadata["step"])
 
     def _device_type(self) -> str:

@@ -27,6 +27,9 @@ MODES = ("joint", "heads", "distil")
 Progress = Callable[[int, int, float], None]
 """Called with the step, the number of steps and the loss."""
 
+Parts = Callable[[str, int, int], None]
+"""Called with the name of a part of fitting that is not of steps, how much of it is done, and of how much."""
+
 Item = TypeVar("Item")
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -51,3 +54,27 @@ def config(tiny_backbone) -> OptiRAGConfig:
         folds=2,
         retriever=EmbeddingConfig(dim=8, steps=10, batch=128),
     )
+
+
+@pytest.fixture
+def files(events, config, tmp_path) -> Path:
+    """Events, items and settings as files."""
+    table = pd.DataFrame(
+        {
+            "user": [events.user_ids[u] for u in events.users],
+            "item": [events.catalog.ids[i] for i in events.items],
+            "label": events.labels,
+            "timestamp": events.timestamps,
+        }
+    )
+    table.to_csv(tmp_path / "events.csv", index=False)
+    items = pd.DataFrame(
+        {
+            "id": events.catalog.ids,
+            "title": events.catalog.titles,
+            "genres": ["|".join(g) for g in events.catalog.attributes["genres"]],
+        }
+    )
+    items.to_csv(tmp_path / "items.csv", index=False)
+    (tmp_path / "config.json").write_text(json.dumps(asdict(config)))
+    return tmp_path

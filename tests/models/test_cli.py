@@ -1,7 +1,6 @@
 """The command line on a tiny random model."""
 
 import json
-from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -9,29 +8,6 @@ import pytest
 from typer.testing import CliRunner
 
 from reasonrec_fast.cli.main import app
-
-
-@pytest.fixture
-def files(events, config, tmp_path):
-    table = pd.DataFrame(
-        {
-            "user": [events.user_ids[u] for u in events.users],
-            "item": [events.catalog.ids[i] for i in events.items],
-            "label": events.labels,
-            "timestamp": events.timestamps,
-        }
-    )
-    table.to_csv(tmp_path / "events.csv", index=False)
-    items = pd.DataFrame(
-        {
-            "id": events.catalog.ids,
-            "title": events.catalog.titles,
-            "genres": ["|".join(g) for g in events.catalog.attributes["genres"]],
-        }
-    )
-    items.to_csv(tmp_path / "items.csv", index=False)
-    (tmp_path / "config.json").write_text(json.dumps(asdict(config)))
-    return tmp_path
 
 
 def run(*arguments):
@@ -71,7 +47,7 @@ def test_train_evaluate_predict(files):
     )
     assert done.exit_code == 0, done.output
     scores = pd.read_csv(files / "s.csv")
-    assert list(scores) == ["user", "item", "timestamp", "probability", "depth"]
+    assert list(scores) == ["user", "item", "label", "timestamp", "probability", "depth"]
     assert scores["probability"].between(0, 1).all()
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from reasonrec_fast import ops
@@ -18,7 +18,7 @@ from reasonrec_fast.arrays import as_count, as_index, as_rows, same_length
 from reasonrec_fast.data import UNLABELLED, DataError, Histories, Interactions
 from reasonrec_fast.devices import on_device, resolve_device
 from reasonrec_fast.evaluation import auc, ranking_metrics
-from reasonrec_fast.files import read_json, replacing, write_json
+from reasonrec_fast.files import read_json, write_json, write_tensors
 
 Progress = Callable[[int, int, str], None]
 """Called with the epoch, the number of epochs and a word on how it went."""
@@ -280,13 +280,12 @@ class Recommender(nn.Module, ABC):
         """
         self._check_fitted()
         folder = Path(folder)
-        tensors = {f"model.{name}": value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        tensors = {f"model.{name}": value for name, value in self.state_dict().items()}
         kept = {"histories": self.histories} | ({} if self.had is self.histories else {"had": self.had})
         for name, histories in kept.items():
             tensors[f"{name}.indptr"] = torch.from_numpy(histories.indptr)
             tensors[f"{name}.items"] = torch.from_numpy(histories.items)
-        with replacing(folder / "model.safetensors") as temporary:
-            save_file(tensors, temporary)
+        write_tensors(folder / "model.safetensors", tensors)
         settings = {"architecture": type(self).__name__, "format": _FORMAT}
         write_json(folder / "config.json", {**settings, "config": asdict(self.config), "sizes": self.sizes})
 

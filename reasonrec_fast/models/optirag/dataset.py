@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,7 +54,7 @@ class RequestBuilder:
         retriever: trained on those rows.
         tokenizer: of the backbone, or its :class:`~reasonrec_fast.models.optirag.prompt.TokenIds`.
         config: settings.
-        item_vectors: embeddings of the items' texts, for retrieval by text.
+        item_vectors: makes embeddings of the items' texts, for retrieval by text.
         device: where retrievers train that know only part of the users.
         index: of the training events, where it was made before.
         ticks: see :class:`~reasonrec_fast.models.optirag.evidence.EvidenceBuilder`.
@@ -67,7 +67,7 @@ class RequestBuilder:
         retriever: Retriever,
         tokenizer: Any,
         config: OptiRAGConfig,
-        item_vectors: torch.Tensor | None = None,
+        item_vectors: Callable[[], torch.Tensor | None] | None = None,
         *,
         device: torch.device | str = "cpu",
         index: EventIndex | None = None,
@@ -139,10 +139,11 @@ class RequestBuilder:
         events, config = self.index.events, self.config
         fold = np.random.default_rng(config.seed).permutation(events.num_users) % config.folds
         parts: dict[str, np.ndarray] = {}
+        vectors = None if self._item_vectors is None else self._item_vectors()
         for number in range(config.folds):
             inside = fold[table.users] == number
             others = np.flatnonzero(fold[events.users] != number)
-            retriever = Retriever.train(events, others, config.retriever, self._item_vectors, device=self._device)
+            retriever = Retriever.train(events, others, config.retriever, vectors, device=self._device)
             index = EventIndex(events, retriever, self.index.attribute)
             builder = EvidenceBuilder(table, index, config.num_neighbours)
             built = builder.build(np.flatnonzero(inside))

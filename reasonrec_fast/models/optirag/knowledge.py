@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from reasonrec_fast.data.interactions import Catalog, Interactions
 from reasonrec_fast.data.overlay import Overlaid
 from reasonrec_fast.data.times import Moments, common, told_unit
-from reasonrec_fast.files import read_json, replacing, write_json
+from reasonrec_fast.files import read_json, write_json, write_tensors
 from reasonrec_fast.graph import InteractionGraph
 from reasonrec_fast.models.optirag.index import EventIndex
 from reasonrec_fast.models.optirag.retriever import Retriever
@@ -135,11 +135,10 @@ class Knowledge:
             "items": torch.from_numpy(events.items),
             "labels": torch.from_numpy(events.labels),
             "timestamps": torch.from_numpy(events.timestamps),
-            "item_embeddings": self.retriever.item_embeddings.contiguous(),
+            "item_embeddings": self.retriever.item_embeddings,
             "item_bias": self.retriever.item_bias,
         }
-        with replacing(folder / "events.safetensors") as temporary:
-            save_file(tensors, temporary)
+        write_tensors(folder / "events.safetensors", tensors)
         self.retriever.graph.save(folder / "graph.safetensors")
         catalog = events.catalog
         write_json(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,9 @@ from reasonrec_fast.models.optirag.retriever import Retriever
 from reasonrec_fast.models.optirag.scoring import SlateScorer, batched
 from reasonrec_fast.models.optirag.text_retrieval import item_vectors
 from reasonrec_fast.precision import fast_dtype
-from reasonrec_fast.training.exits import Progress
+from reasonrec_fast.training.exits import Parts, Progress
+
+_REQUESTS = 4096  # whose prompts are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,10 @@ class Predictions:
 
     probability: np.ndarray
     depth: np.ndarray
+
+
+def _say_nothing(part: str, done: int, total: int) -> None:
+    """In place of ``parts`` that nobody gave."""
 
 
 class OptiRAG:
@@ -129,6 +135,7 @@ class OptiRAG:
         *,
         checkpoint: str | Path | None = None,
         progress: Progress | None = None,
+        parts: Parts | None = None,
     ) -> OptiRAG:
         """Train the retriever, the adapters and the heads on the training part; calibrate on validation.
 
@@ -137,6 +144,7 @@ class OptiRAG:
             split: its parts.
             checkpoint: file of the training state; a run that was killed goes on from it.
             progress: is told of every step.
+            parts: is told of the rest: ``"retriever"``, ``"requests"`` (evidence and prompts), ``"calibration"``.
 
         Raises:
             ValueError: a part without events, or with one class alone.
@@ -145,14 +153,18 @@ class OptiRAG:
             classes = np.unique(interactions.labels[getattr(split, name)])
             if len(classes) != 2:
                 raise ValueError(f"split: expected both classes in {name}; got labels {classes.tolist()}")
+        tell = parts or _say_nothing
+        tell("retriever", 0, 1)
         self.refit_retriever(interactions, split.train)
         known = self._known()
+        tell("requests", 0, 1)
         builder = RequestBuilder(
             interactions, split.train, known.retriever, self._ids, self.config,
-            self._item_vectors(interactions.catalog), device=self.device,
+            lambda: self._item_vectors(interactions.catalog), device=self.device,
         )  # fmt: skip
         identity = {"events": interactions.digest(), "train": interactions.take(split.train).digest()}
         self._train(builder.training_requests(), identity, checkpoint, progress)
+        tell("calibration", 0, 1)
         chosen, fewer = (
             sample_of_users(interactions, split.validation, size, self.config.seed)
             for size in (self.config.calibration_requests, self.config.calibration_requests // 2)
@@ -160,6 +172,7 @@ class OptiRAG:
         self.calibrate(
             (builder.requests(chosen), interactions.users[chosen]),
             (builder.requests(fewer, unrated=True), interactions.users[fewer]),
+            parts=parts,
         )
         return self
 
@@ -170,12 +183,13 @@ class OptiRAG:
         *,
         checkpoint: str | Path | None = None,
         progress: Progress | None = None,
+        parts: Parts | None = None,
     ) -> OptiRAG:
         """Train the adapters and the heads on instruction records, and calibrate on others.
 
         Args:
             records, validation: questions answered with yes or no.
-            checkpoint, progress: as in :meth:`fit`.
+            checkpoint, progress, parts: as in :meth:`fit`; there is no retriever.
 
         Raises:
             ValueError: ``config.read_numbers`` (records have none), or one class alone.
@@ -186,8 +200,11 @@ class OptiRAG:
             classes = sorted({record.label for record in part})
             if len(classes) != 2:
                 raise ValueError(f"{name}: expected both answers; got labels {classes}")
+        tell = parts or _say_nothing
+        tell("requests", 0, 1)
         self._train(self.instruction_requests(records), {"records": len(records)}, checkpoint, progress)
-        self.calibrate((self.instruction_requests(validation), np.arange(len(validation))))
+        tell("calibration", 0, 1)
+        self.calibrate((self.instruction_requests(validation), np.arange(len(validation))), parts=parts)
         return self
 
     def _train(
@@ -222,16 +239,31 @@ class OptiRAG:
         retriever = Retriever.train(events, rows, self.config.retriever, vectors, device=self.device)
         self.knowledge = Knowledge(events, retriever)
 
-    def calibrate(self, known: tuple[Requests, np.ndarray], unrated: tuple[Requests, np.ndarray] | None = None) -> None:
+    def calibrate(
+        self,
+        known: tuple[Requests, np.ndarray],
+        unrated: tuple[Requests, np.ndarray] | None = None,
+        *,
+        parts: Parts | None = None,
+    ) -> None:
         """Fit a temperature for every exit and choose the exit thresholds; see :func:`calibration.calibrate`.
 
         Args:
             known: validation requests, and the user of each ``[N]``.
             unrated: validation requests with their items shown as if nobody had rated them, and the users.
+            parts: is told how many requests are scored.
         """
-        scores = [None if part is None else self.exit_scores(*part) for part in (known, unrated)]
-        assert scores[0] is not None
-        self.use(calibrate(scores[0], scores[1], self.ranker.exits, self.config))
+        done, total = 0, len(known[0].rows) + (0 if unrated is None else len(unrated[0].rows))
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            if parts is not None:
+                parts("calibration", done, total)
+
+        scores = self.exit_scores(*known, progress=advance)
+        hidden = None if unrated is None else self.exit_scores(*unrated, progress=advance)
+        self.use(calibrate(scores, hidden, self.ranker.exits, self.config))
 
     def use(self, found: Calibration) -> None:
         """Take temperatures, thresholds and scaling of a calibration."""
@@ -239,11 +271,13 @@ class OptiRAG:
             head.temperature.fill_(temperature)
         self.policy, self.platt = found.policy, found.platt
 
-    def exit_scores(self, requests: Requests, users: np.ndarray) -> ExitScores:
+    def exit_scores(
+        self, requests: Requests, users: np.ndarray, progress: Callable[[int], None] | None = None
+    ) -> ExitScores:
         """What calibration reads of requests and their users ``[N]``; temperatures are 1 from here on."""
         for head in self.ranker.heads:
             head.temperature.fill_(1.0)
-        return ExitScores(self.exit_odds(requests), requests.labels, users, requests.cold)
+        return ExitScores(self.exit_odds(requests, progress), requests.labels, users, requests.cold)
 
     @torch.no_grad()
     def exit_odds(self, requests: Requests, progress: Callable[[int], None] | None = None) -> np.ndarray:
@@ -291,7 +325,7 @@ class OptiRAG:
         known, template = self._known(), Template.load(self.config.template)
         return RequestBuilder(
             asked.table, None, known.retriever, self._ids, self.config,
-            self._item_vectors(known.events.catalog), device=self.device,
+            lambda: self._item_vectors(known.events.catalog), device=self.device,
             index=known.index(template.taste_attribute), ticks=asked.ticks,
         )  # fmt: skip
 
@@ -323,9 +357,49 @@ class OptiRAG:
                 progress(len(slate.rows))
         return Predictions(probability, depth)
 
+    def predict_rows(
+        self,
+        interactions: Interactions,
+        rows: np.ndarray | None = None,
+        *,
+        early_exit: bool = True,
+        progress: Callable[[int], None] | None = None,
+    ) -> Predictions:
+        """:meth:`requests` and :meth:`predict` of some users at a time, so that memory does not grow with the requests.
+
+        Args:
+            interactions, rows: as in :meth:`requests`.
+            early_exit, progress: as in :meth:`predict`.
+
+        Returns:
+            predictions in the order of ``rows``.
+        """
+        rows = np.flatnonzero(interactions.labels == UNLABELLED) if rows is None else rows
+        probability = np.empty(len(rows), dtype=np.float32)
+        depth = np.empty(len(rows), dtype=np.int64)
+        for places in _of_whole_users(interactions.users[rows]):
+            found = self.predict(self.requests(interactions, rows[places]), early_exit=early_exit, progress=progress)
+            probability[places], depth[places] = found.probability, found.depth
+        return Predictions(probability, depth)
+
+    def like_of(self, columns: Container[str], given: float | None = None) -> float | None:
+        """From which rating on the rows of a table with some columns are likes: as in training, or as given.
+
+        Raises:
+            ValueError: ratings, where the model was trained on labels and nothing is given.
+        """
+        like = None if self.knowledge is None else self.knowledge.events.like
+        if given is not None or "label" in columns or "rating" not in columns:
+            return given
+        if like is None:
+            raise ValueError(
+                "like: expected a threshold (--like), as the model was trained on labels and the table has ratings"
+            )
+        return like
+
     def evaluate(self, interactions: Interactions, rows: np.ndarray, *, early_exit: bool = True) -> dict[str, float]:
         """AUC, GAUC (all, and on items without a training rating) and mean depth on labelled rows."""
-        found = self.predict(self.requests(interactions, rows), early_exit=early_exit)
+        found = self.predict_rows(interactions, rows, early_exit=early_exit)
         labels, users = interactions.labels[rows], interactions.users[rows]
         events = self._known().events
         rated = set(np.unique(events.items))
@@ -405,3 +479,15 @@ class OptiRAG:
         if self._merged:
             self.peft.unmerge_adapter()
             self._merged = False
+
+
+def _of_whole_users(users: np.ndarray) -> Iterator[np.ndarray]:
+    """Places of about :data:`_REQUESTS` requests, all of a user's together."""
+    order = np.argsort(users, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(users[order])) + 1, len(users))
+    first = 0
+    for end in ends.tolist():
+        if end - first >= _REQUESTS or end == len(users):
+            if end > first:
+                yield order[first:end]
+            first = end

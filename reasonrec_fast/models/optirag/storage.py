@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from reasonrec_fast.early_exit.engine import ExitPolicy
-from reasonrec_fast.files import read_json, replacing, write_json
+from reasonrec_fast.files import read_json, write_json, write_tensors
 from reasonrec_fast.models.optirag.config import OptiRAGConfig
 from reasonrec_fast.models.optirag.knowledge import Knowledge
 
@@ -24,13 +24,11 @@ def save(model: OptiRAG, folder: Path, *, knowledge: bool) -> None:
     """Write adapters (bfloat16), heads, settings and, where wanted, what the model knows."""
     folder.mkdir(parents=True, exist_ok=True)
     model.unmerge()
-    adapter = {name: p.detach().cpu().bfloat16() for name, p in model.peft.named_parameters() if "lora_" in name}
-    with replacing(folder / "adapter.safetensors") as temporary:
-        save_file(adapter, temporary)
-    heads = {name: value.cpu().contiguous() for name, value in model.ranker.heads.state_dict().items()}
+    adapter = {name: p.detach().bfloat16() for name, p in model.peft.named_parameters() if "lora_" in name}
+    write_tensors(folder / "adapter.safetensors", adapter)
+    heads = dict(model.ranker.heads.state_dict())
     heads["numbers.mean"], heads["numbers.scale"] = torch.from_numpy(model.mean), torch.from_numpy(model.scale)
-    with replacing(folder / "heads.safetensors") as temporary:
-        save_file(heads, temporary)
+    write_tensors(folder / "heads.safetensors", heads)
     if knowledge and model.knowledge is not None:
         model.knowledge.save(folder)
     write_json(
@@ -49,14 +47,7 @@ def load(
     kind: type[OptiRAG], folder: Path, *, backbone: str | None, device: torch.device | str | None = None
 ) -> OptiRAG:
     """Read what :func:`save` wrote."""
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"folder: expected a saved model with config.json; there is none in {folder}")
-    stored = read_json(folder / "config.json")
-    if stored.get("architecture") != _ARCHITECTURE or stored.get("format") != _FORMAT:
-        raise ValueError(
-            f"folder: expected an {_ARCHITECTURE} model of format {_FORMAT}; {folder} holds "
-            f"{stored.get('architecture', stored.get('model_type'))!r} of format {stored.get('format')}"
-        )
+    stored = stored_settings(folder)
     values = dict(stored["config"])
     if backbone is not None:
         values["backbone"] = backbone
@@ -71,6 +62,24 @@ def load(
     if (folder / "events.safetensors").is_file():
         model.knowledge = Knowledge.load(folder)
     return model
+
+
+def stored_settings(folder: Path) -> dict[str, Any]:
+    """The settings of a model's folder.
+
+    Raises:
+        FileNotFoundError: nothing was saved there.
+        ValueError: the folder holds something else.
+    """
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"folder: expected a saved model with config.json; there is none in {folder}")
+    stored = read_json(folder / "config.json")
+    if stored.get("architecture") != _ARCHITECTURE or stored.get("format") != _FORMAT:
+        raise ValueError(
+            f"folder: expected an {_ARCHITECTURE} model of format {_FORMAT}; {folder} holds "
+            f"{stored.get('architecture', stored.get('model_type'))!r} of format {stored.get('format')}"
+        )
+    return dict(stored)
 
 
 def load_adapters(model: OptiRAG, folder: Path) -> None:

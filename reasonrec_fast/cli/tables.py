@@ -1,0 +1,218 @@
+"""What the commands share about tables: options, reading, and results written row by row."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import typer
+
+from reasonrec_fast.data import (
+    Interactions,
+    load_interactions,
+    load_movielens_100k,
+    load_movielens_small,
+)
+from reasonrec_fast.data.columns import as_column
+from reasonrec_fast.data.reading import Table
+from reasonrec_fast.files import replacing
+
+DataOption = Annotated[
+    str,
+    typer.Option(
+        help="movielens-small, the folder of MovieLens 100K, a .csv, .tsv, .parquet or .jsonl (or .gz) of interactions, "
+        "or a .json or .jsonl of instructions"
+    ),
+]
+ItemsOption = Annotated[Path | None, typer.Option(help="what is known of the items (id, title, attributes)")]
+LikeOption = Annotated[float | None, typer.Option(help="a rating from here on is a like; 4 by default")]
+ColumnsOption = Annotated[
+    str | None,
+    typer.Option(
+        help="names of your columns, such as user=customer_id,item=sku,timestamp=time,rating=stars,title=name"
+    ),
+]
+TimeUnitOption = Annotated[
+    str | None, typer.Option(help="of numbers in timestamp: s, ms, us, ns or count; by their size by default")
+]
+TimeFormatOption = Annotated[
+    str | None, typer.Option(help="of dates in timestamp that are not ISO 8601, such as '%d/%m/%Y %H:%M'")
+]
+
+BLOCK = 1 << 16
+"""Rows written at a time."""
+WRITTEN = (".csv", ".tsv", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """What the command line says of a table; see :func:`~reasonrec_fast.data.load_interactions`."""
+
+    like: float | None = None
+    columns: str | None = None
+    time_unit: str | None = None
+    time_format: str | None = None
+
+    def values(self) -> dict[str, Any]:
+        """As arguments of :func:`~reasonrec_fast.data.load_interactions`.
+
+        Raises:
+            ValueError: columns that are not pairs.
+
+        >>> TableOptions(columns="user=customer").values()["columns"]
+        {'user': 'customer'}
+        """
+        pairs = [pair.partition("=") for pair in self.columns.split(",")] if self.columns else []
+        if any(not ours.strip() or not theirs.strip() for ours, _, theirs in pairs):
+            raise ValueError(f"--columns: expected pairs such as user=customer_id,item=sku; got {self.columns!r}")
+        return {
+            "like": self.like,
+            "columns": {ours.strip(): theirs.strip() for ours, _, theirs in pairs},
+            "time_unit": self.time_unit,
+            "time_format": self.time_format,
+        }
+
+
+def load_data(data: str, items: Path | None, options: TableOptions | None = None) -> Interactions:
+    """Interactions by the name or path that a command was given."""
+    values = (options or TableOptions()).values()
+    named = data == "movielens-small" or Path(data).is_dir()
+    if named and (items is not None or any(values.values())):
+        raise ValueError(
+            f"--items, --like, --columns, --time-unit, --time-format: expected a table of yours; got {data}"
+        )
+    if data == "movielens-small":
+        return load_movielens_small()
+    return load_movielens_100k(data) if named else load_interactions(data, items, **values)
+
+
+def written_kind(output: str) -> str:
+    """The suffix of a file that :func:`rows_to` can write; ``.csv`` for standard output.
+
+    Raises:
+        ValueError: another kind.
+
+    >>> written_kind("a.jsonl.gz"), written_kind("-")
+    ('.jsonl', '.csv')
+    """
+    if output == "-":
+        return ".csv"
+    path = Path(output)
+    kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    if kind not in WRITTEN or (kind == ".parquet" and path.suffix == ".gz"):
+        raise ValueError(f"--output: expected a {', '.join(WRITTEN)} file (or .gz of text) or -; got {output}")
+    return kind
+
+
+def write_rows(output: str, table: Table, rows: np.ndarray, more: Mapping[str, np.ndarray]) -> None:
+    """Write some rows of a table as they came, with further columns, block by block.
+
+    Args:
+        output: a file by whose name the form is chosen, which is replaced when all is there; ``-`` for standard output.
+        table: whose columns are kept.
+        rows: of the table, int64 ``[R]``.
+        more: name to values ``[R]``.
+
+    Raises:
+        ValueError: a column of the table has the name of a further one, or the form cannot hold a column.
+    """
+    twins = set(table.columns) & set(more)
+    if twins:
+        raise ValueError(f"data: expected no column called {sorted(twins)[0]!r}, which is written; rename it")
+    kind = written_kind(output)
+    columns = {name: as_column(values, name) for name, values in table.columns.items()}
+    blocks = _blocks(columns, rows, more)
+    with ExitStack() as stack:
+        if output == "-":
+            _write_text(sys.stdout, kind, [*columns, *more], blocks)
+            return
+        temporary = stack.enter_context(replacing(output))
+        if kind == ".parquet":
+            _write_parquet(temporary, columns, blocks)
+        else:
+            file = stack.enter_context(_text_file(temporary, packed=output.endswith(".gz")))
+            _write_text(file, kind, [*columns, *more], blocks)
+
+
+@contextmanager
+def _text_file(path: Path, *, packed: bool) -> Iterator[TextIO]:
+    with path.open("wb") as raw, ExitStack() as stack:
+        binary: Any = stack.enter_context(gzip.GzipFile(fileobj=raw, mode="wb", mtime=0)) if packed else raw
+        text = stack.enter_context(io.TextIOWrapper(binary, encoding="utf-8", newline=""))
+        yield text
+
+
+def _blocks(
+    columns: Mapping[str, Any], rows: np.ndarray, more: Mapping[str, np.ndarray]
+) -> Iterator[dict[str, pa.Array | Sequence[Any]]]:
+    for first in range(0, len(rows), BLOCK):
+        some = rows[first : first + BLOCK]
+        block: dict[str, Any] = {
+            name: [column[row] for row in some.tolist()] if isinstance(column, list) else column.take(pa.array(some))
+            for name, column in columns.items()
+        }
+        yield block | {name: values[first : first + BLOCK] for name, values in more.items()}
+
+
+def _write_text(file: TextIO, kind: str, names: Sequence[str], blocks: Iterator[Mapping[str, Any]]) -> None:
+    writer = csv.writer(file, delimiter="\t" if kind == ".tsv" else ",", lineterminator="\n")
+    if kind != ".jsonl":
+        writer.writerow(names)
+    for block in blocks:
+        columns = [_plain(block[name]) for name in names]
+        if kind != ".jsonl":
+            writer.writerows(zip(*([_word(value) for value in column] for column in columns), strict=True))
+            continue
+        for row in zip(*columns, strict=True):
+            file.write(json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False, default=str) + "\n")
+
+
+def _plain(column: Any) -> list[Any]:
+    if isinstance(column, np.ndarray) and column.dtype == np.float32:
+        return [float(str(value)) for value in column]  # the shortest number that is this float32
+    return (
+        column.tolist()
+        if isinstance(column, np.ndarray)
+        else column.to_pylist()
+        if isinstance(column, pa.Array)
+        else column
+    )
+
+
+def _word(value: Any) -> Any:
+    if isinstance(value, list | dict):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return "" if value is None else value
+
+
+def _write_parquet(path: Path, columns: Mapping[str, Any], blocks: Iterator[Mapping[str, Any]]) -> None:
+    writer: pyarrow.parquet.ParquetWriter | None = None
+    try:
+        kinds = {name: _kind(column, name) for name, column in columns.items()}
+        for block in blocks:
+            found = pa.table(
+                {n: pa.array(v, kinds.get(n)) if not isinstance(v, pa.Array) else v for n, v in block.items()}
+            )
+            writer = writer or pyarrow.parquet.ParquetWriter(path, found.schema)
+            writer.write_table(found)
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def _kind(column: Any, name: str) -> pa.DataType:
+    try:
+        return pa.array(column).type if isinstance(column, list) else column.type
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ValueError(f"data: expected values of one type in {name!r}, to be written as parquet: {error}") from error

@@ -1,0 +1,156 @@
+"""The command line when something goes wrong, and what it tells on the way."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+import reasonrec_fast
+from reasonrec_fast.cli import console as console_module
+from reasonrec_fast.cli.console import progress_bar
+from reasonrec_fast.cli.main import app
+from reasonrec_fast.models.optirag import OptiRAG
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def train(files, *more, before=()):
+    return run(
+        *before, "optirag", "train", "--data", files / "events.csv", "--items", files / "items.csv",
+        "--config", files / "config.json", "--output", files / "model", *more,
+    )  # fmt: skip
+
+
+def only_line(done):
+    (line,) = [line for line in done.output.splitlines() if line.strip()]
+    return line
+
+
+def test_version_and_module():
+    assert run("--version").output == f"reasonrec-fast {reasonrec_fast.__version__}\n"
+    told = subprocess.run(
+        [sys.executable, "-m", "reasonrec_fast", "--version"], capture_output=True, text=True, check=True
+    )
+    assert told.stdout == f"reasonrec-fast {reasonrec_fast.__version__}\n"
+
+
+def test_training_tells_its_parts(files, monkeypatch):
+    monkeypatch.setattr(console_module, "SECONDS_BETWEEN_LINES", 1000.0)
+    done = train(files)
+    assert done.exit_code == 0, done.output
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert [line.split(":")[0] for line in lines[:-1]] == [
+        "Retriever", "Requests", "Training", "Training", "Calibration", "Calibration",
+    ]  # fmt: skip
+    first, last = lines[2:4]
+    steps = int(last.split(" of ")[1].split(",")[0])
+    assert first.startswith(f"Training: 1 of {steps}, loss 0.") or first.startswith(f"Training: 1 of {steps}, loss 1.")
+    assert last.startswith(f"Training: {steps} of {steps}, loss")
+    assert "\x1b" not in done.stderr and "━" not in done.stderr
+    quiet = train(files, before=("-q",))
+    assert quiet.exit_code == 0 and quiet.output == ""
+
+
+def test_lines_say_the_time_that_is_left(monkeypatch, capsys):
+    clock = iter([0.0, 2.0, 6.0, 7.0])
+    monkeypatch.setattr(console_module.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(console_module.console, "quiet", False)
+    with progress_bar("Counting") as update:
+        for done in (10, 12, 20, 21):
+            update(done, 100, f"word {done}")
+    assert capsys.readouterr().err.splitlines() == [
+        "Counting: 10 of 100, word 10",
+        "Counting: 20 of 100, word 20, 0:48 left",
+        "Counting: 21 of 100, word 21, 0:50 left",
+    ]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_stopped_training_says_how_to_go_on(files, monkeypatch, number, status, begun):
+    def fit(self, interactions, split, *, checkpoint, progress, parts):
+        if begun:
+            checkpoint.parent.mkdir()
+            checkpoint.write_bytes(b"")
+        os.kill(os.getpid(), number)
+        time.sleep(10)
+
+    monkeypatch.setattr(OptiRAG, "fit", fit)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        done = train(files)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert done.exit_code == status, done.output
+    expected = f"the same command goes on from {files / 'model'}" if begun else "nothing was written"
+    assert only_line(done) == f"stopped: {expected}"
+    assert begun == (files / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [(errno.EACCES, "Permission denied"), (errno.ENOSPC, "No space left on device"), (errno.EISDIR, "Is a directory")],
+)
+def test_files_at_fault_are_one_line(files, monkeypatch, number, message):
+    def fit(self, *arguments, checkpoint, **options):
+        raise OSError(number, os.strerror(number), str(checkpoint))
+
+    monkeypatch.setattr(OptiRAG, "fit", fit)
+    done = train(files)
+    assert done.exit_code == 2
+    assert only_line(done) == f"error: {files / 'model' / 'training.safetensors'}: {message}"
+
+
+def test_what_cannot_be_written_is_found_before_the_work(files, monkeypatch):
+    def never(*arguments, **options):
+        raise AssertionError("the work began")
+
+    monkeypatch.setattr(OptiRAG, "__init__", never)
+    (files / "file").write_text("")
+    done = train(files, "--output", files / "file" / "model")
+    assert done.exit_code == 2 and only_line(done).endswith("training.safetensors: Not a directory")
+    done = run("evaluate", "beauty-sasrec", "--data", files, "--output", files)
+    assert done.exit_code == 2 and only_line(done) == f"error: {files}: Is a directory"
+    for command in (("demo",), ("optirag", "pareto"), ("optirag", "compare-exits"), ("optirag", "compare-retrieval")):
+        done = run(*command, "--output", files / "file")
+        assert done.exit_code == 2 and only_line(done).endswith("Not a directory"), done.output
+    assert sorted(path.name for path in files.iterdir()) == ["config.json", "events.csv", "file", "items.csv"]
+
+
+def test_messages_are_as_loud_as_asked_for(files):
+    def told(*before):
+        done = train(files, before=before)
+        assert done.exit_code == 0, done.output
+        return done.stderr
+
+    def interrupted():
+        calls = []
+
+        def save(checkpoint, step):
+            calls.append(step)
+            original(checkpoint, step)
+            raise KeyboardInterrupt
+
+        from reasonrec_fast.training.checkpoint import Checkpoint
+
+        original = Checkpoint.save
+        Checkpoint.save = save
+        try:
+            assert train(files).exit_code == 130
+        finally:
+            Checkpoint.save = original
+
+    interrupted()
+    assert "DEBUG: Python " in (loud := told("-v")) and "goes on after step" in loud
+    interrupted()
+    assert "DEBUG: " not in (usual := told()) and "goes on after step" in usual
+    interrupted()
+    assert "goes on after step" not in told("-q")
+    assert run("-v", "-q", "demo").exit_code == 2
