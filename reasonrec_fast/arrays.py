@@ -171,11 +171,10 @@ def as_rows(values: Any, name: str, count: int, *, error: type = ValueError) -> 
     [1, 4]
     """
     rows = as_index(values, name, count, error=error)
-    if not len(rows) or (steps := np.diff(rows)).min(initial=1) > 0:
+    if (rows[1:] > rows[:-1]).all():
         return rows
-    if steps.min() < 0:
-        rows = np.sort(rows)
-    twice = np.flatnonzero(np.diff(rows) == 0)
+    rows = np.sort(rows)
+    twice = np.flatnonzero(rows[1:] == rows[:-1])
     if len(twice):
         raise error(f"{name}: expected every row once; got row {rows[twice[0]]} twice")
     return rows

@@ -16,7 +16,9 @@ class NegativeSampler:
     Several threads may draw at once, and so may forked processes.
 
     Args:
-        histories: what users have had.
+        histories: what is not to be drawn for each user, whatever it means: :meth:`Histories.had` leaves out what a
+            user has had and did not like too (so do sampled candidates and recommendations), :meth:`Histories.of`
+            leaves out likes alone (so does the training of BPR and LightGCN: a dislike may be a negative).
         num_items: ``I``, at least 1; negatives are in ``[0, I)``.
 
     Raises:

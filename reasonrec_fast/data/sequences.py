@@ -8,6 +8,7 @@ import numpy as np
 
 from reasonrec_fast.data.errors import DataError
 from reasonrec_fast.data.interactions import Catalog, Interactions
+from reasonrec_fast.data.reading import contents, text_lines
 from reasonrec_fast.files import read_json
 
 
@@ -18,9 +19,11 @@ def load_sequences(folder: str | Path) -> Interactions:
     All events are positive. A timestamp is the event's place in its user's line: the files tell no more, so that
     ``split_by_time(..., "leave_one_out")`` is the one split that means something.
 
+    The text is UTF-8, with or without a mark of the byte order.
+
     Raises:
-        DataError: ``sequences.txt`` is not there or empty, or a line is not a user, whom no line before names, and
-            whole numbers (it is named).
+        DataError: ``sequences.txt`` is not there, empty or no UTF-8 (the line and the byte are named), or a line is not
+            a user, whom no line before names, and whole numbers (it is named).
     """
     folder = Path(folder)
     path = folder / "sequences.txt"
@@ -28,20 +31,19 @@ def load_sequences(folder: str | Path) -> Interactions:
         raise DataError(f"folder: expected sequences.txt; there is none in {folder}")
     places_of: dict[str, int] = {}
     rows: list[np.ndarray] = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            user, *words = line.split()
-            if user in places_of:
-                raise DataError(
-                    f"{path}, line {number}: expected another user than in line {places_of[user]}; got {user!r}"
-                )
-            try:
-                rows.append(np.array(words, dtype=np.int64))
-            except (ValueError, OverflowError) as error:
-                raise DataError(f"{path}, line {number}: expected whole numbers; {error}") from error
-            places_of[user] = number
+    for number, line in text_lines(contents(path), path):
+        if not line.strip():
+            continue
+        user, *words = line.split()
+        if user in places_of:
+            raise DataError(
+                f"{path}, line {number}: expected another user than in line {places_of[user]}; got {user!r}"
+            )
+        try:
+            rows.append(np.array(words, dtype=np.int64))
+        except (ValueError, OverflowError) as error:
+            raise DataError(f"{path}, line {number}: expected whole numbers; {error}") from error
+        places_of[user] = number
     if not rows:
         raise DataError(f"{path}: expected at least one user; got none")
     sizes = np.array([len(row) for row in rows], dtype=np.int64)

@@ -183,7 +183,8 @@ def sampled_candidates(
 
     Args:
         targets, users: integers ``[B]``.
-        histories: of every user; a user's targets are not drawn, whether they are in it or not.
+        histories: what is not to be drawn, of every user, who may have liked it or not
+            (:meth:`~reasonrec_fast.data.Histories.had`); a user's targets are not drawn, whether in it or not.
         num_items: ``I``.
         negatives: how many, distinct.
         seed: of the draw.

@@ -130,7 +130,8 @@ class EvaluationConfig:
     Attributes:
         task: ``"ranking"`` or ``"ctr"``.
         ks: cutoffs of ranking.
-        negatives: 0 ranks all items that the user has not had; else so many are drawn for each target.
+        negatives: 0 ranks all items that the user has not had; else so many are drawn for each target from those that
+            the user has in no part of the data. What a user has had and did not like is left out in either case.
         validation_is_history: whether models may read validation events as history when they are tested (they are
             recommended no more in either case).
     """

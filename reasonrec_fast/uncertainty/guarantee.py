@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binom
 
-from reasonrec_fast.uncertainty.thresholds import Limit, choose_thresholds, simulate
+from reasonrec_fast.arrays import as_keys, as_numbers
+from reasonrec_fast.uncertainty.thresholds import Limit, at_exits, choose_thresholds, simulate
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,14 @@ def guarantee_thresholds(
         alpha: the largest mean loss, in (0, 1).
         delta: how often the promise may fail.
         trend: leave only where the confidence has not fallen since the exit before.
-        groups: of each row, int64 ``[N]``, where rows go together (requests of one user); the groups are then the
+        groups: of each row, any keys ``[N]``, where rows go together (requests of one user); the groups are then the
             independent draws, and the promise is of the mean over groups of their mean loss.
         steps: policies in the sequence.
         seed: of the split in halves.
 
     Raises:
-        ValueError: an argument does not fit (argument, expected, got).
+        ValueError: an argument does not fit (argument, expected, got), or is NaN (with its exit as row, and its row as
+            column).
 
     >>> generator = np.random.default_rng(0)
     >>> confidence = generator.random((2, 4000))
@@ -74,16 +76,17 @@ def guarantee_thresholds(
     >>> found.loss < 0.1, found.p_value <= 0.1, found.mean_depth < 30
     (True, True, True)
     """
-    if losses.shape != confidence.shape or losses.ndim != 2 or losses.shape[0] != len(depths):
+    losses, confidence = as_numbers(losses, "losses", dims=2), at_exits(confidence, "confidence")
+    if losses.shape != confidence.shape or losses.shape[0] != len(depths):
         raise ValueError(f"losses, confidence: expected [{len(depths)}, N]; got {losses.shape} and {confidence.shape}")
     if losses.size and not (losses.min() >= 0 and losses.max() <= 1):
         raise ValueError(f"losses: expected values in [0, 1]; got [{losses.min()}, {losses.max()}]")
     for name, value in (("alpha", alpha), ("delta", delta)):
         if not 0 < value < 1:
             raise ValueError(f"{name}: expected a number in (0, 1); got {value}")
-    if groups is not None and groups.shape != losses.shape[1:]:
-        raise ValueError(f"groups: expected [{losses.shape[1]}]; got {list(groups.shape)}")
-    members = np.arange(losses.shape[1]) if groups is None else np.unique(groups, return_inverse=True)[1]
+    members = np.arange(losses.shape[1]) if groups is None else as_keys(groups, "groups")[1]
+    if groups is not None and len(members) != losses.shape[1]:
+        raise ValueError(f"groups: expected [{losses.shape[1]}]; got {list(members.shape)}")
     count = int(members.max(initial=-1)) + 1
     if count < 2:
         raise ValueError(f"losses: expected at least 2 rows (or groups); got {count}")

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from reasonrec_fast.arrays import as_count, as_labels, as_numbers, same_length
+
 
 def risk_coverage(confidence: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean loss of the surest rows, for every share of the rows (El-Yaniv and Wiener 2010).
@@ -20,15 +22,16 @@ def risk_coverage(confidence: np.ndarray, losses: np.ndarray) -> tuple[np.ndarra
         coverage ``[N]`` in (0, 1], rising, and the risk ``[N]`` at each.
 
     Raises:
-        ValueError: shapes that differ, or no rows.
+        ValueError: lengths that differ, no rows, or one that is NaN (a loss: not finite), with the row.
 
     >>> coverage, risk = risk_coverage(np.array([0.9, 0.2, 0.6]), np.array([0.0, 1.0, 0.5]))
     >>> risk.tolist()
     [0.0, 0.25, 0.5]
     """
-    confidence, losses = np.asarray(confidence, dtype=np.float64), np.asarray(losses, dtype=np.float64)
-    if confidence.shape != losses.shape or confidence.ndim != 1 or len(losses) == 0:
-        raise ValueError(f"confidence, losses: expected [N] both, N > 0; got {confidence.shape} and {losses.shape}")
+    confidence, losses = as_numbers(confidence, "confidence", infinite=True), as_numbers(losses, "losses")
+    same_length(confidence=confidence, losses=losses)
+    if len(losses) == 0:
+        raise ValueError("losses: expected at least one; got none")
     order = np.argsort(-confidence, kind="stable")
     _, group, sizes = np.unique(-confidence[order], return_inverse=True, return_counts=True)
     means = np.bincount(group, weights=losses[order]) / sizes
@@ -64,19 +67,21 @@ def reliability(probability: np.ndarray, labels: np.ndarray, bins: int = 15) -> 
     """Predictions and frequencies in ``bins`` equal parts of [0, 1].
 
     Raises:
-        ValueError: shapes that differ, no rows, probabilities outside [0, 1], or no bins.
+        ValueError: lengths that differ, no rows, a probability outside [0, 1] or a label other than 0 and 1 (with the
+            row), or no bins.
 
     >>> found = reliability(np.array([0.1, 0.2, 0.9]), np.array([0, 1, 1]), bins=2)
     >>> found.probability.round(2).tolist(), found.frequency.tolist(), found.count.tolist()
     ([0.15, 0.9], [0.5, 1.0], [2, 1])
     """
-    probability, labels = np.asarray(probability, dtype=np.float64), np.asarray(labels, dtype=np.float64)
-    if probability.shape != labels.shape or probability.ndim != 1 or len(labels) == 0:
-        raise ValueError(f"probability, labels: expected [N] both, N > 0; got {probability.shape} and {labels.shape}")
-    if not (probability.min() >= 0 and probability.max() <= 1):
-        raise ValueError(f"probability: expected [0, 1]; got [{probability.min()}, {probability.max()}]")
-    if bins < 1:
-        raise ValueError(f"bins: expected at least 1; got {bins}")
+    probability, labels, bins = as_numbers(probability, "probability"), as_labels(labels), as_count(bins, "bins", 1)
+    same_length(probability=probability, labels=labels)
+    if len(labels) == 0:
+        raise ValueError("labels: expected at least one; got none")
+    outside = (probability < 0) | (probability > 1)
+    if outside.any():
+        row = int(outside.argmax())
+        raise ValueError(f"probability: expected numbers in [0, 1]; got {probability[row]} in row {row}")
     place = np.minimum((probability * bins).astype(np.int64), bins - 1)
     count = np.bincount(place, minlength=bins)
     held = count > 0

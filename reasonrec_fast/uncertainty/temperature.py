@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.optimize import minimize_scalar
 
+from reasonrec_fast.arrays import as_array, as_labels, as_numbers, same_length
+
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """The temperature that minimises the log-loss of ``sigmoid(logits / temperature)``.
@@ -14,7 +16,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         labels: 0 or 1, ``[N]``.
 
     Raises:
-        ValueError: no rows.
+        ValueError: no rows, not one label a row, a label other than 0 and 1, or logits that are NaN (with the row).
 
     >>> generator = np.random.default_rng(0)
     >>> odds = generator.normal(size=4000)
@@ -22,8 +24,12 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     >>> round(fit_temperature(3 * odds, labels), 0)
     3.0
     """
+    labels = as_labels(labels)
     if len(labels) == 0:
         raise ValueError("labels: expected at least one; got none")
+    logits = as_array(logits, "logits")
+    logits = as_numbers(logits, "logits", dims=2 if logits.ndim == 2 else 1, infinite=True)
+    same_length(labels=labels, logits=logits)
     members = logits if logits.ndim == 2 else logits[:, None]
 
     def loss(log_temperature: float) -> float:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+from reasonrec_fast.arrays import as_array, as_numbers
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,35 @@ def simulate(
     Returns:
         scores ``[N]`` and exits ``[N]`` (indices).
 
+    Raises:
+        ValueError: shapes that do not fit, or one that is NaN (with its exit as row, and its row as column).
+
     >>> simulate(np.array([[0.9, 0.6], [0.8, 0.1]]), np.array([[2.0, 0.4], [9.0, 9.0]]), [1.0])[1].tolist()
     [0, 1]
     """
+    scores, confidence = at_exits(scores, "scores"), at_exits(confidence, "confidence")
+    bounds = as_numbers(thresholds, "thresholds", infinite=True)
+    if scores.shape != confidence.shape or len(scores) != len(bounds) + 1:
+        raise ValueError(
+            f"scores, confidence: expected [{len(bounds) + 1}, N]; got {scores.shape} and {confidence.shape}"
+        )
+    return _simulate(scores, confidence, bounds, trend)
+
+
+def at_exits(values: Any, name: str) -> np.ndarray:
+    """Numbers of rows at every exit, ``[E, N]``, of the floating-point type that they came in.
+
+    Raises:
+        ValueError: no matrix of numbers, or one that is NaN (its exit is the row that is named, its row the column).
+    """
+    array = as_array(values, name)
+    numbers = as_numbers(array, name, dims=2, infinite=True)
+    return array if array.dtype.kind == "f" else numbers
+
+
+def _simulate(
+    scores: np.ndarray, confidence: np.ndarray, thresholds: Sequence[float] | np.ndarray, trend: bool
+) -> tuple[np.ndarray, np.ndarray]:
     leaves = confidence[:-1] >= np.asarray(thresholds)[:, None]
     if trend:
         leaves[1:] &= confidence[1:-1] >= confidence[:-2]
@@ -66,18 +95,21 @@ def choose_thresholds(
 
     Returns:
         one threshold an exit but the last; ``inf`` where no row may leave.
+
+    Raises:
+        ValueError: shapes that do not fit, no rows, or one that is NaN (with its exit as row, and its row as column).
     """
+    scores, confidence = at_exits(scores, "scores"), at_exits(confidence, "confidence")
     if scores.shape != confidence.shape or scores.shape[0] != len(depths):
         raise ValueError(f"scores, confidence: expected [{len(depths)}, N]; got {scores.shape} and {confidence.shape}")
+    if not scores.size:
+        raise ValueError("scores: expected at least one row; got none")
     floors = [(limit.metric, limit.metric(scores[-1]) - limit.loss) for limit in limits]
     chosen = [float("inf")] * (len(depths) - 1)
-    candidates = [
-        [*np.quantile(confidence[place], np.linspace(0, 1, quantiles)).tolist(), float("inf")]
-        for place in range(len(chosen))
-    ]
+    candidates = [[*_quantiles(confidence[place], quantiles), float("inf")] for place in range(len(chosen))]
 
     def holds(thresholds: Sequence[float]) -> bool:
-        exited, _ = simulate(scores, confidence, thresholds, trend=trend)
+        exited, _ = _simulate(scores, confidence, thresholds, trend)
         return all(metric(exited) >= floor for metric, floor in floors)
 
     for place in [*range(len(chosen)), *reversed(range(len(chosen)))]:
@@ -89,3 +121,9 @@ def choose_thresholds(
                 chosen = trial
                 break
     return tuple(chosen)
+
+
+def _quantiles(values: np.ndarray, count: int) -> list[float]:
+    """Of values of which some may be infinite: nothing lies between such a one and the next."""
+    shares = np.linspace(0, 1, count)
+    return np.quantile(values, shares, method="linear" if np.isfinite(values).all() else "lower").tolist()

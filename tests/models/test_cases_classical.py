@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from reasonrec_fast.data import DataError, Histories, Interactions, split_by_time
+from reasonrec_fast.data import UNLABELLED, DataError, Histories, Interactions, split_by_time
 from reasonrec_fast.experiments.config import EvaluationConfig
 from reasonrec_fast.experiments.held_out import metrics_on_test
 from reasonrec_fast.models.classical import (
@@ -166,3 +166,48 @@ def test_targets_that_were_had_before_are_unreachable_and_counted(negatives):
     else:
         assert found["unreachable"] == 2 and found["hr@12"] == found["recall@12"] == 1.0
         assert model.ndcg(data, parts.test, k=12) == pytest.approx(found["ndcg@12"])
+
+
+def events(labels):
+    users, items = np.repeat(np.arange(4), 3), np.arange(12) % 5
+    return Interactions.from_columns(users.tolist(), items.tolist(), labels, range(12))
+
+
+@pytest.mark.parametrize("validation", [None, [9, 10, 11]])
+def test_nothing_is_fitted_to_nothing(make, validation):
+    model = make()
+    with pytest.raises(DataError, match="^train: expected at least one row; got none"):
+        model.fit(events([1, 0] * 6), [], validation)
+    with pytest.raises(DataError, match="^train: expected at least one positive event; got none in 9 rows"):
+        model.fit(events([0] * 12), range(9), validation)
+    with pytest.raises(DataError, match="model: expected one that is fitted"):
+        model.recommend([0], 1)
+
+
+def test_one_label_alone_teaches_nothing_of_labels(make):
+    data, model = events([1] * 12), make()
+    if not isinstance(model, (Bias, FM, DCNv2)):
+        model.fit(data, range(12))
+        return
+    with pytest.raises(DataError, match="^train: expected events of both labels, 0 and 1; got 1 alone in 12 rows"):
+        model.fit(data, range(12))
+
+
+@pytest.mark.parametrize("kind", ["bias", "fm", "dcn"])
+def test_events_without_a_label_teach_nothing_of_labels(kind):
+    labels = [1, 0, 1, 0, 1, 1, 0, 0, 1, 1, 0, 1]
+    data = events([*labels[:9], None, None, None])
+    assert (data.labels[9:] == UNLABELLED).all()
+    without, given = (MODELS[kind]().fit(data, rows) for rows in (range(9), range(12)))
+    assert np.array_equal(without.score([0, 1, 2], [0, 1, 2]), given.score([0, 1, 2], [0, 1, 2]))
+
+
+def test_sequences_of_one_event_teach_no_next_one():
+    with pytest.raises(DataError, match="^train: expected a user with at least two positive events"):
+        MODELS["sasrec"]().fit(events([1, 0, 0] * 4), range(12))
+
+
+def test_a_model_that_is_not_fitted_is_not_saved(make, tmp_path):
+    with pytest.raises(DataError, match="^model: expected one that is fitted or loaded; got a new one"):
+        make().save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()

@@ -226,6 +226,15 @@ REFUSED = [
     (attention([[0, 4, 0, 2**62, 2**62, 1]], grad=True), "segments: expected ranges .* row 0 is outside"),
     (attention([[0, 3, 0, 0, 0, 1]], grad=True), "segments: expected to cover 4 queries; they cover 3"),
     (attention(WHOLE, scale=NAN), "scale: expected a finite number; got nan"),
+    (tokens(None), "tokens: expected an array; got NoneType"),
+    (tokens(T([0, 1, 2]), bias="none"), "bias: expected an array; got str"),
+    (lambda: ops.exit_confidence(torch.eye(3), 7), "heads: expected an array; got int"),
+    (exits(previous=0.5), "previous: expected an array; got float"),
+    (attention(3), "segments: expected an array; got int"),
+    (aggregated("x"), "x: expected an array; got str"),
+    (lambda: ops.route_to([1, 0], 2, capacity=3), "capacity: expected an array; got int"),
+    (lambda: ops.dispatch(None, ops.route_to([1, 0], 2)), "x: expected an array; got NoneType"),
+    (lambda: ops.group_advantages(1.0, [0]), "rewards: expected an array; got float"),
     (attention(WHOLE, softcap=-1.0), "softcap: expected a number of at least 0; got -1.0"),
 ]
 
@@ -234,6 +243,30 @@ REFUSED = [
 def test_what_cannot_be_used_is_refused(call, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         call()
+
+
+def test_a_missing_argument_is_named_by_python():
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'k'"):
+        ops.topk(torch.eye(3), torch.eye(3))
+
+
+def test_tensors_are_taken_as_they_are(monkeypatch):
+    """Nothing is converted, nor looked at twice, in a call of a few microseconds."""
+    eye, ids, built = torch.eye(3), T([1, 0, 1]), InteractionGraph.from_edges([0, 1], [0, 0])
+    weight = torch.nn.Parameter(eye)
+
+    def fail(*given):
+        raise AssertionError(given)
+
+    monkeypatch.setattr(ops.library, "_as_tensor", fail)
+    route = ops.route_to(ids, 2)
+    ops.combine(ops.dispatch(eye, route), route, out=torch.empty(3, 3))
+    ops.route(eye[0], threshold=0.5)
+    ops.token_logprobs(eye, weight, ids, bias=eye[0], temperature=0.5)
+    ops.exit_confidence(eye, weight, targets=ids, threshold=0.5, measure="margin", positive=True)
+    ops.aggregate(built, eye, layers=2, combine="mean", dropout=0.5, seed=1)
+    ops.packed_attention(eye[:, None], eye[:, None], eye[:, None], T([[0, 3, 0, 0, 0, 1]]), softcap=2.0)
+    ops.group_advantages(eye[0], ids)
 
 
 @pytest.mark.parametrize("missing", [np.array([0, 1, 2, 10**6]), np.array([0, 3, 1, 2])])

@@ -103,7 +103,9 @@ class Recommender(nn.Module, ABC):
             progress: is told of every epoch.
 
         Raises:
-            DataError: rows that the table does not have, or one twice.
+            DataError: rows that the table does not have, one twice, or none to learn from: no positive event, or for
+                models that learn labels (of clicks, and :class:`~reasonrec_fast.models.classical.Bias`) one label
+                alone. Nothing of the model has changed then.
         """
 
     @abstractmethod
@@ -225,8 +227,7 @@ class Recommender(nn.Module, ABC):
         Raises:
             DataError: no vector of whole numbers of at least 0 (with the row), or a model that is not fitted.
         """
-        if not self.sizes:
-            raise DataError("model: expected one that is fitted or loaded; got a new one")
+        self._check_fitted()
         return np.require(as_index(users, "users", error=DataError), requirements="W")
 
     def pairs(self, users: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -240,11 +241,14 @@ class Recommender(nn.Module, ABC):
         same_length(DataError, users=users, items=items)
         return users, items
 
+    def _check_fitted(self) -> None:
+        if not self.sizes:
+            raise DataError("model: expected one that is fitted or loaded; got a new one")
+
     def _checked(self, histories: Histories, name: str) -> Histories:
         if not isinstance(histories, Histories):
             raise DataError(f"{name}: expected Histories; got {type(histories).__name__}")
-        if not self.sizes:
-            raise DataError("model: expected one that is fitted or loaded; got a new one")
+        self._check_fitted()
         return histories.checked(self.sizes["items"])
 
     def ndcg(self, data: Interactions, rows: np.ndarray, k: int = 10) -> float:
@@ -269,7 +273,12 @@ class Recommender(nn.Module, ABC):
         return torch.from_numpy(self.score(*pairs)).view(len(users), items).to(self.device)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write weights and histories (safetensors) and settings (JSON)."""
+        """Write weights and histories (safetensors) and settings (JSON).
+
+        Raises:
+            DataError: a model that is not fitted; nothing is written.
+        """
+        self._check_fitted()
         folder = Path(folder)
         tensors = {f"model.{name}": value for name, value in self.state_dict().items()}
         kept = {"histories": self.histories} | ({} if self.had is self.histories else {"had": self.had})
@@ -314,14 +323,28 @@ class Recommender(nn.Module, ABC):
 
 
 def checked_rows(
-    data: Interactions, train: np.ndarray, validation: np.ndarray | None
+    data: Interactions, train: np.ndarray, validation: np.ndarray | None, *, labels: bool = False
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Rows to train and validate on, int64 and ascending.
 
+    Args:
+        data: the events.
+        train, validation: rows.
+        labels: whether the model learns labels: it then needs both, and trains on labelled events alone.
+
     Raises:
-        DataError: rows that the table does not have, or one twice.
+        DataError: rows that the table does not have, one twice, or none to learn from.
     """
     train = as_rows(train, "train", len(data), error=DataError)
+    if not len(train):
+        raise DataError("train: expected at least one row; got none")
+    of_train = data.labels[train]
+    if not (of_train == 1).any():
+        raise DataError(f"train: expected at least one positive event; got none in {len(train)} rows")
+    if labels:
+        train = train[of_train != UNLABELLED]
+        if (of_train != 0).all():
+            raise DataError(f"train: expected events of both labels, 0 and 1; got 1 alone in {len(train)} rows")
     if validation is not None:
         validation = as_rows(validation, "validation", len(data), error=DataError)
     return train, validation
@@ -329,6 +352,8 @@ def checked_rows(
 
 class ClosedFormRecommender(Recommender):
     """A model that is fitted at once: it has no epochs, so there is nothing to stop early, go on with or tell of."""
+
+    learns_labels: ClassVar[bool] = False
 
     @abstractmethod
     def learn(self, data: Interactions, train: np.ndarray) -> None:
@@ -343,7 +368,7 @@ class ClosedFormRecommender(Recommender):
         checkpoint: str | Path | None = None,
         progress: Progress | None = None,
     ) -> ClosedForm:
-        train, _ = checked_rows(data, train, validation)
+        train, _ = checked_rows(data, train, validation, labels=self.learns_labels)
         self.learn(data, train)
         return self.observe_events(data, train)
 

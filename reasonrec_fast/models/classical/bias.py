@@ -43,6 +43,7 @@ class Bias(ClosedFormRecommender):
     """
 
     config_type = BiasConfig
+    learns_labels = True
     config: BiasConfig
     of_users: torch.Tensor
     of_items: torch.Tensor

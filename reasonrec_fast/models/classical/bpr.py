@@ -46,7 +46,8 @@ class BPRConfig(GradientConfig):
 
 
 class BPR(VectorRecommender):
-    """One embedding a user and an item; users must have been in training.
+    """One embedding a user and an item; users must have been in training. Negatives are drawn from all that a user has
+    not liked in training: what they had and did not like is among them.
 
     Args:
         config: hyper-parameters.

@@ -79,7 +79,7 @@ class ClickModel(Recommender):
         checkpoint: str | Path | None = None,
         progress: Progress | None = None,
     ) -> Kind:
-        train, validation = checked_rows(data, train, validation)
+        train, validation = checked_rows(data, train, validation, labels=True)
         self.build({"users": data.num_users, **FieldEmbeddings.sizes_of(data.catalog)})
         self.fields.describe(data.catalog, np.unique(data.users[train]), np.unique(data.items[train]))
         self.observe_events(data, train)

@@ -17,7 +17,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from reasonrec_fast.data import Histories, Interactions
+from reasonrec_fast.data import DataError, Histories, Interactions
 from reasonrec_fast.devices import on_device, own_random_numbers, seed_random_numbers
 from reasonrec_fast.files import replacing
 from reasonrec_fast.models.classical.base import Progress, Recommender, checked_rows
@@ -126,7 +126,7 @@ class RecBole(Recommender):
         checkpoint: str | Path | None = None,
         progress: Progress | None = None,
     ) -> RecBole:
-        train, validation = checked_rows(data, train, validation)
+        train, validation = checked_rows(data, train, validation, labels=self.kind == "context")
         self.begin(data, train)
         best, kept, waited = -np.inf, None, 0
         with self._seeded():
@@ -216,7 +216,8 @@ class RecBole(Recommender):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """As for every model; the events of training go to ``dataset``, in RecBole's own text files."""
-        assert self._folder is not None, "fit comes first"
+        self._check_fitted()
+        assert self._folder is not None  # with what the model was built from
         for path in Path(self._folder.name, _NAME).iterdir():
             with replacing(Path(folder) / "dataset" / path.name) as temporary:
                 shutil.copyfile(path, temporary)
@@ -241,6 +242,8 @@ class RecBole(Recommender):
         if self.kind == "sequential":
             header = "user_id:token\titem_id_list:token_seq\titem_id:token"
             lines = _next_items(data, train, self._max_length)
+            if not lines:
+                raise DataError("train: expected a user with at least two positive events; got none")
         else:
             rows = train if self.kind == "context" else train[data.labels[train] == 1]
             header = "user_id:token\titem_id:token\tlabel:float"

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from reasonrec_fast.data import Interactions
+from reasonrec_fast.data import DataError, Histories, Interactions
 from reasonrec_fast.devices import on_device, own_random_numbers, seed_random_numbers
 from reasonrec_fast.models.classical.base import Progress, VectorRecommender, checked_rows
 from reasonrec_fast.models.classical.sampled_softmax import cosine_cross_entropy
@@ -96,10 +96,14 @@ class SASRec(VectorRecommender):
         progress: Progress | None = None,
     ) -> SASRec:
         train, validation = checked_rows(data, train, validation)
-        config = self.config
+        config, liked = self.config, Histories.of(data, train)
+        users = np.flatnonzero(liked.lengths >= 2)
+        if not len(users):
+            raise DataError(
+                "train: expected a user with at least two positive events, of which the second is learned; got none"
+            )
         self.build({"users": data.num_users, "items": data.num_items})
-        self.observe_events(data, train)
-        users = np.flatnonzero(self.histories.lengths >= 2)
+        self.observe(liked, had=Histories.had(data, train))
         counts = np.bincount(self.histories.items, minlength=data.num_items)
         self.shares.copy_(torch.from_numpy(counts / max(len(self.histories.items), 1)))
 
