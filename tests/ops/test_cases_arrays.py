@@ -263,7 +263,7 @@ def test_tensors_are_taken_as_they_are(monkeypatch):
     ops.combine(ops.dispatch(eye, route), route, out=torch.empty(3, 3))
     ops.route(eye[0], threshold=0.5)
     ops.token_logprobs(eye, weight, ids, bias=eye[0], temperature=0.5)
-    ops.exit_confidence(eye, weight, targets=ids, threshold=0.5, measure="margin", positive=True)
+    ops.exit_confidence(eye, weight, targets=ids, threshold=0.5, measure="margin", positive=2)
     ops.aggregate(built, eye, layers=2, combine="mean", dropout=0.5, seed=1)
     ops.packed_attention(eye[:, None], eye[:, None], eye[:, None], T([[0, 3, 0, 0, 0, 1]]), softcap=2.0)
     ops.group_advantages(eye[0], ids)
