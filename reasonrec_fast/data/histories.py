@@ -195,6 +195,23 @@ class Histories:
         rows = np.where(inside, self.items[index] if len(self.items) else 0, 0)
         return rows, sizes
 
+    def replaced(self, users: np.ndarray, by: Histories, num_users: int) -> Histories:
+        """With the histories of some users from elsewhere; users who are nowhere have none.
+
+        >>> Histories.from_lists([[1], [2]]).replaced([1], Histories.from_lists([[], [7, 8], [9]]), 3).of_user(1)
+        array([7, 8])
+        """
+        theirs = np.zeros(num_users, dtype=bool)
+        theirs[users] = True
+        mine = np.minimum(np.arange(num_users), max(self.num_users - 1, 0))
+        here = np.arange(num_users) < self.num_users
+        begins = np.where(here & ~theirs, self.indptr[mine], 0)
+        ends = np.where(here & ~theirs, self.indptr[np.minimum(mine + 1, self.num_users)], 0)
+        both = Histories(np.zeros(1, dtype=np.int64), np.concatenate([self.items, by.items]))
+        begins = np.where(theirs, by.indptr[:-1] + len(self.items), begins)
+        ends = np.where(theirs, by.indptr[1:] + len(self.items), ends)
+        return both.spans(begins, ends)
+
     def checked(self, num_items: int | None = None) -> Histories:
         """The same, of int64 arrays.
 

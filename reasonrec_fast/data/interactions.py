@@ -189,20 +189,25 @@ class Interactions:
         return len(self.catalog)
 
 
-def joined(first: Interactions, second: Interactions) -> Interactions:
-    """The events of two tables of the same users, items and unit of time, in time order; at one moment the first's
-    come first.
+def joined(*tables: Interactions) -> tuple[Interactions, list[np.ndarray]]:
+    """The events of tables of the same users, items and unit of time, in time order; at one moment those of an earlier
+    table come first. And where each row of each table is.
 
     >>> events = Interactions.from_columns(["a"], ["x"], [1], [5])
-    >>> len(joined(events, events))
-    2
+    >>> joined(events, events)[1]
+    [array([0]), array([1])]
     """
-    order = np.argsort(np.concatenate([first.timestamps, second.timestamps]), kind="stable")
 
     def of(name: str) -> np.ndarray:
-        return np.concatenate([getattr(first, name), getattr(second, name)])[order]
+        return np.concatenate([getattr(table, name) for table in tables])
 
-    return replace(first, users=of("users"), items=of("items"), labels=of("labels"), timestamps=of("timestamps"))
+    order = np.argsort(of("timestamps"), kind="stable")
+    columns = [of(name)[order] for name in ("users", "items", "labels", "timestamps")]
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    ends = np.cumsum([len(table) for table in tables])[:-1]
+    found = replace(tables[0], users=columns[0], items=columns[1], labels=columns[2], timestamps=columns[3])
+    return found, np.split(place, ends)
 
 
 def _identifier(value: Any, name: str) -> str:

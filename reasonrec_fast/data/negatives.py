@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from reasonrec_fast.arrays import as_count
 from reasonrec_fast.data.compiled import compiled, in_shares
 from reasonrec_fast.data.errors import DataError
 from reasonrec_fast.data.histories import Histories
+from reasonrec_fast.data.interactions import UNLABELLED, Interactions
 
 
 class NegativeSampler:
@@ -38,7 +41,7 @@ class NegativeSampler:
         keys.sort()
         keys = keys[np.diff(keys, prepend=-1) != 0]
         self._items = keys % num_items
-        self._indptr = np.concatenate([[0], np.cumsum(np.bincount(keys // num_items, minlength=histories.num_users))])
+        self.indptr = np.concatenate([[0], np.cumsum(np.bincount(keys // num_items, minlength=histories.num_users))])
 
     def draw(
         self, users: np.ndarray, count: int, generator: np.random.Generator, *, distinct: bool = False
@@ -55,10 +58,10 @@ class NegativeSampler:
             DataError: a user without a history (with the row), or distinct items are asked for and a user has not so
                 many left (with the row).
         """
-        users = Histories(self._indptr, self._items).known(users)
+        users = Histories(self.indptr, self._items).known(users)
         count = as_count(count, "count", error=DataError)
         if distinct and len(users):
-            had = np.diff(self._indptr)[users]
+            had = np.diff(self.indptr)[users]
             left = self.num_items - int(had.max())
             if left < count:
                 raise DataError(
@@ -67,9 +70,30 @@ class NegativeSampler:
                 )
         seeds = generator.integers(np.iinfo(np.int64).max, size=len(users))
         out = np.empty((len(users), count), dtype=np.int64)
-        given = (users, self.num_items, self._indptr, self._items, seeds, distinct, out)
+        given = (users, self.num_items, self.indptr, self._items, seeds, distinct, out)
         in_shares(len(users), lambda begin, end: _draw(begin, end, *given))
         return out
+
+
+def draw_negatives(data: Interactions, rows: np.ndarray, seed: int) -> Interactions:
+    """For each of some events one of an item that its user never has, at the same moment, without a label.
+
+    Users who have every item are left out.
+
+    Args:
+        data: all events; what a user has had in any of them, before or after, is not drawn.
+        rows: of the events.
+        seed: of what is drawn.
+
+    >>> data = Interactions.from_columns(["a", "b"], ["x", "y"], [1, 1], [5, 6])
+    >>> draw_negatives(data, np.array([0]), 0).items.tolist()
+    [1]
+    """
+    had = Histories.had(data, np.arange(len(data)))
+    sampler = NegativeSampler(had, data.num_items)
+    rows = rows[np.diff(sampler.indptr)[data.users[rows]] < data.num_items]
+    items = sampler.draw(data.users[rows], 1, np.random.default_rng(seed))[:, 0]
+    return replace(data.take(rows), items=items, labels=np.full(len(rows), UNLABELLED, dtype=np.int64))
 
 
 @compiled

@@ -1,5 +1,7 @@
 """Classical models: arrays in any form, repeated events, and what recommendations leave out."""
 
+import logging
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -91,7 +93,7 @@ REFUSED = [
     (lambda m: m.score([0, -1], [0, 0]), "users: expected indices .* got -1 in row 1"),
     (lambda m: m.score([0, 1], [0]), "items: expected a vector like users, of 2 rows; got 1"),
     (lambda m: m.score([0.0], [1]), "users: expected whole numbers; got float64 0.0"),
-    (lambda m: m.score(["u1"], [1]), "users: expected whole numbers"),
+    (lambda m: m.score(["nobody"], [1]), "users: expected identifiers that the model knows; got 'nobody' in row 0"),
     (lambda m: m.score([0], [1.7]), "items: expected whole numbers; got float64 1.7"),
     (lambda m: m.score([True], [1]), "users: expected whole numbers; got bool"),
     (lambda m: m.score(0, 1), "users: expected a vector"),
@@ -184,13 +186,15 @@ def test_nothing_is_fitted_to_nothing(make, validation):
         model.recommend([0], 1)
 
 
-def test_one_label_alone_teaches_nothing_of_labels(make):
-    data, model = events([1] * 12), make()
-    if not isinstance(model, (Bias, FM, DCNv2)):
-        model.fit(data, range(12))
-        return
-    with pytest.raises(DataError, match="^train: expected events of both labels, 0 and 1; got 1 alone in 12 rows"):
-        model.fit(data, range(12))
+def test_likes_alone_are_learned_beside_negatives_that_are_drawn(make, caplog):
+    data = events([1] * 12)
+    with caplog.at_level(logging.INFO, "reasonrec_fast"):
+        model = make().fit(data, range(12))
+    assert ("drawn as dislikes" in caplog.text) == isinstance(model, (Bias, FM, DCNv2))
+    assert np.array_equal(model.had.items, Histories.had(data, np.arange(12)).items)
+    if isinstance(model, Bias):
+        shown = np.unique(data.items)
+        assert model.score([0] * 5, range(5))[shown].mean() > 0
 
 
 @pytest.mark.parametrize("kind", ["bias", "fm", "dcn"])

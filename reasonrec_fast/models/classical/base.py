@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -14,20 +15,25 @@ from safetensors.torch import load_file
 from torch import nn
 
 from reasonrec_fast import ops
-from reasonrec_fast.arrays import as_count, as_index, as_rows, same_length
-from reasonrec_fast.data import UNLABELLED, DataError, Histories, Interactions
+from reasonrec_fast.arrays import as_count, as_index, same_length
+from reasonrec_fast.data import UNLABELLED, Catalog, DataError, Histories, Interactions
+from reasonrec_fast.data.tables import TableLike, as_interactions
 from reasonrec_fast.devices import on_device, resolve_device
 from reasonrec_fast.evaluation import auc, ranking_metrics
 from reasonrec_fast.files import read_json, write_json, write_tensors
+from reasonrec_fast.models.classical.identifiers import Identifiers, is_text
+from reasonrec_fast.models.classical.rows import checked_rows, with_negatives
 
 Progress = Callable[[int, int, str], None]
 """Called with the epoch, the number of epochs and a word on how it went."""
 
+_logger = logging.getLogger("reasonrec_fast")
+
 _FORMAT = 1
+_IDENTIFIERS = "identifiers.json"
 _BATCH = 2048  # users at a time
 
 Kind = TypeVar("Kind", bound="Recommender")
-ClosedForm = TypeVar("ClosedForm", bound="ClosedFormRecommender")
 
 
 class Recommendations(NamedTuple):
@@ -35,7 +41,7 @@ class Recommendations(NamedTuple):
 
     Attributes:
         scores: float32 ``[B, k]``.
-        items: int64 ``[B, k]``.
+        items: int64 ``[B, k]``; where users were given by identifiers, objects: identifiers, and None for no more.
     """
 
     scores: np.ndarray
@@ -64,6 +70,8 @@ class Recommender(nn.Module, ABC):
     """
 
     config_type: ClassVar[type]
+    learns_labels: bool = False
+    """Whether dislikes teach it too."""
 
     def __init__(self, config: Any = None, *, device: torch.device | str | None = None) -> None:
         super().__init__()
@@ -73,6 +81,8 @@ class Recommender(nn.Module, ABC):
         self.device = resolve_device(device)
         self.sizes: dict[str, int] = {}
         self.histories = self.had = Histories.from_lists([])
+        self.training_digest = ""
+        self._users, self._items = Identifiers((), "users"), Identifiers((), "items")
 
     # What a model says for itself.
 
@@ -85,10 +95,27 @@ class Recommender(nn.Module, ABC):
         """
 
     @abstractmethod
-    def fit(
-        self: Kind,
+    def learn_rows(
+        self,
         data: Interactions,
         train: np.ndarray,
+        validation: np.ndarray | None,
+        *,
+        checkpoint: str | Path | None,
+        progress: Progress | None,
+    ) -> None:
+        """Train on rows that :meth:`fit` has looked at, and :meth:`observe` them."""
+
+    @abstractmethod
+    def scores(self, users: np.ndarray) -> torch.Tensor:
+        """Scores of all items, ``[B, I]``."""
+
+    # What follows from that.
+
+    def fit(
+        self: Kind,
+        data: Interactions | TableLike,
+        train: np.ndarray | None = None,
         validation: np.ndarray | None = None,
         *,
         checkpoint: str | Path | None = None,
@@ -97,22 +124,31 @@ class Recommender(nn.Module, ABC):
         """Train on rows ``train``.
 
         Args:
-            data: the events.
-            train, validation: rows, ascending; models that train in epochs keep the one that does best on the second.
+            data: the events, or a DataFrame or a file of them (:func:`~reasonrec_fast.data.load_interactions`).
+            train, validation: rows, ascending; by default all that have a label, and none. Models that train in epochs
+                keep the one that does best on the second. A model that learns labels, and finds likes alone, is given
+                as many negatives: items that the user has never had.
             checkpoint: file with the state of the training; what is there is gone on with.
             progress: is told of every epoch.
 
         Raises:
-            DataError: rows that the table does not have, one twice, or none to learn from: no positive event, or for
-                models that learn labels (of clicks, and :class:`~reasonrec_fast.models.classical.Bias`) one label
-                alone. Nothing of the model has changed then.
+            DataError: rows that the table does not have, one twice, or none to learn from: no positive event. Nothing
+                of the model has changed then.
+            ValueError: a checkpoint of another configuration or of other events.
         """
-
-    @abstractmethod
-    def scores(self, users: np.ndarray) -> torch.Tensor:
-        """Scores of all items, ``[B, I]``."""
-
-    # What follows from that.
+        data = as_interactions(data)
+        if train is None:
+            train = np.flatnonzero(data.labels != UNLABELLED)
+        train, validation = checked_rows(data, train, validation, labels=self.learns_labels)
+        table, rows, held_out = data, train, validation
+        if self.learns_labels and (data.labels[train] == 1).all():
+            table, rows, held_out = with_negatives(data, train, validation, getattr(self.config, "seed", 0))
+        self.training_digest = table.take(rows).digest()
+        self.learn_rows(table, rows, held_out, checkpoint=checkpoint, progress=progress)
+        self._users, self._items = Identifiers(data.user_ids, "users"), Identifiers(data.catalog.ids, "items")
+        if table is not data:
+            self.observe_events(data, train)
+        return self
 
     def _restore(self, folder: Path, sizes: dict[str, int]) -> None:
         """Be ready for the tensors of a saved model."""
@@ -141,10 +177,10 @@ class Recommender(nn.Module, ABC):
         """Scores of pairs, float32 ``[N]``; larger is likelier.
 
         Args:
-            users, items: indices, ``[N]`` both.
+            users, items: indices or identifiers (text), ``[N]`` both.
 
         Raises:
-            DataError: not one item a user, or an index that the model does not know (with its row).
+            DataError: not one item a user, or one that the model does not know (with its row).
         """
         users, items = self.pairs(users, items)
         found = np.empty(len(users), dtype=np.float32)
@@ -160,8 +196,10 @@ class Recommender(nn.Module, ABC):
     def recommend(self, users: np.ndarray, k: int, *, exclude: Histories | None = None) -> Recommendations:
         """The best ``k`` items of each user, without those that the user has had.
 
+        Users who are given by identifiers are told items by identifiers.
+
         Args:
-            users: indices, ``[B]``.
+            users: indices or identifiers (text), ``[B]``.
             k: how many, at least 0.
             exclude: what to leave out, of all users; ``had`` by default.
 
@@ -169,6 +207,7 @@ class Recommender(nn.Module, ABC):
             DataError: a user that the model or ``exclude`` does not know (with the row), an item among those that the
                 model does not know, or a model whose scores are NaN.
         """
+        named = is_text(users)
         users, k = self.asked(users), as_count(k, "k", error=DataError)
         exclude = self.had if exclude is None else self._checked(exclude, "exclude")  # ours was looked at before
         found = Recommendations(
@@ -187,7 +226,7 @@ class Recommender(nn.Module, ABC):
                 f"users: expected scores that are numbers; got NaN for user {users[row]} in row {row} and item "
                 f"{found.items[row, place]}: the model's weights are broken"
             )
-        return found
+        return Recommendations(found.scores, self._items.named(found.items)) if named else found
 
     def _retriever(self) -> Callable[[np.ndarray, int, Histories], tuple[torch.Tensor, torch.Tensor]]:
         """What finds the best items of some users without some others."""
@@ -217,27 +256,84 @@ class Recommender(nn.Module, ABC):
         same_length(DataError, histories=self.histories.lengths, had=self.had.lengths)
         return self
 
+    def matched(self, data: Interactions | TableLike) -> Interactions:
+        """A table in the model's own indices, by identifiers: in whatever order it is, and with users who are new.
+
+        Users whom the model does not know come after those it knows. Events of items that it does not know are left
+        out, which a line in the log tells.
+
+        Args:
+            data: events, or a DataFrame or a file of them.
+
+        Raises:
+            DataError: none of its items is known, or a model that keeps no identifiers.
+        """
+        self._check_fitted()
+        data = as_interactions(data)
+        if not len(self._items):
+            raise DataError("model: expected one that keeps identifiers; it was saved by an older version")
+        known = np.array([self._items.index.get(name, -1) for name in data.catalog.ids], dtype=np.int64)
+        kept = np.flatnonzero(known[data.items] >= 0)
+        if len(data) and not len(kept):
+            raise DataError(f"data: expected items that the model knows; got {data.catalog.ids[0]!r} and others")
+        if len(kept) < len(data):
+            _logger.warning("%d of %d events are of items that the model does not know, and are left out",
+                            len(data) - len(kept), len(data))  # fmt: skip
+        names = dict(self._users.index)
+        users = np.array([names.setdefault(name, len(names)) for name in data.user_ids], dtype=np.int64)
+        some = data.take(kept)
+        catalog = Catalog(self._items.ids, self._items.ids)
+        return replace(some, users=users[some.users], items=known[some.items], user_ids=list(names), catalog=catalog)
+
+    def observe_table(self: Kind, data: Interactions | TableLike) -> Kind:
+        """Take the events of a table as all that its users have had; users whom it does not have keep what they had.
+
+        Users who are new are served by their identifiers from here on, by models that fold users in.
+
+        Args:
+            data: events, or a DataFrame or a file of them; matched by identifiers (:meth:`matched`).
+
+        Raises:
+            DataError: as :meth:`matched`.
+        """
+        table = self.matched(data)
+        rows = np.arange(len(table))
+        told = np.unique(table.users)
+        liked, had = (
+            before.replaced(told, of(table, rows), table.num_users)
+            for before, of in ((self.histories, Histories.of), (self.had, Histories.had))
+        )
+        self.observe(liked, had=had)
+        self._users = Identifiers(table.user_ids, "users")
+        return self
+
     def observe_events(self: Kind, data: Interactions, rows: np.ndarray) -> Kind:
         """:meth:`observe` what some rows tell."""
         return self.observe(Histories.of(data, rows), had=Histories.had(data, rows))
 
-    def asked(self, users: np.ndarray) -> np.ndarray:
-        """Users as int64 ``[B]``.
+    def asked(self, users: Any) -> np.ndarray:
+        """Indices of users, int64 ``[B]``, who are given by index (whole numbers) or by identifier (text).
 
         Raises:
-            DataError: no vector of whole numbers of at least 0 (with the row), or a model that is not fitted.
+            DataError: no vector of whole numbers of at least 0 or of identifiers that the model knows (with the row),
+                or a model that is not fitted.
         """
         self._check_fitted()
+        if is_text(users):
+            return self._users.find(users)
         return np.require(as_index(users, "users", error=DataError), requirements="W")
 
-    def pairs(self, users: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Users and items as int64 ``[N]`` both.
+    def pairs(self, users: Any, items: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Indices of users and items, int64 ``[N]`` both, each given by index or by identifier.
 
         Raises:
             DataError: as :meth:`asked`, an item that the model does not know (with its row), or not one a user.
         """
         users = self.asked(users)
-        items = np.require(as_index(items, "items", self.sizes["items"], error=DataError), requirements="W")
+        if is_text(items):
+            items = self._items.find(items)
+        else:
+            items = np.require(as_index(items, "items", self.sizes["items"], error=DataError), requirements="W")
         same_length(DataError, users=users, items=items)
         return users, items
 
@@ -273,7 +369,7 @@ class Recommender(nn.Module, ABC):
         return torch.from_numpy(self.score(*pairs)).view(len(users), items).to(self.device)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write weights and histories (safetensors) and settings (JSON).
+        """Write weights and histories (safetensors), identifiers and settings (JSON).
 
         Raises:
             DataError: a model that is not fitted; nothing is written.
@@ -286,6 +382,7 @@ class Recommender(nn.Module, ABC):
             tensors[f"{name}.indptr"] = torch.from_numpy(histories.indptr)
             tensors[f"{name}.items"] = torch.from_numpy(histories.items)
         write_tensors(folder / "model.safetensors", tensors)
+        write_json(folder / _IDENTIFIERS, {"users": list(self._users.ids), "items": list(self._items.ids)})
         settings = {"architecture": type(self).__name__, "format": _FORMAT}
         write_json(folder / "config.json", {**settings, "config": asdict(self.config), "sizes": self.sizes})
 
@@ -319,58 +416,30 @@ class Recommender(nn.Module, ABC):
             if f"{name}.indptr" in tensors
         ]
         model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items()})
+        if (folder / _IDENTIFIERS).is_file():
+            names = read_json(folder / _IDENTIFIERS)
+            model._users, model._items = (Identifiers(names[what], what) for what in ("users", "items"))
         return model.eval().observe(kept[0], had=kept[-1] if len(kept) > 1 else None)
-
-
-def checked_rows(
-    data: Interactions, train: np.ndarray, validation: np.ndarray | None, *, labels: bool = False
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Rows to train and validate on, int64 and ascending.
-
-    Args:
-        data: the events.
-        train, validation: rows.
-        labels: whether the model learns labels: it then needs both, and trains on labelled events alone.
-
-    Raises:
-        DataError: rows that the table does not have, one twice, or none to learn from.
-    """
-    train = as_rows(train, "train", len(data), error=DataError)
-    if not len(train):
-        raise DataError("train: expected at least one row; got none")
-    of_train = data.labels[train]
-    if not (of_train == 1).any():
-        raise DataError(f"train: expected at least one positive event; got none in {len(train)} rows")
-    if labels:
-        train = train[of_train != UNLABELLED]
-        if (of_train != 0).all():
-            raise DataError(f"train: expected events of both labels, 0 and 1; got 1 alone in {len(train)} rows")
-    if validation is not None:
-        validation = as_rows(validation, "validation", len(data), error=DataError)
-    return train, validation
 
 
 class ClosedFormRecommender(Recommender):
     """A model that is fitted at once: it has no epochs, so there is nothing to stop early, go on with or tell of."""
 
-    learns_labels: ClassVar[bool] = False
-
     @abstractmethod
     def learn(self, data: Interactions, train: np.ndarray) -> None:
         """Build the model and fill it from rows ``train``."""
 
-    def fit(
-        self: ClosedForm,
+    def learn_rows(
+        self,
         data: Interactions,
         train: np.ndarray,
-        validation: np.ndarray | None = None,
+        validation: np.ndarray | None,
         *,
-        checkpoint: str | Path | None = None,
-        progress: Progress | None = None,
-    ) -> ClosedForm:
-        train, _ = checked_rows(data, train, validation, labels=self.learns_labels)
+        checkpoint: str | Path | None,
+        progress: Progress | None,
+    ) -> None:
         self.learn(data, train)
-        return self.observe_events(data, train)
+        self.observe_events(data, train)
 
 
 class VectorRecommender(Recommender):

@@ -15,7 +15,7 @@ from torch.nn import functional
 from reasonrec_fast.data import DataError, Histories, Interactions
 from reasonrec_fast.data.negatives import NegativeSampler
 from reasonrec_fast.devices import on_device
-from reasonrec_fast.models.classical.base import Progress, VectorRecommender, checked_rows
+from reasonrec_fast.models.classical.base import Progress, VectorRecommender
 from reasonrec_fast.models.classical.sampled_softmax import cosine_cross_entropy
 from reasonrec_fast.models.classical.training import GradientConfig, product_dtype, train_by_gradient
 from reasonrec_fast.settings import Count, NotNegative, Positive, Whole
@@ -68,16 +68,15 @@ class BPR(VectorRecommender):
             nn.init.xavier_uniform_(table, generator=generator)
         self.embedding = nn.Parameter(torch.cat(tables))
 
-    def fit(
-        self: Kind,
+    def learn_rows(
+        self,
         data: Interactions,
         train: np.ndarray,
-        validation: np.ndarray | None = None,
+        validation: np.ndarray | None,
         *,
-        checkpoint: str | Path | None = None,
-        progress: Progress | None = None,
-    ) -> Kind:
-        train, validation = checked_rows(data, train, validation)
+        checkpoint: str | Path | None,
+        progress: Progress | None,
+    ) -> None:
         histories = Histories.of(data, train)
         users, items = np.repeat(np.arange(data.num_users), histories.lengths), histories.items
         self.build({"users": data.num_users, "items": data.num_items, "edges": len(items)})
@@ -100,12 +99,10 @@ class BPR(VectorRecommender):
             self,
             batches,
             lambda batch: self._loss(batch, shares),
-            train,
             validate=None if validation is None else lambda: self.ndcg(data, validation),
             checkpoint=checkpoint,
             progress=progress,
         )
-        return self
 
     def prepare(self, users: np.ndarray, items: np.ndarray) -> None:
         """Take what the model needs of the positive training events ``[E]``."""

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from reasonrec_fast.data import Histories, Interactions, Timeline
 from reasonrec_fast.devices import on_device
-from reasonrec_fast.models.classical.base import Progress, Recommender, checked_rows
+from reasonrec_fast.models.classical.base import Progress, Recommender
 from reasonrec_fast.models.classical.fields import FieldEmbeddings
 from reasonrec_fast.models.classical.training import GradientConfig, train_by_gradient
 from reasonrec_fast.settings import Count, Share, Whole
@@ -64,22 +64,22 @@ class ClickModel(Recommender):
     """
 
     config: ClickConfig
+    learns_labels = True
     fields: FieldEmbeddings
 
     @abstractmethod
     def odds(self, vectors: torch.Tensor) -> torch.Tensor:
         """Log-odds ``[N]`` of fields' vectors ``[N, F, width]``."""
 
-    def fit(
-        self: Kind,
+    def learn_rows(
+        self,
         data: Interactions,
         train: np.ndarray,
-        validation: np.ndarray | None = None,
+        validation: np.ndarray | None,
         *,
-        checkpoint: str | Path | None = None,
-        progress: Progress | None = None,
-    ) -> Kind:
-        train, validation = checked_rows(data, train, validation, labels=True)
+        checkpoint: str | Path | None,
+        progress: Progress | None,
+    ) -> None:
         self.build({"users": data.num_users, **FieldEmbeddings.sizes_of(data.catalog)})
         self.fields.describe(data.catalog, np.unique(data.users[train]), np.unique(data.items[train]))
         self.observe_events(data, train)
@@ -88,12 +88,10 @@ class ClickModel(Recommender):
             self,
             _Batches(self.config, data, train),
             self._loss,
-            train,
             validate=None if validation is None else lambda: self.auc(data, validation),
             checkpoint=checkpoint,
             progress=progress,
         )
-        return self
 
     def _loss(self, batch: Events) -> torch.Tensor:
         odds = self.odds(self.fields(batch.users, batch.items, batch.liked, hidden=batch.hidden))

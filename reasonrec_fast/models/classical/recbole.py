@@ -20,7 +20,7 @@ import torch
 from reasonrec_fast.data import DataError, Histories, Interactions
 from reasonrec_fast.devices import on_device, own_random_numbers, seed_random_numbers
 from reasonrec_fast.files import replacing
-from reasonrec_fast.models.classical.base import Progress, Recommender, checked_rows
+from reasonrec_fast.models.classical.base import Progress, Recommender
 from reasonrec_fast.models.classical.fields import distinct
 from reasonrec_fast.settings import Count, Whole, check_settings
 
@@ -86,6 +86,7 @@ class RecBole(Recommender):
             self.kind = kinds.get(get_model(self.config.model).type, "")
         except (ImportError, ValueError) as error:
             raise ValueError(f"model: expected the name of a RecBole model; got {self.config.model!r}") from error
+        self.learns_labels = self.kind == "context"
         if not self.kind:
             raise ValueError(f"model: expected a general, sequential or context-aware one; got {self.config.model!r}")
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -117,16 +118,15 @@ class RecBole(Recommender):
             super()._apply(fn, recurse)
         return self
 
-    def fit(
+    def learn_rows(
         self,
         data: Interactions,
         train: np.ndarray,
-        validation: np.ndarray | None = None,
+        validation: np.ndarray | None,
         *,
-        checkpoint: str | Path | None = None,
-        progress: Progress | None = None,
-    ) -> RecBole:
-        train, validation = checked_rows(data, train, validation, labels=self.kind == "context")
+        checkpoint: str | Path | None,
+        progress: Progress | None,
+    ) -> None:
         self.begin(data, train)
         best, kept, waited = -np.inf, None, 0
         with self._seeded():
@@ -145,7 +145,7 @@ class RecBole(Recommender):
                     break
         if kept is not None:
             self.network.load_state_dict(kept)
-        return self.eval()
+        self.eval()
 
     def begin(self, data: Interactions, train: np.ndarray) -> None:
         """Make the model, untrained, for some events."""

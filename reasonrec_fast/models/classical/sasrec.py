@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from reasonrec_fast.data import DataError, Histories, Interactions
 from reasonrec_fast.devices import on_device, own_random_numbers, seed_random_numbers
-from reasonrec_fast.models.classical.base import Progress, VectorRecommender, checked_rows
+from reasonrec_fast.models.classical.base import Progress, VectorRecommender
 from reasonrec_fast.models.classical.sampled_softmax import cosine_cross_entropy
 from reasonrec_fast.models.classical.sequence_blocks import LiGRBlock, SASRecBlock
 from reasonrec_fast.models.classical.training import GradientConfig, product_dtype, train_by_gradient
@@ -52,7 +52,7 @@ class SASRecConfig(GradientConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.dim % self.heads:
-            raise ValueError(f"heads: expected a divisor of dim, {self.dim}; got {self.heads}")
+            raise ValueError(f"heads: expected a divisor of dim {self.dim}; got {self.heads}")
 
 
 class SASRec(VectorRecommender):
@@ -86,16 +86,15 @@ class SASRec(VectorRecommender):
         # Share of each item among what a batch asks for; set by fit, and of no use after it.
         self.register_buffer("shares", torch.zeros(sizes["items"]), persistent=False)
 
-    def fit(
+    def learn_rows(
         self,
         data: Interactions,
         train: np.ndarray,
-        validation: np.ndarray | None = None,
+        validation: np.ndarray | None,
         *,
-        checkpoint: str | Path | None = None,
-        progress: Progress | None = None,
-    ) -> SASRec:
-        train, validation = checked_rows(data, train, validation)
+        checkpoint: str | Path | None,
+        progress: Progress | None,
+    ) -> None:
         config, liked = self.config, Histories.of(data, train)
         users = np.flatnonzero(liked.lengths >= 2)
         if not len(users):
@@ -111,12 +110,10 @@ class SASRec(VectorRecommender):
             self,
             lambda epoch: self._batches(users, np.random.default_rng((config.seed, epoch))),
             self.loss,
-            train,
             validate=None if validation is None else lambda: self.ndcg(data, validation),
             checkpoint=checkpoint,
             progress=progress,
         )
-        return self
 
     def loss(self, users: np.ndarray) -> torch.Tensor:
         """Cross-entropy of every next item of some users' histories."""

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from reasonrec_fast.models.classical.base import Progress, Recommender
@@ -54,7 +53,6 @@ def train_by_gradient(
     model: Recommender,
     batches: Callable[[int], Iterator[Any]],
     loss: Callable[[Any], torch.Tensor],
-    rows: np.ndarray,
     *,
     validate: Callable[[], float] | None,
     checkpoint: str | Path | None,
@@ -66,7 +64,6 @@ def train_by_gradient(
         model: has its parameters.
         batches: of an epoch.
         loss: of a batch, under autocast.
-        rows: of training; they identify the run.
         validate, checkpoint, progress: as in :func:`train_epochs`.
     """
     config: GradientConfig = model.config
@@ -95,7 +92,7 @@ def train_by_gradient(
             "model": type(model).__name__,
             "config": asdict(model.config),
             "sizes": model.sizes,
-            "rows": [len(rows), int(rows.sum())],
+            "events": model.training_digest,
         },
         progress=progress,
     )

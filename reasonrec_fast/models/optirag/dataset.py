@@ -123,7 +123,7 @@ class RequestBuilder:
             drawn: further requests of the same users and items, without labels, that count as not liked: negatives for
                 events that are all likes.
         """
-        table = self.index.events if drawn is None else joined(self.index.events, drawn)
+        table = self.index.events if drawn is None else joined(self.index.events, drawn)[0]
         rows = np.arange(len(table))
         builder, evidence = self._out_of_fold(table)
         cold = np.random.default_rng(self.config.seed).random(len(rows)) < self.config.cold_share

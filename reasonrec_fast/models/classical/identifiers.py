@@ -1,0 +1,80 @@
+"""The identifiers of a model's users and items: asked in them, it answers in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from reasonrec_fast.data import DataError
+from reasonrec_fast.data.columns import Source, as_column, texts
+
+
+class Identifiers:
+    """Identifiers by index, and the index of each.
+
+    Args:
+        ids: one a user or an item.
+        what: ``"users"`` or ``"items"``, for errors.
+
+    >>> Identifiers(["u-7", "u-9"], "users").find(["u-9", "u-7"]).tolist()
+    [1, 0]
+    """
+
+    def __init__(self, ids: Sequence[str], what: str) -> None:
+        self.ids, self._what = ids, what
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Where each is."""
+        return {name: place for place, name in enumerate(self.ids)}
+
+    def find(self, names: Any) -> np.ndarray:
+        """Indices of some identifiers, int64 ``[N]``.
+
+        Raises:
+            DataError: one that the model does not know (with its row), or a model that was saved without any.
+        """
+        found = texts(as_column(names, self._what), Source(), self._what).to_pylist()
+        if not self.ids and found:
+            raise DataError(
+                f"{self._what}: expected indices, as the model keeps no identifiers; got {found[0]!r} in row 0"
+            )
+        places = [self.index.get(name, -1) for name in found]
+        if -1 in places:
+            row = places.index(-1)
+            raise DataError(f"{self._what}: expected identifiers that the model knows; got {found[row]!r} in row {row}")
+        return np.array(places, dtype=np.int64)
+
+    def named(self, index: np.ndarray) -> np.ndarray:
+        """Identifiers of indices of any shape; None for -1."""
+        names = np.array([*self.ids, None], dtype=object)
+        return names[index]
+
+
+def is_text(values: Any) -> bool:
+    """Whether a caller asks by identifiers: text, rather than numbers.
+
+    >>> is_text(["a"]), is_text(np.array([1])), is_text(pd.Series(["a"])), is_text(())
+    (True, False, True, False)
+    """
+    if isinstance(values, str):
+        raise DataError(f"users, items: expected several, in a list; got {values!r}")
+    if isinstance(values, pa.ChunkedArray | pa.Array):
+        return bool(len(values)) and not pa.types.is_integer(values.type)
+    if isinstance(values, np.ndarray | pd.Series | pd.Index) and not _holds_objects(values):
+        return False
+    if isinstance(values, list | tuple | np.ndarray | pd.Series | pd.Index):
+        return any(isinstance(value, str) for value in values)
+    return False
+
+
+def _holds_objects(values: Any) -> bool:
+    return not (isinstance(values.dtype, np.dtype) and values.dtype.kind in "iufb") and getattr(values, "ndim", 1) == 1
