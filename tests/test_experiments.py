@@ -176,7 +176,7 @@ def test_configurations_of_the_package(name):
         (("seeds", "seed"), "both.toml: expected models, datasets, evaluation, seeds, device; got 'seed'"),
         (("ks = [1, 3]", "task = 'judge'"), "evaluation: task: expected 'ranking' or 'ctr'; got 'judge'"),
         (("[[models]]", "[models]"), "both.toml: expected TOML"),
-        (("dim = 8", "dim = 9"), "both.toml: models.small: heads: expected a divisor of dim, 9; got 2"),
+        (("dim = 8", "dim = 9"), "both.toml: models.small: heads: expected a divisor of dim 9; got 2"),
         (("dim = 8", "dropout = nan"), "both.toml: models.small: dropout: expected a finite number in .0, 1.; got nan"),
         (("dim = 8", "seed = 8"), "both.toml: models.small: expected seeds of all models .*; got a seed"),
         (("dim = 8", "epochz = 8"), "both.toml: models.small: expected .*; got 'epochz'"),

@@ -52,7 +52,7 @@ class SASRecConfig(GradientConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.dim % self.heads:
-            raise ValueError(f"heads: expected a divisor of dim, {self.dim}; got {self.heads}")
+            raise ValueError(f"heads: expected a divisor of dim {self.dim}; got {self.heads}")
 
 
 class SASRec(VectorRecommender):
