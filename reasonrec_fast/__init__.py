@@ -1,8 +1,13 @@
 """LLM- and VLM-based recommendation, fast enough to use.
 
+Models, data and whatever reads them are loaded when they are first asked for; operators and graphs at once.
+
 >>> import reasonrec_fast
 >>> reasonrec_fast.InteractionGraph.from_edges([0, 1], [1, 0]).num_edges
 2
+>>> from reasonrec_fast import Interactions, Popularity, split_by_time
+>>> Popularity.__module__
+'reasonrec_fast.models.classical.popularity'
 """
 
 import importlib
@@ -12,17 +17,152 @@ from reasonrec_fast import ops
 from reasonrec_fast.graph import InteractionGraph
 
 if TYPE_CHECKING:
+    from reasonrec_fast.data import (
+        Catalog,
+        DataError,
+        Histories,
+        Instruction,
+        Interactions,
+        Split,
+        load_explanations,
+        load_instructions,
+        load_interactions,
+        load_movielens_100k,
+        load_movielens_small,
+        load_sequences,
+        load_xrec,
+        sample_of_users,
+        split_by_time,
+    )
     from reasonrec_fast.early_exit import EarlyExitRanker
-    from reasonrec_fast.models.optirag import OptiRAG
+    from reasonrec_fast.models.classical import (
+        BPR,
+        EASE,
+        FM,
+        Bias,
+        BiasConfig,
+        BPRConfig,
+        DCNv2,
+        DCNv2Config,
+        EASEConfig,
+        FMConfig,
+        ItemKNN,
+        ItemKNNConfig,
+        LightGCN,
+        LightGCNConfig,
+        Popularity,
+        PopularityConfig,
+        RecBole,
+        RecBoleConfig,
+        Recommendations,
+        Recommender,
+        SASRec,
+        SASRecConfig,
+    )
+    from reasonrec_fast.models.optirag import OptiRAG, OptiRAGConfig, Predictions
 
 __version__ = "0.1.0"
-__all__ = ["EarlyExitRanker", "InteractionGraph", "OptiRAG", "ops"]
+__all__ = [
+    "BPR",
+    "EASE",
+    "FM",
+    "BPRConfig",
+    "Bias",
+    "BiasConfig",
+    "Catalog",
+    "DCNv2",
+    "DCNv2Config",
+    "DataError",
+    "EASEConfig",
+    "EarlyExitRanker",
+    "FMConfig",
+    "Histories",
+    "Instruction",
+    "InteractionGraph",
+    "Interactions",
+    "ItemKNN",
+    "ItemKNNConfig",
+    "LightGCN",
+    "LightGCNConfig",
+    "OptiRAG",
+    "OptiRAGConfig",
+    "Popularity",
+    "PopularityConfig",
+    "Predictions",
+    "RecBole",
+    "RecBoleConfig",
+    "Recommendations",
+    "Recommender",
+    "SASRec",
+    "SASRecConfig",
+    "Split",
+    "load_explanations",
+    "load_instructions",
+    "load_interactions",
+    "load_movielens_100k",
+    "load_movielens_small",
+    "load_sequences",
+    "load_xrec",
+    "ops",
+    "sample_of_users",
+    "split_by_time",
+]
 
-_SYSTEMS = {"EarlyExitRanker": "reasonrec_fast.early_exit", "OptiRAG": "reasonrec_fast.models.optirag"}
+_PLACES = {
+    "reasonrec_fast.data": [
+        "Catalog",
+        "DataError",
+        "Histories",
+        "Instruction",
+        "Interactions",
+        "Split",
+        "load_explanations",
+        "load_instructions",
+        "load_interactions",
+        "load_movielens_100k",
+        "load_movielens_small",
+        "load_sequences",
+        "load_xrec",
+        "sample_of_users",
+        "split_by_time",
+    ],
+    "reasonrec_fast.early_exit": ["EarlyExitRanker"],
+    "reasonrec_fast.models.classical": [
+        "BPR",
+        "EASE",
+        "FM",
+        "BPRConfig",
+        "Bias",
+        "BiasConfig",
+        "DCNv2",
+        "DCNv2Config",
+        "EASEConfig",
+        "FMConfig",
+        "ItemKNN",
+        "ItemKNNConfig",
+        "LightGCN",
+        "LightGCNConfig",
+        "Popularity",
+        "PopularityConfig",
+        "RecBole",
+        "RecBoleConfig",
+        "Recommendations",
+        "Recommender",
+        "SASRec",
+        "SASRecConfig",
+    ],
+    "reasonrec_fast.models.optirag": ["OptiRAG", "OptiRAGConfig", "Predictions"],
+}
+_PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    """Load the systems, and with them transformers, only when they are asked for."""
-    if name in _SYSTEMS:
-        return getattr(importlib.import_module(_SYSTEMS[name]), name)
-    raise AttributeError(f"module 'reasonrec_fast' has no attribute {name!r}")
+    """Load a name's module, and with it transformers or numba, only when it is asked for."""
+    if name not in _PLACE_OF:
+        raise AttributeError(f"module 'reasonrec_fast' has no attribute {name!r}")
+    found = globals()[name] = getattr(importlib.import_module(_PLACE_OF[name]), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
