@@ -103,6 +103,16 @@ class Histories:
         """Items of each user, int64 ``[U]``."""
         return np.diff(self.indptr)
 
+    def distinct_counts(self) -> np.ndarray:
+        """Different items of each user, int64 ``[U]``.
+
+        >>> Histories.from_lists([[3, 3, 1], []]).distinct_counts().tolist()
+        [2, 0]
+        """
+        users = np.repeat(np.arange(self.num_users), self.lengths)
+        pairs = np.unique(np.stack([users, self.items], axis=1), axis=0)
+        return np.bincount(pairs[:, 0], minlength=self.num_users)
+
     def of_user(self, user: int) -> np.ndarray:
         """A user's items, oldest first.
 

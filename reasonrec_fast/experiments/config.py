@@ -40,6 +40,7 @@ class DatasetConfig:
         items: file of the items of a table, below the data folder.
         split: of :func:`~reasonrec_fast.data.split_by_time`.
         name: in reports.
+        like, columns, time_unit, time_format: of a table; see :func:`~reasonrec_fast.data.load_interactions`.
     """
 
     kind: Literal["sequences", "movielens-small", "movielens-100k", "table"]
@@ -47,6 +48,10 @@ class DatasetConfig:
     items: str = ""
     split: SplitKind = "leave_one_out"
     name: str = ""
+    like: float | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    time_unit: str | None = None
+    time_format: str | None = None
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -64,7 +69,10 @@ class DatasetConfig:
             return load_movielens_small()
         if self.kind == "movielens-100k":
             return load_movielens_100k(place)
-        return load_interactions(place, folder / self.items if self.items else None)
+        return load_interactions(
+            place, folder / self.items if self.items else None, like=self.like, columns=self.columns,
+            time_unit=self.time_unit, time_format=self.time_format,
+        )  # fmt: skip
 
     @property
     def title(self) -> str:

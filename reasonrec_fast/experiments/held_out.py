@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from reasonrec_fast import evaluation
-from reasonrec_fast.data import Histories, Interactions, Split
+from reasonrec_fast.data import DataError, Histories, Interactions, Split
 from reasonrec_fast.evaluation import Interval
 from reasonrec_fast.experiments.config import EvaluationConfig
 from reasonrec_fast.models.classical import Recommender
@@ -34,6 +34,52 @@ class Ranked(NamedTuple):
     known: Histories
     values: dict[str, np.ndarray]
     unreachable: int
+
+
+def check_measurable(data: Interactions, split: Split, settings: EvaluationConfig, name: str) -> None:
+    """Find before anything is fitted what cannot be measured on a data set.
+
+    Raises:
+        DataError: no event to find in the test part, a part without both labels where these are told apart, or users
+            without so many items to draw as candidates.
+    """
+    if settings.task == "ctr":
+        for part in ("train", "validation", "test"):
+            labels = np.unique(data.labels[getattr(split, part)])
+            if not {0, 1} <= set(labels.tolist()):
+                raise DataError(
+                    f"{name}: expected events of both labels in the {part} part, for task 'ctr'; got {labels.tolist()}"
+                )
+        return
+    for part in ("train", "test"):
+        rows = getattr(split, part)
+        if not (data.labels[rows] == 1).any():
+            raise DataError(f"{name}: expected a positive event in the {part} part; got none in {len(rows)} events")
+    if settings.negatives:
+        had = Histories.had(data, np.arange(len(data)))
+        users = data.users[split.test[data.labels[split.test] == 1]]
+        least = users[np.argmax(had.distinct_counts()[users])]
+        left = data.num_items - int(had.distinct_counts()[least])
+        if left < settings.negatives:
+            raise DataError(
+                f"{name}: evaluation.negatives: expected at most {left}, the items that user "
+                f"{data.user_ids[least]!r} has not had; got {settings.negatives}"
+            )
+
+
+def with_reasons(metrics: dict[str, float]) -> tuple[dict[str, float | None], dict[str, str]]:
+    """Metrics with None for those that have no value, and why these have none.
+
+    >>> with_reasons({"auc": 0.5, "gauc": float("nan")})
+    ({'auc': 0.5, 'gauc': None}, {'gauc': 'no user with both labels'})
+    """
+    missing = [name for name, value in metrics.items() if not np.isfinite(value)]
+    reasons = {name: "no user with both labels" if name.startswith("gauc") else _reason(name) for name in missing}
+    return {name: None if name in reasons else value for name, value in metrics.items()}, reasons
+
+
+def _reason(name: str) -> str:
+    return "no row in this part" if "/" in name else "no row to measure"
 
 
 def metrics_on_test(
@@ -93,7 +139,10 @@ def _ranked(model: Recommender, data: Interactions, split: Split, settings: Eval
 
 
 def _means(found: Ranked, train: Histories, data: Interactions, settings: EvaluationConfig) -> dict[str, float]:
-    metrics = {name: float(np.nanmean(value)) for name, value in found.values.items()}
+    metrics = {
+        name: float(np.nanmean(value)) if np.isfinite(value).any() else float("nan")
+        for name, value in found.values.items()
+    }
     metrics["unreachable"] = float(found.unreachable)
     counts = np.bincount(train.items, minlength=data.num_items)
     top = found.items[:, : max(settings.ks)]
@@ -103,7 +152,7 @@ def _means(found: Ranked, train: Histories, data: Interactions, settings: Evalua
     lengths = found.known.lengths[found.users]
     strata = (
         evaluation.popularity_strata(found.relevant.items[found.relevant.indptr[:-1]], counts),
-        np.searchsorted(np.quantile(lengths, (1 / 3, 2 / 3)), lengths, side="left"),
+        np.searchsorted(np.quantile(lengths, (1 / 3, 2 / 3)) if len(lengths) else lengths, lengths, side="left"),
     )
     for words, stratum, of in zip(STRATA, strata, ("target", "history"), strict=True):
         for part, value in evaluation.by_stratum(found.values[name], stratum).items():

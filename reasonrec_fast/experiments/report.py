@@ -43,6 +43,9 @@ def markdown_table(runs: Sequence[Run], names: Sequence[str] | None = None) -> s
     return "\n".join(lines)
 
 
-def _spread(values: Sequence[float]) -> str:
-    mean = f"{statistics.mean(values):.4f}"
-    return f"{mean} ± {statistics.stdev(values):.4f}" if len(values) > 1 else mean
+def _spread(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return "–"
+    mean = f"{statistics.mean(known):.4f}"
+    return f"{mean} ± {statistics.stdev(known):.4f}" if len(known) > 1 else mean

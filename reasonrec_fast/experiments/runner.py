@@ -8,8 +8,8 @@ import json
 import platform
 import subprocess
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from reasonrec_fast.data import Interactions, Split, split_by_time
 from reasonrec_fast.devices import device_name, resolve_device
 from reasonrec_fast.experiments.config import DatasetConfig, EvaluationConfig, Experiment, ModelConfig
-from reasonrec_fast.experiments.held_out import metrics_on_test
+from reasonrec_fast.experiments.held_out import check_measurable, metrics_on_test, with_reasons
 from reasonrec_fast.files import replacing
 from reasonrec_fast.memory import forget_peak, peak_bytes
 
@@ -34,12 +34,14 @@ class Run:
         config: name of the experiment.
         model, dataset, split, seed: what was run.
         settings: of model and evaluation, as the file gives them.
-        metrics: on the test part.
+        metrics: on the test part; None where one is undefined.
         seconds: of fitting.
         peak_memory_bytes: of the process while it fitted and scored; None where the system does not tell.
         revision: of the code.
         versions, machine: of libraries, and where (see :func:`machine`): a run that was made on another device is the
             same run, and is not repeated.
+        data: digest of the events, so that runs on other events are others whatever their file is called.
+        undefined: metric to the reason why it has no value.
     """
 
     config: str
@@ -48,12 +50,14 @@ class Run:
     split: str
     seed: int
     settings: dict[str, Any]
-    metrics: dict[str, float]
+    metrics: dict[str, float | None]
     seconds: float
     peak_memory_bytes: int | None
     revision: str
     versions: dict[str, str]
     machine: dict[str, Any]
+    data: str = ""
+    undefined: dict[str, str] = field(default_factory=dict)
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -63,7 +67,8 @@ class Run:
     @property
     def group(self) -> tuple[str, ...]:
         """What runs that differ in their seed alone share."""
-        return self.config, self.model, self.dataset, self.split, json.dumps(self.settings, sort_keys=True)
+        settings = json.dumps(self.settings, sort_keys=True)
+        return self.config, self.model, self.dataset, self.split, settings, self.data
 
 
 def run_experiment(
@@ -94,12 +99,17 @@ def run_experiment(
     device = resolve_device(experiment.device if device is None else device)
     done = {run.key: run for run in load_runs(output)}
     found = []
-    for dataset in experiment.datasets:
+    titles = dataset_titles(experiment.datasets)
+    loaded = []
+    for dataset, title in zip(experiment.datasets, titles, strict=True):
         interactions = dataset.load(data)
         split = split_by_time(interactions, dataset.split)
+        check_measurable(interactions, split, experiment.evaluation, title)
+        loaded.append((interactions, split, interactions.digest()))
+    for dataset, title, (interactions, split, digest) in zip(experiment.datasets, titles, loaded, strict=True):
         for model in experiment.models:
             for seed in experiment.seeds if seeds is None else seeds:
-                run = _prepared(experiment, model, dataset, seed, device)
+                run = _prepared(experiment, model, dataset, title, digest, seed, device)
                 if run.key not in done:
                     run = _finished(run, model, experiment.evaluation, interactions, split, output, device, progress)
                     done[run.key] = run
@@ -125,14 +135,28 @@ def load_runs(path: Path) -> list[Run]:
     return runs
 
 
+def dataset_titles(datasets: Sequence[DatasetConfig]) -> list[str]:
+    """Of data sets in reports; two of one title are told by their paths.
+
+    >>> dataset_titles([DatasetConfig("table", "a/x.csv"), DatasetConfig("table", "b/x.csv")])
+    ['a/x.csv', 'b/x.csv']
+    """
+    titles = [dataset.title for dataset in datasets]
+    return [
+        dataset.path or title if titles.count(title) > 1 else title
+        for dataset, title in zip(datasets, titles, strict=True)
+    ]
+
+
 def _prepared(
-    experiment: Experiment, model: ModelConfig, dataset: DatasetConfig, seed: int, device: torch.device
-) -> Run:
+    experiment: Experiment, model: ModelConfig, dataset: DatasetConfig, title: str, digest: str, seed: int,
+    device: torch.device,
+) -> Run:  # fmt: skip
     """A run whose figures are still missing."""
     settings = json.loads(json.dumps({"model": model.settings, "evaluation": asdict(experiment.evaluation)}))
     return Run(
-        experiment.name, model.title, dataset.title, dataset.split, seed, settings, {}, 0.0, None, revision(),
-        versions(), machine(device),
+        experiment.name, model.title, title, dataset.split, seed, settings, {}, 0.0, None, revision(),
+        versions(), machine(device), digest,
     )  # fmt: skip
 
 
@@ -161,9 +185,9 @@ def _finished(
         progress=None if progress is None else lambda epoch, epochs, said: progress(name, epoch, epochs, said),
     )
     seconds = time.perf_counter() - begin
-    metrics = metrics_on_test(recommender, data, split, settings)
+    metrics, undefined = with_reasons(metrics_on_test(recommender, data, split, settings))
     state.unlink(missing_ok=True)
-    values = asdict(run) | {"metrics": metrics, "seconds": seconds}
+    values = asdict(run) | {"metrics": metrics, "undefined": undefined, "seconds": seconds}
     return Run(**(values | {"peak_memory_bytes": peak_bytes() if measured else None}))
 
 
