@@ -181,7 +181,8 @@ class _Lines:
             self._part, self._begin, self._first = part, now, done
         speed = (done - self._first) / max(now - self._begin, 1e-9)
         left = f", {_minutes((total - done) / speed)} left" if speed > 0 and done < total else ""
-        self._unsaid = f"{part}: {done} of {total}{', ' if note else ''}{note}{left}"
+        counted = f": {done} of {total}" if total > 1 else ""
+        self._unsaid = f"{part}{counted}{', ' if note else ''}{note}{left}"
         if new or now - self._said >= SECONDS_BETWEEN_LINES:
             self._said = now
             self.end()
