@@ -32,6 +32,7 @@ from reasonrec_fast.cli.tables import (
     TableOptions,
     TimeFormatOption,
     TimeUnitOption,
+    is_movielens,
     load_data,
     write_rows,
     written_kind,
@@ -87,6 +88,7 @@ def train(
         else:
             interactions = load_data(data, items, options)
             parts = split_by_time(interactions, _split_kind(split))
+            settings = _of_films(settings) if is_movielens(data) else settings
         from reasonrec_fast.models.optirag import OptiRAG
 
         model = OptiRAG(settings, device=place)
@@ -270,7 +272,7 @@ def compare_exits(
         with progress_bar("Training") as update:
             records = compare(
                 output,
-                _settings(config, samples, None, None),
+                _of_films(_settings(config, samples, None, None)),
                 sample=test,
                 device=place,
                 progress=lambda kind, step, steps, loss: update(step, steps, f"loss {loss:.4f}", kind),
@@ -301,7 +303,7 @@ def compare_retrieval(
     with clear_errors(lambda: _goes_on_from(output)):
         check_writable(output / "report.json")
         place = resolve_device(device)
-        settings = replace(_settings(config, samples, None, None), layers=layers)
+        settings = replace(_of_films(_settings(config, samples, None, None)), layers=layers)
         from reasonrec_fast.experiments.retrieval import compare_retrieval as compare
 
         with progress_bar("Training") as update:
@@ -371,6 +373,11 @@ def _settings(config: Path | None, samples: int | None, exits: str | None, backb
             raise ValueError(f"exits: expected layers such as 6,10,30; got {exits!r}")
         settings = replace(settings, exits=tuple(int(part) for part in parts))
     return settings
+
+
+def _of_films(settings: OptiRAGConfig) -> OptiRAGConfig:
+    """With the wording that MovieLens has, where none is asked for."""
+    return replace(settings, template="films") if settings.template == "auto" else settings
 
 
 def _split_kind(name: str) -> SplitKind:

@@ -87,7 +87,7 @@ class TableOptions:
 def load_data(data: str, items: Path | None, options: TableOptions | None = None) -> Interactions:
     """Interactions by the name or path that a command was given."""
     values = (options or TableOptions()).values()
-    named = data == "movielens-small" or Path(data).is_dir()
+    named = is_movielens(data)
     if named and (items is not None or any(values.values())):
         raise ValueError(
             f"--items, --like, --columns, --time-unit, --time-format: expected a table of yours; got {data}"
@@ -95,6 +95,11 @@ def load_data(data: str, items: Path | None, options: TableOptions | None = None
     if data == "movielens-small":
         return load_movielens_small()
     return load_movielens_100k(data) if named else load_interactions(data, items, **values)
+
+
+def is_movielens(data: str) -> bool:
+    """Whether a name or path is not that of a table of the user's own."""
+    return data == "movielens-small" or Path(data).is_dir()
 
 
 def written_kind(output: str) -> str:

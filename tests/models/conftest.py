@@ -44,6 +44,7 @@ def tiny_backbone(tmp_path_factory) -> Path:
 def config(tiny_backbone) -> OptiRAGConfig:
     return OptiRAGConfig(
         backbone=str(tiny_backbone),
+        template="films",
         prefix_tokens=300,
         suffix_tokens=200,
         slate_size=4,

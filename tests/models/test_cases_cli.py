@@ -62,7 +62,7 @@ def test_training_tells_its_parts(files, monkeypatch):
     monkeypatch.setattr(console_module, "SECONDS_BETWEEN_LINES", 1000.0)
     done = train(files)
     assert done.exit_code == 0, done.output
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("prompts")]
     assert [line.split(":")[0] for line in lines[:-1]] == [
         "Retriever", "Requests", "Training", "Training", "Calibration", "Calibration",
     ]  # fmt: skip

@@ -142,9 +142,14 @@ def test_checkpoint_of_another_architecture(events, fitted, tmp_path):
 
 
 def test_one_class_cannot_be_learned(events, config):
-    data = replace(events, labels=np.ones_like(events.labels))
-    with pytest.raises(ValueError, match="split: expected both classes in train"):
+    data = replace(events, labels=np.zeros_like(events.labels))
+    with pytest.raises(ValueError, match="split: expected both classes in train, or likes alone.*; got labels .0."):
         OptiRAG(config).fit(data, split_by_time(data))
+    parts = split_by_time(events)
+    mixed = events.labels.copy()
+    mixed[parts.validation] = 1
+    with pytest.raises(ValueError, match="split: expected both classes in validation.*; got labels .1."):
+        OptiRAG(config).fit(replace(events, labels=mixed), parts)
 
 
 def test_wrong_settings():

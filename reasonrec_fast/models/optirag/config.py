@@ -32,8 +32,10 @@ class OptiRAGConfig:
 
     Attributes:
         backbone: language model: a name, a folder or a GGUF file.
-        template: wording of the prompts.
-        prefix_tokens, suffix_tokens, slate_size: token budgets, and candidates that share a prefix.
+        template: wording of the prompts: ``"auto"`` is made for the attributes that the items have
+            (:func:`~reasonrec_fast.models.optirag.template.make_template`); ``"films"``, ``"items"`` or a JSON file.
+        prefix_tokens, suffix_tokens, slate_size: token budgets, and candidates that share a prefix. A suffix has by
+            default 24 tokens, and 40 where the template tells attributes of the target.
         layers: how many of the backbone's layers are kept; None for all.
         retrieval: how similar users are found: ``"gcn"``, ``"text"`` (embeddings of what they liked; a peer to
             compare with) or ``"none"`` (prompts and heads see nothing of similar users).
@@ -64,9 +66,9 @@ class OptiRAGConfig:
     """
 
     backbone: str = DEFAULT_MODEL
-    template: str = "films"
+    template: str = "auto"
     prefix_tokens: Count = 232
-    suffix_tokens: Count = 24
+    suffix_tokens: Count | None = None
     slate_size: Count = 32
     layers: Count | None = None
     retrieval: Retrieval = "gcn"

@@ -14,8 +14,9 @@ from reasonrec_fast.early_exit.layout import TokenGroup
 from reasonrec_fast.models.optirag.config import OptiRAGConfig
 from reasonrec_fast.models.optirag.evidence import NUMBERS, Evidence, EvidenceBuilder
 from reasonrec_fast.models.optirag.index import EventIndex
-from reasonrec_fast.models.optirag.prompt import PromptBuilder, Slate, Template, TokenIds
+from reasonrec_fast.models.optirag.prompt import PromptBuilder, Slate, TokenIds
 from reasonrec_fast.models.optirag.retriever import Retriever
+from reasonrec_fast.models.optirag.template import Template, template_for
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class RequestBuilder:
         device: where retrievers train that know only part of the users.
         index: of the training events, where it was made before.
         ticks: see :class:`~reasonrec_fast.models.optirag.evidence.EvidenceBuilder`.
+        template: wording of the prompts; by default what the settings say for the training events.
     """
 
     def __init__(
@@ -72,15 +74,21 @@ class RequestBuilder:
         device: torch.device | str = "cpu",
         index: EventIndex | None = None,
         ticks: int = 1,
+        template: Template | None = None,
     ) -> None:
         self._device = device
         self.interactions, self.config = interactions, config
         self._item_vectors = item_vectors
         self._ids = tokenizer if isinstance(tokenizer, TokenIds) else TokenIds(tokenizer)
-        self._template = Template.load(config.template)
+        if index is not None:
+            events = index.events
+        elif train_rows is not None:
+            events = interactions.take(train_rows)
+        else:
+            raise ValueError("train_rows: expected rows, or an index; got neither")
+        self._template = template or template_for(config.template, events)
         if index is None:
-            assert train_rows is not None
-            index = EventIndex(interactions.take(train_rows), retriever, self._template.taste_attribute)
+            index = EventIndex(events, retriever, self._template.taste_attribute)
         self.index = index
         self.evidence = EvidenceBuilder(interactions, index, config.num_neighbours, ticks)
         self.prompts = self._prompts(self.evidence)
@@ -91,7 +99,7 @@ class RequestBuilder:
             self._template,
             self._ids,
             prefix_tokens=self.config.prefix_tokens,
-            suffix_tokens=self.config.suffix_tokens,
+            suffix_tokens=suffix_tokens(self.config, self._template),
             slate_size=self.config.slate_size,
             tell_similar=self.config.retrieval != "none",
         )
@@ -165,3 +173,8 @@ def _forget_items(builder: EvidenceBuilder, evidence: Evidence, rows: np.ndarray
     builder.forget_items(hidden, rows[which])
     evidence.numbers[which] = hidden
     evidence.votes[which] = 0
+
+
+def suffix_tokens(config: OptiRAGConfig, template: Template) -> int:
+    """The budget of a suffix: what the settings say, else by what the template tells of the target."""
+    return config.suffix_tokens or (40 if template.target_attributes else 24)

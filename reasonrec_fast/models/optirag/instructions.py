@@ -30,7 +30,7 @@ def instruction_requests(records: Sequence[Instruction], tokenizer: Any, config:
         ValueError: an instruction that leaves no room for its input (the record is named from 1).
     """
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    budget = config.prefix_tokens + config.suffix_tokens - len(start)
+    budget = config.prefix_tokens + (config.suffix_tokens or 24) - len(start)
     slates, cut = [], 0
     for place, record in enumerate(records):
         ids = _ids(tokenizer, f"{record.instruction}\n{record.input}\nAnswer:")

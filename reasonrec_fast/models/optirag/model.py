@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from peft import LoraConfig, get_peft_model
 
 from reasonrec_fast import evaluation
 from reasonrec_fast.data.instructions import Instruction
-from reasonrec_fast.data.interactions import UNLABELLED, Catalog, Interactions
-from reasonrec_fast.data.split import Split, sample_of_users
+from reasonrec_fast.data.interactions import UNLABELLED, Catalog, Interactions, joined
+from reasonrec_fast.data.negatives import draw_negatives
+from reasonrec_fast.data.split import Split, sample_of_users, split_by_time
+from reasonrec_fast.data.tables import TableLike, as_interactions
 from reasonrec_fast.devices import own_random_numbers, resolve_device, seed_random_numbers
 from reasonrec_fast.early_exit.backbone import Backbone
 from reasonrec_fast.early_exit.engine import EarlyExitModel, ExitPolicy
@@ -27,13 +30,15 @@ from reasonrec_fast.models.optirag.dataset import RequestBuilder, Requests
 from reasonrec_fast.models.optirag.evidence import NUMBERS
 from reasonrec_fast.models.optirag.instructions import instruction_requests
 from reasonrec_fast.models.optirag.knowledge import Asked, Knowledge
-from reasonrec_fast.models.optirag.prompt import Template, TokenIds
+from reasonrec_fast.models.optirag.prompt import TokenIds
 from reasonrec_fast.models.optirag.retriever import Retriever
 from reasonrec_fast.models.optirag.scoring import SlateScorer, batched
+from reasonrec_fast.models.optirag.template import AUTO, Template, template_for
 from reasonrec_fast.models.optirag.text_retrieval import item_vectors
 from reasonrec_fast.precision import fast_dtype
 from reasonrec_fast.training.exits import Parts, Progress
 
+_logger = logging.getLogger("reasonrec_fast")
 _REQUESTS = 4096  # whose prompts are in memory at a time
 
 
@@ -101,6 +106,7 @@ class OptiRAG:
         self.platt: dict[str, tuple[float, float]] = {}
         self.knowledge: Knowledge | None = None
         self._ids = TokenIds(self.tokenizer)
+        self.template = None if self.config.template == AUTO else Template.load(self.config.template)
         self._merged = False
         self._scorer = SlateScorer(self)
 
@@ -130,8 +136,8 @@ class OptiRAG:
 
     def fit(
         self,
-        interactions: Interactions,
-        split: Split,
+        interactions: Interactions | TableLike,
+        split: Split | None = None,
         *,
         checkpoint: str | Path | None = None,
         progress: Progress | None = None,
@@ -139,42 +145,77 @@ class OptiRAG:
     ) -> OptiRAG:
         """Train the retriever, the adapters and the heads on the training part; calibrate on validation.
 
+        Where all events are likes (purchases, plays), as many items that their users have never had are drawn and
+        taken for not liked; no prompt tells of them.
+
         Args:
-            interactions: every event.
-            split: its parts.
+            interactions: every event, or a DataFrame or a file of them.
+            split: its parts; by default by each user's time.
             checkpoint: file of the training state; a run that was killed goes on from it.
             progress: is told of every step.
             parts: is told of the rest: ``"retriever"``, ``"requests"`` (evidence and prompts), ``"calibration"``.
 
         Raises:
-            ValueError: a part without events, or with one class alone.
+            ValueError: a part without events, or with one class alone while the other has both.
         """
-        for name in ("train", "validation"):
-            classes = np.unique(interactions.labels[getattr(split, name)])
-            if len(classes) != 2:
-                raise ValueError(f"split: expected both classes in {name}; got labels {classes.tolist()}")
+        interactions = as_interactions(interactions)
+        split = split_by_time(interactions) if split is None else split
+        parts_of = {"train": split.train, "validation": split.validation}
+        labels = {name: set(np.unique(interactions.labels[rows]).tolist()) for name, rows in parts_of.items()}
+        implicit = labels == {"train": {1}, "validation": {1}}
+        for name in () if implicit else parts_of:
+            if labels[name] != {0, 1}:
+                raise ValueError(
+                    f"split: expected both classes in {name}, or likes alone in train and validation; got labels "
+                    f"{sorted(labels[name])}"
+                )
+        drawn = [
+            draw_negatives(interactions, rows if implicit else rows[:0], self.config.seed + number)
+            for number, rows in enumerate(parts_of.values())
+        ]
+        if implicit:
+            _logger.info("events are likes alone: %d items that their users have not had are drawn as dislikes",
+                         sum(map(len, drawn)))  # fmt: skip
+        self.template = template_for(self.config.template, interactions.take(split.train))
+        self._tell_what_prompts_read(interactions.catalog)
         tell = parts or _say_nothing
         tell("retriever", 0, 1)
         self.refit_retriever(interactions, split.train)
         known = self._known()
         tell("requests", 0, 1)
+        # What is drawn for validation has no label in the table, so that it is nobody's history.
+        table, places = joined(interactions, drawn[1])
         builder = RequestBuilder(
-            interactions, split.train, known.retriever, self._ids, self.config,
-            lambda: self._item_vectors(interactions.catalog), device=self.device,
+            table, places[0][split.train], known.retriever, self._ids, self.config,
+            lambda: self._item_vectors(interactions.catalog), device=self.device, template=self.template,
         )  # fmt: skip
         identity = {"events": interactions.digest(), "train": interactions.take(split.train).digest()}
-        self._train(builder.training_requests(), identity, checkpoint, progress)
+        self._train(builder.training_requests(drawn[0] if implicit else None), identity, checkpoint, progress)
         tell("calibration", 0, 1)
+        validation = np.sort(np.concatenate([places[0][split.validation], places[1]]))
         chosen, fewer = (
-            sample_of_users(interactions, split.validation, size, self.config.seed)
+            sample_of_users(table, validation, size, self.config.seed)
             for size in (self.config.calibration_requests, self.config.calibration_requests // 2)
         )
         self.calibrate(
-            (builder.requests(chosen), interactions.users[chosen]),
-            (builder.requests(fewer, unrated=True), interactions.users[fewer]),
+            (_disliked(builder.requests(chosen)), table.users[chosen]),
+            (_disliked(builder.requests(fewer, unrated=True)), table.users[fewer]),
             parts=parts,
         )
         return self
+
+    def _tell_what_prompts_read(self, catalog: Catalog) -> None:
+        assert self.template is not None
+        read = [name for name in self.template.attributes if name in catalog.attributes]
+        unread = [name for name in catalog.attributes if name not in read]
+        _logger.info("prompts tell of an item its title%s", "".join(f", {name}" for name in read))
+        if unread:
+            _logger.warning("no prompt reads the attributes %s", ", ".join(unread))
+        if all(title == item for title, item in zip(catalog.titles, catalog.ids, strict=True)):
+            _logger.warning(
+                "no item has a title: the language model reads identifiers, which tell it nothing; give a table of the "
+                "items with a column 'title'"
+            )
 
     def fit_instructions(
         self,
@@ -322,11 +363,12 @@ class OptiRAG:
         return self._asking(asked), asked.rows
 
     def _asking(self, asked: Asked) -> RequestBuilder:
-        known, template = self._known(), Template.load(self.config.template)
+        known = self._known()
+        template = self.template = self.template or template_for(self.config.template, known.events)
         return RequestBuilder(
             asked.table, None, known.retriever, self._ids, self.config,
             lambda: self._item_vectors(known.events.catalog), device=self.device,
-            index=known.index(template.taste_attribute), ticks=asked.ticks,
+            index=known.index(template.taste_attribute), ticks=asked.ticks, template=template,
         )  # fmt: skip
 
     def instruction_requests(self, records: Sequence[Instruction]) -> Requests:
@@ -398,15 +440,21 @@ class OptiRAG:
         return like
 
     def evaluate(self, interactions: Interactions, rows: np.ndarray, *, early_exit: bool = True) -> dict[str, float]:
-        """AUC, GAUC (all, and on items without a training rating) and mean depth on labelled rows."""
-        found = self.predict_rows(interactions, rows, early_exit=early_exit)
-        labels, users = interactions.labels[rows], interactions.users[rows]
+        """AUC, GAUC (all, and on items without a training rating) and mean depth on labelled rows.
+
+        Of likes alone, and a model that was trained on likes alone, each has a drawn item beside it (see :meth:`fit`).
+        """
         events = self._known().events
-        rated = set(np.unique(events.items))
+        table, asked = interactions, rows
+        if len(rows) and (interactions.labels[rows] == 1).all() and (events.labels == 1).all():
+            drawn = draw_negatives(interactions, rows, self.config.seed + 2)
+            table, places = joined(interactions, drawn)
+            asked = np.sort(np.concatenate([places[0][rows], places[1]]))
+        found = self.predict_rows(table, asked, early_exit=early_exit)
+        labels, users = np.maximum(table.labels[asked], 0), table.users[asked]
+        rated = set(np.unique(events.items).tolist())
         known = {name: place for place, name in enumerate(events.catalog.ids)}
-        unrated = np.array(
-            [known.get(interactions.catalog.ids[item]) not in rated for item in interactions.items[rows]]
-        )
+        unrated = np.array([known.get(table.catalog.ids[item]) not in rated for item in table.items[asked]])
         return {
             "auc": evaluation.auc(labels, found.probability),
             "gauc": evaluation.gauc(labels, found.probability, users),
@@ -491,3 +539,8 @@ def _of_whole_users(users: np.ndarray) -> Iterator[np.ndarray]:
             if end > first:
                 yield order[first:end]
             first = end
+
+
+def _disliked(requests: Requests) -> Requests:
+    """With those that have no label as not liked: they were drawn."""
+    return replace(requests, labels=np.maximum(requests.labels, 0))

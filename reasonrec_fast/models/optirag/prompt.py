@@ -2,78 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from reasonrec_fast.data.interactions import Catalog, Interactions
-from reasonrec_fast.files import read_json
 from reasonrec_fast.models.optirag.evidence import Evidence, EvidenceBuilder
 from reasonrec_fast.models.optirag.taste import TARGET_VALUES
+from reasonrec_fast.models.optirag.template import LEVELS, Template
 
-_TEMPLATES = Path(__file__).parent / "templates"
 _SHARED_ITEMS = 3
 _TEXTS = 1 << 17  # titles and phrases whose token ids are kept
-_LEVELS = (-0.08, -0.03, 0.03, 0.08)
-"""Where one word of :attr:`Template.levels` ends and the next begins, as differences of like rates."""
-
-
-@dataclass(frozen=True)
-class Template:
-    """The wording of a prompt; the files in ``templates/`` hold one each.
-
-    Attributes are format strings, except ``taste_attribute`` (for whose values the suffix tells how the user and
-    similar users like them, one by one and ``overall``), ``levels`` (five words for it, from far less than usual to far
-    more, and one for values that nobody met) and ``target_attributes`` (shown with the target, in this order).
-    """
-
-    known_user: str
-    new_user: str
-    liked: str
-    disliked: str
-    shared: str
-    separator: str
-    target: str
-    unknown_target: str
-    taste: str
-    taste_shared: str
-    votes: str
-    no_votes: str
-    question: str
-    overall_shared: str
-    overall: str
-    taste_attribute: str
-    levels: Sequence[str]
-    target_attributes: Sequence[str]
-
-    @classmethod
-    def load(cls, name: str) -> Template:
-        """A template by its name in ``templates/``, or a JSON file of the same form.
-
-        Raises:
-            ValueError: there is no such template, or its keys are not those of this class.
-
-        >>> Template.load("films").overall
-        ' Own {own}'
-        """
-        path = Path(name) if name.endswith(".json") else _TEMPLATES / f"{name}.json"
-        if not path.is_file():
-            known = sorted(file.stem for file in _TEMPLATES.glob("*.json"))
-            raise ValueError(f"template: expected one of {known} or a JSON file; got {name!r}")
-        return cls.from_dict(read_json(path), str(path))
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any], source: str = "template") -> Template:
-        expected = {field.name for field in fields(cls)}
-        if set(values) != expected:
-            raise ValueError(f"{source}: expected the keys {sorted(expected)}; got {sorted(values)}")
-        if len(values["levels"]) != len(_LEVELS) + 2:
-            raise ValueError(f"{source}: levels: expected {len(_LEVELS) + 2} words; got {values['levels']}")
-        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -193,7 +134,9 @@ class PromptBuilder:
             *self._ids(words.question),
             *self._ids(self._overall(taste)),
         ]
-        attributes = [value for name in words.target_attributes for value in _values(catalog, name, item)]
+        attributes = [
+            words.words(name, value) for name in words.target_attributes for value in _values(catalog, name, item)
+        ]
         known = catalog.titles[item] != catalog.ids[item] or attributes
         described = "".join(f", {value}" for value in attributes[:TARGET_VALUES])
         target = words.target.format(title=self._title(item), attributes=described) if known else words.unknown_target
@@ -221,7 +164,7 @@ class PromptBuilder:
 
     def _level(self, lift: float) -> str:
         words = self.template.levels
-        return words[-1] if np.isnan(lift) else words[int(np.searchsorted(_LEVELS, lift))]
+        return words[-1] if np.isnan(lift) else words[int(np.searchsorted(LEVELS, lift))]
 
     def _shared(self, neighbours: np.ndarray, moment: int, seen: set[int]) -> list[int]:
         """Items that most of the nearest users liked before the moment and that the user has not met."""

@@ -12,12 +12,14 @@ from reasonrec_fast.early_exit.engine import ExitPolicy
 from reasonrec_fast.files import read_json, write_json, write_tensors
 from reasonrec_fast.models.optirag.config import OptiRAGConfig
 from reasonrec_fast.models.optirag.knowledge import Knowledge
+from reasonrec_fast.models.optirag.template import Template
 
 if TYPE_CHECKING:
     from reasonrec_fast.models.optirag.model import OptiRAG
 
 _ARCHITECTURE = "optirag"
 _FORMAT = 1
+_TEMPLATE = "template.json"
 
 
 def save(model: OptiRAG, folder: Path, *, knowledge: bool) -> None:
@@ -31,6 +33,8 @@ def save(model: OptiRAG, folder: Path, *, knowledge: bool) -> None:
     write_tensors(folder / "heads.safetensors", heads)
     if knowledge and model.knowledge is not None:
         model.knowledge.save(folder)
+    if model.template is not None:
+        write_json(folder / _TEMPLATE, model.template.to_dict())
     write_json(
         folder / "config.json",
         {
@@ -59,6 +63,8 @@ def load(
     if stored["policy"] is not None:
         model.policy = ExitPolicy.from_dict(stored["policy"])
     model.platt = {name: tuple(values) for name, values in stored["platt"].items()}
+    if (folder / _TEMPLATE).is_file():
+        model.template = Template.from_dict(read_json(folder / _TEMPLATE), str(folder / _TEMPLATE))
     if (folder / "events.safetensors").is_file():
         model.knowledge = Knowledge.load(folder)
     return model
