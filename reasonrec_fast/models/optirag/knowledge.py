@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from safetensors.torch import load_file
 
@@ -186,12 +185,12 @@ def _matched(index: Mapping[str, int], mine: Sequence[str], theirs: Sequence[str
 
 def _first_of_equals(columns: Mapping[str, np.ndarray], count: int) -> np.ndarray:
     """For each row the first of the same user, item and moment, where that is among the first ``count``."""
-    keys = pd.DataFrame({name: columns[name] for name in ("users", "items", "timestamps")})
-    group = keys.groupby(list(keys), sort=False).ngroup().to_numpy()
-    rows = np.arange(len(group))
-    first = np.full(int(group.max(initial=-1)) + 1, len(group))
-    np.minimum.at(first, group, rows)
-    return np.where((first[group] < count) & (rows >= count), first[group], rows)
+    keys = [columns[name] for name in ("timestamps", "items", "users")]
+    rows, order = np.arange(len(keys[0])), np.lexsort(keys)  # stable: of equal rows the first stays first
+    new = np.append(np.ones(min(len(order), 1), bool), np.any([np.diff(key[order]) != 0 for key in keys], axis=0))
+    first = np.empty_like(rows)
+    first[order] = order[np.maximum.accumulate(np.where(new, rows, 0))]
+    return np.where((first < count) & (rows >= count), first, rows)
 
 
 def _overlaid(mine: Catalog, theirs: Catalog, ids: Sequence[str], item_map: np.ndarray) -> Catalog:
