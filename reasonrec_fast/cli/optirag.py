@@ -33,6 +33,7 @@ from reasonrec_fast.cli.tables import (
     TimeFormatOption,
     TimeUnitOption,
     load_data,
+    split_kind,
     write_rows,
     written_kind,
 )
@@ -41,7 +42,7 @@ from reasonrec_fast.data.columns import Source
 from reasonrec_fast.data.instructions import read_records
 from reasonrec_fast.data.reading import Table as ReadTable
 from reasonrec_fast.data.reading import read_table
-from reasonrec_fast.data.split import SplitKind, split_by_time
+from reasonrec_fast.data.split import split_by_time
 from reasonrec_fast.data.tables import read_events
 from reasonrec_fast.devices import resolve_device
 from reasonrec_fast.files import check_writable, read_json, write_json
@@ -86,7 +87,7 @@ def train(
             records, held_out = _train_and_validation(load_instructions(data))
         else:
             interactions = load_data(data, items, options)
-            parts = split_by_time(interactions, _split_kind(split))
+            parts = split_by_time(interactions, split_kind(split))
         from reasonrec_fast.models.optirag import OptiRAG
 
         model = OptiRAG(settings, device=place)
@@ -127,7 +128,7 @@ def evaluate(
             metrics = loaded.evaluate_instructions(load_instructions(data), early_exit=not full_depth)
         else:
             interactions = load_data(data, items, TableOptions(like, columns, time_unit, time_format))
-            parts = split_by_time(interactions, _split_kind(split))
+            parts = split_by_time(interactions, split_kind(split))
             if loaded.knowledge is None:
                 loaded.refit_retriever(interactions, parts.train)
             metrics = loaded.evaluate(interactions, parts.test, early_exit=not full_depth)
@@ -371,9 +372,3 @@ def _settings(config: Path | None, samples: int | None, exits: str | None, backb
             raise ValueError(f"exits: expected layers such as 6,10,30; got {exits!r}")
         settings = replace(settings, exits=tuple(int(part) for part in parts))
     return settings
-
-
-def _split_kind(name: str) -> SplitKind:
-    if name not in ("user_time", "global_time", "leave_one_out"):
-        raise ValueError(f"split: expected user_time, global_time or leave_one_out; got {name!r}")
-    return name  # type: ignore[return-value]

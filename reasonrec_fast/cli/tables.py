@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TextIO, TypeAlias
+from typing import Annotated, Any, TextIO, TypeAlias, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,7 @@ from reasonrec_fast.data import (
 )
 from reasonrec_fast.data.columns import as_column
 from reasonrec_fast.data.reading import Table
+from reasonrec_fast.data.split import SplitKind
 from reasonrec_fast.files import replacing
 
 DataOption = Annotated[
@@ -100,6 +101,22 @@ def load_data(data: str, items: Path | None, options: TableOptions | None = None
     if data == "movielens-small":
         return load_movielens_small()
     return load_movielens_100k(data) if named else load_interactions(data, items, **values)
+
+
+def split_kind(name: str, *others: str) -> SplitKind:
+    """A split by its name; ``others`` are named in the error too.
+
+    Raises:
+        ValueError: no split.
+
+    >>> split_kind("user_time")
+    'user_time'
+    """
+    known: list[str] = list(get_args(SplitKind))
+    if name not in known:
+        *most, last = [*known, *others]
+        raise ValueError(f"split: expected {', '.join(most)} or {last}; got {name!r}")
+    return name  # type: ignore[return-value]
 
 
 def written_kind(output: str) -> str:
