@@ -1,7 +1,7 @@
 """Loading ten million rows of CSV beside pandas, and one request against ten million events.
 
-``python -m benchmarks.tables [--rows N] [--rounds R] [--json FILE]``: each reader runs in a process of its own, in turns,
-so that its memory is its own; then requests of one user at a time are made on an index of as many events.
+``python -m benchmarks.tables [--rows N] [--rounds R] [--json FILE]``: each reader runs in a process of its own, in
+turns, so that its memory is its own; then requests of one user at a time are made on an index of as many events.
 """
 
 from __future__ import annotations

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
         Recommender,
         SASRec,
         SASRecConfig,
+        load_recommender,
     )
     from reasonrec_fast.models.optirag import OptiRAG, OptiRAGConfig, Predictions
 
@@ -101,6 +102,7 @@ __all__ = [
     "load_interactions",
     "load_movielens_100k",
     "load_movielens_small",
+    "load_recommender",
     "load_sequences",
     "load_xrec",
     "ops",
@@ -150,6 +152,7 @@ _PLACES = {
         "Recommender",
         "SASRec",
         "SASRecConfig",
+        "load_recommender",
     ],
     "reasonrec_fast.models.optirag": ["OptiRAG", "OptiRAGConfig", "Predictions"],
 }

@@ -9,6 +9,7 @@ import typer
 from tqdm import tqdm
 
 from reasonrec_fast import __version__
+from reasonrec_fast.cli.classical import app as classical_app
 from reasonrec_fast.cli.console import listen_to_signals, set_loudness
 from reasonrec_fast.cli.demo import demo
 from reasonrec_fast.cli.evaluate import evaluate
@@ -16,6 +17,7 @@ from reasonrec_fast.cli.optirag import app as optirag_app
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Fast LLM- and VLM-based recommendation.")
 app.add_typer(optirag_app, name="optirag")
+app.add_typer(classical_app, name="classical")
 app.command()(demo)
 app.command()(evaluate)
 

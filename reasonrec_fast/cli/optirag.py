@@ -34,6 +34,7 @@ from reasonrec_fast.cli.tables import (
     TimeUnitOption,
     is_movielens,
     load_data,
+    split_kind,
     write_rows,
     written_kind,
 )
@@ -42,7 +43,7 @@ from reasonrec_fast.data.columns import Source
 from reasonrec_fast.data.instructions import read_records
 from reasonrec_fast.data.reading import Table as ReadTable
 from reasonrec_fast.data.reading import read_table
-from reasonrec_fast.data.split import SplitKind, split_by_time
+from reasonrec_fast.data.split import split_by_time
 from reasonrec_fast.data.tables import read_events
 from reasonrec_fast.devices import resolve_device
 from reasonrec_fast.files import check_writable, read_json, write_json
@@ -87,7 +88,7 @@ def train(
             records, held_out = _train_and_validation(load_instructions(data))
         else:
             interactions = load_data(data, items, options)
-            parts = split_by_time(interactions, _split_kind(split))
+            parts = split_by_time(interactions, split_kind(split))
             settings = _of_films(settings) if is_movielens(data) else settings
         from reasonrec_fast.models.optirag import OptiRAG
 
@@ -129,7 +130,7 @@ def evaluate(
             metrics = loaded.evaluate_instructions(load_instructions(data), early_exit=not full_depth)
         else:
             interactions = load_data(data, items, TableOptions(like, columns, time_unit, time_format))
-            parts = split_by_time(interactions, _split_kind(split))
+            parts = split_by_time(interactions, split_kind(split))
             if loaded.knowledge is None:
                 loaded.refit_retriever(interactions, parts.train)
             metrics = loaded.evaluate(interactions, parts.test, early_exit=not full_depth)
@@ -378,9 +379,3 @@ def _settings(config: Path | None, samples: int | None, exits: str | None, backb
 def _of_films(settings: OptiRAGConfig) -> OptiRAGConfig:
     """With the wording that MovieLens has, where none is asked for."""
     return replace(settings, template="films") if settings.template == "auto" else settings
-
-
-def _split_kind(name: str) -> SplitKind:
-    if name not in ("user_time", "global_time", "leave_one_out"):
-        raise ValueError(f"split: expected user_time, global_time or leave_one_out; got {name!r}")
-    return name  # type: ignore[return-value]

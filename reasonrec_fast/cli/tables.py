@@ -7,11 +7,11 @@ import gzip
 import io
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any, TextIO, TypeAlias, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,7 @@ from reasonrec_fast.data import (
 )
 from reasonrec_fast.data.columns import as_column
 from reasonrec_fast.data.reading import Table
+from reasonrec_fast.data.split import SplitKind
 from reasonrec_fast.files import replacing
 
 DataOption = Annotated[
@@ -53,6 +54,11 @@ TimeFormatOption = Annotated[
 BLOCK = 1 << 16
 """Rows written at a time."""
 WRITTEN = (".csv", ".tsv", ".jsonl", ".parquet")
+
+Values: TypeAlias = "np.ndarray | pa.Array"
+"""Of a column that is written, ``[R]``."""
+Part: TypeAlias = tuple[np.ndarray, Mapping[str, Values]]
+"""Rows of a table, and further columns by name."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,22 @@ def is_movielens(data: str) -> bool:
     return data == "movielens-small" or Path(data).is_dir()
 
 
+def split_kind(name: str, *others: str) -> SplitKind:
+    """A split by its name; ``others`` are named in the error too.
+
+    Raises:
+        ValueError: no split.
+
+    >>> split_kind("user_time")
+    'user_time'
+    """
+    known: list[str] = list(get_args(SplitKind))
+    if name not in known:
+        *most, last = [*known, *others]
+        raise ValueError(f"split: expected {', '.join(most)} or {last}; got {name!r}")
+    return name  # type: ignore[return-value]
+
+
 def written_kind(output: str) -> str:
     """The suffix of a file that :func:`rows_to` can write; ``.csv`` for standard output.
 
@@ -120,7 +142,7 @@ def written_kind(output: str) -> str:
     return kind
 
 
-def write_rows(output: str, table: Table, rows: np.ndarray, more: Mapping[str, np.ndarray]) -> None:
+def write_rows(output: str, table: Table, rows: np.ndarray, more: Mapping[str, Values]) -> None:
     """Write some rows of a table as they came, with further columns, block by block.
 
     Args:
@@ -132,22 +154,37 @@ def write_rows(output: str, table: Table, rows: np.ndarray, more: Mapping[str, n
     Raises:
         ValueError: a column of the table has the name of a further one, or the form cannot hold a column.
     """
-    twins = set(table.columns) & set(more)
+    write_parts(output, table, tuple(more), [(rows, more)])
+
+
+def write_parts(output: str, table: Table, names: Sequence[str], parts: Iterable[Part]) -> None:
+    """As :func:`write_rows`, of what is made part by part: no more than one part is in memory.
+
+    Args:
+        output, table: as there.
+        names: of the further columns, in order.
+        parts: at least one, which may have no rows: rows of the table and the further columns' values, of the same
+            types in every part.
+
+    Raises:
+        ValueError: as there; before the first part is made where it is about names.
+    """
+    twins = set(table.columns) & set(names)
     if twins:
         raise ValueError(f"data: expected no column called {sorted(twins)[0]!r}, which is written; rename it")
     kind = written_kind(output)
     columns = {name: as_column(values, name) for name, values in table.columns.items()}
-    blocks = _blocks(columns, rows, more)
+    blocks = (block for rows, more in parts for block in _blocks(columns, rows, more))
     with ExitStack() as stack:
         if output == "-":
-            _write_text(sys.stdout, kind, [*columns, *more], blocks)
+            _write_text(sys.stdout, kind, [*columns, *names], blocks)
             return
         temporary = stack.enter_context(replacing(output))
         if kind == ".parquet":
             _write_parquet(temporary, columns, blocks)
         else:
             file = stack.enter_context(_text_file(temporary, packed=output.endswith(".gz")))
-            _write_text(file, kind, [*columns, *more], blocks)
+            _write_text(file, kind, [*columns, *names], blocks)
 
 
 @contextmanager
@@ -159,9 +196,9 @@ def _text_file(path: Path, *, packed: bool) -> Iterator[TextIO]:
 
 
 def _blocks(
-    columns: Mapping[str, Any], rows: np.ndarray, more: Mapping[str, np.ndarray]
+    columns: Mapping[str, Any], rows: np.ndarray, more: Mapping[str, Values]
 ) -> Iterator[dict[str, pa.Array | Sequence[Any]]]:
-    for first in range(0, len(rows), BLOCK):
+    for first in range(0, max(len(rows), 1), BLOCK):
         some = rows[first : first + BLOCK]
         block: dict[str, Any] = {
             name: [column[row] for row in some.tolist()] if isinstance(column, list) else column.take(pa.array(some))

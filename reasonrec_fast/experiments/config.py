@@ -18,6 +18,7 @@ from reasonrec_fast.data import (
 )
 from reasonrec_fast.data.split import SplitKind
 from reasonrec_fast.models import classical
+from reasonrec_fast.models.classical.loading import RECOMMENDERS
 from reasonrec_fast.settings import Count, Whole, check_settings, settings_from
 
 if sys.version_info >= (3, 11):
@@ -102,12 +103,9 @@ class ModelConfig:
         Raises:
             ValueError: an unknown kind or setting, or a value that makes no sense.
         """
-        known = {name: getattr(classical, name) for name in classical.__all__}
-        models = {n: k for n, k in known.items() if isinstance(k, type) and issubclass(k, classical.Recommender)}
-        models.pop("Recommender")
-        if self.kind not in models:
-            raise ValueError(f"models.kind: expected one of {', '.join(sorted(models))}; got {self.kind!r}")
-        kind = models[self.kind]
+        if self.kind not in RECOMMENDERS:
+            raise ValueError(f"models.kind: expected one of {', '.join(sorted(RECOMMENDERS))}; got {self.kind!r}")
+        kind = RECOMMENDERS[self.kind]
         if "seed" in self.settings:
             raise ValueError(f"models.{self.title}: expected seeds of all models at the top of the file; got a seed")
         config: Any = settings_from(kind.config_type, self.settings, f"models.{self.title}")

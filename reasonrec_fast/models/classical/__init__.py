@@ -7,6 +7,7 @@ from reasonrec_fast.models.classical.dcn import DCNv2, DCNv2Config
 from reasonrec_fast.models.classical.fm import FM, FMConfig
 from reasonrec_fast.models.classical.item_to_item import EASE, EASEConfig, ItemKNN, ItemKNNConfig
 from reasonrec_fast.models.classical.lightgcn import LightGCN, LightGCNConfig
+from reasonrec_fast.models.classical.loading import load_recommender
 from reasonrec_fast.models.classical.popularity import Popularity, PopularityConfig
 from reasonrec_fast.models.classical.recbole import RecBole, RecBoleConfig
 from reasonrec_fast.models.classical.sasrec import SASRec, SASRecConfig
@@ -34,4 +35,5 @@ __all__ = [
     "Recommender",
     "SASRec",
     "SASRecConfig",
+    "load_recommender",
 ]

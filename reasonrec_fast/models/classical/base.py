@@ -110,6 +110,11 @@ class Recommender(nn.Module, ABC):
     def scores(self, users: np.ndarray) -> torch.Tensor:
         """Scores of all items, ``[B, I]``."""
 
+    @property
+    def serves_new_users(self) -> bool:
+        """Whether users who were not there in training are served by what they have had (:meth:`observe_table`)."""
+        return True
+
     # What follows from that.
 
     def fit(
@@ -256,6 +261,31 @@ class Recommender(nn.Module, ABC):
         same_length(DataError, histories=self.histories.lengths, had=self.had.lengths)
         return self
 
+    @property
+    def known_users(self) -> Identifiers:
+        """The identifiers of the users whom the model knows, by index: those of training, and whom
+        :meth:`observe_table` added.
+
+        Raises:
+            DataError: a model that is not fitted, or keeps no identifiers.
+        """
+        return self._kept(self._users)
+
+    @property
+    def known_items(self) -> Identifiers:
+        """The identifiers of the items that the model knows, by index.
+
+        Raises:
+            DataError: as :attr:`known_users`.
+        """
+        return self._kept(self._items)
+
+    def _kept(self, names: Identifiers) -> Identifiers:
+        self._check_fitted()
+        if not len(names):
+            raise DataError("model: expected one that keeps identifiers; it was saved by an older version")
+        return names
+
     def matched(self, data: Interactions | TableLike) -> Interactions:
         """A table in the model's own indices, by identifiers: in whatever order it is, and with users who are new.
 
@@ -268,22 +298,20 @@ class Recommender(nn.Module, ABC):
         Raises:
             DataError: none of its items is known, or a model that keeps no identifiers.
         """
-        self._check_fitted()
+        items, users = self.known_items, self.known_users
         data = as_interactions(data)
-        if not len(self._items):
-            raise DataError("model: expected one that keeps identifiers; it was saved by an older version")
-        known = np.array([self._items.index.get(name, -1) for name in data.catalog.ids], dtype=np.int64)
+        known = np.array([items.index.get(name, -1) for name in data.catalog.ids], dtype=np.int64)
         kept = np.flatnonzero(known[data.items] >= 0)
         if len(data) and not len(kept):
             raise DataError(f"data: expected items that the model knows; got {data.catalog.ids[0]!r} and others")
         if len(kept) < len(data):
             _logger.warning("%d of %d events are of items that the model does not know, and are left out",
                             len(data) - len(kept), len(data))  # fmt: skip
-        names = dict(self._users.index)
-        users = np.array([names.setdefault(name, len(names)) for name in data.user_ids], dtype=np.int64)
+        names = dict(users.index)
+        places = np.array([names.setdefault(name, len(names)) for name in data.user_ids], dtype=np.int64)
         some = data.take(kept)
-        catalog = Catalog(self._items.ids, self._items.ids)
-        return replace(some, users=users[some.users], items=known[some.items], user_ids=list(names), catalog=catalog)
+        catalog = Catalog(items.ids, items.ids)
+        return replace(some, users=places[some.users], items=known[some.items], user_ids=list(names), catalog=catalog)
 
     def observe_table(self: Kind, data: Interactions | TableLike) -> Kind:
         """Take the events of a table as all that its users have had; users whom it does not have keep what they had.

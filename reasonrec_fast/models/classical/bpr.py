@@ -68,6 +68,10 @@ class BPR(VectorRecommender):
             nn.init.xavier_uniform_(table, generator=generator)
         self.embedding = nn.Parameter(torch.cat(tables))
 
+    @property
+    def serves_new_users(self) -> bool:
+        return False
+
     def learn_rows(
         self,
         data: Interactions,

@@ -52,6 +52,10 @@ class LightGCN(BPR):
         self.register_buffer("edges", torch.empty(2, sizes["edges"], dtype=torch.int64))
         self._graph: InteractionGraph | None = None
 
+    @property
+    def serves_new_users(self) -> bool:
+        return self.config.layers > 0
+
     def prepare(self, users: np.ndarray, items: np.ndarray) -> None:
         self.edges.copy_(torch.from_numpy(np.stack([users, items])))
 

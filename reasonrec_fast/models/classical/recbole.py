@@ -91,6 +91,10 @@ class RecBole(Recommender):
             raise ValueError(f"model: expected a general, sequential or context-aware one; got {self.config.model!r}")
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
+    @property
+    def serves_new_users(self) -> bool:
+        return self.kind != "general"
+
     def make(self, sizes: dict[str, int]) -> None:
         from recbole.data import create_dataset, data_preparation
         from recbole.utils import get_model

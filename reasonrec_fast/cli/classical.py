@@ -1,0 +1,303 @@
+"""``reasonrec-fast classical``: fit, recommend, evaluate."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+import typer
+from rich.table import Table as Shown
+
+from reasonrec_fast.cli.console import (
+    DeviceOption,
+    Update,
+    at_least_one,
+    clear_errors,
+    console,
+    nothing_written,
+    progress_bar,
+    say,
+)
+from reasonrec_fast.cli.tables import (
+    ColumnsOption,
+    ItemsOption,
+    LikeOption,
+    Part,
+    TableOptions,
+    TimeFormatOption,
+    TimeUnitOption,
+    load_data,
+    split_kind,
+    write_parts,
+    written_kind,
+)
+from reasonrec_fast.data import Interactions
+from reasonrec_fast.data.columns import Source, as_column, texts
+from reasonrec_fast.data.reading import Table, read_table
+from reasonrec_fast.data.split import split_by_time
+from reasonrec_fast.devices import resolve_device
+from reasonrec_fast.files import check_writable, read_json, write_json
+from reasonrec_fast.settings import settings_from
+
+if TYPE_CHECKING:
+    from reasonrec_fast.experiments.config import EvaluationConfig
+    from reasonrec_fast.models.classical import Recommender
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Recommendations by the classical models: SASRec, LightGCN, BPR, EASE, item-kNN, popularity, biases, FM, "
+    "DCN-v2, RecBole's.",
+)
+
+ENTRIES = 1 << 20
+"""Recommendations that are made at a time."""
+
+_DEFAULT_SPLIT = "leave_one_out"
+_TRAINING = "training.json"  # what fit was told, beside the model
+
+EventsOption = Annotated[
+    str,
+    typer.Option(
+        help="events: a .csv, .tsv, .parquet or .jsonl (or .gz) with user, item, timestamp and label or rating where "
+        "there is one; or movielens-small, or the folder of MovieLens 100K"
+    ),
+]
+FolderOption = Annotated[Path, typer.Option(help="folder of the model")]
+
+
+@app.command()
+def fit(
+    model: Annotated[
+        str,
+        typer.Option(
+            help="sasrec, lightgcn, bpr, ease, itemknn, popularity, bias, fm, dcnv2, or recbole (whose --config names "
+            "the model)"
+        ),
+    ],
+    data: EventsOption,
+    output: Annotated[Path, typer.Option(help="folder of the model; a killed run goes on from what lies there")],
+    items: ItemsOption = None,
+    split: Annotated[
+        str,
+        typer.Option(
+            help="leave_one_out, user_time or global_time: learns from the training part, stops when the validation "
+            "part gets no better, and leaves the test part to evaluate; none: learns from all, for all epochs"
+        ),
+    ] = _DEFAULT_SPLIT,
+    config: Annotated[Path | None, typer.Option(help="JSON file with fields of the model's settings")] = None,
+    seed: Annotated[int | None, typer.Option(help="of everything random, instead of the settings'")] = None,
+    like: LikeOption = None,
+    columns: ColumnsOption = None,
+    time_unit: TimeUnitOption = None,
+    time_format: TimeFormatOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Fit a model and store it, with all events of the table as what users have had.
+
+    Recommendations leave those out, and models that read histories read them all, whatever part they were in.
+    """
+    checkpoint = output / "training.safetensors"
+    with clear_errors(lambda: f"the same command goes on from {output}" if checkpoint.is_file() else nothing_written()):
+        from reasonrec_fast.models.classical.loading import recommender_named
+
+        kind = recommender_named(model)
+        recommender = kind(_settings(kind, config, seed), device=resolve_device(device))
+        held_out = None if split == "none" else split_kind(split, "none")
+        check_writable(checkpoint)
+        interactions = load_data(data, items, TableOptions(like, columns, time_unit, time_format))
+        parts = None if held_out is None else split_by_time(interactions, held_out)
+        if parts is not None and not (interactions.labels[parts.validation] == 1).any():
+            raise ValueError(
+                f"--split: expected a positive event in the validation part of {split}; got none in "
+                f"{len(parts.validation)} events: --split none learns from all of them"
+            )
+        rows = (None, None) if parts is None else (parts.train, parts.validation)
+        with progress_bar("Training") as update:
+            recommender.fit(interactions, *rows, checkpoint=checkpoint, progress=update)
+        recommender.observe_events(interactions, np.arange(len(interactions)))
+        recommender.save_pretrained(output)
+        write_json(output / _TRAINING, {"split": split, "like": interactions.like})
+        checkpoint.unlink(missing_ok=True)
+        say(f"Model written to {output}")
+
+
+@app.command()
+def recommend(
+    model: FolderOption,
+    output: Annotated[
+        str,
+        typer.Option(
+            help="one row a user and rank, with the columns of --users, rank (from 1), item and score: .csv, .tsv, "
+            ".jsonl (or .gz), .parquet, or - for standard output"
+        ),
+    ],
+    k: Annotated[int, typer.Option("--k", "-k", help="items a user", callback=at_least_one)] = 10,
+    users: Annotated[
+        Path | None, typer.Option(help="table with a column user; all users of the model by default")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="events that take the place of what their users have had; their users may be new"),
+    ] = None,
+    like: LikeOption = None,
+    columns: ColumnsOption = None,
+    time_unit: TimeUnitOption = None,
+    time_format: TimeFormatOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """The best items of each user, without those that they have had, in the order of --users.
+
+    A user has fewer rows where there are no more items.
+    """
+    with clear_errors():
+        from reasonrec_fast.models.classical import load_recommender
+
+        place = resolve_device(device)
+        written_kind(output)
+        if output != "-":
+            check_writable(Path(output))
+        options = TableOptions(like, columns, time_unit, time_format)
+        names = options.values()["columns"]
+        if data is None and (like, time_unit, time_format) != (None, None, None):
+            raise ValueError("--like, --time-unit, --time-format: expected with --data, which they tell of; got none")
+        loaded = load_recommender(model, device=place)
+        table = None if users is None else read_table(users)
+        if data is not None:
+            history = load_data(data, None, options)
+            _check_like(model, history)
+            loaded.observe_table(history)
+        if table is None:
+            table = Table({"user": pa.array(loaded.known_users.ids, pa.string())}, Source())
+        asked = _users_of(loaded, table.renamed(names))
+        with progress_bar("Recommending") as update:
+            write_parts(output, table, ("rank", "item", "score"), _recommended(loaded, asked, k, update))
+        if output != "-":
+            say(f"Recommendations for {len(asked)} users written to {output}")
+
+
+@app.command()
+def evaluate(
+    model: FolderOption,
+    data: EventsOption,
+    split: Annotated[
+        str, typer.Option(help="leave_one_out, user_time or global_time, as the model was fitted")
+    ] = _DEFAULT_SPLIT,
+    task: Annotated[str, typer.Option(help="ranking or ctr")] = "ranking",
+    ks: Annotated[str | None, typer.Option(help="cutoffs of ranking; 5,10,20 by default")] = None,
+    negatives: Annotated[
+        int | None,
+        typer.Option(help="candidates drawn beside each target; all items by default", callback=at_least_one),
+    ] = None,
+    like: LikeOption = None,
+    columns: ColumnsOption = None,
+    time_unit: TimeUnitOption = None,
+    time_format: TimeFormatOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Metrics on the test part, as JSON on standard output: null, and the reason, where one has no value.
+
+    The model must have been fitted on the training part of the same split of the same events, in any order. What it
+    knows of users is set aside: it reads the training part (to rank, the validation part as well), and nothing later.
+    """
+    with clear_errors():
+        from reasonrec_fast.experiments.held_out import check_measurable, metrics_on_test, with_reasons
+        from reasonrec_fast.models.classical import load_recommender
+
+        held_out, settings = split_kind(split), _measured(task, ks, negatives)
+        loaded = load_recommender(model, device=resolve_device(device))
+        fitted = _training(model).get("split", split)
+        if fitted != split:
+            raise ValueError(f"--split: expected a model that was fitted with {split}; {model} was with {fitted}")
+        events = load_data(data, None, TableOptions(like, columns, time_unit, time_format))
+        _check_like(model, events)
+        events = loaded.matched(events)
+        parts = split_by_time(events, held_out)
+        check_measurable(events, parts, settings, data)
+        new = np.unique(events.users[parts.test])
+        _check_served(loaded, new, Source(data), [events.user_ids[user] for user in new])
+        loaded.observe_events(events, parts.train)
+        metrics, undefined = with_reasons(metrics_on_test(loaded, events, parts, settings))
+    shown = Shown("metric", "value")
+    for name, value in metrics.items():
+        shown.add_row(name, f"– ({undefined[name]})" if value is None else f"{value:.4f}")
+    console.print(shown)
+    typer.echo(json.dumps({"metrics": metrics, "undefined": undefined}))
+
+
+def _settings(kind: type[Recommender], config: Path | None, seed: int | None) -> Any:
+    """A model's settings, of a file."""
+    settings: Any = settings_from(kind.config_type, {} if config is None else read_json(config), str(config))
+    if seed is None:
+        return settings
+    if not hasattr(settings, "seed"):
+        raise ValueError(f"--seed: expected a model that draws at random; got {kind.__name__}")
+    return replace(settings, seed=seed)
+
+
+def _measured(task: str, ks: str | None, negatives: int | None) -> EvaluationConfig:
+    from reasonrec_fast.experiments.config import EvaluationConfig
+
+    if task == "ctr" and (ks, negatives) != (None, None):
+        raise ValueError("--ks, --negatives: expected with --task ranking; got ctr")
+    cutoffs = (ks or "5,10,20").split(",")
+    if not all(part.strip().isdecimal() and int(part) for part in cutoffs):
+        raise ValueError(f"--ks: expected cutoffs such as 5,10; got {ks!r}")
+    return settings_from(
+        EvaluationConfig, {"task": task, "ks": [int(part) for part in cutoffs], "negatives": negatives or 0}, "options"
+    )
+
+
+def _training(folder: Path) -> dict[str, Any]:
+    """What :func:`fit` was told; nothing of a model that was fitted otherwise."""
+    path = folder / _TRAINING
+    return read_json(path) if path.is_file() else {}
+
+
+def _check_like(folder: Path, events: Interactions) -> None:
+    like = _training(folder).get("like")
+    if like is not None and events.like is not None and like != events.like:
+        raise ValueError(f"--like: expected {like:g}, as the model was fitted; got {events.like:g}")
+
+
+def _users_of(model: Recommender, table: Table) -> np.ndarray:
+    """Index of each row's user, int64 ``[N]``."""
+    where = table.source
+    if "user" not in table.columns:
+        raise ValueError(f"{where.path}: expected a column user (--columns user=...); got {', '.join(table.columns)}")
+    names = texts(as_column(table.columns["user"], "user"), where, "user").to_pylist()
+    known = model.known_users.index
+    found = np.fromiter((known.get(name, -1) for name in names), np.int64, len(names))
+    if (found < 0).any():
+        row = int((found < 0).argmax())
+        raise where.wrong("user", row, "a user whom the model or --data knows", names[row])
+    _check_served(model, found, where, names)
+    return found
+
+
+def _check_served(model: Recommender, users: np.ndarray, where: Source, names: list[str]) -> None:
+    """Refuse users who are new to a model that serves those of its training alone."""
+    if model.serves_new_users or not len(users) or users.max() < model.sizes["users"]:
+        return
+    name = names[int(users.argmax())]
+    raise ValueError(
+        f"{where.path or 'users'}: expected users of the training, as {type(model).__name__} serves no others; got "
+        f"{name!r}"
+    )
+
+
+def _recommended(model: Recommender, users: np.ndarray, k: int, update: Update) -> Iterator[Part]:
+    """Rank, item and score of each user's best items, some users at a time."""
+    items = pa.array(model.known_items.ids, pa.string())
+    k = min(k, len(items))
+    size = max(ENTRIES // k, 1)
+    for first in range(0, len(users), size):
+        found = model.recommend(users[first : first + size], k)
+        rows, places = np.nonzero(found.items >= 0)
+        best = items.take(pa.array(found.items[rows, places]))
+        yield first + rows, {"rank": places + 1, "item": best, "score": found.scores[rows, places]}
+        update(min(first + size, len(users)), len(users))
