@@ -272,6 +272,25 @@ def _quotes_fit(file: BinaryIO, separator: str) -> bool:
     return not inside
 
 
+class _WholeLineEnds(io.RawIOBase):
+    """A file whose reads never end between a carriage return and what follows it: Arrow's reader takes a line feed at
+    the beginning of a block for the rest of a line's end, even between quotes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        found = self._file.read(size)
+        kept = found.rstrip(b"\r")
+        if len(kept) < len(found) and kept and self._file.read(1):
+            self._file.seek(len(kept) - len(found) - 1, io.SEEK_CUR)
+            return kept
+        return found
+
+
 def _fast(file: BinaryIO, start: int, separator: str, chosen: Mapping[str, str]) -> dict[str, Any] | None:
     """The columns by Arrow's reader; None where a row does not fit."""
     types = {"text": pa.string(), "encoded": pa.dictionary(pa.int32(), pa.string()), "integer": pa.int64()}
@@ -280,7 +299,7 @@ def _fast(file: BinaryIO, start: int, separator: str, chosen: Mapping[str, str])
         file.seek(start)
         try:
             table = pa.csv.read_csv(
-                pa.PythonFile(file, mode="r"),
+                pa.PythonFile(_WholeLineEnds(file), mode="r"),
                 read_options=pa.csv.ReadOptions(block_size=1 << 21),
                 parse_options=pa.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
                 convert_options=pa.csv.ConvertOptions(
