@@ -167,12 +167,24 @@ def records(data: bytes, path: str | Path) -> Iterator[tuple[int, dict[str, Any]
     for number, text in text_lines(data, path):
         wrong = f"{path}: cannot be read as jsonl: line {number}: expected"
         try:
-            record = json.loads(text, object_pairs_hook=_without_twins, parse_constant=_no_constant)
+            record = parsed(text)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{wrong} JSON: {error}") from error
         if not isinstance(record, dict):
             raise DataError(f"{wrong} an object; got {text:.80}")
         yield number, record
+
+
+def parsed(text: str) -> Any:
+    """What JSON says.
+
+    Raises:
+        ValueError, RecursionError: it is none, has a key twice, a number that JSON does not know, or half a letter.
+    """
+    found = json.loads(text, object_pairs_hook=_without_twins, parse_constant=_no_constant)
+    if "\\ud" in text.lower():
+        json.dumps(found, ensure_ascii=False).encode()  # half of a pair of surrogates is no text
+    return found
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
