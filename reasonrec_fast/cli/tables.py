@@ -115,6 +115,20 @@ def written_kind(output: str) -> str:
     return kind
 
 
+def check_rows(output: str, table: Table, more: Sequence[str]) -> None:
+    """Find before any work what :func:`write_rows` would refuse.
+
+    Raises:
+        ValueError: as it does.
+    """
+    twins = set(table.columns) & set(more)
+    if twins:
+        raise ValueError(f"data: expected no column called {sorted(twins)[0]!r}, which is written; rename it")
+    if written_kind(output) == ".parquet":
+        for name, values in table.columns.items():
+            _kind(_kept(values, name), name)
+
+
 def write_rows(output: str, table: Table, rows: np.ndarray, more: Mapping[str, np.ndarray]) -> None:
     """Write some rows of a table as they came, with further columns, block by block.
 
@@ -127,9 +141,7 @@ def write_rows(output: str, table: Table, rows: np.ndarray, more: Mapping[str, n
     Raises:
         ValueError: a column of the table has the name of a further one, or the form cannot hold a column.
     """
-    twins = set(table.columns) & set(more)
-    if twins:
-        raise ValueError(f"data: expected no column called {sorted(twins)[0]!r}, which is written; rename it")
+    check_rows(output, table, list(more))
     kind = written_kind(output)
     columns = {name: _kept(values, name) for name, values in table.columns.items()}
     blocks = _blocks(columns, rows, more)
