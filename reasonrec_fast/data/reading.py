@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import re
+import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ SEPARATORS = {".csv": ",", ".tsv": "\t", ".inter": "\t", ".item": "\t"}
 KINDS = (".csv", ".tsv", ".jsonl", ".parquet", ".inter", ".item")
 
 _CHUNK, _QUOTES_CHUNK = 1 << 24, 1 << 20
+_FIELD_LIMIT = threading.Lock()
 _BOM = b"\xef\xbb\xbf"
 _ATOMIC = re.compile(r"(.+):(token|token_seq|float|float_seq)")
 
@@ -335,8 +337,9 @@ def _slowly(whole: bytes, path: Path, separator: str, names: list[str]) -> dict[
         text = whole.decode("utf-8")
     except UnicodeDecodeError:
         raise _not_utf8(whole, path) from None
-    before = csv.field_size_limit(2**31 - 1)
     rows: list[list[str]] = []
+    _FIELD_LIMIT.acquire()  # the limit is one for all threads
+    before = csv.field_size_limit(2**31 - 1)
     try:
         for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True):
             if row:
@@ -350,6 +353,7 @@ def _slowly(whole: bytes, path: Path, separator: str, names: list[str]) -> dict[
         raise DataError(f"{path}, row {max(len(rows), 1)}: expected quotes that open and close: {error}") from error
     finally:
         csv.field_size_limit(before)
+        _FIELD_LIMIT.release()
     return {name: [row[place] for row in rows[1:]] for place, name in enumerate(names)}
 
 
