@@ -32,6 +32,7 @@ from reasonrec_fast.cli.tables import (
     TableOptions,
     TimeFormatOption,
     TimeUnitOption,
+    check_rows,
     is_movielens,
     load_data,
     split_kind,
@@ -179,6 +180,7 @@ def predict(
         options.values()
         asked = _instructions(data) if is_instruction_file(data) else None
         table = read_table(data) if asked is None else asked[0]
+        check_rows(output, table, ("probability", "depth"))
         loaded = load_model(model, place)
         with progress_bar("Scoring") as update:
             if asked is None:

@@ -142,6 +142,20 @@ def written_kind(output: str) -> str:
     return kind
 
 
+def check_rows(output: str, table: Table, more: Sequence[str]) -> None:
+    """Find before any work what :func:`write_rows` would refuse.
+
+    Raises:
+        ValueError: as it does.
+    """
+    twins = set(table.columns) & set(more)
+    if twins:
+        raise ValueError(f"data: expected no column called {sorted(twins)[0]!r}, which is written; rename it")
+    if written_kind(output) == ".parquet":
+        for name, values in table.columns.items():
+            _kind(_kept(values, name), name)
+
+
 def write_rows(output: str, table: Table, rows: np.ndarray, more: Mapping[str, Values]) -> None:
     """Write some rows of a table as they came, with further columns, block by block.
 
@@ -169,11 +183,9 @@ def write_parts(output: str, table: Table, names: Sequence[str], parts: Iterable
     Raises:
         ValueError: as there; before the first part is made where it is about names.
     """
-    twins = set(table.columns) & set(names)
-    if twins:
-        raise ValueError(f"data: expected no column called {sorted(twins)[0]!r}, which is written; rename it")
+    check_rows(output, table, names)
     kind = written_kind(output)
-    columns = {name: as_column(values, name) for name, values in table.columns.items()}
+    columns = {name: _kept(values, name) for name, values in table.columns.items()}
     blocks = (block for rows, more in parts for block in _blocks(columns, rows, more))
     with ExitStack() as stack:
         if output == "-":
@@ -185,6 +197,15 @@ def write_parts(output: str, table: Table, names: Sequence[str], parts: Iterable
         else:
             file = stack.enter_context(_text_file(temporary, packed=output.endswith(".gz")))
             _write_text(file, kind, [*columns, *names], blocks)
+
+
+def _kept(values: Any, name: str) -> Any:
+    """A column, of categories where it has them."""
+    if isinstance(values, pa.ChunkedArray) and pa.types.is_dictionary(values.type) and values.num_chunks:
+        joined = values.unify_dictionaries().combine_chunks()
+        if isinstance(joined, pa.Array):
+            return joined
+    return as_column(values, name)
 
 
 @contextmanager
@@ -207,8 +228,19 @@ def _blocks(
         yield block | {name: values[first : first + BLOCK] for name, values in more.items()}
 
 
+class _LineFeeds:
+    """Takes rows that end in ``\\r\\n`` and writes them with ``\\n``."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, row: str) -> None:
+        self._file.write(row[:-2] + "\n")
+
+
 def _write_text(file: TextIO, kind: str, names: Sequence[str], blocks: Iterator[Mapping[str, Any]]) -> None:
-    writer = csv.writer(file, delimiter="\t" if kind == ".tsv" else ",", lineterminator="\n")
+    # Rows end in line feeds; the writer puts quotes around what holds a character of its own line end.
+    writer = csv.writer(_LineFeeds(file), delimiter="\t" if kind == ".tsv" else ",", lineterminator="\r\n")
     if kind != ".jsonl":
         writer.writerow(names)
     for block in blocks:
@@ -217,7 +249,23 @@ def _write_text(file: TextIO, kind: str, names: Sequence[str], blocks: Iterator[
             writer.writerows(zip(*([_word(value) for value in column] for column in columns), strict=True))
             continue
         for row in zip(*columns, strict=True):
-            file.write(json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False, default=str) + "\n")
+            file.write(_json(dict(zip(names, row, strict=True))) + "\n")
+
+
+def _json(record: dict[str, Any]) -> str:
+    """Numbers that JSON does not know are null."""
+    try:
+        return json.dumps(record, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(record), ensure_ascii=False, default=str, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _plain(column: Any) -> list[Any]:
@@ -255,6 +303,9 @@ def _write_parquet(path: Path, columns: Mapping[str, Any], blocks: Iterator[Mapp
 
 def _kind(column: Any, name: str) -> pa.DataType:
     try:
-        return pa.array(column).type if isinstance(column, list) else column.type
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        kind = pa.array(column).type if isinstance(column, list) else column.type
+        if pa.types.is_struct(kind) and kind.num_fields == 0:
+            raise pa.ArrowInvalid("objects without a key")
+        return kind
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
         raise ValueError(f"data: expected values of one type in {name!r}, to be written as parquet: {error}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
@@ -14,10 +14,18 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from reasonrec_fast.arrays import as_array
 from reasonrec_fast.data.errors import DataError
 
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-_EXACT = 2**53  # whole numbers below it are what they are in float64
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+
+def _exact(kind: np.dtype) -> int:
+    """Whole numbers below it are what they are in a type of floats."""
+    return int(2 ** (min(np.finfo(kind).nmant, 52) + 1))
+
+
+_EXACT = _exact(np.dtype(np.float64))
 
 
 @dataclass(frozen=True)
@@ -66,19 +74,27 @@ def as_column(values: Any, name: str = "values") -> Column:
     if isinstance(values, pa.Array):
         return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
     if isinstance(values, pd.Series | pd.Index):
-        if values.dtype == object:
+        if isinstance(values.dtype, pd.SparseDtype):
+            return as_column(np.asarray(values), name)
+        if values.dtype == object or isinstance(values.dtype, pd.PeriodDtype):
             return list(values)
         found = pa.Array.from_pandas(pd.Series(values).reset_index(drop=True))
         return as_column(found, name)
     if hasattr(values, "detach"):
-        values = values.detach().cpu().numpy()
+        values = as_array(values, name)
     if isinstance(values, np.ndarray):
         if values.ndim != 1:
             raise DataError(f"{name}: expected one dimension; got {values.ndim}")
+        if isinstance(values, np.ma.MaskedArray):
+            return values.tolist()  # None where a value is hidden
+        if values.dtype.kind == "M" and np.datetime_data(values.dtype)[0] not in ("D", "s", "ms", "us", "ns"):
+            values = values.astype("M8[s]")
         if values.dtype.kind in "iufM":
-            return pa.array(np.ascontiguousarray(values))
+            if values.dtype.itemsize > 8:
+                return list(values)
+            return pa.array(np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("=")))
         return list(values) if values.dtype == object else values.tolist()
-    if isinstance(values, str | bytes) or not hasattr(values, "__iter__"):
+    if isinstance(values, str | bytes | Mapping | pd.DataFrame) or not hasattr(values, "__iter__"):
         raise DataError(f"{name}: expected a column of values; got {values!r:.80}")
     return list(values)
 
@@ -93,7 +109,9 @@ def is_missing(value: object) -> bool:
     >>> [is_missing(value) for value in (None, "", float("nan"), "NA", "None", 0)]
     [True, True, True, False, False, False]
     """
-    return value is None or value is pd.NA or value is pd.NaT or value == "" or (_is_float(value) and value != value)
+    if value is None or value is pd.NA or value is pd.NaT:
+        return True
+    return (isinstance(value, str) and value == "") or (_is_float(value) and bool(value != value))
 
 
 def text_of(value: Any) -> str | None:
@@ -119,11 +137,14 @@ def text_of(value: Any) -> str | None:
             if not np.isfinite(number):
                 raise ValueError("text or a finite number")
             return str(value) if isinstance(value, float) and type(value) is float else str(value.item())
-        if abs(number) >= _EXACT:
-            raise ValueError("text or a number that float64 holds exactly")
+        kind = value.dtype if isinstance(value, np.floating) else np.dtype(np.float64)
+        if abs(number) >= _exact(kind):
+            raise ValueError(f"text or a number that {kind} holds exactly")
         return str(int(number))
     if isinstance(value, Decimal):
-        return str(int(value)) if value == value.to_integral_value() else str(value.normalize())
+        if not value.is_finite():
+            raise ValueError("text or a finite number")
+        return str(int(value)) if value == value.to_integral_value() else f"{value:f}".rstrip("0")
     raise ValueError("text or a whole number")
 
 
@@ -141,7 +162,7 @@ def identifiers(values: Any, source: Source, name: str) -> pa.DictionaryArray:
         if isinstance(values, pa.ChunkedArray):
             values = _joined(values)
         found = values
-        if found.dictionary.null_count or pc.any(pc.equal(found.dictionary, "")).as_py():
+        if not _by_appearance(found) or pc.any(pc.equal(found.dictionary, "")).as_py():
             found = texts(found.dictionary_decode(), source, name).dictionary_encode()
     else:
         found = texts(as_column(values, name), source, name).dictionary_encode()
@@ -149,6 +170,14 @@ def identifiers(values: Any, source: Source, name: str) -> pa.DictionaryArray:
         row = int(np.flatnonzero(found.is_null().to_numpy(zero_copy_only=False))[0])
         raise source.wrong(name, row, "a value", None)
     return found
+
+
+def _by_appearance(values: pa.DictionaryArray) -> bool:
+    """Whether a dictionary holds each value of the rows once, in the order in which they appear, and no other."""
+    if values.dictionary.null_count or len(values.dictionary.unique()) < len(values.dictionary):
+        return False
+    used = values.indices.drop_null().unique().to_numpy(zero_copy_only=False)
+    return len(used) == len(values.dictionary) and bool((used == np.arange(len(used))).all())
 
 
 def _joined(values: pa.ChunkedArray) -> pa.DictionaryArray:
@@ -181,7 +210,7 @@ def texts(column: Column, source: Source, name: str) -> pa.Array:
             raise DataError(f"{source.path or name}: {name}: expected text; got bytes that are not UTF-8") from error
     if pa.types.is_floating(kind):
         values = column.to_numpy(zero_copy_only=False)
-        whole = np.isfinite(values) & (np.floor(values) == values) & (np.abs(values) < _EXACT)
+        whole = np.isfinite(values) & (np.floor(values) == values) & (np.abs(values) < _exact(values.dtype))
         if whole.all():
             return pa.array(values.astype(np.int64)).cast(pa.string())
         return _text_by_value(list(values), source, name)
@@ -195,7 +224,19 @@ def _text_by_value(values: Sequence[Any], source: Source, name: str) -> pa.Array
             found.append(value or None if type(value) is str else text_of(value))
         except ValueError as error:
             raise source.wrong(name, row, str(error), value) from None
-    return pa.array(found, pa.string())
+    try:
+        return pa.array(found, pa.string())
+    except UnicodeEncodeError:
+        row = next(row for row, text in enumerate(found) if text and not _is_utf8(text))
+        raise source.wrong(name, row, "text that UTF-8 can hold", values[row]) from None
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def numbers(values: Any, source: Source, name: str) -> np.ndarray:
@@ -229,7 +270,7 @@ def distinct_numbers(values: Any, source: Source, name: str) -> tuple[np.ndarray
         distinct, codes = np.unique(found, return_inverse=True)
         return codes, distinct
     distinct = _plain(as_column(values.dictionary))
-    codes = values.indices.fill_null(len(distinct)).to_numpy(zero_copy_only=False)
+    codes = values.indices.cast(pa.int64()).fill_null(len(distinct)).to_numpy(zero_copy_only=False)
     wrong = np.flatnonzero(np.isinf(distinct))
     for code in wrong:
         if (codes == code).any():
@@ -269,7 +310,9 @@ def values_of(value: Any) -> tuple[str, ...]:
     >>> values_of("Crime|Drama"), values_of(["a|b", 3.0, None]), values_of(None), values_of(True)
     (('Crime', 'Drama'), ('a|b', '3'), (), ('true',))
     """
-    if isinstance(value, list | tuple | set | np.ndarray | pd.Series):
+    if isinstance(value, set | frozenset):
+        return tuple(sorted(text for text in map(_word, value) if text))  # a set has no order of its own
+    if isinstance(value, list | tuple | np.ndarray | pd.Series):
         return tuple(text for text in map(_word, value) if text)
     text = _word(value)
     return tuple(part for part in text.split("|") if part) if text else ()
@@ -278,7 +321,7 @@ def values_of(value: Any) -> tuple[str, ...]:
 def _word(value: Any) -> str | None:
     if isinstance(value, bool | np.bool_):
         return "true" if value else "false"
-    if isinstance(value, date):
+    if isinstance(value, date) and value is not pd.NaT:
         return value.isoformat()
     return text_of(value)
 

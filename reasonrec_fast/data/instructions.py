@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from reasonrec_fast.data.errors import DataError
 from reasonrec_fast.data.interactions import UNLABELLED
-from reasonrec_fast.data.reading import contents, records, text_lines
+from reasonrec_fast.data.reading import contents, parsed, records, text_lines
 
 _ANSWERS = {"yes": 1, "no": 0}
 
@@ -55,8 +56,8 @@ def read_records(path: str | Path) -> list[Any]:
     if _kind(path) == ".jsonl":
         return [record for _, record in records(contents(path), path)]
     try:
-        found = json.loads("\n".join(line for _, line in text_lines(contents(path), path)))
-    except ValueError as error:
+        found = parsed("\n".join(line for _, line in text_lines(contents(path), path)))
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: expected JSON: {error}") from error
     if not isinstance(found, list):
         raise DataError(f"{path}: expected a list of records; got {type(found).__name__}")
@@ -68,8 +69,15 @@ def is_instruction_file(path: str | Path) -> bool:
     record has the key ``instruction``."""
     path = Path(path)
     if _kind(path) == ".jsonl" and path.is_file():
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
-            return b'"instruction"' in next(filter(bytes.strip, lines), b"")
+        try:
+            with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
+                first = next(filter(bytes.strip, lines), b"")
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"{path}: cannot be read as {_kind(path)}: {error}") from error
+        try:
+            return "instruction" in dict(json.loads(first.decode("utf-8-sig")))
+        except (ValueError, TypeError, RecursionError):
+            return b'"instruction"' in first  # whoever reads it says what is wrong
     return _kind(path) == ".json"
 
 

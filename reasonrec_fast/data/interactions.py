@@ -246,14 +246,19 @@ def _labels(column: Any, where: Source) -> np.ndarray:
     return np.where(np.isnan(values), UNLABELLED, values).astype(np.int64)
 
 
+_INT64 = ("int", "uint8", "uint16", "uint32")  # types that int64 holds
+
+
 def _times(column: Any, where: Source) -> Moments:
     """Whole numbers as they are handed over, whatever they count; all else as in a file."""
-    if isinstance(column, list) and all(type(value) is int for value in column):
+    if isinstance(column, list) and all(
+        isinstance(value, int | np.integer) and not isinstance(value, bool) for value in column
+    ):
         try:
             values = np.array(column, dtype=np.int64)
         except OverflowError:
             return moments(column, where, "timestamps")
-    elif not isinstance(column, list) and str(column.type).startswith("int") and not column.null_count:
+    elif not isinstance(column, list) and str(column.type).startswith(_INT64) and not column.null_count:
         values = column.to_numpy(zero_copy_only=False).astype(np.int64)
     else:
         return moments(column, where, "timestamps")

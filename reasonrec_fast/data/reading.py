@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import re
+import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ SEPARATORS = {".csv": ",", ".tsv": "\t", ".inter": "\t", ".item": "\t"}
 KINDS = (".csv", ".tsv", ".jsonl", ".parquet", ".inter", ".item")
 
 _CHUNK, _QUOTES_CHUNK = 1 << 24, 1 << 20
+_FIELD_LIMIT = threading.Lock()
 _BOM = b"\xef\xbb\xbf"
 _ATOMIC = re.compile(r"(.+):(token|token_seq|float|float_seq)")
 
@@ -167,12 +169,24 @@ def records(data: bytes, path: str | Path) -> Iterator[tuple[int, dict[str, Any]
     for number, text in text_lines(data, path):
         wrong = f"{path}: cannot be read as jsonl: line {number}: expected"
         try:
-            record = json.loads(text, object_pairs_hook=_without_twins, parse_constant=_no_constant)
+            record = parsed(text)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{wrong} JSON: {error}") from error
         if not isinstance(record, dict):
             raise DataError(f"{wrong} an object; got {text:.80}")
         yield number, record
+
+
+def parsed(text: str) -> Any:
+    """What JSON says.
+
+    Raises:
+        ValueError, RecursionError: it is none, has a key twice, a number that JSON does not know, or half a letter.
+    """
+    found = json.loads(text, object_pairs_hook=_without_twins, parse_constant=_no_constant)
+    if "\\ud" in text.lower():
+        json.dumps(found, ensure_ascii=False).encode()  # half of a pair of surrogates is no text
+    return found
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -272,6 +286,25 @@ def _quotes_fit(file: BinaryIO, separator: str) -> bool:
     return not inside
 
 
+class _WholeLineEnds(io.RawIOBase):
+    """A file whose reads never end between a carriage return and what follows it: Arrow's reader takes a line feed at
+    the beginning of a block for the rest of a line's end, even between quotes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        found = self._file.read(size)
+        kept = found.rstrip(b"\r")
+        if len(kept) < len(found) and kept and self._file.read(1):
+            self._file.seek(len(kept) - len(found) - 1, io.SEEK_CUR)
+            return kept
+        return found
+
+
 def _fast(file: BinaryIO, start: int, separator: str, chosen: Mapping[str, str]) -> dict[str, Any] | None:
     """The columns by Arrow's reader; None where a row does not fit."""
     types = {"text": pa.string(), "encoded": pa.dictionary(pa.int32(), pa.string()), "integer": pa.int64()}
@@ -280,7 +313,7 @@ def _fast(file: BinaryIO, start: int, separator: str, chosen: Mapping[str, str])
         file.seek(start)
         try:
             table = pa.csv.read_csv(
-                pa.PythonFile(file, mode="r"),
+                pa.PythonFile(_WholeLineEnds(file), mode="r"),
                 read_options=pa.csv.ReadOptions(block_size=1 << 21),
                 parse_options=pa.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
                 convert_options=pa.csv.ConvertOptions(
@@ -304,8 +337,9 @@ def _slowly(whole: bytes, path: Path, separator: str, names: list[str]) -> dict[
         text = whole.decode("utf-8")
     except UnicodeDecodeError:
         raise _not_utf8(whole, path) from None
-    before = csv.field_size_limit(2**31 - 1)
     rows: list[list[str]] = []
+    _FIELD_LIMIT.acquire()  # the limit is one for all threads
+    before = csv.field_size_limit(2**31 - 1)
     try:
         for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True):
             if row:
@@ -319,6 +353,7 @@ def _slowly(whole: bytes, path: Path, separator: str, names: list[str]) -> dict[
         raise DataError(f"{path}, row {max(len(rows), 1)}: expected quotes that open and close: {error}") from error
     finally:
         csv.field_size_limit(before)
+        _FIELD_LIMIT.release()
     return {name: [row[place] for row in rows[1:]] for place, name in enumerate(names)}
 
 

@@ -134,7 +134,8 @@ def read_events(
     _require(table, ("user", "item", "timestamp"), columns)
     left = dict(table.columns)
     del table  # each column goes as soon as it is read: ten million rows are some hundred megabytes
-    label = next((name for name in ("label", "rating") if name in left), None)
+    asked = [name for name in ("label", "rating") if name in names]
+    label = next((name for name in (*asked, "label", "rating") if name in left), None)
     labels, like = (
         _labels(left.pop(label), where, label, like, allow_unlabelled)
         if label
@@ -241,7 +242,7 @@ def _items(path: TableLike, names: Mapping[str, str]) -> Items:
     table = read_table(path)
     if "id" in table.columns and names.get("item", "item") not in table.columns:
         table = table.renamed({"item": "id"})
-    table = table.renamed(names)
+    table = table.renamed({ours: names[ours] for ours in ("item", "title") if ours in names})
     where = table.source
     _require(table, ("item",), {})
     ids, encoded = _encoded(table.columns["item"], where, "item")

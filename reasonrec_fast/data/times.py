@@ -88,6 +88,8 @@ def moments(
             raise _unreadable(column, source, name)
         column = _numbers_of_text(column)
     _without("time_format", form, "numbers", source, name)
+    if kind is not None and not isinstance(column, list):
+        _check_numbers(column, source, name)
     return _of_numbers(column, unit, source, name)
 
 
@@ -178,6 +180,18 @@ def _typed(values: list[Any], source: Source, name: str) -> Column:
     return values
 
 
+def _check_numbers(column: pa.Array, source: Source, name: str) -> None:
+    kind = column.type
+    if pa.types.is_float16(kind) or pa.types.is_float32(kind):
+        values = column.to_numpy(zero_copy_only=False)
+        rounded = np.abs(values) >= 2 ** (np.finfo(values.dtype).nmant + 1)
+        if rounded.any():
+            row = int(rounded.argmax())
+            raise source.wrong(name, row, f"a number that {kind} holds exactly", column[row])
+    elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)) and len(column):
+        raise source.wrong(name, 0, _EXPECTED, column[0])
+
+
 def _of_dates(column: pa.Array) -> Moments:
     unit: TimeUnit = column.type.unit if pa.types.is_timestamp(column.type) else "s"
     if pa.types.is_date(column.type):
@@ -186,7 +200,7 @@ def _of_dates(column: pa.Array) -> Moments:
 
 
 def _all_numbers(column: pa.Array) -> bool:
-    return bool(pc.all(pc.match_substring_regex(column, f"^{NUMBER.pattern}$")).as_py())
+    return bool(pc.all(pc.match_substring_regex(column, f"^({NUMBER.pattern})$"), min_count=0).as_py())
 
 
 def _numbers_of_text(column: pa.Array) -> Column:

@@ -326,7 +326,7 @@ class Recommender(nn.Module, ABC):
         """
         table = self.matched(data)
         rows = np.arange(len(table))
-        told = np.unique(table.users)
+        told = np.unique(table.users[table.labels != UNLABELLED])
         liked, had = (
             before.replaced(told, of(table, rows), table.num_users)
             for before, of in ((self.histories, Histories.of), (self.had, Histories.had))

@@ -27,6 +27,10 @@ def with_negatives(
             drawn.append(replace(found, labels=np.zeros_like(found.labels)))
         else:
             drawn.append(data.take(rows[:0]))
+    if not len(drawn[0]):
+        raise DataError(
+            "train: expected a user who has not had every item, to draw dislikes from likes alone; got none"
+        )
     _logger.info("training events are likes alone: %d items that their users have not had are drawn as dislikes",
                  sum(map(len, drawn)))  # fmt: skip
     table, places = joined(data, *drawn)

@@ -86,9 +86,10 @@ class Knowledge:
         theirs = other.take(chosen)
         known = match.users[np.unique(theirs.users)]
         mine = self.events.take(self.events.rows_of(known[known < self.events.num_users]))
-        mine_times, their_times, unit = common(mine.moments, theirs.moments, "timestamps")
-        _, _, whole = common(Moments(self.events.timestamps[:1], self.events.time_unit), theirs.moments, "timestamps")
-        unit = whole if len(self.events) else unit
+        # In the finer unit of all training events and theirs, whether or not these users are among the former.
+        trained = Moments(self.events.timestamps[:1], self.events.time_unit)
+        _, their_times, unit = common(trained, theirs.moments, "timestamps")
+        mine_times, _, _ = common(mine.moments, Moments(np.zeros(1, dtype=np.int64), unit), "timestamps")
         columns = {
             "users": np.concatenate([mine.users, match.users[theirs.users]]),
             "items": np.concatenate([mine.items, match.items[theirs.items]]),
