@@ -1,143 +1,47 @@
-"""Loading ten million rows of CSV beside pandas, and one request against ten million events.
+"""``python -m benchmarks.tables``: the tables of ``docs/results.md`` from the runs in ``benchmarks/results``.
 
-``python -m benchmarks.tables [--rows N] [--rounds R] [--json FILE]``: each reader runs in a process of its own, in
-turns, so that its memory is its own; then requests of one user at a time are made on an index of as many events.
+A table stands between ``<!-- runs: NAME ... -->`` and ``<!-- end -->``; a NAME is that of a ``.jsonl`` file.
 """
 
 from __future__ import annotations
 
-import json
-import resource
-import statistics
-import subprocess
-import sys
-import tempfile
-import time
+import re
 from pathlib import Path
-from typing import Annotated, Any
 
-import numpy as np
-import pandas as pd
-import torch
-import typer
+from reasonrec_fast.experiments.report import markdown_table
+from reasonrec_fast.experiments.runner import load_runs
+from reasonrec_fast.files import replacing
 
-from reasonrec_fast.data import Interactions, load_interactions
-from reasonrec_fast.data.interactions import Catalog
-from reasonrec_fast.experiments.demo import PRETRAINED
-from reasonrec_fast.experiments.runner import machine, versions
-from reasonrec_fast.graph import InteractionGraph
-from reasonrec_fast.models.optirag import OptiRAG
-from reasonrec_fast.models.optirag.knowledge import Knowledge
-from reasonrec_fast.models.optirag.retriever import Retriever
-
-READERS = ("pandas", "reasonrec_fast")
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "results.md"
+BLOCK = re.compile(r"<!-- runs: (?P<names>[^>]*?) -->\n.*?<!-- end -->", re.DOTALL)
 
 
-def main(
-    rows: Annotated[int, typer.Option(help="of the file, and events of the index")] = 10_000_000,
-    rounds: Annotated[int, typer.Option(help="turns of every reader")] = 5,
-    output: Annotated[Path | None, typer.Option("--json", help="file of the figures")] = None,
-    quoted: Annotated[bool, typer.Option(help="every text between quotes")] = False,
-    reader: Annotated[str, typer.Option(help="one of the readers alone, on --file; for a process of its own")] = "",
-    file: Annotated[Path | None, typer.Option(help="of --reader")] = None,
-) -> None:
-    """Print and keep what both take."""
-    if reader and file is not None:
-        return print(json.dumps(read(reader, file)))
-    found: dict[str, Any] = {"rows": rows, "quoted": quoted, "machine": machine("cpu"), "versions": versions()}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "events.csv"
-        write(path, rows, quoted=quoted)
-        found["megabytes"] = path.stat().st_size / 1e6
-        turns: dict[str, list[dict[str, float]]] = {name: [] for name in READERS}
-        for _ in range(rounds):
-            for name in READERS:
-                command = [sys.executable, "-m", "benchmarks.tables", "--reader", name, "--file", str(path)]
-                done = subprocess.run(command, capture_output=True, text=True, check=True)
-                turns[name].append(json.loads(done.stdout.splitlines()[-1]))
-    for name, some in turns.items():
-        found[name] = {key: [turn[key] for turn in some] for key in some[0]}
-        print(f"{name}: {told(found[name]['seconds'])} s, {told(found[name]['gib'])} GiB")
-    ratios = [ours / theirs for ours, theirs in zip(*(found[name]["seconds"] for name in READERS[::-1]), strict=True)]
-    print(f"reasonrec_fast over pandas: {told(ratios)}")
-    found["request"] = one_request(rows)
-    print(f"index: {found['request']['index_seconds']:.1f} s; a request: {told(found['request']['milliseconds'])} ms")
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+def filled(text: str, results: Path = ROOT / "benchmarks" / "results") -> str:
+    """The page with its tables made anew.
+
+    Raises:
+        FileNotFoundError: there are no runs of a name.
+    """
+
+    def table(block: re.Match[str]) -> str:
+        runs = []
+        for name in block["names"].split():
+            path = results / f"{name}.jsonl"
+            if not path.is_file():
+                raise FileNotFoundError(f"{PAGE.name}: expected runs in {path}; there are none")
+            runs += load_runs(path)
+        return f"<!-- runs: {block['names']} -->\n{markdown_table(runs)}\n<!-- end -->"
+
+    return BLOCK.sub(table, text)
 
 
-def told(values: list[float]) -> str:
-    return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
-
-
-def write(path: Path, rows: int, *, quoted: bool) -> None:
-    """A table of users, items with leading zeros, epoch seconds and ratings, a million rows at a time."""
-    generator = np.random.default_rng(0)
-    mark = '"' if quoted else ""
-    with path.open("w", encoding="utf-8") as file:
-        file.write("user,item,timestamp,rating\n")
-        for first in range(0, rows, 1_000_000):
-            count = min(1_000_000, rows - first)
-            columns = (
-                generator.integers(0, max(rows // 10, 1), count).tolist(),
-                generator.integers(0, max(rows // 50, 1), count).tolist(),
-                generator.integers(1_600_000_000, 1_700_000_000, count).tolist(),
-                generator.integers(1, 6, count).tolist(),
-            )
-            lines = (f"{mark}u{u}{mark},{mark}{i:07d}{mark},{t},{r}\n" for u, i, t, r in zip(*columns, strict=True))
-            file.writelines(lines)
-
-
-def read(reader: str, path: Path) -> dict[str, float]:
-    begin = time.perf_counter()
-    if reader == "pandas":
-        pd.read_csv(path, dtype=str)
-    else:
-        load_interactions(path)
-    seconds = time.perf_counter() - begin
-    return {"seconds": seconds, "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
-
-
-def one_request(rows: int, requests: int = 200) -> dict[str, Any]:
-    """Evidence and prompts of one request at a time, of users with a history, through the whole of
-    :meth:`OptiRAG.requests`; the language model does not run. Embeddings are random: they cost the same."""
-    generator = np.random.default_rng(0)
-    users, items = max(rows // 100, 1), max(rows // 500, 1)
-    catalog = Catalog(
-        [f"{item:07d}" for item in range(items)],
-        [f"Thing {item}" for item in range(items)],
-        {"genres": [(f"kind {item % 20}",) for item in range(items)]},
-    )
-    # Popular items have many events: the first has some hundred times the mean.
-    popular = (items * generator.random(rows) ** 2).astype(np.int64)
-    times = np.sort(generator.integers(1_600_000_000, 1_700_000_000, rows))
-    labels = generator.integers(0, 2, rows)
-    events = Interactions(
-        generator.integers(0, users, rows), popular, labels, times, [f"u{user}" for user in range(users)], catalog,
-        time_unit="s",
-    )  # fmt: skip
-    graph = InteractionGraph.from_edges(
-        events.users[labels == 1], events.items[labels == 1], num_users=users, num_items=items
-    )
-    vectors = torch.randn(items, 64, generator=torch.Generator().manual_seed(0))
-    model = OptiRAG.from_pretrained(PRETRAINED / "movielens", device="cpu")
-    model.knowledge = Knowledge(events, Retriever.from_items(graph, vectors, torch.zeros(items)))
-    asked = [
-        Interactions.from_columns([f"u{user}"], [catalog.ids[item]], [None], [1_700_000_001])
-        for user, item in zip(generator.integers(0, users, requests), popular[:requests], strict=True)
-    ]
-    begin = time.perf_counter()
-    model.requests(asked[0])
-    index = time.perf_counter() - begin
-    milliseconds = []
-    for one in asked:
-        begin = time.perf_counter()
-        model.requests(one)
-        milliseconds.append(1e3 * (time.perf_counter() - begin))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"users": users, "items": items, "index_seconds": index, "milliseconds": milliseconds, "peak_gib": peak}
+def main() -> None:
+    """Write the page."""
+    text = filled(PAGE.read_text(encoding="utf-8"))
+    with replacing(PAGE) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main()

@@ -522,7 +522,7 @@ MODELS = {
     "DCNv2": ({"dim": 4, "deep": (8,), "dropout": 0.0, **QUICK}, LOSS + FIELDS),
 }
 ONCE_A_FIT = {
-    "base._apply", "lightgcn.prepare", "sasrec.fit", "fields.describe", "item_to_item.learn_from", "bias.learn",
+    "base._apply", "lightgcn.prepare", "sasrec.learn_rows", "fields.describe", "item_to_item.learn_from", "bias.learn",
     "popularity.learn",
 }  # fmt: skip
 # What scores and recommendations read back: one array, and two; ItemKNN's products are sparse ones of the host.

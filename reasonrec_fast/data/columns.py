@@ -25,6 +25,7 @@ def _exact(kind: np.dtype) -> int:
     return int(2 ** (min(np.finfo(kind).nmant, 52) + 1))
 
 
+_BOOLEANS = {"True": 1.0, "False": 0.0, "true": 1.0, "false": 0.0}
 _EXACT = _exact(np.dtype(np.float64))
 
 
@@ -295,14 +296,14 @@ def _each(values: Any, function: Callable[[Any], float]) -> np.ndarray:
 def _number(value: Any) -> float:
     """Infinite where it is none."""
     if isinstance(value, str):
-        return (float(value) if NUMBER.fullmatch(value) else np.inf) if value else np.nan
+        return float(value) if NUMBER.fullmatch(value) else _BOOLEANS.get(value, np.inf) if value else np.nan
     if is_missing(value):
         return np.nan
     return float(value) if isinstance(value, int | float | Decimal | np.number | np.bool_) else np.inf
 
 
 def values_of(value: Any) -> tuple[str, ...]:
-    """The values of an attribute: those of a list; of a text, what stands between ``|``.
+    """The different values of an attribute: those of a list; of a text, what stands between ``|``.
 
     Raises:
         ValueError: what they were expected to be.
@@ -313,9 +314,9 @@ def values_of(value: Any) -> tuple[str, ...]:
     if isinstance(value, set | frozenset):
         return tuple(sorted(text for text in map(_word, value) if text))  # a set has no order of its own
     if isinstance(value, list | tuple | np.ndarray | pd.Series):
-        return tuple(text for text in map(_word, value) if text)
+        return tuple(dict.fromkeys(text for text in map(_word, value) if text))
     text = _word(value)
-    return tuple(part for part in text.split("|") if part) if text else ()
+    return tuple(dict.fromkeys(part for part in text.split("|") if part)) if text else ()
 
 
 def _word(value: Any) -> str | None:

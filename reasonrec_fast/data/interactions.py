@@ -116,10 +116,12 @@ class Interactions:
         label_array = _labels(columns["labels"], where)
         times = _times(columns["timestamps"], where)
         order = np.argsort(times.values, kind="stable")
-        told = {_identifier(item, "titles"): _title(title) for item, title in (titles or {}).items()}
+        told = {
+            _identifier(item, "titles"): _title(title) for item, title in ({} if titles is None else titles).items()
+        }
         known = {
             str(name): {_identifier(item, name): _values(value, name) for item, value in values.items()}
-            for name, values in (attributes or {}).items()
+            for name, values in ({} if attributes is None else attributes).items()
         }
         return cls(
             user_index[order],

@@ -10,7 +10,7 @@ import re
 import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -42,21 +42,28 @@ class Table:
         columns: name to values, all of one length, in the order of the source.
         source: where they come from.
         sequences: the columns of text whose values stand between spaces (RecBole's ``token_seq``).
+        plain: of RecBole's columns, name to what it is called without its type.
     """
 
     columns: Mapping[str, Any]
     source: Source
     sequences: frozenset[str] = frozenset()
+    plain: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))
 
     def renamed(self, names: Mapping[str, str]) -> Table:
-        """With columns called what ``names`` (ours to the source's) says, where the source has them.
+        """With columns called what ``names`` (ours to the source's) says, where the source has them; RecBole's without
+        their types.
 
         Raises:
             DataError: two columns would have one name.
         """
+        if self.plain:
+            without = {self.plain.get(name, name): values for name, values in self.columns.items()}
+            sequences = frozenset(self.plain.get(name, name) for name in self.sequences)
+            return Table(without, self.source, sequences).renamed(names)
         known = {theirs: ours for ours, theirs in names.items() if theirs in self.columns}
         columns: dict[str, Any] = {}
         for theirs, values in self.columns.items():
@@ -81,7 +88,7 @@ def kind_of(path: Path) -> str:
     '.csv'
     """
     suffixes = path.suffixes[:-1] if path.suffix == ".gz" else path.suffixes
-    kind = suffixes[-1] if suffixes else ""
+    kind = suffixes[-1].lower() if suffixes else ""
     if kind not in KINDS or (kind == ".parquet" and path.suffix == ".gz"):
         raise DataError(f"path: expected a {', '.join(KINDS[:-1])} or {KINDS[-1]} file (or .gz of text); got {path}")
     return kind
@@ -219,16 +226,19 @@ def _separated(path: Path, separator: str, wanted: Mapping[str, str] | None) -> 
         plain, sequences = _atomic(names)
         file.seek(start)
         columns: Mapping[str, Any] | None = None
-        if _quotes_fit(file, separator):
-            columns = _fast(file, start, separator, _chosen(names, plain, wanted))
+        fits, numbers = _quotes_fit(file, separator)
+        if fits:
+            chosen = _chosen(names, plain, wanted)
+            if not numbers:  # Arrow takes blanks around integers, and hexadecimal ones
+                chosen = {name: "text" if kind == "integer" else kind for name, kind in chosen.items()}
+            columns = _fast(file, start, separator, chosen)
         if columns is None:
             file.seek(start)
             columns = _slowly(file.read(), path, separator, names)
     if len(next(iter(columns.values()))) == 0:
         raise DataError(f"{path}: expected rows below the header; got none")
     _distinct([plain[name] for name in columns], source)
-    renamed = {plain[name]: values for name, values in columns.items()}
-    return Table(renamed, source, frozenset(plain[name] for name in sequences))
+    return Table(columns, source, frozenset(sequences), plain if any(map(_ATOMIC.fullmatch, names)) else {})
 
 
 def _header(start: bytes, path: Path, separator: str) -> tuple[list[str], str]:
@@ -263,15 +273,16 @@ def _atomic(names: list[str]) -> tuple[dict[str, str], list[str]]:
 
 def _chosen(names: list[str], plain: Mapping[str, str], wanted: Mapping[str, str] | None) -> dict[str, str]:
     if wanted is None:
-        return dict.fromkeys(names, "text")
+        return dict.fromkeys((name for name in names if name or names.count("") == 1), "text")
     return {name: wanted[plain[name]] for name in names if plain[name] in wanted} or dict.fromkeys(names[:1], "text")
 
 
-def _quotes_fit(file: BinaryIO, separator: str) -> bool:
-    """Whether every quote opens or closes a field, or stands twice within one: then all readers read the same."""
+def _quotes_fit(file: BinaryIO, separator: str) -> tuple[bool, bool]:
+    """Whether every quote opens or closes a field, or stands twice within one: then all readers read the same. And
+    whether no blank and no ``0x`` stands anywhere: then they read the same numbers too."""
     beside = np.zeros(256, dtype=bool)
     beside[[ord(separator), ord("\n"), ord("\r"), ord('"')]] = True
-    inside, pending = 0, False  # between quotes; the last byte closes a field
+    inside, pending, plain = 0, False, True  # between quotes; the last byte closes a field
     last = b"\n"
     while chunk := file.read(_QUOTES_CHUNK):
         window = np.frombuffer(last + chunk, dtype=np.uint8)
@@ -279,11 +290,12 @@ def _quotes_fit(file: BinaryIO, separator: str) -> bool:
         opens, closes = quotes[inside::2], quotes[1 - inside :: 2]
         after = closes[closes + 1 < len(window)] + 1
         if not (beside[window[opens - 1]].all() and beside[window[after]].all()) or (pending and not beside[window[1]]):
-            return False
+            return False, False
+        plain = plain and not any(mark in last + chunk for mark in (b" ", b"0x", b"0X"))
         inside ^= len(quotes) % 2
         pending = len(after) < len(closes)
         last = chunk[-1:]
-    return not inside
+    return not inside, plain
 
 
 class _WholeLineEnds(io.RawIOBase):
@@ -332,7 +344,8 @@ def _fast(file: BinaryIO, start: int, separator: str, chosen: Mapping[str, str])
 
 
 def _slowly(whole: bytes, path: Path, separator: str, names: list[str]) -> dict[str, list[str]]:
-    """The columns by Python's strict reader, which knows the row of what is wrong."""
+    """The columns by Python's strict reader, which knows the row of what is wrong; unless one alone has no name, those
+    without are left out (spreadsheets write them for nothing)."""
     try:
         text = whole.decode("utf-8")
     except UnicodeDecodeError:
@@ -354,11 +367,12 @@ def _slowly(whole: bytes, path: Path, separator: str, names: list[str]) -> dict[
     finally:
         csv.field_size_limit(before)
         _FIELD_LIMIT.release()
-    return {name: [row[place] for row in rows[1:]] for place, name in enumerate(names)}
+    several = names.count("") > 1
+    return {name: [row[place] for row in rows[1:]] for place, name in enumerate(names) if name or not several}
 
 
 def _distinct(names: Sequence[str], source: Source) -> None:
-    twins = sorted({name for name in names if list(names).count(name) > 1})
+    twins = sorted({name for name in names if name and list(names).count(name) > 1})
     if twins:
         raise DataError(f"{source.path or 'table'}: expected columns of different names; got {twins[0]!r} twice")
 

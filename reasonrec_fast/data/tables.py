@@ -200,6 +200,8 @@ def _labels(
     values: Any, where: Source, name: str, like: float | None, allow_unlabelled: bool
 ) -> tuple[np.ndarray, float | None]:
     """0, 1 or :data:`UNLABELLED` of each row, and from which rating on an event is a like (None: they are labels)."""
+    if like is not None and not np.isfinite(like):
+        raise DataError(f"like: expected a finite number; got {like}")
     if like is not None and name == "label":
         raise DataError(f"like: expected a table with a column 'rating'; {where.path or 'the table'} has a label")
     codes, distinct = distinct_numbers(values, where, name)
@@ -239,7 +241,7 @@ def load_items(path: TableLike, *, columns: Mapping[str, str] | None = None) -> 
 
 
 def _items(path: TableLike, names: Mapping[str, str]) -> Items:
-    table = read_table(path)
+    table = read_table(path).renamed({})
     if "id" in table.columns and names.get("item", "item") not in table.columns:
         table = table.renamed({"item": "id"})
     table = table.renamed({ours: names[ours] for ours in ("item", "title") if ours in names})

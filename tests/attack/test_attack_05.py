@@ -61,7 +61,7 @@ def test_a_later_request_is_told_what_happened_since_an_earlier_one():
         asked = known.asked(table, np.flatnonzero(table.labels < 0))
         builder = RequestBuilder(asked.table, None, known.retriever, TokenIds(_Words()), OptiRAGConfig(),
                                  index=known.index("genres"), ticks=asked.ticks)  # fmt: skip
-        found = builder.requests(asked.rows)
+        found = builder.requests(asked.rows, alone=True)
         return next(slate.prefix for slate in found.slates if len(found.rows) - 1 in slate.rows)
 
     assert prefix(rows) == prefix([row for row in rows if row[1] != "f2"])

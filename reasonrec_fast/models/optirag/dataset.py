@@ -109,17 +109,18 @@ class RequestBuilder:
         """Of the training events, int64 ``[E]``, in time order."""
         return self.index.events.labels
 
-    def requests(self, rows: np.ndarray, *, unrated: bool = False) -> Requests:
+    def requests(self, rows: np.ndarray, *, unrated: bool = False, alone: bool = False) -> Requests:
         """Requests of rows outside the training part.
 
         Args:
             rows: rows of the interactions.
             unrated: show their items as if nobody had rated them.
+            alone: see :meth:`~reasonrec_fast.models.optirag.prompt.PromptBuilder.slates`.
         """
         evidence = self.evidence.build(rows)
         if unrated:
             _forget_items(self.evidence, evidence, rows, np.ones(len(rows), dtype=bool))
-        return self._with_prompts(self.prompts, rows, evidence)
+        return self._with_prompts(self.prompts, rows, evidence, alone=alone)
 
     def training_requests(self, drawn: Interactions | None = None) -> Requests:
         """Requests of the training events. No evidence knows its own edge: a user's evidence comes from a retriever
@@ -160,11 +161,13 @@ class RequestBuilder:
                 whole[inside] = values
         return builder, Evidence(**parts)
 
-    def _with_prompts(self, prompts: PromptBuilder, rows: np.ndarray, evidence: Evidence) -> Requests:
+    def _with_prompts(
+        self, prompts: PromptBuilder, rows: np.ndarray, evidence: Evidence, *, alone: bool = False
+    ) -> Requests:
         if self.config.retrieval == "none":
             EvidenceBuilder.forget_retrieved(evidence.numbers)
         cold = evidence.numbers[:, NUMBERS.index("item_events")] <= 0
-        slates = prompts.slates(rows, evidence)
+        slates = prompts.slates(rows, evidence, alone=alone)
         return Requests(rows, prompts.interactions.labels[rows], evidence.numbers, cold, slates)
 
 

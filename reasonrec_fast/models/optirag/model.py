@@ -341,17 +341,20 @@ class OptiRAG:
 
     # Predicting
 
-    def requests(self, interactions: Interactions, rows: np.ndarray | None = None) -> Requests:
+    def requests(self, interactions: Interactions, rows: np.ndarray | None = None, *, alone: bool = True) -> Requests:
         """Evidence and prompts of requests.
 
         Args:
             interactions: requests and what the users did before them; users and items are matched with those of
                 training by their identifiers, and may be new.
             rows: which rows are requests; all unlabelled ones by default.
+            alone: requests of one user and one moment share the beginning of their prompt, and no score depends on
+                another request. False: those of one user share it, as in training, whatever their moments; it tells
+                what was known before the first, and is read once.
         """
         rows = np.flatnonzero(interactions.labels == UNLABELLED) if rows is None else rows
         asked = self._known().asked(interactions, rows)
-        return self._asking(asked).requests(asked.rows)
+        return self._asking(asked).requests(asked.rows, alone=alone)
 
     def request_builder(self, interactions: Interactions) -> tuple[RequestBuilder, np.ndarray]:
         """What :meth:`requests` prepares once for a table: a builder, and the place of each row in its table.
@@ -405,12 +408,13 @@ class OptiRAG:
         rows: np.ndarray | None = None,
         *,
         early_exit: bool = True,
+        alone: bool = True,
         progress: Callable[[int], None] | None = None,
     ) -> Predictions:
         """:meth:`requests` and :meth:`predict` of some users at a time, so that memory does not grow with the requests.
 
         Args:
-            interactions, rows: as in :meth:`requests`.
+            interactions, rows, alone: as in :meth:`requests`.
             early_exit, progress: as in :meth:`predict`.
 
         Returns:
@@ -420,7 +424,9 @@ class OptiRAG:
         probability = np.empty(len(rows), dtype=np.float32)
         depth = np.empty(len(rows), dtype=np.int64)
         for places in _of_whole_users(interactions.users[rows]):
-            found = self.predict(self.requests(interactions, rows[places]), early_exit=early_exit, progress=progress)
+            found = self.predict(
+                self.requests(interactions, rows[places], alone=alone), early_exit=early_exit, progress=progress
+            )
             probability[places], depth[places] = found.probability, found.depth
         return Predictions(probability, depth)
 
@@ -442,6 +448,8 @@ class OptiRAG:
     def evaluate(self, interactions: Interactions, rows: np.ndarray, *, early_exit: bool = True) -> dict[str, float]:
         """AUC, GAUC (all, and on items without a training rating) and mean depth on labelled rows.
 
+        A user's requests share the beginning of their prompts (see :meth:`requests`), as in training.
+
         Of likes alone, and a model that was trained on likes alone, each has a drawn item beside it (see :meth:`fit`).
         """
         events = self._known().events
@@ -450,7 +458,7 @@ class OptiRAG:
             drawn = draw_negatives(interactions, rows, self.config.seed + 2)
             table, places = joined(interactions, drawn)
             asked = np.sort(np.concatenate([places[0][rows], places[1]]))
-        found = self.predict_rows(table, asked, early_exit=early_exit)
+        found = self.predict_rows(table, asked, early_exit=early_exit, alone=False)
         labels, users = np.maximum(table.labels[asked], 0), table.users[asked]
         rated = set(np.unique(events.items).tolist())
         known = {name: place for place, name in enumerate(events.catalog.ids)}

@@ -80,17 +80,19 @@ class PromptBuilder:
         self.tell_similar = tell_similar
         self._start, self._ids = ids.start, ids.of
 
-    def slates(self, rows: np.ndarray, evidence: Evidence) -> list[Slate]:
+    def slates(self, rows: np.ndarray, evidence: Evidence, *, alone: bool = False) -> list[Slate]:
         """Prompts of the requests ``rows``, grouped by user in time order into slates.
 
         Args:
             rows: rows of the interactions.
             evidence: theirs, in the same order.
+            alone: only requests of one moment share a prefix, so that no prompt depends on another request.
         """
-        data = self.interactions
+        data, slates = self.interactions, []
         order = np.lexsort((rows, data.timestamps[rows], data.users[rows]))
-        slates, users = [], data.users[rows][order]
-        for places in np.split(order, np.flatnonzero(np.diff(users)) + 1):
+        keys = [data.users[rows][order], *([data.timestamps[rows][order]] if alone else [])]
+        new = np.any([np.diff(key) != 0 for key in keys], axis=0)
+        for places in np.split(order, np.flatnonzero(new) + 1):
             for start in range(0, len(places), self.slate_size):
                 chosen = places[start : start + self.slate_size]
                 prefix = self._prefix(int(rows[chosen[0]]), evidence.neighbours[chosen[0]])
