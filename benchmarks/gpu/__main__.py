@@ -81,10 +81,11 @@ def no_gpu() -> str | None:
 
 
 def run_once(cases: str, dry_run: bool, minutes: float) -> None:
+    end = time.monotonic() + 60 * minutes  # under ncu imports take long
     from benchmarks.gpu.device import Cuda, Rehearsal
     from benchmarks.gpu.timing import run_once as run_cases_once
 
-    run_cases_once(cases.split(","), Rehearsal() if dry_run else Cuda(), time.monotonic() + 60 * minutes)
+    run_cases_once(cases.split(","), Rehearsal() if dry_run else Cuda(), end)
 
 
 def _rehearsal(dry_run: bool) -> dict[str, str]:

@@ -39,12 +39,15 @@ def _engine(kind: str, dtype: torch.dtype, device: Cuda) -> dict[str, Any]:
     expected = exact.rank(work.groups, work.numbers, policy)
     assert expected.probability.std() > 0.05, "the scores are all alike: nothing would be seen of an error"
     cache = PrefixCache(2**30) if kind == "cache" else None
-    found = model.rank(work.groups, work.numbers, policy, cache=cache)
-    same = found.depth.cpu() == expected.depth
-    # Rounding to bfloat16 sends some rows through another exit.
-    least = 1.0 if dtype == torch.float32 else 0.7
-    assert same.float().mean() >= least, f"depths: {int((~same).sum())} of {len(same)} rows left at another exit"
-    worst = _compare(found.probability.cpu()[same], expected.probability[same], dtype)
+    worst = 0.0
+    # Layers run one by one at first, then their graph is recorded, then replayed.
+    for _ in range(3 if device.kind == "cuda" and cache is None else 1):
+        found = model.rank(work.groups, work.numbers, policy, cache=cache)
+        same = found.depth.cpu() == expected.depth
+        # Rounding to bfloat16 sends some rows through another exit.
+        least = 1.0 if dtype == torch.float32 else 0.7
+        assert same.float().mean() >= least, f"depths: {int((~same).sum())} of {len(same)} rows left at another exit"
+        worst = max(worst, _compare(found.probability.cpu()[same], expected.probability[same], dtype))
     if cache is not None:
         again = model.rank(work.groups, work.numbers, cache=cache)
         assert cache.hits == len(work.groups), f"cache: expected {len(work.groups)} hits; got {cache.hits}"

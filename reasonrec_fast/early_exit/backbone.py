@@ -32,7 +32,7 @@ class Backbone(nn.Module):
         model: a causal model or its base model, in peft's wrapping or not; LoRA layers stay and train.
 
     Raises:
-        TypeError: another family.
+        TypeError: another family, or one that reads both ways.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -44,6 +44,10 @@ class Backbone(nn.Module):
             raise TypeError(
                 f"model: expected a decoder of one of {', '.join(FAMILIES)}; got {type(model).__name__}"
                 + (f" of model_type {family!r}" if family else "")
+            )
+        if getattr(base.config, "use_bidirectional_attention", None):
+            raise TypeError(
+                "model: expected a decoder whose tokens see what is before them; got bidirectional attention"
             )
         self.base = base
 

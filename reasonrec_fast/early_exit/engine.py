@@ -173,7 +173,7 @@ class EarlyExitModel(nn.Module):
         graphs = layer_graphs(self.backbone) if self.cuda_graphs else None
         batch = PackedBatch(self.backbone, groups, cache, graphs)
         rows, device = batch.layout.num_rows, self.backbone.device
-        probability = torch.empty(rows, device=device)
+        probability = torch.empty(rows, dtype=torch.float32, device=device)
         depths = torch.full((rows,), self.backbone.num_layers, device=device)
         alive, previous = torch.arange(rows, device=device), None
         thresholds = None

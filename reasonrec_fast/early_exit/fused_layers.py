@@ -60,7 +60,7 @@ def _add_and_norm(x: torch.Tensor, residual: torch.Tensor | None, norm: nn.Modul
 
     module: Any = norm
     plus_one = _NORMS.get(type(norm).__name__)
-    if plus_one is None or module.weight.dtype != x.dtype or not x.is_contiguous():
+    if plus_one is None or module.weight.dtype != x.dtype or not (x.is_contiguous() and module.weight.is_contiguous()):
         summed = x if residual is None else residual + x
         return summed, norm(summed)
     eps = module.eps if hasattr(module, "eps") else module.variance_epsilon

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 import torch
@@ -109,7 +109,7 @@ class LayerGraphs:
         blocks = kernels.choose_blocks(backbone.dtype, _head_width(backbone), size * heads)
         tiles, bounds = kernels.plan_tiles(rows, size, size, kernels.tile_tokens(blocks, heads // groups))
         count = 1 << max(len(tiles) - 1, 31).bit_length()  # a program of an empty tile ends at once
-        plan = torch.zeros(count * 6 + 2 * size, dtype=torch.int32)
+        plan = torch.zeros(count * 6 + 2 * size, dtype=torch.int32, device="cpu")  # whatever the default is
         plan[: tiles.size] = torch.from_numpy(tiles.reshape(-1))
         plan[count * 6 :] = torch.from_numpy(bounds.reshape(-1))
         return Prepared(size, count, plan, blocks)
@@ -127,7 +127,8 @@ class LayerGraphs:
         self, backbone: Backbone, first: int, last: int, hidden: torch.Tensor, rotary: Rotary, prepared: Prepared
     ) -> torch.Tensor | None:
         """Output ``[T, D]`` of the layers ``first`` to ``last`` (from 1), or None where there is no graph (yet)."""
-        with self._lock:
+        # Kernels are launched on the present device, and a recording is of its stream.
+        with self._lock, library.device_of("early_exit", [hidden]):
             if self._broken:
                 return None
             state, key = self._state, (first, last, prepared.size, prepared.tiles)
@@ -140,7 +141,7 @@ class LayerGraphs:
             if state.graphs[key] is None:
                 try:
                     state.graphs[key] = self._record(lambda: _layers(backbone, first, last, buffers, prepared))
-                except RuntimeError as problem:  # too little memory, or a layer that waits for the host
+                except Exception as problem:  # too little memory, a layer that waits for the host, no room on a chip
                     self._broken = True
                     self._finish()
                     self._state = _State()
@@ -185,6 +186,7 @@ class LayerGraphs:
             )
         buffers.hidden[:count].copy_(hidden)
         plan_there, rotary_there = buffers.holds
+        buffers.holds = (None, None)  # should a copy fail
         if plan_there is not prepared:
             buffers.plan.copy_(moved(prepared.plan, hidden.device))
         if rotary_there is not rotary:
@@ -219,19 +221,26 @@ def _layers(backbone: Backbone, first: int, last: int, buffers: _Buffers, prepar
 
 
 class _CudaGraphs:
-    """Records into one pool of memory: graphs of a backbone run one after the other."""
+    """Records into one pool of memory: graphs of a backbone run one after the other.
+
+    On a stream of its own: cuBLAS has a workspace for each stream, and graphs of several backbones may run at once.
+    """
 
     def __init__(self) -> None:
         self._pool: Any = None
+        self._stream: Any = None
 
     def __call__(self, run: Run) -> Run:
         run()  # compiles what is not, and lets libraries choose
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        if self._stream is None or self._stream.device != stream.device:
+            self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(stream.device)
         try:
-            # Other threads may go on with CUDA meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            # Other threads may go on with CUDA meanwhile, but for another recording.
+            with (
+                _recording,
+                torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
+            ):
                 run()
         finally:
             torch.cuda.set_stream(stream)  # a capture that fails leaves its own
@@ -239,12 +248,17 @@ class _CudaGraphs:
 
 
 _of_backbones: WeakKeyDictionary[Backbone, LayerGraphs] = WeakKeyDictionary()
-_making = threading.Lock()
+_making, _recording = threading.Lock(), threading.Lock()
 
 
 def layer_graphs(backbone: Backbone) -> LayerGraphs | None:
     """The graphs of a backbone, where it can have them: on a GPU, in evaluation, nothing else watching."""
-    if backbone.device.type != "cuda" or not usable(backbone) or torch.cuda.is_current_stream_capturing():
+    if backbone.device.type != "cuda":
+        if _of_backbones:  # it may have been on a GPU, whose memory its graphs hold
+            with _making:
+                _of_backbones.pop(backbone, None)
+        return None
+    if not usable(backbone) or torch.cuda.is_current_stream_capturing():
         return None
     with _making:
         if backbone not in _of_backbones:
@@ -270,9 +284,9 @@ def weights_mark(backbone: Backbone) -> tuple[Any, ...] | None:
 
     Values may change in place; settings of modules (an epsilon, a scale) are read when they are recorded. Modules of
     others (but merged layers of peft), hooks, a ``forward`` of the instance, as hooks of accelerate and patches set it,
-    and modules in training run, and are not recorded.
+    tensors of other kinds (quantised ones) and modules in training run, and are not recorded.
     """
-    found: list[Any] = [torch.get_float32_matmul_precision()]
+    found: list[Any] = [torch.backends.cuda.matmul.fp32_precision]  # as the older setting makes it, too
     modules = list(backbone.base.layers)
     while modules:  # in a loop of its own: `Module.modules` takes three times as long
         module = modules.pop()
@@ -281,19 +295,27 @@ def weights_mark(backbone: Backbone) -> tuple[Any, ...] | None:
             return None
         kind: Any = type(module)
         maker = _maker(kind)
-        if maker == "peft" and hasattr(module, "merged_adapters"):
-            if not module.merged or module.disable_adapters:
+        if maker == "peft" and hasattr(kind, "active_adapters"):
+            if not hasattr(kind, "merged"):  # of several modules one runs
+                found += [tuple(module.active_adapters), module.disable_adapters]
+            elif not module.merged or module.disable_adapters:
                 return None
-            found.append(tuple(module.merged_adapters))
+            else:
+                found.append(tuple(module.merged_adapters))
         elif maker not in ("torch", "transformers", "peft"):
             return None
-        found.append(id(module))
+        found += [ref(module), kind]  # an address may be given again
         for tensors in (parts["_parameters"], parts["_buffers"]):
             for tensor in tensors.values():
                 if tensor is not None:
-                    found.append(tensor.data_ptr())
+                    if type(tensor) not in _TENSORS:
+                        return None
+                    found += [tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype]
         modules.extend(child for child in parts["_modules"].values() if child is not None)
     return tuple(found)
+
+
+_TENSORS = (torch.nn.Parameter, torch.Tensor)
 
 
 @cache

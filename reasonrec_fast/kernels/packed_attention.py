@@ -207,7 +207,7 @@ def make_plan(segments: torch.Tensor, queries: int, keys: int, tile_tokens: int,
     tiles, bounds = plan_tiles(segments.numpy(), queries, keys, tile_tokens)
     # Both begin at multiples of 16 bytes, whatever their sizes: Triton compiles anew for another alignment.
     skip = -(-tiles.size // 4) * 4
-    flat = torch.empty(skip + bounds.size, dtype=torch.int32, pin_memory=device.type == "cuda")
+    flat = torch.empty(skip + bounds.size, dtype=torch.int32, device="cpu", pin_memory=device.type == "cuda")
     flat[: tiles.size] = torch.from_numpy(tiles.reshape(-1))
     flat[skip:] = torch.from_numpy(bounds.reshape(-1))
     flat = flat.to(device, non_blocking=device.type == "cuda")

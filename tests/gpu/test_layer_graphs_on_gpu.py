@@ -64,6 +64,54 @@ def test_streams_and_threads(model):
         list(pool.map(rank, range(4)))
 
 
+def test_two_models_are_recorded_and_replayed_at_once():
+    work = stored_work("slates", groups=1)
+    models = [random_ranker("cuda", torch.float32) for _ in range(2)]
+    expected = [alone(model, work) for model in models]
+    torch.cuda.synchronize()
+
+    def rank(place):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(6):
+                found = models[place].rank(work.groups, work.numbers)
+                torch.cuda.current_stream().synchronize()
+                same(found, expected[place])
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(rank, range(2)))
+    assert all(len(graphs_of(model)) == 1 for model in models)
+
+
+def test_a_recording_that_fails_leaves_a_device_that_works(model, caplog):
+    """A layer that waits for the host, in the middle of a capture."""
+    other, work = random_ranker("cuda", torch.float32), stored_work("slates", groups=1)
+    expected, before = alone(other, work), torch.cuda.current_stream()
+    recorder = layer_graphs._CudaGraphs()
+    waits = layer_graphs.LayerGraphs(lambda run: recorder(lambda: (run(), torch.ones(1, device="cuda").item())))
+    layer_graphs._of_backbones[other.backbone] = waits
+    for _ in range(3):
+        same(other.rank(work.groups, work.numbers), expected)
+    assert torch.cuda.current_stream() == before
+    assert not torch.cuda.is_current_stream_capturing()
+    assert sum("no CUDA graph" in record.message for record in caplog.records) == 1
+    for _ in range(3):
+        model.rank(work.groups, work.numbers)  # others are recorded as ever
+    assert len(graphs_of(model)) >= 1
+
+
+def test_a_second_device():
+    """While the first is the present one."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    work, found = stored_work("slates", groups=1), []
+    models = [random_ranker(kind, torch.float32) for kind in ("cuda:0", "cuda:1")]
+    for model in models:
+        found += [model.rank(work.groups, work.numbers).cpu() for _ in range(3)]
+    for other in found[1:]:
+        same(other, found[0])
+    assert all(len(graphs_of(model)) == 1 for model in models)
+
+
 def test_other_weights_and_copies():
     model, work = random_ranker("cuda", torch.float32), stored_work("slates", groups=1)
     for _ in range(3):
