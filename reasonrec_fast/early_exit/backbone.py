@@ -101,6 +101,13 @@ class Backbone(nn.Module):
     def rotary(self, hidden: torch.Tensor, length: int) -> Rotary:
         """Cosines and sines of the positions ``[0, length)``, in the dtype of ``hidden``."""
         positions, rotary = torch.arange(length, device=hidden.device)[None], self.base.rotary_emb
+        most = self._longest_of_one_kind()
+        if most is not None and length > most:
+            # One long text would turn all of its batch, and keys that a cache holds were turned as short texts are.
+            raise ValueError(
+                f"texts: expected at most {most} tokens, beyond which this backbone turns short texts otherwise too "
+                f"(rope_type {rotary.rope_type!r}); got {length}"
+            )
         kinds = sorted(set(getattr(self.base.config, "layer_types", None) or ()))
         if hasattr(rotary, "layer_types"):
             found = {kind: rotary(hidden, positions, kind) for kind in kinds}
@@ -111,6 +118,15 @@ class Backbone(nn.Module):
     def normed(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
         """What the attention of layer ``index`` (from 0) reads, ``[T, D]``."""
         return self.base.layers[index].input_layernorm(hidden)
+
+    def _longest_of_one_kind(self) -> int | None:
+        """Tokens up to which positions mean the same in every batch; None where they always do."""
+        if getattr(self.base.rotary_emb, "rope_type", "default") not in ("longrope", "dynamic"):
+            return None
+        config = self.base.config
+        known = (getattr(config, "rope_parameters", None) or {}).get("original_max_position_embeddings")
+        found = known or getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings
+        return int(found)
 
     def queries(self, index: int, normed: torch.Tensor, rotary: Rotary) -> torch.Tensor:
         """``[T, H, d]``, turned by position; ``rotary`` holds those of the ``T`` tokens."""

@@ -25,7 +25,7 @@ def fitted(events, config):
 
 def test_fit_predict_evaluate(events, fitted):
     test = split_by_time(events).test
-    requests = fitted.requests(events, test)
+    requests = fitted.requests(events, test, alone=False)
     found = fitted.predict(requests)
     assert found.probability.shape == (len(test),)
     assert ((found.probability > 0) & (found.probability < 1)).all()

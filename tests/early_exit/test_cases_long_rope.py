@@ -1,5 +1,6 @@
 """Rotary parts that depend on the longest text of a batch."""
 
+import pytest
 import torch
 from tiny import tiny
 
@@ -28,16 +29,12 @@ def ranker():
     return found
 
 
-def test_a_text_has_the_same_score_in_any_company():
-    """Phi-3 of 128k turns texts of more than 4,096 tokens otherwise: here one long text turns all of its batch so."""
-    model = ranker()
-    alone = model.rank([SHORT]).probability
-    torch.testing.assert_close(model.rank([SHORT, LONG]).probability[:1], alone, atol=1e-5, rtol=0)
-
-
-def test_a_cache_changes_no_score():
-    """Its keys were turned as those of a batch of short texts."""
-    model, cache = ranker(), PrefixCache(2**24)
-    model.rank([SHORT], cache=cache)
-    expected = model.rank([SHORT, LONG]).probability
-    torch.testing.assert_close(model.rank([SHORT, LONG], cache=cache).probability, expected, atol=1e-5, rtol=0)
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_long_text_does_not_turn_its_company(cached):
+    """Phi-3 of 128k turns texts of more than 4,096 tokens otherwise; one long text would turn all of its batch so, and
+    keys of a cache were turned as those of short texts."""
+    model, more = ranker(), {"cache": PrefixCache(2**24)} if cached else {}
+    alone = model.rank([SHORT], **more).probability
+    with pytest.raises(ValueError, match="texts: expected at most 16 tokens.*'longrope'.*; got 3"):
+        model.rank([SHORT, LONG], **more)
+    torch.testing.assert_close(model.rank([SHORT, SHORT], **more).probability[:1], alone, atol=1e-5, rtol=0)
