@@ -670,6 +670,9 @@ REQUIRED = {
     ("optirag", "evaluate"): ["--model", "model"],
     ("optirag", "predict"): ["--model", "model", "--data", "x.csv", "--output", "y.csv"],
     ("evaluate",): ["{toml}"],
+    ("classical", "fit"): ["--model", "sasrec", "--data", "x.csv", "--output", "model"],
+    ("classical", "recommend"): ["--model", "model", "--output", "y.csv"],
+    ("classical", "evaluate"): ["--model", "model", "--data", "x.csv"],
 }
 
 
