@@ -1,5 +1,7 @@
 """OptiRAG: a request's score depends on nothing but the request."""
 
+import pickle
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -44,3 +46,9 @@ def test_new_user_asked_in_seconds_of_a_model_trained_in_milliseconds(knowledge)
     milliseconds = numbers(knowledge, **asked, timestamp=[moment * 1000 + 1])
     np.testing.assert_allclose(seconds, milliseconds)
     assert seconds[0, 5] > 0  # others have rated the item
+
+
+def test_what_was_learnt_is_copied_after_it_was_asked(knowledge):
+    asked = {"user": ["u1"], "item": ["f1"], "label": [None], "timestamp": [(BEGIN + 20_000) * 1000 + 1]}
+    before = numbers(knowledge, **asked)
+    np.testing.assert_array_equal(numbers(pickle.loads(pickle.dumps(knowledge)), **asked), before)

@@ -55,8 +55,11 @@ class Identifiers:
 
     def named(self, index: np.ndarray) -> np.ndarray:
         """Identifiers of indices of any shape; None for -1."""
-        names = np.array([*self.ids, None], dtype=object)
-        return names[index]
+        return self._names[index]
+
+    @cached_property
+    def _names(self) -> np.ndarray:
+        return np.array([*self.ids, None], dtype=object)
 
 
 def is_text(values: Any) -> bool:

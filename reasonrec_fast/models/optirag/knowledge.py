@@ -58,6 +58,10 @@ class Knowledge:
     events: Interactions
     retriever: Retriever
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and other processes get what was learnt; what is prepared from it is prepared anew there."""
+        return Knowledge, (self.events, self.retriever)
+
     def index(self, attribute: str) -> EventIndex:
         """What all requests share; made once."""
         known = self.__dict__.setdefault("_indices", {})
