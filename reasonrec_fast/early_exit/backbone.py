@@ -15,12 +15,24 @@ Rotary = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 
 def unwrapped(model: Any) -> Any:
-    """The model of transformers inside peft's wrapping.
+    """The model of transformers inside peft's wrapping, whose adapters lie inside its layers.
+
+    Raises:
+        TypeError: adapters beside the layers (virtual tokens, prefixes of keys, other attention), which would be lost.
 
     >>> unwrapped("as it is")
     'as it is'
     """
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not hasattr(model, "get_base_model"):
+        return model
+    for name, config in getattr(model, "peft_config", {}).items():
+        kind = getattr(config.peft_type, "value", config.peft_type)
+        if config.is_prompt_learning or kind == "ADAPTION_PROMPT":
+            raise TypeError(
+                f"model: expected adapters inside the layers, as LoRA's; got {kind} (adapter {name!r}), which adds "
+                f"to what layers read"
+            )
+    return model.get_base_model()
 
 
 class Backbone(nn.Module):
@@ -81,13 +93,34 @@ class Backbone(nn.Module):
         return self.base.embed_tokens.weight.dtype
 
     @property
+    def vocabulary(self) -> int:
+        """Token ids are below it."""
+        return self.base.embed_tokens.weight.shape[0]
+
+    @property
     def max_length(self) -> int:
-        """Longest text (prefix and suffix) that every layer reads whole."""
+        """Longest text (prefix and suffix) that every layer reads whole, and that leaves others of its batch alone."""
         config = self.base.config
         window = getattr(config, "sliding_window", None)
         kinds = getattr(config, "layer_types", None)
         slides = window is not None and (kinds is None or "sliding_attention" in kinds)
-        return min(config.max_position_embeddings, window) if slides else config.max_position_embeddings
+        most = min(config.max_position_embeddings, window) if slides else config.max_position_embeddings
+        return min(most, self._longest_of_one_kind() or most)
+
+    def check_length(self, tokens: int, argument: str) -> None:
+        """Refuse texts that are too long for :attr:`max_length`.
+
+        Raises:
+            ValueError: ``tokens``, of the longest, are more.
+        """
+        if tokens <= self.max_length:
+            return
+        reason = ""
+        if self.max_length == self._longest_of_one_kind():
+            # One long text would turn all of its batch, and keys that a cache holds were turned as short texts are.
+            kind = self.base.rotary_emb.rope_type
+            reason = f" (beyond it this backbone turns the short texts of a batch otherwise too: rope_type {kind!r})"
+        raise ValueError(f"{argument}: expected at most {self.max_length} tokens a text{reason}; got {tokens}")
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Input of the first layer, ``[T, D]``."""
@@ -101,13 +134,6 @@ class Backbone(nn.Module):
     def rotary(self, hidden: torch.Tensor, length: int) -> Rotary:
         """Cosines and sines of the positions ``[0, length)``, in the dtype of ``hidden``."""
         positions, rotary = torch.arange(length, device=hidden.device)[None], self.base.rotary_emb
-        most = self._longest_of_one_kind()
-        if most is not None and length > most:
-            # One long text would turn all of its batch, and keys that a cache holds were turned as short texts are.
-            raise ValueError(
-                f"texts: expected at most {most} tokens, beyond which this backbone turns short texts otherwise too "
-                f"(rope_type {rotary.rope_type!r}); got {length}"
-            )
         kinds = sorted(set(getattr(self.base.config, "layer_types", None) or ()))
         if hasattr(rotary, "layer_types"):
             found = {kind: rotary(hidden, positions, kind) for kind in kinds}
@@ -165,9 +191,11 @@ class Backbone(nn.Module):
     def scores(self, index: int) -> dict[str, Any]:
         """How the layer's attention scales, caps and drops its scores: arguments of ``ops.packed_attention``."""
         attention = self.base.layers[index].self_attn
+        # Gemma 3 has the setting, and its attention does not read it.
+        caps = self.base.config.model_type == "gemma2"
         return {
             "scale": attention.scaling,
-            "softcap": getattr(attention, "attn_logit_softcapping", None),
+            "softcap": attention.attn_logit_softcapping if caps else None,
             "dropout": attention.attention_dropout if self.training else 0.0,
         }
 

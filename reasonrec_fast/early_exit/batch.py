@@ -46,8 +46,7 @@ class PackedBatch:
         self._prepared: Prepared | None = None  # of the layout, for graphs
         self._done = 0  # layers
         layout = PackedLayout.of(groups)
-        if layout.longest > backbone.max_length:
-            raise ValueError(f"groups: expected at most {backbone.max_length} tokens a text; got {layout.longest}")
+        backbone.check_length(layout.longest, "groups")
         self._prefixes = [prefix for prefix, _ in groups]
         self._known: list[PrefixState | None] = [None] * len(groups)
         if cache is not None:

@@ -52,11 +52,9 @@ class ExitHead(nn.Module):
         # Gemma's norm multiplies by one plus its weight.
         self.norm.weight.copy_(1 + gain if causal.config.model_type.startswith("gemma") else gain)
         self.norm.eps = causal.config.rms_norm_eps
-        places = on_device(np.asarray(tokens, dtype=np.int64), lm_head.weight.device)
-        self.weight.copy_(lm_head.weight[places].float().expand_as(self.weight))
-        self.bias.zero_()
-        if lm_head.bias is not None:
-            self.bias.copy_(lm_head.bias[places].float().expand_as(self.bias))
+        weight, bias = _rows_of(lm_head, tokens)
+        self.weight.copy_(weight.expand_as(self.weight))
+        self.bias.copy_(bias.expand_as(self.bias))
         self.softcap = getattr(causal.config, "final_logit_softcapping", None)
 
     def features(self, hidden: torch.Tensor, numbers: torch.Tensor | None) -> torch.Tensor:
@@ -97,6 +95,28 @@ class ExitHead(nn.Module):
                 previous=previous,
                 targets=targets,
             )
+
+
+def _rows_of(lm_head: Any, tokens: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights ``[2, D]`` and biases ``[2]`` by which an LM head answers some tokens, in float32."""
+    weight = lm_head.weight
+    places = on_device(np.asarray(tokens, dtype=np.int64), weight.device)
+    if type(lm_head) is nn.Linear:
+        rows = weight[places].float()
+        return rows, torch.zeros_like(rows[:, 0]) if lm_head.bias is None else lm_head.bias[places].float()
+    # Adapters, weights of another form: what it makes of the unit vectors, some at a time.
+    training = lm_head.training
+    lm_head.eval()
+    try:
+        width = weight.shape[1]
+        units = torch.eye(width, dtype=weight.dtype, device=weight.device).split(_UNITS)
+        bias = lm_head(torch.zeros(1, width, dtype=weight.dtype, device=weight.device))[0, places].float()
+        return torch.cat([lm_head(some)[:, places].float() for some in units]).T - bias[:, None], bias
+    finally:
+        lm_head.train(training)
+
+
+_UNITS = 256
 
 
 def exit_layers(num_layers: int, wanted: Sequence[int] | None = None) -> tuple[int, ...]:

@@ -104,13 +104,24 @@ class PrefixCache:
 def weights_mark(model: nn.Module, samples: int = 16) -> bytes:
     """Something that changes when weights do: on which device and where they lie, how often torch wrote to them, and a
     few of their values (some libraries write past torch's count, as peft does when it merges adapters), which are read
-    back in one copy."""
+    back in one copy; and which of peft's adapters are on, and how strongly."""
     weights = list(model.parameters())
     marks = [(w.data_ptr(), -1 if w.is_inference() else w._version) for w in weights]
     with torch.no_grad():
         few = torch.cat([w.flatten()[:: max(1, w.numel() // samples)].float() for w in weights])
     devices = ",".join(map(str, dict.fromkeys(w.device for w in weights)))
-    return devices.encode() + np.array(marks, dtype=np.int64).tobytes() + few.cpu().numpy().tobytes()
+    adapters = [
+        (
+            module.active_adapters,
+            module.disable_adapters,
+            getattr(module, "merged", None),
+            getattr(module, "scaling", None),
+        )
+        for module in model.modules()
+        if hasattr(type(module), "active_adapters")
+    ]
+    words = f"{devices} {adapters}".encode()
+    return words + np.array(marks, dtype=np.int64).tobytes() + few.cpu().numpy().tobytes()
 
 
 def _key(prefix: Sequence[int]) -> bytes:

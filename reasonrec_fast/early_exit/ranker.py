@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,9 @@ class EarlyExitRanker:
             early_exit: False reads every layer.
 
         Raises:
-            ValueError: an empty request, texts without a tokenizer, or a text that is too long.
+            TypeError: token ids that are no whole numbers.
+            ValueError: an empty request, texts without a tokenizer, ids that the backbone does not know, or a text
+                that is too long.
         """
         return self.rank_encoded(self.encode(requests), early_exit=early_exit)
 
@@ -151,7 +154,12 @@ class EarlyExitRanker:
                 encoded[place] = list(whole), _common(starts[prefix], whole)
         for place, (start, candidate) in enumerate(requests):
             if place not in encoded:
-                encoded[place] = [*map(int, start), *map(int, candidate)], len(start)
+                encoded[place] = [_whole(value, place) for value in (*start, *candidate)], len(start)
+        most = self.model.backbone.vocabulary  # on a GPU a token beyond it would end all work of the process
+        for place, (ids, _) in encoded.items():
+            if min(ids) < 0 or max(ids) >= most:
+                strange = next(value for value in ids if not 0 <= value < most)
+                raise ValueError(f"requests: expected token ids in [0, {most}); got {strange} in request {place}")
         return [encoded[place] for place in range(len(requests))]
 
     def rank_encoded(self, encoded: Sequence[tuple[list[int], int]], *, early_exit: bool = True) -> Ranked:
@@ -283,6 +291,18 @@ class EarlyExitRanker:
                 # Candidates may begin alike. A cached prefix ends where its text does, to be found again.
                 shared = min(min(_common(ids, encoded[place][0]), len(encoded[place][0]) - 1) for place in places)
             yield ids[:shared], places
+
+
+def _whole(value: Any, request: int) -> int:
+    """A token id, of any type of whole numbers.
+
+    Raises:
+        TypeError: 1.5 is none.
+    """
+    try:
+        return index(value)
+    except TypeError:
+        raise TypeError(f"requests: expected token ids, whole numbers; got {value!r} in request {request}") from None
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:

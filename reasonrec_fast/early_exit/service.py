@@ -49,9 +49,8 @@ class RankingService:
         with self._tokenizer_lock:
             encoded = self._ranker.encode(requests)
         tokens = sum(len(ids) for ids, _ in encoded)
-        longest, most = max(len(ids) for ids, _ in encoded), self._ranker.model.backbone.max_length
-        if longest > most:  # before it joins the batch of others
-            raise ValueError(f"requests: expected at most {most} tokens a text; got {longest}")
+        # Before it joins the batch of others.
+        self._ranker.model.backbone.check_length(max(len(ids) for ids, _ in encoded), "requests")
         return self._batcher.submit(encoded, size=tokens)
 
     def close(self) -> None:

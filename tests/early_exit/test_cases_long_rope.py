@@ -35,6 +35,6 @@ def test_a_long_text_does_not_turn_its_company(cached):
     keys of a cache were turned as those of short texts."""
     model, more = ranker(), {"cache": PrefixCache(2**24)} if cached else {}
     alone = model.rank([SHORT], **more).probability
-    with pytest.raises(ValueError, match="texts: expected at most 16 tokens.*'longrope'.*; got 3"):
+    with pytest.raises(ValueError, match="groups: expected at most 16 tokens a text.*'longrope'.*; got 3"):
         model.rank([SHORT, LONG], **more)
     torch.testing.assert_close(model.rank([SHORT, SHORT], **more).probability[:1], alone, atol=1e-5, rtol=0)

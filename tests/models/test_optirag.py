@@ -1,11 +1,13 @@
 """OptiRAG end to end on a tiny random model; the real one runs in the demo."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from peft.tuners import lora
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from reasonrec_fast.data import Catalog, Instruction, Interactions, split_by_time
@@ -237,6 +239,32 @@ def test_concurrent_callers_get_their_own_scores(events, fitted):
     for one, job in zip(expected, jobs, strict=True):
         np.testing.assert_allclose(job.result().probability, one.probability, atol=1e-5)
         np.testing.assert_array_equal(job.result().depth, one.depth)
+
+
+def test_cold_threads_merge_once(events, fitted, tmp_path, monkeypatch):
+    """Sixteen threads begin at once on a model that was just loaded, while another saves it: its weights are one's."""
+    fitted.save_pretrained(tmp_path / "before")
+    one, many = (OptiRAG.from_pretrained(tmp_path / "before", device="cpu") for _ in range(2))
+    requests = many.requests(events, split_by_time(events).test[:20])
+    expected = one.predict(requests).probability
+    delta = lora.Linear.get_delta_weight
+
+    def slowly(layer, adapter):
+        time.sleep(0.002)
+        return delta(layer, adapter)
+
+    monkeypatch.setattr(lora.Linear, "get_delta_weight", slowly)
+    with ThreadPoolExecutor(17) as pool:
+        found = [pool.submit(many.predict, requests) for _ in range(16)]
+        saved = pool.submit(many.save_pretrained, tmp_path / "after")
+    for future in found:
+        np.testing.assert_allclose(future.result().probability, expected, atol=1e-5)
+    saved.result()
+    weights = dict(one.ranker.named_parameters())
+    for name, value in many.ranker.named_parameters():
+        assert torch.equal(value, weights[name]), name
+    for name in ("adapter.safetensors", "heads.safetensors"):
+        assert (tmp_path / "after" / name).read_bytes() == (tmp_path / "before" / name).read_bytes()
 
 
 def test_exits_on_the_adapters_of_another_model(events, config, fitted, tmp_path):

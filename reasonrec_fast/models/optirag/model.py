@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -107,7 +108,7 @@ class OptiRAG:
         self.knowledge: Knowledge | None = None
         self._ids = TokenIds(self.tokenizer)
         self.template = None if self.config.template == AUTO else Template.load(self.config.template)
-        self._merged = False
+        self._merged, self._merging = False, threading.Lock()
         self._scorer = SlateScorer(self)
 
     @property
@@ -525,16 +526,18 @@ class OptiRAG:
         return item_vectors(catalog, device=self.device) if self.config.retrieval == "text" else None
 
     def merge(self) -> None:
-        """Add the adapters to the weights: inference then costs no more than the plain model."""
-        if not self._merged:
-            self.peft.merge_adapter()
-            self._merged = True
+        """Add the adapters to the weights, once, whoever asks: inference then costs no more than the plain model."""
+        with self._merging:
+            if not self._merged:
+                self.peft.merge_adapter()
+                self._merged = True
 
     def unmerge(self) -> None:
-        """Take the adapters out again, so that they can train."""
-        if self._merged:
-            self.peft.unmerge_adapter()
-            self._merged = False
+        """Take the adapters out again, so that they can train: nothing may be predicting."""
+        with self._merging:
+            if self._merged:
+                self.peft.unmerge_adapter()
+                self._merged = False
 
 
 def _of_whole_users(users: np.ndarray) -> Iterator[np.ndarray]:

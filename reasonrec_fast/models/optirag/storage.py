@@ -25,7 +25,6 @@ _TEMPLATE = "template.json"
 def save(model: OptiRAG, folder: Path, *, knowledge: bool) -> None:
     """Write adapters (bfloat16), heads, settings and, where wanted, what the model knows."""
     folder.mkdir(parents=True, exist_ok=True)
-    model.unmerge()
     adapter = {name: p.detach().bfloat16() for name, p in model.peft.named_parameters() if "lora_" in name}
     write_tensors(folder / "adapter.safetensors", adapter)
     heads = dict(model.ranker.heads.state_dict())
