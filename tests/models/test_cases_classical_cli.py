@@ -128,7 +128,7 @@ def test_fit_recommend_evaluate(shop, model):
     done = fit(shop, model)
     assert done.exit_code == 0, done.output
     assert f"Model written to {shop / 'model'}" in done.stderr and done.stdout == ""
-    names = {"config.json", "identifiers.json", "model.safetensors", "training.json"}
+    names = {"config.json", "identifiers.json", "learnt.safetensors", "model.safetensors", "training.json"}
     assert {path.name for path in (shop / "model").iterdir()} == names
     done = recommend(shop)
     assert done.exit_code == 0, done.output
