@@ -229,7 +229,8 @@ def _no_labels(
     count: int, where: Source, absent: str, like: float | None, allow_unlabelled: bool
 ) -> tuple[np.ndarray, float | None]:
     if like is not None and not allow_unlabelled:
-        raise DataError(f"like: expected a table with a column 'rating'; {where.path or 'the table'} has none")
+        named = absent or "'rating'"
+        raise DataError(f"like: expected a table with a column {named}; {where.path or 'the table'} has none")
     _logger.info("%s: no column %s: every %s", where.path or "table", absent or "'label' or 'rating'",
                  "row is a request" if allow_unlabelled else "event is a like")  # fmt: skip
     return np.full(count, UNLABELLED if allow_unlabelled else 1, dtype=np.int64), like
@@ -299,7 +300,7 @@ def _require(table: Table, needed: tuple[str, ...], columns: Mapping[str, str] |
         ]
         raise DataError(
             f"{table.source.path or 'table'}: expected the columns {list(needed)}; {', '.join(asked)} missing, got "
-            f"{', '.join(map(str, table.columns))}"
+            f"{', '.join(table.source.names)}"
         )
 
 

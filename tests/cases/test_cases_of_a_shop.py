@@ -90,3 +90,23 @@ def test_a_named_title_that_is_not_there_is_told(caplog):
     with caplog.at_level("INFO", "reasonrec_fast"):
         load_interactions(purchases(), items, columns=names)
     assert "items: no column 'Name' (title): items are called by their identifiers" in caplog.messages
+
+
+@pytest.mark.parametrize("name", ["events.csv", "events.jsonl", None])
+def test_a_missing_column_is_refused_with_the_names_of_the_file(tmp_path, name):
+    """All of them and as they stand: the misspelt one is among them."""
+    table = purchases().assign(shop="Berlin")
+    if name:
+        table.to_csv(tmp_path / name, index=False, sep=";") if name.endswith("csv") else table.to_json(
+            tmp_path / name, orient="records", lines=True
+        )
+    wrong = {"user": "customer", "item": "sku", "timestamp": "Day"}
+    with pytest.raises(DataError, match=r"timestamp \(columns says 'Day'\) missing, got customer, sku, day, shop$"):
+        load_interactions(tmp_path / name if name else table, columns=wrong)
+
+
+def test_a_column_that_is_written_is_refused_with_the_file(fitted):
+    pd.DataFrame({"customer": ["0001"], "rank": [3]}).to_csv(fitted / "users.csv", index=False)
+    done = run("classical", "recommend", "--model", fitted / "model", "--users", fitted / "users.csv", *NAMES,
+               "--output", "-")  # fmt: skip
+    assert done.exit_code == 2 and f"{fitted / 'users.csv'}: expected no column called 'rank'" in done.output
