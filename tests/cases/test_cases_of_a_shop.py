@@ -1,10 +1,13 @@
 """What a shop saw that used the package from its docs alone."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from shop import write_shop
 from typer.testing import CliRunner
 
 from reasonrec_fast.cli.main import app
@@ -110,3 +113,13 @@ def test_a_column_that_is_written_is_refused_with_the_file(fitted):
     done = run("classical", "recommend", "--model", fitted / "model", "--users", fitted / "users.csv", *NAMES,
                "--output", "-")  # fmt: skip
     assert done.exit_code == 2 and f"{fitted / 'users.csv'}: expected no column called 'rank'" in done.output
+
+
+def test_the_page_of_a_shop_compares_models(tmp_path):
+    page = Path(__file__).resolve().parents[2] / "docs" / "shop.md"
+    write_shop(tmp_path)
+    (tmp_path / "compare.toml").write_text(re.findall(r"```toml\n(.*?)```", page.read_text(encoding="utf-8"), re.S)[0])
+    done = run("evaluate", tmp_path / "compare.toml", "--data", tmp_path, "--output", tmp_path / "runs.jsonl")
+    assert done.exit_code == 0, done.output
+    assert "| EASE | events | 1 |" in done.stdout and "| ItemKNN | events | 1 |" in done.stdout
+    assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 2
