@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 import typer
 from rich.table import Table as Shown
+from safetensors.torch import load_file
 
 from reasonrec_fast.cli.console import (
     DeviceOption,
@@ -39,9 +41,9 @@ from reasonrec_fast.cli.tables import (
 from reasonrec_fast.data import Interactions
 from reasonrec_fast.data.columns import Source, as_column, texts
 from reasonrec_fast.data.reading import Table, read_table
-from reasonrec_fast.data.split import split_by_time
+from reasonrec_fast.data.split import check_not_learnt, split_by_time
 from reasonrec_fast.devices import resolve_device
-from reasonrec_fast.files import check_writable, read_json, write_json
+from reasonrec_fast.files import check_writable, read_json, write_json, write_tensors
 from reasonrec_fast.settings import settings_from
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ ENTRIES = 1 << 20
 
 _DEFAULT_SPLIT = "leave_one_out"
 _TRAINING = "training.json"  # what fit was told, beside the model
+_LEARNT = "learnt.safetensors"  # keys of the events that it fitted and validated on
 
 EventsOption = Annotated[
     str,
@@ -121,6 +124,8 @@ def fit(
             recommender.fit(interactions, *rows, checkpoint=checkpoint, progress=update)
         recommender.observe_events(interactions, np.arange(len(interactions)))
         recommender.save_pretrained(output)
+        learnt = interactions.keys(None if parts is None else np.concatenate([parts.train, parts.validation]))
+        write_tensors(output / _LEARNT, {"keys": torch.from_numpy(learnt.view(np.int64))})
         write_json(output / _TRAINING, {"split": split, "like": interactions.like})
         checkpoint.unlink(missing_ok=True)
         say(f"Model written to {output}")
@@ -201,8 +206,9 @@ def evaluate(
 ) -> None:
     """Metrics on the test part, as JSON on standard output: null, and the reason, where one has no value.
 
-    The model must have been fitted on the training part of the same split of the same events, in any order. What it
-    knows of users is set aside: it reads the training part (to rank, the validation part as well), and nothing later.
+    The model must have been fitted on the training part of the same split of the same events, in any order but that of
+    a user's events of one moment. What it knows of users is set aside: it reads the training part (to rank, the
+    validation part as well), and nothing later.
     """
     with clear_errors():
         from reasonrec_fast.experiments.held_out import check_measurable, metrics_on_test, with_reasons
@@ -218,6 +224,8 @@ def evaluate(
         events = loaded.matched(events)
         parts = split_by_time(events, held_out)
         check_measurable(events, parts, settings, data)
+        if (model / _LEARNT).is_file():
+            check_not_learnt(events, parts, load_file(model / _LEARNT)["keys"].numpy().view(np.uint64), data)
         new = np.unique(events.users[parts.test])
         _check_served(loaded, new, Source(data), [events.user_ids[user] for user in new])
         loaded.observe_events(events, parts.train)

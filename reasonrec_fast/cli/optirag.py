@@ -44,7 +44,7 @@ from reasonrec_fast.data.columns import Source
 from reasonrec_fast.data.instructions import read_records
 from reasonrec_fast.data.reading import Table as ReadTable
 from reasonrec_fast.data.reading import read_table
-from reasonrec_fast.data.split import split_by_time
+from reasonrec_fast.data.split import check_not_learnt, split_by_time
 from reasonrec_fast.data.tables import read_events
 from reasonrec_fast.devices import resolve_device
 from reasonrec_fast.files import check_writable, read_json, write_json
@@ -134,6 +134,8 @@ def evaluate(
             parts = split_by_time(interactions, split_kind(split))
             if loaded.knowledge is None:
                 loaded.refit_retriever(interactions, parts.train)
+            else:
+                check_not_learnt(interactions, parts, loaded.knowledge.events.keys(), data)
             metrics = loaded.evaluate(interactions, parts.test, early_exit=not full_depth)
         from reasonrec_fast.experiments.held_out import with_reasons
 

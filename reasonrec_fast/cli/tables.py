@@ -150,7 +150,8 @@ def check_rows(output: str, table: Table, more: Sequence[str]) -> None:
     """
     twins = set(table.columns) & set(more)
     if twins:
-        raise ValueError(f"data: expected no column called {sorted(twins)[0]!r}, which is written; rename it")
+        where = table.source.path or "data"
+        raise ValueError(f"{where}: expected no column called {sorted(twins)[0]!r}, which is written; rename it")
     if written_kind(output) == ".parquet":
         for name, values in table.columns.items():
             _kind(_kept(values, name), name)

@@ -35,9 +35,11 @@ class Source:
 
     Attributes:
         path: of a file; None where the caller handed over the columns.
+        names: of all its columns, as they are called there.
     """
 
     path: str | None = None
+    names: tuple[str, ...] = ()
 
     def wrong(self, column: str, row: int, expected: str, got: object) -> DataError:
         """What is wrong in a row (counted from 0; told from 1, without a header).

@@ -10,7 +10,7 @@ import re
 import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -64,6 +64,7 @@ class Table:
             without = {self.plain.get(name, name): values for name, values in self.columns.items()}
             sequences = frozenset(self.plain.get(name, name) for name in self.sequences)
             return Table(without, self.source, sequences).renamed(names)
+        source = replace(self.source, names=self.source.names or tuple(self.columns))
         known = {theirs: ours for ours, theirs in names.items() if theirs in self.columns}
         columns: dict[str, Any] = {}
         for theirs, values in self.columns.items():
@@ -75,7 +76,7 @@ class Table:
                     f"columns: expected one column for {ours!r}; got two in {self.source.path or 'the table'}"
                 )
             columns[ours] = values
-        return Table(columns, self.source, frozenset(known.get(name, name) for name in self.sequences))
+        return Table(columns, source, frozenset(known.get(name, name) for name in self.sequences))
 
 
 def kind_of(path: Path) -> str:
@@ -223,6 +224,7 @@ def _separated(path: Path, separator: str, wanted: Mapping[str, str] | None) -> 
         start = file.tell()
         names, separator = _header(file.read(_CHUNK), path, separator)
         _distinct(names, source)
+        source = replace(source, names=tuple(names))
         plain, sequences = _atomic(names)
         file.seek(start)
         columns: Mapping[str, Any] | None = None

@@ -78,6 +78,31 @@ def split_by_time(
     )
 
 
+def check_not_learnt(data: Interactions, split: Split, learnt: np.ndarray, name: str) -> None:
+    """Refuse a test part that a model has learnt from: metrics on it would tell what the model remembers.
+
+    That happens where the events are others, or where a user's events of one moment have come in another order, as the
+    order then tells which of them are the last.
+
+    Args:
+        data, split: the events and their parts.
+        learnt: keys (:meth:`~reasonrec_fast.data.Interactions.keys`) of the events that the model was fitted on.
+        name: of the events, for the error.
+
+    Raises:
+        DataError: an event of the test part is among ``learnt``.
+    """
+    # What is there twice may well be in two parts.
+    held = np.setdiff1d(learnt, data.keys(np.concatenate([split.train, split.validation])))
+    seen = int(np.isin(data.keys(split.test), held).sum())
+    if seen:
+        raise DataError(
+            f"{name}: expected a test part that the model has not learnt from; it was fitted on {seen} of these "
+            f"{len(split.test)} events. Either the split or the events are others, or those of one moment have come "
+            "in another order"
+        )
+
+
 def _cuts(counts: np.ndarray, validation: float, test: float) -> tuple[np.ndarray, np.ndarray]:
     """Ends of the training and validation parts; exact for shares like 0.7, whose binary sum is not."""
     train_end = np.floor(counts * (1 - validation - test) + 1e-9).astype(np.int64)

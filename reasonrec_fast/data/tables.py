@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -139,7 +139,7 @@ def read_events(
     labels, like = (
         _labels(left.pop(label), where, label, like, allow_unlabelled)
         if label
-        else _no_labels(len(left["user"]), where, like, allow_unlabelled)
+        else _no_labels(len(left["user"]), where, _absent(names, asked), like, allow_unlabelled)
     )
     times = moments(left.pop("timestamp"), where, unit=time_unit, form=time_format)
     user_ids, users = _encoded(left.pop("user"), where, "user")
@@ -226,13 +226,19 @@ def _labels(
 
 
 def _no_labels(
-    count: int, where: Source, like: float | None, allow_unlabelled: bool
+    count: int, where: Source, absent: str, like: float | None, allow_unlabelled: bool
 ) -> tuple[np.ndarray, float | None]:
     if like is not None and not allow_unlabelled:
-        raise DataError(f"like: expected a table with a column 'rating'; {where.path or 'the table'} has none")
-    if not allow_unlabelled:
-        _logger.info("%s: no column 'label' or 'rating': every event is a like", where.path or "table")
+        named = absent or "'rating'"
+        raise DataError(f"like: expected a table with a column {named}; {where.path or 'the table'} has none")
+    _logger.info("%s: no column %s: every %s", where.path or "table", absent or "'label' or 'rating'",
+                 "row is a request" if allow_unlabelled else "event is a like")  # fmt: skip
     return np.full(count, UNLABELLED if allow_unlabelled else 1, dtype=np.int64), like
+
+
+def _absent(names: Mapping[str, str], asked: Iterable[str]) -> str:
+    """Columns that the user named and a table has not, in words."""
+    return " or ".join(f"{names[ours]!r} ({ours})" for ours in asked)
 
 
 def load_items(path: TableLike, *, columns: Mapping[str, str] | None = None) -> Items:
@@ -247,6 +253,9 @@ def _items(path: TableLike, names: Mapping[str, str]) -> Items:
     table = table.renamed({ours: names[ours] for ours in ("item", "title") if ours in names})
     where = table.source
     _require(table, ("item",), {})
+    if "title" in names and "title" not in table.columns:
+        _logger.info("%s: no column %s: items are called by their identifiers", where.path or "items",
+                     _absent(names, ["title"]))  # fmt: skip
     ids, encoded = _encoded(table.columns["item"], where, "item")
     of_row = encoded.tolist()
     titles: dict[str, str] = {}
@@ -291,7 +300,7 @@ def _require(table: Table, needed: tuple[str, ...], columns: Mapping[str, str] |
         ]
         raise DataError(
             f"{table.source.path or 'table'}: expected the columns {list(needed)}; {', '.join(asked)} missing, got "
-            f"{', '.join(map(str, table.columns))}"
+            f"{', '.join(table.source.names)}"
         )
 
 

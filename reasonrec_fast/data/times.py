@@ -38,6 +38,11 @@ class Moments:
     values: np.ndarray
     unit: TimeUnit
 
+    @property
+    def finest(self) -> np.ndarray:
+        """In nanoseconds; those of a counter as they are."""
+        return self.values * (1 if self.unit == "count" else _PER_SECOND["ns"] // _PER_SECOND[self.unit])
+
 
 def moments(
     column: Any, source: Source, name: str = "timestamp", *, unit: str | None = None, form: str | None = None

@@ -128,7 +128,7 @@ def test_fit_recommend_evaluate(shop, model):
     done = fit(shop, model)
     assert done.exit_code == 0, done.output
     assert f"Model written to {shop / 'model'}" in done.stderr and done.stdout == ""
-    names = {"config.json", "identifiers.json", "model.safetensors", "training.json"}
+    names = {"config.json", "identifiers.json", "learnt.safetensors", "model.safetensors", "training.json"}
     assert {path.name for path in (shop / "model").iterdir()} == names
     done = recommend(shop)
     assert done.exit_code == 0, done.output
@@ -271,7 +271,7 @@ def test_new_users_of_a_model_that_serves_none_are_named(shop):
         ({"customer": [customer(1), "c-1"]}, "row 2: user: expected a user whom the model or --data knows; got 'c-1'"),
         ({"customer": [customer(1), None, "c"]}, "row 2: user: expected a user whom .* knows; got None"),
         ({"client": [customer(1)]}, "expected a column user .*; got client"),
-        ({"customer": [customer(1)], "item": ["x"]}, "data: expected no column called 'item', which is written"),
+        ({"customer": [customer(1)], "item": ["x"]}, "expected no column called 'item', which is written"),
     ],
 )
 def test_users_who_cannot_be_served_are_refused(shop, table, message):

@@ -224,7 +224,7 @@ def test_predictions_on_standard_output(trained):
 @pytest.mark.parametrize(
     ("change", "arguments", "message"),
     [
-        ({"probability": "1"}, (), "data: expected no column called 'probability'"),
+        ({"probability": "1"}, (), "expected no column called 'probability'"),
         ({}, ("--output", "{place}/s.xlsx"), "--output: expected a .csv"),
         ({"rating": "3"}, (), ""),
         ({}, ("--columns", "user"), "--columns: expected pairs"),
