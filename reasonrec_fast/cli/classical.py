@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 import typer
 from rich.table import Table as Shown
-from safetensors.torch import load_file
 
 from reasonrec_fast.cli.console import (
     DeviceOption,
@@ -43,7 +41,7 @@ from reasonrec_fast.data.columns import Source, as_column, texts
 from reasonrec_fast.data.reading import Table, read_table
 from reasonrec_fast.data.split import check_not_learnt, split_by_time
 from reasonrec_fast.devices import resolve_device
-from reasonrec_fast.files import check_writable, read_json, write_json, write_tensors
+from reasonrec_fast.files import check_writable, read_json
 from reasonrec_fast.settings import settings_from
 
 if TYPE_CHECKING:
@@ -60,8 +58,6 @@ ENTRIES = 1 << 20
 """Recommendations that are made at a time."""
 
 _DEFAULT_SPLIT = "leave_one_out"
-_TRAINING = "training.json"  # what fit was told, beside the model
-_LEARNT = "learnt.safetensors"  # keys of the events that it fitted and validated on
 
 EventsOption = Annotated[
     str,
@@ -124,9 +120,6 @@ def fit(
             recommender.fit(interactions, *rows, checkpoint=checkpoint, progress=update)
         recommender.observe_events(interactions, np.arange(len(interactions)))
         recommender.save_pretrained(output)
-        learnt = interactions.keys(None if parts is None else np.concatenate([parts.train, parts.validation]))
-        write_tensors(output / _LEARNT, {"keys": torch.from_numpy(learnt.view(np.int64))})
-        write_json(output / _TRAINING, {"split": split, "like": interactions.like})
         checkpoint.unlink(missing_ok=True)
         say(f"Model written to {output}")
 
@@ -174,7 +167,7 @@ def recommend(
         table = None if users is None else read_table(users)
         if data is not None:
             history = load_data(data, None, options)
-            _check_like(model, history)
+            _check_like(loaded, history)
             loaded.observe_table(history)
         if table is None:
             table = Table({"user": pa.array(loaded.known_users.ids, pa.string())}, Source())
@@ -216,16 +209,12 @@ def evaluate(
 
         held_out, settings = split_kind(split), _measured(task, ks, negatives)
         loaded = load_recommender(model, device=resolve_device(device))
-        fitted = _training(model).get("split", split)
-        if fitted != split:
-            raise ValueError(f"--split: expected a model that was fitted with {split}; {model} was with {fitted}")
         events = load_data(data, None, TableOptions(like, columns, time_unit, time_format))
-        _check_like(model, events)
+        _check_like(loaded, events)
         events = loaded.matched(events)
         parts = split_by_time(events, held_out)
         check_measurable(events, parts, settings, data)
-        if (model / _LEARNT).is_file():
-            check_not_learnt(events, parts, load_file(model / _LEARNT)["keys"].numpy().view(np.uint64), data)
+        check_not_learnt(events, parts, loaded.learnt, data)
         new = np.unique(events.users[parts.test])
         _check_served(loaded, new, Source(data), [events.user_ids[user] for user in new])
         loaded.observe_events(events, parts.train)
@@ -260,16 +249,9 @@ def _measured(task: str, ks: str | None, negatives: int | None) -> EvaluationCon
     )
 
 
-def _training(folder: Path) -> dict[str, Any]:
-    """What :func:`fit` was told; nothing of a model that was fitted otherwise."""
-    path = folder / _TRAINING
-    return read_json(path) if path.is_file() else {}
-
-
-def _check_like(folder: Path, events: Interactions) -> None:
-    like = _training(folder).get("like")
-    if like is not None and events.like is not None and like != events.like:
-        raise ValueError(f"--like: expected {like:g}, as the model was fitted; got {events.like:g}")
+def _check_like(model: Recommender, events: Interactions) -> None:
+    if model.like is not None and events.like is not None and model.like != events.like:
+        raise ValueError(f"--like: expected {model.like:g}, as the model was fitted; got {events.like:g}")
 
 
 def _users_of(model: Recommender, table: Table) -> np.ndarray:

@@ -183,18 +183,17 @@ class Interactions:
         return found.hexdigest()[:32]
 
     def keys(self, rows: np.ndarray | None = None) -> np.ndarray:
-        """One number an event, uint64 ``[R]``, of its user, item, label and moment: the same in every table that has
-        the event, whatever its order, its other events and its unit of time.
+        """One number an event, uint64 ``[R]``, of its user, item and moment: the same in every table that has the
+        event, whatever its label, its order, its other events and its unit of time.
 
         >>> few, more = (Interactions.from_columns(u, ["x"] * len(u), [1] * len(u), t)
         ...              for u, t in ((["b"], [1600000000]), (["a", "b"], ["2030-01-01", "2020-09-13 12:26:40.000"])))
         >>> np.isin(more.keys(), few.keys()).tolist()
         [True, False]
         """
-        rows = np.arange(len(self)) if rows is None else rows
+        rows = np.arange(len(self)) if rows is None else rows.astype(np.int64)
         users, items = _hashes(self.user_ids)[self.users[rows]], _hashes(self.catalog.ids)[self.items[rows]]
-        times, labels = (values[rows].astype(np.uint64) for values in (self.moments.finest, self.labels))
-        return _mixed(_mixed(_mixed(users) + items) + 3 * times + labels)
+        return _mixed(_mixed(_mixed(users) + items) + self.moments.finest[rows].astype(np.uint64))
 
     @property
     def num_users(self) -> int:

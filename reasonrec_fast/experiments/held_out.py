@@ -8,6 +8,7 @@ import numpy as np
 
 from reasonrec_fast import evaluation
 from reasonrec_fast.data import DataError, Histories, Interactions, Split
+from reasonrec_fast.data.split import check_not_learnt
 from reasonrec_fast.evaluation import Interval
 from reasonrec_fast.experiments.config import EvaluationConfig
 from reasonrec_fast.models.classical import Recommender
@@ -91,7 +92,11 @@ def metrics_on_test(
     (thirds of the training events, and of the users). A target that its user has had before is left out of every
     recommendation: ``unreachable`` counts those, and the means are over the rest. CTR: of
     probabilities scaled on validation (Platt).
+
+    Raises:
+        DataError: the model has learnt from events of the test part.
     """
+    check_not_learnt(data, split, model.learnt, "data")
     if settings.task == "ctr":
         users = data.users[split.test]
         return evaluation.ctr_metrics(data.labels[split.test], _probabilities(model, data, split), users)
@@ -105,7 +110,12 @@ def compared_on_test(
     users: of every ranking metric, with a sign-flip test
     (:func:`~reasonrec_fast.evaluation.paired_means`), or of AUC and GAUC
     (:func:`~reasonrec_fast.evaluation.paired_differences`).
+
+    Raises:
+        DataError: one of them has learnt from events of the test part.
     """
+    for model in (ours, theirs):
+        check_not_learnt(data, split, model.learnt, "data")
     if settings.task == "ctr":
         of_both = [model.score(data.users[split.test], data.items[split.test]) for model in (ours, theirs)]
         return evaluation.paired_differences(data.labels[split.test], data.users[split.test], *of_both)

@@ -13,6 +13,9 @@ from typer.testing import CliRunner
 from reasonrec_fast.cli.main import app
 from reasonrec_fast.data import DataError, load_interactions, split_by_time
 from reasonrec_fast.data.split import check_not_learnt
+from reasonrec_fast.experiments.config import EvaluationConfig
+from reasonrec_fast.experiments.held_out import metrics_on_test
+from reasonrec_fast.models.classical import EASE
 
 NAMES = ("--columns", "user=customer,item=sku,timestamp=day")
 
@@ -123,3 +126,30 @@ def test_the_page_of_a_shop_compares_models(tmp_path):
     assert done.exit_code == 0, done.output
     assert "| EASE | events | 1 |" in done.stdout and "| ItemKNN | events | 1 |" in done.stdout
     assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_model_of_python_knows_what_it_learnt_from(tmp_path):
+    """Saved over the folder of another fit, it is told apart by what itself has learnt from."""
+    events = load_interactions(purchases(), columns={"user": "customer", "item": "sku", "timestamp": "day"})
+    purchases().to_csv(tmp_path / "events.csv", index=False)
+    run(
+        "classical", "fit", "--model", "ease", "--data", tmp_path / "events.csv", *NAMES, "--output", tmp_path / "model"
+    )
+    assert evaluate(tmp_path, purchases()).exit_code == 0
+    EASE(device="cpu").fit(events).save_pretrained(tmp_path / "model")
+    done = evaluate(tmp_path, purchases())
+    assert done.exit_code == 2 and "expected a test part that the model has not learnt from" in done.output
+    parts = split_by_time(events, "leave_one_out")
+    EASE(device="cpu").fit(events, parts.train, parts.validation).save_pretrained(tmp_path / "model")
+    assert evaluate(tmp_path, purchases()).exit_code == 0
+    with pytest.raises(DataError, match="data: expected a test part that the model has not learnt from"):
+        metrics_on_test(EASE(device="cpu").fit(events), events, parts, EvaluationConfig())
+
+
+def test_other_labels_are_the_same_events():
+    """Of another threshold of likes."""
+    table = purchases()
+    table["rating"] = [1, 5][: len(table) % 2] + [1, 5] * (len(table) // 2)
+    names = {"user": "customer", "item": "sku", "timestamp": "day"}
+    few, many = (load_interactions(table, columns=names, like=like) for like in (5, 1))
+    assert (few.labels != many.labels).any() and (few.keys() == many.keys()).all()

@@ -53,7 +53,9 @@ class Recommender(nn.Module, ABC):
 
     A model knows what each user liked (``histories``), which models that fold users in read, and what each has had,
     liked or not (``had``), which recommendations leave out. :meth:`fit` sets both to the training events,
-    :meth:`observe` to anything else. Users and items are asked for as vectors of their indices, in any form
+    :meth:`observe` to anything else. Which events it was fitted on (``learnt``, their
+    :meth:`~reasonrec_fast.data.Interactions.keys`) and from which rating on they were likes (``like``) goes with it.
+    Users and items are asked for as vectors of their indices, in any form
     (numpy, torch, pandas by position, lists).
 
     It trains and scores on ``device``, and moves as every module does (:meth:`~torch.nn.Module.to`), before or after it
@@ -82,6 +84,8 @@ class Recommender(nn.Module, ABC):
         self.sizes: dict[str, int] = {}
         self.histories = self.had = Histories.from_lists([])
         self.training_digest = ""
+        self.learnt = np.zeros(0, dtype=np.uint64)
+        self.like: float | None = None
         self._users, self._items = Identifiers((), "users"), Identifiers((), "items")
 
     # What a model says for itself.
@@ -151,6 +155,7 @@ class Recommender(nn.Module, ABC):
         self.training_digest = table.take(rows).digest()
         self.learn_rows(table, rows, held_out, checkpoint=checkpoint, progress=progress)
         self._users, self._items = Identifiers(data.user_ids, "users"), Identifiers(data.catalog.ids, "items")
+        self.learnt, self.like = data.keys(np.concatenate([train, [] if validation is None else validation])), data.like
         if table is not data:
             self.observe_events(data, train)
         return self
@@ -409,10 +414,12 @@ class Recommender(nn.Module, ABC):
         for name, histories in kept.items():
             tensors[f"{name}.indptr"] = torch.from_numpy(histories.indptr)
             tensors[f"{name}.items"] = torch.from_numpy(histories.items)
+        tensors["learnt"] = torch.from_numpy(self.learnt.view(np.int64))
         write_tensors(folder / "model.safetensors", tensors)
         write_json(folder / _IDENTIFIERS, {"users": list(self._users.ids), "items": list(self._items.ids)})
         settings = {"architecture": type(self).__name__, "format": _FORMAT}
-        write_json(folder / "config.json", {**settings, "config": asdict(self.config), "sizes": self.sizes})
+        told = {"config": asdict(self.config), "sizes": self.sizes, "like": self.like}
+        write_json(folder / "config.json", {**settings, **told})
 
     @classmethod
     def from_pretrained(cls: type[Kind], folder: str | Path, *, device: torch.device | str | None = None) -> Kind:
@@ -438,6 +445,9 @@ class Recommender(nn.Module, ABC):
         model = cls(cls.config_type(**stored["config"]), device=device)
         model._restore(folder, stored["sizes"])
         tensors = load_file(folder / "model.safetensors")
+        if "learnt" in tensors:
+            model.learnt = tensors.pop("learnt").numpy().view(np.uint64)
+        model.like = stored.get("like")
         kept = [
             Histories(*(tensors.pop(f"{name}.{part}").numpy() for part in ("indptr", "items")))
             for name in ("histories", "had")
