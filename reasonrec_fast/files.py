@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import glob
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import torch
+
+Read = TypeVar("Read")
 
 
 @contextmanager
@@ -43,6 +48,136 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(folder: str | Path, owned: Collection[str]) -> Iterator[Path]:
+    """Give a temporary folder beside ``folder``; when the block ends without an error it takes its place, whole.
+
+    Whoever reads, and whatever is killed, finds all old files or all new ones. On Linux the two folders change places
+    in one step; elsewhere, for a moment, there is none. A folder that cannot change places (the root of a file system,
+    the one that the process is in, one in a folder that is not ours to write) is filled file by file, ``config.json``
+    last.
+
+    Args:
+        folder: to be written; it need not be there.
+        owned: names of files that belong to what is written, in this version and earlier ones: they do not outlive it.
+            Everything else that lies in the folder stays.
+
+    Raises:
+        OSError: nothing can be written there.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as place:
+    ...     for name in ("first", "second"):
+    ...         with replacing_folder(Path(place, "made"), {"first", "second"}) as temporary:
+    ...             _ = Path(temporary, name).write_text("whole")
+    ...     [path.name for path in Path(place, "made").iterdir()]
+    ['second']
+    """
+    folder = Path(os.path.realpath(folder))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    here = Path.cwd()
+    stays = folder.is_dir() and (
+        folder.is_mount() or folder in (here, *here.parents) or not os.access(folder.parent, os.W_OK)
+    )
+    place = folder if stays else folder.parent
+    temporary = place / f".{folder.name}.{os.getpid()}.{threading.get_ident()}.saving"
+    for left in place.glob(f".{glob.escape(folder.name)}.*.saving"):  # by processes that were killed
+        if left == temporary or not _runs(left.name):
+            shutil.rmtree(left, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        written = {path.name for path in temporary.iterdir()}
+        if not folder.exists():
+            temporary.rename(folder)
+        elif stays or not _change_places(temporary, folder, {*written, *owned}):
+            for path in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):
+                if path.is_dir():
+                    _remove(folder / path.name)
+                path.replace(folder / path.name)
+            for name in {*owned} - written:
+                _remove(folder / name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _runs(name: str) -> bool:
+    """Whether the process runs that made a temporary folder of this name."""
+    try:
+        os.kill(int(name.split(".")[-3]), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _change_places(new: Path, old: Path, replaced: Collection[str]) -> bool:
+    """Put one folder in another's place, with what the other holds besides; False where that cannot be done."""
+    shutil.copymode(old, new)
+    for path in old.iterdir():
+        if path.name not in replaced:
+            if path.is_dir() and not path.is_symlink():
+                shutil.copytree(path, new / path.name, symlinks=True, copy_function=_linked)
+            else:
+                _linked(path, new / path.name)
+    libc: Any = ctypes.CDLL(None, use_errno=True)
+    if hasattr(libc, "renameat2"):
+        here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+        if libc.renameat2(here, os.fsencode(new), here, os.fsencode(old), exchange) == 0:
+            return True
+        if ctypes.get_errno() not in (errno.ENOSYS, errno.EINVAL):
+            return False
+    aside = new.with_suffix(".old")
+    try:
+        old.rename(aside)
+    except OSError:
+        return False
+    new.rename(old)
+    shutil.rmtree(aside)
+    return True
+
+
+def _linked(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def read_whole(folder: str | Path, read: Callable[[], Read]) -> Read:
+    """What some files of a folder hold, all of before or all of after it was replaced meanwhile.
+
+    >>> read_whole(".", lambda: 1)
+    1
+    """
+    while True:
+        before = _identity(folder)
+        try:
+            found = read()
+        except (OSError, ValueError, KeyError, RuntimeError):
+            if _identity(folder) != before:
+                continue
+            raise
+        if _identity(folder) == before:
+            return found
+
+
+def _identity(folder: str | Path) -> tuple[int, ...]:
+    try:
+        of_both = [path.stat() for path in (Path(folder), Path(folder, "config.json"))]
+    except OSError:
+        return ()
+    return tuple(number for found in of_both for number in (found.st_dev, found.st_ino))
 
 
 def check_writable(path: str | Path) -> None:

@@ -10,17 +10,22 @@ from safetensors.torch import load_file
 
 from reasonrec_fast.early_exit.backbone import Backbone
 from reasonrec_fast.early_exit.engine import EarlyExitModel, ExitPolicy
-from reasonrec_fast.files import read_json, write_json, write_tensors
+from reasonrec_fast.files import read_json, read_whole, replacing_folder, write_json, write_tensors
 
 if TYPE_CHECKING:
     from reasonrec_fast.early_exit.ranker import EarlyExitRanker
 
 _ARCHITECTURE, _FORMAT = "early-exit-ranker", 1
+_FILES = ("config.json", "heads.safetensors")
 
 
 def save(ranker: EarlyExitRanker, folder: Path) -> None:
-    """Write heads, policy and bounds; the backbone is not written."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write heads, policy and bounds, whole or not at all; the backbone is not written."""
+    with replacing_folder(folder, _FILES) as temporary:
+        _save(ranker, temporary)
+
+
+def _save(ranker: EarlyExitRanker, folder: Path) -> None:
     model = ranker.model
     write_tensors(folder / "heads.safetensors", model.heads.state_dict())
     head = model.heads[0]
@@ -49,6 +54,16 @@ def load(
     device: torch.device | str | None,
 ) -> EarlyExitRanker:
     """Read what :func:`save` wrote, for the backbone given."""
+    return read_whole(folder, lambda: _load(kind, folder, model, tokenizer, device))
+
+
+def _load(
+    kind: type[EarlyExitRanker],
+    folder: Path,
+    model: torch.nn.Module,
+    tokenizer: Any,
+    device: torch.device | str | None,
+) -> EarlyExitRanker:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"folder: expected a saved ranker with config.json; there is none in {folder}")
     stored = read_json(folder / "config.json")

@@ -285,3 +285,13 @@ def test_without_the_host_library_callers_rank_by_themselves(events, fitted, mon
     monkeypatch.setattr("reasonrec_fast.models.optirag.scoring.host_library_is_there", lambda: False)
     monkeypatch.setattr("reasonrec_fast.models.optirag.scoring.SharedBatcher.use", None)
     np.testing.assert_allclose(fitted.predict(requests).probability, expected.probability, atol=1e-5)
+
+
+def test_what_a_model_knew_does_not_outlive_it(events, fitted, tmp_path):
+    """Saved without its events over one with them; a template, too, belongs to the save."""
+    fitted.save_pretrained(tmp_path / "model")
+    fitted.save_pretrained(tmp_path / "model", knowledge=False)
+    loaded = OptiRAG.from_pretrained(tmp_path / "model", device="cpu")
+    assert loaded.knowledge is None
+    with pytest.raises(RuntimeError, match="no retriever yet"):
+        loaded.requests(events)

@@ -20,7 +20,7 @@ from reasonrec_fast.data import UNLABELLED, Catalog, DataError, Histories, Inter
 from reasonrec_fast.data.tables import TableLike, as_interactions
 from reasonrec_fast.devices import on_device, resolve_device
 from reasonrec_fast.evaluation import auc, ranking_metrics
-from reasonrec_fast.files import read_json, write_json, write_tensors
+from reasonrec_fast.files import read_json, read_whole, replacing_folder, write_json, write_tensors
 from reasonrec_fast.models.classical.identifiers import Identifiers, is_text
 from reasonrec_fast.models.classical.rows import checked_rows, with_negatives
 
@@ -30,6 +30,7 @@ Progress = Callable[[int, int, str], None]
 _logger = logging.getLogger("reasonrec_fast")
 
 _FORMAT = 1
+_WEIGHTS = "model.safetensors"
 _IDENTIFIERS = "identifiers.json"
 _BATCH = 2048  # users at a time
 
@@ -402,20 +403,23 @@ class Recommender(nn.Module, ABC):
         return torch.from_numpy(self.score(*pairs)).view(len(users), items).to(self.device)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write weights and histories (safetensors), identifiers and settings (JSON).
+        """Write weights and histories (safetensors), identifiers and settings (JSON), whole or not at all.
 
         Raises:
             DataError: a model that is not fitted; nothing is written.
         """
         self._check_fitted()
-        folder = Path(folder)
+        with replacing_folder(folder, (_WEIGHTS, _IDENTIFIERS, "config.json")) as temporary:
+            self._save(temporary)
+
+    def _save(self, folder: Path) -> None:
         tensors = {f"model.{name}": value for name, value in self.state_dict().items()}
         kept = {"histories": self.histories} | ({} if self.had is self.histories else {"had": self.had})
         for name, histories in kept.items():
             tensors[f"{name}.indptr"] = torch.from_numpy(histories.indptr)
             tensors[f"{name}.items"] = torch.from_numpy(histories.items)
         tensors["learnt"] = torch.from_numpy(self.learnt.view(np.int64))
-        write_tensors(folder / "model.safetensors", tensors)
+        write_tensors(folder / _WEIGHTS, tensors)
         write_json(folder / _IDENTIFIERS, {"users": list(self._users.ids), "items": list(self._items.ids)})
         settings = {"architecture": type(self).__name__, "format": _FORMAT}
         told = {"config": asdict(self.config), "sizes": self.sizes, "like": self.like}
@@ -433,7 +437,10 @@ class Recommender(nn.Module, ABC):
             FileNotFoundError: nothing was saved there.
             ValueError: the folder holds something else, or a device that is not there.
         """
-        folder = Path(folder)
+        return read_whole(folder, lambda: cls._load(Path(folder), device))
+
+    @classmethod
+    def _load(cls: type[Kind], folder: Path, device: torch.device | str | None) -> Kind:
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"folder: expected a saved model with config.json; there is none in {folder}")
         stored = read_json(folder / "config.json")
@@ -444,7 +451,7 @@ class Recommender(nn.Module, ABC):
             )
         model = cls(cls.config_type(**stored["config"]), device=device)
         model._restore(folder, stored["sizes"])
-        tensors = load_file(folder / "model.safetensors")
+        tensors = load_file(folder / _WEIGHTS)
         if "learnt" in tensors:
             model.learnt = tensors.pop("learnt").numpy().view(np.uint64)
         model.like = stored.get("like")

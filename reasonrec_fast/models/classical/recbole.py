@@ -19,12 +19,11 @@ import torch
 
 from reasonrec_fast.data import DataError, Histories, Interactions
 from reasonrec_fast.devices import on_device, own_random_numbers, seed_random_numbers
-from reasonrec_fast.files import replacing
 from reasonrec_fast.models.classical.base import Progress, Recommender
 from reasonrec_fast.models.classical.fields import distinct
 from reasonrec_fast.settings import Count, Whole, check_settings
 
-_NAME = "events"
+_NAME, _DATASET = "events", "dataset"
 _PAIRS = 65536  # scored at a time
 
 
@@ -218,18 +217,15 @@ class RecBole(Recommender):
             found[some] = self.network.predict(self.dataset.join(pairs).to(self.device)).cpu().numpy()
         return found
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def _save(self, folder: Path) -> None:
         """As for every model; the events of training go to ``dataset``, in RecBole's own text files."""
-        self._check_fitted()
         assert self._folder is not None  # with what the model was built from
-        for path in Path(self._folder.name, _NAME).iterdir():
-            with replacing(Path(folder) / "dataset" / path.name) as temporary:
-                shutil.copyfile(path, temporary)
-        super().save_pretrained(folder)
+        shutil.copytree(Path(self._folder.name, _NAME), folder / _DATASET, copy_function=shutil.copyfile)
+        super()._save(folder)
 
     def _restore(self, folder: Path, sizes: dict[str, int]) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="reasonrec-fast-")
-        shutil.copytree(folder / "dataset", Path(self._folder.name) / _NAME)
+        shutil.copytree(folder / _DATASET, Path(self._folder.name) / _NAME)
         self.build(sizes)
 
     def _ids_of(self, users: np.ndarray) -> torch.Tensor:

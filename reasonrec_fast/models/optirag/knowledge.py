@@ -21,6 +21,9 @@ from reasonrec_fast.graph import InteractionGraph
 from reasonrec_fast.models.optirag.index import EventIndex
 from reasonrec_fast.models.optirag.retriever import Retriever
 
+KNOWLEDGE_FILES = ("events.safetensors", "graph.safetensors", "items.json")
+"""What :meth:`Knowledge.save` writes."""
+
 
 @dataclass(frozen=True)
 class Asked:

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from reasonrec_fast.early_exit.engine import ExitPolicy
-from reasonrec_fast.files import read_json, write_json, write_tensors
+from reasonrec_fast.files import read_json, read_whole, replacing_folder, write_json, write_tensors
 from reasonrec_fast.models.optirag.config import OptiRAGConfig
-from reasonrec_fast.models.optirag.knowledge import Knowledge
+from reasonrec_fast.models.optirag.knowledge import KNOWLEDGE_FILES, Knowledge
 from reasonrec_fast.models.optirag.template import Template
 
 if TYPE_CHECKING:
@@ -20,11 +20,16 @@ if TYPE_CHECKING:
 _ARCHITECTURE = "optirag"
 _FORMAT = 1
 _TEMPLATE = "template.json"
+_FILES = ("config.json", "adapter.safetensors", "heads.safetensors", _TEMPLATE, *KNOWLEDGE_FILES)
 
 
 def save(model: OptiRAG, folder: Path, *, knowledge: bool) -> None:
-    """Write adapters (bfloat16), heads, settings and, where wanted, what the model knows."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write adapters (bfloat16), heads, settings and, where wanted, what the model knows, whole or not at all."""
+    with replacing_folder(folder, _FILES) as temporary:
+        _save(model, temporary, knowledge=knowledge)
+
+
+def _save(model: OptiRAG, folder: Path, *, knowledge: bool) -> None:
     adapter = {name: p.detach().bfloat16() for name, p in model.peft.named_parameters() if "lora_" in name}
     write_tensors(folder / "adapter.safetensors", adapter)
     heads = dict(model.ranker.heads.state_dict())
@@ -50,6 +55,10 @@ def load(
     kind: type[OptiRAG], folder: Path, *, backbone: str | None, device: torch.device | str | None = None
 ) -> OptiRAG:
     """Read what :func:`save` wrote."""
+    return read_whole(folder, lambda: _load(kind, folder, backbone, device))
+
+
+def _load(kind: type[OptiRAG], folder: Path, backbone: str | None, device: torch.device | str | None) -> OptiRAG:
     stored = stored_settings(folder)
     values = dict(stored["config"])
     if backbone is not None:
