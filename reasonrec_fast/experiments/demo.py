@@ -20,6 +20,7 @@ from reasonrec_fast.data import Interactions, Split, load_movielens_small, sampl
 from reasonrec_fast.devices import resolve_device
 from reasonrec_fast.models.classical import FM, Bias, Popularity
 from reasonrec_fast.models.optirag import OptiRAG
+from reasonrec_fast.models.optirag.boosted import BoostedEvidence
 from reasonrec_fast.models.optirag.calibration import log_odds
 from reasonrec_fast.models.optirag.dataset import RequestBuilder
 from reasonrec_fast.models.optirag.embeddings import EmbeddingConfig, GraphEmbeddings
@@ -28,7 +29,7 @@ from reasonrec_fast.models.optirag.full_depth import full_depth_scores
 PRETRAINED = Path(__file__).resolve().parent.parent / "models" / "optirag" / "pretrained"
 """Adapters and heads that ``make train-demo`` makes."""
 
-SYSTEMS = ("popularity", "bias", "lightgcn", "fm", "evidence_only", "llm_full_depth", "optirag")
+SYSTEMS = ("popularity", "bias", "lightgcn", "fm", "evidence_only", "evidence_gbm", "llm_full_depth", "optirag")
 Say = Callable[[str], None]
 
 
@@ -186,13 +187,14 @@ class _Bench:
         return GraphEmbeddings(graphs[0].to(self.device), EmbeddingConfig(weight_decay=1e-3)).fit(graphs[1])
 
     def evidence_only(self, builder: RequestBuilder, places: np.ndarray) -> None:
-        """A logistic regression on the numbers that the heads of the language models read."""
-        numbers = builder.out_of_fold_evidence().numbers
-        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-        model.fit(numbers, builder.training_labels)
-        self.batched(
-            "evidence_only", lambda rows: model.decision_function(builder.evidence.build(places[rows]).numbers)
-        )
+        """What the evidence is worth without a language model: a logistic regression on the numbers that the heads of
+        the language models read, and boosted trees on these, tastes and votes."""
+        train, labels, build = builder.out_of_fold_evidence(), builder.training_labels, builder.evidence.build
+        linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(train.numbers, labels)
+        validation = self.split.validation
+        trees = BoostedEvidence(train, labels, build(places[validation]), self.data.labels[validation])
+        self.batched("evidence_only", lambda rows: linear.decision_function(build(places[rows]).numbers))
+        self.batched("evidence_gbm", lambda rows: trees.log_odds(build(places[rows])))
 
     def batched(self, name: str, score: Callable[[np.ndarray], np.ndarray]) -> None:
         """Time a system that scores rows, batch by batch, and calibrate it on the validation part."""

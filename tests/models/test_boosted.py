@@ -1,0 +1,41 @@
+"""Boosted trees on the evidence: what they read, and that they learn it."""
+
+import numpy as np
+
+from reasonrec_fast.evaluation import auc
+from reasonrec_fast.models.optirag.boosted import SETTINGS, BoostedEvidence, boosted_features
+from reasonrec_fast.models.optirag.evidence import NUMBERS, Evidence
+
+
+def evidence(seed, size=3000):
+    """Likes where exactly one of two numbers is high, or a taste that only some have is."""
+    draws = np.random.default_rng(seed)
+    numbers = draws.normal(size=(size, len(NUMBERS))).astype(np.float32)
+    taste = draws.normal(size=(size, 3, 2)).astype(np.float32)
+    taste[draws.random((size, 3, 2)) < 0.5] = np.nan
+    found = Evidence(numbers, draws.integers(0, 5, (size, 2)), np.zeros((size, 4), np.int64), taste)
+    return found, ((numbers[:, 0] > 0) ^ (numbers[:, 3] > 0) | (np.nan_to_num(taste[:, 1, 0]) > 1)).astype(np.int64)
+
+
+def test_features_are_all_that_is_a_number():
+    found, _ = evidence(0, 50)
+    found.taste[0] = np.nan
+    features = boosted_features(found)
+    assert features.shape == (50, len(NUMBERS) + 6 + 2 + 2) and features.dtype == np.float32
+    np.testing.assert_array_equal(features[:, : len(NUMBERS)], found.numbers)
+    np.testing.assert_array_equal(features[:, -2:], found.votes)
+    assert np.isnan(features[0, -4:-2]).all()
+    row = next(row for row in range(1, 50) if np.isnan(found.taste[row, :, 1]).sum() == 1)
+    np.testing.assert_allclose(features[row, -3], np.nanmean(found.taste[row, :, 1]), rtol=1e-6)
+
+
+def test_trees_learn_what_no_line_tells(monkeypatch):
+    monkeypatch.setitem(SETTINGS, "learning_rate", 0.2)
+    train, validation, test = (evidence(seed) for seed in range(3))
+    model = BoostedEvidence(*train, *validation)
+    scores = model.log_odds(test[0])
+    assert auc(test[1], scores) > 0.9 and 10 < model.num_trees < 5000
+    assert auc(test[1], test[0].numbers[:, 0]) < 0.6
+    np.testing.assert_array_equal(BoostedEvidence(*train, *validation).log_odds(test[0]), scores)
+    one = Evidence(*(values[7:8] for values in vars(test[0]).values()))
+    np.testing.assert_allclose(model.log_odds(one), scores[7:8])
