@@ -137,7 +137,7 @@ class Recommender(nn.Module, ABC):
             data: the events, or a DataFrame or a file of them (:func:`~reasonrec_fast.data.load_interactions`).
             train, validation: rows, ascending; by default all that have a label, and none. Models that train in epochs
                 keep the one that does best on the second. A model that learns labels, and finds likes alone, is given
-                as many negatives: items that the user has never had.
+                as many negatives: items that the user has not had in these rows.
             checkpoint: file with the state of the training; what is there is gone on with.
             progress: is told of every epoch.
 

@@ -146,8 +146,8 @@ class OptiRAG:
     ) -> OptiRAG:
         """Train the retriever, the adapters and the heads on the training part; calibrate on validation.
 
-        Where all events are likes (purchases, plays), as many items that their users have never had are drawn and
-        taken for not liked; no prompt tells of them.
+        Where all events are likes (purchases, plays), as many items that their users have not had in these parts are
+        drawn and taken for not liked; no prompt tells of them.
 
         Args:
             interactions: every event, or a DataFrame or a file of them.
@@ -170,9 +170,10 @@ class OptiRAG:
                     f"split: expected both classes in {name}, or likes alone in train and validation; got labels "
                     f"{sorted(labels[name])}"
                 )
+        known_rows = split.train, np.union1d(split.train, split.validation)
         drawn = [
-            draw_negatives(interactions, rows if implicit else rows[:0], self.config.seed + number)
-            for number, rows in enumerate(parts_of.values())
+            draw_negatives(interactions, rows if implicit else rows[:0], self.config.seed + number, known=known)
+            for number, (rows, known) in enumerate(zip(parts_of.values(), known_rows, strict=True))
         ]
         if implicit:
             _logger.info("events are likes alone: %d items that their users have not had are drawn as dislikes",
