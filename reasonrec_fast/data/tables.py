@@ -128,7 +128,10 @@ def read_events(
     if isinstance(path, Table):
         table = path
     else:
-        table = read_table(path, wanted={names.get(name, name): kind for name, kind in _EVENTS.items()})
+        kinds = (
+            _EVENTS if time_format is None else {**_EVENTS, "timestamp": "text"}
+        )  # 05032025 has a form, 5032025 none
+        table = read_table(path, wanted={names.get(name, name): kind for name, kind in kinds.items()})
     table = table.renamed(names)
     where = table.source
     _require(table, ("user", "item", "timestamp"), columns)
@@ -248,7 +251,7 @@ def load_items(path: TableLike, *, columns: Mapping[str, str] | None = None) -> 
 
 def _items(path: TableLike, names: Mapping[str, str]) -> Items:
     table = read_table(path).renamed({})
-    if "id" in table.columns and names.get("item", "item") not in table.columns:
+    if "id" in table.columns and not {"item", names.get("item", "item")} & set(table.columns):
         table = table.renamed({"item": "id"})
     table = table.renamed({ours: names[ours] for ours in ("item", "title") if ours in names})
     where = table.source

@@ -265,6 +265,8 @@ def _is_date(value: str) -> bool:
 
 
 def _by_format(column: pa.Array, form: str, source: Source, name: str) -> Moments:
+    if "%" not in form:  # pandas has words of its own, by which it guesses
+        raise DataError(f"time_format: expected a form such as '%d/%m/%Y %H:%M'; got {form!r}")
     try:
         found = pd.to_datetime(pd.Series(column.to_pylist()), format=form, errors="coerce", utc=True)
     except ValueError as error:
