@@ -12,6 +12,7 @@ from reasonrec_fast import EASE, FM, FMConfig, Popularity
 from reasonrec_fast.cli.main import app
 from reasonrec_fast.data import DataError, Histories, Interactions, load_interactions, split_by_time
 from reasonrec_fast.data.negatives import draw_negatives
+from reasonrec_fast.evaluation import auc
 from reasonrec_fast.experiments.config import EvaluationConfig, load_experiment
 from reasonrec_fast.experiments.runner import run_experiment
 from reasonrec_fast.models.optirag.template import Template
@@ -189,3 +190,30 @@ def test_scores_of_all_items_are_few_at_a_time(monkeypatch):
     monkeypatch.setattr(model, "scores", lambda users: sizes.append(len(users)) or scores(users))
     assert model.recommend([0, 1, 2], 2).items.tolist() == expected.items.tolist()
     assert sizes == [1, 1, 1]
+
+
+def events(**columns):
+    return load_interactions(pd.DataFrame({"user": ["a"], "item": ["x"], "timestamp": [1], **columns}))
+
+
+def test_numbers_of_numpy_among_objects_are_read_as_in_an_array():
+    """Parts of seconds ended in decimal's InvalidOperation, and float32 lost a second without a word."""
+    found = events(timestamp=pd.Series([np.float64(1600000000.5)], dtype=object))
+    assert (found.timestamps.tolist(), found.time_unit) == ([1600000000500], "ms")
+    with pytest.raises(DataError, match="a number that float32 holds exactly; got 1600000000.0 in row 1"):
+        events(timestamp=pd.Series([np.float32(1600000001)], dtype=object))
+
+
+def test_numbers_of_hundreds_of_digits_are_refused_by_name():
+    with pytest.raises(DataError, match="rating: expected a number; got 1000000"):
+        events(rating=pd.Series([10**400], dtype=object))
+    with pytest.raises(ValueError, match="learning_rate: expected a finite number"):
+        FMConfig(learning_rate=10**400)
+    with pytest.raises(ValueError, match="scores: expected numbers that float64 holds"):
+        auc([0, 1], [1, 10**400])
+
+
+def test_sets_are_no_columns():
+    """Their order is another in every process."""
+    with pytest.raises(DataError, match="users: expected a column of values; got {"):
+        Interactions.from_columns({"a", "b"}, ["x", "y"], [1, 1], [1, 2])
