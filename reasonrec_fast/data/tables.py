@@ -149,6 +149,12 @@ def read_events(
     item_ids, ids = _encoded(left.pop("item"), where, "item")
     pa.default_memory_pool().release_unused()
     known = _items(items, names) if items is not None else Items([], {}, {})
+    strange = set(item_ids).difference(known.ids) if items is not None else set()
+    if strange:
+        # Where none is known the identifiers are written in two ways, such as 007 and 7.
+        _logger.log(logging.WARNING if len(strange) == len(item_ids) else logging.INFO,
+                    "%s: the table of items does not have %d of %d items, such as %r",
+                    where.path or "table", len(strange), len(item_ids), min(strange))  # fmt: skip
     item_ids = list(dict.fromkeys([*item_ids, *known.ids]))
     catalog = Catalog(
         item_ids,

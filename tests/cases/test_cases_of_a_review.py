@@ -1,6 +1,7 @@
 """Faults that a review of tables, identifiers and the classical commands found."""
 
 import json
+import logging
 
 import numpy as np
 import pandas as pd
@@ -217,3 +218,18 @@ def test_sets_are_no_columns():
     """Their order is another in every process."""
     with pytest.raises(DataError, match="users: expected a column of values; got {"):
         Interactions.from_columns({"a", "b"}, ["x", "y"], [1, 1], [1, 2])
+
+
+def test_items_that_the_table_of_items_does_not_have_are_told(caplog):
+    """Identifiers that are written in two ways met nowhere, without a word."""
+    frame = pd.DataFrame({"user": ["a", "b"], "item": ["007", "008"], "timestamp": [1, 2]})
+    for ids, level in (([7, 8], "WARNING"), (["007", "9"], "INFO")):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "reasonrec_fast"):
+            load_interactions(frame, pd.DataFrame({"id": ids, "title": ["A", "B"]}))
+        (record,) = (record for record in caplog.records if "the table of items does not have" in record.message)
+        assert record.levelname == level
+    assert "does not have 1 of 2 items, such as '008'" in record.message
+    caplog.clear()
+    load_interactions(frame, pd.DataFrame({"id": ["007", "008"]}))
+    assert not caplog.records or "does not have" not in caplog.text

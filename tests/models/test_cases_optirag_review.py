@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reasonrec_fast.data import DataError, Instruction, load_interactions
+from reasonrec_fast.data import DataError, Instruction, Interactions, load_interactions
 from reasonrec_fast.models.optirag import OptiRAG
 from reasonrec_fast.models.optirag.embeddings import EmbeddingConfig
 from reasonrec_fast.models.optirag.knowledge import Knowledge
@@ -61,3 +61,12 @@ def test_a_model_without_knowledge_is_not_given_what_another_left_in_the_folder(
     other.save_pretrained(tmp_path, knowledge=False)
     loaded = OptiRAG.from_pretrained(tmp_path)
     assert loaded.knowledge is None and loaded.template is None
+
+
+def test_requests_of_nobody_and_nothing_that_is_known_are_told(caplog):
+    """Identifiers that are written in two ways, such as 007 and 7."""
+    known = knowledge(load_interactions(RATED))
+    for user, told in (("A", True), ("a", False)):
+        caplog.clear()
+        known.asked(Interactions.from_columns([user], ["X"], [None], [9]), np.arange(1))
+        assert ("none of 1 users and 1 items was there in training, such as 'A' and 'X'" in caplog.text) == told

@@ -126,6 +126,9 @@ class Knowledge:
         user_ids, users = _matched(self._user_index, self.events.user_ids, other.user_ids)
         item_ids, items = _matched(self._item_index, self.events.catalog.ids, other.catalog.ids)
         catalog = _overlaid(self.events.catalog, other.catalog, item_ids, items)
+        if len(users) and (users >= self.events.num_users).all() and (items >= self.events.num_items).all():
+            _logger.warning("none of %d users and %d items was there in training, such as %r and %r",
+                            len(users), len(items), other.user_ids[0], other.catalog.ids[0])  # fmt: skip
         likes = self.events.like, other.like
         if None not in likes and likes[0] != likes[1] and (other.labels != UNLABELLED).any():
             _logger.warning("in training ratings of %g and more were likes; in these requests' history of %g", *likes)
