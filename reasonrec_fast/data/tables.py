@@ -256,7 +256,9 @@ def load_items(path: TableLike, *, columns: Mapping[str, str] | None = None) -> 
 
 
 def _items(path: TableLike, names: Mapping[str, str]) -> Items:
-    table = read_table(path).renamed({})
+    table = read_table(path)
+    names = {ours: table.plain.get(theirs, theirs) for ours, theirs in names.items()}
+    table = table.renamed({})
     if "id" in table.columns and not {"item", names.get("item", "item")} & set(table.columns):
         table = table.renamed({"item": "id"})
     table = table.renamed({ours: names[ours] for ours in ("item", "title") if ours in names})

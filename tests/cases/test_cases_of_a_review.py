@@ -233,3 +233,14 @@ def test_items_that_the_table_of_items_does_not_have_are_told(caplog):
     caplog.clear()
     load_interactions(frame, pd.DataFrame({"id": ["007", "008"]}))
     assert not caplog.records or "does not have" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["stars:float", "stars"])
+def test_columns_of_recbole_are_named_with_or_without_their_types(name, tmp_path):
+    """A rating that was named as it stands in the file was not found, and every event was a like."""
+    rows = "user_id:token\titem_id:token\ttimestamp:float\tstars:float\na\tx\t1\t5\na\ty\t2\t1\n"
+    (tmp_path / "a.inter").write_text(rows)
+    assert load_interactions(tmp_path / "a.inter", columns={"rating": name}).labels.tolist() == [1, 0]
+    (tmp_path / "a.item").write_text("item_id:token\tstars:token_seq\nx\tA chair\n")
+    names = {"title": name.replace("float", "token_seq")}
+    assert load_interactions(tmp_path / "a.inter", tmp_path / "a.item", columns=names).catalog.titles[0] == "A chair"
