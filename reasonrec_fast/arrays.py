@@ -104,7 +104,10 @@ def as_numbers(
         _refuse(np.array(wrong, dtype=bool).reshape(array.shape), array, name, "numbers", error)
         missing = np.array([_is_missing(value) for value in array.ravel()], dtype=bool).reshape(array.shape)
         array = np.where(missing, np.nan, array)
-    array = array.astype(np.float64)
+    try:
+        array = array.astype(np.float64)
+    except OverflowError as problem:
+        raise error(f"{name}: expected numbers that float64 holds; got one of hundreds of digits") from problem
     if not nan:
         _refuse(np.isnan(array), array, name, "numbers" if infinite else "finite numbers", error)
     if not infinite:

@@ -95,8 +95,15 @@ def _fits(value: Any, kind: Any) -> bool:
         return isinstance(value, tuple) and all(_fits(one, inner[0]) for one in value)
     if kind in (int, float):
         wanted = numbers.Integral if kind is int else numbers.Real
-        return isinstance(value, wanted) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, wanted) and not isinstance(value, bool) and _is_finite(value)
     return kind is Any or isinstance(value, origin or kind)
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
 
 
 def _in_words(kind: Any) -> str:

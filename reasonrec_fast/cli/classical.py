@@ -36,7 +36,6 @@ from reasonrec_fast.cli.tables import (
     write_parts,
     written_kind,
 )
-from reasonrec_fast.data import Interactions
 from reasonrec_fast.data.columns import Source, as_column, texts
 from reasonrec_fast.data.reading import Table, read_table
 from reasonrec_fast.data.split import check_not_learnt, split_by_time
@@ -167,7 +166,6 @@ def recommend(
         table = None if users is None else read_table(users)
         if data is not None:
             history = load_data(data, None, options)
-            _check_like(loaded, history)
             loaded.observe_table(history)
         if table is None:
             table = Table({"user": pa.array(loaded.known_users.ids, pa.string())}, Source())
@@ -210,7 +208,6 @@ def evaluate(
         held_out, settings = split_kind(split), _measured(task, ks, negatives)
         loaded = load_recommender(model, device=resolve_device(device))
         events = load_data(data, None, TableOptions(like, columns, time_unit, time_format))
-        _check_like(loaded, events)
         events = loaded.matched(events)
         parts = split_by_time(events, held_out)
         check_measurable(events, parts, settings, data)
@@ -249,11 +246,6 @@ def _measured(task: str, ks: str | None, negatives: int | None) -> EvaluationCon
     )
 
 
-def _check_like(model: Recommender, events: Interactions) -> None:
-    if model.like is not None and events.like is not None and model.like != events.like:
-        raise ValueError(f"--like: expected {model.like:g}, as the model was fitted; got {events.like:g}")
-
-
 def _users_of(model: Recommender, table: Table) -> np.ndarray:
     """Index of each row's user, int64 ``[N]``."""
     where = table.source
@@ -285,7 +277,7 @@ def _recommended(model: Recommender, users: np.ndarray, k: int, update: Update) 
     items = pa.array(model.known_items.ids, pa.string())
     k = min(k, len(items))
     size = max(ENTRIES // k, 1)
-    for first in range(0, len(users), size):
+    for first in range(0, max(len(users), 1), size):
         found = model.recommend(users[first : first + size], k)
         rows, places = np.nonzero(found.items >= 0)
         best = items.take(pa.array(found.items[rows, places]))

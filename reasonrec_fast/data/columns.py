@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
@@ -20,13 +20,12 @@ from reasonrec_fast.data.errors import DataError
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
-def _exact(kind: np.dtype) -> int:
+def exact_below(kind: np.dtype) -> int:
     """Whole numbers below it are what they are in a type of floats."""
     return int(2 ** (min(np.finfo(kind).nmant, 52) + 1))
 
 
 _BOOLEANS = {"True": 1.0, "False": 0.0, "true": 1.0, "false": 0.0}
-_EXACT = _exact(np.dtype(np.float64))
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Source:
         >>> str(Source("a.csv").wrong("user", 0, "a value", None))
         'a.csv, row 1: user: expected a value; got None'
         """
-        got = got.as_py() if isinstance(got, pa.Scalar) else got
+        got = got.as_py() if isinstance(got, pa.Scalar) else got.item() if isinstance(got, np.generic) else got
         if self.path is None:
             return DataError(f"{column}: expected {expected}; got {got!r} in row {row + 1}")
         return DataError(f"{self.path}, row {row + 1}: {column}: expected {expected}; got {got!r}")
@@ -97,7 +96,8 @@ def as_column(values: Any, name: str = "values") -> Column:
                 return list(values)
             return pa.array(np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("=")))
         return list(values) if values.dtype == object else values.tolist()
-    if isinstance(values, str | bytes | Mapping | pd.DataFrame) or not hasattr(values, "__iter__"):
+    unordered = isinstance(values, Mapping | Set)  # of rows, that is
+    if unordered or isinstance(values, str | bytes | pd.DataFrame) or not hasattr(values, "__iter__"):
         raise DataError(f"{name}: expected a column of values; got {values!r:.80}")
     return list(values)
 
@@ -141,7 +141,7 @@ def text_of(value: Any) -> str | None:
                 raise ValueError("text or a finite number")
             return str(value) if isinstance(value, float) and type(value) is float else str(value.item())
         kind = value.dtype if isinstance(value, np.floating) else np.dtype(np.float64)
-        if abs(number) >= _exact(kind):
+        if abs(number) >= exact_below(kind):
             raise ValueError(f"text or a number that {kind} holds exactly")
         return str(int(number))
     if isinstance(value, Decimal):
@@ -213,7 +213,7 @@ def texts(column: Column, source: Source, name: str) -> pa.Array:
             raise DataError(f"{source.path or name}: {name}: expected text; got bytes that are not UTF-8") from error
     if pa.types.is_floating(kind):
         values = column.to_numpy(zero_copy_only=False)
-        whole = np.isfinite(values) & (np.floor(values) == values) & (np.abs(values) < _exact(values.dtype))
+        whole = np.isfinite(values) & (np.floor(values) == values) & (np.abs(values) < exact_below(values.dtype))
         if whole.all():
             return pa.array(values.astype(np.int64)).cast(pa.string())
         return _text_by_value(list(values), source, name)
@@ -301,7 +301,12 @@ def _number(value: Any) -> float:
         return float(value) if NUMBER.fullmatch(value) else _BOOLEANS.get(value, np.inf) if value else np.nan
     if is_missing(value):
         return np.nan
-    return float(value) if isinstance(value, int | float | Decimal | np.number | np.bool_) else np.inf
+    if not isinstance(value, int | float | Decimal | np.number | np.bool_):
+        return np.inf
+    try:
+        return float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return np.inf
 
 
 def values_of(value: Any) -> tuple[str, ...]:

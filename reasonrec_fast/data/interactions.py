@@ -225,6 +225,20 @@ def joined(*tables: Interactions) -> tuple[Interactions, list[np.ndarray]]:
     return found, np.split(place, ends)
 
 
+def check_like(data: Interactions, like: float | None) -> None:
+    """Refuse labels that come from another rating than those that a model was fitted on.
+
+    Args:
+        data: the events.
+        like: the rating from which on an event was a like when the model was fitted; None where it had labels.
+
+    Raises:
+        DataError: labels of ratings, with another one.
+    """
+    if like is not None and data.like not in (None, like) and (data.labels != UNLABELLED).any():
+        raise DataError(f"like: expected {like:g} (--like, like=), as the model was fitted; got {data.like:g}")
+
+
 def _hashes(ids: Sequence[str]) -> np.ndarray:
     """Of identifiers, uint64 ``[N]``."""
     hashed = (hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=8).digest() for name in ids)

@@ -75,24 +75,25 @@ class NegativeSampler:
         return out
 
 
-def draw_negatives(data: Interactions, rows: np.ndarray, seed: int, *, known: np.ndarray | None = None) -> Interactions:
+def draw_negatives(data: Interactions, rows: np.ndarray, known: np.ndarray, seed: int) -> Interactions:
     """For each of some events one of an item that its user has not had, at the same moment, without a label.
 
     Users who have every item are left out.
 
     Args:
         data: the events.
-        rows: of the events.
+        rows: of the events that negatives are drawn for.
+        known: rows of the events that tell what users have had. To train on, these are the training events alone:
+            what is never drawn would tell a model what its users come to like later.
         seed: of what is drawn.
         known: rows of the events that count as had, all by default. For training these are the training events alone:
             a negative that is never an item of the test part tells which items are.
 
     >>> data = Interactions.from_columns(["a", "b"], ["x", "y"], [1, 1], [5, 6])
-    >>> draw_negatives(data, np.array([0]), 0).items.tolist()
+    >>> draw_negatives(data, np.array([0]), np.arange(2), 0).items.tolist()
     [1]
     """
-    had = Histories.had(data, np.arange(len(data)) if known is None else known)
-    sampler = NegativeSampler(had, data.num_items)
+    sampler = NegativeSampler(Histories.had(data, known), data.num_items)
     rows = rows[np.diff(sampler.indptr)[data.users[rows]] < data.num_items]
     items = sampler.draw(data.users[rows], 1, np.random.default_rng(seed))[:, 0]
     return replace(data.take(rows), items=items, labels=np.full(len(rows), UNLABELLED, dtype=np.int64))

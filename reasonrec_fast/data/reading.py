@@ -63,6 +63,7 @@ class Table:
         if self.plain:
             without = {self.plain.get(name, name): values for name, values in self.columns.items()}
             sequences = frozenset(self.plain.get(name, name) for name in self.sequences)
+            names = {ours: self.plain.get(theirs, theirs) for ours, theirs in names.items()}
             return Table(without, self.source, sequences).renamed(names)
         source = replace(self.source, names=self.source.names or tuple(self.columns))
         known = {theirs: ours for ours, theirs in names.items() if theirs in self.columns}
@@ -276,7 +277,8 @@ def _atomic(names: list[str]) -> tuple[dict[str, str], list[str]]:
 def _chosen(names: list[str], plain: Mapping[str, str], wanted: Mapping[str, str] | None) -> dict[str, str]:
     if wanted is None:
         return dict.fromkeys((name for name in names if name or names.count("") == 1), "text")
-    return {name: wanted[plain[name]] for name in names if plain[name] in wanted} or dict.fromkeys(names[:1], "text")
+    kinds = {name: wanted.get(name) or wanted.get(plain[name]) for name in names}
+    return {name: kind for name, kind in kinds.items() if kind} or dict.fromkeys(names[:1], "text")
 
 
 def _quotes_fit(file: BinaryIO, separator: str) -> tuple[bool, bool]:

@@ -128,7 +128,10 @@ def read_events(
     if isinstance(path, Table):
         table = path
     else:
-        table = read_table(path, wanted={names.get(name, name): kind for name, kind in _EVENTS.items()})
+        kinds = (
+            _EVENTS if time_format is None else {**_EVENTS, "timestamp": "text"}
+        )  # 05032025 has a form, 5032025 none
+        table = read_table(path, wanted={names.get(name, name): kind for name, kind in kinds.items()})
     table = table.renamed(names)
     where = table.source
     _require(table, ("user", "item", "timestamp"), columns)
@@ -146,6 +149,12 @@ def read_events(
     item_ids, ids = _encoded(left.pop("item"), where, "item")
     pa.default_memory_pool().release_unused()
     known = _items(items, names) if items is not None else Items([], {}, {})
+    strange = set(item_ids).difference(known.ids) if items is not None else set()
+    if strange:
+        # Where none is known the identifiers are written in two ways, such as 007 and 7.
+        _logger.log(logging.WARNING if len(strange) == len(item_ids) else logging.INFO,
+                    "%s: the table of items does not have %d of %d items, such as %r",
+                    where.path or "table", len(strange), len(item_ids), min(strange))  # fmt: skip
     item_ids = list(dict.fromkeys([*item_ids, *known.ids]))
     catalog = Catalog(
         item_ids,
@@ -247,8 +256,10 @@ def load_items(path: TableLike, *, columns: Mapping[str, str] | None = None) -> 
 
 
 def _items(path: TableLike, names: Mapping[str, str]) -> Items:
-    table = read_table(path).renamed({})
-    if "id" in table.columns and names.get("item", "item") not in table.columns:
+    table = read_table(path)
+    names = {ours: table.plain.get(theirs, theirs) for ours, theirs in names.items()}
+    table = table.renamed({})
+    if "id" in table.columns and not {"item", names.get("item", "item")} & set(table.columns):
         table = table.renamed({"item": "id"})
     table = table.renamed({ours: names[ours] for ours in ("item", "title") if ours in names})
     where = table.source

@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from reasonrec_fast.data.columns import NUMBER, Column, Source, as_column, is_missing
+from reasonrec_fast.data.columns import NUMBER, Column, Source, as_column, exact_below, is_missing
 from reasonrec_fast.data.errors import DataError
 
 _logger = logging.getLogger("reasonrec_fast")
@@ -171,6 +171,11 @@ def _typed(values: list[Any], source: Source, name: str) -> Column:
             raise source.wrong(name, row, "a number, or text, or a date, as in the rows before", value)
     if kinds == {"text"}:
         return pa.array(values, pa.string())
+    if kinds == {"numbers"}:
+        for row, value in enumerate(values):
+            narrow = isinstance(value, np.floating) and not isinstance(value, float)
+            if narrow and abs(value) >= exact_below(value.dtype):
+                raise source.wrong(name, row, f"a number that {value.dtype} holds exactly", value)
     if kinds == {"dates"}:
         stamps = [pd.Timestamp(value) for value in values]
         utc = [stamp.tz_convert("UTC").tz_localize(None) if stamp.tz else stamp for stamp in stamps]
@@ -189,7 +194,7 @@ def _check_numbers(column: pa.Array, source: Source, name: str) -> None:
     kind = column.type
     if pa.types.is_float16(kind) or pa.types.is_float32(kind):
         values = column.to_numpy(zero_copy_only=False)
-        rounded = np.abs(values) >= 2 ** (np.finfo(values.dtype).nmant + 1)
+        rounded = np.abs(values) >= exact_below(values.dtype)
         if rounded.any():
             row = int(rounded.argmax())
             raise source.wrong(name, row, f"a number that {kind} holds exactly", column[row])
@@ -265,6 +270,8 @@ def _is_date(value: str) -> bool:
 
 
 def _by_format(column: pa.Array, form: str, source: Source, name: str) -> Moments:
+    if "%" not in form:  # pandas has words of its own, by which it guesses
+        raise DataError(f"time_format: expected a form such as '%d/%m/%Y %H:%M'; got {form!r}")
     try:
         found = pd.to_datetime(pd.Series(column.to_pylist()), format=form, errors="coerce", utc=True)
     except ValueError as error:
@@ -300,7 +307,7 @@ def _of_numbers(column: Column, unit: str | None, source: Source, name: str) -> 
         integers = _int64(column, values, source, name)
         return coarsest(integers, unit)  # type: ignore[arg-type]
     factor = _PER_SECOND["ns"] // _PER_SECOND[unit]
-    exact = [Decimal(repr(value)) if isinstance(value, float) else Decimal(str(value)) for value in _objects(column)]
+    exact = [Decimal(str(value)) for value in _objects(column)]
     nanoseconds = [int((value * factor).to_integral_value()) for value in exact]
     wrong = [row for row, value in enumerate(nanoseconds) if not -(2**63) <= value < 2**63]
     if wrong:

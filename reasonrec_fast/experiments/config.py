@@ -151,6 +151,10 @@ class EvaluationConfig:
         check_settings(self)
         if not self.ks:
             raise ValueError("ks: expected at least one cutoff; got none")
+        if self.task == "ranking" and self.negatives and max(self.ks) > self.negatives + 1:
+            raise ValueError(
+                f"ks: expected at most {self.negatives + 1}, the candidates of a target; got {max(self.ks)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -202,8 +206,8 @@ def load_experiment(config: str | Path) -> Experiment:
     elif not path.is_file():
         raise FileNotFoundError(f"config: expected a .toml file; there is none at {path}")
     try:
-        stored = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+        stored = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: expected TOML; {error}") from error
     _refuse_unknown(stored, ("models", "datasets", "evaluation", "seeds", "device"), str(path))
     models = []

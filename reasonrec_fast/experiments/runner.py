@@ -32,7 +32,7 @@ class Run:
 
     Attributes:
         config: name of the experiment.
-        model, dataset, split, seed: what was run.
+        model, dataset, split, seed: what was run, model and data set by their names in reports.
         settings: of model and evaluation, as the file gives them.
         metrics: on the test part; None where one is undefined.
         seconds: of fitting.
@@ -42,6 +42,7 @@ class Run:
             same run, and is not repeated.
         data: digest of the events, so that runs on other events are others whatever their file is called.
         undefined: metric to the reason why it has no value.
+        kind: of the model, whatever it is called.
     """
 
     config: str
@@ -58,6 +59,7 @@ class Run:
     machine: dict[str, Any]
     data: str = ""
     undefined: dict[str, str] = field(default_factory=dict)
+    kind: str = ""
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -68,7 +70,7 @@ class Run:
     def group(self) -> tuple[str, ...]:
         """What runs that differ in their seed alone share."""
         settings = json.dumps(self.settings, sort_keys=True)
-        return self.config, self.model, self.dataset, self.split, settings, self.data
+        return self.config, self.model, self.kind, self.dataset, self.split, settings, self.data
 
 
 def run_experiment(
@@ -98,7 +100,7 @@ def run_experiment(
     """
     device = resolve_device(experiment.device if device is None else device)
     done = {run.key: run for run in load_runs(output)}
-    found = []
+    found = {}  # a run that is asked for twice is one
     titles = dataset_titles(experiment.datasets)
     loaded = []
     for dataset, title in zip(experiment.datasets, titles, strict=True):
@@ -114,8 +116,8 @@ def run_experiment(
                     run = _finished(run, model, experiment.evaluation, interactions, split, output, device, progress)
                     done[run.key] = run
                     _add(run, output)
-                found.append(done[run.key])
-    return found
+                found[run.key] = done[run.key]
+    return list(found.values())
 
 
 def load_runs(path: Path) -> list[Run]:
@@ -156,7 +158,7 @@ def _prepared(
     settings = json.loads(json.dumps({"model": model.settings, "evaluation": asdict(experiment.evaluation)}))
     return Run(
         experiment.name, model.title, title, dataset.split, seed, settings, {}, 0.0, None, revision(),
-        versions(), machine(device), digest,
+        versions(), machine(device), digest, kind=model.kind,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import stat
+import sys
 import time
 
 import pytest
@@ -43,6 +44,12 @@ def same(one, other):
     return list(mine) == list(theirs) and all(
         mine[name].dtype == theirs[name].dtype and torch.equal(mine[name], theirs[name]) for name in mine
     )
+
+
+def test_the_model_is_loaded_where_there_are_no_locks_on_files(cache, gguf, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
+    load_language_model()
+    assert len(gguf[1]) == 1 and not any(cache.glob("tiny*"))
 
 
 def test_the_file_is_parsed_once(cache, gguf, tiny_backbone):

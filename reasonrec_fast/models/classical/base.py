@@ -17,6 +17,7 @@ from torch import nn
 from reasonrec_fast import ops
 from reasonrec_fast.arrays import as_count, as_index, same_length
 from reasonrec_fast.data import UNLABELLED, Catalog, DataError, Histories, Interactions
+from reasonrec_fast.data.interactions import check_like
 from reasonrec_fast.data.tables import TableLike, as_interactions
 from reasonrec_fast.devices import on_device, resolve_device
 from reasonrec_fast.evaluation import auc, ranking_metrics
@@ -33,6 +34,7 @@ _FORMAT = 1
 _WEIGHTS = "model.safetensors"
 _IDENTIFIERS = "identifiers.json"
 _BATCH = 2048  # users at a time
+_ENTRIES = 1 << 25  # scores of users and items at a time
 
 Kind = TypeVar("Kind", bound="Recommender")
 
@@ -137,7 +139,7 @@ class Recommender(nn.Module, ABC):
             data: the events, or a DataFrame or a file of them (:func:`~reasonrec_fast.data.load_interactions`).
             train, validation: rows, ascending; by default all that have a label, and none. Models that train in epochs
                 keep the one that does best on the second. A model that learns labels, and finds likes alone, is given
-                as many negatives: items that the user has not had in these rows.
+                as many negatives: items that the user has not had among these rows.
             checkpoint: file with the state of the training; what is there is gone on with.
             progress: is told of every epoch.
 
@@ -196,9 +198,9 @@ class Recommender(nn.Module, ABC):
         users, items = self.pairs(users, items)
         found = np.empty(len(users), dtype=np.float32)
         asked, place = np.unique(users, return_inverse=True)
-        for first in range(0, len(asked), _BATCH):
-            rows = np.flatnonzero((place >= first) & (place < first + _BATCH))
-            of_users = self.scores(asked[first : first + _BATCH]).float()
+        for first in range(0, len(asked), self._block):
+            rows = np.flatnonzero((place >= first) & (place < first + self._block))
+            of_users = self.scores(asked[first : first + self._block]).float()
             pairs = on_device(place[rows] - first, self.device), on_device(items[rows], self.device)
             found[rows] = of_users[pairs].cpu().numpy()
         return found
@@ -225,8 +227,8 @@ class Recommender(nn.Module, ABC):
             np.full((len(users), k), -np.inf, dtype=np.float32), np.full((len(users), k), -1, dtype=np.int64)
         )
         best = self._retriever()
-        for first in range(0, len(users), _BATCH):
-            asked = users[first : first + _BATCH]
+        for first in range(0, len(users), self._block):
+            asked = users[first : first + self._block]
             values, items = best(asked, min(k, self.sizes["items"]), exclude.select(asked))
             rows = slice(first, first + len(asked))
             found.scores[rows, : values.shape[1]], found.items[rows, : items.shape[1]] = values.cpu(), items.cpu()
@@ -238,6 +240,11 @@ class Recommender(nn.Module, ABC):
                 f"{found.items[row, place]}: the model's weights are broken"
             )
         return Recommendations(found.scores, self._items.named(found.items)) if named else found
+
+    @property
+    def _block(self) -> int:
+        """Users whose scores of all items are in memory at a time."""
+        return max(min(_BATCH, _ENTRIES // max(self.sizes["items"], 1)), 1)
 
     def _retriever(self) -> Callable[[np.ndarray, int, Histories], tuple[torch.Tensor, torch.Tensor]]:
         """What finds the best items of some users without some others."""
@@ -302,10 +309,12 @@ class Recommender(nn.Module, ABC):
             data: events, or a DataFrame or a file of them.
 
         Raises:
-            DataError: none of its items is known, or a model that keeps no identifiers.
+            DataError: none of its items is known, likes from another rating on than in training, or a model that keeps
+                no identifiers.
         """
         items, users = self.known_items, self.known_users
         data = as_interactions(data)
+        check_like(data, self.like)
         known = np.array([items.index.get(name, -1) for name in data.catalog.ids], dtype=np.int64)
         kept = np.flatnonzero(known[data.items] >= 0)
         if len(data) and not len(kept):
@@ -330,15 +339,18 @@ class Recommender(nn.Module, ABC):
         Raises:
             DataError: as :meth:`matched`.
         """
+        data = as_interactions(data)
         table = self.matched(data)
-        rows = np.arange(len(table))
-        told = np.unique(table.users[table.labels != UNLABELLED])
+        rows, users = np.arange(len(table)), Identifiers(table.user_ids, "users")
+        # Of all events: who has had nothing but items that the model does not know is told of, too.
+        who = np.unique(data.users[data.labels != UNLABELLED])
+        told = np.array([users.index[data.user_ids[user]] for user in who], dtype=np.int64)
         liked, had = (
             before.replaced(told, of(table, rows), table.num_users)
             for before, of in ((self.histories, Histories.of), (self.had, Histories.had))
         )
         self.observe(liked, had=had)
-        self._users = Identifiers(table.user_ids, "users")
+        self._users = users
         return self
 
     def observe_events(self: Kind, data: Interactions, rows: np.ndarray) -> Kind:
@@ -494,6 +506,11 @@ class VectorRecommender(Recommender):
     def encoded(self) -> tuple[Callable[[np.ndarray], torch.Tensor], torch.Tensor]:
         """What gives the vectors ``[B, D]`` of some users, and the items' ``[I, D]``; what all users share is computed
         here, once."""
+
+    @property
+    def _block(self) -> int:
+        """All that are asked at a time: the best items are found without a score of every item in memory."""
+        return _BATCH
 
     def scores(self, users: np.ndarray) -> torch.Tensor:
         of_users, items = self.encoded()

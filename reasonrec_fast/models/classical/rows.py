@@ -19,12 +19,12 @@ def with_negatives(
     data: Interactions, train: np.ndarray, validation: np.ndarray | None, seed: int
 ) -> tuple[Interactions, np.ndarray, np.ndarray | None]:
     """The table with negatives of the training rows and, where these are likes alone, of the validation rows: items
-    that the user has not had in that part or the one before."""
+    that a user has had in neither that part nor the one before it. What comes later has no say in it."""
     parts = [train] if validation is None else [train, validation]
     drawn = []
     for number, rows in enumerate(parts):
         if (data.labels[rows] == 1).all():
-            found = draw_negatives(data, rows, seed + number, known=np.unique(np.concatenate(parts[: number + 1])))
+            found = draw_negatives(data, rows, np.unique(np.concatenate(parts[: number + 1])), seed + number)
             drawn.append(replace(found, labels=np.zeros_like(found.labels)))
         else:
             drawn.append(data.take(rows[:0]))

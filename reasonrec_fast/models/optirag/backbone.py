@@ -79,7 +79,7 @@ def _from_cache(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
     try:
         make_folder_once(folder, convert)
         return _read(str(folder), dtype)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:  # Windows has no fcntl
         _logger.warning("%s: the language model cannot be kept there, so it takes longer to load; %s", folder, error)
         return _from_gguf(path, dtype)
 

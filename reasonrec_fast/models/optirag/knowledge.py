@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,16 +11,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from safetensors.torch import load_file
 
-from reasonrec_fast.data.interactions import Catalog, Interactions
+from reasonrec_fast.arrays import as_tensor
+from reasonrec_fast.data.interactions import UNLABELLED, Catalog, Interactions
 from reasonrec_fast.data.overlay import Overlaid
 from reasonrec_fast.data.times import Moments, common, told_unit
 from reasonrec_fast.files import read_json, write_json, write_tensors
 from reasonrec_fast.graph import InteractionGraph
 from reasonrec_fast.models.optirag.index import EventIndex
 from reasonrec_fast.models.optirag.retriever import Retriever
+
+_logger = logging.getLogger("reasonrec_fast")
+_COLUMNS = ("users", "items", "labels", "timestamps")
 
 KNOWLEDGE_FILES = ("events.safetensors", "graph.safetensors", "items.json")
 """What :meth:`Knowledge.save` writes."""
@@ -108,7 +112,7 @@ class Knowledge:
         order = kept[np.argsort(columns["timestamps"][kept], kind="stable")]
         place = np.empty(len(first), dtype=np.int64)
         place[order] = np.arange(len(order))
-        rows_of = [columns[name][order] for name in ("users", "items", "labels", "timestamps")]
+        rows_of = [columns[name][order] for name in _COLUMNS]
         table = Interactions(rows_of[0], rows_of[1], rows_of[2], rows_of[3], match.user_ids, match.catalog,
                              time_unit=unit)  # fmt: skip
         asked = place[first][len(mine) + np.searchsorted(chosen, rows)]
@@ -122,6 +126,12 @@ class Knowledge:
         user_ids, users = _matched(self._user_index, self.events.user_ids, other.user_ids)
         item_ids, items = _matched(self._item_index, self.events.catalog.ids, other.catalog.ids)
         catalog = _overlaid(self.events.catalog, other.catalog, item_ids, items)
+        if len(users) and (users >= self.events.num_users).all() and (items >= self.events.num_items).all():
+            _logger.warning("none of %d users and %d items was there in training, such as %r and %r",
+                            len(users), len(items), other.user_ids[0], other.catalog.ids[0])  # fmt: skip
+        likes = self.events.like, other.like
+        if None not in likes and likes[0] != likes[1] and (other.labels != UNLABELLED).any():
+            _logger.warning("in training ratings of %g and more were likes; in these requests' history of %g", *likes)
         found = _Match(user_ids, users, items, catalog)
         self.__dict__["_last"] = weakref.ref(other), found
         return found
@@ -138,10 +148,7 @@ class Knowledge:
         """Write ``events.safetensors``, ``items.json`` and ``graph.safetensors`` (each whole or not at all)."""
         events = self.events
         tensors = {
-            "users": torch.from_numpy(events.users),
-            "items": torch.from_numpy(events.items),
-            "labels": torch.from_numpy(events.labels),
-            "timestamps": torch.from_numpy(events.timestamps),
+            **{name: as_tensor(getattr(events, name), name) for name in _COLUMNS},
             "item_embeddings": self.retriever.item_embeddings,
             "item_bias": self.retriever.item_bias,
         }
@@ -170,7 +177,7 @@ class Knowledge:
             words["titles"],
             {name: [tuple(values) for values in column] for name, column in words["attributes"].items()},
         )
-        users, items, labels, times = (tensors[name].numpy() for name in ("users", "items", "labels", "timestamps"))
+        users, items, labels, times = (tensors[name].numpy() for name in _COLUMNS)
         graph = InteractionGraph.load(folder / "graph.safetensors")
         retriever = Retriever.from_items(graph, tensors["item_embeddings"], tensors["item_bias"])
         events = Interactions(users, items, labels, times, words["users"], catalog)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import threading
 import warnings
 from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from peft import LoraConfig, get_peft_model
 
 from reasonrec_fast import evaluation
 from reasonrec_fast.data.instructions import Instruction
-from reasonrec_fast.data.interactions import UNLABELLED, Catalog, Interactions, joined
+from reasonrec_fast.data.interactions import UNLABELLED, Catalog, Interactions, check_like, joined
 from reasonrec_fast.data.negatives import draw_negatives
 from reasonrec_fast.data.split import Split, sample_of_users, split_by_time
 from reasonrec_fast.data.tables import TableLike, as_interactions
@@ -146,8 +148,8 @@ class OptiRAG:
     ) -> OptiRAG:
         """Train the retriever, the adapters and the heads on the training part; calibrate on validation.
 
-        Where all events are likes (purchases, plays), as many items that their users have not had in these parts are
-        drawn and taken for not liked; no prompt tells of them.
+        Where all events are likes (purchases, plays), as many items that their users have not had by the end of the
+        same part are drawn and taken for not liked; no prompt tells of them.
 
         Args:
             interactions: every event, or a DataFrame or a file of them.
@@ -170,10 +172,10 @@ class OptiRAG:
                     f"split: expected both classes in {name}, or likes alone in train and validation; got labels "
                     f"{sorted(labels[name])}"
                 )
-        known_rows = split.train, np.union1d(split.train, split.validation)
+        known_by = {"train": split.train, "validation": np.union1d(split.train, split.validation)}
         drawn = [
-            draw_negatives(interactions, rows if implicit else rows[:0], self.config.seed + number, known=known)
-            for number, (rows, known) in enumerate(zip(parts_of.values(), known_rows, strict=True))
+            draw_negatives(interactions, rows if implicit else rows[:0], known_by[name], self.config.seed + number)
+            for number, (name, rows) in enumerate(parts_of.items())
         ]
         if implicit:
             _logger.info("events are likes alone: %d items that their users have not had are drawn as dislikes",
@@ -245,7 +247,8 @@ class OptiRAG:
                 raise ValueError(f"{name}: expected both answers; got labels {classes}")
         tell = parts or _say_nothing
         tell("requests", 0, 1)
-        self._train(self.instruction_requests(records), {"records": len(records)}, checkpoint, progress)
+        identity = {"records": hashlib.sha256(json.dumps(list(map(astuple, records))).encode()).hexdigest()[:32]}
+        self._train(self.instruction_requests(records), identity, checkpoint, progress)
         tell("calibration", 0, 1)
         self.calibrate((self.instruction_requests(validation), np.arange(len(validation))), parts=parts)
         return self
@@ -453,11 +456,15 @@ class OptiRAG:
         A user's requests share the beginning of their prompts (see :meth:`requests`), as in training.
 
         Of likes alone, and a model that was trained on likes alone, each has a drawn item beside it (see :meth:`fit`).
+
+        Raises:
+            DataError: likes from another rating on than in training.
         """
         events = self._known().events
+        check_like(interactions, events.like)
         table, asked = interactions, rows
         if len(rows) and (interactions.labels[rows] == 1).all() and (events.labels == 1).all():
-            drawn = draw_negatives(interactions, rows, self.config.seed + 2)
+            drawn = draw_negatives(interactions, rows, np.arange(len(interactions)), self.config.seed + 2)
             table, places = joined(interactions, drawn)
             asked = np.sort(np.concatenate([places[0][rows], places[1]]))
         found = self.predict_rows(table, asked, early_exit=early_exit, alone=False)

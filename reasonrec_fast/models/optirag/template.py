@@ -21,6 +21,20 @@ AUTO = "auto"
 LEVELS = (-0.08, -0.03, 0.03, 0.08)
 """Where one word of :attr:`Template.levels` ends and the next begins, as differences of like rates."""
 
+_PLACES: Mapping[str, Mapping[str, Any]] = {
+    "known_user": {"events": 1, "rate": 100},
+    "liked": {"items": ""},
+    "disliked": {"items": ""},
+    "shared": {"items": ""},
+    "target": {"title": "", "attributes": ""},
+    "taste": {"values": ""},
+    "taste_shared": {"levels": ""},
+    "votes": {"likes": 1, "events": 1},
+    "overall_shared": {"shared": ""},
+    "overall": {"own": ""},
+}
+"""What is put into each text of a template, as an example."""
+
 _TEMPLATES = Path(__file__).parent / "templates"
 _QUANTILES = ("very low", "low", "medium", "high", "very high")
 _PAIRS = 20_000  # of likes that are compared
@@ -79,14 +93,30 @@ class Template:
         """The template that :meth:`to_dict` wrote.
 
         Raises:
-            ValueError: its keys are not those of this class, or words are missing.
+            ValueError: its keys are not those of this class, words are missing, or a text asks for what it is not
+                given.
         """
         known = {one.name for one in fields(cls)}
         needed = {one.name for one in fields(cls) if one.default_factory is MISSING}
         if not needed <= set(values) <= known:
             raise ValueError(f"{source}: expected the keys {sorted(needed)}; got {sorted(values)}")
+        for name in needed - {"levels", "target_attributes"}:
+            if not isinstance(values[name], str):
+                raise ValueError(f"{source}: {name}: expected a text; got {values[name]!r}")
+        for name in ("levels", "target_attributes"):
+            if not isinstance(values[name], list | tuple) or not all(isinstance(word, str) for word in values[name]):
+                raise ValueError(f"{source}: {name}: expected a list of words; got {values[name]!r}")
         if len(values["levels"]) != len(LEVELS) + 2:
             raise ValueError(f"{source}: levels: expected {len(LEVELS) + 2} words; got {values['levels']}")
+        for name, places in _PLACES.items():
+            try:
+                values[name].format(**places)
+                fits = "items" not in places or values[name].count("{items}") == 1
+            except (KeyError, IndexError, ValueError, AttributeError):
+                fits = False
+            if not fits:
+                told = " and ".join(f"{{{place}}}" for place in places)
+                raise ValueError(f"{source}: {name}: expected a text with {told}; got {values[name]!r}")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
