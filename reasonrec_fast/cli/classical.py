@@ -31,12 +31,12 @@ from reasonrec_fast.cli.tables import (
     TableOptions,
     TimeFormatOption,
     TimeUnitOption,
+    check_like,
     load_data,
     split_kind,
     write_parts,
     written_kind,
 )
-from reasonrec_fast.data import Interactions
 from reasonrec_fast.data.columns import Source, as_column, texts
 from reasonrec_fast.data.reading import Table, read_table
 from reasonrec_fast.data.split import check_not_learnt, split_by_time
@@ -167,7 +167,7 @@ def recommend(
         table = None if users is None else read_table(users)
         if data is not None:
             history = load_data(data, None, options)
-            _check_like(loaded, history)
+            check_like(loaded.like, history)
             loaded.observe_table(history)
         if table is None:
             table = Table({"user": pa.array(loaded.known_users.ids, pa.string())}, Source())
@@ -210,7 +210,7 @@ def evaluate(
         held_out, settings = split_kind(split), _measured(task, ks, negatives)
         loaded = load_recommender(model, device=resolve_device(device))
         events = load_data(data, None, TableOptions(like, columns, time_unit, time_format))
-        _check_like(loaded, events)
+        check_like(loaded.like, events)
         events = loaded.matched(events)
         parts = split_by_time(events, held_out)
         check_measurable(events, parts, settings, data)
@@ -247,11 +247,6 @@ def _measured(task: str, ks: str | None, negatives: int | None) -> EvaluationCon
     return settings_from(
         EvaluationConfig, {"task": task, "ks": [int(part) for part in cutoffs], "negatives": negatives or 0}, "options"
     )
-
-
-def _check_like(model: Recommender, events: Interactions) -> None:
-    if model.like is not None and events.like is not None and model.like != events.like:
-        raise ValueError(f"--like: expected {model.like:g}, as the model was fitted; got {events.like:g}")
 
 
 def _users_of(model: Recommender, table: Table) -> np.ndarray:

@@ -47,7 +47,8 @@ class Source:
         >>> str(Source("a.csv").wrong("user", 0, "a value", None))
         'a.csv, row 1: user: expected a value; got None'
         """
-        got = got.as_py() if isinstance(got, pa.Scalar) else got
+        if isinstance(got, pa.Scalar | np.generic):
+            got = got.as_py() if isinstance(got, pa.Scalar) else got.item()
         if self.path is None:
             return DataError(f"{column}: expected {expected}; got {got!r} in row {row + 1}")
         return DataError(f"{self.path}, row {row + 1}: {column}: expected {expected}; got {got!r}")

@@ -33,7 +33,7 @@ class Run:
     Attributes:
         config: name of the experiment.
         model, dataset, split, seed: what was run.
-        settings: of model and evaluation, as the file gives them.
+        settings: of model and evaluation, as the file gives them, and the kind of a model that has a name.
         metrics: on the test part; None where one is undefined.
         seconds: of fitting.
         peak_memory_bytes: of the process while it fitted and scored; None where the system does not tell.
@@ -153,7 +153,9 @@ def _prepared(
     device: torch.device,
 ) -> Run:  # fmt: skip
     """A run whose figures are still missing."""
-    settings = json.loads(json.dumps({"model": model.settings, "evaluation": asdict(experiment.evaluation)}))
+    told: dict[str, Any] = {"model": model.settings, "evaluation": asdict(experiment.evaluation)}
+    told |= {"kind": model.kind} if model.name else {}  # else it is the title
+    settings = json.loads(json.dumps(told))
     return Run(
         experiment.name, model.title, title, dataset.split, seed, settings, {}, 0.0, None, revision(),
         versions(), machine(device), digest,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -54,6 +54,8 @@ class Knowledge:
         events: the training events alone.
         retriever: over the users and items of ``events``.
     """
+
+    FILES: ClassVar = ("events.safetensors", "graph.safetensors", "items.json")
 
     events: Interactions
     retriever: Retriever
@@ -132,7 +134,7 @@ class Knowledge:
         return {name: place for place, name in enumerate(self.events.catalog.ids)}
 
     def save(self, folder: Path) -> None:
-        """Write ``events.safetensors``, ``items.json`` and ``graph.safetensors`` (each whole or not at all)."""
+        """Write :attr:`FILES` (each whole or not at all)."""
         events = self.events
         tensors = {
             "users": torch.from_numpy(events.users),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import threading
 import warnings
@@ -245,7 +247,9 @@ class OptiRAG:
                 raise ValueError(f"{name}: expected both answers; got labels {classes}")
         tell = parts or _say_nothing
         tell("requests", 0, 1)
-        self._train(self.instruction_requests(records), {"records": len(records)}, checkpoint, progress)
+        told = json.dumps([[record.instruction, record.input, record.label] for record in records])
+        identity = {"records": hashlib.sha256(told.encode()).hexdigest()[:32]}
+        self._train(self.instruction_requests(records), identity, checkpoint, progress)
         tell("calibration", 0, 1)
         self.calibrate((self.instruction_requests(validation), np.arange(len(validation))), parts=parts)
         return self
