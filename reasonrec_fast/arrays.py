@@ -146,6 +146,9 @@ def as_keys(values: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
     import pandas as pd  # takes longer to import than all of this package
 
     array = _shaped(values, name, 1, "identifiers", ValueError)
+    if isinstance(values, list | tuple) and array.dtype.kind in "USf":
+        # As they are: numpy makes text of the numbers and NaN beside text, and floats of large whole numbers.
+        array = np.fromiter(values, dtype=object, count=len(values))
     _refuse(np.asarray(pd.isna(array)), array, name, "identifiers", ValueError)
     if array.dtype.kind != "O":
         keys, places = np.unique(array, return_inverse=True)

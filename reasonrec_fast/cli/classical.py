@@ -31,6 +31,7 @@ from reasonrec_fast.cli.tables import (
     TableOptions,
     TimeFormatOption,
     TimeUnitOption,
+    check_like,
     load_data,
     split_kind,
     write_parts,

@@ -32,6 +32,7 @@ from reasonrec_fast.cli.tables import (
     TableOptions,
     TimeFormatOption,
     TimeUnitOption,
+    check_like,
     check_rows,
     is_movielens,
     load_data,
@@ -45,7 +46,7 @@ from reasonrec_fast.data.instructions import read_records
 from reasonrec_fast.data.reading import Table as ReadTable
 from reasonrec_fast.data.reading import read_table
 from reasonrec_fast.data.split import check_not_learnt, split_by_time
-from reasonrec_fast.data.tables import read_events
+from reasonrec_fast.data.tables import label_of, read_events
 from reasonrec_fast.devices import resolve_device
 from reasonrec_fast.files import check_writable, read_json, write_json
 
@@ -135,6 +136,7 @@ def evaluate(
             if loaded.knowledge is None:
                 loaded.refit_retriever(interactions, parts.train)
             else:
+                check_like(loaded.knowledge.events.like, interactions)
                 check_not_learnt(interactions, parts, loaded.knowledge.events.keys(), data)
             metrics = loaded.evaluate(interactions, parts.test, early_exit=not full_depth)
         from reasonrec_fast.experiments.held_out import with_reasons
@@ -219,7 +221,8 @@ def _score(
     if model.knowledge is None:
         raise ValueError(f"model: expected one with its training events; {folder} holds adapters and heads alone")
     values = options.values()
-    values["like"] = model.like_of(table.renamed(values["columns"]).columns, values["like"])
+    label = label_of(table.renamed(values["columns"]).columns, values["columns"])
+    values["like"] = model.like_of({label} if label else (), values["like"])
     events = read_events(table, items, allow_unlabelled=True, **values)
     places = events.places
     rows = np.flatnonzero(events.interactions.labels[places] < 0)

@@ -8,7 +8,7 @@ import io
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TextIO, TypeAlias, get_args
@@ -103,6 +103,16 @@ def load_data(data: str, items: Path | None, options: TableOptions | None = None
     return load_movielens_100k(data) if named else load_interactions(data, items, **values)
 
 
+def check_like(fitted: float | None, events: Interactions) -> None:
+    """Refuse events whose likes begin at another rating than those that a model was fitted on.
+
+    Raises:
+        ValueError: both are known and differ.
+    """
+    if fitted is not None and events.like is not None and fitted != events.like:
+        raise ValueError(f"--like: expected {fitted:g}, as the model was fitted; got {events.like:g}")
+
+
 def is_movielens(data: str) -> bool:
     """Whether a name or path is not that of a table of the user's own."""
     return data == "movielens-small" or Path(data).is_dir()
@@ -187,6 +197,8 @@ def write_parts(output: str, table: Table, names: Sequence[str], parts: Iterable
     check_rows(output, table, names)
     kind = written_kind(output)
     columns = {name: _kept(values, name) for name, values in table.columns.items()}
+    if kind != ".parquet":
+        columns = {name: _decoded(values) for name, values in columns.items()}
     blocks = (block for rows, more in parts for block in _blocks(columns, rows, more))
     with ExitStack() as stack:
         if output == "-":
@@ -207,6 +219,16 @@ def _kept(values: Any, name: str) -> Any:
         if isinstance(joined, pa.Array):
             return joined
     return as_column(values, name)
+
+
+def _decoded(column: Any) -> Any:
+    """Bytes as the text that they are read as, where all are UTF-8."""
+    if isinstance(column, pa.Array):
+        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+            with suppress(pa.ArrowInvalid):
+                return column.cast(pa.large_string())
+    return column
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -137,12 +137,11 @@ def read_events(
     _require(table, ("user", "item", "timestamp"), columns)
     left = dict(table.columns)
     del table  # each column goes as soon as it is read: ten million rows are some hundred megabytes
-    asked = [name for name in ("label", "rating") if name in names]
-    label = next((name for name in (*asked, "label", "rating") if name in left), None)
+    label = label_of(left, names)
     labels, like = (
         _labels(left.pop(label), where, label, like, allow_unlabelled)
         if label
-        else _no_labels(len(left["user"]), where, _absent(names, asked), like, allow_unlabelled)
+        else _no_labels(len(left["user"]), where, _absent(names, _asked(names)), like, allow_unlabelled)
     )
     times = moments(left.pop("timestamp"), where, unit=time_unit, form=time_format)
     user_ids, users = _encoded(left.pop("user"), where, "user")
@@ -174,6 +173,19 @@ def read_events(
             rows[name] = rows[name][stays]
     interactions = Interactions(**rows, user_ids=user_ids, catalog=catalog, time_unit=unit, like=like)
     return Events(interactions, order, kept)
+
+
+def label_of(columns: Container[str], names: Mapping[str, str] | None) -> str | None:
+    """Which column tells the labels: ``"label"`` or ``"rating"``, the one that ``names`` speaks of before the other.
+
+    >>> label_of({"label", "rating"}, {"rating": "stars"})
+    'rating'
+    """
+    return next((name for name in (*_asked(names or {}), "label", "rating") if name in columns), None)
+
+
+def _asked(names: Mapping[str, str]) -> list[str]:
+    return [name for name in ("label", "rating") if name in names]
 
 
 def _encoded(values: Any, where: Source, name: str) -> tuple[list[str], np.ndarray]:

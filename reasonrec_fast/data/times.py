@@ -275,8 +275,9 @@ def _by_format(column: pa.Array, form: str, source: Source, name: str) -> Moment
     try:
         found = pd.to_datetime(pd.Series(column.to_pylist()), format=form, errors="coerce", utc=True)
     except ValueError as error:
-        raise DataError(f"time_format: expected a form such as '%d/%m/%Y %H:%M'; got {form!r}: {error}") from error
-    wrong = found.isna().to_numpy()
+        raise DataError(f"{expected}: {error}") from error
+    dated = pc.match_substring_regex(column, r"\d")  # pandas takes "today" and "now" whatever the form
+    wrong = found.isna().to_numpy() | ~dated.to_numpy(zero_copy_only=False)
     if wrong.any():
         row = int(wrong.argmax())
         raise source.wrong(name, row, f"a date of the form {form}", column[row])

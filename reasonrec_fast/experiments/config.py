@@ -56,6 +56,10 @@ class DatasetConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        for name in ("items", "like", "columns", "time_unit", "time_format"):
+            value = getattr(self, name)
+            if self.kind != "table" and value not in (None, "", {}):
+                raise ValueError(f"{name}: expected with kind 'table' alone; got {value!r} with {self.kind!r}")
 
     def load(self, folder: Path) -> Interactions:
         """Read it.

@@ -155,7 +155,9 @@ def _prepared(
     device: torch.device,
 ) -> Run:  # fmt: skip
     """A run whose figures are still missing."""
-    settings = json.loads(json.dumps({"model": model.settings, "evaluation": asdict(experiment.evaluation)}))
+    told: dict[str, Any] = {"model": model.settings, "evaluation": asdict(experiment.evaluation)}
+    told |= {"kind": model.kind} if model.name else {}  # else it is the title
+    settings = json.loads(json.dumps(told))
     return Run(
         experiment.name, model.title, title, dataset.split, seed, settings, {}, 0.0, None, revision(),
         versions(), machine(device), digest, kind=model.kind,

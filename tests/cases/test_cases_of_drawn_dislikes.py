@@ -1,13 +1,36 @@
 """What a reviewer of the tables, the models and the commands found."""
 
+import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
+from torch import nn
+from typer.testing import CliRunner
 
-from reasonrec_fast.data import Interactions
-from reasonrec_fast.models.classical import FM
+from reasonrec_fast.arrays import as_keys
+from reasonrec_fast.cli import optirag as commands
+from reasonrec_fast.cli.main import app
+from reasonrec_fast.cli.tables import write_rows
+from reasonrec_fast.data import DataError, Instruction, Interactions, load_interactions
+from reasonrec_fast.data.columns import Source
+from reasonrec_fast.data.reading import read_table
+from reasonrec_fast.data.times import moments
+from reasonrec_fast.evaluation import gauc
+from reasonrec_fast.experiments.config import DatasetConfig, load_experiment
+from reasonrec_fast.experiments.runner import load_runs, run_experiment
+from reasonrec_fast.files import read_json, write_json
+from reasonrec_fast.models.classical import BPR, EASE, FM, LightGCN, Popularity, SASRec
+from reasonrec_fast.models.classical.bpr import BPRConfig
 from reasonrec_fast.models.classical.fm import FMConfig
+from reasonrec_fast.models.classical.lightgcn import LightGCNConfig
+from reasonrec_fast.models.classical.sasrec import SASRecConfig
+from reasonrec_fast.models.optirag import OptiRAG, OptiRAGConfig, storage
+from reasonrec_fast.models.optirag.knowledge import Knowledge
 
 
 def purchases(users=30, items=20, each=8, seed=0):
@@ -35,3 +58,178 @@ def test_drawn_dislikes_do_not_tell_what_the_test_part_holds(validated):
     pairs = np.repeat(np.arange(data.num_users), data.num_items), np.tile(np.arange(data.num_items), data.num_users)
     scores = [model.score(*pairs) for model in fitted]
     np.testing.assert_array_equal(*scores)
+
+
+def test_users_of_a_list_stay_what_they_are():
+    """numpy made text of NaN and of numbers beside text, and floats of large numbers."""
+    with pytest.raises(ValueError, match="users: expected identifiers; got nan in row 1"):
+        as_keys(["a", float("nan"), "b"], "users")
+    for different in ([1, "1"], ["a", "a\0"], [2**63 + 1, -1, 2**63], ("1", 1, 1.5)):
+        keys, places = as_keys(different, "users")
+        assert len(set(places.tolist())) == len(different)
+        assert [keys[place] for place in places] == list(different)
+    assert gauc([0, 1, 1, 0], [0.1, 0.2, 0.3, 0.4], [1, 1, "1", "1"]) == 0.5
+
+
+def test_threads_write_one_file(tmp_path):
+    """Both wrote one temporary file: half of one's text in the other's, or no file."""
+    path, values, failed = tmp_path / "a.json", [[0] * 5000, [1] * 9000], []
+
+    def write(value):
+        try:
+            for _ in range(40):
+                write_json(path, value)
+                assert read_json(path) in values
+        except (OSError, ValueError, AssertionError) as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=write, args=(value,)) for value in values]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("name", ["scores.csv", "scores.jsonl", "scores.parquet"])
+@pytest.mark.parametrize("encoded", [False, True])
+def test_bytes_of_a_parquet_file_are_written_as_the_text_they_were_read_as(tmp_path, name, encoded):
+    """Some writers of Parquet store text as bytes; users were ``b'u1'`` in the result."""
+    users = pa.array([b"u1", "ü".encode()], pa.binary())
+    pa.parquet.write_table(
+        pa.table({"user": users.dictionary_encode() if encoded else users, "photo": [b"\xff", b"a"]}),
+        tmp_path / "a.parquet",
+    )
+    table = read_table(tmp_path / "a.parquet")
+    write_rows(str(tmp_path / name), table, np.array([1, 0]), {"score": np.array([0.5, 1.0])})
+    found = read_table(tmp_path / name).columns["user"]
+    assert [user.decode() if isinstance(user, bytes) else user for user in map(_plain, found)] == ["ü", "u1"]
+
+
+def _plain(value):
+    return value.as_py() if isinstance(value, pa.Scalar) else value
+
+
+def test_a_time_format_guesses_nothing():
+    """pandas has the form ``mixed`` and takes ``today`` for a date of any form."""
+    with pytest.raises(DataError, match="time_format: expected a form such as .*; got 'mixed'"):
+        moments(["01/02/2020", "13/02/2020"], Source(), form="mixed")
+    with pytest.raises(DataError, match="expected a date of the form %d/%m/%Y; got 'today' in row 2"):
+        moments(["01/02/2020", "today"], Source(), form="%d/%m/%Y")
+
+
+@pytest.fixture
+def ratings(tmp_path):
+    path = tmp_path / "ratings.csv"
+    path.write_text("user,item,timestamp,label,stars\n" + "".join(f"u,i{n},{n},0,{n % 5 + 1}\n" for n in range(20)))
+    return path
+
+
+def test_optirag_is_evaluated_on_the_likes_that_it_was_fitted_on(ratings, monkeypatch):
+    """A model of ``--like 3`` was measured with likes from 4 on."""
+    model = SimpleNamespace(knowledge=SimpleNamespace(events=replace(purchases(), like=3.0)))
+    model.evaluate = lambda *_, **__: {"auc": 0.5}
+    monkeypatch.setattr(commands, "load_model", lambda *_: model)
+    asked = ["optirag", "evaluate", "--model", "m", "--data", str(ratings), "--columns", "rating=stars"]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 2 and "--like: expected 3, as the model was fitted; got 4" in done.output
+    done = CliRunner().invoke(app, [*asked, "--like", "3"])
+    assert done.exit_code == 0, done.output
+
+
+def test_a_rating_that_is_named_is_read_with_the_likes_of_the_model(tmp_path, monkeypatch):
+    """Beside a column ``label`` that nobody asked for, likes of the history began at 4, or at 1 where all are 1."""
+    path = tmp_path / "requests.csv"
+    path.write_text("user,item,timestamp,label,stars\nu,a,1,0,3\nu,b,2,0,2\nu,c,3,,\n")
+    asked = []
+    model = OptiRAG.__new__(OptiRAG)
+    model.knowledge = SimpleNamespace(events=replace(purchases(), like=3.0))
+    model.predict_rows = lambda table, rows, **_: (
+        asked.append(table) or SimpleNamespace(probability=np.zeros(len(rows)), depth=np.zeros(len(rows)))
+    )
+    monkeypatch.setattr(commands, "load_model", lambda *_: model)
+    monkeypatch.setattr(commands, "require_model", lambda *_: None)
+    done = CliRunner().invoke(app, ["optirag", "predict", "--model", "m", "--data", str(path), "--columns",
+                                    "rating=stars", "--output", "-"])  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert asked[0].like == 3 and asked[0].labels.tolist() == [1, 0, -1]
+
+
+def test_a_model_stored_without_knowledge_has_none(tmp_path):
+    """That of the model that was in the folder before was loaded with it."""
+    for name in (*Knowledge.FILES, "template.json"):
+        (tmp_path / name).write_text("of another model")
+    model = SimpleNamespace(
+        peft=nn.Module(), ranker=SimpleNamespace(heads=nn.ModuleList()), mean=np.zeros(1), scale=np.ones(1),
+        knowledge=None, template=None, config=OptiRAGConfig(), policy=None, platt={},
+    )  # fmt: skip
+    storage.save(model, tmp_path, knowledge=False)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "adapter.safetensors", "config.json", "heads.safetensors",
+    ]  # fmt: skip
+
+
+def test_training_goes_on_with_the_same_instructions_alone():
+    """A checkpoint was told apart by the number of records."""
+    model, seen = OptiRAG.__new__(OptiRAG), []
+    model.config = OptiRAGConfig(read_numbers=False)
+    model.instruction_requests = lambda records: None
+    model.calibrate = lambda *_, **__: None
+    model._train = lambda requests, identity, *_: seen.append(identity)
+    for text in ("a", "b", "a"):
+        records = [Instruction(text, "", label) for label in (0, 1)]
+        model.fit_instructions(records, records)
+    assert seen[0] == seen[2] != seen[1]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [BPR(BPRConfig(dim=4, epochs=1)), LightGCN(LightGCNConfig(dim=4, epochs=1)), EASE(), Popularity(),
+     SASRec(SASRecConfig(dim=8, heads=1, layers=1, epochs=1)), FM(FMConfig(dim=4, epochs=1))],
+    ids=lambda model: type(model).__name__,
+)  # fmt: skip
+def test_a_user_nobody_knows_is_named_by_the_row_that_was_asked_for(model):
+    """The row was counted among the different users, or in a batch of 2048."""
+    model.fit(purchases())
+    if not isinstance(model, Popularity):
+        with pytest.raises(DataError, match="users: .*; got 999 in row 1$"):
+            model.score([3, 999, 0, 1], [0, 0, 0, 0])
+    with pytest.raises(DataError, match="users: .*; got 999 in row 3000$"):
+        model.recommend([0] * 3000 + [999], 2)
+
+
+def test_a_number_is_told_as_a_number():
+    with pytest.raises(DataError, match="label: expected 0 or 1; got 2.0 in row 2"):
+        load_interactions(pa.table({"user": ["a", "b"], "item": ["x", "y"], "timestamp": [1, 2], "label": [1.0, 2.0]}))
+
+
+def test_a_run_of_another_kind_of_model_is_another_run(tmp_path):
+    """Under one name the result of the first was given for the second."""
+    pd.DataFrame({"user": list("aabbccdd") * 3, "item": list("xyzwvuts" * 3), "timestamp": range(24)}).to_csv(
+        tmp_path / "t.csv", index=False
+    )
+    runs = []
+    for kind in ("Popularity", "ItemKNN"):
+        (tmp_path / "e.toml").write_text(
+            f'seeds = [0]\n[[models]]\nkind = "{kind}"\nname = "ours"\n'
+            '[[datasets]]\nkind = "table"\npath = "t.csv"\n[evaluation]\nks = [3]\n'
+        )
+        experiment = load_experiment(tmp_path / "e.toml")
+        runs += run_experiment(experiment, tmp_path, tmp_path / "runs.jsonl", device="cpu")
+    assert len(load_runs(tmp_path / "runs.jsonl")) == 2
+    assert runs[0].key != runs[1].key
+
+
+def test_settings_of_a_table_are_not_passed_over():
+    """``like = 3`` for MovieLens had no effect."""
+    with pytest.raises(ValueError, match="like: expected with kind 'table' alone; got 3.0 with 'movielens-small'"):
+        DatasetConfig("movielens-small", like=3.0)
+
+
+def test_events_of_items_that_are_not_known_take_the_place_of_what_was_had_too():
+    """A customer of a table whose articles are all new kept what they had had before."""
+    data = Interactions.from_columns(["a", "a", "b", "b"], ["x", "y", "y", "z"], [1] * 4, [1, 2, 1, 2])
+    model = EASE().fit(data)
+    model.observe_table(Interactions.from_columns(["a", "c"], ["new", "x"], [1, 1], [5, 5]))
+    assert [model.had.of_user(user).tolist() for user in range(3)] == [[], [1, 2], [0]]

@@ -99,7 +99,7 @@ def test_new_users_are_served_by_their_history(kind):
     model.observe_table(new)
     assert np.array_equal(model.recommend(["u-00003"], 5).items, before.items)
     if kind == "bpr":
-        with pytest.raises(DataError, match="users: expected indices below"):
+        with pytest.raises(DataError, match=r"users: expected indices in \[0, 12\); got 12 in row 0"):
             model.recommend(["new"], 5)
         return
     items = model.recommend(["new"], 9).items[0]

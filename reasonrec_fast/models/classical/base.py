@@ -117,6 +117,14 @@ class Recommender(nn.Module, ABC):
     def scores(self, users: np.ndarray) -> torch.Tensor:
         """Scores of all items, ``[B, I]``."""
 
+    def check_served(self, users: np.ndarray) -> None:
+        """Refuse users whom the model has no scores for: by default, those without a history.
+
+        Raises:
+            DataError: there is one (with the row).
+        """
+        self.histories.known(users)
+
     @property
     def serves_new_users(self) -> bool:
         """Whether users who were not there in training are served by what they have had (:meth:`observe_table`)."""
@@ -223,6 +231,7 @@ class Recommender(nn.Module, ABC):
         named = is_text(users)
         users, k = self.asked(users), as_count(k, "k", error=DataError)
         exclude = self.had if exclude is None else self._checked(exclude, "exclude")  # ours was looked at before
+        exclude.known(users)
         found = Recommendations(
             np.full((len(users), k), -np.inf, dtype=np.float32), np.full((len(users), k), -1, dtype=np.int64)
         )
@@ -361,13 +370,16 @@ class Recommender(nn.Module, ABC):
         """Indices of users, int64 ``[B]``, who are given by index (whole numbers) or by identifier (text).
 
         Raises:
-            DataError: no vector of whole numbers of at least 0 or of identifiers that the model knows (with the row),
-                or a model that is not fitted.
+            DataError: no vector of whole numbers of at least 0 or of identifiers that the model knows, a user whom it
+                has no scores for (with the row), or a model that is not fitted.
         """
         self._check_fitted()
         if is_text(users):
-            return self._users.find(users)
-        return np.require(as_index(users, "users", error=DataError), requirements="W")
+            found = self._users.find(users)
+        else:
+            found = np.require(as_index(users, "users", error=DataError), requirements="W")
+        self.check_served(found)
+        return found
 
     def pairs(self, users: Any, items: Any) -> tuple[np.ndarray, np.ndarray]:
         """Indices of users and items, int64 ``[N]`` both, each given by index or by identifier.

@@ -61,6 +61,9 @@ class Bias(ClosedFormRecommender):
         self.of_users.copy_(torch.from_numpy(np.append(users, 0) + regression.intercept_))
         self.of_items.copy_(torch.from_numpy(items))
 
+    def check_served(self, users: np.ndarray) -> None:
+        """Whoever asks."""
+
     def item_bias(self) -> np.ndarray:
         """What each item adds to the log-odds, float32 ``[I]``."""
         return self.of_items.cpu().numpy()

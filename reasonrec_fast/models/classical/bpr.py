@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from reasonrec_fast.arrays import as_index
 from reasonrec_fast.data import DataError, Histories, Interactions
 from reasonrec_fast.data.negatives import NegativeSampler
 from reasonrec_fast.devices import on_device
@@ -119,12 +120,10 @@ class BPR(VectorRecommender):
         users, items = self.scaled(self.vectors()).split([self.sizes["users"], self.sizes["items"]])
         return lambda asked: self._of_users(users, asked), items
 
+    def check_served(self, users: np.ndarray) -> None:
+        as_index(users, "users", self.sizes["users"], error=DataError)
+
     def _of_users(self, vectors: torch.Tensor, users: np.ndarray) -> torch.Tensor:
-        if len(users) and users.max() >= len(vectors):
-            row = int(users.argmax())
-            raise DataError(
-                f"users: expected indices below {len(vectors)}, as in training; got {users[row]} in row {row}"
-            )
         return vectors[on_device(users, self.device)]
 
     def scaled(self, vectors: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 from reasonrec_fast import ops
+from reasonrec_fast.arrays import as_index
+from reasonrec_fast.data import DataError
 from reasonrec_fast.devices import on_device
 from reasonrec_fast.graph import InteractionGraph
 from reasonrec_fast.models.classical.bpr import BPR, BPRConfig
@@ -55,6 +57,10 @@ class LightGCN(BPR):
     @property
     def serves_new_users(self) -> bool:
         return self.config.layers > 0
+
+    def check_served(self, users: np.ndarray) -> None:
+        folded_in = self.histories.num_users if self.serves_new_users else 0
+        as_index(users, "users", max(self.sizes["users"], folded_in), error=DataError)
 
     def prepare(self, users: np.ndarray, items: np.ndarray) -> None:
         self.edges.copy_(torch.from_numpy(np.stack([users, items])))

@@ -36,6 +36,9 @@ class Popularity(ClosedFormRecommender):
         counts = np.bincount(data.items[train], minlength=data.num_items)
         self.counts.copy_(torch.from_numpy(counts))
 
+    def check_served(self, users: np.ndarray) -> None:
+        """Whoever asks."""
+
     def scores(self, users: np.ndarray) -> torch.Tensor:
         users = self.asked(users)
         return self.counts.expand(len(users), -1).clone()

@@ -94,6 +94,10 @@ class RecBole(Recommender):
     def serves_new_users(self) -> bool:
         return self.kind != "general"
 
+    def check_served(self, users: np.ndarray) -> None:
+        if self.kind == "sequential":
+            super().check_served(users)
+
     def make(self, sizes: dict[str, int]) -> None:
         from recbole.data import create_dataset, data_preparation
         from recbole.utils import get_model

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from safetensors.torch import load_file
@@ -61,6 +61,8 @@ class Knowledge:
         events: the training events alone.
         retriever: over the users and items of ``events``.
     """
+
+    FILES: ClassVar = ("events.safetensors", "graph.safetensors", "items.json")
 
     events: Interactions
     retriever: Retriever
@@ -145,7 +147,7 @@ class Knowledge:
         return {name: place for place, name in enumerate(self.events.catalog.ids)}
 
     def save(self, folder: Path) -> None:
-        """Write ``events.safetensors``, ``items.json`` and ``graph.safetensors`` (each whole or not at all)."""
+        """Write :attr:`FILES` (each whole or not at all)."""
         events = self.events
         tensors = {
             **{name: as_tensor(getattr(events, name), name) for name in _COLUMNS},
