@@ -31,7 +31,6 @@ from reasonrec_fast.cli.tables import (
     TableOptions,
     TimeFormatOption,
     TimeUnitOption,
-    check_like,
     load_data,
     split_kind,
     write_parts,

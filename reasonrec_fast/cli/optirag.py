@@ -32,7 +32,6 @@ from reasonrec_fast.cli.tables import (
     TableOptions,
     TimeFormatOption,
     TimeUnitOption,
-    check_like,
     check_rows,
     is_movielens,
     load_data,
@@ -136,7 +135,6 @@ def evaluate(
             if loaded.knowledge is None:
                 loaded.refit_retriever(interactions, parts.train)
             else:
-                check_like(loaded.knowledge.events.like, interactions)
                 check_not_learnt(interactions, parts, loaded.knowledge.events.keys(), data)
             metrics = loaded.evaluate(interactions, parts.test, early_exit=not full_depth)
         from reasonrec_fast.experiments.held_out import with_reasons

@@ -103,16 +103,6 @@ def load_data(data: str, items: Path | None, options: TableOptions | None = None
     return load_movielens_100k(data) if named else load_interactions(data, items, **values)
 
 
-def check_like(fitted: float | None, events: Interactions) -> None:
-    """Refuse events whose likes begin at another rating than those that a model was fitted on.
-
-    Raises:
-        ValueError: both are known and differ.
-    """
-    if fitted is not None and events.like is not None and fitted != events.like:
-        raise ValueError(f"--like: expected {fitted:g}, as the model was fitted; got {events.like:g}")
-
-
 def is_movielens(data: str) -> bool:
     """Whether a name or path is not that of a table of the user's own."""
     return data == "movielens-small" or Path(data).is_dir()

@@ -86,8 +86,6 @@ def draw_negatives(data: Interactions, rows: np.ndarray, known: np.ndarray, seed
         known: rows of the events that tell what users have had. To train on, these are the training events alone:
             what is never drawn would tell a model what its users come to like later.
         seed: of what is drawn.
-        known: rows of the events that count as had, all by default. For training these are the training events alone:
-            a negative that is never an item of the test part tells which items are.
 
     >>> data = Interactions.from_columns(["a", "b"], ["x", "y"], [1, 1], [5, 6])
     >>> draw_negatives(data, np.array([0]), np.arange(2), 0).items.tolist()

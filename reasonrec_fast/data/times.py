@@ -275,7 +275,7 @@ def _by_format(column: pa.Array, form: str, source: Source, name: str) -> Moment
     try:
         found = pd.to_datetime(pd.Series(column.to_pylist()), format=form, errors="coerce", utc=True)
     except ValueError as error:
-        raise DataError(f"{expected}: {error}") from error
+        raise DataError(f"time_format: expected a form such as '%d/%m/%Y %H:%M'; got {form!r}: {error}") from error
     dated = pc.match_substring_regex(column, r"\d")  # pandas takes "today" and "now" whatever the form
     wrong = found.isna().to_numpy() | ~dated.to_numpy(zero_copy_only=False)
     if wrong.any():

@@ -155,9 +155,7 @@ def _prepared(
     device: torch.device,
 ) -> Run:  # fmt: skip
     """A run whose figures are still missing."""
-    told: dict[str, Any] = {"model": model.settings, "evaluation": asdict(experiment.evaluation)}
-    told |= {"kind": model.kind} if model.name else {}  # else it is the title
-    settings = json.loads(json.dumps(told))
+    settings = json.loads(json.dumps({"model": model.settings, "evaluation": asdict(experiment.evaluation)}))
     return Run(
         experiment.name, model.title, title, dataset.split, seed, settings, {}, 0.0, None, revision(),
         versions(), machine(device), digest, kind=model.kind,

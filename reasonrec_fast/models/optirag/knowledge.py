@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors.torch import load_file
@@ -61,8 +61,6 @@ class Knowledge:
         events: the training events alone.
         retriever: over the users and items of ``events``.
     """
-
-    FILES: ClassVar = ("events.safetensors", "graph.safetensors", "items.json")
 
     events: Interactions
     retriever: Retriever
@@ -147,7 +145,7 @@ class Knowledge:
         return {name: place for place, name in enumerate(self.events.catalog.ids)}
 
     def save(self, folder: Path) -> None:
-        """Write :attr:`FILES` (each whole or not at all)."""
+        """Write :data:`KNOWLEDGE_FILES` (each whole or not at all)."""
         events = self.events
         tensors = {
             **{name: as_tensor(getattr(events, name), name) for name in _COLUMNS},

@@ -35,17 +35,10 @@ def _save(model: OptiRAG, folder: Path, *, knowledge: bool) -> None:
     heads = dict(model.ranker.heads.state_dict())
     heads["numbers.mean"], heads["numbers.scale"] = torch.from_numpy(model.mean), torch.from_numpy(model.scale)
     write_tensors(folder / "heads.safetensors", heads)
-    stale: list[str] = []  # of a model that was here before
     if knowledge and model.knowledge is not None:
         model.knowledge.save(folder)
-    else:
-        stale += Knowledge.FILES
     if model.template is not None:
         write_json(folder / _TEMPLATE, model.template.to_dict())
-    else:
-        stale.append(_TEMPLATE)
-    for name in stale:
-        (folder / name).unlink(missing_ok=True)
     write_json(
         folder / "config.json",
         {
