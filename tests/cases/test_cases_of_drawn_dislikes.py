@@ -30,7 +30,7 @@ from reasonrec_fast.models.classical.fm import FMConfig
 from reasonrec_fast.models.classical.lightgcn import LightGCNConfig
 from reasonrec_fast.models.classical.sasrec import SASRecConfig
 from reasonrec_fast.models.optirag import OptiRAG, OptiRAGConfig, storage
-from reasonrec_fast.models.optirag.knowledge import Knowledge
+from reasonrec_fast.models.optirag.knowledge import KNOWLEDGE_FILES
 
 
 def purchases(users=30, items=20, each=8, seed=0):
@@ -119,25 +119,6 @@ def test_a_time_format_guesses_nothing():
         moments(["01/02/2020", "today"], Source(), form="%d/%m/%Y")
 
 
-@pytest.fixture
-def ratings(tmp_path):
-    path = tmp_path / "ratings.csv"
-    path.write_text("user,item,timestamp,label,stars\n" + "".join(f"u,i{n},{n},0,{n % 5 + 1}\n" for n in range(20)))
-    return path
-
-
-def test_optirag_is_evaluated_on_the_likes_that_it_was_fitted_on(ratings, monkeypatch):
-    """A model of ``--like 3`` was measured with likes from 4 on."""
-    model = SimpleNamespace(knowledge=SimpleNamespace(events=replace(purchases(), like=3.0)))
-    model.evaluate = lambda *_, **__: {"auc": 0.5}
-    monkeypatch.setattr(commands, "load_model", lambda *_: model)
-    asked = ["optirag", "evaluate", "--model", "m", "--data", str(ratings), "--columns", "rating=stars"]
-    done = CliRunner().invoke(app, asked)
-    assert done.exit_code == 2 and "--like: expected 3, as the model was fitted; got 4" in done.output
-    done = CliRunner().invoke(app, [*asked, "--like", "3"])
-    assert done.exit_code == 0, done.output
-
-
 def test_a_rating_that_is_named_is_read_with_the_likes_of_the_model(tmp_path, monkeypatch):
     """Beside a column ``label`` that nobody asked for, likes of the history began at 4, or at 1 where all are 1."""
     path = tmp_path / "requests.csv"
@@ -158,7 +139,7 @@ def test_a_rating_that_is_named_is_read_with_the_likes_of_the_model(tmp_path, mo
 
 def test_a_model_stored_without_knowledge_has_none(tmp_path):
     """That of the model that was in the folder before was loaded with it."""
-    for name in (*Knowledge.FILES, "template.json"):
+    for name in (*KNOWLEDGE_FILES, "template.json"):
         (tmp_path / name).write_text("of another model")
     model = SimpleNamespace(
         peft=nn.Module(), ranker=SimpleNamespace(heads=nn.ModuleList()), mean=np.zeros(1), scale=np.ones(1),
