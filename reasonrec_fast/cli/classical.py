@@ -31,10 +31,10 @@ from reasonrec_fast.cli.tables import (
     TableOptions,
     TimeFormatOption,
     TimeUnitOption,
+    check_output,
     load_data,
     split_kind,
     write_parts,
-    written_kind,
 )
 from reasonrec_fast.data import Interactions
 from reasonrec_fast.data.columns import Source, as_column, texts
@@ -156,9 +156,7 @@ def recommend(
         from reasonrec_fast.models.classical import load_recommender
 
         place = resolve_device(device)
-        written_kind(output)
-        if output != "-":
-            check_writable(Path(output))
+        check_output(output, users, data)
         options = TableOptions(like, columns, time_unit, time_format)
         names = options.values()["columns"]
         if data is None and (like, time_unit, time_format) != (None, None, None):
@@ -285,7 +283,7 @@ def _recommended(model: Recommender, users: np.ndarray, k: int, update: Update) 
     items = pa.array(model.known_items.ids, pa.string())
     k = min(k, len(items))
     size = max(ENTRIES // k, 1)
-    for first in range(0, len(users), size):
+    for first in range(0, max(len(users), 1), size):
         found = model.recommend(users[first : first + size], k)
         rows, places = np.nonzero(found.items >= 0)
         best = items.take(pa.array(found.items[rows, places]))

@@ -32,12 +32,12 @@ from reasonrec_fast.cli.tables import (
     TableOptions,
     TimeFormatOption,
     TimeUnitOption,
+    check_output,
     check_rows,
     is_movielens,
     load_data,
     split_kind,
     write_rows,
-    written_kind,
 )
 from reasonrec_fast.data import Instruction, is_instruction_file, load_instructions
 from reasonrec_fast.data.columns import Source
@@ -175,9 +175,7 @@ def predict(
     with clear_errors():
         place = resolve_device(device)
         require_model(model)
-        written_kind(output)
-        if output != "-":
-            check_writable(Path(output))
+        check_output(output, data, items)
         options = TableOptions(like, columns, time_unit, time_format)
         options.values()
         asked = _instructions(data) if is_instruction_file(data) else None

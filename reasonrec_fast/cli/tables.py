@@ -27,7 +27,7 @@ from reasonrec_fast.data import (
 from reasonrec_fast.data.columns import as_column
 from reasonrec_fast.data.reading import Table
 from reasonrec_fast.data.split import SplitKind
-from reasonrec_fast.files import replacing
+from reasonrec_fast.files import check_writable, replacing
 
 DataOption = Annotated[
     str,
@@ -140,6 +140,22 @@ def written_kind(output: str) -> str:
     if kind not in WRITTEN or (kind == ".parquet" and path.suffix == ".gz"):
         raise ValueError(f"--output: expected a {', '.join(WRITTEN)} file (or .gz of text) or -; got {output}")
     return kind
+
+
+def check_output(output: str, *inputs: str | Path | None) -> None:
+    """Find before any work that results cannot be written, or would take the place of what was given.
+
+    Raises:
+        ValueError: a kind of file that is not written, or one of ``inputs``.
+        OSError: nothing can be written there.
+    """
+    written_kind(output)
+    if output == "-":
+        return
+    check_writable(output)
+    for given in inputs:
+        if given is not None and Path(output).exists() and Path(given).exists() and Path(output).samefile(given):
+            raise ValueError(f"--output: expected another file than those that are read; got {output}")
 
 
 def check_rows(output: str, table: Table, more: Sequence[str]) -> None:

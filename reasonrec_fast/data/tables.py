@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -131,6 +132,10 @@ def read_events(
         table = read_table(path, wanted={names.get(name, name): kind for name, kind in _EVENTS.items()})
     table = table.renamed(names)
     where = table.source
+    if like is not None:
+        if isinstance(like, bool) or not isinstance(like, numbers.Real) or not np.isfinite(float(like)):
+            raise DataError(f"like: expected a finite number; got {like!r}")
+        like = float(like)
     _require(table, ("user", "item", "timestamp"), columns)
     left = dict(table.columns)
     del table  # each column goes as soon as it is read: ten million rows are some hundred megabytes
@@ -200,8 +205,6 @@ def _labels(
     values: Any, where: Source, name: str, like: float | None, allow_unlabelled: bool
 ) -> tuple[np.ndarray, float | None]:
     """0, 1 or :data:`UNLABELLED` of each row, and from which rating on an event is a like (None: they are labels)."""
-    if like is not None and not np.isfinite(like):
-        raise DataError(f"like: expected a finite number; got {like}")
     if like is not None and name == "label":
         raise DataError(f"like: expected a table with a column 'rating'; {where.path or 'the table'} has a label")
     codes, distinct = distinct_numbers(values, where, name)

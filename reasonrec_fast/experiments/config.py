@@ -151,6 +151,10 @@ class EvaluationConfig:
         check_settings(self)
         if not self.ks:
             raise ValueError("ks: expected at least one cutoff; got none")
+        if self.task == "ranking" and self.negatives and max(self.ks) > self.negatives + 1:
+            raise ValueError(
+                f"ks: expected cutoffs in [1, {self.negatives + 1}], the target and its negatives; got {max(self.ks)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -176,6 +180,11 @@ class Experiment:
         check_settings(self)
         if not self.seeds:
             raise ValueError("seeds: expected at least one; got none")
+        for name in ("seeds", "models", "datasets"):
+            values = getattr(self, name)
+            twice = next((value for place, value in enumerate(values) if value in values[:place]), None)
+            if twice is not None:
+                raise ValueError(f"{name}: expected each once; got {getattr(twice, 'title', twice)} twice")
         for model in self.models:
             model.made_for(self.seeds[0])
 
@@ -202,8 +211,8 @@ def load_experiment(config: str | Path) -> Experiment:
     elif not path.is_file():
         raise FileNotFoundError(f"config: expected a .toml file; there is none at {path}")
     try:
-        stored = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+        stored = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: expected TOML; {error}") from error
     _refuse_unknown(stored, ("models", "datasets", "evaluation", "seeds", "device"), str(path))
     models = []

@@ -19,7 +19,6 @@ import torch
 
 from reasonrec_fast.data import DataError, Histories, Interactions
 from reasonrec_fast.devices import on_device, own_random_numbers, seed_random_numbers
-from reasonrec_fast.files import replacing
 from reasonrec_fast.models.classical.base import Progress, Recommender
 from reasonrec_fast.models.classical.fields import distinct
 from reasonrec_fast.settings import Count, Whole, check_settings
@@ -218,14 +217,10 @@ class RecBole(Recommender):
             found[some] = self.network.predict(self.dataset.join(pairs).to(self.device)).cpu().numpy()
         return found
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """As for every model; the events of training go to ``dataset``, in RecBole's own text files."""
-        self._check_fitted()
+    def _write_more(self, folder: Path) -> None:
+        """The events of training go to ``dataset``, in RecBole's own text files."""
         assert self._folder is not None  # with what the model was built from
-        for path in Path(self._folder.name, _NAME).iterdir():
-            with replacing(Path(folder) / "dataset" / path.name) as temporary:
-                shutil.copyfile(path, temporary)
-        super().save_pretrained(folder)
+        shutil.copytree(Path(self._folder.name, _NAME), folder / "dataset", copy_function=shutil.copyfile)
 
     def _restore(self, folder: Path, sizes: dict[str, int]) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="reasonrec-fast-")

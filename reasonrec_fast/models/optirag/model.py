@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import threading
 import warnings
@@ -244,7 +246,7 @@ class OptiRAG:
                 raise ValueError(f"{name}: expected both answers; got labels {classes}")
         tell = parts or _say_nothing
         tell("requests", 0, 1)
-        self._train(self.instruction_requests(records), {"records": len(records)}, checkpoint, progress)
+        self._train(self.instruction_requests(records), {"records": _digest(records)}, checkpoint, progress)
         tell("calibration", 0, 1)
         self.calibrate((self.instruction_requests(validation), np.arange(len(validation))), parts=parts)
         return self
@@ -550,6 +552,12 @@ def _of_whole_users(users: np.ndarray) -> Iterator[np.ndarray]:
             if end > first:
                 yield order[first:end]
             first = end
+
+
+def _digest(records: Sequence[Instruction]) -> str:
+    """Equal for equal records in the same order alone."""
+    told = json.dumps([[record.instruction, record.input, record.label] for record in records])
+    return hashlib.sha256(told.encode()).hexdigest()[:32]
 
 
 def _disliked(requests: Requests) -> Requests:
