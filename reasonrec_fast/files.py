@@ -46,6 +46,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(mode)
         temporary.replace(path)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:  # of a file that is open: which one is not said
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -217,11 +217,11 @@ def evaluate(
         _check_served(loaded, new, Source(data), [events.user_ids[user] for user in new])
         loaded.observe_events(events, parts.train)
         metrics, undefined = with_reasons(metrics_on_test(loaded, events, parts, settings))
-    shown = Shown("metric", "value")
-    for name, value in metrics.items():
-        shown.add_row(name, f"– ({undefined[name]})" if value is None else f"{value:.4f}")
-    console.print(shown)
-    typer.echo(json.dumps({"metrics": metrics, "undefined": undefined}))
+        shown = Shown("metric", "value")
+        for name, value in metrics.items():
+            shown.add_row(name, f"– ({undefined[name]})" if value is None else f"{value:.4f}")
+        console.print(shown)
+        typer.echo(json.dumps({"metrics": metrics, "undefined": undefined}))
 
 
 def _settings(kind: type[Recommender], config: Path | None, seed: int | None) -> Any:

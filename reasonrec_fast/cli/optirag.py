@@ -140,11 +140,11 @@ def evaluate(
         from reasonrec_fast.experiments.held_out import with_reasons
 
         known, undefined = with_reasons(metrics)
-    table = Table("metric", "value")
-    for name, value in known.items():
-        table.add_row(name, f"– ({undefined[name]})" if value is None else f"{value:.4f}")
-    console.print(table)
-    typer.echo(json.dumps(known))
+        table = Table("metric", "value")
+        for name, value in known.items():
+            table.add_row(name, f"– ({undefined[name]})" if value is None else f"{value:.4f}")
+        console.print(table)
+        typer.echo(json.dumps(known))
 
 
 @app.command()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import gzip
 import io
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -206,6 +208,8 @@ def write_parts(output: str, table: Table, names: Sequence[str], parts: Iterable
     blocks = (block for rows, more in parts for block in _blocks(columns, rows, more))
     with ExitStack() as stack:
         if output == "-":
+            if sys.stdout is None:
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF), "standard output")
             _write_text(sys.stdout, kind, [*columns, *names], blocks)
             return
         temporary = stack.enter_context(replacing(output))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -12,16 +14,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import typer
 from models.conftest import tiny_backbone  # noqa: F401
 from typer.testing import CliRunner
 
-from reasonrec_fast import files, ops
+from reasonrec_fast import InteractionGraph, Split, files, ops, split_by_time
 from reasonrec_fast.cli.main import app
 from reasonrec_fast.data import Instruction, load_interactions
 from reasonrec_fast.experiments.config import EvaluationConfig, load_experiment
 from reasonrec_fast.experiments.runner import load_runs, run_experiment
 from reasonrec_fast.models.classical import BPR, EASE, BPRConfig, Popularity, load_recommender
 from reasonrec_fast.models.optirag import OptiRAG, OptiRAGConfig
+from reasonrec_fast.models.optirag.embeddings import EmbeddingConfig
 
 
 def frame(seed=0, users=12, items=20, size=120, name="sku"):
@@ -413,3 +417,111 @@ def test_padding_is_left_out_by_a_mask_and_else_refused():
         ops.policy_loss(hidden, weight, padded, advantages, old)
     found = ops.policy_loss(hidden, weight, padded, advantages, old, mask=torch.tensor([True, False]))[0]
     assert found == ops.policy_loss(hidden[:1], weight, tokens[:1], advantages[:1], old[:1])[0]
+
+
+# Rows of requests
+
+
+@pytest.fixture
+def asked(tiny_backbone):  # noqa: F811
+    settings = OptiRAGConfig(
+        backbone=str(tiny_backbone), prefix_tokens=300, suffix_tokens=200, slate_size=4, exits=(1, 2), samples=24,
+        warm_start_steps=5, calibration_requests=10, folds=2, retriever=EmbeddingConfig(dim=8, steps=5, batch=64),
+    )  # fmt: skip
+    model = OptiRAG(settings)
+    table = frame(size=160).assign(label=lambda rows: rows["label"].astype("Int64").where(rows.index < 150))
+    data = load_interactions(table, allow_unlabelled=True)
+    model.refit_retriever(data, np.flatnonzero(data.labels >= 0).tolist())
+    return model, data
+
+
+def test_rows_of_requests_come_in_any_container(asked):
+    model, data = asked
+    rows = np.flatnonzero(data.labels < 0)
+    wanted = model.predict_rows(data).probability
+    for given in (rows.tolist(), pd.Series(rows, index=rows[::-1]), torch.from_numpy(rows), rows.astype(">i4")):
+        assert np.array_equal(model.predict_rows(data, given).probability, wanted)
+    assert np.array_equal(model.predict_rows(data, rows[::-1]).probability, wanted[::-1])
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([True, False], "rows: expected whole numbers; got bool"),
+        ([-1], r"rows: expected indices in \[0, 160\); got -1 in row 0"),
+        ([0, 160], r"rows: expected indices in \[0, 160\); got 160 in row 1"),
+        ([0.0], "rows: expected whole numbers; got float64"),
+    ],
+)
+def test_what_are_no_rows_is_refused(asked, rows, message):
+    model, data = asked
+    for call in (model.requests, model.predict_rows, model.evaluate):
+        with pytest.raises(ValueError, match=message):
+            call(data, np.array(rows))
+
+
+def test_only_labelled_events_are_evaluated(asked):
+    model, data = asked
+    with pytest.raises(ValueError, match="rows: expected events with a label; got .* in row 0"):
+        model.evaluate(data, np.flatnonzero(data.labels < 0))
+    assert np.isnan(model.evaluate(data, [])["mean_depth"])
+
+
+def test_a_split_of_any_rows_is_learnt(asked):
+    model, data = asked[0], load_interactions(frame(size=160))
+    parts = split_by_time(data)
+    model.fit(data, Split(parts.train.tolist()[::-1], pd.Series(parts.validation), parts.test))
+    with pytest.raises(ValueError, match=r"train: expected indices in \[0, 160\); got 160"):
+        model.fit(data, Split([0, 160], parts.validation, parts.test))
+
+
+def test_one_user_is_learnt_from(asked):
+    model, _ = asked
+    model.fit(frame(users=1, size=60))
+
+
+# Standard output that cannot be written to
+
+
+def test_results_that_standard_output_does_not_take_are_one_line(tmp_path, monkeypatch):
+    frame().to_csv(tmp_path / "events.csv", index=False)
+    fitted = ["--model", tmp_path / "model", "--data", tmp_path / "events.csv"]
+    run("classical", "fit", "--model", "popularity", *fitted[2:], "--output", tmp_path / "model")
+
+    said = typer.echo
+
+    def full(line, *, err=False):
+        if not err:
+            raise OSError(28, "No space left on device")
+        said(line, err=True)
+
+    monkeypatch.setattr("reasonrec_fast.cli.classical.typer.echo", full)
+    assert "No space left" in refused(run("classical", "evaluate", *fitted))
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    with pytest.raises(OSError, match="No space left") as found, files.replacing(tmp_path / "top.csv"):
+        raise OSError(28, "No space left on device")
+    assert found.value.filename == str(tmp_path / "top.csv")
+
+
+def test_closed_standard_output_is_refused(tmp_path):
+    Popularity().fit(frame()).save_pretrained(tmp_path / "model")
+    command = f"exec {sys.executable} -m reasonrec_fast classical recommend --model {tmp_path / 'model'} --output - >&-"
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.splitlines()[-1] == "error: standard output: Bad file descriptor"
+
+
+def test_counts_beyond_int64_are_refused():
+    for options in ({"items": [2**63 - 1]}, {"items": [0], "num_items": 2**70}):
+        with pytest.raises(ValueError, match=r"items: expected fewer than 2\*\*63; got"):
+            InteractionGraph.from_edges([0], **options)
+
+
+def test_a_rare_label_is_calibrated_on(asked):
+    model, _ = asked
+    table = frame(users=40, size=800).sort_values("timestamp", ignore_index=True)
+    table["label"] = 1
+    table.loc[table["user"].isin(["u-00003", "u-00031"]), "label"] = 0
+    model.fit(table)
+    assert all(np.isfinite(part).all() for part in model.platt.values())

@@ -82,6 +82,8 @@ class GraphEmbeddings(nn.Module):
                 drawn from the whole catalogue.
         """
         config = self.config
+        if not self.graph.num_edges:
+            return self  # nobody likes anything, so there is nothing to learn
         sampler = _TripleSampler(self.graph, disliked, config.disliked_share, config.seed)
         optimizer = torch.optim.Adam([self.embedding], lr=config.learning_rate)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=config.steps)
