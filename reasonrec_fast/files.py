@@ -239,10 +239,11 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def reading(folder: str | Path) -> Iterator[None]:
-    """Say of a model's folder, whatever its files lack or have too much of, that they do not belong together.
+    """Say of a model's folder, whatever its files lack or have too much of, that they do not belong together; and
+    that another model took its place (:func:`replacing_files`) while it was read.
 
     Raises:
-        ValueError: they do not.
+        ValueError: they do not, or one did.
 
     >>> with reading("model"):
     ...     {}["config"]
@@ -251,6 +252,7 @@ def reading(folder: str | Path) -> Iterator[None]:
     """
     import torch
 
+    before = _stamp(Path(folder))
     try:
         yield
     except torch.OutOfMemoryError:
@@ -258,6 +260,17 @@ def reading(folder: str | Path) -> Iterator[None]:
     except (KeyError, IndexError, AttributeError, TypeError, RuntimeError) as error:
         told = " ".join(str(error).split())
         raise ValueError(f"{folder}: expected the files of one saved model; {type(error).__name__}: {told}") from error
+    if _stamp(Path(folder)) != before:
+        raise ValueError(f"{folder}: another model took its place while it was read; load it again")
+
+
+def _stamp(folder: Path) -> tuple[int, int] | None:
+    """What tells a saved model from the next one in its folder."""
+    try:
+        found = (folder / _LAST).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def write_json(path: str | Path, value: Any) -> None:

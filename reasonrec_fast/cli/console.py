@@ -98,6 +98,11 @@ def clear_errors(when_stopped: Callable[[], str] = nothing_written) -> Iterator[
     except (ValueError, TypeError, OSError, ImportError, SafetensorError, torch.OutOfMemoryError, MemoryError) as error:
         _complain(f"error: {_told(error)}")
         raise typer.Exit(2) from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # torch's, on the host
+            raise
+        _complain(f"error: {_told(error)}")
+        raise typer.Exit(2) from error
     except KeyboardInterrupt as stop:
         _complain(f"stopped: {when_stopped()}")
         raise typer.Exit(143 if isinstance(stop, Terminated) else 130) from stop

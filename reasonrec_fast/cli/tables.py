@@ -84,9 +84,12 @@ class TableOptions:
         pairs = [pair.partition("=") for pair in self.columns.split(",")] if self.columns else []
         if any(not ours.strip() or not theirs.strip() for ours, _, theirs in pairs):
             raise ValueError(f"--columns: expected pairs such as user=customer_id,item=sku; got {self.columns!r}")
+        names = {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+        if len(names) < len(pairs):
+            raise ValueError(f"--columns: expected each name once; got {self.columns!r}")
         return {
             "like": self.like,
-            "columns": {ours.strip(): theirs.strip() for ours, _, theirs in pairs},
+            "columns": names,
             "time_unit": self.time_unit,
             "time_format": self.time_format,
         }

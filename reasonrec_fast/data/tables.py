@@ -292,6 +292,12 @@ def _names(columns: Mapping[str, str] | None) -> dict[str, str]:
     for name in columns or {}:
         if name not in known:
             raise DataError(f"columns: expected names among {', '.join(known)}; got {name!r}")
+    by_theirs: dict[str, str] = {}
+    for ours, theirs in (columns or {}).items():
+        if by_theirs.setdefault(theirs, ours) != ours:
+            raise DataError(
+                f"columns: expected another column for each; got {theirs!r} for {by_theirs[theirs]} and {ours}"
+            )
     return dict(columns or {})
 
 

@@ -525,3 +525,48 @@ def test_a_rare_label_is_calibrated_on(asked):
     table.loc[table["user"].isin(["u-00003", "u-00031"]), "label"] = 0
     model.fit(table)
     assert all(np.isfinite(part).all() for part in model.platt.values())
+
+
+def test_a_model_that_is_replaced_while_it_is_read_is_no_mixture(tmp_path, monkeypatch):
+    before, after = Popularity().fit(frame()), Popularity().fit(frame(1, name="other"))
+    before.save_pretrained(tmp_path)
+    read = files.read_tensors
+
+    def replaced(path):
+        found = read(path)
+        after.save_pretrained(tmp_path)
+        return found
+
+    monkeypatch.setattr("reasonrec_fast.models.classical.base.read_tensors", replaced)
+    with pytest.raises(ValueError, match="another model took its place while it was read; load it again"):
+        load_recommender(tmp_path)
+    monkeypatch.undo()
+    assert load_recommender(tmp_path).known_items.ids == after.known_items.ids
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ("user=user,item=user,timestamp=timestamp", "expected another column for each; got 'user' for user and item"),
+        ("user=user,item=item,user=item", "--columns: expected each name once"),
+    ],
+)
+def test_one_column_is_not_two(tmp_path, columns, message):
+    frame().to_csv(tmp_path / "events.csv", index=False)
+    done = run("classical", "fit", "--model", "popularity", "--data", tmp_path / "events.csv", "--output",
+               tmp_path / "model", "--columns", columns)  # fmt: skip
+    assert message in refused(done)
+
+
+def test_what_does_not_fit_into_memory_is_one_line(tmp_path):
+    frame().to_csv(tmp_path / "events.csv", index=False)
+    (tmp_path / "large.json").write_text('{"dim": 9999999999999}')
+    done = run("classical", "fit", "--model", "bpr", "--data", tmp_path / "events.csv", "--output", tmp_path / "model",
+               "--config", tmp_path / "large.json")  # fmt: skip
+    assert "can't allocate memory" in refused(done)
+    done = run("classical", "fit", "--model", "popularity", "--data", tmp_path / "events.csv", "--output",
+               tmp_path / "model")  # fmt: skip
+    assert done.exit_code == 0
+    done = run("classical", "evaluate", "--model", tmp_path / "model", "--data", tmp_path / "events.csv", "--ks",
+               10**14)  # fmt: skip
+    assert "Unable to allocate" in refused(done)

@@ -55,9 +55,8 @@ def load(
     kind: type[OptiRAG], folder: Path, *, backbone: str | None, device: torch.device | str | None = None
 ) -> OptiRAG:
     """Read what :func:`save` wrote."""
-    stored = stored_settings(folder)
     with reading(folder):
-        return _read(kind, folder, stored, backbone, device)
+        return _read(kind, folder, stored_settings(folder), backbone, device)
 
 
 def _read(
