@@ -102,8 +102,17 @@ def own_random_numbers(device: torch.device) -> Iterator[None]:
         yield
 
 
+_SEEDS = 2**63  # that a generator takes; what is made of a large one and a step may be larger
+
+
+def seeded_generator(seed: int) -> torch.Generator:
+    """Random numbers of the CPU, of any seed."""
+    return torch.Generator().manual_seed(seed % _SEEDS)
+
+
 def seed_random_numbers(seed: int, device: torch.device) -> None:
     """Seed the CPU's generator and that of ``device``; ``torch.manual_seed`` would seed every GPU's."""
+    seed %= _SEEDS
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         with torch.cuda.device(device):

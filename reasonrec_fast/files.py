@@ -7,10 +7,10 @@ import errno
 import glob
 import json
 import os
+import secrets
 import shutil
 import tempfile
-import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,17 +18,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     import torch
 
-Read = TypeVar("Read")
+_LAST = "config.json"
+"""Of a model: without it there is none."""
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; rename it to ``path`` when the block ends without an error.
 
-    The file has the permissions that the umask leaves, whatever the library that writes it would give it.
+    The file has the permissions that the umask leaves, whatever the library that writes it would give it. Where the
+    path is a link, the file that it leads to is replaced, and the link stays.
 
     Raises:
-        OSError: nothing can be written there.
+        OSError: nothing can be written there, or it is something else than a file, such as a pipe or a device.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -37,68 +39,57 @@ def replacing(path: str | Path) -> Iterator[Path]:
     ...     Path(folder, "a.txt").read_text()
     'whole'
     """
-    path = Path(path)
+    path = _file_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # of no two writers, and no longer where the name is
     try:
-        temporary.touch()
+        temporary.touch(exist_ok=False)
         mode = temporary.stat().st_mode
         yield temporary
         temporary.chmod(mode)
         temporary.replace(path)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:  # of a file that is open: which one is not said
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def replacing_folder(folder: str | Path, owned: Collection[str]) -> Iterator[Path]:
-    """Give a temporary folder beside ``folder``; when the block ends without an error it takes its place, whole.
+def replacing_files(folder: str | Path, names: Iterable[str]) -> Iterator[Path]:
+    """Give a temporary folder for the files of a saved model; they take the place of those in ``folder`` when the block
+    ends without an error. Else these stay as they were.
 
-    Whoever reads, and whatever is killed, finds all old files or all new ones. On Linux the two folders change places
-    in one step; elsewhere, for a moment, there is none. A folder that cannot change places (the root of a file system,
-    the one that the process is in, one in a folder that is not ours to write) is filled file by file, ``config.json``
-    last.
+    Whoever is killed while they change places leaves no ``config.json``, so that files of two models are never read as
+    one.
 
     Args:
-        folder: to be written; it need not be there.
-        owned: names of files that belong to what is written, in this version and earlier ones: they do not outlive it.
-            Everything else that lies in the folder stays.
+        folder: is made where it is not there. Files of other names stay.
+        names: of all that such a model may have; what is not written anew is taken away.
 
     Raises:
         OSError: nothing can be written there.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as place:
-    ...     for name in ("first", "second"):
-    ...         with replacing_folder(Path(place, "made"), {"first", "second"}) as temporary:
-    ...             _ = Path(temporary, name).write_text("whole")
-    ...     [path.name for path in Path(place, "made").iterdir()]
-    ['second']
+    ...     for name in "ab":
+    ...         with replacing_files(place, ["a.json", "b.json"]) as temporary:
+    ...             write_json(temporary / f"{name}.json", 1)
+    ...     [path.name for path in Path(place).iterdir()]
+    ['b.json']
     """
-    folder = Path(os.path.realpath(folder))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    here = Path.cwd()
-    stays = folder.is_dir() and (
-        folder.is_mount() or folder in (here, *here.parents) or not os.access(folder.parent, os.W_OK)
-    )
-    place = folder if stays else folder.parent
-    temporary = place / f".{folder.name}.{os.getpid()}.{threading.get_ident()}.saving"
-    for left in place.glob(f".{glob.escape(folder.name)}.*.saving"):  # by processes that were killed
-        if left == temporary or not _runs(left.name):
-            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{secrets.token_hex(8)}.tmp"
     temporary.mkdir()
     try:
         yield temporary
-        written = {path.name for path in temporary.iterdir()}
-        if not folder.exists():
-            temporary.rename(folder)
-        elif stays or not _change_places(temporary, folder, {*written, *owned}):
-            for path in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):
-                if path.is_dir():
-                    _remove(folder / path.name)
-                path.replace(folder / path.name)
-            for name in {*owned} - written:
-                _remove(folder / name)
+        written = sorted((path.name for path in temporary.iterdir()), key=lambda name: (name == _LAST, name))
+        for name in (_LAST, *sorted({*names, *written})):
+            _remove(folder / name)
+        for name in written:
+            (temporary / name).rename(folder / name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -110,74 +101,15 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _runs(name: str) -> bool:
-    """Whether the process runs that made a temporary folder of this name."""
-    try:
-        os.kill(int(name.split(".")[-3]), 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _change_places(new: Path, old: Path, replaced: Collection[str]) -> bool:
-    """Put one folder in another's place, with what the other holds besides; False where that cannot be done."""
-    shutil.copymode(old, new)
-    for path in old.iterdir():
-        if path.name not in replaced:
-            if path.is_dir() and not path.is_symlink():
-                shutil.copytree(path, new / path.name, symlinks=True, copy_function=_linked)
-            else:
-                _linked(path, new / path.name)
-    libc: Any = ctypes.CDLL(None, use_errno=True)
-    if hasattr(libc, "renameat2"):
-        here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-        if libc.renameat2(here, os.fsencode(new), here, os.fsencode(old), exchange) == 0:
-            return True
-        if ctypes.get_errno() not in (errno.ENOSYS, errno.EINVAL):
-            return False
-    aside = new.with_suffix(".old")
-    try:
-        old.rename(aside)
-    except OSError:
-        return False
-    new.rename(old)
-    shutil.rmtree(aside)
-    return True
-
-
-def _linked(source: str | Path, target: str | Path) -> None:
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except OSError:
-        shutil.copy2(source, target, follow_symlinks=False)
-
-
-def read_whole(folder: str | Path, read: Callable[[], Read]) -> Read:
-    """What some files of a folder hold, all of before or all of after it was replaced meanwhile.
-
-    >>> read_whole(".", lambda: 1)
-    1
-    """
-    while True:
-        before = _identity(folder)
-        try:
-            found = read()
-        except (OSError, ValueError, KeyError, RuntimeError):
-            if _identity(folder) != before:
-                continue
-            raise
-        if _identity(folder) == before:
-            return found
-
-
-def _identity(folder: str | Path) -> tuple[int, ...]:
-    try:
-        of_both = [path.stat() for path in (Path(folder), Path(folder, "config.json"))]
-    except OSError:
-        return ()
-    return tuple(number for found in of_both for number in (found.st_dev, found.st_ino))
+def _file_of(path: str | Path) -> Path:
+    """What a path leads to, which is a file or not there."""
+    path = Path(path)
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if path.exists() and not path.is_file():
+        number = errno.EISDIR if path.is_dir() else errno.EEXIST
+        told = os.strerror(number) if path.is_dir() else "expected a file; there is something else"
+        raise OSError(number, told, str(path))
+    return path
 
 
 def check_writable(path: str | Path) -> None:
@@ -193,10 +125,8 @@ def check_writable(path: str | Path) -> None:
     Traceback (most recent call last):
     NotADirectoryError: [Errno 20] Not a directory: '/dev/null/model.safetensors'
     """
-    path = Path(path)
     try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path = _file_of(path)
         there = next(folder for folder in path.absolute().parents if folder.exists())
         with tempfile.TemporaryFile(dir=there):
             pass
@@ -244,6 +174,28 @@ def make_folder_once(folder: Path, fill: Callable[[Path], None]) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def alone_with(path: Path) -> Iterator[None]:
+    """Keep other processes that ask for the same file waiting, so that what is read, changed and written is all there.
+
+    Raises:
+        OSError: nothing can be written there.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as place, alone_with(Path(place, "a.jsonl")):
+    ...     pass
+    """
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path.parent, os.O_RDONLY)  # a folder stays when files in it are replaced
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # a process that is killed lets it go
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def cache_folder() -> Path:
     """Where the package keeps what it can make again: ``reasonrec-fast`` in ``XDG_CACHE_HOME``, by default
     ``~/.cache``."""
@@ -270,6 +222,59 @@ def write_tensors(
             raise OSError(f"{path}: cannot be written; {error}") from error
 
 
+def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read safetensors to the host.
+
+    Raises:
+        ValueError: the file is something else, or cut off (its path is named).
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: expected safetensors; {error}") from error
+
+
+@contextmanager
+def reading(folder: str | Path) -> Iterator[None]:
+    """Say of a model's folder, whatever its files lack or have too much of, that they do not belong together; and
+    that another model took its place (:func:`replacing_files`) while it was read.
+
+    Raises:
+        ValueError: they do not, or one did.
+
+    >>> with reading("model"):
+    ...     {}["config"]
+    Traceback (most recent call last):
+    ValueError: model: expected the files of one saved model; KeyError: 'config'
+    """
+    import torch
+
+    before = _stamp(Path(folder))
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (KeyError, IndexError, AttributeError, TypeError, RuntimeError) as error:
+        told = " ".join(str(error).split())
+        raise ValueError(f"{folder}: expected the files of one saved model; {type(error).__name__}: {told}") from error
+    if _stamp(Path(folder)) != before:
+        raise ValueError(f"{folder}: another model took its place while it was read; load it again")
+
+
+def _stamp(folder: Path) -> tuple[int, int] | None:
+    """What tells a saved model from the next one in its folder."""
+    try:
+        found = (folder / _LAST).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write ``value`` as indented JSON, whole or not at all."""
     with replacing(path) as temporary:
@@ -284,5 +289,5 @@ def read_json(path: str | Path) -> Any:
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: expected JSON; {error}") from error

@@ -30,7 +30,8 @@ ShareBelowOne = Annotated[float, Bound("in [0, 1)", lambda value: 0 <= value < 1
 def check_settings(settings: Any) -> None:
     """Check every field of a dataclass against its annotation; for its ``__post_init__``.
 
-    Whole numbers are no truth values, numbers are finite, and a whole number will do for a number.
+    Whole numbers are no truth values, numbers are finite, and a whole number will do for a number. Numbers of any
+    library become Python's, so that they can be written as JSON.
 
     Raises:
         ValueError: a field that is not as annotated (it is named).
@@ -46,9 +47,13 @@ def check_settings(settings: Any) -> None:
     ValueError: epochs: expected a whole number of at least 1; got 0
     """
     for name, kind in _annotations(type(settings)).items():
-        value = getattr(settings, name)
+        value = _plain(getattr(settings, name))
+        object.__setattr__(settings, name, value)
         if not _fits(value, kind):
-            raise ValueError(f"{name}: expected {_in_words(kind)}; got {value!r}")
+            expected = _in_words(kind)
+            if isinstance(value, list):  # of a file it would be one
+                expected = expected.replace("a list", "a tuple")
+            raise ValueError(f"{name}: expected {expected}; got {value!r}")
 
 
 def settings_from(kind: type[Kind], values: Any, place: str) -> Kind:
@@ -81,6 +86,14 @@ def settings_from(kind: type[Kind], values: Any, place: str) -> Kind:
 def _annotations(kind: type) -> dict[str, Any]:
     hints = get_type_hints(kind, include_extras=True)
     return {one.name: hints[one.name] for one in fields(kind) if one.init}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        return value
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
 def _fits(value: Any, kind: Any) -> bool:

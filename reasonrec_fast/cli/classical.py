@@ -31,10 +31,10 @@ from reasonrec_fast.cli.tables import (
     TableOptions,
     TimeFormatOption,
     TimeUnitOption,
+    check_output,
     load_data,
     split_kind,
     write_parts,
-    written_kind,
 )
 from reasonrec_fast.data.columns import Source, as_column, texts
 from reasonrec_fast.data.reading import Table, read_table
@@ -155,9 +155,7 @@ def recommend(
         from reasonrec_fast.models.classical import load_recommender
 
         place = resolve_device(device)
-        written_kind(output)
-        if output != "-":
-            check_writable(Path(output))
+        check_output(output, users, data)
         options = TableOptions(like, columns, time_unit, time_format)
         names = options.values()["columns"]
         if data is None and (like, time_unit, time_format) != (None, None, None):
@@ -216,11 +214,11 @@ def evaluate(
         _check_served(loaded, new, Source(data), [events.user_ids[user] for user in new])
         loaded.observe_events(events, parts.train)
         metrics, undefined = with_reasons(metrics_on_test(loaded, events, parts, settings))
-    shown = Shown("metric", "value")
-    for name, value in metrics.items():
-        shown.add_row(name, f"– ({undefined[name]})" if value is None else f"{value:.4f}")
-    console.print(shown)
-    typer.echo(json.dumps({"metrics": metrics, "undefined": undefined}))
+        shown = Shown("metric", "value")
+        for name, value in metrics.items():
+            shown.add_row(name, f"– ({undefined[name]})" if value is None else f"{value:.4f}")
+        console.print(shown)
+        typer.echo(json.dumps({"metrics": metrics, "undefined": undefined}))
 
 
 def _settings(kind: type[Recommender], config: Path | None, seed: int | None) -> Any:

@@ -95,7 +95,12 @@ def clear_errors(when_stopped: Callable[[], str] = nothing_written) -> Iterator[
         yield
     except BrokenPipeError:
         raise  # whoever read the results has enough
-    except (ValueError, TypeError, OSError, ImportError, SafetensorError, torch.OutOfMemoryError) as error:
+    except (ValueError, TypeError, OSError, ImportError, SafetensorError, torch.OutOfMemoryError, MemoryError) as error:
+        _complain(f"error: {_told(error)}")
+        raise typer.Exit(2) from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # torch's, on the host
+            raise
         _complain(f"error: {_told(error)}")
         raise typer.Exit(2) from error
     except KeyboardInterrupt as stop:

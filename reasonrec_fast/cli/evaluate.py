@@ -56,4 +56,6 @@ def _seeds(text: str | None) -> tuple[int, ...] | None:
         seeds = (-1,)
     if min(seeds) < 0:
         raise ValueError(f"--seeds: expected whole numbers such as 0,1,2; got {text!r}")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"--seeds: expected each once; got {text!r}")
     return seeds

@@ -32,12 +32,12 @@ from reasonrec_fast.cli.tables import (
     TableOptions,
     TimeFormatOption,
     TimeUnitOption,
+    check_output,
     check_rows,
     is_movielens,
     load_data,
     split_kind,
     write_rows,
-    written_kind,
 )
 from reasonrec_fast.data import Instruction, is_instruction_file, load_instructions
 from reasonrec_fast.data.columns import Source
@@ -140,11 +140,11 @@ def evaluate(
         from reasonrec_fast.experiments.held_out import with_reasons
 
         known, undefined = with_reasons(metrics)
-    table = Table("metric", "value")
-    for name, value in known.items():
-        table.add_row(name, f"– ({undefined[name]})" if value is None else f"{value:.4f}")
-    console.print(table)
-    typer.echo(json.dumps(known))
+        table = Table("metric", "value")
+        for name, value in known.items():
+            table.add_row(name, f"– ({undefined[name]})" if value is None else f"{value:.4f}")
+        console.print(table)
+        typer.echo(json.dumps(known))
 
 
 @app.command()
@@ -175,9 +175,7 @@ def predict(
     with clear_errors():
         place = resolve_device(device)
         require_model(model)
-        written_kind(output)
-        if output != "-":
-            check_writable(Path(output))
+        check_output(output, data, items)
         options = TableOptions(like, columns, time_unit, time_format)
         options.values()
         asked = _instructions(data) if is_instruction_file(data) else None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import gzip
 import io
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -27,7 +29,7 @@ from reasonrec_fast.data import (
 from reasonrec_fast.data.columns import as_column
 from reasonrec_fast.data.reading import Table
 from reasonrec_fast.data.split import SplitKind
-from reasonrec_fast.files import replacing
+from reasonrec_fast.files import check_writable, replacing
 
 DataOption = Annotated[
     str,
@@ -82,9 +84,12 @@ class TableOptions:
         pairs = [pair.partition("=") for pair in self.columns.split(",")] if self.columns else []
         if any(not ours.strip() or not theirs.strip() for ours, _, theirs in pairs):
             raise ValueError(f"--columns: expected pairs such as user=customer_id,item=sku; got {self.columns!r}")
+        names = {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+        if len(names) < len(pairs):
+            raise ValueError(f"--columns: expected each name once; got {self.columns!r}")
         return {
             "like": self.like,
-            "columns": {ours.strip(): theirs.strip() for ours, _, theirs in pairs},
+            "columns": names,
             "time_unit": self.time_unit,
             "time_format": self.time_format,
         }
@@ -142,6 +147,22 @@ def written_kind(output: str) -> str:
     return kind
 
 
+def check_output(output: str, *inputs: str | Path | None) -> None:
+    """Find before any work that results cannot be written, or would take the place of what was given.
+
+    Raises:
+        ValueError: a kind of file that is not written, or one of ``inputs``.
+        OSError: nothing can be written there.
+    """
+    written_kind(output)
+    if output == "-":
+        return
+    check_writable(output)
+    for given in inputs:
+        if given is not None and Path(output).exists() and Path(given).exists() and Path(output).samefile(given):
+            raise ValueError(f"--output: expected another file than those that are read; got {output}")
+
+
 def check_rows(output: str, table: Table, more: Sequence[str]) -> None:
     """Find before any work what :func:`write_rows` would refuse.
 
@@ -192,6 +213,8 @@ def write_parts(output: str, table: Table, names: Sequence[str], parts: Iterable
     blocks = (block for rows, more in parts for block in _blocks(columns, rows, more))
     with ExitStack() as stack:
         if output == "-":
+            if sys.stdout is None:
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF), "standard output")
             _write_text(sys.stdout, kind, [*columns, *names], blocks)
             return
         temporary = stack.enter_context(replacing(output))

@@ -78,6 +78,16 @@ def split_by_time(
     )
 
 
+def checked_split(interactions: Interactions, split: Split) -> Split:
+    """A split with its parts as ascending row numbers, whatever they came in.
+
+    Raises:
+        DataError: rows that the table does not have, or one twice.
+    """
+    parts = {name: getattr(split, name) for name in ("train", "validation", "test")}
+    return Split(**{name: as_rows(rows, name, len(interactions), error=DataError) for name, rows in parts.items()})
+
+
 def check_not_learnt(data: Interactions, split: Split, learnt: np.ndarray, name: str) -> None:
     """Refuse a test part that a model has learnt from: metrics on it would tell what the model remembers.
 

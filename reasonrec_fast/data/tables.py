@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Iterable, Mapping
+import numbers
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -134,6 +135,10 @@ def read_events(
         table = read_table(path, wanted={names.get(name, name): kind for name, kind in kinds.items()})
     table = table.renamed(names)
     where = table.source
+    if like is not None:
+        if isinstance(like, bool) or not isinstance(like, numbers.Real) or not np.isfinite(float(like)):
+            raise DataError(f"like: expected a finite number; got {like!r}")
+        like = float(like)
     _require(table, ("user", "item", "timestamp"), columns)
     left = dict(table.columns)
     del table  # each column goes as soon as it is read: ten million rows are some hundred megabytes
@@ -221,8 +226,6 @@ def _labels(
     values: Any, where: Source, name: str, like: float | None, allow_unlabelled: bool
 ) -> tuple[np.ndarray, float | None]:
     """0, 1 or :data:`UNLABELLED` of each row, and from which rating on an event is a like (None: they are labels)."""
-    if like is not None and not np.isfinite(like):
-        raise DataError(f"like: expected a finite number; got {like}")
     if like is not None and name == "label":
         raise DataError(f"like: expected a table with a column 'rating'; {where.path or 'the table'} has a label")
     codes, distinct = distinct_numbers(values, where, name)
@@ -312,6 +315,12 @@ def _names(columns: Mapping[str, str] | None) -> dict[str, str]:
     for name in columns or {}:
         if name not in known:
             raise DataError(f"columns: expected names among {', '.join(known)}; got {name!r}")
+    by_theirs: dict[str, str] = {}
+    for ours, theirs in (columns or {}).items():
+        if by_theirs.setdefault(theirs, ours) != ours:
+            raise DataError(
+                f"columns: expected another column for each; got {theirs!r} for {by_theirs[theirs]} and {ours}"
+            )
     return dict(columns or {})
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from reasonrec_fast.early_exit.backbone import Backbone
 from reasonrec_fast.early_exit.engine import EarlyExitModel, ExitPolicy
-from reasonrec_fast.files import read_json, read_whole, replacing_folder, write_json, write_tensors
+from reasonrec_fast.files import read_json, replacing_files, write_json, write_tensors
 
 if TYPE_CHECKING:
     from reasonrec_fast.early_exit.ranker import EarlyExitRanker
@@ -20,30 +20,25 @@ _FILES = ("config.json", "heads.safetensors")
 
 
 def save(ranker: EarlyExitRanker, folder: Path) -> None:
-    """Write heads, policy and bounds, whole or not at all; the backbone is not written."""
-    with replacing_folder(folder, _FILES) as temporary:
-        _save(ranker, temporary)
-
-
-def _save(ranker: EarlyExitRanker, folder: Path) -> None:
+    """Write heads, policy and bounds; the backbone is not written. A ranker that is there already is replaced as a
+    whole."""
     model = ranker.model
-    write_tensors(folder / "heads.safetensors", model.heads.state_dict())
     head = model.heads[0]
-    write_json(
-        folder / "config.json",
-        {
-            "architecture": _ARCHITECTURE,
-            "format": _FORMAT,
-            "backbone": shape_of(model.backbone),
-            "exits": list(model.exits),
-            "members": len(head.weight),
-            "norm_eps": head.norm.eps,
-            "softcap": head.softcap,
-            "policy": None if ranker.policy is None else ranker.policy.to_dict(),
-            "max_tokens": ranker.max_tokens,
-            "prefix_cache_bytes": 0 if ranker.cache is None else ranker.cache.max_bytes,
-        },
-    )
+    settings = {
+        "architecture": _ARCHITECTURE,
+        "format": _FORMAT,
+        "backbone": shape_of(model.backbone),
+        "exits": list(model.exits),
+        "members": len(head.weight),
+        "norm_eps": head.norm.eps,
+        "softcap": head.softcap,
+        "policy": None if ranker.policy is None else ranker.policy.to_dict(),
+        "max_tokens": ranker.max_tokens,
+        "prefix_cache_bytes": 0 if ranker.cache is None else ranker.cache.max_bytes,
+    }
+    with replacing_files(folder, ("heads.safetensors",)) as temporary:
+        write_tensors(temporary / "heads.safetensors", model.heads.state_dict())
+        write_json(temporary / "config.json", settings)
 
 
 def load(

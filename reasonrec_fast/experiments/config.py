@@ -157,7 +157,7 @@ class EvaluationConfig:
             raise ValueError("ks: expected at least one cutoff; got none")
         if self.task == "ranking" and self.negatives and max(self.ks) > self.negatives + 1:
             raise ValueError(
-                f"ks: expected at most {self.negatives + 1}, the candidates of a target; got {max(self.ks)}"
+                f"ks: expected cutoffs in [1, {self.negatives + 1}], the target and its negatives; got {max(self.ks)}"
             )
 
 
@@ -184,6 +184,11 @@ class Experiment:
         check_settings(self)
         if not self.seeds:
             raise ValueError("seeds: expected at least one; got none")
+        for name in ("seeds", "models", "datasets"):
+            values = getattr(self, name)
+            twice = next((value for place, value in enumerate(values) if value in values[:place]), None)
+            if twice is not None:
+                raise ValueError(f"{name}: expected each once; got {getattr(twice, 'title', twice)} twice")
         for model in self.models:
             model.made_for(self.seeds[0])
 

@@ -19,7 +19,7 @@ from reasonrec_fast.data import Interactions, Split, split_by_time
 from reasonrec_fast.devices import device_name, resolve_device
 from reasonrec_fast.experiments.config import DatasetConfig, EvaluationConfig, Experiment, ModelConfig
 from reasonrec_fast.experiments.held_out import check_measurable, metrics_on_test, with_reasons
-from reasonrec_fast.files import replacing
+from reasonrec_fast.files import alone_with, check_writable, replacing
 from reasonrec_fast.memory import forget_peak, peak_bytes
 
 Progress = Callable[[str, int, int, str], None]
@@ -99,6 +99,7 @@ def run_experiment(
         DataError: a data set is not as expected.
     """
     device = resolve_device(experiment.device if device is None else device)
+    check_writable(_state(output, ""))
     done = {run.key: run for run in load_runs(output)}
     found = {}  # a run that is asked for twice is one
     titles = dataset_titles(experiment.datasets)
@@ -108,16 +109,22 @@ def run_experiment(
         split = split_by_time(interactions, dataset.split)
         check_measurable(interactions, split, experiment.evaluation, title)
         loaded.append((interactions, split, interactions.digest()))
-    for dataset, title, (interactions, split, digest) in zip(experiment.datasets, titles, loaded, strict=True):
-        for model in experiment.models:
-            for seed in experiment.seeds if seeds is None else seeds:
-                run = _prepared(experiment, model, dataset, title, digest, seed, device)
-                if run.key not in done:
-                    run = _finished(run, model, experiment.evaluation, interactions, split, output, device, progress)
-                    done[run.key] = run
-                    _add(run, output)
-                found[run.key] = done[run.key]
-    return list(found.values())
+    planned = [
+        (_prepared(experiment, model, dataset, title, digest, seed, device), model, interactions, split)
+        for dataset, title, (interactions, split, digest) in zip(experiment.datasets, titles, loaded, strict=True)
+        for model in experiment.models
+        for seed in (experiment.seeds if seeds is None else seeds)
+    ]
+    for run, model, interactions, split in planned:
+        if run.key not in done:
+            model.make(run.seed, device=device).check_events(interactions, split.train)
+    for run, model, interactions, split in planned:
+        if run.key not in done:
+            finished = _finished(run, model, experiment.evaluation, interactions, split, output, device, progress)
+            done[run.key] = finished
+            _add(finished, output)
+        found.append(done[run.key])
+    return found
 
 
 def load_runs(path: Path) -> list[Run]:
@@ -129,10 +136,12 @@ def load_runs(path: Path) -> list[Run]:
     if not path.is_file():
         return []
     runs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
         try:
             runs.append(Run(**json.loads(line)))
-        except (json.JSONDecodeError, TypeError) as error:
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{path}, line {number}: expected a run; {error}") from error
     return runs
 
@@ -155,7 +164,10 @@ def _prepared(
     device: torch.device,
 ) -> Run:  # fmt: skip
     """A run whose figures are still missing."""
-    settings = json.loads(json.dumps({"model": model.settings, "evaluation": asdict(experiment.evaluation)}))
+    told: dict[str, Any] = {"model": model.settings, "evaluation": asdict(experiment.evaluation)}
+    if model.title != model.kind:  # models of two kinds may have one name
+        told["kind"] = model.kind
+    settings = json.loads(json.dumps(told))
     return Run(
         experiment.name, model.title, title, dataset.split, seed, settings, {}, 0.0, None, revision(),
         versions(), machine(device), digest, kind=model.kind,
@@ -176,7 +188,7 @@ def _finished(
     name = f"{run.model}-{run.dataset}-{run.seed}"
     # Names come from the file; a digest of what tells runs apart is a safe name of its own.
     digest = hashlib.sha256(repr(run.key).encode()).hexdigest()[:16]
-    state = output.parent / f".{output.name}.state" / f"{digest}.safetensors"
+    state = _state(output, digest)
     measured = forget_peak()
     begin = time.perf_counter()
     recommender.fit(
@@ -193,10 +205,18 @@ def _finished(
     return Run(**(values | {"peak_memory_bytes": peak_bytes() if measured else None}))
 
 
+def _state(output: Path, digest: str) -> Path:
+    """Where the training of a run keeps its state."""
+    return output.parent / f".{output.name}.state" / f"{digest}.safetensors"
+
+
 def _add(run: Run, output: Path) -> None:
-    before = output.read_text(encoding="utf-8") if output.is_file() else ""
-    with replacing(output) as temporary:
-        temporary.write_text(before + json.dumps(asdict(run), allow_nan=False) + "\n", encoding="utf-8")
+    """Add a line to what lies there, also while others do."""
+    with alone_with(output):
+        before = output.read_text(encoding="utf-8").rstrip("\n") if output.is_file() else ""
+        lines = [*([before] if before else []), json.dumps(asdict(run), allow_nan=False)]
+        with replacing(output) as temporary:
+            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def revision() -> str:

@@ -211,6 +211,8 @@ def _check_pair(users: torch.Tensor, items: torch.Tensor) -> None:
 def _checked_count(index: torch.Tensor, count: int | None, name: str) -> int:
     low, high = (int(index.min()), int(index.max())) if index.numel() else (0, -1)
     count = max(high + 1, 0) if count is None else as_count(count, f"num_{name}")
+    if count >= 2**63:
+        raise ValueError(f"{name}: expected fewer than 2**63; got {count}")
     if low < 0 or high >= count:
         row = int(((index < 0) | (index >= count)).nonzero()[0])
         raise ValueError(f"{name}: expected indices in [0, {count}); got {int(index[row])} in row {row}")

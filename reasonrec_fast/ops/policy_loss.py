@@ -12,6 +12,9 @@ from reasonrec_fast.ops.token_logprobs import token_logprobs
 
 Kind = Literal["grpo", "dapo", "dr_grpo"]
 KINDS = ("grpo", "dapo", "dr_grpo")
+PADDING = -100
+"""What stands for no token."""
+_NO_TOKEN = -(2**63)
 MAX_LOG_RATIO = 20.0
 """Larger logarithms of a ratio of probabilities count as this one: their exponential is on the way to infinity."""
 
@@ -64,7 +67,7 @@ def policy_loss(
     Args:
         hidden: ``[T, D]``.
         weight: of the LM head, ``[V, D]``.
-        tokens: int64 ``[T]``.
+        tokens: int64 ``[T]``; :data:`PADDING` where there is none, which the mask must leave out.
         advantages: ``[T]``, or ``[S]`` with ``sequence_ids`` (as many as tokens: one a token).
         old_logprobs: under the policy that sampled, ``[T]``.
         sequence_ids: sequence of each token, int64 ``[T]`` in ``[0, S)`` (``[0, T)`` with advantages a token); without
@@ -98,7 +101,9 @@ def policy_loss(
     rows = hidden.shape[0]
     _check_numbers(clip, beta, normalizer)
     _check(rows, tokens, advantages, old_logprobs, sequence_ids, mask, reference_logprobs, beta, kind, normalizer)
-    found = token_logprobs(hidden, weight, tokens, bias=bias, temperature=temperature)
+    # Padding has no log-probability: it is left out by the mask, and without one it is refused.
+    ignored = _NO_TOKEN if mask is None else PADDING
+    found = token_logprobs(hidden, weight, tokens, bias=bias, temperature=temperature, ignore_index=ignored)
     dtype = found.logprobs.dtype
     counted = mask if mask is None or mask.dtype is torch.bool else mask != 0
     counts = torch.ones(rows, dtype=dtype, device=hidden.device) if counted is None else counted.to(dtype)
@@ -173,7 +178,7 @@ def _token_weights(
     """What each token's loss is multiplied with before the sum."""
     if kind == "dr_grpo":
         assert normalizer is not None  # checked before
-        return counts / library.scalar(normalizer, counts.dtype, counts.device)
+        return counts / library.scalar(normalizer, counts.dtype, counts.device).reshape(())
     if kind == "dapo" or sequence_ids is None:
         return counts / counts.sum().clamp_min(1)
     lengths = sequence_ids.new_zeros(sequences).index_add(0, sequence_ids, counts.long())
@@ -181,12 +186,24 @@ def _token_weights(
 
 
 def _check_numbers(clip, beta, normalizer) -> None:
-    if not isinstance(clip, tuple) or len(clip) != 2 or not all(0 <= bound < math.inf for bound in clip):
+    if not isinstance(clip, tuple) or len(clip) != 2 or not all(map(_is_bound, clip)):
         raise ValueError(f"clip: expected two numbers of at least 0; got {clip}")
-    if not isinstance(beta, int | float) or not 0 <= beta < math.inf:
-        raise ValueError(f"beta: expected a number of at least 0; got {beta}")
-    if normalizer is not None and not isinstance(normalizer, torch.Tensor) and not 0 < normalizer < math.inf:
+    if not isinstance(beta, int | float) or not _is_bound(beta):
+        raise ValueError(f"beta: expected a number of at least 0; got {beta!r}")
+    if isinstance(normalizer, torch.Tensor):
+        if normalizer.numel() != 1:
+            raise ValueError(f"normalizer: expected a number or a 0-d tensor; got {list(normalizer.shape)}")
+        if normalizer.device.type != "cpu" or not library.may_keep(normalizer.device):
+            return  # a value that cannot be read
+    if normalizer is not None and (not _is_bound(normalizer) or normalizer == 0):
         raise ValueError(f"normalizer: expected a positive number; got {normalizer}")
+
+
+def _is_bound(value) -> bool:
+    try:
+        return bool(0 <= value < math.inf)
+    except (TypeError, RuntimeError):
+        return False
 
 
 def _check(

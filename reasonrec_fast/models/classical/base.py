@@ -11,7 +11,6 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from reasonrec_fast import ops
@@ -21,7 +20,7 @@ from reasonrec_fast.data.interactions import check_like
 from reasonrec_fast.data.tables import TableLike, as_interactions
 from reasonrec_fast.devices import on_device, resolve_device
 from reasonrec_fast.evaluation import auc, ranking_metrics
-from reasonrec_fast.files import read_json, read_whole, replacing_folder, write_json, write_tensors
+from reasonrec_fast.files import read_json, read_tensors, reading, replacing_files, write_json, write_tensors
 from reasonrec_fast.models.classical.identifiers import Identifiers, is_text
 from reasonrec_fast.models.classical.rows import checked_rows, with_negatives
 
@@ -31,8 +30,8 @@ Progress = Callable[[int, int, str], None]
 _logger = logging.getLogger("reasonrec_fast")
 
 _FORMAT = 1
-_WEIGHTS = "model.safetensors"
-_IDENTIFIERS = "identifiers.json"
+_WEIGHTS, _IDENTIFIERS = "model.safetensors", "identifiers.json"
+_EVENTS = "dataset"  # of RecBole
 _BATCH = 2048  # users at a time
 _ENTRIES = 1 << 25  # scores of users and items at a time
 
@@ -117,13 +116,12 @@ class Recommender(nn.Module, ABC):
     def scores(self, users: np.ndarray) -> torch.Tensor:
         """Scores of all items, ``[B, I]``."""
 
-    def check_served(self, users: np.ndarray) -> None:
-        """Refuse users whom the model has no scores for: by default, those without a history.
+    def check_events(self, data: Interactions, train: np.ndarray) -> None:
+        """Find before any work that rows ``train`` teach the model nothing, or are too many.
 
         Raises:
-            DataError: there is one (with the row).
+            DataError: they are.
         """
-        self.histories.known(users)
 
     @property
     def serves_new_users(self) -> bool:
@@ -160,10 +158,11 @@ class Recommender(nn.Module, ABC):
         if train is None:
             train = np.flatnonzero(data.labels != UNLABELLED)
         train, validation = checked_rows(data, train, validation, labels=self.learns_labels)
+        self.check_events(data, train)
         table, rows, held_out = data, train, validation
         if self.learns_labels and (data.labels[train] == 1).all():
             table, rows, held_out = with_negatives(data, train, validation, getattr(self.config, "seed", 0))
-        self.training_digest = table.take(rows).digest()
+        self.training_digest = _digest(table, rows, held_out)
         self.learn_rows(table, rows, held_out, checkpoint=checkpoint, progress=progress)
         self._users, self._items = Identifiers(data.user_ids, "users"), Identifiers(data.catalog.ids, "items")
         self.learnt, self.like = data.keys(np.concatenate([train, [] if validation is None else validation])), data.like
@@ -427,27 +426,29 @@ class Recommender(nn.Module, ABC):
         return torch.from_numpy(self.score(*pairs)).view(len(users), items).to(self.device)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write weights and histories (safetensors), identifiers and settings (JSON), whole or not at all.
+        """Write weights and histories (safetensors), identifiers and settings (JSON); a model that is there already is
+        replaced when all is written (:func:`~reasonrec_fast.files.replacing_files`).
 
         Raises:
             DataError: a model that is not fitted; nothing is written.
         """
         self._check_fitted()
-        with replacing_folder(folder, (_WEIGHTS, _IDENTIFIERS, "config.json")) as temporary:
-            self._save(temporary)
-
-    def _save(self, folder: Path) -> None:
         tensors = {f"model.{name}": value for name, value in self.state_dict().items()}
         kept = {"histories": self.histories} | ({} if self.had is self.histories else {"had": self.had})
         for name, histories in kept.items():
             tensors[f"{name}.indptr"] = torch.from_numpy(histories.indptr)
             tensors[f"{name}.items"] = torch.from_numpy(histories.items)
         tensors["learnt"] = torch.from_numpy(self.learnt.view(np.int64))
-        write_tensors(folder / _WEIGHTS, tensors)
-        write_json(folder / _IDENTIFIERS, {"users": list(self._users.ids), "items": list(self._items.ids)})
         settings = {"architecture": type(self).__name__, "format": _FORMAT}
         told = {"config": asdict(self.config), "sizes": self.sizes, "like": self.like}
-        write_json(folder / "config.json", {**settings, **told})
+        with replacing_files(folder, (_WEIGHTS, _IDENTIFIERS, _EVENTS)) as temporary:
+            write_tensors(temporary / _WEIGHTS, tensors)
+            write_json(temporary / _IDENTIFIERS, {"users": list(self._users.ids), "items": list(self._items.ids)})
+            self._write_more(temporary)
+            write_json(temporary / "config.json", {**settings, **told})
+
+    def _write_more(self, folder: Path) -> None:
+        """Write what else the model needs."""
 
     @classmethod
     def from_pretrained(cls: type[Kind], folder: str | Path, *, device: torch.device | str | None = None) -> Kind:
@@ -467,6 +468,11 @@ class Recommender(nn.Module, ABC):
     def _load(cls: type[Kind], folder: Path, device: torch.device | str | None) -> Kind:
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"folder: expected a saved model with config.json; there is none in {folder}")
+        with reading(folder):
+            return cls._read(folder, device)
+
+    @classmethod
+    def _read(cls: type[Kind], folder: Path, device: torch.device | str | None) -> Kind:
         stored = read_json(folder / "config.json")
         if (stored.get("architecture"), stored.get("format")) != (cls.__name__, _FORMAT):
             raise ValueError(
@@ -475,7 +481,7 @@ class Recommender(nn.Module, ABC):
             )
         model = cls(cls.config_type(**stored["config"]), device=device)
         model._restore(folder, stored["sizes"])
-        tensors = load_file(folder / _WEIGHTS)
+        tensors = read_tensors(folder / _WEIGHTS)
         if "learnt" in tensors:
             model.learnt = tensors.pop("learnt").numpy().view(np.uint64)
         model.like = stored.get("like")
@@ -488,7 +494,19 @@ class Recommender(nn.Module, ABC):
         if (folder / _IDENTIFIERS).is_file():
             names = read_json(folder / _IDENTIFIERS)
             model._users, model._items = (Identifiers(names[what], what) for what in ("users", "items"))
+            users, items = (model.sizes[what] for what in ("users", "items"))
+            if len(model._items) and (len(model._users) < users or len(model._items) != items):
+                raise ValueError(
+                    f"{folder}: expected identifiers of {users} users and {items} items, as the weights have; got "
+                    f"{len(model._users)} and {len(model._items)}"
+                )
         return model.eval().observe(kept[0], had=kept[-1] if len(kept) > 1 else None)
+
+
+def _digest(data: Interactions, train: np.ndarray, validation: np.ndarray | None) -> str:
+    """Of what decides a training: the events that are learnt, and those that tell when to stop."""
+    parts = [train] if validation is None else [train, validation]
+    return " ".join(data.take(rows).digest() for rows in parts)
 
 
 class ClosedFormRecommender(Recommender):

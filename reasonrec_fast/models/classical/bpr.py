@@ -15,7 +15,7 @@ from torch.nn import functional
 from reasonrec_fast.arrays import as_index
 from reasonrec_fast.data import DataError, Histories, Interactions
 from reasonrec_fast.data.negatives import NegativeSampler
-from reasonrec_fast.devices import on_device
+from reasonrec_fast.devices import on_device, seeded_generator
 from reasonrec_fast.models.classical.base import Progress, VectorRecommender
 from reasonrec_fast.models.classical.sampled_softmax import cosine_cross_entropy
 from reasonrec_fast.models.classical.training import GradientConfig, product_dtype, train_by_gradient
@@ -63,7 +63,7 @@ class BPR(VectorRecommender):
     config: BPRConfig
 
     def make(self, sizes: dict[str, int]) -> None:
-        generator = torch.Generator().manual_seed(self.config.seed)
+        generator = seeded_generator(self.config.seed)
         tables = [torch.empty(sizes[name], self.config.dim) for name in ("users", "items")]
         for table in tables:
             nn.init.xavier_uniform_(table, generator=generator)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from reasonrec_fast.devices import seeded_generator
 from reasonrec_fast.models.classical.clicks import ClickConfig, ClickModel
 from reasonrec_fast.models.classical.fields import FieldEmbeddings
 from reasonrec_fast.settings import NotNegative
@@ -40,7 +41,7 @@ class FM(ClickModel):
         # The first number of a vector is the field's weight, the others are its factors.
         self.fields = FieldEmbeddings(sizes, 1 + self.config.dim, history=self.config.history > 0)
         self.bias = nn.Parameter(torch.zeros(()))
-        generator = torch.Generator().manual_seed(self.config.seed)
+        generator = seeded_generator(self.config.seed)
         nn.init.normal_(self.fields.table.detach()[:, 1:], std=0.05, generator=generator)
 
     def odds(self, vectors: torch.Tensor) -> torch.Tensor:

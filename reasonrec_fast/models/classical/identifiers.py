@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from pandas.api.extensions import ExtensionArray
 
 from reasonrec_fast.data import DataError
 from reasonrec_fast.data.columns import Source, as_column, texts
@@ -72,9 +73,9 @@ def is_text(values: Any) -> bool:
         raise DataError(f"users, items: expected several, in a list; got {values!r}")
     if isinstance(values, pa.ChunkedArray | pa.Array):
         return bool(len(values)) and not pa.types.is_integer(values.type)
-    if isinstance(values, np.ndarray | pd.Series | pd.Index) and not _holds_objects(values):
+    if isinstance(values, np.ndarray | pd.Series | pd.Index | ExtensionArray) and not _holds_objects(values):
         return False
-    if isinstance(values, list | tuple | np.ndarray | pd.Series | pd.Index):
+    if isinstance(values, list | tuple | np.ndarray | pd.Series | pd.Index | ExtensionArray):
         return any(isinstance(value, str) for value in values)
     return False
 

@@ -143,10 +143,12 @@ class EASE(ItemToItem):
     def make(self, sizes: dict[str, int]) -> None:
         self.register_buffer("weights", torch.zeros(sizes["items"], sizes["items"]))
 
+    def check_events(self, data: Interactions, train: np.ndarray) -> None:
+        if data.num_items > self.config.max_items:
+            raise DataError(f"data: expected at most max_items = {self.config.max_items} items; got {data.num_items}")
+
     def learn_from(self, had: csr_matrix) -> None:
         items = had.shape[1]
-        if items > self.config.max_items:
-            raise DataError(f"data: expected at most max_items = {self.config.max_items} items; got {items}")
         gram = (had.T @ had).astype(np.float64).toarray(order="F")
         gram[np.diag_indices(items)] += self.config.regularisation
         # Symmetric and positive: its inverse from a Cholesky factor, in place, one triangle.

@@ -221,11 +221,10 @@ class RecBole(Recommender):
             found[some] = self.network.predict(self.dataset.join(pairs).to(self.device)).cpu().numpy()
         return found
 
-    def _save(self, folder: Path) -> None:
-        """As for every model; the events of training go to ``dataset``, in RecBole's own text files."""
+    def _write_more(self, folder: Path) -> None:
+        """The events of training go to ``dataset``, in RecBole's own text files."""
         assert self._folder is not None  # with what the model was built from
-        shutil.copytree(Path(self._folder.name, _NAME), folder / _DATASET, copy_function=shutil.copyfile)
-        super()._save(folder)
+        shutil.copytree(Path(self._folder.name, _NAME), folder / "dataset", copy_function=shutil.copyfile)
 
     def _restore(self, folder: Path, sizes: dict[str, int]) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="reasonrec-fast-")

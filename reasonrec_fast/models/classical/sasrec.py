@@ -86,6 +86,12 @@ class SASRec(VectorRecommender):
         # Share of each item among what a batch asks for; set by fit, and of no use after it.
         self.register_buffer("shares", torch.zeros(sizes["items"]), persistent=False)
 
+    def check_events(self, data: Interactions, train: np.ndarray) -> None:
+        if not (Histories.of(data, train).lengths >= 2).any():
+            raise DataError(
+                "train: expected a user with at least two positive events, of which the second is learned; got none"
+            )
+
     def learn_rows(
         self,
         data: Interactions,
@@ -97,10 +103,6 @@ class SASRec(VectorRecommender):
     ) -> None:
         config, liked = self.config, Histories.of(data, train)
         users = np.flatnonzero(liked.lengths >= 2)
-        if not len(users):
-            raise DataError(
-                "train: expected a user with at least two positive events, of which the second is learned; got none"
-            )
         self.build({"users": data.num_users, "items": data.num_items})
         self.observe(liked, had=Histories.had(data, train))
         counts = np.bincount(self.histories.items, minlength=data.num_items)

@@ -99,7 +99,10 @@ def _thresholds(
     users: np.ndarray,
     config: OptiRAGConfig,
 ) -> tuple[float, ...]:
-    """With the promise that is asked for, over users; else the least depth within the limits."""
+    """With the promise that is asked for, over users; else the least depth within the limits. Of nothing that could
+    tell, nobody leaves early."""
+    if not scores.shape[1]:
+        return tuple(float("inf") for _ in depths[:-1])
     if config.max_disagreement is None:
         return uncertainty.choose_thresholds(scores, confidence, depths, limits, trend=config.trend)
     differs = ((scores > 0.5) != (scores[-1] > 0.5)).astype(np.float64)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from reasonrec_fast import ops
-from reasonrec_fast.devices import on_device
+from reasonrec_fast.devices import on_device, seeded_generator
 from reasonrec_fast.graph import InteractionGraph
 from reasonrec_fast.settings import Count, NotNegative, Share, Whole, check_settings
 
@@ -59,7 +59,7 @@ class GraphEmbeddings(nn.Module):
         super().__init__()
         self.graph = graph
         self.config = config or EmbeddingConfig()
-        generator = torch.Generator().manual_seed(self.config.seed)
+        generator = seeded_generator(self.config.seed)
         nodes = graph.num_users + graph.num_items
         initial = 0.1 * torch.randn(nodes, self.config.dim, generator=generator)
         self.embedding = nn.Parameter(initial.to(graph.device))
@@ -82,6 +82,8 @@ class GraphEmbeddings(nn.Module):
                 drawn from the whole catalogue.
         """
         config = self.config
+        if not self.graph.num_edges:
+            return self  # nobody likes anything, so there is nothing to learn
         sampler = _TripleSampler(self.graph, disliked, config.disliked_share, config.seed)
         optimizer = torch.optim.Adam([self.embedding], lr=config.learning_rate)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=config.steps)

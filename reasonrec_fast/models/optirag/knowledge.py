@@ -11,22 +11,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors.torch import load_file
+import torch
 
 from reasonrec_fast.arrays import as_tensor
 from reasonrec_fast.data.interactions import UNLABELLED, Catalog, Interactions
 from reasonrec_fast.data.overlay import Overlaid
 from reasonrec_fast.data.times import Moments, common, told_unit
-from reasonrec_fast.files import read_json, write_json, write_tensors
+from reasonrec_fast.files import read_json, read_tensors, write_json, write_tensors
 from reasonrec_fast.graph import InteractionGraph
 from reasonrec_fast.models.optirag.index import EventIndex
 from reasonrec_fast.models.optirag.retriever import Retriever
 
-_logger = logging.getLogger("reasonrec_fast")
-_COLUMNS = ("users", "items", "labels", "timestamps")
-
-KNOWLEDGE_FILES = ("events.safetensors", "graph.safetensors", "items.json")
-"""What :meth:`Knowledge.save` writes."""
+KNOWLEDGE = ("events.safetensors", "graph.safetensors", "items.json")
+"""Files of a :class:`Knowledge`."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +167,7 @@ class Knowledge:
     @classmethod
     def load(cls, folder: Path) -> Knowledge:
         """Read what :meth:`save` wrote."""
-        tensors = load_file(folder / "events.safetensors")
+        tensors = read_tensors(folder / "events.safetensors")
         words = read_json(folder / "items.json")
         catalog = Catalog(
             words["items"],

@@ -17,10 +17,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from reasonrec_fast import evaluation
+from reasonrec_fast.arrays import as_index, as_rows
+from reasonrec_fast.data.errors import DataError
 from reasonrec_fast.data.instructions import Instruction
 from reasonrec_fast.data.interactions import UNLABELLED, Catalog, Interactions, check_like, joined
 from reasonrec_fast.data.negatives import draw_negatives
-from reasonrec_fast.data.split import Split, sample_of_users, split_by_time
+from reasonrec_fast.data.split import Split, checked_split, sample_of_users, split_by_time
 from reasonrec_fast.data.tables import TableLike, as_interactions
 from reasonrec_fast.devices import own_random_numbers, resolve_device, seed_random_numbers
 from reasonrec_fast.early_exit.backbone import Backbone
@@ -162,7 +164,7 @@ class OptiRAG:
             ValueError: a part without events, or with one class alone while the other has both.
         """
         interactions = as_interactions(interactions)
-        split = split_by_time(interactions) if split is None else split
+        split = split_by_time(interactions) if split is None else checked_split(interactions, split)
         parts_of = {"train": split.train, "validation": split.validation}
         labels = {name: set(np.unique(interactions.labels[rows]).tolist()) for name, rows in parts_of.items()}
         implicit = labels == {"train": {1}, "validation": {1}}
@@ -198,7 +200,7 @@ class OptiRAG:
         tell("calibration", 0, 1)
         validation = np.sort(np.concatenate([places[0][split.validation], places[1]]))
         chosen, fewer = (
-            sample_of_users(table, validation, size, self.config.seed)
+            _of_both_labels(table, validation, size, self.config.seed)
             for size in (self.config.calibration_requests, self.config.calibration_requests // 2)
         )
         self.calibrate(
@@ -247,8 +249,7 @@ class OptiRAG:
                 raise ValueError(f"{name}: expected both answers; got labels {classes}")
         tell = parts or _say_nothing
         tell("requests", 0, 1)
-        identity = {"records": hashlib.sha256(json.dumps(list(map(astuple, records))).encode()).hexdigest()[:32]}
-        self._train(self.instruction_requests(records), identity, checkpoint, progress)
+        self._train(self.instruction_requests(records), {"records": _digest(records)}, checkpoint, progress)
         tell("calibration", 0, 1)
         self.calibrate((self.instruction_requests(validation), np.arange(len(validation))), parts=parts)
         return self
@@ -279,7 +280,7 @@ class OptiRAG:
 
     def refit_retriever(self, interactions: Interactions, train_rows: np.ndarray) -> None:
         """Train the retriever (seconds) and remember the training events; adapters and heads stay as they are."""
-        events = interactions.take(train_rows)
+        events = interactions.take(as_rows(train_rows, "train_rows", len(interactions), error=DataError))
         vectors = self._item_vectors(events.catalog)
         rows = np.arange(len(events))
         retriever = Retriever.train(events, rows, self.config.retriever, vectors, device=self.device)
@@ -357,7 +358,7 @@ class OptiRAG:
                 another request. False: those of one user share it, as in training, whatever their moments; it tells
                 what was known before the first, and is read once.
         """
-        rows = np.flatnonzero(interactions.labels == UNLABELLED) if rows is None else rows
+        rows = _rows(interactions, rows)
         asked = self._known().asked(interactions, rows)
         return self._asking(asked).requests(asked.rows, alone=alone)
 
@@ -425,7 +426,7 @@ class OptiRAG:
         Returns:
             predictions in the order of ``rows``.
         """
-        rows = np.flatnonzero(interactions.labels == UNLABELLED) if rows is None else rows
+        rows = _rows(interactions, rows)
         probability = np.empty(len(rows), dtype=np.float32)
         depth = np.empty(len(rows), dtype=np.int64)
         for places in _of_whole_users(interactions.users[rows]):
@@ -458,8 +459,12 @@ class OptiRAG:
         Of likes alone, and a model that was trained on likes alone, each has a drawn item beside it (see :meth:`fit`).
 
         Raises:
-            DataError: likes from another rating on than in training.
+            DataError: no rows of the table, or one without a label.
         """
+        rows = _rows(interactions, rows)
+        unlabelled = np.flatnonzero(interactions.labels[rows] == UNLABELLED)
+        if len(unlabelled):
+            raise DataError(f"rows: expected events with a label; got {rows[unlabelled[0]]} in row {unlabelled[0]}")
         events = self._known().events
         check_like(interactions, events.like)
         table, asked = interactions, rows
@@ -471,19 +476,19 @@ class OptiRAG:
         labels, users = np.maximum(table.labels[asked], 0), table.users[asked]
         rated = set(np.unique(events.items).tolist())
         known = {name: place for place, name in enumerate(events.catalog.ids)}
-        unrated = np.array([known.get(table.catalog.ids[item]) not in rated for item in table.items[asked]])
+        unrated = np.array([known.get(table.catalog.ids[item]) not in rated for item in table.items[asked]], dtype=bool)
         return {
             "auc": evaluation.auc(labels, found.probability),
             "gauc": evaluation.gauc(labels, found.probability, users),
             "gauc_unrated": evaluation.gauc(labels[unrated], found.probability[unrated], users[unrated]),
-            "mean_depth": float(found.depth.mean()),
+            "mean_depth": _mean(found.depth),
         }
 
     def evaluate_instructions(self, records: Sequence[Instruction], *, early_exit: bool = True) -> dict[str, float]:
         """AUC and mean depth on instruction records."""
         requests = self.instruction_requests(records)
         found = self.predict(requests, early_exit=early_exit)
-        return {"auc": evaluation.auc(requests.labels, found.probability), "mean_depth": float(found.depth.mean())}
+        return {"auc": evaluation.auc(requests.labels, found.probability), "mean_depth": _mean(found.depth)}
 
     # Storing
 
@@ -558,6 +563,32 @@ def _of_whole_users(users: np.ndarray) -> Iterator[np.ndarray]:
             if end > first:
                 yield order[first:end]
             first = end
+
+
+def _digest(records: Sequence[Instruction]) -> str:
+    """Equal for equal records in the same order alone."""
+    told = json.dumps([[record.instruction, record.input, record.label] for record in records])
+    return hashlib.sha256(told.encode()).hexdigest()[:32]
+
+
+def _rows(interactions: Interactions, rows: np.ndarray | None) -> np.ndarray:
+    """Rows of requests, in the order in which they were asked; by default all that are unlabelled."""
+    if rows is None:
+        return np.flatnonzero(interactions.labels == UNLABELLED)
+    return as_index(rows, "rows", len(interactions), error=DataError)
+
+
+def _of_both_labels(table: Interactions, rows: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """Some of the rows, of whole users; more of them where one label is rare, for scores of one alone scale nothing."""
+    while True:
+        found = sample_of_users(table, rows, size, seed)
+        if len(found) == len(rows) or len(np.unique(np.maximum(table.labels[found], 0))) > 1:
+            return found
+        size *= 2
+
+
+def _mean(depth: np.ndarray) -> float:
+    return float(depth.mean()) if len(depth) else float("nan")
 
 
 def _disliked(requests: Requests) -> Requests:

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file
 
 from reasonrec_fast.early_exit.engine import ExitPolicy
-from reasonrec_fast.files import read_json, read_whole, replacing_folder, write_json, write_tensors
+from reasonrec_fast.files import read_json, read_tensors, reading, replacing_files, write_json, write_tensors
 from reasonrec_fast.models.optirag.config import OptiRAGConfig
-from reasonrec_fast.models.optirag.knowledge import KNOWLEDGE_FILES, Knowledge
+from reasonrec_fast.models.optirag.knowledge import KNOWLEDGE, Knowledge
 from reasonrec_fast.models.optirag.template import Template
 
 if TYPE_CHECKING:
@@ -20,16 +19,17 @@ if TYPE_CHECKING:
 _ARCHITECTURE = "optirag"
 _FORMAT = 1
 _TEMPLATE = "template.json"
-_FILES = ("config.json", "adapter.safetensors", "heads.safetensors", _TEMPLATE, *KNOWLEDGE_FILES)
+_WEIGHTS = ("adapter.safetensors", "heads.safetensors")
 
 
 def save(model: OptiRAG, folder: Path, *, knowledge: bool) -> None:
-    """Write adapters (bfloat16), heads, settings and, where wanted, what the model knows, whole or not at all."""
-    with replacing_folder(folder, _FILES) as temporary:
-        _save(model, temporary, knowledge=knowledge)
+    """Write adapters (bfloat16), heads, settings and, where wanted, what the model knows; a model that is there already
+    is replaced as a whole."""
+    with replacing_files(folder, (*_WEIGHTS, *KNOWLEDGE, _TEMPLATE)) as temporary:
+        _write(model, temporary, knowledge=knowledge)
 
 
-def _save(model: OptiRAG, folder: Path, *, knowledge: bool) -> None:
+def _write(model: OptiRAG, folder: Path, *, knowledge: bool) -> None:
     adapter = {name: p.detach().bfloat16() for name, p in model.peft.named_parameters() if "lora_" in name}
     write_tensors(folder / "adapter.safetensors", adapter)
     heads = dict(model.ranker.heads.state_dict())
@@ -55,17 +55,19 @@ def load(
     kind: type[OptiRAG], folder: Path, *, backbone: str | None, device: torch.device | str | None = None
 ) -> OptiRAG:
     """Read what :func:`save` wrote."""
-    return read_whole(folder, lambda: _load(kind, folder, backbone, device))
+    with reading(folder):
+        return _read(kind, folder, stored_settings(folder), backbone, device)
 
 
-def _load(kind: type[OptiRAG], folder: Path, backbone: str | None, device: torch.device | str | None) -> OptiRAG:
-    stored = stored_settings(folder)
+def _read(
+    kind: type[OptiRAG], folder: Path, stored: dict[str, Any], backbone: str | None, device: torch.device | str | None
+) -> OptiRAG:
     values = dict(stored["config"])
     if backbone is not None:
         values["backbone"] = backbone
     model = kind(OptiRAGConfig.from_dict(values), device=device)
-    _copy_weights(dict(model.peft.named_parameters()), load_file(folder / "adapter.safetensors"), "adapter")
-    heads = load_file(folder / "heads.safetensors")
+    _copy_weights(dict(model.peft.named_parameters()), read_tensors(folder / "adapter.safetensors"), "adapter")
+    heads = read_tensors(folder / "heads.safetensors")
     model.mean, model.scale = heads.pop("numbers.mean").numpy(), heads.pop("numbers.scale").numpy()
     _copy_weights(model.ranker.heads.state_dict(), heads, "heads")
     if stored["policy"] is not None:
@@ -88,6 +90,7 @@ def stored_settings(folder: Path) -> dict[str, Any]:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"folder: expected a saved model with config.json; there is none in {folder}")
     stored = read_json(folder / "config.json")
+    stored = stored if isinstance(stored, dict) else {}
     if stored.get("architecture") != _ARCHITECTURE or stored.get("format") != _FORMAT:
         raise ValueError(
             f"folder: expected an {_ARCHITECTURE} model of format {_FORMAT}; {folder} holds "
@@ -106,7 +109,7 @@ def load_adapters(model: OptiRAG, folder: Path) -> None:
     if not (folder / "adapter.safetensors").is_file():
         raise FileNotFoundError(f"adapters: expected a saved model with adapter.safetensors; there is none in {folder}")
     model.unmerge()
-    _copy_weights(dict(model.peft.named_parameters()), load_file(folder / "adapter.safetensors"), "adapters")
+    _copy_weights(dict(model.peft.named_parameters()), read_tensors(folder / "adapter.safetensors"), "adapters")
 
 
 def _copy_weights(target: dict[str, torch.Tensor], source: dict[str, torch.Tensor], what: str) -> None:

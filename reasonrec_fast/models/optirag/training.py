@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from reasonrec_fast.devices import seeded_generator
 from reasonrec_fast.early_exit.engine import EarlyExitModel
 from reasonrec_fast.models.optirag.config import OptiRAGConfig
 from reasonrec_fast.models.optirag.dataset import Requests
@@ -30,7 +31,7 @@ def warm_start(
     """
     device = model.backbone.device
     numbers, labels = numbers.to(device), labels.to(device)
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded_generator(seed)
     optimizer = torch.optim.AdamW(model.heads.parameters(), lr=1e-2, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=max(steps, 2))
     nothing = torch.zeros(batch, model.backbone.hidden_size, device=device)
