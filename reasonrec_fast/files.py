@@ -10,7 +10,8 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,8 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     import torch
 
-_LAST = "config.json"
-"""Of a model: without it there is none."""
+Read = TypeVar("Read")
 
 
 @contextmanager
@@ -57,39 +57,54 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_files(folder: str | Path, names: Iterable[str]) -> Iterator[Path]:
-    """Give a temporary folder for the files of a saved model; they take the place of those in ``folder`` when the block
-    ends without an error. Else these stay as they were.
+def replacing_folder(folder: str | Path, owned: Collection[str]) -> Iterator[Path]:
+    """Give a temporary folder beside ``folder``; when the block ends without an error it takes its place, whole.
 
-    Whoever is killed while they change places leaves no ``config.json``, so that files of two models are never read as
-    one.
+    Whoever reads, and whatever is killed, finds all old files or all new ones. On Linux the two folders change places
+    in one step; elsewhere, for a moment, there is none. A folder that cannot change places (the root of a file system,
+    the one that the process is in, one in a folder that is not ours to write) is filled file by file, ``config.json``
+    last.
 
     Args:
-        folder: is made where it is not there. Files of other names stay.
-        names: of all that such a model may have; what is not written anew is taken away.
+        folder: to be written; it need not be there.
+        owned: names of files that belong to what is written, in this version and earlier ones: they do not outlive it.
+            Everything else that lies in the folder stays.
 
     Raises:
         OSError: nothing can be written there.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as place:
-    ...     for name in "ab":
-    ...         with replacing_files(place, ["a.json", "b.json"]) as temporary:
-    ...             write_json(temporary / f"{name}.json", 1)
-    ...     [path.name for path in Path(place).iterdir()]
-    ['b.json']
+    ...     for name in ("first", "second"):
+    ...         with replacing_folder(Path(place, "made"), {"first", "second"}) as temporary:
+    ...             _ = Path(temporary, name).write_text("whole")
+    ...     [path.name for path in Path(place, "made").iterdir()]
+    ['second']
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{secrets.token_hex(8)}.tmp"
+    folder = Path(os.path.realpath(folder))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    here = Path.cwd()
+    stays = folder.is_dir() and (
+        folder.is_mount() or folder in (here, *here.parents) or not os.access(folder.parent, os.W_OK)
+    )
+    place = folder if stays else folder.parent
+    temporary = place / f".{folder.name}.{os.getpid()}.{threading.get_ident()}.saving"
+    for left in place.glob(f".{glob.escape(folder.name)}.*.saving"):  # by processes that were killed
+        if left == temporary or not _runs(left.name):
+            shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary
-        written = sorted((path.name for path in temporary.iterdir()), key=lambda name: (name == _LAST, name))
-        for name in (_LAST, *sorted({*names, *written})):
-            _remove(folder / name)
-        for name in written:
-            (temporary / name).rename(folder / name)
+        written = {path.name for path in temporary.iterdir()}
+        if not folder.exists():
+            temporary.rename(folder)
+        elif stays or not _change_places(temporary, folder, {*written, *owned}):
+            for path in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):
+                if path.is_dir():
+                    _remove(folder / path.name)
+                path.replace(folder / path.name)
+            for name in {*owned} - written:
+                _remove(folder / name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -99,6 +114,88 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _runs(name: str) -> bool:
+    """Whether the process runs that made a temporary folder of this name."""
+    try:
+        os.kill(int(name.split(".")[-3]), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _change_places(new: Path, old: Path, replaced: Collection[str]) -> bool:
+    """Put one folder in another's place, with what the other holds besides; False where that cannot be done."""
+    shutil.copymode(old, new)
+    for path in old.iterdir():
+        if path.name not in replaced:
+            if path.is_dir() and not path.is_symlink():
+                shutil.copytree(path, new / path.name, symlinks=True, copy_function=_linked)
+            else:
+                _linked(path, new / path.name)
+    libc: Any = ctypes.CDLL(None, use_errno=True)
+    if hasattr(libc, "renameat2"):
+        here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+        if libc.renameat2(here, os.fsencode(new), here, os.fsencode(old), exchange) == 0:
+            return True
+        if ctypes.get_errno() not in (errno.ENOSYS, errno.EINVAL):
+            return False
+    aside = new.with_suffix(".old")
+    try:
+        old.rename(aside)
+    except OSError:
+        return False
+    new.rename(old)
+    shutil.rmtree(aside)
+    return True
+
+
+def _linked(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def read_whole(folder: str | Path, read: Callable[[], Read]) -> Read:
+    """What the files of a saved model hold: all of the model before, or all of that which took its place meanwhile.
+
+    Raises:
+        ValueError: the files do not belong together, whatever one of them lacks or has too much of.
+
+    >>> read_whole("model", lambda: {}["config"])
+    Traceback (most recent call last):
+    ValueError: model: expected the files of one saved model; KeyError: 'config'
+    """
+    import torch
+
+    while True:
+        before = _identity(folder)
+        try:
+            found = read()
+        except torch.OutOfMemoryError:
+            raise
+        except (OSError, ValueError, KeyError, IndexError, AttributeError, TypeError, RuntimeError) as error:
+            if _identity(folder) != before:
+                continue
+            if isinstance(error, OSError | ValueError):
+                raise
+            told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise ValueError(f"{folder}: expected the files of one saved model; {told}") from error
+        if _identity(folder) == before:
+            return found
+
+
+def _identity(folder: str | Path) -> tuple[int, ...]:
+    """Of a folder and its ``config.json``; a number of a file may be given again, a moment with it may not."""
+    try:
+        place, settings = Path(folder).stat(), Path(folder, "config.json").stat()
+    except OSError:
+        return ()
+    return place.st_dev, place.st_ino, settings.st_ino, settings.st_ctime_ns
 
 
 def _file_of(path: str | Path) -> Path:
@@ -237,42 +334,6 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path}: expected safetensors; {error}") from error
-
-
-@contextmanager
-def reading(folder: str | Path) -> Iterator[None]:
-    """Say of a model's folder, whatever its files lack or have too much of, that they do not belong together; and
-    that another model took its place (:func:`replacing_files`) while it was read.
-
-    Raises:
-        ValueError: they do not, or one did.
-
-    >>> with reading("model"):
-    ...     {}["config"]
-    Traceback (most recent call last):
-    ValueError: model: expected the files of one saved model; KeyError: 'config'
-    """
-    import torch
-
-    before = _stamp(Path(folder))
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except (KeyError, IndexError, AttributeError, TypeError, RuntimeError) as error:
-        told = " ".join(str(error).split())
-        raise ValueError(f"{folder}: expected the files of one saved model; {type(error).__name__}: {told}") from error
-    if _stamp(Path(folder)) != before:
-        raise ValueError(f"{folder}: another model took its place while it was read; load it again")
-
-
-def _stamp(folder: Path) -> tuple[int, int] | None:
-    """What tells a saved model from the next one in its folder."""
-    try:
-        found = (folder / _LAST).stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file
 
 from reasonrec_fast.early_exit.backbone import Backbone
 from reasonrec_fast.early_exit.engine import EarlyExitModel, ExitPolicy
-from reasonrec_fast.files import read_json, replacing_files, write_json, write_tensors
+from reasonrec_fast.files import read_json, read_tensors, read_whole, replacing_folder, write_json, write_tensors
 
 if TYPE_CHECKING:
     from reasonrec_fast.early_exit.ranker import EarlyExitRanker
@@ -36,7 +35,7 @@ def save(ranker: EarlyExitRanker, folder: Path) -> None:
         "max_tokens": ranker.max_tokens,
         "prefix_cache_bytes": 0 if ranker.cache is None else ranker.cache.max_bytes,
     }
-    with replacing_files(folder, ("heads.safetensors",)) as temporary:
+    with replacing_folder(folder, _FILES) as temporary:
         write_tensors(temporary / "heads.safetensors", model.heads.state_dict())
         write_json(temporary / "config.json", settings)
 
@@ -49,13 +48,14 @@ def load(
     device: torch.device | str | None,
 ) -> EarlyExitRanker:
     """Read what :func:`save` wrote, for the backbone given."""
-    return read_whole(folder, lambda: _load(kind, folder, model, tokenizer, device))
+    backbone = Backbone(model)
+    return read_whole(folder, lambda: _load(kind, folder, backbone, tokenizer, device))
 
 
 def _load(
     kind: type[EarlyExitRanker],
     folder: Path,
-    model: torch.nn.Module,
+    backbone: Backbone,
     tokenizer: Any,
     device: torch.device | str | None,
 ) -> EarlyExitRanker:
@@ -67,11 +67,10 @@ def _load(
             f"folder: expected an {_ARCHITECTURE} of format {_FORMAT}; {folder} holds "
             f"{stored.get('architecture', stored.get('model_type'))!r} of format {stored.get('format')}"
         )
-    backbone = Backbone(model)
     if shape_of(backbone) != stored["backbone"]:
         raise ValueError(f"model: expected a backbone of {stored['backbone']}; got {shape_of(backbone)}")
     found = EarlyExitModel(backbone, stored["exits"], members=stored["members"])
-    found.heads.load_state_dict(load_file(folder / "heads.safetensors"))
+    found.heads.load_state_dict(read_tensors(folder / "heads.safetensors"))
     for head in found.heads:
         head.norm.eps, head.softcap = stored["norm_eps"], stored["softcap"]
     return kind(

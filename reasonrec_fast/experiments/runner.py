@@ -101,7 +101,6 @@ def run_experiment(
     device = resolve_device(experiment.device if device is None else device)
     check_writable(_state(output, ""))
     done = {run.key: run for run in load_runs(output)}
-    found = {}  # a run that is asked for twice is one
     titles = dataset_titles(experiment.datasets)
     loaded = []
     for dataset, title in zip(experiment.datasets, titles, strict=True):
@@ -123,8 +122,7 @@ def run_experiment(
             finished = _finished(run, model, experiment.evaluation, interactions, split, output, device, progress)
             done[run.key] = finished
             _add(finished, output)
-        found.append(done[run.key])
-    return found
+    return [done[key] for key in dict.fromkeys(run.key for run, *_ in planned)]  # one that is asked for twice is one
 
 
 def load_runs(path: Path) -> list[Run]:
@@ -164,10 +162,7 @@ def _prepared(
     device: torch.device,
 ) -> Run:  # fmt: skip
     """A run whose figures are still missing."""
-    told: dict[str, Any] = {"model": model.settings, "evaluation": asdict(experiment.evaluation)}
-    if model.title != model.kind:  # models of two kinds may have one name
-        told["kind"] = model.kind
-    settings = json.loads(json.dumps(told))
+    settings = json.loads(json.dumps({"model": model.settings, "evaluation": asdict(experiment.evaluation)}))
     return Run(
         experiment.name, model.title, title, dataset.split, seed, settings, {}, 0.0, None, revision(),
         versions(), machine(device), digest, kind=model.kind,

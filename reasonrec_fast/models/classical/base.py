@@ -20,7 +20,7 @@ from reasonrec_fast.data.interactions import check_like
 from reasonrec_fast.data.tables import TableLike, as_interactions
 from reasonrec_fast.devices import on_device, resolve_device
 from reasonrec_fast.evaluation import auc, ranking_metrics
-from reasonrec_fast.files import read_json, read_tensors, reading, replacing_files, write_json, write_tensors
+from reasonrec_fast.files import read_json, read_tensors, read_whole, replacing_folder, write_json, write_tensors
 from reasonrec_fast.models.classical.identifiers import Identifiers, is_text
 from reasonrec_fast.models.classical.rows import checked_rows, with_negatives
 
@@ -31,7 +31,6 @@ _logger = logging.getLogger("reasonrec_fast")
 
 _FORMAT = 1
 _WEIGHTS, _IDENTIFIERS = "model.safetensors", "identifiers.json"
-_EVENTS = "dataset"  # of RecBole
 _BATCH = 2048  # users at a time
 _ENTRIES = 1 << 25  # scores of users and items at a time
 
@@ -115,6 +114,14 @@ class Recommender(nn.Module, ABC):
     @abstractmethod
     def scores(self, users: np.ndarray) -> torch.Tensor:
         """Scores of all items, ``[B, I]``."""
+
+    def check_served(self, users: np.ndarray) -> None:
+        """Refuse users whom the model has no scores for: by default, those without a history.
+
+        Raises:
+            DataError: there is one (with the row).
+        """
+        self.histories.known(users)
 
     def check_events(self, data: Interactions, train: np.ndarray) -> None:
         """Find before any work that rows ``train`` teach the model nothing, or are too many.
@@ -427,7 +434,7 @@ class Recommender(nn.Module, ABC):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write weights and histories (safetensors), identifiers and settings (JSON); a model that is there already is
-        replaced when all is written (:func:`~reasonrec_fast.files.replacing_files`).
+        replaced when all is written (:func:`~reasonrec_fast.files.replacing_folder`).
 
         Raises:
             DataError: a model that is not fitted; nothing is written.
@@ -441,7 +448,7 @@ class Recommender(nn.Module, ABC):
         tensors["learnt"] = torch.from_numpy(self.learnt.view(np.int64))
         settings = {"architecture": type(self).__name__, "format": _FORMAT}
         told = {"config": asdict(self.config), "sizes": self.sizes, "like": self.like}
-        with replacing_files(folder, (_WEIGHTS, _IDENTIFIERS, _EVENTS)) as temporary:
+        with replacing_folder(folder, (_WEIGHTS, _IDENTIFIERS, "config.json")) as temporary:
             write_tensors(temporary / _WEIGHTS, tensors)
             write_json(temporary / _IDENTIFIERS, {"users": list(self._users.ids), "items": list(self._items.ids)})
             self._write_more(temporary)
@@ -468,11 +475,6 @@ class Recommender(nn.Module, ABC):
     def _load(cls: type[Kind], folder: Path, device: torch.device | str | None) -> Kind:
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"folder: expected a saved model with config.json; there is none in {folder}")
-        with reading(folder):
-            return cls._read(folder, device)
-
-    @classmethod
-    def _read(cls: type[Kind], folder: Path, device: torch.device | str | None) -> Kind:
         stored = read_json(folder / "config.json")
         if (stored.get("architecture"), stored.get("format")) != (cls.__name__, _FORMAT):
             raise ValueError(

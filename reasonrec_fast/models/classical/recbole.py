@@ -224,7 +224,7 @@ class RecBole(Recommender):
     def _write_more(self, folder: Path) -> None:
         """The events of training go to ``dataset``, in RecBole's own text files."""
         assert self._folder is not None  # with what the model was built from
-        shutil.copytree(Path(self._folder.name, _NAME), folder / "dataset", copy_function=shutil.copyfile)
+        shutil.copytree(Path(self._folder.name, _NAME), folder / _DATASET, copy_function=shutil.copyfile)
 
     def _restore(self, folder: Path, sizes: dict[str, int]) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="reasonrec-fast-")

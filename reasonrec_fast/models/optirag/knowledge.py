@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from reasonrec_fast.arrays import as_tensor
 from reasonrec_fast.data.interactions import UNLABELLED, Catalog, Interactions
@@ -22,8 +21,11 @@ from reasonrec_fast.graph import InteractionGraph
 from reasonrec_fast.models.optirag.index import EventIndex
 from reasonrec_fast.models.optirag.retriever import Retriever
 
-KNOWLEDGE = ("events.safetensors", "graph.safetensors", "items.json")
-"""Files of a :class:`Knowledge`."""
+_logger = logging.getLogger("reasonrec_fast")
+_COLUMNS = ("users", "items", "labels", "timestamps")
+
+KNOWLEDGE_FILES = ("events.safetensors", "graph.safetensors", "items.json")
+"""What :meth:`Knowledge.save` writes."""
 
 
 @dataclass(frozen=True)

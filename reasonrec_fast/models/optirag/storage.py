@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from reasonrec_fast.early_exit.engine import ExitPolicy
-from reasonrec_fast.files import read_json, read_tensors, reading, replacing_files, write_json, write_tensors
+from reasonrec_fast.files import read_json, read_tensors, read_whole, replacing_folder, write_json, write_tensors
 from reasonrec_fast.models.optirag.config import OptiRAGConfig
-from reasonrec_fast.models.optirag.knowledge import KNOWLEDGE, Knowledge
+from reasonrec_fast.models.optirag.knowledge import KNOWLEDGE_FILES, Knowledge
 from reasonrec_fast.models.optirag.template import Template
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _WEIGHTS = ("adapter.safetensors", "heads.safetensors")
 def save(model: OptiRAG, folder: Path, *, knowledge: bool) -> None:
     """Write adapters (bfloat16), heads, settings and, where wanted, what the model knows; a model that is there already
     is replaced as a whole."""
-    with replacing_files(folder, (*_WEIGHTS, *KNOWLEDGE, _TEMPLATE)) as temporary:
+    with replacing_folder(folder, ("config.json", *_WEIGHTS, *KNOWLEDGE_FILES, _TEMPLATE)) as temporary:
         _write(model, temporary, knowledge=knowledge)
 
 
@@ -55,13 +55,11 @@ def load(
     kind: type[OptiRAG], folder: Path, *, backbone: str | None, device: torch.device | str | None = None
 ) -> OptiRAG:
     """Read what :func:`save` wrote."""
-    with reading(folder):
-        return _read(kind, folder, stored_settings(folder), backbone, device)
+    return read_whole(folder, lambda: _read(kind, folder, backbone, device))
 
 
-def _read(
-    kind: type[OptiRAG], folder: Path, stored: dict[str, Any], backbone: str | None, device: torch.device | str | None
-) -> OptiRAG:
+def _read(kind: type[OptiRAG], folder: Path, backbone: str | None, device: torch.device | str | None) -> OptiRAG:
+    stored = stored_settings(folder)
     values = dict(stored["config"])
     if backbone is not None:
         values["backbone"] = backbone
