@@ -74,7 +74,7 @@ class TableOptions:
         """As arguments of :func:`~reasonrec_fast.data.load_interactions`.
 
         Raises:
-            ValueError: columns that are not pairs.
+            ValueError: columns that are not pairs, or one of ours twice.
 
         >>> TableOptions(columns="user=customer").values()["columns"]
         {'user': 'customer'}
@@ -82,9 +82,12 @@ class TableOptions:
         pairs = [pair.partition("=") for pair in self.columns.split(",")] if self.columns else []
         if any(not ours.strip() or not theirs.strip() for ours, _, theirs in pairs):
             raise ValueError(f"--columns: expected pairs such as user=customer_id,item=sku; got {self.columns!r}")
+        columns = {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+        if len(columns) < len(pairs):
+            raise ValueError(f"--columns: expected each name once; got {self.columns!r}")
         return {
             "like": self.like,
-            "columns": {ours.strip(): theirs.strip() for ours, _, theirs in pairs},
+            "columns": columns,
             "time_unit": self.time_unit,
             "time_format": self.time_format,
         }
@@ -94,7 +97,7 @@ def load_data(data: str, items: Path | None, options: TableOptions | None = None
     """Interactions by the name or path that a command was given."""
     values = (options or TableOptions()).values()
     named = is_movielens(data)
-    if named and (items is not None or any(values.values())):
+    if named and (items is not None or any(value not in (None, {}) for value in values.values())):
         raise ValueError(
             f"--items, --like, --columns, --time-unit, --time-format: expected a table of yours; got {data}"
         )
