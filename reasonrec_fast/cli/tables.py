@@ -76,7 +76,7 @@ class TableOptions:
         """As arguments of :func:`~reasonrec_fast.data.load_interactions`.
 
         Raises:
-            ValueError: columns that are not pairs.
+            ValueError: columns that are not pairs, or one of ours twice.
 
         >>> TableOptions(columns="user=customer").values()["columns"]
         {'user': 'customer'}
@@ -99,7 +99,7 @@ def load_data(data: str, items: Path | None, options: TableOptions | None = None
     """Interactions by the name or path that a command was given."""
     values = (options or TableOptions()).values()
     named = is_movielens(data)
-    if named and (items is not None or any(values.values())):
+    if named and (items is not None or any(value not in (None, {}) for value in values.values())):
         raise ValueError(
             f"--items, --like, --columns, --time-unit, --time-format: expected a table of yours; got {data}"
         )

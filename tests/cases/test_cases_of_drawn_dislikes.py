@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from reasonrec_fast.arrays import as_keys
 from reasonrec_fast.cli import optirag as commands
 from reasonrec_fast.cli.main import app
-from reasonrec_fast.cli.tables import write_rows
+from reasonrec_fast.cli.tables import TableOptions, load_data, write_rows
 from reasonrec_fast.data import DataError, Instruction, Interactions, load_interactions
 from reasonrec_fast.data.columns import Source
 from reasonrec_fast.data.reading import read_table
@@ -214,3 +214,24 @@ def test_events_of_items_that_are_not_known_take_the_place_of_what_was_had_too()
     model = EASE().fit(data)
     model.observe_table(Interactions.from_columns(["a", "c"], ["new", "x"], [1, 1], [5, 5]))
     assert [model.had.of_user(user).tolist() for user in range(3)] == [[], [1, 2], [0]]
+
+
+@pytest.mark.parametrize(("alone", "sizes"), [(True, [5, 5, 2]), (False, [12])])
+def test_the_requests_of_one_user_are_scored_some_at_a_time(alone, sizes, monkeypatch):
+    """All of a shop's guests are one user: the prompts of ten million requests were in memory at once."""
+    monkeypatch.setattr("reasonrec_fast.models.optirag.model._REQUESTS", 5)
+    model, asked = OptiRAG.__new__(OptiRAG), []
+    model.requests = lambda table, rows, *, alone: asked.append(rows) or rows
+    model.predict = lambda rows, **_: Predictions(rows.astype(np.float32), rows)
+    guests = Interactions.from_columns(["guest"] * 12, ["x"] * 12, [None] * 12, range(12))
+    found = model.predict_rows(guests, np.arange(12)[::-1], alone=alone)
+    assert [len(rows) for rows in asked] == sizes
+    assert found.depth.tolist() == list(range(12))[::-1]
+
+
+def test_options_of_a_table_are_not_passed_over():
+    """Of ``user`` named twice the last was taken, and 0 was no option."""
+    with pytest.raises(ValueError, match="--columns: expected each name once; got 'user=a,user=b'"):
+        TableOptions(columns="user=a,user=b").values()
+    with pytest.raises(ValueError, match="--like.*: expected a table of yours; got movielens-small"):
+        load_data("movielens-small", None, TableOptions(like=0.0))

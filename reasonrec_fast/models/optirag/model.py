@@ -417,7 +417,8 @@ class OptiRAG:
         alone: bool = True,
         progress: Callable[[int], None] | None = None,
     ) -> Predictions:
-        """:meth:`requests` and :meth:`predict` of some users at a time, so that memory does not grow with the requests.
+        """:meth:`requests` and :meth:`predict` of some requests at a time, so that memory does not grow with them;
+        those of a user are scored together where they share the beginning of their prompts.
 
         Args:
             interactions, rows, alone: as in :meth:`requests`.
@@ -429,7 +430,7 @@ class OptiRAG:
         rows = _rows(interactions, rows)
         probability = np.empty(len(rows), dtype=np.float32)
         depth = np.empty(len(rows), dtype=np.int64)
-        for places in _of_whole_users(interactions.users[rows]):
+        for places in _some_at_a_time(interactions.users[rows], whole_users=not alone):
             found = self.predict(
                 self.requests(interactions, rows[places], alone=alone), early_exit=early_exit, progress=progress
             )
@@ -553,10 +554,11 @@ class OptiRAG:
                 self._merged = False
 
 
-def _of_whole_users(users: np.ndarray) -> Iterator[np.ndarray]:
-    """Places of about :data:`_REQUESTS` requests, all of a user's together."""
+def _some_at_a_time(users: np.ndarray, *, whole_users: bool) -> Iterator[np.ndarray]:
+    """Places of about :data:`_REQUESTS` requests, by user; all of a user's together where these are wanted whole."""
     order = np.argsort(users, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(users[order])) + 1, len(users))
+    starts = np.flatnonzero(np.diff(users[order])) + 1 if whole_users else np.arange(_REQUESTS, len(users), _REQUESTS)
+    ends = np.append(starts, len(users))
     first = 0
     for end in ends.tolist():
         if end - first >= _REQUESTS or end == len(users):
