@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 Read = TypeVar("Read")
+_READINGS = 10
 
 
 @contextmanager
@@ -99,12 +100,10 @@ def replacing_folder(folder: str | Path, owned: Collection[str]) -> Iterator[Pat
         if not folder.exists():
             temporary.rename(folder)
         elif stays or not _change_places(temporary, folder, {*written, *owned}):
-            for path in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):
-                if path.is_dir():
-                    _remove(folder / path.name)
-                path.replace(folder / path.name)
-            for name in {*owned} - written:
+            for name in ("config.json", *sorted({*owned, *written})):  # killed from here on, it leaves no model
                 _remove(folder / name)
+            for path in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):
+                path.rename(folder / path.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -164,7 +163,8 @@ def read_whole(folder: str | Path, read: Callable[[], Read]) -> Read:
     """What the files of a saved model hold: all of the model before, or all of that which took its place meanwhile.
 
     Raises:
-        ValueError: the files do not belong together, whatever one of them lacks or has too much of.
+        ValueError: the files do not belong together, whatever one of them lacks or has too much of, or other models take
+            its place all the time.
 
     >>> read_whole("model", lambda: {}["config"])
     Traceback (most recent call last):
@@ -172,7 +172,7 @@ def read_whole(folder: str | Path, read: Callable[[], Read]) -> Read:
     """
     import torch
 
-    while True:
+    for _ in range(_READINGS):
         before = _identity(folder)
         try:
             found = read()
@@ -187,6 +187,7 @@ def read_whole(folder: str | Path, read: Callable[[], Read]) -> Read:
             raise ValueError(f"{folder}: expected the files of one saved model; {told}") from error
         if _identity(folder) == before:
             return found
+    raise ValueError(f"{folder}: other models took its place while it was read, {_READINGS} times; load it again")
 
 
 def _identity(folder: str | Path) -> tuple[int, ...]:

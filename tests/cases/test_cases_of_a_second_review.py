@@ -104,9 +104,9 @@ def test_a_seed_that_is_named_twice_is_one_run(folder):
 
 
 def test_cutoffs_beyond_the_candidates_are_found_before_anything_is_fitted(folder):
-    with pytest.raises(ValueError, match="ks: expected at most 10, the candidates of a target; got 20"):
+    with pytest.raises(ValueError, match=r"ks: expected cutoffs in \[1, 10\], the target and its negatives; got 20"):
         EvaluationConfig(negatives=9)
-    with pytest.raises(ValueError, match=r"own.toml: evaluation: ks: expected at most 4, .*; got 20"):
+    with pytest.raises(ValueError, match=r"own.toml: evaluation: ks: expected cutoffs in \[1, 4\], .*; got 20"):
         (folder / "own.toml").write_text(TOML + "[evaluation]\nnegatives = 3\n")
         load_experiment(folder / "own.toml")
     EvaluationConfig(negatives=19)

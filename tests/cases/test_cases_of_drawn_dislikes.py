@@ -31,6 +31,7 @@ from reasonrec_fast.models.classical.lightgcn import LightGCNConfig
 from reasonrec_fast.models.classical.sasrec import SASRecConfig
 from reasonrec_fast.models.optirag import OptiRAG, OptiRAGConfig, storage
 from reasonrec_fast.models.optirag.knowledge import KNOWLEDGE_FILES
+from reasonrec_fast.models.optirag.model import Predictions
 
 
 def purchases(users=30, items=20, each=8, seed=0):
