@@ -102,8 +102,8 @@ def replacing_folder(folder: str | Path, owned: Collection[str]) -> Iterator[Pat
         elif stays or not _change_places(temporary, folder, {*written, *owned}):
             for name in ("config.json", *sorted({*owned, *written})):  # killed from here on, it leaves no model
                 _remove(folder / name)
-            for path in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):
-                path.rename(folder / path.name)
+            for name in sorted(written, key=lambda name: name == "config.json"):
+                (temporary / name).rename(folder / name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -163,8 +163,8 @@ def read_whole(folder: str | Path, read: Callable[[], Read]) -> Read:
     """What the files of a saved model hold: all of the model before, or all of that which took its place meanwhile.
 
     Raises:
-        ValueError: the files do not belong together, whatever one of them lacks or has too much of, or other models take
-            its place all the time.
+        ValueError: the files do not belong together, whatever one of them lacks or has too much of, or other models
+            take its place all the time.
 
     >>> read_whole("model", lambda: {}["config"])
     Traceback (most recent call last):
