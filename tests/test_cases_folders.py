@@ -157,7 +157,7 @@ def test_a_folder_that_is_not_there_or_broken_is_refused_once(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_whole(tmp_path / "none", lambda: (tmp_path / "none" / "a").read_text())
     write_json(tmp_path / "config.json", {})
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError, match="expected the files of one saved model; KeyError: .missing"):
         read_whole(tmp_path, lambda: read_json(tmp_path / "config.json")["missing"])
 
 
