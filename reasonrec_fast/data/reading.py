@@ -8,8 +8,10 @@ import io
 import json
 import re
 import threading
+import weakref
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -321,6 +323,21 @@ class _WholeLineEnds(io.RawIOBase):
         return found
 
 
+@contextmanager
+def _let_go_of(file: _WholeLineEnds) -> Iterator[list[_WholeLineEnds]]:
+    """Give a file, in a list, to Arrow's reader, and wait until its threads have let go of it, a moment after the
+    reader's return: one that does so while Python ends would abort the process."""
+    gone = threading.Event()
+    weakref.finalize(file, gone.set)
+    given = [file]
+    del file
+    try:
+        yield given
+    finally:
+        given.clear()
+        gone.wait(1.0)
+
+
 def _fast(file: BinaryIO, start: int, separator: str, chosen: Mapping[str, str]) -> dict[str, Any] | None:
     """The columns by Arrow's reader; None where a row does not fit."""
     types = {"text": pa.string(), "encoded": pa.dictionary(pa.int32(), pa.string()), "integer": pa.int64()}
@@ -328,16 +345,17 @@ def _fast(file: BinaryIO, start: int, separator: str, chosen: Mapping[str, str])
         kinds = {name: kind if integers or kind != "integer" else "text" for name, kind in chosen.items()}
         file.seek(start)
         try:
-            table = pa.csv.read_csv(
-                pa.PythonFile(_WholeLineEnds(file), mode="r"),
-                read_options=pa.csv.ReadOptions(block_size=1 << 21),
-                parse_options=pa.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
-                convert_options=pa.csv.ConvertOptions(
-                    column_types={name: types[kind] for name, kind in kinds.items()},
-                    include_columns=list(kinds), null_values=[""], strings_can_be_null=True,
-                    quoted_strings_can_be_null=True, auto_dict_encode=False,
-                ),
-            )  # fmt: skip
+            with _let_go_of(_WholeLineEnds(file)) as given:
+                table = pa.csv.read_csv(
+                    pa.PythonFile(given.pop(), mode="r"),
+                    read_options=pa.csv.ReadOptions(block_size=1 << 21),
+                    parse_options=pa.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
+                    convert_options=pa.csv.ConvertOptions(
+                        column_types={name: types[kind] for name, kind in kinds.items()},
+                        include_columns=list(kinds), null_values=[""], strings_can_be_null=True,
+                        quoted_strings_can_be_null=True, auto_dict_encode=False,
+                    ),
+                )  # fmt: skip
         except (pa.ArrowInvalid, pa.ArrowKeyError, pa.ArrowNotImplementedError):
             if "integer" in kinds.values():
                 continue
