@@ -296,9 +296,16 @@ def alone_with(path: Path) -> Iterator[None]:
 
 def cache_folder() -> Path:
     """Where the package keeps what it can make again: ``reasonrec-fast`` in ``XDG_CACHE_HOME``, by default
-    ``~/.cache``."""
+    ``~/.cache``.
+
+    Raises:
+        FileNotFoundError: the user has no home, as in a container that runs under a number alone.
+    """
     given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (given if given.is_absolute() else Path("~/.cache").expanduser()) / "reasonrec-fast"
+    try:
+        return (given if given.is_absolute() else Path("~/.cache").expanduser()) / "reasonrec-fast"
+    except RuntimeError as error:
+        raise FileNotFoundError("the user has no home; set HOME or XDG_CACHE_HOME") from error
 
 
 def write_tensors(

@@ -68,19 +68,22 @@ def _from_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
 def _from_cache(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
     """The model of a GGUF file by way of the cache, which holds the float32 that the file dequantises to."""
     digest = hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
-    folder = cache_folder() / f"{path.stem}-{digest}-{_CACHE_FORMAT}"
+    name = f"{path.stem}-{digest}-{_CACHE_FORMAT}"
 
     def convert(temporary: Path) -> None:
-        _logger.info("%s: the language model is converted and kept there, once", folder)
+        _logger.info("%s: the language model is converted and kept there, once", cache_folder() / name)
         model, tokenizer = _from_gguf(path, torch.float32)
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
 
     try:
+        folder = cache_folder() / name
         make_folder_once(folder, convert)
         return _read(str(folder), dtype)
     except (OSError, ValueError, ImportError, SafetensorError) as error:  # Windows has no fcntl
-        _logger.warning("%s: the language model cannot be kept there, so it takes longer to load; %s", folder, error)
+        _logger.warning(
+            "%s: the language model cannot be kept in the cache, so it takes longer to load; %s", name, error
+        )
         return _from_gguf(path, dtype)
 
 
