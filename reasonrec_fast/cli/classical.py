@@ -38,7 +38,7 @@ from reasonrec_fast.cli.tables import (
 )
 from reasonrec_fast.data.columns import Source, as_column, texts
 from reasonrec_fast.data.reading import Table, read_table
-from reasonrec_fast.data.split import check_not_learnt, split_by_time
+from reasonrec_fast.data.split import split_by_time
 from reasonrec_fast.devices import resolve_device
 from reasonrec_fast.files import check_writable, read_json
 from reasonrec_fast.settings import settings_from
@@ -209,7 +209,6 @@ def evaluate(
         events = loaded.matched(events)
         parts = split_by_time(events, held_out)
         check_measurable(events, parts, settings, data)
-        check_not_learnt(events, parts, loaded.learnt, data)
         new = np.unique(events.users[parts.test])
         _check_served(loaded, new, Source(data), [events.user_ids[user] for user in new])
         loaded.observe_events(events, parts.train)

@@ -129,9 +129,8 @@ def read_events(
     if isinstance(path, Table):
         table = path
     else:
-        kinds = (
-            _EVENTS if time_format is None else {**_EVENTS, "timestamp": "text"}
-        )  # 05032025 has a form, 5032025 none
+        # 05032025 has a form, 5032025 none.
+        kinds = _EVENTS if time_format is None else {**_EVENTS, "timestamp": "text"}
         table = read_table(path, wanted={names.get(name, name): kind for name, kind in kinds.items()})
     table = table.renamed(names)
     where = table.source

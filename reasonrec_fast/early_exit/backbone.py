@@ -30,7 +30,7 @@ def unwrapped(model: Any) -> Any:
         if config.is_prompt_learning or kind == "ADAPTION_PROMPT":
             raise TypeError(
                 f"model: expected adapters inside the layers, as LoRA's; got {kind} (adapter {name!r}), which adds "
-                f"to what layers read"
+                "to what layers read"
             )
     return model.get_base_model()
 

@@ -13,6 +13,8 @@ from reasonrec_fast import ops
 from reasonrec_fast.devices import on_device
 from reasonrec_fast.ops.exit_confidence import Measure
 
+_UNITS = 256  # unit vectors that an LM head reads at a time
+
 
 class ExitHead(nn.Module):
     """An ensemble of ``K`` linear yes/no heads on a normalised hidden state and, beside it, some numbers.
@@ -114,9 +116,6 @@ def _rows_of(lm_head: Any, tokens: Sequence[int]) -> tuple[torch.Tensor, torch.T
         return torch.cat([lm_head(some)[:, places].float() for some in units]).T - bias[:, None], bias
     finally:
         lm_head.train(training)
-
-
-_UNITS = 256
 
 
 def exit_layers(num_layers: int, wanted: Sequence[int] | None = None) -> tuple[int, ...]:

@@ -154,7 +154,7 @@ class EarlyExitRanker:
                 encoded[place] = list(whole), _common(starts[prefix], whole)
         for place, (start, candidate) in enumerate(requests):
             if place not in encoded:
-                encoded[place] = [_whole(value, place) for value in (*start, *candidate)], len(start)
+                encoded[place] = _whole([*start, *candidate], place), len(start)
         most = self.model.backbone.vocabulary  # on a GPU a token beyond it would end all work of the process
         for place, (ids, _) in encoded.items():
             if min(ids) < 0 or max(ids) >= most:
@@ -293,16 +293,25 @@ class EarlyExitRanker:
             yield ids[:shared], places
 
 
-def _whole(value: Any, request: int) -> int:
-    """A token id, of any type of whole numbers.
+def _whole(ids: list[Any], request: int) -> list[int]:
+    """Token ids, of any type of whole numbers.
 
     Raises:
         TypeError: 1.5 is none.
     """
     try:
-        return index(value)
+        return list(map(index, ids))
     except TypeError:
-        raise TypeError(f"requests: expected token ids, whole numbers; got {value!r} in request {request}") from None
+        strange = next(value for value in ids if not _is_whole(value))
+        raise TypeError(f"requests: expected token ids, whole numbers; got {strange!r} in request {request}") from None
+
+
+def _is_whole(value: Any) -> bool:
+    try:
+        index(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
