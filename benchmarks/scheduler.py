@@ -10,8 +10,8 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from reasonrec_fast.early_exit.batching import MicroBatcher
 from reasonrec_fast.files import write_json
+from reasonrec_fast.micro_batcher import MicroBatcher
 
 CLIENTS, REQUESTS = 64, 20_000
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from reasonrec_fast.benchmarking import engine_prompts
 from reasonrec_fast.benchmarking.stored import FOLDER
-from reasonrec_fast.early_exit.layout import TokenGroup
 from reasonrec_fast.files import replacing, write_json
+from reasonrec_fast.lm.layout import TokenGroup
 
 SHAPE = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",

@@ -24,10 +24,11 @@ from reasonrec_fast import EarlyExitRanker, InteractionGraph
 from reasonrec_fast.cli.main import app
 from reasonrec_fast.data import Histories, Interactions, split_by_time
 from reasonrec_fast.devices import moved, on_device, resolve_device
-from reasonrec_fast.early_exit import Backbone, EarlyExitModel, ExitPolicy
-from reasonrec_fast.early_exit.prefix_cache import weights_mark
+from reasonrec_fast.early_exit import EarlyExitModel, ExitPolicy
 from reasonrec_fast.experiments.config import load_experiment
 from reasonrec_fast.experiments.runner import load_runs, run_experiment
+from reasonrec_fast.lm import Decoder
+from reasonrec_fast.lm.prefix_cache import weights_mark
 from reasonrec_fast.models import classical
 from reasonrec_fast.models.optirag import OptiRAG
 from reasonrec_fast.models.optirag import model as optirag_model
@@ -167,7 +168,7 @@ def test_a_captured_copy_to_a_gpu_is_refused(copies, monkeypatch, size):
 
 def exiting(family):
     torch.manual_seed(1)
-    return EarlyExitModel(Backbone(tiny(family)), (1, 2, 3), num_numbers=3).eval()
+    return EarlyExitModel(Decoder(tiny(family)), (1, 2, 3), num_numbers=3).eval()
 
 
 def numbers():
@@ -695,6 +696,6 @@ def test_out_of_memory_names_the_batch(monkeypatch):
     def too_small(*arguments):
         raise torch.OutOfMemoryError("tried to allocate 2 GiB")
 
-    monkeypatch.setattr(Backbone, "embed", too_small)
+    monkeypatch.setattr(Decoder, "embed", too_small)
     with pytest.raises(torch.OutOfMemoryError, match=r"a batch of 5 rows with 33 tokens did not fit .* 2 GiB"):
         model.rank(GROUPS, numbers())

@@ -12,7 +12,7 @@ import torch
 from benchmarks.gpu.device import Cuda
 from reasonrec_fast.benchmarking.stored import random_ranker, spread_policy, stored_work
 from reasonrec_fast.early_exit.engine import EarlyExitModel
-from reasonrec_fast.early_exit.prefix_cache import PrefixCache
+from reasonrec_fast.lm.prefix_cache import PrefixCache
 
 ENGINE = {"slates": "slates", "exits": "slates", "cache": "slates", "texts": "texts", "long": "long"}
 """What is checked, and on which prompts."""

@@ -67,7 +67,7 @@ def _case(
 
 
 def _ours(model: OptiRAG, work: Work, early_exit: bool) -> torch.Tensor:
-    from reasonrec_fast.early_exit.layout import within
+    from reasonrec_fast.lm.layout import within
 
     policy, row = model.policy if early_exit else None, 0
     found, sizes = [], [len(prefix) + sum(map(len, suffixes)) for prefix, suffixes in work.groups]

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from reasonrec_fast.data import Interactions, Split, load_movielens_small, split_by_time
-from reasonrec_fast.early_exit.layout import TokenGroup
 from reasonrec_fast.experiments.demo import PRETRAINED
+from reasonrec_fast.lm.layout import TokenGroup
 from reasonrec_fast.models.optirag import OptiRAG
 from reasonrec_fast.models.optirag.dataset import RequestBuilder, Requests
 from reasonrec_fast.models.optirag.prompt import Slate

@@ -13,7 +13,8 @@ import torch
 from reasonrec_fast.benchmarking.case import OURS, Case
 from reasonrec_fast.benchmarking.measure import Run
 from reasonrec_fast.benchmarking.stored import StoredWork, random_ranker, spread_policy, stored_work
-from reasonrec_fast.early_exit.engine import EarlyExitModel, ExitPolicy
+from reasonrec_fast.early_exit.engine import EarlyExitModel
+from reasonrec_fast.early_exit.policy import ExitPolicy
 
 BATCH = 32
 """Texts that transformers scores in one call."""

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from reasonrec_fast.early_exit.engine import EarlyExitModel, ExitPolicy
-from reasonrec_fast.early_exit.layout import TokenGroup
+from reasonrec_fast.early_exit.engine import EarlyExitModel
+from reasonrec_fast.early_exit.policy import ExitPolicy
 from reasonrec_fast.files import read_json
+from reasonrec_fast.lm.layout import TokenGroup
 
 FOLDER = Path(__file__).resolve().parent
 LEAVING = 0.6
@@ -76,7 +77,7 @@ def random_ranker(
     """
     from transformers import LlamaConfig, LlamaForCausalLM  # seconds of imports
 
-    from reasonrec_fast.early_exit.backbone import Backbone
+    from reasonrec_fast.lm.decoder import Decoder
 
     stored = _stored("smollm2-135m")["heads"]
     shape = decoder_shape(tiny=tiny)
@@ -84,7 +85,7 @@ def random_ranker(
         torch.manual_seed(0)
         causal = LlamaForCausalLM(LlamaConfig(**shape, initializer_range=shape["hidden_size"] ** -0.5))
         exits = (1, 2, 3) if tiny else stored["exits"]
-        model = EarlyExitModel(Backbone(causal), exits, num_numbers=stored["num_numbers"])
+        model = EarlyExitModel(Decoder(causal), exits, num_numbers=stored["num_numbers"])
         with torch.no_grad():
             for head in model.heads:
                 head.weight.mul_(20.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,44 +12,14 @@ from torch import nn
 
 from reasonrec_fast import ops
 from reasonrec_fast.devices import moved, naming_what_did_not_fit, on_device
-from reasonrec_fast.early_exit.backbone import Backbone
-from reasonrec_fast.early_exit.batch import PackedBatch
 from reasonrec_fast.early_exit.heads import ExitHead, exit_layers
-from reasonrec_fast.early_exit.layer_graphs import layer_graphs
-from reasonrec_fast.early_exit.layout import TokenGroup
-from reasonrec_fast.early_exit.prefix_cache import PrefixCache
+from reasonrec_fast.early_exit.policy import ExitPolicy
+from reasonrec_fast.lm.decoder import Decoder
+from reasonrec_fast.lm.layer_graphs import layer_graphs
+from reasonrec_fast.lm.layout import TokenGroup
+from reasonrec_fast.lm.packed_batch import PackedBatch
+from reasonrec_fast.lm.prefix_cache import PrefixCache
 from reasonrec_fast.ops.exit_confidence import Measure
-
-
-@dataclass(frozen=True)
-class ExitPolicy:
-    """When a row leaves.
-
-    Attributes:
-        thresholds: for each stratum of requests, the least confidence at each exit but the last (which takes
-            everyone); ``inf``: nobody leaves there.
-        measure: a measure of ``exit_confidence``.
-        trend: leave only where the confidence is at least that of the exit before (OptiRAG-Rec's trend across heads).
-    """
-
-    thresholds: tuple[tuple[float, ...], ...]
-    measure: Measure = "ratio"
-    trend: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it: ``None`` stands for ``inf``.
-
-        >>> ExitPolicy.from_dict(ExitPolicy(((0.5, float("inf")),)).to_dict()).thresholds
-        ((0.5, inf),)
-        """
-        thresholds = [[None if math.isinf(value) else value for value in row] for row in self.thresholds]
-        return {"thresholds": thresholds, "measure": self.measure, "trend": self.trend}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ExitPolicy:
-        """What :meth:`to_dict` made."""
-        rows = (tuple(math.inf if value is None else value for value in row) for row in values["thresholds"])
-        return cls(tuple(rows), values["measure"], values["trend"])
 
 
 @dataclass(frozen=True)
@@ -89,7 +58,7 @@ class EarlyExitModel(nn.Module):
     """
 
     def __init__(
-        self, backbone: Backbone, exits: Sequence[int] | None = None, *, num_numbers: int = 0, members: int = 2
+        self, backbone: Decoder, exits: Sequence[int] | None = None, *, num_numbers: int = 0, members: int = 2
     ) -> None:
         super().__init__()
         self.backbone = backbone

@@ -12,11 +12,11 @@ import torch
 
 from reasonrec_fast.devices import on_device, resolve_device
 from reasonrec_fast.early_exit import storage
-from reasonrec_fast.early_exit.backbone import Backbone, unwrapped
-from reasonrec_fast.early_exit.engine import EarlyExitModel, ExitPolicy, Ranked
-from reasonrec_fast.early_exit.layout import TokenGroup
-from reasonrec_fast.early_exit.prefix_cache import PrefixCache
-from reasonrec_fast.early_exit.service import RankingService
+from reasonrec_fast.early_exit.engine import EarlyExitModel, Ranked
+from reasonrec_fast.early_exit.policy import ExitPolicy
+from reasonrec_fast.lm.decoder import Decoder, unwrapped
+from reasonrec_fast.lm.layout import TokenGroup
+from reasonrec_fast.lm.prefix_cache import PrefixCache
 from reasonrec_fast.ops.exit_confidence import Measure
 from reasonrec_fast.uncertainty import Guarantee, Limit, choose_thresholds, guarantee_thresholds
 
@@ -100,7 +100,7 @@ class EarlyExitRanker:
         tokens = [tokenizer(answer, add_special_tokens=False)["input_ids"][0] for answer in answers]
         if tokens[0] == tokens[1]:
             raise ValueError(f"answers: expected words that begin with different tokens; got {answers}")
-        ranker = EarlyExitModel(Backbone(causal), exits, members=1)
+        ranker = EarlyExitModel(Decoder(causal), exits, members=1)
         for head in ranker.heads:
             head.start_from(causal, tokens)
         return cls(ranker, tokenizer, **options)
@@ -209,12 +209,6 @@ class EarlyExitRanker:
         thresholds = choose_thresholds(scores, confidence, self.model.exits, limits, trend=trend)
         self.policy = ExitPolicy((thresholds,), measure, trend)
         return self.policy
-
-    def serve(
-        self, *, max_wait_ms: float = 5.0, queue_tokens: int = 1 << 20, early_exit: bool = True
-    ) -> RankingService:
-        """A front that gathers requests of any number of threads into batches; see :class:`RankingService`."""
-        return RankingService(self, max_wait_ms=max_wait_ms, queue_tokens=queue_tokens, early_exit=early_exit)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write heads (safetensors), policy and bounds; the causal model and its tokenizer have a

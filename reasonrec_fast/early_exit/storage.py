@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from reasonrec_fast.early_exit.backbone import Backbone
-from reasonrec_fast.early_exit.engine import EarlyExitModel, ExitPolicy
+from reasonrec_fast.early_exit.engine import EarlyExitModel
+from reasonrec_fast.early_exit.policy import ExitPolicy
 from reasonrec_fast.files import read_json, read_tensors, read_whole, replacing_folder, write_json, write_tensors
+from reasonrec_fast.lm.decoder import Decoder
 
 if TYPE_CHECKING:
     from reasonrec_fast.early_exit.ranker import EarlyExitRanker
@@ -48,14 +49,14 @@ def load(
     device: torch.device | str | None,
 ) -> EarlyExitRanker:
     """Read what :func:`save` wrote, for the backbone given."""
-    backbone = Backbone(model)
+    backbone = Decoder(model)
     return read_whole(folder, lambda: _load(kind, folder, backbone, tokenizer, device))
 
 
 def _load(
     kind: type[EarlyExitRanker],
     folder: Path,
-    backbone: Backbone,
+    backbone: Decoder,
     tokenizer: Any,
     device: torch.device | str | None,
 ) -> EarlyExitRanker:
@@ -83,7 +84,7 @@ def _load(
     )
 
 
-def shape_of(backbone: Backbone) -> dict[str, int]:
+def shape_of(backbone: Decoder) -> dict[str, int]:
     """What the heads need of a backbone.
 
     >>> from types import SimpleNamespace

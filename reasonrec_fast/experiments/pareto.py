@@ -10,7 +10,7 @@ import numpy as np
 
 from reasonrec_fast import evaluation, uncertainty
 from reasonrec_fast.data import Interactions, Split, sample_of_users
-from reasonrec_fast.early_exit.engine import ExitPolicy
+from reasonrec_fast.early_exit.policy import ExitPolicy
 from reasonrec_fast.models.optirag import OptiRAG
 from reasonrec_fast.models.optirag.calibration import ExitScores, calibrate, confidence_of, probabilities
 from reasonrec_fast.models.optirag.dataset import Requests

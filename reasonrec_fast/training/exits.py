@@ -18,7 +18,7 @@ from torch import nn
 from reasonrec_fast import ops
 from reasonrec_fast.devices import moved, naming_what_did_not_fit, own_random_numbers, seed_random_numbers
 from reasonrec_fast.early_exit.engine import EarlyExitModel
-from reasonrec_fast.early_exit.layout import TokenGroup
+from reasonrec_fast.lm.layout import TokenGroup
 from reasonrec_fast.settings import NotNegative, Positive, ShareBelowOne, Whole, check_settings
 from reasonrec_fast.training.checkpoint import Checkpoint
 

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from reasonrec_fast.early_exit.batching import MicroBatcher, QueueFullError, SharedBatcher
+from reasonrec_fast.micro_batcher import MicroBatcher, QueueFullError, SharedBatcher
 
 
 def test_many_clients_lose_nothing():

@@ -9,6 +9,7 @@ from test_ranker import ANSWERS, plain, ranker_of, requests_of
 from tiny import Letters, tiny
 
 from reasonrec_fast import EarlyExitRanker
+from reasonrec_fast.serving import RankingService
 
 KINDS = {
     "lora": lambda: peft.LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False),
@@ -134,7 +135,7 @@ def test_one_bad_token_spoils_no_other_call(ids, error, message):
     ranker = ranker_of(tiny("Llama"))
     good = [([1, 2], [3]), ([4], [5])]
     expected = ranker.rank(good).probability
-    with ranker.serve(max_wait_ms=50.0) as service:
+    with RankingService(ranker, max_wait_ms=50.0) as service:
         futures = [service.submit(good)]
         with pytest.raises(error, match=message):
             service.submit([([1], [2]), ([1, 2], ids)])
@@ -149,7 +150,7 @@ def test_a_text_that_a_rope_turns_otherwise_spoils_no_other_call():
             "original_max_position_embeddings": 16}  # fmt: skip
     ranker = ranker_of(tiny("Phi3", rope_parameters=rope, original_max_position_embeddings=16))
     with (
-        ranker.serve() as service,
+        RankingService(ranker) as service,
         pytest.raises(ValueError, match="requests: expected at most 16 tokens a text.*got 31"),
     ):
         service.submit([([1] * 30, [2])])

@@ -12,8 +12,9 @@ import pytest
 import torch
 from tiny import tiny
 
-from reasonrec_fast.early_exit import Backbone, EarlyExitModel, engine, layer_graphs
-from reasonrec_fast.early_exit.layer_graphs import LayerGraphs, weights_mark
+from reasonrec_fast.early_exit import EarlyExitModel, engine
+from reasonrec_fast.lm import Decoder, layer_graphs
+from reasonrec_fast.lm.layer_graphs import LayerGraphs, weights_mark
 
 pytest.importorskip("triton")
 GROUPS = [([5, 6, 7, 8, 9], [[10, 11], [12], [13, 14, 15]]), ([], [[20, 21, 22]])]
@@ -34,7 +35,7 @@ def graphs(monkeypatch):
 
 
 def ranker(family="Llama", **options):
-    model = EarlyExitModel(Backbone(tiny(family, num_hidden_layers=1, **options)), ()).eval()
+    model = EarlyExitModel(Decoder(tiny(family, num_hidden_layers=1, **options)), ()).eval()
     with torch.no_grad():
         for head in model.heads:
             head.weight.mul_(20.0)
@@ -105,7 +106,7 @@ def test_modules_that_peft_saves_are_switched(graphs):
         tiny("Llama", num_hidden_layers=1),
         peft.LoraConfig(r=2, target_modules=["lm_head"], modules_to_save=["down_proj"]),
     )
-    model = EarlyExitModel(Backbone(adapted), ()).eval()
+    model = EarlyExitModel(Decoder(adapted), ()).eval()
     saved = model.backbone.base.layers[0].mlp.down_proj
     with torch.no_grad():
         saved.modules_to_save["default"].weight.mul_(-5.0)
@@ -159,7 +160,7 @@ def test_the_newer_setting_of_precision(setting):
     script = f"""
 import torch
 from types import SimpleNamespace
-from reasonrec_fast.early_exit.layer_graphs import weights_mark
+from reasonrec_fast.lm.layer_graphs import weights_mark
 none = SimpleNamespace(base=SimpleNamespace(layers=[]))
 before = weights_mark(none)
 {setting}
@@ -349,4 +350,4 @@ def test_a_model_that_reads_both_ways_is_refused(family):
     """Its tokens see what follows them, and with it every suffix would change its prefix."""
     model = tiny(family, use_bidirectional_attention=True, num_hidden_layers=1)
     with pytest.raises(TypeError, match="bidirectional"):
-        Backbone(model)
+        Decoder(model)

@@ -4,8 +4,9 @@ import pytest
 import torch
 from tiny import tiny
 
-from reasonrec_fast.early_exit import Backbone, EarlyExitModel
-from reasonrec_fast.early_exit.prefix_cache import PrefixCache
+from reasonrec_fast.early_exit import EarlyExitModel
+from reasonrec_fast.lm import Decoder
+from reasonrec_fast.lm.prefix_cache import PrefixCache
 
 ROPE = {
     "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 4.0, 8.0],
@@ -23,7 +24,7 @@ def ranker():
         max_position_embeddings=64,
         original_max_position_embeddings=16,
     )
-    found = EarlyExitModel(Backbone(model), ()).eval()
+    found = EarlyExitModel(Decoder(model), ()).eval()
     with torch.no_grad():
         found.heads[0].weight.mul_(20.0)
     return found

@@ -8,9 +8,10 @@ import torch
 import transformers
 from tiny import FAMILIES, tiny
 
-from reasonrec_fast.early_exit import Backbone, EarlyExitModel, ExitPolicy, PackedLayout, exit_layers
-from reasonrec_fast.early_exit.batch import PackedBatch
-from reasonrec_fast.early_exit.layout import flat_ids
+from reasonrec_fast.early_exit import EarlyExitModel, ExitPolicy, exit_layers
+from reasonrec_fast.lm import Decoder, PackedLayout
+from reasonrec_fast.lm.layout import flat_ids
+from reasonrec_fast.lm.packed_batch import PackedBatch
 
 GROUPS = [
     ([5, 6, 7, 8, 9], [[10, 11], [12], [13, 14, 15]]),
@@ -23,7 +24,7 @@ GROUPS = [
 @pytest.fixture
 def model():
     torch.manual_seed(1)
-    return EarlyExitModel(Backbone(tiny("Llama")), (1, 2, 3), num_numbers=3).eval()
+    return EarlyExitModel(Decoder(tiny("Llama")), (1, 2, 3), num_numbers=3).eval()
 
 
 def plain_states(backbone, groups, depth=None):
@@ -49,7 +50,7 @@ def random_groups(seed):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("seed", [None, 0, 1])
 def test_packed_equals_plain(family, seed):
-    backbone = Backbone(tiny(family))
+    backbone = Decoder(tiny(family))
     groups = GROUPS if seed is None else random_groups(seed)
     with torch.inference_mode():
         batch = PackedBatch(backbone, groups)
@@ -62,7 +63,7 @@ def test_packed_equals_plain(family, seed):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_that_stay_equal_plain(family):
-    backbone, generator = Backbone(tiny(family)), np.random.default_rng(0)
+    backbone, generator = Decoder(tiny(family)), np.random.default_rng(0)
     groups = random_groups(2)
     with torch.inference_mode():
         batch, plain = PackedBatch(backbone, groups), {d: plain_states(backbone, groups, d) for d in (1, 2, 3)}
@@ -79,7 +80,7 @@ def test_rows_that_stay_equal_plain(family):
 def test_other_architectures_are_refused():
     config = transformers.GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=10)
     with pytest.raises(TypeError, match="model: expected a decoder of one of gemma.*got GPT2LMHeadModel"):
-        Backbone(transformers.GPT2LMHeadModel(config))
+        Decoder(transformers.GPT2LMHeadModel(config))
 
 
 def numbers(rows=7):
@@ -167,7 +168,7 @@ def test_bad_groups(groups):
 
 @pytest.mark.parametrize("family", ["Llama", "Mistral"])
 def test_texts_beyond_the_window_are_refused(family):
-    model = EarlyExitModel(Backbone(tiny(family, **({"sliding_window": 8} if family == "Mistral" else {}))))
+    model = EarlyExitModel(Decoder(tiny(family, **({"sliding_window": 8} if family == "Mistral" else {}))))
     with pytest.raises(ValueError, match="groups: expected at most .* tokens a text"):
         model.rank([([5] * (8 if family == "Mistral" else 256), [[6]])])
 
@@ -182,7 +183,7 @@ def test_training_reaches_prefix_suffix_and_numbers(model):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_gradients_equal_plain(family):
-    backbone = Backbone(tiny(family))
+    backbone = Decoder(tiny(family))
 
     def gradient(last):
         backbone.zero_grad()

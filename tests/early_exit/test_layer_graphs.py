@@ -10,9 +10,10 @@ import pytest
 import torch
 from tiny import tiny
 
-from reasonrec_fast.early_exit import Backbone, EarlyExitModel, ExitPolicy, engine, layer_graphs
-from reasonrec_fast.early_exit.layer_graphs import LayerGraphs, padded_size, weights_mark
-from reasonrec_fast.early_exit.prefix_cache import PrefixCache
+from reasonrec_fast.early_exit import EarlyExitModel, ExitPolicy, engine
+from reasonrec_fast.lm import Decoder, layer_graphs
+from reasonrec_fast.lm.layer_graphs import LayerGraphs, padded_size, weights_mark
+from reasonrec_fast.lm.prefix_cache import PrefixCache
 
 pytest.importorskip("triton")
 GROUPS = [([5, 6, 7, 8, 9], [[10, 11], [12], [13, 14, 15]]), ([], [[20, 21, 22]]), ([30] * 6, [[31, 32]])]
@@ -55,7 +56,7 @@ def recorder(monkeypatch):
 def ranker(family="Llama", layers=2):
     """Of few layers: the interpreter is slow."""
     torch.manual_seed(1)
-    model = EarlyExitModel(Backbone(tiny(family, num_hidden_layers=layers)), range(1, layers)).eval()
+    model = EarlyExitModel(Decoder(tiny(family, num_hidden_layers=layers)), range(1, layers)).eval()
     with torch.no_grad():
         for head in model.heads:
             head.weight.mul_(20.0)
@@ -192,7 +193,7 @@ def test_adapters_are_recorded_once_they_are_merged(recorder):
         for name, weight in adapted.named_parameters():
             if "lora_B" in name:
                 weight.normal_()
-    model = EarlyExitModel(Backbone(adapted), (1,)).eval()
+    model = EarlyExitModel(Decoder(adapted), (1,)).eval()
     expected = alone(model, GROUPS)
     for _ in range(3):
         same(model.rank(GROUPS), expected)

@@ -9,8 +9,10 @@ import torch
 from tiny import FAMILIES, Letters, tiny
 
 from reasonrec_fast import EarlyExitRanker
-from reasonrec_fast.early_exit import ExitPolicy, PrefixCache
-from reasonrec_fast.early_exit.prefix_cache import PrefixState
+from reasonrec_fast.early_exit import ExitPolicy
+from reasonrec_fast.lm import PrefixCache
+from reasonrec_fast.lm.prefix_cache import PrefixState
+from reasonrec_fast.serving import RankingService
 from reasonrec_fast.uncertainty import Limit
 
 ANSWERS = ("n", "y")
@@ -220,7 +222,7 @@ def test_service_equals_serial(llama):
             found[place] = future.result(timeout=60)
             answered[place] += 1
 
-    with ranker.serve(max_wait_ms=2.0) as service:
+    with RankingService(ranker, max_wait_ms=2.0) as service:
         threads = [threading.Thread(target=client, args=(first,)) for first in range(64)]
         for thread in threads:
             thread.start()
@@ -233,7 +235,7 @@ def test_service_equals_serial(llama):
 
 
 def test_service_refuses_what_would_spoil_a_batch(llama):
-    with ranker_of(llama).serve(queue_tokens=100, max_wait_ms=0.0) as service:
+    with RankingService(ranker_of(llama), queue_tokens=100, max_wait_ms=0.0) as service:
         with pytest.raises(ValueError, match="requests: expected at most 256 tokens a text; got 300"):
             service.submit([([1] * 299, [2])])
         with pytest.raises(ValueError, match="requests: expected at least one; got none"):

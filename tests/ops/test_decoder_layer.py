@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from reasonrec_fast.early_exit.backbone import _turned
-from reasonrec_fast.early_exit.fused_layers import _add_and_norm, _feed_forward
+from reasonrec_fast.lm.decoder import _turned
+from reasonrec_fast.lm.fused_layers import _add_and_norm, _feed_forward
 
 pytest.importorskip("triton")
 from reasonrec_fast.kernels.decoder_layer import add_and_norm, gated, rotate

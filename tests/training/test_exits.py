@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from reasonrec_fast.early_exit import Backbone, EarlyExitModel
+from reasonrec_fast.early_exit import EarlyExitModel
+from reasonrec_fast.lm import Decoder
 from reasonrec_fast.training.exits import Batch, ExitTraining, dropped_layers, train_exits
 
 
@@ -20,7 +21,7 @@ def model():
     config = LlamaConfig(
         vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=2, pad_token_id=0
     )
-    return EarlyExitModel(Backbone(LlamaForCausalLM(config)), (1, 2), members=2).eval()
+    return EarlyExitModel(Decoder(LlamaForCausalLM(config)), (1, 2), members=2).eval()
 
 
 def batch(seed):

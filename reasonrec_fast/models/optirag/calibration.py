@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from reasonrec_fast import evaluation, ops, uncertainty
-from reasonrec_fast.early_exit.engine import ExitPolicy
+from reasonrec_fast.early_exit.policy import ExitPolicy
 from reasonrec_fast.models.optirag.config import OptiRAGConfig
 from reasonrec_fast.ops.exit_confidence import Measure
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
-from reasonrec_fast.models.optirag.backbone import DEFAULT_MODEL
+from reasonrec_fast.lm.loading import DEFAULT_MODEL
 from reasonrec_fast.models.optirag.embeddings import EmbeddingConfig
 from reasonrec_fast.ops.exit_confidence import Measure
 from reasonrec_fast.settings import (

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from reasonrec_fast.data.interactions import Interactions, joined
-from reasonrec_fast.early_exit.layout import TokenGroup
+from reasonrec_fast.lm.layout import TokenGroup
 from reasonrec_fast.models.optirag.config import OptiRAGConfig
 from reasonrec_fast.models.optirag.evidence import NUMBERS, Evidence, EvidenceBuilder
 from reasonrec_fast.models.optirag.index import EventIndex

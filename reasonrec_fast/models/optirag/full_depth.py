@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from reasonrec_fast.early_exit.backbone import Backbone
+from reasonrec_fast.lm.decoder import Decoder
 from reasonrec_fast.models.optirag.dataset import Requests
 from reasonrec_fast.models.optirag.model import OptiRAG
 
@@ -42,7 +42,7 @@ def padded(prompts: list[list[int]], device: torch.device) -> dict[str, Any]:
     }
 
 
-def last_states(backbone: Backbone, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def last_states(backbone: Decoder, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """What the last layer says of the last tokens, before the final norm (which the heads read, as everywhere in this
     package) and after it, ``[B, D]`` each."""
     caught: list[torch.Tensor] = []

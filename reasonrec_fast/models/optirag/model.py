@@ -25,10 +25,11 @@ from reasonrec_fast.data.negatives import draw_negatives
 from reasonrec_fast.data.split import Split, checked_split, sample_of_users, split_by_time
 from reasonrec_fast.data.tables import TableLike, as_interactions
 from reasonrec_fast.devices import own_random_numbers, resolve_device, seed_random_numbers
-from reasonrec_fast.early_exit.backbone import Backbone
-from reasonrec_fast.early_exit.engine import EarlyExitModel, ExitPolicy
+from reasonrec_fast.early_exit.engine import EarlyExitModel
+from reasonrec_fast.early_exit.policy import ExitPolicy
+from reasonrec_fast.lm.decoder import Decoder
+from reasonrec_fast.lm.loading import load_language_model
 from reasonrec_fast.models.optirag import storage, training
-from reasonrec_fast.models.optirag.backbone import load_language_model
 from reasonrec_fast.models.optirag.calibration import Calibration, ExitScores, calibrate
 from reasonrec_fast.models.optirag.config import OptiRAGConfig
 from reasonrec_fast.models.optirag.dataset import RequestBuilder, Requests
@@ -86,7 +87,7 @@ class OptiRAG:
         # Adapters and heads are drawn on the CPU, alike for every device; then all of it moves.
         language_model, self.tokenizer = load_language_model(self.config.backbone, fast_dtype(device), device="cpu")
         lora = LoraConfig(r=self.config.lora_rank, lora_alpha=self.config.lora_alpha, target_modules="all-linear")
-        backbone = Backbone(language_model)
+        backbone = Decoder(language_model)
         if self.config.layers is not None:
             backbone.keep_layers(self.config.layers)
         cpu = torch.device("cpu")

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from reasonrec_fast.early_exit.batching import SharedBatcher, host_library_is_there
 from reasonrec_fast.early_exit.engine import Ranked
-from reasonrec_fast.early_exit.layout import within
+from reasonrec_fast.lm.layout import within
+from reasonrec_fast.micro_batcher import SharedBatcher, host_library_is_there
 from reasonrec_fast.models.optirag.dataset import Requests
 from reasonrec_fast.models.optirag.prompt import Slate
 

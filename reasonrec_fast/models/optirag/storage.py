@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from reasonrec_fast.early_exit.engine import ExitPolicy
+from reasonrec_fast.early_exit.policy import ExitPolicy
 from reasonrec_fast.files import read_json, read_tensors, read_whole, replacing_folder, write_json, write_tensors
 from reasonrec_fast.models.optirag.config import OptiRAGConfig
 from reasonrec_fast.models.optirag.knowledge import KNOWLEDGE_FILES, Knowledge

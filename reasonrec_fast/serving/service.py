@@ -6,13 +6,10 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from types import TracebackType
-from typing import TYPE_CHECKING
 
-from reasonrec_fast.early_exit.batching import MicroBatcher
 from reasonrec_fast.early_exit.engine import Ranked
-
-if TYPE_CHECKING:
-    from reasonrec_fast.early_exit.ranker import EarlyExitRanker, Request
+from reasonrec_fast.early_exit.ranker import EarlyExitRanker, Request
+from reasonrec_fast.micro_batcher import MicroBatcher
 
 Encoded = list[tuple[list[int], int]]
 
@@ -23,7 +20,7 @@ class RankingService:
     Args:
         ranker: what ranks; its ``max_tokens`` bound a batch.
         max_wait_ms: longest wait for a batch to fill, in milliseconds, while nothing is being ranked.
-        queue_tokens: tokens that may wait; beyond it :class:`~reasonrec_fast.early_exit.batching.QueueFullError`.
+        queue_tokens: tokens that may wait; beyond it :class:`~reasonrec_fast.micro_batcher.QueueFullError`.
         early_exit: False reads every layer.
     """
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from reasonrec_fast.early_exit.backbone import Backbone, Rotary
+from reasonrec_fast.lm.decoder import Decoder, Rotary
 
 _NORMS = {
     **dict.fromkeys(("LlamaRMSNorm", "MistralRMSNorm", "Phi3RMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"), False),
@@ -19,7 +19,7 @@ _GATES = {"SiLUActivation": False, "SiLU": False, "GELUTanh": True, "PytorchGELU
 
 
 def run_layers(
-    backbone: Backbone, first: int, last: int, hidden: torch.Tensor, rotary: Rotary, plan: Any, blocks: Any
+    backbone: Decoder, first: int, last: int, hidden: torch.Tensor, rotary: Rotary, plan: Any, blocks: Any
 ) -> torch.Tensor:
     """Output ``[T, D]`` of the layers ``first`` to ``last`` (from 1), without gradients; ``plan`` and ``blocks`` are
     those of ``kernels.packed_attention``. Modules that no kernel stands for run as they are."""

@@ -10,10 +10,10 @@ import torch
 
 from reasonrec_fast import ops
 from reasonrec_fast.devices import on_device
-from reasonrec_fast.early_exit.backbone import Backbone, Rotary
-from reasonrec_fast.early_exit.layer_graphs import LayerGraphs, Prepared
-from reasonrec_fast.early_exit.layout import PackedLayout, TokenGroup, flat_ids
-from reasonrec_fast.early_exit.prefix_cache import PrefixCache, PrefixState
+from reasonrec_fast.lm.decoder import Decoder, Rotary
+from reasonrec_fast.lm.layer_graphs import LayerGraphs, Prepared
+from reasonrec_fast.lm.layout import PackedLayout, TokenGroup, flat_ids
+from reasonrec_fast.lm.prefix_cache import PrefixCache, PrefixState
 
 
 class PackedBatch:
@@ -36,7 +36,7 @@ class PackedBatch:
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: Decoder,
         groups: Sequence[TokenGroup],
         cache: PrefixCache | None = None,
         graphs: LayerGraphs | None = None,

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from reasonrec_fast.devices import moved
-from reasonrec_fast.early_exit.backbone import Backbone, Rotary
-from reasonrec_fast.early_exit.fused_layers import run_layers
+from reasonrec_fast.lm.decoder import Decoder, Rotary
+from reasonrec_fast.lm.fused_layers import run_layers
 from reasonrec_fast.ops import library
 from reasonrec_fast.ops.packed_attention import MOST_WIDTH
 
@@ -96,7 +96,7 @@ class LayerGraphs:
         self._done: Any = None
         self._broken = False
 
-    def prepare(self, backbone: Backbone, segments: torch.Tensor, tokens: int) -> Prepared:
+    def prepare(self, backbone: Decoder, segments: torch.Tensor, tokens: int) -> Prepared:
         """Plan the attention of a layout's ``tokens`` tokens, all of which have keys."""
         from reasonrec_fast.kernels import packed_attention as kernels  # imports Triton
 
@@ -114,7 +114,7 @@ class LayerGraphs:
         plan[count * 6 :] = torch.from_numpy(bounds.reshape(-1))
         return Prepared(size, count, plan, blocks)
 
-    def follow(self, backbone: Backbone) -> bool:
+    def follow(self, backbone: Decoder) -> bool:
         """Whether the layers may be recorded; what reads memory of other weights, or other modules, is dropped."""
         mark = weights_mark(backbone)
         with self._lock:
@@ -124,7 +124,7 @@ class LayerGraphs:
             return mark is not None and not self._broken
 
     def run(
-        self, backbone: Backbone, first: int, last: int, hidden: torch.Tensor, rotary: Rotary, prepared: Prepared
+        self, backbone: Decoder, first: int, last: int, hidden: torch.Tensor, rotary: Rotary, prepared: Prepared
     ) -> torch.Tensor | None:
         """Output ``[T, D]`` of the layers ``first`` to ``last`` (from 1), or None where there is no graph (yet)."""
         # Kernels are launched on the present device, and a recording is of its stream.
@@ -210,7 +210,7 @@ class LayerGraphs:
             del state.buffers[size]
 
 
-def _layers(backbone: Backbone, first: int, last: int, buffers: _Buffers, prepared: Prepared) -> None:
+def _layers(backbone: Decoder, first: int, last: int, buffers: _Buffers, prepared: Prepared) -> None:
     """Take the layers, from the buffer of hidden states into it."""
     from reasonrec_fast.kernels.packed_attention import Plan
 
@@ -247,11 +247,11 @@ class _CudaGraphs:
         return graph.replay
 
 
-_of_backbones: WeakKeyDictionary[Backbone, LayerGraphs] = WeakKeyDictionary()
+_of_backbones: WeakKeyDictionary[Decoder, LayerGraphs] = WeakKeyDictionary()
 _making, _recording = threading.Lock(), threading.Lock()
 
 
-def layer_graphs(backbone: Backbone) -> LayerGraphs | None:
+def layer_graphs(backbone: Decoder) -> LayerGraphs | None:
     """The graphs of a backbone, where it can have them: on a GPU, in evaluation, nothing else watching."""
     if backbone.device.type != "cuda":
         if _of_backbones:  # it may have been on a GPU, whose memory its graphs hold
@@ -266,7 +266,7 @@ def layer_graphs(backbone: Backbone) -> LayerGraphs | None:
         return _of_backbones[backbone]
 
 
-def usable(backbone: Backbone) -> bool:
+def usable(backbone: Decoder) -> bool:
     """Whether layers may be recorded as they would run now, wherever they lie."""
     if backbone.training or backbone.dtype == torch.float64 or _head_width(backbone) > MOST_WIDTH:
         return False
@@ -279,7 +279,7 @@ def usable(backbone: Backbone) -> bool:
     return library.triton_kernel("packed_attention", "packed_attention") is not None
 
 
-def weights_mark(backbone: Backbone) -> tuple[Any, ...] | None:
+def weights_mark(backbone: Decoder) -> tuple[Any, ...] | None:
     """Which modules with which memory the layers are; None where a graph would not do what they do.
 
     Values may change in place; settings of modules (an epsilon, a scale) are read when they are recorded. Modules of
@@ -328,5 +328,5 @@ def _rows(like: torch.Tensor, count: int) -> torch.Tensor:
     return like.new_zeros(count, like.shape[1])
 
 
-def _head_width(backbone: Backbone) -> int:
+def _head_width(backbone: Decoder) -> int:
     return backbone.base.layers[0].self_attn.head_dim

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 FAMILIES = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3")
-"""``model_type`` of the models that :class:`Backbone` takes apart."""
+"""``model_type`` of the models that :class:`Decoder` takes apart."""
 
 Rotary = dict[str, tuple[torch.Tensor, torch.Tensor]]
 """Cosines and sines ``[T, r]`` by kind of layer."""
@@ -35,7 +35,7 @@ def unwrapped(model: Any) -> Any:
     return model.get_base_model()
 
 
-class Backbone(nn.Module):
+class Decoder(nn.Module):
     """Embeddings, layers and rotary part of a Hugging Face decoder of one of :data:`FAMILIES`.
 
     Nothing of the model is changed: its own ``forward`` stays what it was.
