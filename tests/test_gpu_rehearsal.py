@@ -474,3 +474,17 @@ def test_tools_that_print_bytes_are_read(tmp_path, monkeypatch):
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert _last_line("nvidia-smi") == "580\ufffd.1"
+
+
+@pytest.mark.parametrize(("second", "failed"), [("nvjet_sm90_tst_64x8_splitK_NNT", False), ("stream_kernel", True)])
+def test_a_race_within_a_closed_library_is_not_ours(tool, shell, second, failed):
+    """As racecheck reported cuBLAS's split products on an H200."""
+    output = (
+        "========= Error: Race reported between Read access at nvjet_sm90_tst_64x8_splitK_NNT+0xb30\n"
+        f"=========     and Write access at {second}+0x2f50 [192 hazards]\n"
+        "========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)\n"
+    )
+    tool("compute-sanitizer", output, 9)
+    line = sanitizers.check(shell, time.monotonic() + 60, rehearsal=False)["racecheck"]
+    assert line.startswith("failed") == failed
+    assert failed or line.endswith("all within NVIDIA's libraries: nvjet_sm90_tst_64x8_splitK_NNT")
