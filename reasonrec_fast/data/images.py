@@ -7,7 +7,7 @@ import io
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -120,6 +120,27 @@ def read_image(
     raise TypeError(
         f"image: expected a path, bytes, a PIL image or a uint8 array [H, W, 3]; got {type(source).__name__}"
     )
+
+
+def read_images(
+    sources: Iterable[ImageSource], *, folder: str | os.PathLike[str] | None = None, max_pixels: int = MAX_PIXELS
+) -> Iterator[RGBImage]:
+    """Decode images in turn; what :func:`read_image` refuses is refused with its row.
+
+    >>> import numpy as np
+    >>> [image.size for image in read_images([np.zeros((2, 3), dtype=np.uint8)])]
+    [(3, 2)]
+    """
+    if isinstance(sources, str | bytes | os.PathLike | np.ndarray | Image.Image | RGBImage):
+        raise TypeError(f"images: expected a list of images; got {type(sources).__name__}")
+    for row, source in enumerate(sources):
+        try:
+            image = read_image(source, folder=folder, max_pixels=max_pixels)
+        except DataError as error:
+            raise DataError(f"images[{row}]: {error}") from error
+        except TypeError as error:
+            raise TypeError(f"images[{row}]: {error}") from error
+        yield image
 
 
 def path_within(path: str | os.PathLike[str], folder: str | os.PathLike[str] | None) -> Path:
