@@ -19,6 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from reasonrec_fast.data.images import MAX_PIXELS, ImageSource, RGBImage, read_images
 from reasonrec_fast.devices import moved, resolve_device
+from reasonrec_fast.lm.image_encoder import checked_batch_size, filled_batches
 
 WEIGHTS = {
     "efficientnet-lite0": (
@@ -48,12 +49,12 @@ class EfficientNetLite:
     stages, then the deviations. One such vector a size is one token.
 
     Args:
-        name: ``"efficientnet-lite0"`` (``F`` is 1,024) or ``"efficientnet-lite2"`` (1,088), each from its package.
+        name: ``"efficientnet-lite0"`` (``F`` is 1,024) or ``"efficientnet-lite2"`` (1,120), each from its package.
         sizes: one token each; at least 32.
         device: where it computes; by default the GPU where there is one.
         batch_size: images of one shape that are computed together. Smaller batches are filled up with zeros, since a
-            library may compute in another order at another batch size. By default 1 on the CPU, where more gain
-            nothing, and 16 on a GPU.
+            library may sum in another order at another batch size. By default 1 on the CPU, where more gain nothing,
+            and 16 on a GPU.
 
     Raises:
         FileNotFoundError: a package is not installed.
@@ -73,11 +74,9 @@ class EfficientNetLite:
             raise ValueError(f"name: expected {' or '.join(map(repr, WEIGHTS))}; got {name!r}")
         if not sizes or len(set(sizes)) < len(sizes) or any(not _is_whole(size, _SMALLEST_SIDE) for size in sizes):
             raise ValueError(f"sizes: expected different whole numbers of at least {_SMALLEST_SIDE}; got {sizes!r}")
-        if batch_size is not None and not _is_whole(batch_size, 1):
-            raise ValueError(f"batch_size: expected a whole number of at least 1; got {batch_size!r}")
         self.name, self.sizes = name, tuple(sizes)
         self.device = resolve_device(device)
-        self.batch_size = batch_size or (1 if self.device.type == "cpu" else 16)
+        self.batch_size = checked_batch_size(batch_size, self.device)
         self.digest = WEIGHTS[name][2]
         stages = _Stages(_read_network(name)).to(self.device)
         self._network = stages.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -122,13 +121,10 @@ class EfficientNetLite:
             for row, image in enumerate(images):
                 rows_by_shape.setdefault(scaled_size(*image.size, size), []).append(row)
             for (width, height), rows in rows_by_shape.items():
-                for start in range(0, len(rows), self.batch_size):
-                    batch = rows[start : start + self.batch_size]
-                    pixels = np.zeros((self.batch_size, height, width, 3), dtype=np.uint8)
-                    for slot, row in enumerate(batch):
-                        pixels[slot] = _scaled(images[row], width, height)
-                    statistics = self._network(moved(torch.from_numpy(pixels), self.device))
-                    features[batch, token] = statistics[: len(batch)].cpu()
+                pixels = [torch.from_numpy(_scaled(images[row], width, height)) for row in rows]
+                for span, batch in filled_batches(pixels, self.batch_size):
+                    statistics = self._network(moved(batch, self.device)).cpu()
+                    features[rows[span], token] = statistics[: span.stop - span.start]
         return features
 
 
@@ -149,8 +145,8 @@ def _scaled(image: RGBImage, width: int, height: int) -> np.ndarray:
     from PIL import Image
 
     if image.size == (width, height):
-        return image.pixels
-    return np.asarray(Image.fromarray(image.pixels).resize((width, height), Image.Resampling.BICUBIC))
+        return image.pixels.copy()  # torch warns of memory that is read-only
+    return np.array(Image.fromarray(image.pixels).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def _windows(images: Iterator[RGBImage], count: int) -> Iterator[list[RGBImage]]:
