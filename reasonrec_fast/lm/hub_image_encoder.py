@@ -51,7 +51,10 @@ class HubImageEncoder:
         dtype: torch.dtype = torch.float32,
         batch_size: int | None = None,
     ) -> None:
-        from transformers import AutoImageProcessor, AutoModel
+        from transformers import AutoModel
+
+        # transformers before 5.18 hides this class where there is no torchvision, and it works without.
+        from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
         if features not in ("pooled", "patches"):
             raise ValueError(f"features: expected 'pooled' or 'patches'; got {features!r}")

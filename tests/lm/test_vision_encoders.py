@@ -154,28 +154,31 @@ def test_a_package_that_is_missing_or_another_file_is_told(tmp_path: Path, monke
 def saved(kind: str, folder: Path) -> Path:
     """A tiny random model of transformers with its image processor."""
     import transformers as t
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
     torch.manual_seed(0)
     square = {"height": 32, "width": 32}
-    cropped = t.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=square)
+    cropped = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=square)
     model, processor = {
         "clip": lambda: (t.CLIPModel(t.CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=12)), cropped),
         "clip-vision": lambda: (t.CLIPVisionModel(t.CLIPVisionConfig(**VISION)), cropped),
         "siglip": lambda: (
-            t.SiglipModel(t.SiglipConfig(text_config=TEXT, vision_config=VISION)), t.SiglipImageProcessor(size=square)
+            t.SiglipModel(t.SiglipConfig(text_config=TEXT, vision_config=VISION)), SiglipImageProcessorPil(size=square)
         ),
         "siglip-vision": lambda: (
-            t.SiglipVisionModel(t.SiglipVisionConfig(**VISION)), t.SiglipImageProcessor(size=square)
+            t.SiglipVisionModel(t.SiglipVisionConfig(**VISION)), SiglipImageProcessorPil(size=square)
         ),
-        "dinov2": lambda: (t.Dinov2Model(t.Dinov2Config(**VISION, mlp_ratio=2)), t.ViTImageProcessor(size=square)),
+        "dinov2": lambda: (t.Dinov2Model(t.Dinov2Config(**VISION, mlp_ratio=2)), ViTImageProcessorPil(size=square)),
         "registers": lambda: (
             t.Dinov2WithRegistersModel(t.Dinov2WithRegistersConfig(**VISION, mlp_ratio=2)),
-            t.ViTImageProcessor(size=square),
+            ViTImageProcessorPil(size=square),
         ),
-        "vit": lambda: (t.ViTModel(t.ViTConfig(**VISION)), t.ViTImageProcessor(size=square)),
+        "vit": lambda: (t.ViTModel(t.ViTConfig(**VISION)), ViTImageProcessorPil(size=square)),
         "resnet": lambda: (
             t.ResNetModel(t.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")),
-            t.ViTImageProcessor(size=square),
+            ViTImageProcessorPil(size=square),
         ),
     }[kind]()  # fmt: skip
     model.save_pretrained(folder)
@@ -193,7 +196,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     "kind", ["clip", "clip-vision", "siglip", "siglip-vision", "dinov2", "registers", "vit", "resnet"]
 )
 def test_hub_encoders_give_the_features_of_the_plain_model(kind: str, folders: dict[str, Path]) -> None:
-    from transformers import AutoImageProcessor, AutoModel
+    from transformers import AutoModel
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     image = photo(50, 40)
     model = AutoModel.from_pretrained(folders[kind]).eval()
@@ -221,6 +225,10 @@ def test_hub_features_do_not_depend_on_the_batch(folders: dict[str, Path]) -> No
         alone = torch.cat([encoder.encode([image]) for image in images])
         assert torch.equal(encoder.encode(images), alone)
     assert encoder.encode([]).shape == (0, 16, 16)
+    half = HubImageEncoder(str(folders["siglip"]), features="patches", device="cpu", dtype=torch.bfloat16)
+    assert encoder_identity(half) != encoder_identity(encoder)
+    assert half.encode(images).dtype == torch.float32
+    torch.testing.assert_close(half.encode(images), encoder.encode(images), rtol=0.1, atol=0.1)
 
 
 def test_a_thin_image_is_refused_by_a_hub_encoder(folders: dict[str, Path]) -> None:
@@ -242,10 +250,10 @@ def test_weights_that_a_checkpoint_lacks_are_refused_where_they_count(folders: d
 
 
 def test_a_processor_that_gives_images_of_many_sizes_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
-    from transformers import CLIPImageProcessor
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     folder = shutil.copytree(folders["clip-vision"], tmp_path / "clip")
-    CLIPImageProcessor(size={"shortest_edge": 32}, do_center_crop=False).save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, do_center_crop=False).save_pretrained(folder)
     encoder = load_image_encoder(str(folder), device="cpu")
     with pytest.raises(ValueError, match=r"one size, \[3, 32, 32\]; got \[3, 32, 64\] for images\[0\]: image"):
         encoder.encode([photo(80, 40)])

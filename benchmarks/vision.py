@@ -1,0 +1,99 @@
+"""``python -m benchmarks.vision FOLDER``: images per second of an encoder and of its cache, and what its features tell.
+
+The folder holds ``train.csv`` and ``test.csv`` with the columns ``image`` (a path in the folder) and ``mos`` (a score),
+as BIQ2021 does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pandas
+import torch
+import typer
+from scipy.stats import rankdata, spearmanr
+
+from reasonrec_fast.data.images import read_images
+from reasonrec_fast.files import write_json
+from reasonrec_fast.lm.vision import DEFAULT_ENCODER, CachedEncoder, Standardizer, load_image_encoder
+
+
+def main(
+    folder: Annotated[Path, typer.Argument(help="of train.csv, test.csv and the images")],
+    cache: Annotated[Path, typer.Option(help="where features are kept, and read from if they are there")],
+    encoder: Annotated[str, typer.Option(help="as load_image_encoder takes it")] = DEFAULT_ENCODER,
+    sizes: Annotated[str | None, typer.Option(help="of EfficientNet-Lite, such as 512,256")] = None,
+    timed: Annotated[int, typer.Option(help="images whose encoding is timed")] = 50,
+    json_file: Annotated[Path | None, typer.Option("--json", help="where to write the figures")] = None,
+) -> None:
+    """Encode all images once, time it, and predict the test scores by ridge and by kernel ridge regression."""
+    torch.set_num_threads(1)
+    tables = {part: pandas.read_csv(folder / f"{part}.csv") for part in ("train", "test")}
+    paths = [*tables["train"]["image"], *tables["test"]["image"]]
+    model = load_image_encoder(encoder, sizes=None if sizes is None else tuple(map(int, sizes.split(","))))
+    cached = CachedEncoder(model, cache)
+    figures: dict[str, object] = {"encoder": encoder, "settings": dict(model.settings), "images": len(paths)}
+
+    decoded = list(read_images(paths[:timed], folder=folder))
+    figures["decoded_per_s"] = _per_second(timed, lambda: list(read_images(paths[:timed], folder=folder)))
+    figures["encoded_per_s"] = _per_second(timed, lambda: model.encode(decoded))
+    known = len(cached.cache)
+    begin = time.perf_counter()
+    features = cached.encode(paths, folder=folder)
+    figures["all_s"], figures["all_computed"] = time.perf_counter() - begin, len(cached.cache) - known
+    figures["cached_from_files_per_s"] = _per_second(timed, lambda: cached.encode(paths[:timed], folder=folder))
+    keys = list(cached.cache)
+    figures["cached_by_key_per_s"] = _per_second(len(keys), lambda: cached.cache.get(keys))
+
+    count = len(tables["train"])
+    scores, truth = (tables[part]["mos"].to_numpy(float) for part in ("train", "test"))
+    standardized = Standardizer(model.tokens, model.width).fit(features[:count])(features).double().numpy()
+    percentiles = (rankdata(scores) - 0.5) / count
+    for name, columns in {**{str(token): [token] for token in range(model.tokens)}, "all": range(model.tokens)}.items():
+        x = standardized[:, list(columns)].reshape(len(paths), -1)
+        for kernel in ("linear", "rbf"):
+            for target, values in (("raw", scores), ("percentiles", percentiles)):
+                predicted = _kernel_ridge(x[:count], values, x[count:], kernel)
+                figures[f"srcc_token_{name}_{kernel}_{target}"] = float(spearmanr(predicted, truth).statistic)
+    for name, value in figures.items():
+        print(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
+    if json_file is not None:
+        write_json(json_file, figures)
+
+
+def _per_second(count: int, work: Callable[[], object]) -> float:
+    work()
+    times = []
+    for _ in range(3):
+        begin = time.process_time()  # of the one thread: other processes of the machine do not count
+        work()
+        times.append(time.process_time() - begin)
+    return count / float(np.median(times))
+
+
+def _kernel_ridge(train: np.ndarray, values: np.ndarray, test: np.ndarray, kernel: str) -> np.ndarray:
+    """Predictions for ``test``; penalty and width of the kernel have the least leave-one-out error on ``train``."""
+    mean, best = values.mean(), (np.inf, np.empty(0))
+    squared = [_squared_distances(part, train) / train.shape[1] for part in (train, test)]
+    for width in (0.1, 0.25, 0.5, 1.0) if kernel == "rbf" else (0.0,):
+        gram, cross = (np.exp(-width * d) for d in squared) if kernel == "rbf" else (train @ train.T, test @ train.T)
+        eigenvalues, vectors = np.linalg.eigh(gram)
+        rotated = vectors.T @ (values - mean)
+        for penalty in np.logspace(-5, 3, 25) * eigenvalues.mean():
+            weights = vectors @ (rotated / (eigenvalues + penalty))
+            error = weights / (vectors**2 @ (1 / (eigenvalues + penalty)))
+            if (error**2).mean() < best[0]:
+                best = (error**2).mean(), cross @ weights + mean
+    return best[1]
+
+
+def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T, 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)
