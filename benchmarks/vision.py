@@ -52,13 +52,14 @@ def main(
     count = len(tables["train"])
     scores, truth = (tables[part]["mos"].to_numpy(float) for part in ("train", "test"))
     standardized = Standardizer(model.tokens, model.width).fit(features[:count])(features).double().numpy()
-    percentiles = (rankdata(scores) - 0.5) / count
+    targets = np.stack([scores, (rankdata(scores) - 0.5) / count], axis=1)
     for name, columns in {**{str(token): [token] for token in range(model.tokens)}, "all": range(model.tokens)}.items():
         x = standardized[:, list(columns)].reshape(len(paths), -1)
         for kernel in ("linear", "rbf"):
-            for target, values in (("raw", scores), ("percentiles", percentiles)):
-                predicted = _kernel_ridge(x[:count], values, x[count:], kernel)
-                figures[f"srcc_token_{name}_{kernel}_{target}"] = float(spearmanr(predicted, truth).statistic)
+            predicted = _kernel_ridge(x[:count], targets, x[count:], kernel)
+            for column, target in enumerate(("raw", "percentiles")):
+                srcc = spearmanr(predicted[:, column], truth).statistic
+                figures[f"srcc_token_{name}_{kernel}_{target}"] = float(srcc)
     for name, value in figures.items():
         print(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
     if json_file is not None:
@@ -75,20 +76,24 @@ def _per_second(count: int, work: Callable[[], object]) -> float:
     return count / float(np.median(times))
 
 
-def _kernel_ridge(train: np.ndarray, values: np.ndarray, test: np.ndarray, kernel: str) -> np.ndarray:
-    """Predictions for ``test``; penalty and width of the kernel have the least leave-one-out error on ``train``."""
-    mean, best = values.mean(), (np.inf, np.empty(0))
+def _kernel_ridge(train: np.ndarray, targets: np.ndarray, test: np.ndarray, kernel: str) -> np.ndarray:
+    """Predictions ``[N, 2]`` for ``test``; penalty and width of the kernel have the least leave-one-out error on
+    ``train``, for each column of ``targets`` alone."""
+    mean = targets.mean(0)
+    least, best = np.full(targets.shape[1], np.inf), np.empty((len(test), targets.shape[1]))
     squared = [_squared_distances(part, train) / train.shape[1] for part in (train, test)]
     for width in (0.1, 0.25, 0.5, 1.0) if kernel == "rbf" else (0.0,):
         gram, cross = (np.exp(-width * d) for d in squared) if kernel == "rbf" else (train @ train.T, test @ train.T)
         eigenvalues, vectors = np.linalg.eigh(gram)
-        rotated = vectors.T @ (values - mean)
+        eigenvalues, rotated = np.maximum(eigenvalues, 0), vectors.T @ (targets - mean)
         for penalty in np.logspace(-5, 3, 25) * eigenvalues.mean():
-            weights = vectors @ (rotated / (eigenvalues + penalty))
-            error = weights / (vectors**2 @ (1 / (eigenvalues + penalty)))
-            if (error**2).mean() < best[0]:
-                best = (error**2).mean(), cross @ weights + mean
-    return best[1]
+            weights = vectors @ (rotated / (eigenvalues + penalty)[:, None])
+            errors = weights / (vectors**2 @ (1 / (eigenvalues + penalty)))[:, None]
+            better = (errors**2).mean(0) < least
+            if better.any():
+                least[better] = (errors**2).mean(0)[better]
+                best[:, better] = (cross @ weights + mean)[:, better]
+    return best
 
 
 def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:

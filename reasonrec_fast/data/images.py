@@ -15,9 +15,13 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from reasonrec_fast.data.errors import DataError
+
+try:
+    from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+except ImportError as error:
+    raise ImportError("images: expected the package pillow; install reasonrec-fast with the extra 'vision'") from error
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray | RGBImage"
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -12,6 +13,9 @@ from reasonrec_fast.lm.hub_image_encoder import HubImageEncoder
 from reasonrec_fast.lm.image_encoder import ImageEncoder, encoder_identity, weights_digest
 from reasonrec_fast.lm.observations import CachedEncoder, ObservationCache
 from reasonrec_fast.lm.projector import Projector, Standardizer
+
+if TYPE_CHECKING:
+    from reasonrec_fast.lm.inputs import Embeddings
 
 __all__ = [
     "DEFAULT_ENCODER",
@@ -23,6 +27,7 @@ __all__ = [
     "Projector",
     "Standardizer",
     "encoder_identity",
+    "image_segments",
     "load_image_encoder",
     "weights_digest",
 ]
@@ -67,3 +72,28 @@ def load_image_encoder(
     if sizes is not None:
         raise ValueError(f"sizes: expected none for {name!r}, whose image processor has its own; got {sizes!r}")
     return HubImageEncoder(name, features=features or "pooled", device=device, batch_size=batch_size)
+
+
+def image_segments(soft_tokens: torch.Tensor) -> list[Embeddings]:
+    """An image's soft tokens as a segment of a text, which stands where the image is meant.
+
+    The content key is a digest of the values, so that a cache takes two images for one only where the decoder would
+    read the same. Gradients flow through the values. Of tensors on a GPU the values are copied to the host once.
+
+    Args:
+        soft_tokens: ``[B, n, D]``, as :class:`Projector` gives them.
+
+    Raises:
+        ValueError: another number of dimensions.
+    """
+    from reasonrec_fast.lm.inputs import Embeddings
+
+    if soft_tokens.ndim != 3:
+        raise ValueError(f"soft_tokens: expected [B, n, D]; got {list(soft_tokens.shape)}")
+    on_host = soft_tokens.detach().cpu().contiguous()
+    segments = []
+    for values, content in zip(soft_tokens, on_host, strict=True):
+        digest = hashlib.blake2b(f"{content.dtype} {list(content.shape)};".encode(), digest_size=32)
+        digest.update(content.flatten().view(torch.uint8).numpy().data)
+        segments.append(Embeddings(values, digest.digest()))
+    return segments

@@ -153,3 +153,21 @@ def test_inputs_that_make_no_sense_are_refused() -> None:
         arguments = {"tokens": 2, "width": 6, "embedding_dim": 24, name: value}
         with pytest.raises(ValueError, match=f"{name}: expected a whole number of at least 1"):
             Projector(**arguments)  # type: ignore[arg-type]
+
+
+def test_soft_tokens_become_segments_with_a_key_of_their_content() -> None:
+    pytest.importorskip("reasonrec_fast.lm.inputs")
+    from reasonrec_fast.lm.vision import image_segments
+
+    projector = Projector(2, 6, 24, soft_tokens=3)
+    features = torch.randn(4, 2, 6, generator=torch.Generator().manual_seed(0))
+    features[3] = features[1]
+    soft_tokens = projector(features)
+    segments = image_segments(soft_tokens)
+    assert all(torch.equal(segment.values, values) for segment, values in zip(segments, soft_tokens, strict=True))
+    assert segments[1].key == segments[3].key and len({segment.key for segment in segments}) == 3
+    assert image_segments(soft_tokens.to(torch.bfloat16))[0].key != segments[0].key
+    segments[0].values.sum().backward()
+    assert projector.first.weight.grad is not None and projector.first.weight.grad.any()
+    with pytest.raises(ValueError, match=r"soft_tokens: expected \[B, n, D\]; got \[3, 24\]"):
+        image_segments(soft_tokens[0])
