@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -75,10 +74,10 @@ def load_image_encoder(
 
 
 def image_segments(soft_tokens: torch.Tensor) -> list[Embeddings]:
-    """An image's soft tokens as a segment of a text, which stands where the image is meant.
+    """Each image's soft tokens as a segment of a text, which stands where the image is meant.
 
-    The content key is a digest of the values, so that a cache takes two images for one only where the decoder would
-    read the same. Gradients flow through the values. Of tensors on a GPU the values are copied to the host once.
+    The content key is made from the values, so that a cache takes two images for one only where the decoder would read
+    the same. Gradients flow through the values; of tensors on a GPU they are copied to the host once.
 
     Args:
         soft_tokens: ``[B, n, D]``, as :class:`Projector` gives them.
@@ -90,10 +89,4 @@ def image_segments(soft_tokens: torch.Tensor) -> list[Embeddings]:
 
     if soft_tokens.ndim != 3:
         raise ValueError(f"soft_tokens: expected [B, n, D]; got {list(soft_tokens.shape)}")
-    on_host = soft_tokens.detach().cpu().contiguous()
-    segments = []
-    for values, content in zip(soft_tokens, on_host, strict=True):
-        digest = hashlib.blake2b(f"{content.dtype} {list(content.shape)};".encode(), digest_size=32)
-        digest.update(content.flatten().view(torch.uint8).numpy().data)
-        segments.append(Embeddings(values, digest.digest()))
-    return segments
+    return [Embeddings.of(values) for values in soft_tokens]
