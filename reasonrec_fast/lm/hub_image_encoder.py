@@ -19,6 +19,7 @@ from reasonrec_fast.lm.image_encoder import checked_batch_size, filled_batches, 
 
 _LARGEST_RATIO = 100  # of the sides: a processor that scales the shorter one would make a huge image of a thin one
 _PROBE = (64, 64, 3)
+_NOT_THE_MODELS = ("transformers_version", "architectures", "dtype")  # in a configuration
 
 
 class HubImageEncoder:
@@ -82,13 +83,16 @@ class HubImageEncoder:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Which features, the type of the weights, and the image processor's class and settings."""
-        processor = json.loads(json.dumps(self._processor.to_dict(), default=str))
-        return {
+        """Which features, the type of the weights, the model's configuration, and the image processor's class and
+        settings."""
+        config = {key: value for key, value in self._model.config.to_diff_dict().items() if key not in _NOT_THE_MODELS}
+        settings = {
             "features": self.features,
             "dtype": str(self.dtype).removeprefix("torch."),
-            "processor": {**processor, "class": type(self._processor).__name__},
+            "config": config,
+            "processor": {**self._processor.to_dict(), "class": type(self._processor).__name__},
         }
+        return json.loads(json.dumps(settings, default=str))
 
     def encode(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -56,14 +57,30 @@ class ImageEncoder(Protocol):
 
 
 def encoder_identity(encoder: ImageEncoder) -> dict[str, Any]:
-    """What tells an encoder's features from those of any other, as JSON holds it."""
-    return {
+    """What tells an encoder's features from those of any other, as JSON gives it back (tuples are lists)."""
+    identity = {
         "encoder": encoder.name,
         "weights": encoder.digest,
         "settings": dict(encoder.settings),
         "tokens": encoder.tokens,
         "width": encoder.width,
     }
+    return json.loads(json.dumps(identity))
+
+
+def first_difference(expected: Any, got: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """The first value in which two JSON values differ: its name and both values; None where they are equal.
+
+    >>> first_difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}})
+    ('a.c', 2, 3)
+    """
+    if not isinstance(expected, Mapping) or not isinstance(got, Mapping):
+        return None if expected == got else (name, expected, got)
+    for key in dict.fromkeys([*expected, *got]):
+        inner = f"{name}.{key}" if name else str(key)
+        if difference := first_difference(expected.get(key), got.get(key), inner):
+            return difference
+    return None
 
 
 def weights_digest(module: nn.Module, exclude: Collection[str] = ()) -> str:

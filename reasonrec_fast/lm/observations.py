@@ -12,7 +12,6 @@ failure a record may be indexed whose features never reached the disk; its check
 
 from __future__ import annotations
 
-import json
 import logging
 import mmap
 import os
@@ -28,7 +27,7 @@ import torch
 
 from reasonrec_fast.data.images import MAX_PIXELS, ImageSource, RGBImage, read_images
 from reasonrec_fast.files import alone_with, read_json, write_json
-from reasonrec_fast.lm.image_encoder import ImageEncoder, encoder_identity
+from reasonrec_fast.lm.image_encoder import ImageEncoder, encoder_identity, first_difference
 
 _logger = logging.getLogger("reasonrec_fast")
 _FORMAT = "reasonrec-fast observations 1"
@@ -74,8 +73,7 @@ class ObservationCache:
         if max_bytes is not None and (isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 0):
             raise ValueError(f"max_bytes: expected none or a whole number of at least 0; got {max_bytes!r}")
         self.folder, self.max_bytes = Path(folder).absolute(), max_bytes
-        # Through JSON, so that tuples equal the lists that they come back as.
-        self.identity = json.loads(json.dumps({"format": _FORMAT, **encoder_identity(encoder)}))
+        self.identity = {"format": _FORMAT, **encoder_identity(encoder)}
         self.shape = (encoder.tokens, encoder.width)
         self._record_bytes = 4 * encoder.tokens * encoder.width
         # What was read of the index, replaced as a whole, since threads take no lock here (a fork would inherit it).
@@ -217,12 +215,12 @@ class ObservationCache:
             return False
         if not isinstance(identity, Mapping) or identity.get("format") != _FORMAT:
             raise ValueError(f"{path}: expected {_FORMAT!r}; got something else")
-        for name, value in self.identity.items():
-            if identity.get(name) != value:
-                raise ValueError(
-                    f"{self.folder}: expected a cache of {name} {value!r}; it was made with {identity.get(name)!r}; "
-                    "give each encoder a folder of its own"
-                )
+        if difference := first_difference(self.identity, identity):
+            name, expected, got = difference
+            raise ValueError(
+                f"{self.folder}: expected a cache of {name} {expected!r}; it was made with {got!r}; give each encoder "
+                "a folder of its own"
+            )
         return True
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import nn
 
 from reasonrec_fast.devices import seeded_generator
 from reasonrec_fast.files import read_json, read_tensors, read_whole, replacing_folder, write_json, write_tensors
-from reasonrec_fast.lm.image_encoder import ImageEncoder, encoder_identity
+from reasonrec_fast.lm.image_encoder import ImageEncoder, encoder_identity, first_difference
 
 _FORMAT = "reasonrec-fast projector 1"
 _WEIGHTS = "projector.safetensors"
@@ -185,12 +184,9 @@ class Projector(nn.Module):
         Raises:
             ValueError: what is different is named.
         """
-        given = json.loads(json.dumps(encoder_identity(encoder)))
-        for name, value in json.loads(json.dumps(self.encoder or {})).items():
-            if given[name] != value:
-                raise ValueError(
-                    f"encoder: expected {name} {value!r}, which the projector was made for; got {given[name]!r}"
-                )
+        if self.encoder is not None and (difference := first_difference(self.encoder, encoder_identity(encoder))):
+            name, expected, got = difference
+            raise ValueError(f"encoder: expected {name} {expected!r}, which the projector was made for; got {got!r}")
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write ``config.json`` and ``projector.safetensors``, both or neither.
@@ -230,6 +226,8 @@ class Projector(nn.Module):
             raise ValueError(
                 f"{folder}: expected {', '.join(['encoder', *_SIZES])} in config.json; got {', '.join(config)}"
             )
+        if not isinstance(config["encoder"], dict | None):
+            raise ValueError(f"{folder}: expected an encoder's identity or null; got {config['encoder']!r}")
         projector = cls(**{name: config[name] for name in _SIZES}, encoder=config["encoder"])
         expected = {name: list(tensor.shape) for name, tensor in projector.state_dict().items()}
         stored = {name: list(tensor.shape) for name, tensor in state.items()}

@@ -110,7 +110,7 @@ def test_what_is_saved_comes_back(soft_tokens: int | str, tmp_path: Path) -> Non
     with torch.no_grad():
         assert torch.equal(loaded(features), projector(features))
     assert loaded.encoder == json.loads(json.dumps(projector.encoder))
-    for other, word in ((Fixed(settings={"sizes": (64,)}), "settings"), (Fixed(width=7), "width")):
+    for other, word in ((Fixed(settings={"sizes": (64,)}), r"settings\.sizes"), (Fixed(width=7), "width")):
         with pytest.raises(ValueError, match=f"encoder: expected {word} .*, which the projector was made for; got"):
             Projector.load(tmp_path / "saved", other)
 
@@ -125,6 +125,7 @@ def test_files_that_are_something_else_are_refused(tmp_path: Path) -> None:
         ({"format": "other"}, "expected 'reasonrec-fast projector 1'"),
         ({"hidden": 3}, "expected tensors"),
         ({"extra": 3}, r"in config\.json"),
+        ({"encoder": 3}, "expected an encoder's identity"),
         ({"hidden": 0}, "hidden: expected a whole number"),
     ):
         (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
