@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -278,3 +279,12 @@ def test_a_digest_of_weights_sees_every_value_name_and_type() -> None:
     assert weights_digest(module.to(torch.bfloat16)) != digest
     with pytest.raises(ValueError, match="features: expected 'pooled' or 'patches'; got 'cls'"):
         HubImageEncoder("anything", features="cls")  # type: ignore[arg-type]
+
+
+def test_threads_may_share_an_encoder(lite0: EfficientNetLite, folders: dict[str, Path]) -> None:
+    images = [photo(64, 64, seed) for seed in range(4)]
+    for encoder in (lite0, HubImageEncoder(str(folders["dinov2"]), device="cpu")):
+        expected = encoder.encode(images)
+        with ThreadPoolExecutor(8) as pool:
+            results = list(pool.map(lambda _, encoder=encoder: encoder.encode(images), range(16)))
+        assert all(torch.equal(result, expected) for result in results)
