@@ -155,12 +155,12 @@ class ObservationCache:
 
     def _refresh(self) -> _Index:
         """Read what was appended since. Under the file's lock the result is all there is."""
-        number, begin, records = self._index
+        inode, begin, records = self._index
         try:
             with (self.folder / _INDEX).open("rb") as file:
                 status = os.fstat(file.fileno())
                 count = status.st_size // _ENTRY_BYTES
-                if status.st_ino != number or count < begin:  # new, cut off, or deleted and begun anew
+                if status.st_ino != inode or count < begin:  # new, cut off, or deleted and begun anew
                     self._check_identity()
                     begin, records = 0, {}
                 file.seek(begin * _ENTRY_BYTES)
@@ -193,8 +193,8 @@ class ObservationCache:
             with (self.folder / _FEATURES).open("rb") as file:
                 status = os.fstat(file.fileno())
                 count = status.st_size // self._record_bytes
-                number, known = self._mapping
-                if number != status.st_ino or len(known) != count:
+                inode, known = self._mapping
+                if inode != status.st_ino or len(known) != count:
                     known = empty
                     if count:
                         memory = mmap.mmap(file.fileno(), count * self._record_bytes, access=mmap.ACCESS_READ)
