@@ -44,7 +44,7 @@ class Events:
     kept: np.ndarray | None
 
     @property
-    def ordered(self) -> np.ndarray:
+    def places(self) -> np.ndarray:
         """Row of ``interactions`` for each row of the table, int64 ``[R]``."""
         size = len(self.interactions if self.kept is None else self.kept)
         indices = np.arange(size) if self.kept is None else self.kept
@@ -323,10 +323,10 @@ def _names(columns: Mapping[str, str] | None) -> dict[str, str]:
         if name not in known:
             raise DataError(f"columns: expected names among {', '.join(known)}; got {name!r}")
     name_of_column: dict[str, str] = {}
-    for standard_name, column in (columns or {}).items():
-        if name_of_column.setdefault(column, standard_name) != standard_name:
+    for standard, column in (columns or {}).items():
+        if name_of_column.setdefault(column, standard) != standard:
             raise DataError(
-                f"columns: expected another column for each; got {column!r} for {name_of_column[column]} and {standard_name}"
+                f"columns: expected another column for each; got {column!r} for {name_of_column[column]} and {standard}"
             )
     return dict(columns or {})
 
