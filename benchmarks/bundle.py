@@ -202,14 +202,14 @@ def _shell(command: list[Any], cwd: Path | None = None) -> subprocess.CompletedP
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:
-    """The first line that a compiler calls an error, else the last line."""
+    """The first line with a compiler error, else the last line."""
     lines = [line.strip() for line in (done.stdout + "\n" + done.stderr).splitlines() if line.strip()]
     errors = [line for line in lines if "error:" in line or "error :" in line]
     return (errors[:1] or lines[-1:] or [f"exit status {done.returncode}"])[0]
 
 
 def main() -> None:
-    """Make the bundle and say how to use it."""
+    """Make the bundle and print its contents."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
     try:
         lines = make(folder)

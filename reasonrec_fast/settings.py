@@ -73,12 +73,12 @@ def settings_from(kind: type[Kind], values: Any, source: str) -> Kind:
     unknown = sorted(set(values) - set(known), key=str)
     if unknown:
         raise ValueError(f"{source}: expected {', '.join(sorted(known))}; got {unknown[0]!r}")
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    for name, value in given.items():
+    fields_by_name = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    for name, value in fields_by_name.items():
         if isinstance(value, Mapping) and is_dataclass(known[name]):
-            given[name] = settings_from(known[name], value, f"{source}: {name}")  # type: ignore[arg-type]
+            fields_by_name[name] = settings_from(known[name], value, f"{source}: {name}")  # type: ignore[arg-type]
     try:
-        return kind(**given)
+        return kind(**fields_by_name)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{source}: {error}") from error
 

@@ -206,7 +206,7 @@ class Histories:
         return rows, sizes
 
     def replaced(self, users: np.ndarray, by: Histories, num_users: int) -> Histories:
-        """Histories of ``num_users`` users: of ``users`` those in ``by``, of others the own ones; empty if in neither.
+        """Histories of ``num_users`` users: those of ``users`` from ``by``, others from ``self``; empty if in neither.
 
         >>> Histories.from_lists([[1], [2]]).replaced([1], Histories.from_lists([[], [7, 8], [9]]), 3).of_user(1)
         array([7, 8])

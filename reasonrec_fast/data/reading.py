@@ -102,13 +102,13 @@ def kind_of(path: Path) -> str:
     return kind
 
 
-def read_table(source: str | Path | pd.DataFrame | pa.Table, *, wanted: Mapping[str, str] | None = None) -> Table:
+def read_table(source: str | Path | pd.DataFrame | pa.Table, *, column_kinds: Mapping[str, str] | None = None) -> Table:
     """Read a file, or take the columns of a table.
 
     Args:
         source: a path, a DataFrame (its index is ignored) or an Arrow table.
-        wanted: for a delimited text file, the columns to read, each with ``"text"``, ``"encoded"`` (dictionary-encoded
-            text) or ``"integer"`` (text if some row is not an integer); all by default.
+        column_kinds: for a delimited text file, the columns to read, each with ``"text"``, ``"encoded"``
+            (dictionary-encoded text) or ``"integer"`` (text if some row is not an integer); all by default.
 
     Raises:
         DataError: no such file, an unsupported format, or invalid contents (with the row).
@@ -134,7 +134,7 @@ def read_table(source: str | Path | pd.DataFrame | pa.Table, *, wanted: Mapping[
             raise DataError(f"{path}: cannot be read as parquet: {error}") from error
     if kind == ".jsonl":
         return Table(_as_columns([record for _, record in records(contents(path), path)], file_source), file_source)
-    return _read_delimited(path, SEPARATORS[kind], wanted)
+    return _read_delimited(path, SEPARATORS[kind], column_kinds)
 
 
 def read_table_of(table: pa.Table, source: Source) -> Table:
@@ -222,7 +222,7 @@ def _as_columns(rows: list[dict[str, Any]], source: Source) -> dict[str, list[An
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def _read_delimited(path: Path, separator: str, wanted: Mapping[str, str] | None) -> Table:
+def _read_delimited(path: Path, separator: str, column_kinds: Mapping[str, str] | None) -> Table:
     source = Source(str(path))
     file: BinaryIO = io.BytesIO(contents(path)) if path.suffix == ".gz" else path.open("rb")
     with file:
@@ -237,7 +237,7 @@ def _read_delimited(path: Path, separator: str, wanted: Mapping[str, str] | None
         columns: Mapping[str, Any] | None = None
         has_standard_quotes, has_plain_numbers = _check_quotes(file, separator)
         if has_standard_quotes:
-            kinds = _kinds_to_read(names, plain, wanted)
+            kinds = _kinds_to_read(names, plain, column_kinds)
             if not has_plain_numbers:  # Arrow accepts blanks around integers, and hexadecimal ones: read them as text
                 kinds = {name: "text" if kind == "integer" else kind for name, kind in kinds.items()}
             columns = _read_with_arrow(file, start, separator, kinds)
@@ -282,10 +282,12 @@ def _recbole_names(names: list[str]) -> tuple[dict[str, str], list[str]]:
     return plain, [name for name, match in matches.items() if match and match[2].endswith("_seq")]
 
 
-def _kinds_to_read(names: list[str], plain: Mapping[str, str], wanted: Mapping[str, str] | None) -> dict[str, str]:
-    if wanted is None:
+def _kinds_to_read(
+    names: list[str], plain: Mapping[str, str], column_kinds: Mapping[str, str] | None
+) -> dict[str, str]:
+    if column_kinds is None:
         return dict.fromkeys((name for name in names if name or names.count("") == 1), "text")
-    kinds = {name: wanted.get(name) or wanted.get(plain[name]) for name in names}
+    kinds = {name: column_kinds.get(name) or column_kinds.get(plain[name]) for name in names}
     return {name: kind for name, kind in kinds.items() if kind} or dict.fromkeys(names[:1], "text")
 
 

@@ -114,17 +114,17 @@ def check_not_learnt(data: Interactions, split: Split, learnt: np.ndarray, name:
 
 
 def _cuts(counts: np.ndarray, validation: float, test: float) -> tuple[np.ndarray, np.ndarray]:
-    """Ends of the training and validation parts; exact for shares like 0.7, whose binary sum is not."""
+    """Ends of the training and validation parts; the 1e-9 compensates the rounding of shares such as 0.7 in binary."""
     train_end = np.floor(counts * (1 - validation - test) + 1e-9).astype(np.int64)
     validation_end = np.floor(counts * (1 - test) + 1e-9).astype(np.int64)
     return train_end, validation_end
 
 
 def sample_of_users(interactions: Interactions, rows: np.ndarray, size: int, seed: int = 0) -> np.ndarray:
-    """All ``rows`` of users drawn at random until there are at least ``size`` (or no more), ascending.
+    """All ``rows`` of random users, as few as give at least ``size`` rows (or all users), ascending.
 
     Raises:
-        DataError: rows that the table does not have or one twice, or a size below 1.
+        DataError: rows outside the table, a duplicate row, or a size below 1.
 
     >>> events = Interactions.from_columns(["a", "b"] * 5, range(10), [1, 0] * 5, range(10))
     >>> len(sample_of_users(events, np.arange(10), 3))

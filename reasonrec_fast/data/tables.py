@@ -130,7 +130,7 @@ def read_events(
     else:
         # Read as text, since leading zeros matter to a format: 05032025 is not 5032025.
         kinds = _EVENTS if time_format is None else {**_EVENTS, "timestamp": "text"}
-        table = read_table(path, wanted={names.get(name, name): kind for name, kind in kinds.items()})
+        table = read_table(path, column_kinds={names.get(name, name): kind for name, kind in kinds.items()})
     table = table.renamed(names)
     source = table.source
     if like is not None:
@@ -265,9 +265,9 @@ def _no_labels(
     return np.full(count, UNLABELLED if allow_unlabelled else 1, dtype=np.int64), like
 
 
-def _describe_columns(names: Mapping[str, str], wanted: Iterable[str]) -> str:
+def _describe_columns(names: Mapping[str, str], missing: Iterable[str]) -> str:
     """A description of columns that the user named and a table lacks, for messages."""
-    return " or ".join(f"{names[name]!r} ({name})" for name in wanted)
+    return " or ".join(f"{names[name]!r} ({name})" for name in missing)
 
 
 def load_items(path: TableLike, *, columns: Mapping[str, str] | None = None) -> Items:
@@ -277,7 +277,7 @@ def load_items(path: TableLike, *, columns: Mapping[str, str] | None = None) -> 
 
 def _items(path: TableLike, names: Mapping[str, str]) -> Items:
     table = read_table(path)
-    names = {standard_name: table.plain.get(theirs, theirs) for standard_name, theirs in names.items()}
+    names = {standard_name: table.plain.get(column_name, column_name) for standard_name, column_name in names.items()}
     table = table.renamed({})
     if "id" in table.columns and not {"item", names.get("item", "item")} & set(table.columns):
         table = table.renamed({"item": "id"})

@@ -9,7 +9,7 @@ import torch
 from reasonrec_fast.graph import InteractionGraph
 from reasonrec_fast.ops import library
 
-library.is_no_array(InteractionGraph)
+library.pass_through(InteractionGraph)
 
 Combine = Literal["last", "mean", "sum"] | torch.Tensor
 Pair = tuple[torch.Tensor, torch.Tensor]

@@ -76,7 +76,7 @@ def takes_arrays(function: Function) -> Function:
     return with_tensors  # type: ignore[return-value]
 
 
-def is_no_array(kind: type) -> None:
+def pass_through(kind: type) -> None:
     """Register a type of this package that :func:`takes_arrays` passes to operators unchanged."""
     _PASSED_THROUGH.add(kind)
 

@@ -26,7 +26,7 @@ class Route(NamedTuple):
     destination: torch.Tensor
 
 
-library.is_no_array(Route)
+library.pass_through(Route)
 
 
 @library.takes_arrays

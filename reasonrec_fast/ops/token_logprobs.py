@@ -136,10 +136,10 @@ def _token_logprobs(hidden, weight, bias, tokens, temperature, ignore_index):
     for start, logits in _blocks(hidden, weight, bias, temperature):
         top = torch.maximum(best, logits.amax(1))
         origin = torch.where(top.isinf(), 0.0, top)
-        shrink = (torch.where(best.isinf(), origin, best) - origin).exp()
+        rescale = (torch.where(best.isinf(), origin, best) - origin).exp()
         part = (logits - origin[:, None]).exp()
-        total = total * shrink + part.sum(1)
-        weighted = weighted * shrink + torch.where(part > 0, part * logits, 0.0).sum(1)
+        total = total * rescale + part.sum(1)
+        weighted = weighted * rescale + torch.where(part > 0, part * logits, 0.0).sum(1)
         best = top
         in_block = (tokens >= start) & (tokens < start + logits.shape[1])
         logits_of_tokens += torch.where(in_block, logits.gather(1, torch.where(in_block, tokens - start, 0)), 0.0)
@@ -151,7 +151,11 @@ def _token_logprobs(hidden, weight, bias, tokens, temperature, ignore_index):
 def _token_logprobs_backward(
     hidden, weight, bias, tokens, temperature, ignore_index, logsumexp, entropy, grad_logprobs, grad_lse, grad_entropy
 ):
-    """Where there is no kernel: blocks of classes in plain torch."""
+    """Plain torch over blocks of classes, for where there is no kernel.
+
+    With probabilities ``p`` the gradient of the logits is ``p * (through_all - grad_entropy * (log p + H))``, plus
+    ``grad_logprobs`` at the given tokens.
+    """
     dtype = logsumexp.dtype
     grad_logprobs = torch.where((tokens >= 0) & (tokens < len(weight)), grad_logprobs, torch.nan)
     grad_logprobs = torch.where(tokens == ignore_index, 0.0, grad_logprobs)
@@ -161,8 +165,8 @@ def _token_logprobs_backward(
     for start, logits in _blocks(hidden, weight, bias, temperature):
         logprobs = logits - logsumexp[:, None]
         gradient = logprobs.exp() * (through_all[:, None] - grad_entropy[:, None] * (logprobs + entropy[:, None]))
-        here = (tokens >= start) & (tokens < start + logits.shape[1])
-        gradient.scatter_add_(1, torch.where(here, tokens - start, 0), torch.where(here, grad_logprobs, 0.0))
+        in_block = (tokens >= start) & (tokens < start + logits.shape[1])
+        gradient.scatter_add_(1, torch.where(in_block, tokens - start, 0), torch.where(in_block, grad_logprobs, 0.0))
         gradient /= temperature.to(dtype)
         stop = start + logits.shape[1]
         grad_hidden += gradient @ weight[start:stop].to(dtype)
