@@ -49,7 +49,7 @@ class Timeline:
         counts = np.bincount(keys[rows], minlength=num_keys)
         self.indptr = np.concatenate([[0], np.cumsum(counts)])
         self.times = timestamps[self.rows]
-        # `places_before` looks up many (key, moment) pairs with one binary search over all events. That needs a single
+        # `places_before` looks up many (key, moment) pairs with one binary search over all events. That needs one
         # ascending integer per event: key * (T + 1) + rank of its time among the T distinct times. Ranks, not the
         # times themselves, because key * time could overflow int64. The factor T + 1 leaves room for rank T, that of a
         # moment after all events.
