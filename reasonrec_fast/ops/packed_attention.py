@@ -139,7 +139,7 @@ def _on_gpu(
     with library.device_of("packed_attention", (query, key, value)):
         if kernel is None or query.dtype == torch.float64 or query.shape[2] > MOST_WIDTH:
             return _composed(query, key, value, segments.numpy(), scale, softcap, 0.0)
-        from reasonrec_fast.kernels import packed_attention as kernels  # imports Triton
+        from reasonrec_fast.kernels import packed_attention as kernels  # here, since it imports Triton
 
         blocks = kernels.choose_blocks(query.dtype, query.shape[2], query.shape[0] * query.shape[1])
         tokens = kernels.tile_tokens(blocks, query.shape[1] // key.shape[1])
