@@ -1,4 +1,4 @@
-"""aggregate beside its peers, under pytest-benchmark."""
+"""aggregate against its peers, under pytest-benchmark."""
 
 from reasonrec_fast.benchmarking.aggregate import CASES
 

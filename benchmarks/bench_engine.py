@@ -1,4 +1,4 @@
-"""The early-exit engine beside its peers, under pytest-benchmark."""
+"""The early-exit engine against its peers, under pytest-benchmark."""
 
 from reasonrec_fast.benchmarking.engine import CASES
 

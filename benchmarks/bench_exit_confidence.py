@@ -1,4 +1,4 @@
-"""exit_confidence beside its peers, under pytest-benchmark."""
+"""exit_confidence against its peers, under pytest-benchmark."""
 
 from reasonrec_fast.benchmarking.exit_confidence import CASES
 

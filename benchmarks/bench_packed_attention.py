@@ -1,4 +1,4 @@
-"""packed_attention beside its peers, under pytest-benchmark."""
+"""packed_attention against its peers, under pytest-benchmark."""
 
 from reasonrec_fast.benchmarking.packed_attention import CASES
 

@@ -1,4 +1,4 @@
-"""policy_loss beside its peers, under pytest-benchmark."""
+"""policy_loss against its peers, under pytest-benchmark."""
 
 from reasonrec_fast.benchmarking.policy_loss import CASES
 

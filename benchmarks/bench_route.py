@@ -1,4 +1,4 @@
-"""route beside its peers, under pytest-benchmark."""
+"""route against its peers, under pytest-benchmark."""
 
 from reasonrec_fast.benchmarking.route import CASES
 

@@ -1,4 +1,4 @@
-"""token_logprobs beside its peers, under pytest-benchmark."""
+"""token_logprobs against its peers, under pytest-benchmark."""
 
 from reasonrec_fast.benchmarking.token_logprobs import CASES
 

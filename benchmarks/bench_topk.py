@@ -1,4 +1,4 @@
-"""topk beside its peers, under pytest-benchmark."""
+"""topk against its peers, under pytest-benchmark."""
 
 from reasonrec_fast.benchmarking.topk import CASES
 

@@ -1,7 +1,7 @@
-"""Native libraries for a machine that is there for minutes: made before, carried and installed, or built there.
+"""A bundle of native libraries for a GPU machine that is available for minutes only: built before, or there if needed.
 
-``make gpu-bundle`` makes the folder; ``python -m benchmarks.gpu`` installs it, and builds what does not load. Nothing
-here imports ``reasonrec_fast``, which needs the libraries.
+``make gpu-bundle`` builds the folder; ``python -m benchmarks.gpu`` installs it, and builds libraries that do not load.
+Nothing here imports ``reasonrec_fast``, which needs the libraries.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / ".gpu-bundle"
 _SUFFIX = importlib.machinery.EXTENSION_SUFFIXES[0]
-LARGEST = 30 * 2**20  # bytes that may travel
-# Peers that the GPU machine lacks and that need nothing but what it has (trl needs datasets, which it lacks too).
+LARGEST = 30 * 2**20  # bytes of a bundle
+# Peers that the GPU machine lacks, and whose dependencies it has (trl is not one: it needs datasets).
 PEERS = ("liger-kernel>=0.6,<1",)
 _LOAD = """
 import importlib.util, sys, torch
@@ -38,13 +38,13 @@ else:
 
 
 def make(folder: Path = FOLDER, root: Path = ROOT) -> list[str]:
-    """Build the libraries for this Python and this torch, and fetch the peers, unless the folder has them already.
+    """Build the libraries for this Python and torch, and fetch the peers, unless the folder is up to date.
 
     Returns:
-        Lines that say what is in it.
+        Lines of text that describe the contents.
 
     Raises:
-        RuntimeError: nothing was built, a library does not load here, or the folder is larger than may travel.
+        RuntimeError: the build failed, a library does not load here, or the folder is larger than :data:`LARGEST`.
     """
     made = {**_machine(), "sources": _digest(root)}
     if _made(folder) == made:
@@ -72,18 +72,20 @@ def make(folder: Path = FOLDER, root: Path = ROOT) -> list[str]:
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     if size > LARGEST:
         raise RuntimeError(f"bundle: expected at most {LARGEST / 2**20:.0f} MiB; got {size / 2**20:.1f} MiB")
-    (folder / "made.json").write_text(json.dumps(made, indent=1) + "\n")  # last: what was cut short is made again
+    (folder / "made.json").write_text(
+        json.dumps(made, indent=1) + "\n"
+    )  # written last: an interrupted bundle is rebuilt
     names = ", ".join(sorted(path.name for path in problems))
     return [f"bundle: {names} for {_named(made)}", peers, f"{folder.name}: {size / 2**20:.1f} MiB"]
 
 
 def install(folder: Path = FOLDER, root: Path = ROOT) -> list[str]:
-    """Copy the bundle's libraries into the package at ``root``, those that load here.
+    """Copy those of the bundle's libraries that load on this machine into the package at ``root``.
 
-    A library that does not load is not copied; the one that was there stays.
+    A library that does not load is skipped, and the existing one is kept.
 
     Returns:
-        Lines that say what was done.
+        Lines of text that describe what was done.
     """
     made = _made(folder)
     if made is None:
@@ -97,7 +99,7 @@ def install(folder: Path = FOLDER, root: Path = ROOT) -> list[str]:
             lines.append(f"bundle: {path.name} left out, it does not load here: {problem}")
             continue
         try:
-            # A new file under the old name: whoever has the old one mapped keeps it.
+            # Replace the file instead of overwriting it: processes that have mapped the old one keep its contents.
             shutil.copy2(path, root / "reasonrec_fast" / f"{path.name}.new")
             (root / "reasonrec_fast" / f"{path.name}.new").replace(root / "reasonrec_fast" / path.name)
             lines.append(f"bundle: {path.name} installed")
@@ -110,38 +112,42 @@ def install(folder: Path = FOLDER, root: Path = ROOT) -> list[str]:
 
 
 def missing(root: Path = ROOT) -> dict[str, str]:
-    """Libraries of the package at ``root`` that do not load here, with the reason.
+    """Libraries of the package at ``root`` that do not load on this machine, with the reason.
 
-    ``_C_cuda`` counts only beside a torch for CUDA.
+    ``_C_cuda`` is checked only if torch is built for CUDA.
     """
-    found = {path: problem for path, problem in _problems(_expected(root)).items() if problem}
-    return {path.name: problem for path, problem in found.items()}
+    problems = {path: problem for path, problem in _problems(_expected(root)).items() if problem}
+    return {path.name: problem for path, problem in problems.items()}
 
 
 def build(root: Path = ROOT) -> list[str]:
-    """Build the libraries into the package at ``root``, if one does not load.
+    """Build the libraries into the package at ``root`` if one of them does not load.
 
     Returns:
-        Lines that say what was done; one where a compiler is missing.
+        Lines of text that describe what was done, including a missing compiler.
     """
-    lacking = missing(root)
-    if not lacking:
+    missing_libraries = missing(root)
+    if not missing_libraries:
         return ["build: not needed, every library loads"]
-    lines = [f"build: {name}: {problem}" for name, problem in lacking.items()]
-    if shutil.which("nvcc") is None and "_C_cuda.so" in lacking:
+    lines = [f"build: {name}: {problem}" for name, problem in missing_libraries.items()]
+    if shutil.which("nvcc") is None and "_C_cuda.so" in missing_libraries:
         lines.append("build: _C_cuda.so is left out: nvcc is not on PATH")
-        if len(lacking) == 1:
+        if len(missing_libraries) == 1:
             return lines
     done = _shell([sys.executable, "setup.py", "build_ext", "--inplace"], cwd=root)
     if done.returncode:
         return [*lines, f"build: failed: {_reason(done)}"]
-    still = missing(root)
-    built = [path.name for path in _expected(root) if path.name not in still]
-    return [*lines, f"build: {', '.join(built)} built and loaded", *(f"build: {n}: {p}" for n, p in still.items())]
+    still_missing = missing(root)
+    built = [path.name for path in _expected(root) if path.name not in still_missing]
+    return [
+        *lines,
+        f"build: {', '.join(built)} built and loaded",
+        *(f"build: {n}: {p}" for n, p in still_missing.items()),
+    ]
 
 
 def _made(folder: Path) -> dict[str, str] | None:
-    """What the folder was made for and of; None where that was not written, or not whole."""
+    """The machine and sources that the bundle was built for; None if it is missing or incomplete."""
     try:
         made = json.loads((folder / "made.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -159,7 +165,7 @@ def _expected(root: Path) -> list[Path]:
 
 
 def _problems(libraries: list[Path]) -> dict[Path, str | None]:
-    """Each library loaded in a process of its own: what stood in the way, if anything."""
+    """Loads each library in a process of its own; the error of each, or None."""
     first = next((path for path in libraries if path.name == "_C.so" and path.is_file()), "")
 
     def load(path: Path) -> str | None:
@@ -173,7 +179,7 @@ def _problems(libraries: list[Path]) -> dict[Path, str | None]:
 
 
 def _digest(root: Path) -> str:
-    """Of everything that the libraries are built from."""
+    """SHA-256 of all sources of the libraries."""
     digest = hashlib.sha256()
     for path in sorted([root / "CMakeLists.txt", root / "setup.py", *(root / "csrc").rglob("*.*")]):
         digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
@@ -196,14 +202,14 @@ def _shell(command: list[Any], cwd: Path | None = None) -> subprocess.CompletedP
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:
-    """The first line that a compiler calls an error, else the last line."""
+    """The first line with a compiler error, else the last line."""
     lines = [line.strip() for line in (done.stdout + "\n" + done.stderr).splitlines() if line.strip()]
     errors = [line for line in lines if "error:" in line or "error :" in line]
     return (errors[:1] or lines[-1:] or [f"exit status {done.returncode}"])[0]
 
 
 def main() -> None:
-    """Make the bundle and say how to use it."""
+    """Make the bundle and print its contents."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
     try:
         lines = make(folder)

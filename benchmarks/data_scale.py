@@ -1,7 +1,7 @@
-"""Loading ten million rows of CSV beside pandas, and one request against ten million events.
+"""Time of loading ten million rows of CSV, against pandas, and of one request on ten million events.
 
-``python -m benchmarks.data_scale [--rows N] [--rounds R] [--json FILE]``: each reader runs in a process of its own, in
-turns, so that its memory is its own; then requests of one user at a time are made on an index of as many events.
+``python -m benchmarks.data_scale [--rows N] [--rounds R] [--json FILE]``: the readers run in turns, each in a process
+of its own, so that its memory can be measured; then requests of single users are built on an index of as many events.
 """
 
 from __future__ import annotations
@@ -41,38 +41,43 @@ def main(
     reader: Annotated[str, typer.Option(help="one of the readers alone, on --file; for a process of its own")] = "",
     file: Annotated[Path | None, typer.Option(help="of --reader")] = None,
 ) -> None:
-    """Print and keep what both take."""
+    """Measure, print and write the times and memory of both."""
     if reader and file is not None:
         return print(json.dumps(read(reader, file)))
-    found: dict[str, Any] = {"rows": rows, "quoted": quoted, "machine": machine("cpu"), "versions": versions()}
+    record: dict[str, Any] = {"rows": rows, "quoted": quoted, "machine": machine("cpu"), "versions": versions()}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "events.csv"
         write(path, rows, quoted=quoted)
-        found["megabytes"] = path.stat().st_size / 1e6
+        record["megabytes"] = path.stat().st_size / 1e6
         turns: dict[str, list[dict[str, float]]] = {name: [] for name in READERS}
         for _ in range(rounds):
             for name in READERS:
                 command = [sys.executable, "-m", "benchmarks.data_scale", "--reader", name, "--file", str(path)]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
                 turns[name].append(json.loads(done.stdout.splitlines()[-1]))
-    for name, some in turns.items():
-        found[name] = {key: [turn[key] for turn in some] for key in some[0]}
-        print(f"{name}: {told(found[name]['seconds'])} s, {told(found[name]['gib'])} GiB")
-    ratios = [ours / theirs for ours, theirs in zip(*(found[name]["seconds"] for name in READERS[::-1]), strict=True)]
-    print(f"reasonrec_fast over pandas: {told(ratios)}")
-    found["request"] = one_request(rows)
-    print(f"index: {found['request']['index_seconds']:.1f} s; a request: {told(found['request']['milliseconds'])} ms")
+    for name, measurements in turns.items():
+        record[name] = {key: [turn[key] for turn in measurements] for key in measurements[0]}
+        print(f"{name}: {summary(record[name]['seconds'])} s, {summary(record[name]['gib'])} GiB")
+    ratios = [
+        our_seconds / peer_seconds
+        for our_seconds, peer_seconds in zip(*(record[name]["seconds"] for name in READERS[::-1]), strict=True)
+    ]
+    print(f"reasonrec_fast over pandas: {summary(ratios)}")
+    record["request"] = one_request(rows)
+    print(
+        f"index: {record['request']['index_seconds']:.1f} s; a request: {summary(record['request']['milliseconds'])} ms"
+    )
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def told(values: list[float]) -> str:
+def summary(values: list[float]) -> str:
     return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
 
 
 def write(path: Path, rows: int, *, quoted: bool) -> None:
-    """A table of users, items with leading zeros, epoch seconds and ratings, a million rows at a time."""
+    """Write a table of users, items with leading zeros, epoch seconds and ratings, a million rows at a time."""
     generator = np.random.default_rng(0)
     mark = '"' if quoted else ""
     with path.open("w", encoding="utf-8") as file:
@@ -100,8 +105,8 @@ def read(reader: str, path: Path) -> dict[str, float]:
 
 
 def one_request(rows: int, requests: int = 200) -> dict[str, Any]:
-    """Evidence and prompts of one request at a time, of users with a history, through the whole of
-    :meth:`OptiRAG.requests`; the language model does not run. Embeddings are random: they cost the same."""
+    """Time of :meth:`OptiRAG.requests` (evidence and prompts, without the language model) for single requests of users
+    with a history. Item embeddings are random, which costs the same."""
     generator = np.random.default_rng(0)
     users, items = max(rows // 100, 1), max(rows // 500, 1)
     catalog = Catalog(
@@ -109,7 +114,7 @@ def one_request(rows: int, requests: int = 200) -> dict[str, Any]:
         [f"Thing {item}" for item in range(items)],
         {"genres": [(f"kind {item % 20}",) for item in range(items)]},
     )
-    # Popular items have many events: the first has some hundred times the mean.
+    # Popularity is skewed: the first item has some hundred times the mean number of events.
     popular = (items * generator.random(rows) ** 2).astype(np.int64)
     times = np.sort(generator.integers(1_600_000_000, 1_700_000_000, rows))
     labels = generator.integers(0, 2, rows)
@@ -123,17 +128,17 @@ def one_request(rows: int, requests: int = 200) -> dict[str, Any]:
     vectors = torch.randn(items, 64, generator=torch.Generator().manual_seed(0))
     model = OptiRAG.from_pretrained(PRETRAINED / "movielens", device="cpu")
     model.knowledge = Knowledge(events, Retriever.from_items(graph, vectors, torch.zeros(items)))
-    asked = [
+    requests_of_users = [
         Interactions.from_columns([f"u{user}"], [catalog.ids[item]], [None], [1_700_000_001])
         for user, item in zip(generator.integers(0, users, requests), popular[:requests], strict=True)
     ]
     begin = time.perf_counter()
-    model.requests(asked[0])
+    model.requests(requests_of_users[0])
     index = time.perf_counter() - begin
     milliseconds = []
-    for one in asked:
+    for request in requests_of_users:
         begin = time.perf_counter()
-        model.requests(one)
+        model.requests(request)
         milliseconds.append(1e3 * (time.perf_counter() - begin))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {"users": users, "items": items, "index_seconds": index, "milliseconds": milliseconds, "peak_gib": peak}

@@ -1,6 +1,7 @@
-"""``python -m benchmarks.plot_aggregate RECORDS PNG``: time an edge of one layer over the size of the graph.
+"""``python -m benchmarks.plot_aggregate RECORDS PNG``: plots the time per edge of one layer over the size of the graph.
 
-RECORDS is what ``python -m benchmarks.run aggregate --json RECORDS`` wrote on this machine, whose caches are marked.
+RECORDS is the output of ``python -m benchmarks.run aggregate --json RECORDS`` on this machine, whose cache sizes are
+marked in the plot.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def main(
         if points:
             axes.plot([e for e, _ in points], [ms * 1e6 / (2 * e) for e, ms in points], marker="o", label=label)
     for level, size in cache_bytes().items():
-        edges = size / (2 / MEAN_DEGREE * DIM * 4)  # two nodes for every so many edges, a row of float32 each
+        edges = size / (2 / MEAN_DEGREE * DIM * 4)  # one user and one item per MEAN_DEGREE edges, a float32 row each
         axes.axvline(edges, color="grey", linestyle=":", linewidth=1)
         axes.annotate(f"rows fill L{level}", (edges, axes.get_ylim()[1]), rotation=90, va="top", ha="right", fontsize=8)
     axes.set(xscale="log", yscale="log", xlabel="edges", ylabel="ns an edge and direction, one layer, D 64")
@@ -46,14 +47,14 @@ def main(
 
 
 def cache_bytes() -> dict[int, int]:
-    """Bytes of the second and third cache of the first core, as Linux tells them; nothing elsewhere."""
-    found = {}
+    """Sizes in bytes of the L2 and L3 caches of the first core, on Linux; empty on other systems."""
+    sizes = {}
     for folder in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
         level, size = (folder / name for name in ("level", "size"))
         text = size.read_text().strip() if size.is_file() else ""
         if text.endswith("K") and int(level.read_text()) > 1:
-            found[int(level.read_text())] = int(text[:-1]) * 1024
-    return found
+            sizes[int(level.read_text())] = int(text[:-1]) * 1024
+    return sizes
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""``python -m benchmarks.recbole_peers lightgcn|dcnv2``: our models beside RecBole's, an epoch of each in turns.
+"""``python -m benchmarks.recbole_peers lightgcn|dcnv2``: our models against RecBole's, one epoch of each in turns.
 
-Both are trained on the same events with the same hyper-parameters for the same number of epochs, and tested by the same
-code. Needs RecBole (``make recbole``).
+Both are trained on the same events with the same hyper-parameters for the same number of epochs, and evaluated by the
+same code. Needs RecBole (``make recbole``).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from reasonrec_fast.models.classical.recbole import RecBole, RecBoleConfig
 
 
 def lightgcn(epochs: int, seed: int) -> tuple[Recommender, RecBole]:
-    """RecBole's defaults, but three layers and the regulariser of the paper (squares)."""
+    """RecBole's defaults, except three layers and the paper's regulariser (squared norms)."""
     ours = LightGCNConfig(
         dim=64, layers=3, batch=2048, learning_rate=1e-3, regularisation=1e-4, epochs=epochs, seed=seed
     )
-    theirs = {
+    peer_settings = {
         "embedding_size": 64,
         "n_layers": 3,
         "train_batch_size": 2048,
@@ -38,43 +38,43 @@ def lightgcn(epochs: int, seed: int) -> tuple[Recommender, RecBole]:
         "reg_weight": 1e-4,
         "require_pow": True,
     }
-    return LightGCN(ours), RecBole(RecBoleConfig(model="LightGCN", settings=theirs, epochs=epochs, seed=seed))
+    return LightGCN(ours), RecBole(RecBoleConfig(model="LightGCN", settings=peer_settings, epochs=epochs, seed=seed))
 
 
 def dcnv2(epochs: int, seed: int) -> tuple[Recommender, RecBole]:
-    """Each with its own defaults: RecBole's has no histories."""
+    """Each with its own defaults; RecBole's model does not use histories."""
     ours = DCNv2(DCNv2Config(epochs=epochs, patience=3, seed=seed))
     return ours, RecBole(RecBoleConfig(model="DCNV2", epochs=epochs, patience=3, seed=seed))
 
 
-def in_turns(ours: Recommender, theirs: RecBole, data: Interactions, split: Split) -> dict[str, list[float]]:
-    """Seconds of each epoch of both; neither is validated."""
+def in_turns(ours: Recommender, peer: RecBole, data: Interactions, split: Split) -> dict[str, list[float]]:
+    """Seconds of each epoch of both, without validation."""
     seconds: dict[str, list[float]] = {"ours": [], "recbole": []}
-    theirs.begin(data, split.train)
-    peer = theirs.epochs()
+    peer.begin(data, split.train)
+    peer_epochs = peer.epochs()
     began = 0.0
 
-    def turn(epoch: int, epochs: int, said: str) -> None:
+    def turn(epoch: int, epochs: int, message: str) -> None:
         nonlocal began
         seconds["ours"].append(time.perf_counter() - began)
         begin = time.perf_counter()
-        next(peer)
+        next(peer_epochs)
         seconds["recbole"].append(time.perf_counter() - begin)
         print(f"{epoch}/{epochs}: ours {seconds['ours'][-1]:.2f} s, RecBole {seconds['recbole'][-1]:.2f} s", flush=True)
         began = time.perf_counter()
 
     began = time.perf_counter()
     ours.fit(data, split.train, progress=turn)
-    theirs.eval()
+    peer.eval()
     return seconds
 
 
-def best_of_both(ours: Recommender, theirs: RecBole, data: Interactions, split: Split) -> dict[str, list[float]]:
-    """Seconds of the epochs of both, each stopped early by its validation (which is in the times)."""
+def best_of_both(ours: Recommender, peer: RecBole, data: Interactions, split: Split) -> dict[str, list[float]]:
+    """Seconds of the epochs of both, each with early stopping; the times include validation."""
     seconds: dict[str, list[float]] = {}
-    for name, model in (("ours", ours), ("recbole", theirs)):
+    for name, model in (("ours", ours), ("recbole", peer)):
         ends = [time.perf_counter()]
-        model.fit(data, split.train, split.validation, progress=lambda *said, e=ends: e.append(time.perf_counter()))
+        model.fit(data, split.train, split.validation, progress=lambda *_, e=ends: e.append(time.perf_counter()))
         seconds[name] = np.diff(ends).tolist()
     return seconds
 
@@ -102,16 +102,18 @@ def main(
     runs: list[dict[str, Any]] = []
     for seed in range(seeds):
         np.random.seed(seed)  # RecBole draws its negatives from the global generator
-        ours, theirs = make(epochs, seed)
-        seconds = train(ours, theirs, events, split)
+        ours, peer = make(epochs, seed)
+        seconds = train(ours, peer, events, split)
         run: dict[str, Any] = {"seed": seed, "seconds": seconds}
-        for name, model in (("ours", ours), ("recbole", theirs)):
+        for name, model in (("ours", ours), ("recbole", peer)):
             run[name] = metrics_on_test(model, events, split, settings)
             print(seed, name, {k: round(v, 4) for k, v in run[name].items() if "/" not in k}, flush=True)
-        gaps = compared_on_test(ours, theirs, events, split, settings)
+        gaps = compared_on_test(ours, peer, events, split, settings)
         run["differences"] = {name: asdict(gap) for name, gap in gaps.items()}
         print(seed, "ours - RecBole's", {name: str(gap) for name, gap in gaps.items()}, flush=True)
-        medians = {name: statistics.median(some[1:] or some) for name, some in seconds.items()}
+        medians = {
+            name: statistics.median(epoch_seconds[1:] or epoch_seconds) for name, epoch_seconds in seconds.items()
+        }
         run["ratio"] = medians["recbole"] / medians["ours"]
         print(f"{seed}: medians of an epoch {medians}, ratio {run['ratio']:.2f}", flush=True)
         runs.append(run)

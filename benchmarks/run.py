@@ -1,4 +1,4 @@
-"""``python -m benchmarks.run [NAMES] --json FILE``: contenders in turns, one record each."""
+"""``python -m benchmarks.run [NAMES] --json FILE``: times contenders in turns, one record each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def main(
     names: Annotated[list[str] | None, typer.Argument(help="suites or cases; all by default")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="where to write the records")] = None,
 ) -> None:
-    """Time the operators beside their peers."""
+    """Time the operators against their peers."""
     records = []
     for case in make_cases(names or []):
         for record in run_case(case):

@@ -1,8 +1,7 @@
 """``python -m benchmarks.scale lightgcn sasrec``: time and memory of an epoch of LightGCN and SASRec as the data grow.
 
-The data are synthetic: ten events a user, 0.3 items a user; how active users and how popular items are follows power
-laws. What comes after what is random, so that there is nothing to learn but popularity. Each case runs in a process of
-its own.
+The data are synthetic: ten events and 0.3 items per user, with power laws of user activity and item popularity. The
+order of events is random, so only popularity can be learnt. Each case runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from reasonrec_fast.memory import forget_peak, peak_bytes, resident_bytes
 from reasonrec_fast.models.classical import LightGCN, LightGCNConfig, Recommender, SASRec, SASRecConfig
 
 STEPS = 40
-"""Of LightGCN in an epoch: each goes through the whole graph, so its batch grows with the data."""
+"""Steps of LightGCN per epoch: each propagates over the whole graph, so the batch grows with the data."""
 
 
 def power_law(events: int, seed: int = 0) -> Interactions:
@@ -40,22 +39,22 @@ def power_law(events: int, seed: int = 0) -> Interactions:
     """
     generator = np.random.default_rng(seed)
     num_users, num_items = events // 10, events * 3 // 100
-    most = min(500, num_items // 2)
-    activity = np.minimum(3 * generator.random(num_users) ** -0.7, most)
+    max_length = min(500, num_items // 2)
+    activity = np.minimum(3 * generator.random(num_users) ** -0.7, max_length)
     lengths = 3 + ((activity - 3) * (events - 3 * num_users) / (activity - 3).sum()).astype(np.int64)
-    lengths = np.minimum(lengths, most)
+    lengths = np.minimum(lengths, max_length)
     while missing := events - lengths.sum():
-        below = np.flatnonzero(lengths < most)
+        below = np.flatnonzero(lengths < max_length)
         lengths[generator.choice(below, min(missing, len(below)), replace=False)] += 1
     users = generator.permutation(np.repeat(np.arange(num_users), lengths))
     popularity = np.cumsum(1 / (generator.permutation(num_items) + 10))
     items = np.full(events, -1)
-    again = np.arange(events)
-    while len(again):
-        drawn = np.searchsorted(popularity, generator.random(len(again)) * popularity[-1])
-        items[again] = np.minimum(drawn, num_items - 1)
+    duplicates = np.arange(events)
+    while len(duplicates):
+        drawn = np.searchsorted(popularity, generator.random(len(duplicates)) * popularity[-1])
+        items[duplicates] = np.minimum(drawn, num_items - 1)
         keys = users * num_items + items
-        again = np.setdiff1d(np.arange(events), np.unique(keys, return_index=True)[1], assume_unique=True)
+        duplicates = np.setdiff1d(np.arange(events), np.unique(keys, return_index=True)[1], assume_unique=True)
     names = [str(item) for item in range(num_items)]
     return Interactions(
         users, items, np.ones(events, dtype=np.int64), np.arange(events), [str(user) for user in range(num_users)],
@@ -81,26 +80,26 @@ def measure(name: str, events: int, epochs: int) -> dict[str, Any]:
     rows = np.arange(len(data))
     generated = time.perf_counter() - began
     model = MODELS[name](events, epochs)
-    whole = model.config
-    model.config = replace(whole, epochs=0)
-    model.fit(data, rows)  # compiles what numba compiles
+    config = model.config
+    model.config = replace(config, epochs=0)
+    model.fit(data, rows)  # a first call, for numba's compilation
     forget_peak()
-    held = resident_bytes()
+    resident_before = resident_bytes()
     began = time.perf_counter()
     model.fit(data, rows)
     prepared = time.perf_counter() - began
-    model.config = whole
+    model.config = config
     ends = [time.perf_counter() + prepared]
-    model.fit(data, rows, progress=lambda *said: ends.append(time.perf_counter()))
+    model.fit(data, rows, progress=lambda *_: ends.append(time.perf_counter()))
     peak = peak_bytes()
     users = np.random.default_rng(0).choice(data.num_users, min(10_000, data.num_users), replace=False)
     began = time.perf_counter()
     model.recommend(users, 20)
     seconds = np.diff(ends).tolist()
     return {
-        "model": name, "events": events, "users": data.num_users, "items": data.num_items, "batch": whole.batch,
+        "model": name, "events": events, "users": data.num_users, "items": data.num_items, "batch": config.batch,
         "seconds_to_generate": generated, "seconds_to_prepare": prepared, "seconds_of_epochs": seconds,
-        "resident_bytes_before": held, "peak_bytes": peak, "recommended_users": len(users),
+        "resident_bytes_before": resident_before, "peak_bytes": peak, "recommended_users": len(users),
         "seconds_to_recommend": time.perf_counter() - began,
     }  # fmt: skip
 

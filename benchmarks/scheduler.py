@@ -1,4 +1,4 @@
-"""``python -m benchmarks.scheduler``: how long requests wait for their batch under 64 client threads."""
+"""``python -m benchmarks.scheduler``: measures how long requests of 64 client threads wait for their batch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def main(
     pause_ms: Annotated[float, typer.Option(help="mean pause of a client between two requests")] = 20.0,
     json_file: Annotated[Path | None, typer.Option("--json", help="where to write the figures")] = None,
 ) -> None:
-    """Requests of mixed sizes; a batch takes a hundredth of a millisecond a unit, so that capacity allows."""
+    """Submit requests of mixed sizes; handling takes 0.01 ms per unit, which is within the batcher's capacity."""
     sizes = np.random.default_rng(0).integers(1, 9, REQUESTS)
     submitted, begun, answers = np.zeros(REQUESTS), np.zeros(REQUESTS), {}
 

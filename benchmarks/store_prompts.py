@@ -1,4 +1,4 @@
-"""``python -m benchmarks.store_prompts``: real MovieLens prompts as token ids, for machines without the data.
+"""``python -m benchmarks.store_prompts``: stores real MovieLens prompts as token ids, for machines without the data.
 
 Writes ``prompts.json`` and ``smollm2-135m.json`` beside ``reasonrec_fast/benchmarking/stored.py``, which reads them.
 Needs the packages of the demo (``make demo``).
@@ -23,13 +23,13 @@ LONG_PREFIX = 2000
 
 
 def prompts() -> dict[str, list[TokenGroup]]:
-    """Groups of token ids by the name of what they are for."""
+    """Groups of token ids by name (see ``stored.stored_work``)."""
     slates = engine_prompts.slates_of_users(4, 32, prefix_tokens=232, suffix_tokens=24).groups
     texts = engine_prompts.requests_in_arrival_order(32, prefix_tokens=320).groups
-    # Histories of several users in a row: none in MovieLens is so long by itself.
+    # Concatenated histories of several users: no single one in MovieLens is as long.
     history = [token for prefix, _ in texts for token in prefix]
     long: list[TokenGroup] = [
-        (history[place * LONG_PREFIX : (place + 1) * LONG_PREFIX], slates[place][1][:6]) for place in range(2)
+        (history[index * LONG_PREFIX : (index + 1) * LONG_PREFIX], slates[index][1][:6]) for index in range(2)
     ]
     return {"slates": slates, "texts": texts[:16], "long": long}
 

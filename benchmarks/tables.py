@@ -1,6 +1,6 @@
-"""``python -m benchmarks.tables``: the tables of ``docs/results.md`` from the runs in ``benchmarks/results``.
+"""``python -m benchmarks.tables``: writes the tables of ``docs/results.md`` from the runs in ``benchmarks/results``.
 
-A table stands between ``<!-- runs: NAME ... -->`` and ``<!-- end -->``; a NAME is that of a ``.jsonl`` file.
+A table is between ``<!-- runs: NAME ... -->`` and ``<!-- end -->``; a NAME is that of a ``.jsonl`` file.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ BLOCK = re.compile(r"<!-- runs: (?P<names>[^>]*?) -->\n.*?<!-- end -->", re.DOTA
 
 
 def filled(text: str, results: Path = ROOT / "benchmarks" / "results") -> str:
-    """The page with its tables made anew.
+    """The page with its tables generated from the runs.
 
     Raises:
-        FileNotFoundError: there are no runs of a name.
+        FileNotFoundError: a named file of runs does not exist.
     """
 
     def table(block: re.Match[str]) -> str:

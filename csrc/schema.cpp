@@ -1,5 +1,5 @@
-// Every native operator's schema, in one place. Implementations register per device in csrc/cpu and csrc/cuda;
-// fake and autograd registrations live beside the public functions in reasonrec_fast/ops.
+// The schemas of all native operators. Implementations are registered per device in csrc/cpu and csrc/cuda; fake and
+// autograd registrations are beside the public functions in reasonrec_fast/ops.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(reasonrec_fast, m) {

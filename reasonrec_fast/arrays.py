@@ -1,7 +1,7 @@
-"""Whatever a caller calls an array, as numpy arrays and tensors of checked contents, taken by position.
+"""Converts array-like arguments to numpy arrays and tensors, by position, and checks their contents.
 
-pandas objects lose their index; negative strides, foreign byte orders and read-only memory are copied, for torch takes
-none of them. What is not what its place asks for is refused with its name, its row, and what came.
+The index of a pandas object is dropped. Arrays with negative strides, foreign byte order or read-only memory are
+copied, since torch supports none of these. Errors name the argument, the row, what was expected and what was given.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import torch
 
 
 def as_array(values: Any, name: str) -> np.ndarray:
-    """The values by position, as a numpy array of any type; without a copy where they are one.
+    """The values by position, as a numpy array of any dtype; a numpy array is not copied.
 
     Args:
-        values: a numpy array, torch tensor, pandas object, sequence, or anything that numpy takes.
+        values: a numpy array, torch tensor, pandas object, sequence, or anything that numpy accepts.
         name: of the argument, for messages.
 
     Raises:
-        ValueError: rows of different lengths, or hidden by a mask.
+        ValueError: rows of different lengths, or a masked value.
 
     >>> import pandas
     >>> as_array(pandas.Series([3, 4], index=[1, 0]), "items").tolist()
@@ -36,25 +36,25 @@ def as_array(values: Any, name: str) -> np.ndarray:
     try:
         return np.asarray(values)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{name}: expected an array; got {_told(values)} ({error})") from error
+        raise ValueError(f"{name}: expected an array; got {_type_name(values)} ({error})") from error
 
 
 def as_index(
     values: Any, name: str, count: int | None = None, *, least: int = 0, dims: int = 1, error: type = ValueError
 ) -> np.ndarray:
-    """Whole numbers, int64, of positive strides.
+    """Integers as an int64 array without negative strides.
 
     Args:
-        values: what the caller gave.
+        values: the argument's value.
         name: of the argument, for messages.
-        count: they must be below it.
-        least: the smallest that is allowed.
-        dims: of the array; 1 for a vector.
-        error: what is raised; a :class:`ValueError`.
+        count: exclusive upper bound.
+        least: inclusive lower bound.
+        dims: number of dimensions; 1 for a vector.
+        error: the exception class to raise; a subclass of :class:`ValueError`.
 
     Raises:
-        ValueError: another number of dimensions, values that are no whole numbers (floats and bools are not), or one
-            out of range; the row is named.
+        ValueError: another number of dimensions, values that are not integers (floats and bools are not), or one out of
+            range; the message names the row.
 
     >>> as_index([0, 7], "items", 5)
     Traceback (most recent call last):
@@ -79,17 +79,17 @@ def as_index(
 def as_numbers(
     values: Any, name: str, *, dims: int = 1, nan: bool = False, infinite: bool = False, error: type = ValueError
 ) -> np.ndarray:
-    """Numbers, float64.
+    """Numbers as a float64 array.
 
     Args:
-        values: what the caller gave.
+        values: the argument's value.
         name: of the argument, for messages.
-        dims: of the array; 1 for a vector.
-        nan, infinite: whether such values may be among them.
-        error: what is raised; a :class:`ValueError`.
+        dims: number of dimensions; 1 for a vector.
+        nan, infinite: whether such values are allowed.
+        error: the exception class to raise; a subclass of :class:`ValueError`.
 
     Raises:
-        ValueError: another number of dimensions, text, or a value that is not finite; the row is named.
+        ValueError: another number of dimensions, text, or a value that is not finite; the message names the row.
 
     >>> as_numbers([0.5, float("nan")], "scores")
     Traceback (most recent call last):
@@ -116,10 +116,10 @@ def as_numbers(
 
 
 def as_labels(values: Any, name: str = "labels") -> np.ndarray:
-    """Labels of events, int64 ``[N]``.
+    """Binary labels of events, int64 ``[N]``.
 
     Raises:
-        ValueError: one that is neither 0 nor 1; a missing label cannot be scored, the event is to be left out.
+        ValueError: a label that is neither 0 nor 1. Leave events without a label out: they cannot be scored.
 
     >>> as_labels([True, 0, 1.0]).tolist()
     [1, 0, 1]
@@ -130,48 +130,48 @@ def as_labels(values: Any, name: str = "labels") -> np.ndarray:
 
 
 def as_keys(values: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Whose each row is: the different keys, and each row's place among them, int64 ``[N]``.
+    """The distinct identifiers, and the index of each row's identifier among them, int64 ``[N]``.
 
     Args:
         values: identifiers of any kind, such as numbers or text.
         name: of the argument, for messages.
 
     Raises:
-        ValueError: not a vector, or a missing identifier; the row is named.
+        ValueError: not a vector, or a missing identifier; the message names the row.
 
-    >>> keys, places = as_keys(["b", "a", "b"], "users")
-    >>> keys[places].tolist(), places.tolist()
+    >>> keys, indices = as_keys(["b", "a", "b"], "users")
+    >>> keys[indices].tolist(), indices.tolist()
     (['b', 'a', 'b'], [1, 0, 1])
     """
-    import pandas as pd  # takes longer to import than all of this package
+    import pandas as pd  # here, since it takes longer to import than all of this package
 
     array = _shaped(values, name, 1, "identifiers", ValueError)
     if isinstance(values, list | tuple) and array.dtype.kind in "USf":
-        # As they are: numpy makes text of the numbers and NaN beside text, and floats of large whole numbers.
+        # Keep the objects: numpy would convert numbers and NaN beside text to text, and large integers to floats.
         array = np.fromiter(values, dtype=object, count=len(values))
     _refuse(np.asarray(pd.isna(array)), array, name, "identifiers", ValueError)
     if array.dtype.kind != "O":
-        keys, places = np.unique(array, return_inverse=True)
-        return keys, places.astype(np.int64)
-    places, keys = pd.factorize(array)  # of mixed kinds, which have no order
+        keys, indices = np.unique(array, return_inverse=True)
+        return keys, indices.astype(np.int64)
+    indices, keys = pd.factorize(array)  # hashes, since objects of mixed types may have no order
     try:
         order = np.argsort(keys, kind="stable")
     except TypeError:
-        return keys, places.astype(np.int64)
-    return keys[order], np.argsort(order)[places]
+        return keys, indices.astype(np.int64)
+    return keys[order], np.argsort(order)[indices]
 
 
 def as_rows(values: Any, name: str, count: int, *, error: type = ValueError) -> np.ndarray:
-    """Rows of a table, int64, ascending.
+    """Row indices of a table, int64, in ascending order.
 
     Args:
-        values: row numbers in any order.
+        values: row indices in any order.
         name: of the argument, for messages.
-        count: rows of the table.
-        error: what is raised; a :class:`ValueError`.
+        count: number of rows of the table.
+        error: the exception class to raise; a subclass of :class:`ValueError`.
 
     Raises:
-        ValueError: no whole numbers (a mask of bools neither), out of range, or a row twice.
+        ValueError: not integers (a boolean mask is not accepted), out of range, or a duplicate row.
 
     >>> as_rows([4, 1], "train", 5).tolist()
     [1, 4]
@@ -187,20 +187,20 @@ def as_rows(values: Any, name: str, count: int, *, error: type = ValueError) -> 
 
 
 def same_length(error: type = ValueError, **columns: Any) -> None:
-    """Refuse columns of which one has another length than the first.
+    """Raise an error if a column has another length than the first.
 
     >>> same_length(labels=np.zeros(3), scores=np.zeros(2))
     Traceback (most recent call last):
     ValueError: scores: expected a vector like labels, of 3 rows; got 2
     """
-    (first, wanted), *others = columns.items()
+    (first, reference), *others = columns.items()
     for name, column in others:
-        if len(column) != len(wanted):
-            raise error(f"{name}: expected a vector like {first}, of {len(wanted)} rows; got {len(column)}")
+        if len(column) != len(reference):
+            raise error(f"{name}: expected a vector like {first}, of {len(reference)} rows; got {len(column)}")
 
 
 def as_count(value: Any, name: str, least: int = 0, *, error: type = ValueError) -> int:
-    """A whole number of at least ``least``; not a bool or a float.
+    """An integer of at least ``least``; bools and floats are refused.
 
     >>> as_count(np.int64(3), "k")
     3
@@ -211,11 +211,11 @@ def as_count(value: Any, name: str, least: int = 0, *, error: type = ValueError)
 
 
 def as_tensor(values: Any, name: str) -> torch.Tensor:
-    """Numbers as a tensor, where they are: without a copy, but of what torch does not take as it is.
+    """Numbers as a tensor on their own device, copied only where torch cannot share the memory.
 
     Args:
-        values: an array of numpy or cupy, anything with DLPack, a pandas object, or a sequence; floats without a type
-            of their own, those of Python, become torch's default type.
+        values: a numpy or cupy array, anything with DLPack, a pandas object, or a sequence; Python floats become
+            torch's default dtype.
         name: of the argument, for messages.
 
     Raises:
@@ -227,10 +227,10 @@ def as_tensor(values: Any, name: str) -> torch.Tensor:
     if isinstance(values, torch.Tensor):
         return values
     if hasattr(values, "__dlpack__") and not isinstance(values, np.ndarray):
-        found = _from_dlpack(values, name)
-        if isinstance(found, torch.Tensor):
-            return found
-        values = found
+        converted = _from_dlpack(values, name)
+        if isinstance(converted, torch.Tensor):
+            return converted
+        values = converted
     array = as_array(values, name)
     untyped = isinstance(values, list | tuple) or array.dtype.kind == "O"
     if array.dtype.kind == "O" and array.size:
@@ -254,38 +254,38 @@ _LARGEST = np.iinfo(np.int64).max
 
 
 def _from_dlpack(values: Any, name: str) -> torch.Tensor | np.ndarray:
-    """On the host through numpy, which knows negative strides: torch ends the process over them."""
+    """Host arrays go through numpy, which supports negative strides: torch would abort the process."""
     if any(stride < 0 for stride in getattr(values, "strides", None) or ()):
         values = values.copy()
     try:
         if values.__dlpack_device__()[0] == 1:
             return np.from_dlpack(values)
     except (BufferError, RuntimeError, TypeError, ValueError):
-        pass  # types that numpy does not have, such as bfloat16
+        pass  # dtypes that numpy lacks, such as bfloat16
     try:
         return torch.from_dlpack(values)
     except (BufferError, RuntimeError, TypeError) as error:
-        raise ValueError(f"{name}: expected numbers; got {_told(values)} ({error})") from error
+        raise ValueError(f"{name}: expected numbers; got {_type_name(values)} ({error})") from error
 
 
-def _shaped(values: Any, name: str, dims: int, what: str, error: type) -> np.ndarray:
+def _shaped(values: Any, name: str, dims: int, elements: str, error: type) -> np.ndarray:
     try:
         array = as_array(values, name)
     except ValueError as problem:
         raise error(str(problem)) from problem
     if array.ndim != dims:
-        wanted = {1: "a vector", 2: "a matrix"}.get(dims, f"{dims} dimensions")
-        raise error(f"{name}: expected {wanted} of {what}; got {_told(values)} of shape {list(array.shape)}")
+        kind = {1: "a vector", 2: "a matrix"}.get(dims, f"{dims} dimensions")
+        raise error(f"{name}: expected {kind} of {elements}; got {_type_name(values)} of shape {list(array.shape)}")
     return array
 
 
 def _refuse(wrong: np.ndarray, array: np.ndarray, name: str, expected: str, error: type) -> None:
     if wrong.any():
-        place = tuple(np.argwhere(wrong)[0].tolist())
-        value = array[place]
-        told = repr(value.item() if isinstance(value, np.generic) else value)
-        row = f"row {place[0]}" + "".join(f", column {column}" for column in place[1:])
-        raise error(f"{name}: expected {expected}; got {told} in {row}")
+        index = tuple(np.argwhere(wrong)[0].tolist())
+        value = array[index]
+        shown = repr(value.item() if isinstance(value, np.generic) else value)
+        row = f"row {index[0]}" + "".join(f", column {column}" for column in index[1:])
+        raise error(f"{name}: expected {expected}; got {shown} in {row}")
 
 
 def _range(least: int, count: int | None) -> str:
@@ -304,5 +304,5 @@ def _sample(array: np.ndarray) -> str:
     return repr(array.ravel()[:1].tolist()[0]) if array.size else "nothing"
 
 
-def _told(values: Any) -> str:
+def _type_name(values: Any) -> str:
     return type(values).__name__

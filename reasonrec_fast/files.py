@@ -1,4 +1,4 @@
-"""Files that are never seen half-written."""
+"""Atomic writing of files and folders: readers never see a partly written one."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     import torch
 
 Read = TypeVar("Read")
-_READINGS = 10
+_MAX_READS = 10
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; rename it to ``path`` when the block ends without an error.
+    """Atomic write: yields a temporary path beside ``path``, and renames it to ``path`` if the block succeeds.
 
-    The file has the permissions that the umask leaves, whatever the library that writes it would give it. Where the
-    path is a link, the file that it leads to is replaced, and the link stays.
+    The file gets the permissions of the umask, whichever library writes it. If the path is a symbolic link, its target
+    is replaced and the link stays.
 
     Raises:
-        OSError: nothing can be written there, or it is something else than a file, such as a pipe or a device.
+        OSError: the path cannot be written, or is not a regular file (such as a pipe or a device).
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -40,9 +40,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
     ...     Path(folder, "a.txt").read_text()
     'whole'
     """
-    path = _file_of(path)
+    path = _target_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # of no two writers, and no longer where the name is
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # unique to a writer; short even if the name is long
     try:
         temporary.touch(exist_ok=False)
         mode = temporary.stat().st_mode
@@ -50,7 +50,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.chmod(mode)
         temporary.replace(path)
     except OSError as error:
-        if error.filename is None and error.errno is not None:  # of a file that is open: which one is not said
+        if error.filename is None and error.errno is not None:  # an error of an open file does not name it
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
@@ -59,48 +59,53 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(folder: str | Path, owned: Collection[str]) -> Iterator[Path]:
-    """Give a temporary folder beside ``folder``; when the block ends without an error it takes its place, whole.
+    """Atomic write of a folder: yields a temporary folder, which replaces ``folder`` if the block succeeds.
 
-    Whoever reads, and whatever is killed, finds all old files or all new ones. On Linux the two folders change places
-    in one step; elsewhere, for a moment, there is none. A folder that cannot change places (the root of a file system,
-    the one that the process is in, one in a folder that is not ours to write) is filled file by file, ``config.json``
-    last.
+    A reader finds, and a process killed at any moment leaves, either all old files or all new ones. On Linux the two
+    folders are exchanged in one system call; elsewhere there is a moment without a folder. A folder that cannot be
+    exchanged (a mount point, the working directory or a parent of it, or one whose parent is not writable) is filled
+    file by file, ``config.json`` last.
 
     Args:
-        folder: to be written; it need not be there.
-        owned: names of files that belong to what is written, in this version and earlier ones: they do not outlive it.
-            Everything else that lies in the folder stays.
+        folder: to be written; it need not exist.
+        owned: names of the files that this and earlier versions write; old ones are removed. All other files in the
+            folder are kept.
 
     Raises:
-        OSError: nothing can be written there.
+        OSError: the folder cannot be written.
 
     >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as place:
+    >>> with tempfile.TemporaryDirectory() as parent:
     ...     for name in ("first", "second"):
-    ...         with replacing_folder(Path(place, "made"), {"first", "second"}) as temporary:
+    ...         with replacing_folder(Path(parent, "saved"), {"first", "second"}) as temporary:
     ...             _ = Path(temporary, name).write_text("whole")
-    ...     [path.name for path in Path(place, "made").iterdir()]
+    ...     [path.name for path in Path(parent, "saved").iterdir()]
     ['second']
     """
     folder = Path(os.path.realpath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    here = Path.cwd()
-    stays = folder.is_dir() and (
-        folder.is_mount() or folder in (here, *here.parents) or not os.access(folder.parent, os.W_OK)
+    working_folder = Path.cwd()
+    in_place = folder.is_dir() and (
+        folder.is_mount()
+        or folder in (working_folder, *working_folder.parents)
+        or not os.access(folder.parent, os.W_OK)
     )
-    place = folder if stays else folder.parent
-    temporary = place / f".{folder.name}.{os.getpid()}.{threading.get_ident()}.saving"
-    for left in place.glob(f".{glob.escape(folder.name)}.*.saving"):  # by processes that were killed
-        if left == temporary or not _runs(left.name):
-            shutil.rmtree(left, ignore_errors=True)
+    parent = folder if in_place else folder.parent
+    temporary = parent / f".{folder.name}.{os.getpid()}.{threading.get_ident()}.saving"
+    for leftover in parent.glob(f".{glob.escape(folder.name)}.*.saving"):  # of killed processes
+        if leftover == temporary or not _is_running(leftover.name):
+            shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary
         written = {path.name for path in temporary.iterdir()}
         if not folder.exists():
             temporary.rename(folder)
-        elif stays or not _change_places(temporary, folder, {*written, *owned}):
-            for name in ("config.json", *sorted({*owned, *written})):  # killed from here on, it leaves no model
+        elif in_place or not _exchange(temporary, folder, {*written, *owned}):
+            for name in (
+                "config.json",
+                *sorted({*owned, *written}),
+            ):  # without config.json no half-replaced model loads
                 _remove(folder / name)
             for name in sorted(written, key=lambda name: name == "config.json"):
                 (temporary / name).rename(folder / name)
@@ -115,8 +120,8 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _runs(name: str) -> bool:
-    """Whether the process runs that made a temporary folder of this name."""
+def _is_running(name: str) -> bool:
+    """Whether the process that created a temporary folder of this name is still running."""
     try:
         os.kill(int(name.split(".")[-3]), 0)
     except ProcessLookupError:
@@ -126,19 +131,19 @@ def _runs(name: str) -> bool:
     return True
 
 
-def _change_places(new: Path, old: Path, replaced: Collection[str]) -> bool:
-    """Put one folder in another's place, with what the other holds besides; False where that cannot be done."""
+def _exchange(new: Path, old: Path, replaced: Collection[str]) -> bool:
+    """Exchange two folders, after linking the files of ``old`` that are kept into ``new``; False where impossible."""
     shutil.copymode(old, new)
     for path in old.iterdir():
         if path.name not in replaced:
             if path.is_dir() and not path.is_symlink():
-                shutil.copytree(path, new / path.name, symlinks=True, copy_function=_linked)
+                shutil.copytree(path, new / path.name, symlinks=True, copy_function=_link_or_copy)
             else:
-                _linked(path, new / path.name)
+                _link_or_copy(path, new / path.name)
     libc: Any = ctypes.CDLL(None, use_errno=True)
     if hasattr(libc, "renameat2"):
-        here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-        if libc.renameat2(here, os.fsencode(new), here, os.fsencode(old), exchange) == 0:
+        at_fdcwd, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+        if libc.renameat2(at_fdcwd, os.fsencode(new), at_fdcwd, os.fsencode(old), exchange) == 0:
             return True
         if ctypes.get_errno() not in (errno.ENOSYS, errno.EINVAL):
             return False
@@ -152,7 +157,7 @@ def _change_places(new: Path, old: Path, replaced: Collection[str]) -> bool:
     return True
 
 
-def _linked(source: str | Path, target: str | Path) -> None:
+def _link_or_copy(source: str | Path, target: str | Path) -> None:
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError:
@@ -160,11 +165,12 @@ def _linked(source: str | Path, target: str | Path) -> None:
 
 
 def read_whole(folder: str | Path, read: Callable[[], Read]) -> Read:
-    """What the files of a saved model hold: all of the model before, or all of that which took its place meanwhile.
+    """Call ``read`` so that all files come from the same saved model, even if the folder is replaced meanwhile.
+
+    A replaced folder is detected by its identity before and after, and read again.
 
     Raises:
-        ValueError: the files do not belong together, whatever one of them lacks or has too much of, or other models
-            take its place all the time.
+        ValueError: the files do not belong together, or the folder was replaced during every attempt.
 
     >>> read_whole("model", lambda: {}["config"])
     Traceback (most recent call last):
@@ -172,10 +178,10 @@ def read_whole(folder: str | Path, read: Callable[[], Read]) -> Read:
     """
     import torch
 
-    for _ in range(_READINGS):
+    for _ in range(_MAX_READS):
         before = _identity(folder)
         try:
-            found = read()
+            value = read()
         except torch.OutOfMemoryError:
             raise
         except (OSError, ValueError, KeyError, IndexError, AttributeError, TypeError, RuntimeError) as error:
@@ -183,38 +189,38 @@ def read_whole(folder: str | Path, read: Callable[[], Read]) -> Read:
                 continue
             if isinstance(error, OSError | ValueError):
                 raise
-            told = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise ValueError(f"{folder}: expected the files of one saved model; {told}") from error
+            message = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise ValueError(f"{folder}: expected the files of one saved model; {message}") from error
         if _identity(folder) == before:
-            return found
-    raise ValueError(f"{folder}: other models took its place while it was read, {_READINGS} times; load it again")
+            return value
+    raise ValueError(f"{folder}: other models took its place while it was read, {_MAX_READS} times; load it again")
 
 
 def _identity(folder: str | Path) -> tuple[int, ...]:
-    """Of a folder and its ``config.json``; a number of a file may be given again, a moment with it may not."""
+    """Identifies a version of a saved folder. The change time is included because inode numbers are reused."""
     try:
-        place, settings = Path(folder).stat(), Path(folder, "config.json").stat()
+        folder_stat, config_stat = Path(folder).stat(), Path(folder, "config.json").stat()
     except OSError:
         return ()
-    return place.st_dev, place.st_ino, settings.st_ino, settings.st_ctime_ns
+    return folder_stat.st_dev, folder_stat.st_ino, config_stat.st_ino, config_stat.st_ctime_ns
 
 
-def _file_of(path: str | Path) -> Path:
-    """What a path leads to, which is a file or not there."""
+def _target_file(path: str | Path) -> Path:
+    """The path with a symbolic link resolved; an error if it exists and is not a regular file."""
     path = Path(path)
     path = Path(os.path.realpath(path)) if path.is_symlink() else path
     if path.exists() and not path.is_file():
         number = errno.EISDIR if path.is_dir() else errno.EEXIST
-        told = os.strerror(number) if path.is_dir() else "expected a file; there is something else"
-        raise OSError(number, told, str(path))
+        message = os.strerror(number) if path.is_dir() else "expected a file; there is something else"
+        raise OSError(number, message, str(path))
     return path
 
 
 def check_writable(path: str | Path) -> None:
-    """Find out before the work whether its result can be written; nothing is left there.
+    """Check before a long computation that its result can be written; leaves no file behind.
 
     Args:
-        path: of a file, which may be there already; its folder need not be.
+        path: of a file, which may exist; its folder need not.
 
     Raises:
         OSError: it cannot be written.
@@ -224,30 +230,30 @@ def check_writable(path: str | Path) -> None:
     NotADirectoryError: [Errno 20] Not a directory: '/dev/null/model.safetensors'
     """
     try:
-        path = _file_of(path)
-        there = next(folder for folder in path.absolute().parents if folder.exists())
-        with tempfile.TemporaryFile(dir=there):
+        path = _target_file(path)
+        existing_folder = next(folder for folder in path.absolute().parents if folder.exists())
+        with tempfile.TemporaryFile(dir=existing_folder):
             pass
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def make_folder_once(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Make a folder whole or not at all; of several processes that want it one fills it, and the others wait.
+    """Create a folder atomically; of several processes that need it, one fills it and the others wait.
 
-    What a killed process left is taken away by the next one that fills the folder.
+    The next process to fill the folder removes what a killed one left.
 
     Args:
-        folder: to be made; nothing is done where it is there already.
-        fill: writes files into a temporary folder beside it, which is renamed then.
+        folder: to be created; nothing is done if it exists.
+        fill: writes files into a temporary folder beside it, which is then renamed.
 
     Raises:
-        OSError: nothing can be written there.
+        OSError: the folder cannot be written.
 
     >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as place:
-    ...     make_folder_once(Path(place, "made"), lambda temporary: write_json(temporary / "a.json", 1))
-    ...     read_json(Path(place, "made", "a.json"))
+    >>> with tempfile.TemporaryDirectory() as parent:
+    ...     make_folder_once(Path(parent, "cached"), lambda temporary: write_json(temporary / "a.json", 1))
+    ...     read_json(Path(parent, "cached", "a.json"))
     1
     """
     import fcntl
@@ -257,7 +263,7 @@ def make_folder_once(folder: Path, fill: Callable[[Path], None]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.tmp")
     with folder.with_name(f".{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a process that is killed lets it go
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the system releases it if the process is killed
         if folder.is_dir():
             return
         shutil.rmtree(temporary, ignore_errors=True)
@@ -274,36 +280,37 @@ def make_folder_once(folder: Path, fill: Callable[[Path], None]) -> None:
 
 @contextmanager
 def alone_with(path: Path) -> Iterator[None]:
-    """Keep other processes that ask for the same file waiting, so that what is read, changed and written is all there.
+    """Lock a file between processes, so that a read-modify-write of it loses no update.
+
+    The lock is on the file's folder: it also excludes users of other files in that folder.
 
     Raises:
-        OSError: nothing can be written there.
+        OSError: the folder cannot be created or opened.
 
     >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as place, alone_with(Path(place, "a.jsonl")):
+    >>> with tempfile.TemporaryDirectory() as folder, alone_with(Path(folder, "a.jsonl")):
     ...     pass
     """
     import fcntl
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path.parent, os.O_RDONLY)  # a folder stays when files in it are replaced
+    descriptor = os.open(path.parent, os.O_RDONLY)  # unlike the file, the folder is not replaced by a write
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)  # a process that is killed lets it go
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # the system releases it if the process is killed
         yield
     finally:
         os.close(descriptor)
 
 
 def cache_folder() -> Path:
-    """Where the package keeps what it can make again: ``reasonrec-fast`` in ``XDG_CACHE_HOME``, by default
-    ``~/.cache``.
+    """The package's cache folder: ``reasonrec-fast`` in ``XDG_CACHE_HOME``, by default in ``~/.cache``.
 
     Raises:
-        FileNotFoundError: the user has no home, as in a container that runs under a number alone.
+        FileNotFoundError: the user has no home directory, as in a container that runs under a bare user id.
     """
-    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    xdg_cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
     try:
-        return (given if given.is_absolute() else Path("~/.cache").expanduser()) / "reasonrec-fast"
+        return (xdg_cache if xdg_cache.is_absolute() else Path("~/.cache").expanduser()) / "reasonrec-fast"
     except RuntimeError as error:
         raise FileNotFoundError("the user has no home; set HOME or XDG_CACHE_HOME") from error
 
@@ -311,7 +318,7 @@ def cache_folder() -> Path:
 def write_tensors(
     path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write tensors, wherever they are, as safetensors, whole or not at all.
+    """Write tensors of any device as safetensors, atomically.
 
     Raises:
         OSError: the file cannot be written.
@@ -328,10 +335,10 @@ def write_tensors(
 
 
 def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
-    """Read safetensors to the host.
+    """Read safetensors into host memory.
 
     Raises:
-        ValueError: the file is something else, or cut off (its path is named).
+        ValueError: the file has another format or is truncated (the message names it).
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -345,16 +352,16 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, whole or not at all."""
+    """Write ``value`` as indented JSON, atomically."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: str | Path) -> Any:
-    """Read JSON, with or without a mark of the byte order.
+    """Read JSON, with or without a byte order mark.
 
     Raises:
-        ValueError: the file is not JSON (its path is named).
+        ValueError: the file is not JSON (the message names it).
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))

@@ -1,4 +1,4 @@
-"""Memory of this process, as the kernel counts it: whatever any library allocates."""
+"""Memory of this process as the operating system counts it, for all libraries together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def forget_peak() -> bool:
-    """Begin a new high-water mark; False where the system has none (only Linux has)."""
+    """Reset the peak that :func:`peak_bytes` reports; False where that is impossible (it needs Linux)."""
     if not sys.platform.startswith("linux") or not _CLEAR.exists():
         return False
     gc.collect()
@@ -24,12 +24,12 @@ def forget_peak() -> bool:
 
 
 def peak_bytes() -> int:
-    """The most since :func:`forget_peak` (on Linux alone)."""
+    """Peak resident memory since :func:`forget_peak`, in bytes (Linux only)."""
     return _kilobytes("VmHWM") * 1024
 
 
 def resident_bytes() -> int:
-    """What is held now (on Linux alone)."""
+    """Current resident memory, in bytes (Linux only)."""
     return _kilobytes("VmRSS") * 1024
 
 

@@ -1,4 +1,4 @@
-"""Micro-batching: concurrent requests gathered into batches under a latency bound."""
+"""Micro-batching: gathers concurrent requests into batches under a latency bound."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 
 @cache
 def host_library_is_there() -> bool:
-    """Whether the queue was built; where it was not, one line says so."""
+    """Whether the native queue was built; logs one warning if not."""
     if importlib.util.find_spec("reasonrec_fast._host") is not None:
         return True
     _logger.warning("the host library is not there (it needs Python's headers); callers do not share batches")
@@ -29,21 +29,21 @@ def host_library_is_there() -> bool:
 
 
 class QueueFullError(RuntimeError):
-    """The queue holds as much as it may; try again later or elsewhere."""
+    """The queue is at its capacity; retry later or elsewhere."""
 
 
 class MicroBatcher(Generic[Request, Result]):
     """Gathers requests of any number of threads and answers them in batches (queue: ``csrc/host/batcher.h``).
 
-    A batch begins when it is full, or before its oldest request has waited ``max_wait_ms`` (it is handed out after four
-    fifths of that); a request is handed out once, oldest first.
+    A batch starts when it is full, or before its oldest request has waited ``max_wait_ms`` (the queue releases it after
+    four fifths of that time). Each request is released once, oldest first.
 
     Args:
-        handle: answers a batch, one result a request in the same order; is called by ``workers`` threads.
+        handle: computes a batch and returns one result per request, in the same order; called by ``workers`` threads.
         max_size: of a batch, in the units of ``size`` of :meth:`submit`.
         max_wait_ms: longest wait for a batch to fill, in milliseconds, while a worker is free.
-        capacity: of the queue, in the same units; beyond it :class:`QueueFullError`.
-        workers: threads.
+        capacity: of the queue, in the same units; beyond it :class:`QueueFullError` is raised.
+        workers: number of threads.
 
     Raises:
         ValueError: a bound that is not positive (argument, expected, got).
@@ -87,8 +87,8 @@ class MicroBatcher(Generic[Request, Result]):
         """A future of the result.
 
         Args:
-            request: anything that ``handle`` takes.
-            size: what it counts for in a batch and in the queue; at most the capacity.
+            request: anything that ``handle`` accepts.
+            size: its size in a batch and in the queue; at most the capacity.
 
         Raises:
             QueueFullError: the queue is full.
@@ -97,10 +97,10 @@ class MicroBatcher(Generic[Request, Result]):
         return self.submit_all([request], [size])[0]
 
     def submit_all(self, requests: Sequence[Request], sizes: Sequence[int]) -> list[Future[Result]]:
-        """Futures of several results; all are taken or none, and a batch finds them side by side.
+        """Futures of several results. Either all requests enter the queue or none, next to each other.
 
         Raises:
-            ValueError: a size out of range, or not one a request.
+            ValueError: a size out of range, or another number of sizes than requests.
             QueueFullError, RuntimeError: as :meth:`submit`.
         """
         if len(requests) != len(sizes):
@@ -109,21 +109,21 @@ class MicroBatcher(Generic[Request, Result]):
             if not 1 <= size <= self._capacity:
                 raise ValueError(f"size: expected 1 to {self._capacity}; got {size}")
         futures: list[Future[Result]] = [Future() for _ in requests]
-        numbers = [next(self._ids) for _ in requests]
-        self._waiting.update(zip(numbers, zip(requests, futures, strict=True), strict=True))
-        answer = self._queue.put(numbers, list(sizes))
-        if answer == "taken":
+        ids = [next(self._ids) for _ in requests]
+        self._waiting.update(zip(ids, zip(requests, futures, strict=True), strict=True))
+        status = self._queue.put(ids, list(sizes))
+        if status == "taken":
             return futures
-        for number in numbers:
-            del self._waiting[number]
-        if answer == "full":
+        for request_id in ids:
+            del self._waiting[request_id]
+        if status == "full":
             raise QueueFullError(
                 f"queue: expected room for {sum(sizes)} more; {self._queue.queued} of {self._capacity} taken"
             )
         raise RuntimeError("MicroBatcher: closed; it takes no more requests")
 
     def close(self) -> None:
-        """Answer what was submitted, then end the threads."""
+        """Answer all submitted requests, then end the threads."""
         self._queue.close()
         for thread in self._threads:
             thread.join()
@@ -137,9 +137,9 @@ class MicroBatcher(Generic[Request, Result]):
         self.close()
 
     def _work(self) -> None:
-        while numbers := self._queue.take():
-            taken = [self._waiting.pop(number) for number in numbers]
-            # A request whose caller has given up is left out.
+        while ids := self._queue.take():
+            taken = [self._waiting.pop(request_id) for request_id in ids]
+            # Skip requests whose callers have cancelled their futures.
             batch = [(request, future) for request, future in taken if future.set_running_or_notify_cancel()]
             if batch:
                 self._answer(batch)
@@ -149,7 +149,7 @@ class MicroBatcher(Generic[Request, Result]):
             results = self._handle([request for request, _ in batch])
             if len(results) != len(batch):
                 raise ValueError(f"handle: expected {len(batch)} results, one a request; got {len(results)}")
-        except BaseException as problem:  # goes to those who wait for it
+        except BaseException as problem:  # raised by the futures of the batch
             for _, future in batch:
                 future.set_exception(problem)
             return
@@ -158,8 +158,8 @@ class MicroBatcher(Generic[Request, Result]):
 
 
 class SharedBatcher(Generic[Request, Result]):
-    """A :class:`MicroBatcher` that lives while somebody uses it: concurrent users share one, and no thread outlives
-    them.
+    """A :class:`MicroBatcher` that exists while it is in use: concurrent users share it, and its threads end with the
+    last of them.
 
     Args:
         handle: as of :class:`MicroBatcher`.
@@ -178,7 +178,7 @@ class SharedBatcher(Generic[Request, Result]):
 
     @contextmanager
     def use(self) -> Iterator[MicroBatcher[Request, Result]]:
-        """The batcher, for a while."""
+        """A context with the shared batcher; the last one to leave closes it."""
         with self._lock:
             if self._batcher is None:
                 self._batcher = MicroBatcher(self._handle, **self._options)
@@ -189,8 +189,8 @@ class SharedBatcher(Generic[Request, Result]):
         finally:
             with self._lock:
                 self._users -= 1
-                last = self._users == 0
-                if last:
+                is_last = self._users == 0
+                if is_last:
                     self._batcher = None
-            if last:
+            if is_last:
                 batcher.close()

@@ -1,4 +1,4 @@
-"""The type that a machine multiplies matrices fastest in."""
+"""The dtype in which a device multiplies matrices fastest."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from reasonrec_fast.devices import resolve_device
 
 
 def fast_dtype(device: torch.device | str | None = None) -> torch.dtype:
-    """bfloat16 where a device multiplies matrices faster in it, else float32.
+    """bfloat16 where the device multiplies matrices faster in it, else float32.
 
     A CPU without bfloat16 instructions emulates them, several times slower than float32; so does a GPU before sm_80.
 
     Args:
-        device: where the weights will be; by default as in :func:`~reasonrec_fast.devices.resolve_device`.
+        device: of the weights; by default as in :func:`~reasonrec_fast.devices.resolve_device`.
 
     Raises:
-        ValueError: a device that is not there.
+        ValueError: the device does not exist.
 
     >>> fast_dtype("cpu") in (torch.bfloat16, torch.float32)
     True

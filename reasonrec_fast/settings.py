@@ -1,4 +1,4 @@
-"""Settings as dataclasses whose annotations say what makes sense: anything else is refused when one is made."""
+"""Settings as dataclasses whose annotations give the valid values; they are checked when an instance is created."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Kind = TypeVar("Kind")
 
 
 class Bound(NamedTuple):
-    """What an annotation adds to a number's type, in words and as a test."""
+    """A constraint in an ``Annotated`` type: its text for messages, and its predicate."""
 
     text: str
     holds: Callable[[Any], bool]
@@ -28,13 +28,13 @@ ShareBelowOne = Annotated[float, Bound("in [0, 1)", lambda value: 0 <= value < 1
 
 
 def check_settings(settings: Any) -> None:
-    """Check every field of a dataclass against its annotation; for its ``__post_init__``.
+    """Check every field of a dataclass against its annotation; to be used as its ``__post_init__``.
 
-    Whole numbers are no truth values, numbers are finite, and a whole number will do for a number. Numbers of any
-    library become Python's, so that they can be written as JSON.
+    A bool is not accepted as an int, an int is accepted as a float, and floats must be finite. Numbers of other
+    libraries, such as numpy, are converted to Python's, so that they can be written as JSON.
 
     Raises:
-        ValueError: a field that is not as annotated (it is named).
+        ValueError: a field does not match its annotation (the message names it).
 
     >>> from dataclasses import dataclass
     >>> @dataclass
@@ -51,41 +51,41 @@ def check_settings(settings: Any) -> None:
         object.__setattr__(settings, name, value)
         if not _fits(value, kind):
             expected = _in_words(kind)
-            if isinstance(value, list):  # of a file it would be one
+            if isinstance(value, list):  # JSON has lists; in Python the field is a tuple
                 expected = expected.replace("a list", "a tuple")
             raise ValueError(f"{name}: expected {expected}; got {value!r}")
 
 
-def settings_from(kind: type[Kind], values: Any, place: str) -> Kind:
-    """Make settings of what a file holds.
+def settings_from(kind: type[Kind], values: Any, source: str) -> Kind:
+    """Create settings from the parsed contents of a file.
 
     Args:
         kind: a dataclass that checks itself (:func:`check_settings`).
-        values: its fields by name; lists stand for tuples, and mappings for dataclasses within.
-        place: where they are from, for errors: a file, or a name in one.
+        values: its fields by name; lists become tuples, and mappings become nested dataclasses.
+        source: of the values, for errors: a file, or a name in one.
 
     Raises:
-        ValueError: no mapping, an unknown key, or a value that makes no sense.
+        ValueError: not a mapping, an unknown key, or an invalid value.
     """
     if not isinstance(values, Mapping):
-        raise ValueError(f"{place}: expected settings by name; got {values!r}")
+        raise ValueError(f"{source}: expected settings by name; got {values!r}")
     known = _annotations(kind)
     unknown = sorted(set(values) - set(known), key=str)
     if unknown:
-        raise ValueError(f"{place}: expected {', '.join(sorted(known))}; got {unknown[0]!r}")
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    for name, value in given.items():
+        raise ValueError(f"{source}: expected {', '.join(sorted(known))}; got {unknown[0]!r}")
+    fields_by_name = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    for name, value in fields_by_name.items():
         if isinstance(value, Mapping) and is_dataclass(known[name]):
-            given[name] = settings_from(known[name], value, f"{place}: {name}")  # type: ignore[arg-type]
+            fields_by_name[name] = settings_from(known[name], value, f"{source}: {name}")  # type: ignore[arg-type]
     try:
-        return kind(**given)
+        return kind(**fields_by_name)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{place}: {error}") from error
+        raise ValueError(f"{source}: {error}") from error
 
 
 def _annotations(kind: type) -> dict[str, Any]:
     hints = get_type_hints(kind, include_extras=True)
-    return {one.name: hints[one.name] for one in fields(kind) if one.init}
+    return {field.name: hints[field.name] for field in fields(kind) if field.init}
 
 
 def _plain(value: Any) -> Any:
@@ -101,21 +101,21 @@ def _fits(value: Any, kind: Any) -> bool:
     if origin is Annotated:
         return _fits(value, inner[0]) and all(bound.holds(value) for bound in inner[1:])
     if origin in (Union, types.UnionType):
-        return any(_fits(value, one) for one in inner)
+        return any(_fits(value, option) for option in inner)
     if origin is Literal:
-        return any(type(value) is type(one) and value == one for one in inner)
+        return any(type(value) is type(option) and value == option for option in inner)
     if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(one, inner[0]) for one in value)
+        return isinstance(value, tuple) and all(_fits(option, inner[0]) for option in value)
     if kind in (int, float):
-        wanted = numbers.Integral if kind is int else numbers.Real
-        return isinstance(value, wanted) and not isinstance(value, bool) and _is_finite(value)
+        number_type = numbers.Integral if kind is int else numbers.Real
+        return isinstance(value, number_type) and not isinstance(value, bool) and _is_finite(value)
     return kind is Any or isinstance(value, origin or kind)
 
 
 def _is_finite(value: Any) -> bool:
     try:
         return math.isfinite(value)
-    except OverflowError:  # a whole number of hundreds of digits
+    except OverflowError:  # an int too large for float
         return False
 
 
@@ -124,7 +124,7 @@ def _in_words(kind: Any) -> str:
     if origin is Annotated:
         return " ".join([_in_words(inner[0]), *(bound.text for bound in inner[1:])])
     if origin in (Union, types.UnionType):
-        return " or ".join(_in_words(one) for one in inner)
+        return " or ".join(_in_words(option) for option in inner)
     if origin is Literal:
         *most, last = map(repr, inner)
         return f"{', '.join(most)} or {last}" if most else last

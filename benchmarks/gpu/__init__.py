@@ -1,1 +1,1 @@
-"""``python -m benchmarks.gpu``: what a GPU says of this package, in minutes (``docs/gpu.md``)."""
+"""``python -m benchmarks.gpu``: tests and measures this package on a GPU, in minutes (``docs/gpu.md``)."""

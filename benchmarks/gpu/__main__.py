@@ -1,7 +1,7 @@
-"""``python -m benchmarks.gpu --output DIR``: everything that a GPU allows, in minutes, without a network.
+"""``python -m benchmarks.gpu --output DIR``: all tests and measurements that need a GPU, in minutes, without a network.
 
-Steps in the order of their importance: build, machine, tests, checks, times, engine, counters, sanitizers. The report
-(``gpu-DEVICE-DATE.json`` and ``.md``), ``log.txt`` and ``counters.csv`` are in DIR as soon as there is anything to say.
+Steps in order of importance: build, machine, tests, checks, times, engine, counters, sanitizers. The report
+(``gpu-DEVICE-DATE.json`` and ``.md``), ``log.txt`` and ``counters.csv`` in DIR are updated after every step.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def main(
 
 
 def no_gpu() -> str | None:
-    """Why there is none, in one line."""
+    """Why no GPU can be used, in one line; None if one can."""
     import torch
 
     if torch.cuda.is_available():
@@ -81,7 +81,7 @@ def no_gpu() -> str | None:
 
 
 def run_once(cases: str, dry_run: bool, minutes: float) -> None:
-    end = time.monotonic() + 60 * minutes  # under ncu imports take long
+    end = time.monotonic() + 60 * minutes  # before the imports, which take long under ncu
     from benchmarks.gpu.device import Cuda, Rehearsal
     from benchmarks.gpu.timing import run_once as run_cases_once
 
@@ -89,7 +89,7 @@ def run_once(cases: str, dry_run: bool, minutes: float) -> None:
 
 
 def _rehearsal(dry_run: bool) -> dict[str, str]:
-    """No GPU even where there is one, and little threads."""
+    """Environment of a rehearsal: no GPU even if the machine has one, and few threads."""
     if not dry_run:
         return {}
     return {
@@ -100,7 +100,7 @@ def _rehearsal(dry_run: bool) -> dict[str, str]:
 
 
 def _interrupted(number: int, frame: FrameType | None) -> None:
-    """As an exception, so that children end and the report is written."""
+    """Raise an exception, so that child processes are ended and the report is written."""
     raise SystemExit(128 + number)
 
 

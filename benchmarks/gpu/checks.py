@@ -1,6 +1,6 @@
-"""Every operator on the GPU against float64 on the CPU; a unit is ``operator/what/dtype``.
+"""Every operator on the GPU against float64 on the CPU; a unit is ``operator/kind/dtype``.
 
-Inputs are rounded to the dtype first, so that what is compared is the arithmetic alone.
+Inputs are rounded to the dtype first, so that only the arithmetic is compared.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from reasonrec_fast.ops.packed_attention import packed_attention_reference
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STATISTICS = {torch.float32: 1e-4, torch.bfloat16: 2e-3, torch.float16: 2e-3}
-"""Relative and absolute error of results that are float32 whatever the inputs."""
+"""Relative and absolute tolerance of results that are float32 for every input dtype."""
 ROUNDED = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
-"""Of results in the inputs' dtype, and of gradients."""
+"""Tolerance of results in the inputs' dtype, and of gradients."""
 VIEWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "transposed": lambda x: x.movedim(0, -1).contiguous().movedim(-1, 0),
     "every_second": lambda x: torch.stack([x, x * 0], 1).flatten(0, 1)[::2],
@@ -34,8 +34,15 @@ Results = Sequence[torch.Tensor]
 
 @dataclass(frozen=True)
 class Problem:
-    """Attributes: inputs, of which floating ones take the dtype under test; what is computed, and how in float64 where
-    that is something else; errors allowed; gradients are of the first result in the first two floating inputs."""
+    """A computation to check.
+
+    Attributes:
+        inputs: floating-point ones are converted to the dtype under test.
+        run: the computation.
+        tolerance: by dtype.
+        exact: the computation in float64, if not ``run``.
+        gradients: compare gradients of the first result in the first two floating-point inputs instead of results.
+    """
 
     inputs: tuple[Any, ...]
     run: Callable[..., Results]
@@ -52,14 +59,14 @@ def integers(high: int, *shape: int) -> torch.Tensor:
     return torch.randint(high, shape, generator=torch.Generator().manual_seed(high + sum(shape)))
 
 
-# -- exit_confidence, token_logprobs, policy_loss: rows, width, classes that cross the edges of tiles
-# and of topk: queries, width, items, k
+# Sizes on both sides of the edges of tiles: queries, width, items, k of topk; then rows, width, classes of
+# exit_confidence, token_logprobs and policy_loss.
 TOPK_EDGES = ((1, 64, 5000, 20), (40, 48, 5000, 20), (17, 100, 4097, 100), (16, 64, 10, 20), (33, 64, 9000, 256))
 EDGES = ((1, 64, 2), (17, 96, 63), (33, 100, 65), (129, 64, 1000), (16, 128, 3001))
 
 
 def _exit(measure: Any = "margin", **options: Any) -> Callable[..., Results]:
-    # All but the prediction, which rounding may turn where two classes are alike.
+    # Without the prediction, which rounding may change between two nearly equal classes.
     return lambda hidden, heads: ops.exit_confidence(hidden, heads, measure=measure, **options)[1:7]
 
 
@@ -75,10 +82,10 @@ def _logprobs_problem(rows: int, width: int, classes: int) -> Problem:
 def _policy(
     hidden: torch.Tensor, weight: torch.Tensor, tokens: torch.Tensor, advantages: torch.Tensor, ids: torch.Tensor
 ) -> Results:
-    # Old log-probabilities are those of the policy itself, moved off the clip's edges.
+    # Old log-probabilities: those of the policy itself, shifted so that no ratio is at an edge of the clip.
     with torch.no_grad():
-        now = ops.token_logprobs(hidden, weight, tokens).logprobs
-    old = now - torch.tensor([0.4, -0.1, 0.05], device=now.device, dtype=now.dtype)[tokens % 3]
+        logprobs = ops.token_logprobs(hidden, weight, tokens).logprobs
+    old = logprobs - torch.tensor([0.4, -0.1, 0.05], device=logprobs.device, dtype=logprobs.dtype)[tokens % 3]
     return [ops.policy_loss(hidden, weight, tokens, advantages, old, sequence_ids=ids)[0]]
 
 
@@ -113,9 +120,9 @@ def _exclusions(batch: int, items: int, each: int = 3) -> tuple[torch.Tensor, to
 SEGMENTS = torch.tensor(
     [[0, 200, 0, 0, 0, 1], [200, 24, 0, 200, 200, 1], [224, 9, 0, 200, 224, 1], [233, 70, 0, 0, 233, 1]]
 )
-"""A prefix of 200 tokens with two rows behind it, and a row alone."""
+"""A prefix of 200 tokens with two continuations, and a text without a prefix."""
 LAST = torch.tensor([[0, 1, 0, 200, 200, 24], [1, 1, 0, 200, 224, 9], [2, 1, 0, 0, 233, 70]])
-"""The last tokens of the three rows alone."""
+"""Only the last tokens of the three texts."""
 
 
 def _attention(segments: torch.Tensor, softcap: float | None) -> tuple[Callable[..., Results], Callable[..., Results]]:
@@ -137,7 +144,7 @@ def _attention_problem(width: int, segments: torch.Tensor = SEGMENTS, softcap: f
 
 
 def edges() -> dict[str, list[Problem]]:
-    """Sizes on both sides of the tiles' edges, and of the kernels' ways."""
+    """Sizes on both sides of the tiles' edges, for every code path of the kernels."""
     return {
         "exit_confidence": [
             *(Problem((normal(b, d), normal(c, d) / d**0.5), _exit(), STATISTICS) for b, d, c in EDGES),
@@ -179,40 +186,43 @@ def edges() -> dict[str, list[Problem]]:
 
 
 def ties_and_nan() -> dict[str, list[Problem]]:
-    """Equal values go to the lower index; NaN does what the contract says, and stays in its row."""
+    """Ties go to the lower index; NaN behaves as documented and does not leave its row."""
     hidden, heads = normal(20, 64), normal(70, 64) / 8
     hidden[3, 5], hidden[4, 0] = torch.nan, torch.inf
-    steps = integers(4, 40, 64).float()  # scores that are whole numbers, many of them equal
+    steps = integers(4, 40, 64).float()  # integer scores, with many ties
     uncertainty = integers(5, 3000).float()
     uncertainty[::100], uncertainty[1::100] = torch.nan, torch.inf
     nodes = normal(1301, 64)
     nodes[5] = torch.nan
     key = normal(303, 3, 64)
-    key[230] = torch.nan  # seen by one row alone
+    key[230] = torch.nan  # visible to a single row
     run, exact = _attention(SEGMENTS, None)
 
     def finite(*results: torch.Tensor) -> Results:
-        """Rows without NaN or infinity as they are; which rows have them is another result."""
+        """The results with 0 for NaN and infinity, and masks of the finite values as further results."""
         return [*(r.nan_to_num(0.0, 0.0, 0.0) for r in results), *(torch.isfinite(r).long() for r in results)]
 
     def exits(hidden: torch.Tensor, heads: torch.Tensor) -> Results:
-        found = ops.exit_confidence(hidden, heads, threshold=0.0)
+        statistics = ops.exit_confidence(hidden, heads, threshold=0.0)
         broken = ~torch.isfinite(hidden).all(1)
-        return [found.probability.masked_fill(broken, 0.0), found.exit.masked_fill(torch.isinf(hidden).any(1), False)]
+        return [
+            statistics.probability.masked_fill(broken, 0.0),
+            statistics.exit.masked_fill(torch.isinf(hidden).any(1), False),
+        ]
 
     def tied(hidden: torch.Tensor, heads: torch.Tensor) -> Results:
         return [ops.exit_confidence(hidden, torch.cat([heads, heads])).prediction]
 
     def logprobs(hidden: torch.Tensor, weight: torch.Tensor, tokens: torch.Tensor) -> Results:
         broken = ~torch.isfinite(hidden).all(1)
-        found = ops.token_logprobs(hidden, weight, tokens)
-        return [found.logprobs.masked_fill(broken, 0.0), found.logsumexp.masked_fill(broken, 0.0)]
+        statistics = ops.token_logprobs(hidden, weight, tokens)
+        return [statistics.logprobs.masked_fill(broken, 0.0), statistics.logsumexp.masked_fill(broken, 0.0)]
 
     def best(queries: torch.Tensor, items: torch.Tensor) -> Results:
         return [ops.topk(queries, items, 20).indices]
 
-    broken_items = integers(4, 500, 64).float()
-    broken_items[7], broken_items[9] = torch.nan, broken_items[8]
+    items_with_nan = integers(4, 500, 64).float()
+    items_with_nan[7], items_with_nan[9] = torch.nan, items_with_nan[8]
     return {
         "exit_confidence": [
             Problem((hidden, heads), exits, STATISTICS),
@@ -222,7 +232,7 @@ def ties_and_nan() -> dict[str, list[Problem]]:
         "aggregate": [
             Problem((nodes, *_graph()), lambda *a: finite(*_aggregate(layers=2)(*a)), ROUNDED),
         ],
-        "topk": [Problem((steps, broken_items), best, STATISTICS)],
+        "topk": [Problem((steps, items_with_nan), best, STATISTICS)],
         "route": [
             Problem((uncertainty,), lambda u: ops.route(u, budget=700), STATISTICS),
             Problem((uncertainty,), lambda u: ops.route(u, threshold=2.0), STATISTICS),
@@ -246,7 +256,7 @@ def ties_and_nan() -> dict[str, list[Problem]]:
 
 
 def empty() -> dict[str, list[Problem]]:
-    """No rows."""
+    """Inputs without rows."""
     none, weight = torch.zeros(0, 64), normal(9, 64)
     csr = _graph()
     return {
@@ -264,19 +274,19 @@ def empty() -> dict[str, list[Problem]]:
 
 
 def gradients() -> dict[str, list[Problem]]:
-    """Of the first result in the first two floating inputs."""
+    """Gradients of the first result in the first two floating-point inputs."""
     problems = {
-        name: [edges()[name][place] for place in places]
-        for name, places in {
+        name: [edges()[name][index] for index in indices]
+        for name, indices in {
             "exit_confidence": (1, 4), "exit_ensemble": (1,), "token_logprobs": (1, 4), "policy_loss": (0,),
             "aggregate": (0, 4),
         }.items()
     }  # fmt: skip
-    return {name: [replace(problem, gradients=True) for problem in found] for name, found in problems.items()}
+    return {name: [replace(problem, gradients=True) for problem in selected] for name, selected in problems.items()}
 
 
 def interpreted() -> dict[str, list[Problem]]:
-    """Small enough for Triton's interpreter, which rehearsals run the kernels in."""
+    """Problems that are small enough for Triton's interpreter, in which rehearsals run the kernels."""
     hidden, weight, tokens = normal(5, 20), normal(70, 20), integers(70, 5)
     both = [False, True]
     segments = torch.tensor([[0, 5, 0, 0, 0, 1], [5, 3, 0, 5, 5, 1], [8, 2, 0, 5, 8, 1], [10, 4, 0, 0, 10, 1]])
@@ -306,15 +316,19 @@ KINDS: dict[str, Callable[[], dict[str, list[Problem]]]] = {
 def units(device: Cuda) -> list[str]:
     from benchmarks.gpu import model_checks
 
-    found = [f"{name}/{kind}/{dtype}" for kind, make in KINDS.items() for name in make() for dtype in DTYPES]
-    found += [f"{name}/strides/{dtype}" for name in edges() for dtype in DTYPES]
+    names = [f"{name}/{kind}/{dtype}" for kind, make in KINDS.items() for name in make() for dtype in DTYPES]
+    names += [f"{name}/strides/{dtype}" for name in edges() for dtype in DTYPES]
     if device.tiny:
-        found += [f"{name}/interpreter/float32" for name in interpreted()]
-    return model_checks.units(device) + found
+        names += [f"{name}/interpreter/float32" for name in interpreted()]
+    return model_checks.units(device) + names
 
 
 def run(unit: str, device: Cuda, emit: Emit, done: set[str]) -> None:
-    """Raises AssertionError where a result is wrong."""
+    """Check one unit.
+
+    Raises:
+        AssertionError: a result is wrong.
+    """
     name, kind, dtype_name = unit.split("/")
     if name in ("engine", "optirag"):
         from benchmarks.gpu import model_checks
@@ -338,50 +352,58 @@ def _problems(name: str, kind: str) -> Iterator[tuple[Problem, str | None]]:
         return
     problem = edges()[name][-1 if name in ("route", "topk") else 1]
     for view in VIEWS:
-        if not (name == "route" and view in ("transposed", "inner")):  # of a vector there is no such view
+        if not (name == "route" and view in ("transposed", "inner")):  # a vector has no such view
             yield problem, view
 
 
 def smallest(problems: Sequence[Problem]) -> Problem:
-    """Of more than one row."""
+    """The smallest problem, counting only inputs of more than one row."""
     return min(problems, key=lambda p: sum(x.numel() for x in p.inputs if len(x) > 1))
 
 
 def _worst(problem: Problem, view: str | None, dtype: torch.dtype, device: str) -> float:
-    """The largest error in units of what is allowed, at most 1."""
+    """The largest error divided by the tolerance, at most 1.
+
+    Raises:
+        AssertionError: a result is wrong.
+    """
     rounded = [x.to(dtype) if x.is_floating_point() else x for x in problem.inputs]
-    if view == "expanded":  # another input, not another view of the same
+    if view == "expanded":  # changes the values, so the exact input must be changed too
         rounded = [VIEWS[view](x).contiguous() if x.is_floating_point() and len(x) else x for x in rounded]
     exact_inputs = [x.double() if x.is_floating_point() else x for x in rounded]
     inputs = [x.to(device) for x in rounded]
     if view is not None:
         inputs = [VIEWS[view](x) if x.is_floating_point() and x.dim() > 1 - (view != "inner") else x for x in inputs]
     if problem.gradients:
-        found, exact = _gradients(problem.run, inputs), _gradients(problem.exact or problem.run, exact_inputs)
+        results, exact = _gradients(problem.run, inputs), _gradients(problem.exact or problem.run, exact_inputs)
     else:
-        found, exact = problem.run(*inputs), (problem.exact or problem.run)(*exact_inputs)
+        results, exact = problem.run(*inputs), (problem.exact or problem.run)(*exact_inputs)
     tolerance = (ROUNDED if problem.gradients else problem.tolerance)[dtype]
-    assert len(found) == len(exact), f"expected {len(exact)} results; got {len(found)}"
+    assert len(results) == len(exact), f"expected {len(exact)} results; got {len(results)}"
     worst = 0.0
-    for place, (ours, theirs) in enumerate(zip(found, exact, strict=True)):
-        ours, theirs = ours.detach().cpu(), theirs.detach()
-        assert ours.shape == theirs.shape, f"result {place}: expected {list(theirs.shape)}; got {list(ours.shape)}"
-        if not theirs.numel():
+    for index, (result, expected) in enumerate(zip(results, exact, strict=True)):
+        result, expected = result.detach().cpu(), expected.detach()
+        assert result.shape == expected.shape, (
+            f"result {index}: expected {list(expected.shape)}; got {list(result.shape)}"
+        )
+        if not expected.numel():
             continue
-        if not theirs.is_floating_point():
-            assert torch.equal(ours, theirs), f"result {place}: {int((ours != theirs).sum())} of {ours.numel()} differ"
+        if not expected.is_floating_point():
+            assert torch.equal(result, expected), (
+                f"result {index}: {int((result != expected).sum())} of {result.numel()} differ"
+            )
             continue
-        assert torch.equal(torch.isfinite(ours), torch.isfinite(theirs)), f"result {place}: other values are finite"
-        # Gradients in shares of their largest: sums of many terms have no relative error of their own.
-        scale = theirs.abs().max() if problem.gradients else 1 + theirs.abs()
-        error = ((ours.double() - theirs).abs() / (tolerance * scale)).nan_to_num(0.0)
+        assert torch.equal(torch.isfinite(result), torch.isfinite(expected)), f"result {index}: other values are finite"
+        # Errors of gradients are relative to the largest one: their sums of many terms may cancel.
+        scale = expected.abs().max() if problem.gradients else 1 + expected.abs()
+        error = ((result.double() - expected).abs() / (tolerance * scale)).nan_to_num(0.0)
         worst = max(worst, float(error.max()))
-        assert worst <= 1.0, f"result {place}: off by {worst:.2f} times what is allowed ({tolerance:g})"
+        assert worst <= 1.0, f"result {index}: off by {worst:.2f} times what is allowed ({tolerance:g})"
     return worst
 
 
 def _gradients(run: Callable[..., Results], inputs: Sequence[torch.Tensor]) -> Results:
     leaves = [x.detach().requires_grad_() if x.is_floating_point() else x for x in inputs]
     first = next(result for result in run(*leaves) if result.requires_grad)
-    wanted = [x for x in leaves if x.is_floating_point()][:2]
-    return torch.autograd.grad(first.sum(), wanted)
+    differentiated = [x for x in leaves if x.is_floating_point()][:2]
+    return torch.autograd.grad(first.sum(), differentiated)

@@ -1,4 +1,4 @@
-"""Hardware counters of the hot kernels by ``ncu``, all cases in one process: under ncu imports take long."""
+"""Hardware counters of the hot kernels by ``ncu``; all cases in one process, since imports take long under ncu."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HOT = (
     "topk-64",
     "attention-shared",
 )
-"""What has no counters yet comes first: the time may be over before the last."""
+"""Cases without committed counters come first: there may be no time for the last ones."""
 METRICS = {
     "gpu__time_duration.sum": "ns",
     "dram__throughput.avg.pct_of_peak_sustained_elapsed": "dram_percent",
@@ -33,73 +33,83 @@ METRICS = {
 }
 FIRST_COLUMN = '"ID"'
 MARKER = "spin_kernel"
-"""What ``torch.cuda._sleep`` launches."""
+"""The kernel of ``torch.cuda._sleep``, launched before each case."""
 
 
 def collect(
     shell: Shell, end: float, *, rehearsal: bool, on_kernels: Callable[[list[dict[str, Any]]], None], csv_file: Path
 ) -> str:
-    """Profile the cases of :data:`HOT`; without ``ncu`` a rehearsal runs them once as they are.
+    """Profile the cases of :data:`HOT`; without ``ncu`` a rehearsal runs them once without a profiler.
 
     Args:
-        shell: what runs them.
-        end: of ``time.monotonic``; no case begins after it.
+        shell: runs the commands.
+        end: in terms of ``time.monotonic``; no case starts after it.
         rehearsal: on the CPU.
-        on_kernels: is given the kernels of each case.
-        csv_file: what ``ncu`` said, whole.
+        on_kernels: called with the kernels of all cases.
+        csv_file: for the complete output of ``ncu``.
 
     Returns:
-        The outcome in one line, and what is missing.
+        The outcome and the cases without counters, separated by ``"; "``.
     """
     tool = shutil.which("ncu")
     if tool is None and not rehearsal:
         return "left out: ncu is not there"
     profiler: list[str] = []
     if tool is not None:
-        # The clocks stay as they are: the card is not ours.
+        # Do not lock the clocks: the card may be shared.
         profiler = [
             tool, "--clock-control", "none", "--print-units", "base", "--csv", "--profile-from-start", "off",
             "--metrics", ",".join(METRICS),
         ]  # fmt: skip
-    cases = HOT if tool is not None else HOT[:2]  # any case walks the same way
-    left = end - time.monotonic()
-    # The process ends before its time does: what ncu has seen it prints then.
-    command = [sys.executable, "-m", "benchmarks.gpu", "--once", ",".join(cases), "--minutes", f"{0.6 * left / 60:.3f}"]
-    done = shell.run([*profiler, *command, *(["--dry-run"] if rehearsal else [])], seconds=left)
-    found = kernels(done.output, cases) if tool is not None else []
-    if found:
+    cases = HOT if tool is not None else HOT[:2]  # enough to exercise this code
+    remaining = end - time.monotonic()
+    # The process ends before the limit: ncu prints its counters only when the process has ended.
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.gpu",
+        "--once",
+        ",".join(cases),
+        "--minutes",
+        f"{0.6 * remaining / 60:.3f}",
+    ]
+    done = shell.run([*profiler, *command, *(["--dry-run"] if rehearsal else [])], seconds=remaining)
+    profiled = kernels(done.output, cases) if tool is not None else []
+    if profiled:
         with csv_file.open("a", encoding="utf-8") as file:
             file.write(done.output[done.output.find(FIRST_COLUMN) :])
-        on_kernels(found)
-    seen = {kernel["case"] for kernel in found} if tool is not None else set(cases if done.status == 0 else ())
-    lines = [f"{case}: no counters" for case in cases if case not in seen]
-    if done.stopped or done.status or (lines and not found):
+        on_kernels(profiled)
+    profiled_cases = (
+        {kernel["case"] for kernel in profiled} if tool is not None else set(cases if done.status == 0 else ())
+    )
+    lines = [f"{case}: no counters" for case in cases if case not in profiled_cases]
+    if done.stopped or done.status or (lines and not profiled):
         lines.insert(0, f"ncu: {done.stopped or done.last_line}" if tool is not None else done.last_line)
-    absent = "" if tool is not None else " (as they are: ncu is not there)"
-    return "; ".join([f"{len(seen)} of {len(cases)} cases{absent}", *lines])
+    note = "" if tool is not None else " (as they are: ncu is not there)"
+    return "; ".join([f"{len(profiled_cases)} of {len(cases)} cases{note}", *lines])
 
 
 def kernels(output: str, cases: Sequence[str]) -> list[dict[str, Any]]:
-    """The kernels in ``ncu``'s CSV (``--print-units base``: nanoseconds and bytes), in the order of their launches; a
-    ``spin_kernel`` stands before those of each case."""
+    """The kernels in ``ncu``'s CSV (``--print-units base``: nanoseconds and bytes), in launch order. A ``spin_kernel``
+    precedes those of each case."""
     begin = output.find(FIRST_COLUMN)
     if begin < 0:
         return []
-    found: dict[str, dict[str, Any]] = {}
+    by_id: dict[str, dict[str, Any]] = {}
     for row in csv.DictReader(io.StringIO(output[begin:])):
         metric, value = row.get("Metric Name"), row.get("Metric Value")
         if metric not in METRICS or value is None:
             continue
         name = (row.get("Kernel Name") or "unknown").split("(")[0].removeprefix("void ")
-        kernel = found.setdefault(row.get("ID") or "", {"kernel": name[:120]})
+        kernel = by_id.setdefault(row.get("ID") or "", {"kernel": name[:120]})
         try:
             kernel[METRICS[metric]] = float(value.replace(",", ""))
         except ValueError:  # "n/a"
             kernel[METRICS[metric]] = None
-    place, of_cases = -1, []
-    for kernel in found.values():
+    case_index, of_cases = -1, []
+    for kernel in by_id.values():
         if MARKER in kernel["kernel"]:
-            place += 1
-        elif 0 <= place < len(cases):
-            of_cases.append({"case": cases[place], **kernel})
+            case_index += 1
+        elif 0 <= case_index < len(cases):
+            of_cases.append({"case": cases[case_index], **kernel})
     return of_cases

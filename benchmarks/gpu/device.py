@@ -1,4 +1,4 @@
-"""The GPU under test, and the CPU in its place in a rehearsal: clocks and graphs."""
+"""The GPU under test, or the CPU instead of it in a rehearsal: timing and CUDA graphs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,19 @@ Run = Callable[[], Any]
 
 
 class CaptureFailed(RuntimeError):
-    """A capture that broke off: this process's stream and allocator are still in it, so no more can be timed here."""
+    """A capture was aborted: the stream and allocator of this process are still capturing, so it can time no more."""
 
 
 class Cuda:
-    """Attributes: ``runs`` in one graph; replays that are timed; bytes of inputs that rotate; bytes that are written to
-    empty the second cache."""
+    """A GPU.
+
+    Attributes:
+        runs: in one graph.
+        replays: least number of timed replays of a graph.
+        eager_runs: timed runs without a graph.
+        rotating_bytes: size of all copies of the inputs, which take turns.
+        flush_bytes: bytes that are written to flush the L2 cache.
+    """
 
     kind = "cuda"
     tiny = False
@@ -34,7 +41,7 @@ class Cuda:
         torch.cuda.empty_cache()
 
     def seconds(self, run: Run) -> float:
-        """Of the GPU, by events around a run."""
+        """GPU time of a run, by events around it."""
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         run()
@@ -43,16 +50,16 @@ class Cuda:
         return begin.elapsed_time(end) / 1000
 
     def flush(self) -> None:
-        """Write more than the second cache holds."""
+        """Write more than the L2 cache holds."""
         if self._scratch is None:
             self._scratch = torch.empty(self.flush_bytes // 4, dtype=torch.int32, device="cuda")
         self._scratch.zero_()
 
     def capture(self, runs: Sequence[Run]) -> Run:
-        """One graph of all runs, which have been warmed up.
+        """Capture all runs, which have been warmed up, in one graph.
 
         Raises:
-            CaptureFailed: with the reason; this process must end.
+            CaptureFailed: with the reason; the process must end.
         """
         graph = torch.cuda.CUDAGraph()
         try:
@@ -60,14 +67,14 @@ class Cuda:
                 for run in runs:
                     run()
         except Exception as problem:
-            cause: BaseException = problem  # the end of the capture fails for what failed in it
+            cause: BaseException = problem  # the last error is that of the capture's end; its context has the cause
             while cause.__context__ is not None:
                 cause = cause.__context__
             raise CaptureFailed(one_line(cause)) from problem
         return graph.replay
 
     def warm_up(self, runs: Sequence[Run]) -> None:
-        """On a stream beside, as captures want it."""
+        """Run on a side stream, as captures require."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -77,7 +84,7 @@ class Cuda:
         torch.cuda.synchronize()
 
     def healthy(self) -> bool:
-        """False after an error that the CUDA context does not survive."""
+        """Whether the CUDA context still works; it does not survive some errors."""
         try:
             torch.cuda.synchronize()
             return float(torch.ones(2, device="cuda").sum()) == 2.0
@@ -86,7 +93,7 @@ class Cuda:
 
 
 class Rehearsal(Cuda):
-    """The CPU, with sizes and counts that only walk the code."""
+    """The CPU, with sizes and counts that only exercise the code."""
 
     kind = "cpu"
     tiny = True
@@ -123,7 +130,7 @@ class Rehearsal(Cuda):
 
 
 def one_line(problem: BaseException) -> str:
-    """A problem in one line, without what follows its message.
+    """The type and the first line of the message of an exception.
 
     >>> one_line(ValueError("x: expected 1\\nmore"))
     'ValueError: x: expected 1'

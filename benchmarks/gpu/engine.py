@@ -1,5 +1,5 @@
-"""The engine at 1,000 and 4,096 tokens a batch beside transformers: tokens and requests a second, and where the time
-goes by torch's profiler. A unit is a batch and a contender."""
+"""The engine at 1,000 and 4,096 tokens per batch against transformers: tokens and requests per second, and a profile by
+torch's profiler. A unit is a batch and a contender."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BATCHES = {"1000": 1, "4096": 4}
 CONTENDERS = (
     "reasonrec_fast", "reasonrec_fast_exits", "transformers_prefix_cache", "transformers", "reasonrec_fast_eager",
 )  # fmt: skip
-"""The last: ours without CUDA graphs."""
+"""The last is ours without CUDA graphs."""
 TOP = 12
 """Kernels of a profile's table."""
 
@@ -51,7 +51,7 @@ def _model(device: Cuda) -> EarlyExitModel:
 
 
 def _step(contender: str, model: EarlyExitModel, work: StoredWork) -> tuple[Run, int]:
-    """A run, and how many layers it goes through."""
+    """A function to time, and the number of layers that it computes."""
     model.cuda_graphs = contender != "reasonrec_fast_eager"
     if contender == "reasonrec_fast_exits":
         policy = spread_policy(model, work)
@@ -67,8 +67,8 @@ def _step(contender: str, model: EarlyExitModel, work: StoredWork) -> tuple[Run,
 
 
 def timed(step: Run, work: StoredWork, device: Cuda) -> dict[str, Any]:
-    """Wall clock with a synchronisation: a run is milliseconds, and waits for the host as it will in service.
-    ``host_ms`` passes until the call returns."""
+    """Wall-clock times with a synchronisation after each run: a run takes milliseconds and includes the host's work, as
+    in service. ``host_ms`` is the time until the call returns."""
     for _ in range(3):
         step()
     device.synchronize()
@@ -91,20 +91,20 @@ def timed(step: Run, work: StoredWork, device: Cuda) -> dict[str, Any]:
 
 
 def profiled(step: Run, layers: int, device: Cuda) -> dict[str, Any]:
-    """Of one run: launches, how long the GPU computes, and the longest kernels."""
+    """Profile of one run: kernel launches, GPU time, and the longest kernels."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.kind == "cuda" else [])]
-    for _ in range(2):  # the profiler's own start is in the first
-        with profile(activities=activities) as found:
+    for _ in range(2):  # the first includes the start of the profiler
+        with profile(activities=activities) as profiler:
             step()
             device.synchronize()
-    events = found.key_averages()
-    for by in ("self_cpu_time_total", *(["self_device_time_total"] if device.kind == "cuda" else [])):
-        print(events.table(sort_by=by, row_limit=40, max_name_column_width=70))
+    events = profiler.key_averages()
+    for column in ("self_cpu_time_total", *(["self_device_time_total"] if device.kind == "cuda" else [])):
+        print(events.table(sort_by=column, row_limit=40, max_name_column_width=70))
     return {"layers": layers, **summary(events, layers)}
 
 
 def summary(events: Iterable[Any], layers: int) -> dict[str, Any]:
-    """Of a profile's events.
+    """Summary of a profile's events.
 
     Args:
         events: with ``key``, ``count``, ``device_type`` and ``self_device_time_total`` in microseconds.

@@ -1,4 +1,4 @@
-"""The GPU's implementations of the operators on CPU tensors, by Triton's interpreter: for rehearsals."""
+"""Runs the operators' GPU implementations on CPU tensors in Triton's interpreter, for rehearsals."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OPERATORS = ("exit_confidence", "token_logprobs", "token_logprobs_backward", "ag
 
 @contextmanager
 def kernels_on_cpu() -> Iterator[None]:
-    """Within it CPU tensors take the way of CUDA tensors; ``TRITON_INTERPRET=1`` must be set before Triton is imported.
+    """Dispatch CPU tensors to the CUDA implementations; ``TRITON_INTERPRET=1`` must be set before Triton is imported.
 
     The interpreter has no products of bfloat16.
     """
@@ -26,7 +26,7 @@ def kernels_on_cpu() -> Iterator[None]:
         keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
         return lambda *arguments: kernel.call_boxed(keys, *arguments)
 
-    # Numpy's divisions by zero in lanes that are masked, and torch's word on each operator that is replaced.
+    # Ignore numpy's warnings of divisions by zero in masked lanes, and torch's of each replaced operator.
     with warnings.catch_warnings(), torch.library._scoped_library("reasonrec_fast", "IMPL") as library:
         warnings.simplefilter("ignore")
         for name in OPERATORS:

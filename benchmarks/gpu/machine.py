@@ -1,4 +1,4 @@
-"""The machine: versions of everything, the card, and the two ceilings that every time is held against."""
+"""The machine: versions, the card, and the measured ceilings to which times are compared."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def run(unit: str, device: Cuda, emit: Emit, done: set[str]) -> None:
 
 
 def versions() -> dict[str, Any]:
-    """What is installed and what is plugged in, and a line for each thing that is too old or not there."""
-    found: dict[str, Any] = {"python": platform.python_version(), "cores": os.cpu_count(), "packages": _packages()}
-    found["cuda_of_torch"] = torch.version.cuda
+    """Versions of the software and properties of the card, and a line for each that is missing or too old."""
+    record: dict[str, Any] = {"python": platform.python_version(), "cores": os.cpu_count(), "packages": _packages()}
+    record["cuda_of_torch"] = torch.version.cuda
     for tool, argument in (("nvcc", "--version"), ("ncu", "--version"), ("compute-sanitizer", "--version")):
-        found[tool] = _last_line(tool, argument)
-    found["driver"] = _last_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    found["revision"] = _last_line("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD") or "unknown"
-    lines = [f"{tool} is not there" for tool in ("nvcc", "ncu", "compute-sanitizer") if found[tool] is None]
+        record[tool] = _last_line(tool, argument)
+    record["driver"] = _last_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    record["revision"] = _last_line("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD") or "unknown"
+    lines = [f"{tool} is not there" for tool in ("nvcc", "ncu", "compute-sanitizer") if record[tool] is None]
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
-        found |= {
+        record |= {
             "device": properties.name,
             "count": torch.cuda.device_count(),
             "capability": f"{properties.major}.{properties.minor}",
@@ -51,20 +51,20 @@ def versions() -> dict[str, Any]:
             "l2_mib": round(getattr(properties, "L2_cache_size", 0) / 2**20),
         }
         if (properties.major, properties.minor) < OLDEST_CAPABILITY:
-            lines.append(f"capability: expected at least 8.0; got {found['capability']}: kernels may not run")
+            lines.append(f"capability: expected at least 8.0; got {record['capability']}: kernels may not run")
     else:
-        found["device"] = f"cpu-{platform.machine()}"
-    return {"versions": found, "lines": lines}
+        record["device"] = f"cpu-{platform.machine()}"
+    return {"versions": record, "lines": lines}
 
 
 def _packages() -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
+    installed: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            installed[name] = None
+    return installed
 
 
 def _last_line(*command: str) -> str | None:
@@ -79,7 +79,7 @@ def _last_line(*command: str) -> str | None:
 
 
 def why_no_gpu() -> str:
-    """In one line."""
+    """The reason why torch cannot use a GPU, in one line."""
     driver = _last_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA"
@@ -89,7 +89,7 @@ def why_no_gpu() -> str:
 
 
 def _best(device: Cuda, run: Run, rounds: int) -> float:
-    """Seconds of the median round, after three that warm up."""
+    """Median seconds of a run, after three warm-up runs."""
     for _ in range(3):
         run()
     times = sorted(device.seconds(run) for _ in range(rounds))
@@ -97,14 +97,14 @@ def _best(device: Cuda, run: Run, rounds: int) -> float:
 
 
 def copy(device: Cuda) -> float:
-    """Bytes read and written a second by a copy of 2 GiB."""
+    """Bytes read and written per second by a copy of 2 GiB."""
     source = torch.empty((2**18 if device.tiny else 2**31) // 4, device=device.kind).uniform_()
     target = torch.empty_like(source)
     return 2 * source.numel() * 4 / _best(device, lambda: target.copy_(source), 10)
 
 
 def product(device: Cuda, dtype: torch.dtype, side: int) -> float:
-    """Operations a second of a square product of random matrices (zeros run faster)."""
+    """Operations per second of a product of random square matrices (zeros would be faster)."""
     side = 64 if device.tiny else side
     a, b = (torch.randn(side, side, device=device.kind).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
@@ -112,7 +112,7 @@ def product(device: Cuda, dtype: torch.dtype, side: int) -> float:
 
 
 def launch(device: Cuda) -> float:
-    """Seconds of a kernel that does next to nothing, in a graph of many: what no kernel can be shorter than."""
+    """Seconds per trivial kernel in a graph of many: a lower bound of the time of any kernel."""
     tiny, count = torch.zeros(32, device=device.kind), 10 * device.runs
     runs = [lambda: tiny.add_(1)] * count
     device.warm_up(runs[:2])

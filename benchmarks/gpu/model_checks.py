@@ -1,4 +1,4 @@
-"""The early-exit engine and OptiRAG on the GPU against the same on the CPU, with random weights; part of ``checks``."""
+"""Checks the early-exit engine and OptiRAG on the GPU against the CPU, with random weights; part of ``checks``."""
 
 from __future__ import annotations
 
@@ -15,24 +15,28 @@ from reasonrec_fast.early_exit.engine import EarlyExitModel
 from reasonrec_fast.lm.prefix_cache import PrefixCache
 
 ENGINE = {"slates": "slates", "exits": "slates", "cache": "slates", "texts": "texts", "long": "long"}
-"""What is checked, and on which prompts."""
+"""Stored prompts of each check."""
 TOLERANCE = {torch.float32: (2e-4, 2e-3), torch.bfloat16: (0.02, 0.2)}
-"""Mean and largest difference of probabilities."""
+"""Tolerance of the mean and the largest difference of probabilities."""
 
 
 def units(device: Cuda) -> list[str]:
-    found = [f"engine/{kind}/{dtype}" for kind in ENGINE for dtype in ("float32", "bfloat16")]
-    return [*found, "optirag/predict/float32"]
+    names = [f"engine/{kind}/{dtype}" for kind in ENGINE for dtype in ("float32", "bfloat16")]
+    return [*names, "optirag/predict/float32"]
 
 
 def run(name: str, kind: str, dtype: torch.dtype, device: Cuda) -> dict[str, Any]:
-    """Raises AssertionError where scores differ."""
+    """Check one unit.
+
+    Raises:
+        AssertionError: scores differ.
+    """
     return _optirag(device) if name == "optirag" else _engine(kind, dtype, device)
 
 
 def _engine(kind: str, dtype: torch.dtype, device: Cuda) -> dict[str, Any]:
     work = stored_work(ENGINE[kind], groups=16 if kind == "texts" else 2, tiny=device.tiny)
-    # The CPU computes in float32 with the weights that the GPU has.
+    # The reference computes in float32 with the GPU's rounded weights.
     exact = random_ranker("cpu", dtype, tiny=device.tiny).float()
     model = random_ranker(device.kind, dtype, tiny=device.tiny)
     policy = spread_policy(exact, work) if kind == "exits" else None
@@ -40,33 +44,35 @@ def _engine(kind: str, dtype: torch.dtype, device: Cuda) -> dict[str, Any]:
     assert expected.probability.std() > 0.05, "the scores are all alike: nothing would be seen of an error"
     cache = PrefixCache(2**30) if kind == "cache" else None
     worst = 0.0
-    # Layers run one by one at first, then their graph is recorded, then replayed.
+    # The first run is eager, the second captures the CUDA graphs of the layers, the third replays them.
     for _ in range(3 if device.kind == "cuda" and cache is None else 1):
-        found = model.rank(work.groups, work.numbers, policy, cache=cache)
-        same = found.depth.cpu() == expected.depth
-        # Rounding to bfloat16 sends some rows through another exit.
-        least = 1.0 if dtype == torch.float32 else 0.7
-        assert same.float().mean() >= least, f"depths: {int((~same).sum())} of {len(same)} rows left at another exit"
-        worst = max(worst, _compare(found.probability.cpu()[same], expected.probability[same], dtype))
+        result = model.rank(work.groups, work.numbers, policy, cache=cache)
+        same_depth = result.depth.cpu() == expected.depth
+        # Rounding to bfloat16 changes the exit of some rows.
+        min_share = 1.0 if dtype == torch.float32 else 0.7
+        assert same_depth.float().mean() >= min_share, (
+            f"depths: {int((~same_depth).sum())} of {len(same_depth)} rows left at another exit"
+        )
+        worst = max(worst, _compare(result.probability.cpu()[same_depth], expected.probability[same_depth], dtype))
     if cache is not None:
-        again = model.rank(work.groups, work.numbers, cache=cache)
+        cached = model.rank(work.groups, work.numbers, cache=cache)
         assert cache.hits == len(work.groups), f"cache: expected {len(work.groups)} hits; got {cache.hits}"
-        worst = max(worst, _compare(again.probability.cpu(), expected.probability, dtype))
+        worst = max(worst, _compare(cached.probability.cpu(), expected.probability, dtype))
     _check_exits(model, work.groups, work.numbers)
     return {"worst": worst, "rows": work.rows, "tokens": work.tokens}
 
 
-def _check_exits(model: EarlyExitModel, groups: Any, numbers: torch.Tensor) -> None:
-    """What training reads has as many exits as the model, all of them finite."""
+def _check_exits(model: EarlyExitModel, groups: Any, dense_features: torch.Tensor) -> None:
+    """``all_exits``, which training uses, gives finite statistics for every exit."""
     with torch.inference_mode():
-        statistics = model.all_exits(groups, numbers)
+        statistics = model.all_exits(groups, dense_features)
     assert len(statistics) == len(model.exits)
-    assert all(bool(torch.isfinite(found.confidence).all()) for found in statistics)
+    assert all(bool(torch.isfinite(exit_statistics.confidence).all()) for exit_statistics in statistics)
 
 
-def _compare(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> float:
+def _compare(probabilities: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> float:
     mean, largest = TOLERANCE[dtype]
-    difference = (found - expected).abs()
+    difference = (probabilities - expected).abs()
     worst = max(float(difference.mean()) / mean, float(difference.max()) / largest)
     assert worst <= 1.0, (
         f"probabilities: off by {float(difference.mean()):.2g} on average and {float(difference.max()):.2g} at most; "
@@ -76,7 +82,7 @@ def _compare(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) ->
 
 
 def _optirag(device: Cuda) -> dict[str, Any]:
-    """A tiny OptiRAG fitted on the CPU predicts the same on the GPU, and one fitted on the GPU the same on the CPU."""
+    """A tiny OptiRAG gives equal predictions on CPU and GPU, whichever of them it was fitted on."""
     from reasonrec_fast.data import split_by_time
     from reasonrec_fast.models.optirag import OptiRAG
 
@@ -84,15 +90,22 @@ def _optirag(device: Cuda) -> dict[str, Any]:
     parts = split_by_time(events)
     with tempfile.TemporaryDirectory() as folder:
         config = _config(Path(folder, "backbone"))
-        for place, (here, there) in enumerate((("cpu", device.kind), (device.kind, "cpu"))):
-            model = OptiRAG(config, device=here).fit(events, parts)
-            model.save_pretrained(Path(folder, str(place)))
-            # Both are loaded: adapters are stored in bfloat16.
-            one, other = (OptiRAG.from_pretrained(Path(folder, str(place)), device=kind) for kind in (here, there))
-            scores = [m.predict(m.requests(events, parts.test), early_exit=False).probability for m in (one, other)]
+        for index, (fit_device, other_device) in enumerate((("cpu", device.kind), (device.kind, "cpu"))):
+            model = OptiRAG(config, device=fit_device).fit(events, parts)
+            model.save_pretrained(Path(folder, str(index)))
+            # Compare two loaded models: saving rounds adapters to bfloat16.
+            fitted_model, other_model = (
+                OptiRAG.from_pretrained(Path(folder, str(index)), device=kind) for kind in (fit_device, other_device)
+            )
+            scores = [
+                loaded.predict(loaded.requests(events, parts.test), early_exit=False).probability
+                for loaded in (fitted_model, other_model)
+            ]
             assert np.isfinite(scores[0]).all()
             largest = float(np.abs(scores[0] - scores[1]).max())
-            assert largest < 0.05, f"fitted on {here}: probabilities on {there} are off by up to {largest:.3f}"
+            assert largest < 0.05, (
+                f"fitted on {fit_device}: probabilities on {other_device} are off by up to {largest:.3f}"
+            )
             worst = max(worst, largest / 0.05)
     return {"worst": worst}
 
@@ -113,14 +126,14 @@ def _events() -> Any:
 
 
 def _config(folder: Path) -> Any:
-    """Settings that train in a moment, over a four-layer Llama with a tokenizer of bytes, saved in a folder."""
+    """Settings for fast training, with a four-layer Llama and a byte tokenizer saved in ``folder``."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     from reasonrec_fast.models.optirag import OptiRAGConfig
     from reasonrec_fast.models.optirag.embeddings import EmbeddingConfig
 
-    vocabulary = {token: place for place, token in enumerate(["<s>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    vocabulary = {token: index for index, token in enumerate(["<s>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,4 +1,4 @@
-"""What an H100 and an H200 should need at the ceilings that were measured on such cards; no figure of ours."""
+"""Predicted times on an H100 and an H200 at ceilings measured on such cards; not measurements of this package."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from benchmarks.gpu.steps import PLAN
 from benchmarks.gpu.timing import CASES, least_seconds
 from reasonrec_fast.benchmarking.suites import WORK
 
-# Bytes a second of a copy and operations a second of a bfloat16 product, measured on one card of each; a product in
-# float32 was not measured: 67 Tflop/s of the data sheet, which both share.
+# Bytes per second of a copy and operations per second of a bfloat16 product, measured on one card of each. A float32
+# product was not measured: 67 Tflop/s are from the data sheet and the same for both.
 CARDS = {
     "H100": (3.0e12, {"bfloat16": 798e12, "float32": 67e12}),
     "H200": (4.3e12, {"bfloat16": 788e12, "float32": 67e12}),

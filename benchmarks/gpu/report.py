@@ -1,4 +1,4 @@
-"""The report: one JSON file and one Markdown page, written anew after every step."""
+"""The report: one JSON file and one Markdown page, rewritten after every step."""
 
 from __future__ import annotations
 
@@ -18,8 +18,14 @@ OURS, FLOOR = "reasonrec_fast", "floor"
 
 @dataclass
 class Step:
-    """Attributes: one line of outcome; ``state`` is ``done``, ``failed`` or ``left out``; how long it took; further
-    lines, one for each thing that went wrong or was left out."""
+    """The result of a step.
+
+    Attributes:
+        outcome: in one line.
+        state: ``done``, ``failed`` or ``left out``.
+        seconds: duration.
+        lines: one for each failed or skipped part.
+    """
 
     outcome: str
     state: str
@@ -29,7 +35,7 @@ class Step:
 
 @dataclass
 class Report:
-    """Attributes: steps by name; what each of them found (see ``docs/gpu.md``)."""
+    """All results: the steps by name, and the records of each of them (see ``docs/gpu.md``)."""
 
     date: str = field(default_factory=lambda: datetime.date.today().isoformat())
     minutes: float = 0.0
@@ -46,7 +52,7 @@ class Report:
 
     @property
     def name(self) -> str:
-        """Of its files: device and date.
+        """Base name of its files, from device and date.
 
         >>> Report(date="2026-01-02", versions={"device": "NVIDIA H100 80GB HBM3"}).name
         'gpu-nvidia-h100-80gb-hbm3-2026-01-02'
@@ -56,7 +62,7 @@ class Report:
         return f"gpu-{'-'.join(filter(None, letters.split('-')))}-{self.date}"
 
     def write(self, folder: Path) -> None:
-        """``NAME.json`` and ``NAME.md``, each whole; where they cannot be written one line says so, and all goes on."""
+        """Write ``NAME.json`` and ``NAME.md`` atomically. If that fails, print one line and continue."""
         try:
             self._write(folder)
         except OSError as problem:
@@ -64,26 +70,26 @@ class Report:
 
     def _write(self, folder: Path) -> None:
         self.compare()
-        for stale in folder.glob(f"gpu-unknown-{self.date}.*"):  # of before the device was known
+        for stale in folder.glob(f"gpu-unknown-{self.date}.*"):  # written before the device was known
             stale.unlink()
         text = json.dumps(_finite(asdict(self)), indent=1, ensure_ascii=False, allow_nan=False)
         write_text(folder / f"{self.name}.json", text + "\n")
         write_text(folder / f"{self.name}.md", "\n".join(self.lines()) + "\n")
 
     def compare(self) -> None:
-        """Add ratios to the times: this over the floor, over the ceiling's time, and the best peer over this."""
+        """Add ratios to the times: over the floor's, over the ceiling's, and the best peer's over this one."""
         for record in self.times:
-            same = [other for other in self.times if other["unit"] == record["unit"]]
-            floor = next((_best(other) for other in same if other["part"] == FLOOR), None)
+            records = [other for other in self.times if other["unit"] == record["unit"]]
+            floor = next((_best(other) for other in records if other["part"] == FLOOR), None)
             time, ceiling = _best(record), record.get("ceiling_us")
-            peers = [_best(other) for other in same if other["part"] not in (OURS, FLOOR)]
+            peers = [_best(other) for other in records if other["part"] not in (OURS, FLOOR)]
             best_peer = min((peer for peer in peers if peer), default=None)
             record["over_floor"] = time / floor if time and floor and record["part"] != FLOOR else None
             record["over_ceiling"] = time / ceiling if time and ceiling else None
             record["best_peer_over"] = best_peer / time if time and best_peer and record["part"] == OURS else None
 
     def lines(self) -> list[str]:
-        """The page."""
+        """The lines of the Markdown page."""
         heading = f"# {self.versions.get('device', 'unknown device')}, {self.date}"
         text = [heading + (": a rehearsal on a CPU, no figure means anything" if self.rehearsal else ""), ""]
         text += table(("step", "outcome", "s"), [(n, s.outcome, f"{s.seconds:.1f}") for n, s in self.steps.items()])
@@ -103,9 +109,9 @@ class Report:
         text += table(
             ("checked", "cases", "largest error", "where"),
             [
-                (name, len(found), _f(worst.get("worst"), 3), worst["unit"])
-                for name, found in groups.items()
-                for worst in [max(found, key=lambda check: check.get("worst") or 0.0)]
+                (name, len(group), _f(worst.get("worst"), 3), worst["unit"])
+                for name, group in groups.items()
+                for worst in [max(group, key=lambda check: check.get("worst") or 0.0)]
             ],
         )
         text += [
@@ -158,7 +164,7 @@ class Report:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
-    """Lines of Markdown.
+    """The lines of a Markdown table.
 
     >>> table(("a", "b"), [(1, "x|y")])
     ['| a | b |', '| --- | --- |', '| 1 | x/y |']
@@ -169,7 +175,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
 
 
 def _ceiling(name: str, value: float) -> str:
-    """In the unit that people compare: bytes and operations a second, or the time of the shortest kernel.
+    """A ceiling with its unit: bytes or operations per second, or the time of the shortest kernel.
 
     >>> _ceiling("copy", 3.0e12), _ceiling("product-bfloat16", 8e14), _ceiling("launch", 2e-6)
     ('3.00 TB/s', '800.0 Tflop/s', '2.00 µs')
@@ -180,7 +186,7 @@ def _ceiling(name: str, value: float) -> str:
 
 
 def _best(record: dict[str, Any]) -> float | None:
-    """Its graph's time, or the eager one where there is no graph."""
+    """The time of the graph, or the eager time if there is no graph."""
     return record.get("graph_us") or record.get("eager_us")
 
 
@@ -189,7 +195,7 @@ def _f(value: float | None, digits: int, scale: float = 1.0) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity."""
+    """The value with None for NaN and infinity, which JSON lacks."""
     if isinstance(value, dict):
         return {name: _finite(part) for name, part in value.items()}
     if isinstance(value, list):

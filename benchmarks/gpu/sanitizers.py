@@ -1,4 +1,4 @@
-"""``compute-sanitizer``'s memcheck and racecheck of ``walk.py``, side by side."""
+"""Runs ``compute-sanitizer``'s memcheck and racecheck on ``walk.py``, in parallel."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from concurrent.futures import ThreadPoolExecutor
 from benchmarks.gpu.tools import Done, Shell
 
 TOOLS = ("memcheck", "racecheck")
-OPTIONS = {"memcheck": ("--report-api-errors", "no")}  # torch and Triton ask for symbols that a driver need not have
+OPTIONS = {"memcheck": ("--report-api-errors", "no")}  # torch and Triton look up optional driver symbols
 SUMMARY = re.compile(r"=+ (?:ERROR|RACECHECK) SUMMARY: .*")
 HAZARD = re.compile(r"=+ (?:Error|Warning): Race reported between .*? access at (\S+?)\+.*\n=+ .*? access at (\S+?)\+")
 LIBRARY_KERNELS = ("nvjet_", "cublas", "cudnn", "cutlass")
-"""How the names of the kernels of NVIDIA's closed libraries begin, whose splits racecheck takes for races: seen in
-cuBLAS's ``splitK`` products on an H200."""
+"""Name prefixes of kernels of NVIDIA's closed libraries, in which racecheck reports false races: seen in cuBLAS's
+``splitK`` products on an H200."""
 
 
 def check(shell: Shell, end: float, *, rehearsal: bool) -> dict[str, str]:
-    """The summary of each tool; without ``compute-sanitizer`` a rehearsal runs the script as it is."""
+    """The summary of each tool; without ``compute-sanitizer`` a rehearsal runs the script by itself."""
     tool = shutil.which("compute-sanitizer")
     script = [sys.executable, "-m", "benchmarks.gpu.walk", *(["cpu"] if rehearsal else [])]
     if tool is None and not rehearsal:
         return dict.fromkeys(TOOLS, "left out: compute-sanitizer is not there")
-    left = end - time.monotonic()
+    remaining = end - time.monotonic()
     if tool is None:
-        done = shell.run(script, seconds=left)
+        done = shell.run(script, seconds=remaining)
         return {
             "script": "left out: compute-sanitizer is not there; the script runs" if done.status == 0 else failed(done)
         }
 
     def run(name: str) -> str:
-        # memcheck sees each tensor by itself only where torch does not cut them from blocks of its own.
+        # Without torch's caching allocator each tensor is an allocation of its own, whose bounds memcheck knows.
         environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if name == "memcheck" else {}
         command = [
             tool,
@@ -46,14 +46,14 @@ def check(shell: Shell, end: float, *, rehearsal: bool) -> dict[str, str]:
             *OPTIONS.get(name, ()),
             *script,
         ]
-        return summary(shell.run(command, seconds=left, environment=environment))
+        return summary(shell.run(command, seconds=remaining, environment=environment))
 
     with ThreadPoolExecutor(len(TOOLS)) as pool:
         return dict(zip(TOOLS, pool.map(run, TOOLS), strict=True))
 
 
 def summary(done: Done) -> str:
-    """In one line; the rest is in the log."""
+    """The result in one line; the full output is in the log."""
     summaries = SUMMARY.findall(done.output)
     line = summaries[-1].strip("= ") if summaries else f"it said no summary: {done.last_line!a}"
     if not summaries or done.stopped:
@@ -62,9 +62,9 @@ def summary(done: Done) -> str:
         return line
     kernels = HAZARD.findall(done.output)
     displayed = re.search(r"(\d+) hazards? displayed", line)
-    of_libraries = [pair for pair in kernels if all(name.startswith(LIBRARY_KERNELS) for name in pair)]
-    if displayed and len(of_libraries) == len(kernels) == int(displayed.group(1)):
-        names = ", ".join(sorted({name for pair in of_libraries for name in pair}))
+    within_libraries = [pair for pair in kernels if all(name.startswith(LIBRARY_KERNELS) for name in pair)]
+    if displayed and len(within_libraries) == len(kernels) == int(displayed.group(1)):
+        names = ", ".join(sorted({name for pair in within_libraries for name in pair}))
         return f"{line}, all within NVIDIA's libraries: {names}"
     return f"failed: {line}"
 

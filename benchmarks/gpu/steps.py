@@ -1,4 +1,4 @@
-"""The steps in the order of their importance, each with the share of the time that it may take."""
+"""The steps in order of importance, each with its share of the time."""
 
 from __future__ import annotations
 
@@ -16,13 +16,18 @@ from benchmarks.gpu.tools import ROOT, Shell
 from benchmarks.gpu.workers import Outcome, Workers
 
 PARALLEL_CHECKS = 8
-"""Processes that check side by side; each compiles its kernels on a core of its own."""
+"""Processes that check in parallel; each compiles its kernels on a core of its own."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Attributes: the longest that a step takes, as a share of all; what it is expected to take on a GPU, in seconds of
-    6.5 minutes; the least that is left when it still begins."""
+    """The time of a step.
+
+    Attributes:
+        most: limit, as a share of the total time.
+        expected: seconds on a GPU, in a run of 6.5 minutes.
+        least: seconds that must remain for the step to start.
+    """
 
     most: float
     expected: float
@@ -48,10 +53,10 @@ class Steps:
 
     Args:
         folder: of the results.
-        shell: what runs commands.
+        shell: runs the commands.
         minutes: for all steps together.
         rehearsal: on the CPU.
-        names: of the steps to take; where some are left out, the others may take longer.
+        names: of the steps to take; the others' time is divided among them.
     """
 
     def __init__(
@@ -62,7 +67,7 @@ class Steps:
         self._seconds, self._end = 60 * minutes, time.monotonic() + 60 * minutes
 
     def run(self, say: Callable[[str], None]) -> None:
-        """All of them; a step that fails or has no time does not keep the next from beginning."""
+        """Run all steps; after one that fails or has no time the next still runs."""
         steps: dict[str, Callable[[float], Step]] = {
             "build": self._build, "machine": self._machine, "tests": self._tests, "checks": self._checks,
             "times": self._times, "engine": self._engine, "counters": self._counters, "sanitizers": self._sanitizers,
@@ -70,39 +75,45 @@ class Steps:
         for name, step in steps.items():
             if name not in self._names:
                 continue
-            begin, left = time.monotonic(), self._end - time.monotonic()
-            if left < PLAN[name].least * min(1.0, self._seconds / 390):
-                found = Step("left out: no time", "left out", 0.0)
+            begin, remaining = time.monotonic(), self._end - time.monotonic()
+            if remaining < PLAN[name].least * min(1.0, self._seconds / 390):
+                outcome = Step("left out: no time", "left out", 0.0)
             else:
                 self._shell.log.write(f"\n===== {name} =====\n")
                 try:
-                    found = step(begin + min(left, self._longest(name)))
-                except Exception as problem:  # of this program: it must not cost the steps that follow
-                    found = Step(f"failed: {type(problem).__name__}: {problem}", "failed", 0.0)
-            found.seconds = time.monotonic() - begin
-            self.report.steps[name] = found
+                    outcome = step(begin + min(remaining, self._longest(name)))
+                except Exception as problem:  # an error of this program must not prevent the following steps
+                    outcome = Step(f"failed: {type(problem).__name__}: {problem}", "failed", 0.0)
+            outcome.seconds = time.monotonic() - begin
+            self.report.steps[name] = outcome
             self.report.write(self._folder)
-            say("\n".join([f"{name}: {found.outcome} ({found.seconds:.0f} s)", *(f"  {line}" for line in found.lines)]))
+            say(
+                "\n".join(
+                    [f"{name}: {outcome.outcome} ({outcome.seconds:.0f} s)", *(f"  {line}" for line in outcome.lines)]
+                )
+            )
 
     def _longest(self, name: str) -> float:
-        """Seconds of a step; shares are those of a GPU's machine, a rehearsal has no more than the whole."""
+        """Limit of a step in seconds; in a rehearsal only the total time limits it."""
         if self._rehearsal:
             return self._seconds
-        return self._seconds * min(ALL / sum(PLAN[taken].most for taken in self._names) * PLAN[name].most, 1.0)
+        return self._seconds * min(ALL / sum(PLAN[chosen].most for chosen in self._names) * PLAN[name].most, 1.0)
 
     def _build(self, end: float) -> Step:
-        """The carried libraries, or a build on this machine; a rehearsal only asks whether they load."""
-        what = "[*bundle.install(), *bundle.build()]"
+        """Install the bundled libraries, or build them here; a rehearsal only checks whether they load."""
+        expression = "[*bundle.install(), *bundle.build()]"
         if self._rehearsal:
-            what = "[f'{name} left out: {problem}' for name, problem in bundle.missing().items()]"
-        script = f"from benchmarks import bundle\nprint(*({what} or ['every library loads']), sep='\\n')"
+            expression = "[f'{name} left out: {problem}' for name, problem in bundle.missing().items()]"
+        script = f"from benchmarks import bundle\nprint(*({expression} or ['every library loads']), sep='\\n')"
         done = self._shell.run([sys.executable, "-c", script], seconds=end - time.monotonic())
         lines = [line for line in done.output.splitlines() if line.strip()]
         check = self._shell.run([sys.executable, "-c", "import reasonrec_fast"], seconds=60.0)
         if check.status != 0:
             return Step(f"failed: the package does not load: {check.last_line}", "failed", 0.0, lines)
-        wrong = [line for line in lines if "left out" in line or "failed" in line]
-        return Step(done.stopped or done.last_line, "failed" if done.status or done.stopped else "done", 0.0, wrong)
+        problem_lines = [line for line in lines if "left out" in line or "failed" in line]
+        return Step(
+            done.stopped or done.last_line, "failed" if done.status or done.stopped else "done", 0.0, problem_lines
+        )
 
     def _machine(self, end: float) -> Step:
         lines: list[str] = []
@@ -119,9 +130,9 @@ class Steps:
         return _step(outcome, lines)
 
     def _tests(self, end: float) -> Step:
-        self.report.tests = found = tests_step.run(self._shell, end - time.monotonic(), rehearsal=self._rehearsal)
-        good = found["status"] == 0
-        return Step(found["line"], "done" if good else "failed", 0.0, found["failures"])
+        self.report.tests = results = tests_step.run(self._shell, end - time.monotonic(), rehearsal=self._rehearsal)
+        good = results["status"] == 0
+        return Step(results["line"], "done" if good else "failed", 0.0, results["failures"])
 
     def _checks(self, end: float) -> Step:
         count = min(2 if self._rehearsal else PARALLEL_CHECKS, os.cpu_count() or 1)
@@ -139,7 +150,7 @@ class Steps:
         problems = [record for record in self.report.times if "problem" in record]
         parts = [record for record in problems if "waits for values" not in record["problem"]]
         step = _step(outcome, [f"{record['unit']}/{record['part']}: {record['problem']}" for record in parts])
-        # A case that a new process ended, after a capture broke off, has lost its errors; its records have not.
+        # If a capture failed and a new process finished the case, its errors are lost, but its records are not.
         if not all(record["problem"].startswith("no graph") for record in parts):
             step.state = "failed"
         return step
@@ -164,10 +175,10 @@ class Steps:
         return Step(outcome, state, 0.0, lines)
 
     def _sanitizers(self, end: float) -> Step:
-        self.report.sanitizers = found = sanitizers.check(self._shell, end, rehearsal=self._rehearsal)
-        lines = [f"{name}: {line}" for name, line in found.items()]
-        bad = any(line.startswith("failed") for line in found.values())
-        left_out = all(line.startswith("left out") for line in found.values()) and not self._rehearsal
+        self.report.sanitizers = results = sanitizers.check(self._shell, end, rehearsal=self._rehearsal)
+        lines = [f"{name}: {line}" for name, line in results.items()]
+        bad = any(line.startswith("failed") for line in results.values())
+        left_out = all(line.startswith("left out") for line in results.values()) and not self._rehearsal
         return Step("; ".join(lines), "failed" if bad else "left out" if left_out else "done", 0.0)
 
     def _workers(
@@ -178,20 +189,20 @@ class Steps:
             f"benchmarks.gpu.{module}",
             rehearsal=self._rehearsal,
             count=count,
-            unit_seconds=unit_seconds * (3 if self._rehearsal else 1),  # two cores, which others may share
+            unit_seconds=unit_seconds * (3 if self._rehearsal else 1),  # its machine may have two shared cores
             on_record=on_record,
         )
 
 
 def _step(outcome: Outcome, lines: list[str] | None = None) -> Step:
     errors = [f"{unit}: {error}" for unit, error in outcome.errors.items()]
-    left = [f"{unit}: left out: no time" for unit in outcome.left]
+    skipped = [f"{unit}: left out: no time" for unit in outcome.left]
     state = "failed" if outcome.problem or outcome.errors else "done"
-    return Step(outcome.line(), state, 0.0, [*(lines or []), *errors, *left])
+    return Step(outcome.line(), state, 0.0, [*(lines or []), *errors, *skipped])
 
 
 def environment(root: Path = ROOT) -> dict[str, str]:
-    """Of every command: the carried packages, no network, and output that is not held back."""
+    """Environment of every command: the bundled packages, no network, and unbuffered output."""
     paths = [str(root / ".gpu-bundle" / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
         "PYTHONPATH": os.pathsep.join(paths),

@@ -1,4 +1,4 @@
-"""``tests/gpu`` by pytest, side by side where xdist is there."""
+"""Runs ``tests/gpu`` with pytest, in parallel if xdist is installed."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ MOST_WORKERS = 12
 
 
 def run(shell: Shell, seconds: float, *, rehearsal: bool) -> dict[str, Any]:
-    """Counts of outcomes, and the names of what failed."""
+    """Counts of outcomes, and the names of the failed tests."""
     command = [sys.executable, "-m", "pytest", "-v", "-ra", "--durations=15", "-p", "no:cacheprovider", "tests/gpu"]
     workers = 1
     if importlib.util.find_spec("xdist") is not None:
         workers = min(2 if rehearsal else MOST_WORKERS, os.cpu_count() or 1)
         command += ["-n", str(workers), "--dist", "worksteal"]
-    if rehearsal:  # twenty seconds; the step "checks" has OptiRAG too
+    if rehearsal:  # takes twenty seconds; the step "checks" covers OptiRAG
         command += ["-k", "not optirag_is_the_same"]
     environment = {**threads_of(workers), **({"REASONREC_FAST_REHEARSAL": "1"} if rehearsal else {})}
     return counted(shell.run(command, seconds=seconds, environment=environment))
 
 
 def counted(done: Done) -> dict[str, Any]:
-    """From pytest's lines, so that a run that was stopped counts too."""
+    """Counts from pytest's verbose lines, so that an interrupted run counts too."""
     outcomes: dict[str, str] = {}
     for line in done.output.splitlines():
-        found = next((match for pattern in LINES if (match := pattern.match(line))), None)
-        if found:
-            outcomes[found["name"]] = found["result"]
+        matched = next((match for pattern in LINES if (match := pattern.match(line))), None)
+        if matched:
+            outcomes[matched["name"]] = matched["result"]
     counts = {kind.lower(): sum(value == kind for value in outcomes.values()) for kind in set(outcomes.values())}
     failures = sorted(name for name, value in outcomes.items() if value in ("FAILED", "ERROR"))
     line = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or f"failed: {done.last_line}"

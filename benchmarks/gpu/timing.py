@@ -1,6 +1,6 @@
-"""Times of the operators' cases: replays of graphs over inputs that rotate, eager times beside them.
+"""Times of the operators' cases: CUDA graph replays over rotating inputs, and eager times.
 
-A unit is a case; a part of it is one contender, recorded by itself. Each answer is checked before it is timed.
+A unit is a case; a part of it is one contender with a record of its own. Each result is checked before it is timed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.gpu.worker import Emit
 from reasonrec_fast.benchmarking.case import FLOOR, Bound, Case
 from reasonrec_fast.benchmarking.suites import WORK, make_cases
 
-# By importance: what is last may have no time. The other sizes of `aggregate` are left to benchmarks.run.
+# By importance: there may be no time for the last ones. benchmarks.run has the other sizes of `aggregate`.
 CASES = (
     "exit-128-bf16", "attention-shared", "aggregate-gowalla-fp32", "topk-64", "route-65536-alone",
     "exit-4096-c2k4-bf16", "logprobs-4096-bf16", "exit-16-152k-bf16", "aggregate-gowalla-bf16", "route-65536",
@@ -29,9 +29,9 @@ CASES = (
     "aggregate-gowalla-fp32-train", "aggregate-1e6", "aggregate-1e7",
 )  # fmt: skip
 COMPILED = ("exit-128-bf16", "exit-4096-c2k4-bf16", "logprobs-4096-bf16")
-"""Cases with ``torch.compile`` among the peers: each costs some ten seconds."""
+"""Cases in which ``torch.compile`` is timed: compilation takes some ten seconds each."""
 LEAST_SECONDS = 0.15
-"""That a contender's replays take together, or as many replays as the device asks for."""
+"""A contender is replayed until both this time and the device's number of replays are reached."""
 
 
 def units(device: Cuda) -> list[str]:
@@ -44,8 +44,8 @@ def run(unit: str, device: Cuda, emit: Emit, done: set[str]) -> None:
     runs = {name: run for name, run in case.contenders.items() if name != "torch_compile" or unit in compiled}
     if callable(case.floor):
         runs[FLOOR] = case.floor
-    first: Exception | None = None
-    # Contenders that may break a capture come last.
+    first_problem: Exception | None = None
+    # Contenders that may abort a capture come last.
     for name in sorted(runs, key=lambda name: (name in case.read_back, list(runs).index(name))):
         if f"{unit}/{name}" in done:
             continue
@@ -61,23 +61,23 @@ def run(unit: str, device: Cuda, emit: Emit, done: set[str]) -> None:
             emit(record | {"problem": f"{type(problem).__name__}: {problem}"[:400]})
             if not device.healthy():
                 raise
-            first = first or problem  # of this contender alone: the others have their turn
+            first_problem = first_problem or problem  # continue with the other contenders
             _forget(problem)
         else:
             emit(record)
         device.empty_cache()
     if isinstance(case.floor, float):
         emit({"part": FLOOR, "dtype": "", "graph_us": case.floor * 1e6, "computed": True})
-    if first is not None:
-        raise first
+    if first_problem is not None:
+        raise first_problem
 
 
 def _forget(problem: BaseException) -> None:
-    """Let go of the tensors in the frames that an exception, and those behind it, came through."""
-    behind: BaseException | None = problem
-    while behind is not None:
-        traceback.clear_frames(behind.__traceback__)
-        behind = behind.__cause__ or behind.__context__
+    """Free the tensors in the frames of an exception's traceback, and of those of its causes."""
+    current: BaseException | None = problem
+    while current is not None:
+        traceback.clear_frames(current.__traceback__)
+        current = current.__cause__ or current.__context__
 
 
 @lru_cache(maxsize=1)
@@ -87,27 +87,27 @@ def _case(name: str, device: Cuda) -> Case:
 
 
 def measured(run: Run, device: Cuda, *, read_back: bool = False) -> dict[str, Any]:
-    """Times in microseconds a run: ``eager_us`` of the GPU, ``host_us`` of the caller, ``graph_us`` of a graph's
-    replay, with the interquartile ``spread`` of the replays over their median; and ``copies`` of the inputs.
+    """Times in microseconds per run: ``eager_us`` on the GPU, ``host_us`` of the calls, ``graph_us`` in a graph's
+    replay; ``spread``, the interquartile range of the replays over their median; and ``copies`` of the inputs.
 
     Raises:
-        CaptureFailed: with what was measured before it as second argument.
+        CaptureFailed: its second argument is what was measured before.
     """
     copies = rotating(run, device)
     device.warm_up(copies)
-    found: dict[str, Any] = {"copies": len(copies), **_eager(copies, device)}
+    record: dict[str, Any] = {"copies": len(copies), **_eager(copies, device)}
     if read_back:
-        return found | {"problem": "no graph: it waits for values on the host"}
+        return record | {"problem": "no graph: it waits for values on the host"}
     try:
-        replay = device.capture([copies[place % len(copies)] for place in range(device.runs)])
+        replay = device.capture([copies[index % len(copies)] for index in range(device.runs)])
     except CaptureFailed as problem:
-        raise CaptureFailed(problem.args[0], found) from problem
-    return found | _replays(replay, device)
+        raise CaptureFailed(problem.args[0], record) from problem
+    return record | _replays(replay, device)
 
 
 def rotating(run: Run, device: Cuda) -> list[Run]:
-    """The run over copies of its inputs, so many that none is still in the second cache when its turn comes, or one
-    for every run of a graph (the cache is emptied before each replay)."""
+    """The run over copies of its inputs: so many that none is still in the L2 cache at its next turn, or one for every
+    run of a graph (the cache is flushed before each replay)."""
     if not isinstance(run, Bound):
         return [run]
     count = min(-(-device.rotating_bytes // max(run.num_bytes, 1)), device.runs)
@@ -120,8 +120,8 @@ def _eager(copies: list[Run], device: Cuda) -> dict[str, float]:
     def all_runs() -> None:
         nonlocal host
         begin = time.perf_counter()
-        for place in range(device.eager_runs):
-            copies[place % len(copies)]()
+        for index in range(device.eager_runs):
+            copies[index % len(copies)]()
         host = time.perf_counter() - begin
 
     device.flush()
@@ -143,8 +143,8 @@ def _replays(replay: Run, device: Cuda) -> dict[str, float]:
 
 
 def least_seconds(case: str, copy: float, product: dict[str, float]) -> float:
-    """What a case needs at the ceilings: the larger of its bytes over those of a copy and its operations over those of
-    a product in its dtype.
+    """Least seconds of a case at the ceilings: the larger of its memory traffic at the bandwidth of a copy and its
+    operations at the rate of a product in its dtype.
 
     >>> least_seconds("topk-64", 3.0e12, {"float32": 5e13}) < 1e-5
     True
@@ -155,10 +155,10 @@ def least_seconds(case: str, copy: float, product: dict[str, float]) -> float:
 
 
 def run_once(names: Sequence[str], device: Cuda, end: float) -> None:
-    """Our side of some cases once each under a profiler that waits for ``cudaProfilerStart``; for ``ncu``.
+    """Run our implementation of some cases once each, for ``ncu``, which profiles from ``cudaProfilerStart`` on.
 
-    A kernel called ``spin_kernel`` stands before each case. At ``end`` of ``time.monotonic`` the process ends, in the
-    middle of a case too: ``ncu`` prints what it has seen when the process that it watches has ended, not before.
+    A ``spin_kernel`` is launched before each case. At ``end`` (in terms of ``time.monotonic``) the process exits, even
+    in the middle of a case: ``ncu`` prints its counters only after the profiled process has ended.
     """
     last = threading.Timer(max(end - time.monotonic(), 0.0), _no_time)
     last.daemon = True

@@ -1,6 +1,6 @@
-"""Commands with a time limit, their whole output in one growing log, and files that are never half-written.
+"""Commands with a time limit and a common log, and atomic file writes.
 
-Nothing here imports torch or the package: both are what is under test.
+Nothing here imports torch or the package, since both are under test.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 LOG_BYTES = 2 * 2**20
-"""Of one command that are logged; of a longer output the beginning and the end."""
+"""Bytes of one command's output in the log; of a longer output the beginning and the end are logged."""
 LOG_LIMIT = 14 * 2**20
-"""Of the log: a machine that is lent gives back files of at most 16 MiB."""
+"""Size of the log in bytes; rented machines may limit the size of files."""
 
 
 @dataclass(frozen=True)
 class Done:
-    """How a command ended.
+    """The result of a command.
 
     Attributes:
-        status: exit status; negative for a signal; None where it could not start.
-        output: stdout and stderr as they came.
-        seconds: it took.
-        stopped: why it was stopped, where it was.
+        status: exit status; negative for a signal; None if it could not be started.
+        output: stdout and stderr, interleaved.
+        seconds: duration.
+        stopped: why it was stopped; None if it ended by itself.
     """
 
     status: int | None
@@ -47,10 +47,10 @@ class Done:
 
 
 class Log:
-    """One file that grows while commands run; any number of threads may write.
+    """A log file with a size limit; any number of threads may write.
 
     Args:
-        path: emptied at first.
+        path: truncated at the start.
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,8 +70,8 @@ class Shell:
     """Runs commands at the root of the repository.
 
     Args:
-        log: of all they print.
-        environment: changes to this process's.
+        log: for their output.
+        environment: variables in addition to those of this process.
     """
 
     def __init__(self, log: Log, environment: Mapping[str, str] | None = None) -> None:
@@ -79,7 +79,7 @@ class Shell:
         self._running: set[subprocess.Popen[bytes]] = set()
 
     def stop(self) -> None:
-        """Kill what runs: the end of this program, before its time."""
+        """Kill all running commands."""
         for process in list(self._running):
             _kill(process)
 
@@ -91,13 +91,13 @@ class Shell:
         environment: Mapping[str, str] | None = None,
         watch: Callable[[], str | None] = lambda: None,
     ) -> Done:
-        """Wait for a command; its whole process group is killed where it is stopped.
+        """Run a command and wait for it; if it is stopped its whole process group is killed.
 
         Args:
-            command: words.
-            seconds: limit.
-            environment: more changes, for this command.
-            watch: called ten times a second; a reason stops the command.
+            command: program and arguments.
+            seconds: time limit.
+            environment: further variables for this command.
+            watch: called ten times per second; a returned reason stops the command.
         """
         words, begin = [str(word) for word in command], time.monotonic()
         environment = {**os.environ, **self._environment, **(environment or {})}
@@ -119,12 +119,12 @@ class Shell:
                 try:
                     process.wait(0.1)
                 except subprocess.TimeoutExpired:
-                    late = time.monotonic() - begin > seconds
-                    stopped = f"stopped after {seconds:.0f} s" if late else watch()
+                    is_late = time.monotonic() - begin > seconds
+                    stopped = f"stopped after {seconds:.0f} s" if is_late else watch()
         finally:
             _kill(process)
             self._running.discard(process)
-        reader.join(5.0)  # a process that has left the group may hold the pipe
+        reader.join(5.0)  # a process outside the group may still hold the pipe open
         watch()
         output = b"".join(collected).decode("utf-8", "replace")
         elapsed = time.monotonic() - begin
@@ -150,14 +150,14 @@ class Shell:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """The group first: workers of workers belong to it."""
+    """Kill the process group, which includes the process's own children."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file atomically."""
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

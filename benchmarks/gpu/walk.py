@@ -1,4 +1,4 @@
-"""Every operator once on small inputs, forward and backward: a script for ``compute-sanitizer``."""
+"""Runs every operator once on small inputs, forward and backward: a script for ``compute-sanitizer``."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def main() -> None:
             inputs = [x.to(device, dtype if x.is_floating_point() else None) for x in problem.inputs]
             if problem.gradients:
                 inputs = [x.requires_grad_() if x.is_floating_point() else x for x in inputs]
-            found = problem.run(*inputs)
+            results = problem.run(*inputs)
             if problem.gradients:
-                next(result for result in found if result.requires_grad).sum().backward()
+                next(result for result in results if result.requires_grad).sum().backward()
         print(name, flush=True)
     if device == "cuda":
         torch.cuda.synchronize()

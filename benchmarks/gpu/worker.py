@@ -1,7 +1,7 @@
-"""A process that works through the units of one step and tells of each as soon as it is done.
+"""A process that runs the units of one step and records an event for each as soon as it is done.
 
-A unit that fails costs itself. After an error that the CUDA context does not survive, and after a capture that broke
-off, the process ends, and ``workers.py`` starts another that goes on.
+A unit that fails does not affect the others. After an error that the CUDA context does not survive, and after a failed
+capture, the process exits, and ``workers.py`` starts another one that continues.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 BROKEN, GO_ON = 13, 14
-"""Exit statuses: the unit's error is told and the context is lost; the same unit goes on in a new process."""
+"""Exit statuses: the unit's error is recorded and the context is lost; the same unit continues in a new process."""
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -38,24 +38,24 @@ def main() -> None:
     done = set(json.loads(arguments.done.read_text()))
     file = arguments.records.open("a", encoding="utf-8")
 
-    def tell(event: str, **values: Any) -> None:
+    def write_event(event: str, **values: Any) -> None:
         file.write(json.dumps({"event": event, **values}) + "\n")
         file.flush()
 
     first, every = map(int, arguments.share.split("/"))
     units = module.units(device)[first::every]
-    tell("units", units=units)
+    write_event("units", units=units)
     for unit in units:
         if unit in done:
             continue
-        tell("begin", unit=unit)
+        write_event("begin", unit=unit)
         print(f"--- {unit}", flush=True)
         parts: list[str] = []
 
         def emit(record: dict[str, Any], unit: str = unit, parts: list[str] = parts) -> None:
             if record.get("part"):
                 parts.append(record["part"])
-            tell("record", unit=unit, record=record)
+            write_event("record", unit=unit, record=record)
 
         try:
             module.run(unit, device, emit, done)
@@ -64,19 +64,19 @@ def main() -> None:
             sys.stdout.flush()
             if parts:
                 sys.exit(GO_ON)
-            tell("error", unit=unit, error=explained(problem))  # it would fail in the same way again
+            write_event("error", unit=unit, error=explained(problem))  # a new process would fail in the same way
             sys.exit(BROKEN)
         except Exception as problem:
             traceback.print_exc()
-            tell("error", unit=unit, error=explained(problem))
+            write_event("error", unit=unit, error=explained(problem))
             if not device.healthy():
                 sys.exit(BROKEN)
-        tell("end", unit=unit)
+        write_event("end", unit=unit)
         device.empty_cache()
 
 
 def explained(problem: Exception) -> str:
-    """In one line; of memory that was out, with how much there is."""
+    """An exception in one line; an out-of-memory error with the device's free memory."""
     import torch
 
     from benchmarks.gpu.device import one_line

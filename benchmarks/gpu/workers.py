@@ -1,4 +1,4 @@
-"""Starts the workers of a step, reads what they tell, and starts the next where one has died."""
+"""Starts the worker processes of a step, reads their events, and replaces those that have died."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from benchmarks.gpu.tools import Shell
 from benchmarks.gpu.worker import BROKEN, GO_ON
 
 MOST_STARTS = 3
-"""Of workers of one share in a row, none of which gets any further: no unit and no part is finished."""
+"""Consecutive starts of workers of one share without progress (no unit or part finished) before giving up."""
 
 
 @dataclass
 class Outcome:
-    """What became of a step's units.
+    """The outcome of a step's units.
 
     Attributes:
-        done: units that ended.
-        errors: by unit, one line.
-        left: units that had no time.
-        problem: why no unit ran, where none did.
+        done: completed units.
+        errors: one line for each failed unit.
+        left: units for which there was no time.
+        problem: why no unit could run; None if one could.
     """
 
     done: list[str] = field(default_factory=list)
@@ -37,7 +37,7 @@ class Outcome:
     problem: str | None = None
 
     def line(self) -> str:
-        """In one line.
+        """A summary in one line.
 
         >>> Outcome(["a"], {"b": "ValueError: no"}, ["c"]).line()
         '1 of 3 done, 1 failed, 1 without time'
@@ -52,15 +52,15 @@ class Outcome:
 
 
 class Workers:
-    """Works through the units of one module.
+    """Runs the units of one module.
 
     Args:
-        shell: what runs them.
-        module: by its full name; see :mod:`benchmarks.gpu.worker`.
+        shell: runs the worker processes.
+        module: its full name; see :mod:`benchmarks.gpu.worker`.
         rehearsal: on the CPU.
-        count: of processes side by side.
-        unit_seconds: after which a unit has failed.
-        on_record: is given each record as it comes, one at a time.
+        count: number of parallel processes.
+        unit_seconds: time limit of a unit.
+        on_record: called with each record as it arrives, by one thread at a time.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class Workers:
         self._lock, self._outcome = threading.Lock(), Outcome()
 
     def run(self, end: float) -> Outcome:
-        """All units that can be done before ``end`` (of ``time.monotonic``)."""
+        """Run the units that can be completed before ``end`` (in terms of ``time.monotonic``)."""
         with tempfile.TemporaryDirectory() as folder:
             threads = [
-                threading.Thread(target=self._share, args=(Path(folder), place, end), daemon=True)
-                for place in range(self._count)
+                threading.Thread(target=self._share, args=(Path(folder), index, end), daemon=True)
+                for index in range(self._count)
             ]
             for thread in threads:
                 thread.start()
@@ -90,9 +90,9 @@ class Workers:
                 thread.join()
         return self._outcome
 
-    def _share(self, folder: Path, place: int, end: float) -> None:
-        share = _Share(folder, place, self._unit_seconds, self._tell)
-        in_vain = 0
+    def _share(self, folder: Path, index: int, end: float) -> None:
+        share = _Share(folder, index, self._unit_seconds, self._on_event)
+        idle_starts = 0
         while end - time.monotonic() >= 1.0:
             if share.units is not None and not share.waiting():
                 break
@@ -100,7 +100,7 @@ class Workers:
             share.done_file.write_text(json.dumps(sorted(share.finished)))
             command = [
                 sys.executable, "-m", "benchmarks.gpu.worker", self._module, "--records", share.records,
-                "--done", share.done_file, "--share", f"{place}/{self._count}",
+                "--done", share.done_file, "--share", f"{index}/{self._count}",
                 *(["--rehearsal"] if self._rehearsal else []),
             ]  # fmt: skip
             share.current = None
@@ -118,64 +118,66 @@ class Workers:
                 break  # the step's time is over
             if unit is not None and done.status not in (BROKEN, GO_ON):
                 reason = done.stopped or f"its process died ({done.status}): {done.last_line}"
-                self._tell({"event": "error", "unit": unit, "error": reason})
+                self._on_event({"event": "error", "unit": unit, "error": reason})
                 share.finished.add(unit)
-            in_vain = in_vain + 1 if len(share.finished) == finished else 0
-            if in_vain == MOST_STARTS:
-                reason = f"given up after {in_vain} starts without progress ({done.status}): {done.last_line}"
+            idle_starts = idle_starts + 1 if len(share.finished) == finished else 0
+            if idle_starts == MOST_STARTS:
+                reason = f"given up after {idle_starts} starts without progress ({done.status}): {done.last_line}"
                 for unit in share.waiting():
-                    self._tell({"event": "error", "unit": unit, "error": reason})
+                    self._on_event({"event": "error", "unit": unit, "error": reason})
                     share.finished.add(unit)
         with self._lock:
             self._outcome.left += share.waiting()
 
-    def _tell(self, line: dict[str, Any]) -> None:
+    def _on_event(self, event: dict[str, Any]) -> None:
         with self._lock:
-            if line["event"] == "record":
-                self._on_record({"unit": line["unit"], **line["record"]})
-            elif line["event"] == "error":
-                self._outcome.errors[line["unit"]] = line["error"]
-            elif line["event"] == "end" and line["unit"] not in self._outcome.errors:
-                self._outcome.done.append(line["unit"])
+            if event["event"] == "record":
+                self._on_record({"unit": event["unit"], **event["record"]})
+            elif event["event"] == "error":
+                self._outcome.errors[event["unit"]] = event["error"]
+            elif event["event"] == "end" and event["unit"] not in self._outcome.errors:
+                self._outcome.done.append(event["unit"])
 
 
 def threads_of(processes: int) -> dict[str, str]:
-    """So many threads for each of several processes that compute on the CPU beside the GPU; all for one alone."""
+    """Environment that divides the cores among several processes; a single one may use all."""
     return {} if processes == 1 else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
 
 
 class _Share:
-    """What one worker after another tells of a share of the units."""
+    """The state of a share of the units, from the events of its successive workers."""
 
-    def __init__(self, folder: Path, place: int, unit_seconds: float, tell: Callable[[dict[str, Any]], None]) -> None:
-        self.records, self.done_file = folder / f"{place}.jsonl", folder / f"{place}.json"
+    def __init__(
+        self, folder: Path, index: int, unit_seconds: float, on_event: Callable[[dict[str, Any]], None]
+    ) -> None:
+        self.records, self.done_file = folder / f"{index}.jsonl", folder / f"{index}.json"
         self.units: list[str] | None = None
         self.finished: set[str] = set()
         self.current: str | None = None
-        self._begun, self._read_to, self._unit_seconds, self._tell = 0.0, 0, unit_seconds, tell
+        self._begun, self._read_to, self._unit_seconds, self._on_event = 0.0, 0, unit_seconds, on_event
 
     def waiting(self) -> list[str]:
         return [unit for unit in self.units or [] if unit not in self.finished]
 
     def read(self) -> str | None:
-        """Take in new lines; a reason to stop where a unit takes too long."""
+        """Read new events; returns a reason to stop the worker if a unit takes too long."""
         text = self.records.read_text() if self.records.exists() else ""
-        whole = text.rfind("\n") + 1
-        for line in text[self._read_to : whole].splitlines():
-            told = json.loads(line)
-            if told["event"] == "units":
-                self.units = told["units"]
-            elif told["event"] == "begin":
-                self.current, self._begun = told["unit"], time.monotonic()
-            elif told["event"] == "end":
-                self.finished.add(told["unit"])
+        complete = text.rfind("\n") + 1
+        for line in text[self._read_to : complete].splitlines():
+            event = json.loads(line)
+            if event["event"] == "units":
+                self.units = event["units"]
+            elif event["event"] == "begin":
+                self.current, self._begun = event["unit"], time.monotonic()
+            elif event["event"] == "end":
+                self.finished.add(event["unit"])
                 self.current = None
-            elif told["event"] == "record" and told["record"].get("part"):
-                self.finished.add(f"{told['unit']}/{told['record']['part']}")
-            elif told["event"] == "error":
-                self.finished.add(told["unit"])
-            self._tell(told)
-        self._read_to = max(whole, self._read_to)
+            elif event["event"] == "record" and event["record"].get("part"):
+                self.finished.add(f"{event['unit']}/{event['record']['part']}")
+            elif event["event"] == "error":
+                self.finished.add(event["unit"])
+            self._on_event(event)
+        self._read_to = max(complete, self._read_to)
         if self.current is not None and time.monotonic() - self._begun > self._unit_seconds:
             return f"took longer than {self._unit_seconds:.0f} s"
         return None

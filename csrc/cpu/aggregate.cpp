@@ -1,12 +1,12 @@
-// aggregate: sum over l of w_l S^l x with S = D^-1/2 A D^-1/2, straight from the two CSR directions.
+// aggregate: sum over l of w_l S^l x with S = D^-1/2 A D^-1/2, directly from the CSR of both directions.
 //
-// Layers are kept times the inverse root degree, in the type of x, so that a row is a bare sum of its neighbours' rows;
-// what scales it, its share of the total and the next layer come out of the same registers. Users take from items and
-// items from users, so layers form two chains that never meet (users, items, users ... and items, users, items ...):
-// one after the other they need one buffer, and half of it is read at a time. Where that half is more than the caches
-// hold, a few columns go through all layers before the next ones do. Nothing of the size of the edges is stored. Each
-// row is summed by one thread in the order of its neighbours, so the result has the same bits for any number of threads;
-// rows are divided among threads by their edges. A layer of weight 0 is not read into the total: it may hold NaN.
+// Layers are stored multiplied by the inverse root degree, in the type of x, so that a row is a plain sum of its
+// neighbours' rows; the sum is scaled, added to the total and stored for the next layer while it is in registers. Users
+// read only items and items only users, so layers form two independent chains (users, items, users ... and items, users,
+// items ...). Computed one after the other they share one buffer, half of which is read at a time. Where that half does
+// not fit into the caches, a few columns are taken through all layers before the next ones. Nothing of the size of the
+// edges is stored. One thread sums a row in the order of its neighbours, so the result has the same bits for any number
+// of threads; rows are divided among threads by their edges. A layer of weight 0 is skipped, since it may hold NaN.
 #include "scratch.h"
 #include "vector.h"
 
@@ -18,10 +18,10 @@
 namespace reasonrec {
 namespace {
 
-constexpr int64_t kShares = 64;                    // parts of the rows that are handed to threads
-constexpr int64_t kTableBytes = int64_t(4) << 20;  // of one side's layer, above which columns are taken in slabs
-constexpr int64_t kSlabRegisters = 4;              // that a row of a slab fills: fewer cost more than caches give back
-constexpr int64_t kAhead = 16;                     // edges from a row that is being fetched to the one being added
+constexpr int64_t kShares = 64;                    // parts of the rows that are distributed to threads
+constexpr int64_t kTableBytes = int64_t(4) << 20;  // of one side's layer; above it columns are processed in slabs
+constexpr int64_t kSlabRegisters = 4;              // per row of a slab: fewer cost more than the caches save
+constexpr int64_t kAhead = 16;                     // prefetch distance in edges
 
 // The hash of reasonrec_fast.ops.aggregate.edge_hash.
 inline uint32_t edge_hash(int64_t seed, int64_t user, int64_t item) {
@@ -39,23 +39,23 @@ inline uint32_t edge_hash(int64_t seed, int64_t user, int64_t item) {
   return state;
 }
 
-// One layer of one side of the graph: its rows, summed from the rows of the other.
+// One layer of one side of the graph: its rows are sums of rows of the other side.
 template <typename T, typename Index>
 struct Visit {
   using Acc = Accumulator<T>;
   const Index *indptr, *indices;
   const Acc* inverse_root;  // of the rows
-  const T* neighbours;      // the layer before, scaled: rows of the other side
-  T* scaled;                // this layer, scaled; null where no layer follows
+  const T* neighbours;      // the previous layer, scaled: rows of the other side
+  T* scaled;                // this layer, scaled; null for the last layer
   const T* x;               // layer 0 of the rows
   Acc* total;               // the sum over layers so far
   T* out;
-  int64_t rows, width;      // width: from a row to the next in x, total and out
-  int64_t slab;             // columns that are summed, and from a row to the next in neighbours and scaled
+  int64_t rows, width;      // width: row stride of x, total and out
+  int64_t slab;             // columns that are summed; row stride of neighbours and scaled
   Acc x_weight, weight;     // of layer 0 and of this one in the total
-  bool first, last;         // whether the total of these rows begins or ends here
+  bool first, last;         // whether this is the first or last layer in these rows' total
   bool users;               // whether the rows are users
-  uint64_t dropped_below;   // edges whose hash is below are left out
+  uint64_t dropped_below;   // edges with a smaller hash are dropped
   int64_t seed;
   Acc kept_scale;
 
@@ -65,7 +65,7 @@ struct Visit {
   }
 };
 
-// NV vectors of columns of one row. Edges up to last_edge follow in memory: the rows of the next ones are fetched early.
+// Sums NV vectors of columns of one row. The rows of later edges, up to last_edge, are prefetched.
 template <int L, int NV, bool kDropout, typename T, typename Index>
 REASONREC_INLINE void sum_columns(const Visit<T, Index>& visit, int64_t row, int64_t column, int64_t last_edge) {
   using Acc = Accumulator<T>;
@@ -111,7 +111,7 @@ REASONREC_INLINE void sum_columns(const Visit<T, Index>& visit, int64_t row, int
   }
 }
 
-// The columns that do not fill a vector.
+// The remaining columns, which do not fill a vector.
 template <int L, typename T, typename Index>
 REASONREC_INLINE void sum_last_columns(const Visit<T, Index>& visit, int64_t row, int64_t column) {
   using Acc = Accumulator<T>;
@@ -135,7 +135,7 @@ REASONREC_INLINE void sum_last_columns(const Visit<T, Index>& visit, int64_t row
   }
 }
 
-// The columns of a row from `column` on, NV vectors at a time while there are so many, then half of that.
+// The columns of a row from `column` on: NV vectors at a time while possible, then half as many, and so on.
 template <int L, int NV, bool kDropout, typename T, typename Index>
 REASONREC_INLINE void sum_row(const Visit<T, Index>& visit, int64_t row, int64_t column, int64_t last_edge) {
   for (; column + NV * L <= visit.slab; column += NV * L) {
@@ -163,7 +163,7 @@ struct SumRows {
   }
 };
 
-// to[row][i] = from[row][i] * scales[row]; rows lie from_stride and width apart.
+// to[row][i] = from[row][i] * scales[row]; the row strides are width and from_stride.
 struct ScaleRows {
   template <int W, typename T>
   static REASONREC_INLINE void run(const T* from, int64_t from_stride, const Accumulator<T>* scales, T* to, int64_t width,
@@ -204,7 +204,7 @@ void run(const Graph<Index>& graph, const T* x, const Tensor& weights, double ra
   using Acc = Accumulator<T>;
   const Acc* weight = weights.const_data_ptr<Acc>();
   const int64_t offset[2] = {0, graph.count[0] * width}, size = (graph.count[0] + graph.count[1]) * width;
-  int64_t layers = weights.numel() - 1, counted[2] = {0, 0};  // layers of each side that are in the total
+  int64_t layers = weights.numel() - 1, counted[2] = {0, 0};  // layers of each side that contribute to the total
   while (layers > 0 && weight[layers] == 0) --layers;
   if (layers == 0) {
     return torch::stable::parallel_for(0, size, 4096, [&](int64_t begin, int64_t end) {
@@ -213,7 +213,7 @@ void run(const Graph<Index>& graph, const T* x, const Tensor& weights, double ra
     });
   }
   for (int64_t layer = 1; layer <= layers; ++layer) counted[0] += weight[layer] != 0, counted[1] += weight[layer] != 0;
-  const bool apart = !std::is_same_v<T, Acc> && counted[0] > 1;  // whether the sum is held in another type than out's
+  const bool apart = !std::is_same_v<T, Acc> && counted[0] > 1;  // whether the total needs a buffer of another type than out
   const Scratch<Acc> inverse_root = scratch<Acc>(graph.count[0] + graph.count[1]), wide = scratch<Acc>(apart ? size : 0);
   const bool fits = std::max(graph.count[0], graph.count[1]) * width * static_cast<int64_t>(sizeof(T)) <= kTableBytes;
   const int64_t slab = fits ? width : std::min<int64_t>(width, kSlabRegisters * register_bytes() / sizeof(T));

@@ -1,5 +1,5 @@
-// Fetches what comes next into the second cache while a product runs: its rows lie apart in memory for the product, and
-// the processor does not see by itself that they follow one another.
+// Prefetches the next block into the L2 cache while a product runs: the product reads several rows in parallel, which
+// the hardware prefetcher does not recognise as one sequential block.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@ namespace reasonrec {
 class Ahead {
  public:
   Ahead() = default;
-  // Bytes [from, from + size), evenly over so many steps.
+  // Prefetches the bytes [from, from + size), divided evenly among the given number of steps.
   Ahead(const void* from, int64_t size, int64_t steps)
       : next_(static_cast<const char*>(from)), lines_a_step_(steps > 0 ? (size / kLine + steps - 1) / steps : 0) {}
 

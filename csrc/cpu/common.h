@@ -1,4 +1,4 @@
-// What the CPU kernels share: checks and element types.
+// Shared by the CPU kernels: checks and element types.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -17,17 +17,17 @@ using torch::headeronly::Half;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// The type in which sums over elements of T are held.
+// The type of sums over elements of T.
 template <typename T>
 using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// Copy of a row in the type of its sums.
+// Converts a row to the type of its sums.
 template <typename T, typename Acc>
 inline void widen(Acc* target, const T* source, int64_t size) {
   for (int64_t i = 0; i < size; ++i) target[i] = static_cast<Acc>(source[i]);
 }
 
-// Calls f with a value of the element type that a tensor holds.
+// Calls f with a value of the tensor's element type.
 template <typename F>
 void with_floating_type(const Tensor& tensor, const char* name, F&& f) {
   switch (tensor.scalar_type()) {

@@ -1,5 +1,5 @@
-// One binary, several instruction sets: a kernel is written once, over vectors of W bytes, and is compiled for each set
-// with the width of its registers. Wider vectors than those would be right as well, but compilers keep them in memory.
+// One binary for several instruction sets: a kernel is a template over vectors of W bytes, compiled for each set with
+// the width of its registers. Wider vectors would be correct too, but compilers keep them in memory.
 #pragma once
 
 #include <cstdint>
@@ -39,7 +39,7 @@ REASONREC_V3 auto run_v3(Args&&... args) {
 }
 #endif
 
-// W on this machine.
+// The register width W of this machine, in bytes.
 inline int64_t register_bytes() {
 #ifdef REASONREC_X86
   if (has_v4()) return 64;
@@ -48,7 +48,8 @@ inline int64_t register_bytes() {
   return 16;
 }
 
-// Kernel::run<W>(args...), which must be REASONREC_INLINE as all that it calls, for this machine.
+// Calls Kernel::run<W>(args...) for this machine. It and all functions that it calls must be REASONREC_INLINE, or they
+// would be compiled for the baseline instruction set.
 template <typename Kernel, typename... Args>
 auto dispatch(Args&&... args) {
 #ifdef REASONREC_X86

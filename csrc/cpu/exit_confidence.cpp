@@ -1,7 +1,7 @@
-// exit_confidence: statistics of softmax(hidden heads^T / temperature), row by row, without holding the logits.
+// exit_confidence: statistics of softmax(hidden heads^T / temperature) per row, without storing all logits.
 //
-// Few classes (at most 64, with or without an ensemble): the heads stay and the rows stream past them, 16 at a time;
-// the logits of 16 rows are then side by side. Many classes: csrc/cpu/softmax.h.
+// Few classes (at most 64, with or without an ensemble): the heads stay packed and the rows stream past, 16 at a time;
+// the logits of 16 rows are then interleaved in the lanes of vectors. Many classes: csrc/cpu/softmax.h.
 #include "softmax.h"
 
 #include <torch/csrc/stable/library.h>
@@ -40,7 +40,7 @@ struct Outputs {
   Acc *probability, *positive, *confidence, *entropy, *logsumexp, *target_logprob;
 };
 
-// 16 rows side by side: log-probabilities [K * C][16] in place of the logits, and what follows from them.
+// For 16 rows in lanes: replaces the logits [K * C][16] by log-probabilities, and computes the statistics from them.
 template <typename Acc>
 struct Sixteen {
   std::vector<Acc> logits, mean, logsumexp;  // [K * C][16], [C][16], [K][16]
@@ -51,7 +51,7 @@ struct Sixteen {
       : logits(members * classes * kLanes), mean(classes * kLanes), logsumexp(members * kLanes) {}
 };
 
-// log of the sum of e^x over [count][stride].
+// log(sum(e^x)) over [count][stride], per lane.
 template <int L, typename Acc>
 REASONREC_INLINE Vec<Acc, L> logsumexp_of(const Acc* x, int64_t count, int64_t stride) {
   using V = Vec<Acc, L>;
@@ -178,7 +178,7 @@ void run_many_classes(const Problem<T>& p, const Outputs<Accumulator<T>>& out) {
 
 using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-// bias (in the type of the sums) and targets are empty where the caller has none; heads are [K, C, D].
+// bias (in the type of the sums) and targets are empty if absent; heads are [K, C, D].
 Results exit_confidence(Tensor hidden, Tensor heads, Tensor bias, Tensor temperature, std::string measure,
                         int64_t positive, Tensor targets) {
   hidden = torch::stable::contiguous(hidden), heads = torch::stable::contiguous(heads);

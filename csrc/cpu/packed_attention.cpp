@@ -1,8 +1,8 @@
-// packed_attention: softmax(q kT) v over ranges of keys, without padding and without a copy of shared prefixes.
+// packed_attention: softmax(q kT) v over ranges of keys, without padding and without copying shared prefixes.
 //
-// A unit of work is a panel of up to 32 query rows (tokens of one segment times the query heads of one key head) against
-// all keys that it sees. Queries are packed so that 16 rows lie side by side (csrc/cpu/product.h); keys, and values
-// transposed once, are the weight that lies still. Scores stay in the cache: [keys][lanes], float32.
+// A unit of work is a panel of up to 32 query rows (tokens of one segment times the query heads of one key head) and all
+// keys visible to it. Queries are packed, with 16 rows in the lanes of vectors (csrc/cpu/product.h). Keys, and values,
+// which are transposed once, are read as the product's weight. Scores [keys][lanes] stay in the cache.
 #include "product.h"
 
 #include <torch/csrc/stable/library.h>
@@ -15,8 +15,8 @@
 namespace reasonrec {
 namespace {
 
-// Columns of the operator's `segments`: which queries, and which keys they see. Query i sees the whole prefix and
-// `seen + i` keys from own_begin on.
+// A row of the operator's `segments`: a range of queries and the keys visible to them. Query i attends to the whole
+// prefix and to `seen + i` keys from own_begin on.
 struct Segment {
   int64_t query_begin, queries, prefix_begin, prefix, own_begin, seen;
 };
@@ -25,7 +25,7 @@ struct Keys {
   int64_t begin, count;
 };
 
-// Values that a packed row of a product takes in steps: pairs of 16-bit values, or single ones.
+// Values per element of a packed row: pairs of 16-bit values, or single values.
 template <typename E>
 constexpr int64_t kPerStep = std::is_same_v<E, uint16_t> ? 2 : 1;
 template <typename E>
@@ -37,7 +37,7 @@ int64_t steps_of(uint16_t, int64_t width) { return pair_steps(width); }
 int64_t steps_of(float, int64_t width) { return width; }
 int64_t steps_of(double, int64_t width) { return width; }
 
-// scores[count][lanes]: scaled, capped; keys that a lane does not see at -inf. The lane's largest goes to top.
+// scores[count][lanes]: scales and caps them, sets masked keys to -inf, and updates each lane's largest score in top.
 struct ScaleScores {
   template <int W, typename Acc>
   static REASONREC_INLINE void run(Acc* scores, int64_t lanes, int64_t count, const int32_t* visible, Acc scale, Acc cap,
@@ -63,7 +63,7 @@ struct ScaleScores {
   }
 };
 
-// packed: e^(score - top) in the order of a product's packed rows, single values or pairs of bfloat16; total += their
+// packed: e^(score - top) in the layout of a product's packed rows, single values or pairs of bfloat16; total += their
 // sum.
 struct ExpScores {
   template <int W, typename Acc>
@@ -182,7 +182,7 @@ class Attention {
         const int64_t place = keys.begin + k;
         const E* rows = of_.key_ + place * stride + head * of_.width_;
         int64_t apart = stride;
-        if (place + tile_ > of_.keys_) {  // rows past the end are multiplied, never looked at
+        if (place + tile_ > of_.keys_) {  // rows past the end are multiplied, but the results are not used
           edge_.assign(tile_ * of_.width_, 0);
           for (int64_t row = 0; row < of_.keys_ - place; ++row) {
             std::copy(rows + row * stride, rows + row * stride + of_.width_, edge_.data() + row * of_.width_);
@@ -213,7 +213,7 @@ class Attention {
   };
 
  private:
-  // values_[head][column][key]; behind the last head a tile's rows may reach past it.
+  // values_[head][column][key]; padded, since the last tile may read rows past the last head.
   void transpose(const E* value) {
     const int64_t stride = key_heads_ * width_, blocks = (keys_ + kPanelRows - 1) / kPanelRows;
     torch::stable::parallel_for(0, blocks, 4, [&](int64_t begin, int64_t end) {
@@ -245,7 +245,7 @@ void run(const Tensor& query, const Tensor& key, const Tensor& value, const Segm
   for (int64_t s = 0; s < count; ++s) {
     starts[s + 1] = starts[s] + (segments[s].queries * repeats + kPanelRows - 1) / kPanelRows * key_heads;
   }
-  // Units differ in cost: whoever is free takes the next.
+  // Units differ in cost, so threads take the next one from a shared counter.
   std::atomic<int64_t> next{0};
   const int64_t threads = std::max<int64_t>(torch::stable::get_num_threads(), 1);
   torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
@@ -263,7 +263,7 @@ void check(const Tensor& query, const Tensor& key, const Tensor& value, const Se
                       value.size(2) == query.size(2) && key.size(1) > 0 && query.size(1) % key.size(1) == 0,
                   "key, value: expected [K, G, d] with the width of query and a number of heads that divides its own");
   const int64_t keys = key.size(0);
-  int64_t covered = 0;  // the output is not filled before: a query that no segment covers would hold anything
+  int64_t covered = 0;  // the output is uninitialised, so every query must be covered by a segment
   for (int64_t s = 0; s < count; ++s) {
     const Segment& g = segments[s];
     const bool queries = g.query_begin == covered && g.queries >= 0 && g.queries <= query.size(0) - covered;

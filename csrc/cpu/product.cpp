@@ -20,7 +20,7 @@ bool has_bf16() {
   return found;
 }
 
-// The system hands out the tile registers on request, once for all threads.
+// A process must request the use of the AMX tile registers from the system, once for all threads.
 bool has_amx() {
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
   static const bool found = has_bf16() && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
@@ -32,7 +32,7 @@ bool has_bf16() { return false; }
 bool has_amx() { return false; }
 #endif
 
-// Whether products of T run on the processor's own 16-bit instructions.
+// Whether products of T use the processor's 16-bit instructions.
 template <typename T>
 bool in_pairs() {
   return std::is_same_v<T, BFloat16> && has_bf16();
@@ -43,7 +43,7 @@ bool in_pairs() {
 bool bf16_in_pairs() { return in_pairs<BFloat16>(); }
 
 int64_t pair_steps(int64_t width) {
-  // AMX reads whole blocks of columns; the pairs that are left at their end are zeros.
+  // AMX reads whole blocks of columns; the last block is padded with zeros.
   return has_amx() ? (width + 31) / 32 * 16 : (width + 1) / 2;
 }
 
@@ -108,7 +108,7 @@ void Tiles<T>::stage(int64_t first, int64_t count) {
   if (in_pairs<T>() || std::is_same_v<T, Accumulator<T>>) {
     staged_ = rows;
     if (count == tile_rows<T>()) return;
-    narrow_.assign(tile_rows<T>() * width_, T(0));  // rows past the end are read, never looked at
+    narrow_.assign(tile_rows<T>() * width_, T(0));  // rows past the end are read, but the results are not used
     std::copy(rows, rows + count * width_, narrow_.begin());
     staged_ = narrow_.data();
     return;

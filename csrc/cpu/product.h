@@ -1,12 +1,12 @@
-// Blocks of rows · weightᵀ, accumulated in float32 (float64 for float64): what the fused operators put their epilogues
-// behind.
+// Blocks of rows · weightᵀ, accumulated in float32 (float64 for float64), to which the fused operators apply their
+// epilogues.
 //
-// Two shapes of block. A *panel* packs up to 32 rows so that one column of 16 of them lies side by side; the weight is
-// read as it lies, each value spread over a vector, and the epilogue finds 16 rows side by side. *Few* rows (at most 8)
-// stay as they lie and a long matrix streams past them once; vectors go along the rows.
+// There are two shapes of block. A *panel* packs up to 32 rows so that a column of 16 of them is contiguous: the lanes
+// of a vector are rows. The weight is not repacked; each of its values is broadcast to a vector. *Few* rows (at most 8)
+// are not packed, and a long matrix streams past them once; the lanes of a vector are columns.
 //
-// bfloat16 products run on AMX or AVX-512's bfloat16 instructions where the processor has them, else 16-bit values are
-// widened block by block.
+// bfloat16 products use AMX or AVX-512's bfloat16 instructions where the processor has them; otherwise 16-bit values are
+// converted block by block.
 // A product is one sum in a fixed order: the same bits for any number of threads.
 #pragma once
 
@@ -22,18 +22,18 @@ constexpr int64_t kPanelRows = 2 * kLanes;
 constexpr int64_t kMostTileRows = 32;
 constexpr int64_t kFewRows = 8;
 
-// Rows of the weight in a tile, as the instructions for products of T here like them; at most kMostTileRows.
+// The best number of weight rows per tile for products of T on this machine; at most kMostTileRows.
 template <typename T>
 int64_t tile_rows();
 
-// Whether products of bfloat16 run on the processor's own 16-bit instructions.
+// Whether bfloat16 products use the processor's 16-bit instructions.
 bool bf16_in_pairs();
 
-// Steps in which `width` bfloat16 values are packed: pairs, and zeros up to what the instructions read at a time.
+// Packed elements of `width` bfloat16 values: pairs, padded with zeros to the block that the instructions read.
 int64_t pair_steps(int64_t width);
 
-// out[tile_rows][lanes]: rows of a weight, `stride` apart, times packed rows [steps][lanes] (16 or 32 lanes). For who
-// packs by himself; the classes below pack whole matrices.
+// out[tile_rows][lanes]: weight rows of the given stride times packed rows [steps][lanes] (16 or 32 lanes). For callers
+// that pack rows themselves; the classes below pack whole matrices.
 void multiply_tile(const uint32_t* packed, const uint16_t* weight, int64_t stride, int64_t width, int64_t lanes,
                    float* out);
 void multiply_tile(const float* packed, const float* weight, int64_t stride, int64_t width, int64_t lanes, float* out);
@@ -54,7 +54,7 @@ class Panels {
  private:
   template <typename>
   friend class Tiles;
-  int64_t rows_, width_, stride_;  // stride_: values (or pairs) from one panel to the next
+  int64_t rows_, width_, stride_;  // stride_: values (or pairs) per panel
   std::vector<Accumulator<T>> wide_;
   std::vector<uint32_t> pairs_;
 };
@@ -67,8 +67,8 @@ class Tiles {
 
   // Reads rows [first, first + count) of the weight, count <= tile_rows<T>().
   void stage(int64_t first, int64_t count);
-  // out[count][lanes]: products of the staged rows with a panel, the `part`-th of `parts` that are asked for; each
-  // fetches its share of the rows that follow the staged ones.
+  // out[count][lanes]: products of the staged rows with a panel, the `part`-th of `parts` panels; each call prefetches
+  // its share of the rows after the staged ones.
   void multiply(const Panels<T>& panels, int64_t panel, Accumulator<T>* out, int64_t part, int64_t parts) const;
 
  private:
@@ -80,7 +80,7 @@ class Tiles {
   std::vector<T> narrow_;
 };
 
-// At most kFewRows rows that stay while others stream past.
+// At most kFewRows resident rows, past which others stream.
 template <typename T>
 class Few {
  public:

@@ -1,7 +1,7 @@
 // The bfloat16 tile of product.cpp on AMX: a 32 x 32 block of sums in four tile registers.
 //
-// Includes nothing that the machine must have: who includes it brings the tile intrinsics (<immintrin.h>, or the
-// emulation of the tests).
+// Does not include the tile intrinsics: the including file provides them (<immintrin.h>, or the emulation of the
+// tests).
 #pragma once
 
 #include "ahead.h"

@@ -1,5 +1,5 @@
-// The inner products of product.cpp, for every instruction set: a tile of a panel's products, and a few rows against a
-// stream of others. Included by product.cpp alone.
+// The inner loops of product.cpp for every instruction set: a tile of a panel's products, and few resident rows with a
+// stream of others. Included by product.cpp only.
 #pragma once
 
 #include "product.h"
@@ -36,7 +36,7 @@ REASONREC_INLINE void tile_body(const T* packed, const T* weight, int64_t stride
   }
 }
 
-// The whole tile in parts that fit the registers.
+// The whole tile, in parts that fit into the registers.
 template <int L, int MR, int NV, typename T>
 REASONREC_INLINE void tile_in_parts(const T* packed, const T* weight, int64_t stride, int64_t width, int64_t lanes,
                                     T* out, Ahead ahead) {

@@ -1,7 +1,7 @@
-// route: which rows are the most uncertain, and the stable partition of rows by destination.
+// route: selection of the most uncertain rows, and the stable partition of rows by destination.
 //
-// The selection finds the value of the last row that is still taken, eleven bits at a time, and then passes over the
-// rows once: what is above goes, and of its equals the first ones. No comparison sort; linear in the rows.
+// A radix selection, eleven bits at a time, finds the smallest value that is still selected; one pass over the rows
+// then selects all larger values and the first ones of the equal values. No comparison sort; linear in the rows.
 #include "common.h"
 #include "dispatch.h"
 
@@ -21,7 +21,7 @@
 namespace reasonrec {
 namespace {
 
-// An integer that orders as the value does; NaN above everything, both zeros equal.
+// An integer key in the order of the values; NaN is the largest, and both zeros are equal.
 inline uint32_t ordered(float value) {
   if (std::isnan(value)) return std::numeric_limits<uint32_t>::max();
   value += 0.0f;
@@ -81,7 +81,7 @@ Four route_budget(Tensor uncertainty, int64_t count) {
     std::vector<decltype(ordered(Accumulator<T>()))> keys(rows);
     for (int64_t row = 0; row < rows; ++row) keys[row] = ordered(static_cast<Accumulator<T>>(values[row]));
     auto [last, larger] = count > 0 ? select(keys, count) : std::make_tuple(keys.empty() ? 0 : keys[0], int64_t(0));
-    int64_t equals = count > 0 ? count - larger : 0;  // rows of the last value that still go
+    int64_t equals = count > 0 ? count - larger : 0;  // rows of the smallest selected value still to select
     int64_t next[2] = {0, rows - count};
     for (int64_t row = 0; row < rows; ++row) {
       const bool tied = keys[row] == last && equals > 0;
@@ -116,13 +116,13 @@ Three partition(Tensor destination, int64_t destinations) {
   return {order, inverse, offsets};
 }
 
-constexpr int64_t kStreamBytes = 16 * 1024 * 1024;  // from here on the result would only push others out of the caches
+constexpr int64_t kStreamBytes = 16 * 1024 * 1024;  // a larger result would evict everything else from the caches
 
 constexpr int64_t kRowsAhead = 4;
 
 #ifdef REASONREC_X86
-// A copy past the caches: what is not kept there need not be read first. Lines of 64 bytes, `to` on a line's bound;
-// `coming` is a row that will be copied soon.
+// A copy with non-temporal stores, which bypass the caches and need not read the target first. Lines of 64 bytes;
+// `to` is aligned to a line; `coming` is a row that will be copied soon, for prefetching.
 REASONREC_V4 void stream_row(char* to, const char* from, const char* coming, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) {
     _mm_prefetch(coming + i, _MM_HINT_T0);
@@ -139,7 +139,7 @@ bool can_stream(const void* out, int64_t row_bytes, int64_t rows) {
 #endif
 }
 
-// out[i] = x[index[i]]; both contiguous, rows of any type.
+// out[i] = x[index[i]]; both contiguous, rows of any element type.
 void gather_rows(Tensor x, Tensor index, Tensor out) {
   x = torch::stable::contiguous(x), index = torch::stable::contiguous(index);
   const int64_t rows = index.numel(), count = x.size(0);

@@ -1,5 +1,5 @@
-// Working memory that is written before it is read: not initialised, and in large pages where the system gives them,
-// which spares thousands of page faults and, under random access, most misses of the address cache.
+// Uninitialised working memory, in large pages where the system supports them, which saves thousands of page faults
+// and, under random access, most TLB misses.
 #pragma once
 
 #include <cstddef>
@@ -28,7 +28,7 @@ Scratch<T> scratch(size_t count) {
   void* memory = std::aligned_alloc(alignment, bytes);
   if (memory == nullptr) throw std::bad_alloc();
 #ifdef __linux__
-  if (alignment == kLargePage) madvise(memory, bytes, MADV_HUGEPAGE);  // advice: a refusal changes nothing
+  if (alignment == kLargePage) madvise(memory, bytes, MADV_HUGEPAGE);  // only a hint: it may fail
 #endif
   return Scratch<T>(static_cast<T*>(memory));
 }

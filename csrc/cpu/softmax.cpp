@@ -3,8 +3,8 @@
 namespace reasonrec {
 namespace {
 
-// Sum of a[i] * b[i], in sixteen partial sums whatever the registers hold: this fixed order is the same for every
-// instruction set, so that all machines without fused multiply-add contraction agree.
+// Sum of a[i] * b[i] in sixteen partial sums for every register width: this fixed order is the same for all instruction
+// sets, so that all machines without fused multiply-add contraction agree.
 struct Dot {
   template <int W, typename T>
   static REASONREC_INLINE T run(const T* a, const T* b, int64_t size) {
@@ -25,9 +25,9 @@ struct Dot {
   }
 };
 
-// Adds the logits of classes [first, first + count) of a stretch, which lie in logits[count][lanes].
+// Adds the logits[count][lanes] of classes [first, first + count) of a stretch.
 //
-// Without a branch: in a stretch of the usual length most tiles hold a new largest logit of some row.
+// Branch-free: in a stretch of the usual length most tiles have a new largest logit of some row.
 struct AddLogits {
   template <int W, typename Acc>
   static REASONREC_INLINE void run(LaneStatistics<Acc>& s, const Acc* logits, int64_t lanes, int64_t first,
@@ -46,7 +46,7 @@ struct AddLogits {
         argmax = above ? place : argmax;
       }
       const V zero = {}, none = broadcast<V>(-std::numeric_limits<Acc>::infinity()), far = broadcast<V>(-87);
-      // A mask of -3e38 is as good as -87, and does not overflow where it is multiplied.
+      // Bound the distance at -87, where e^x is about 1e-38: a mask of -3e38 would overflow in the product below.
       const V fallen = before - best, by = before == none ? zero : fallen < far ? far : fallen;
       const V shrink = exp_of(by), sum_before = load<L>(s.sum + at);
       V sum = shrink * sum_before, weighted = shrink * (load<L>(s.weighted + at) + sum_before * by);

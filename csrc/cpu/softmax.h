@@ -1,8 +1,8 @@
-// Statistics of softmax((hidden weight^T + bias) / temperature), row by row, without holding the logits.
+// Statistics of softmax((hidden weight^T + bias) / temperature) per row, without storing the logits.
 //
-// Rows lie in panels (csrc/cpu/product.h) past which the weight streams; every lane keeps running statistics of a
-// stretch of classes. Stretches have a fixed length and are added in order, so the bits do not depend on the number of
-// threads.
+// Rows are packed in panels (csrc/cpu/product.h) past which the weight streams; every lane keeps running statistics of
+// a stretch of classes. Stretches have a fixed length and are added in order, so the bits do not depend on the number
+// of threads.
 #pragma once
 
 #include "product.h"
@@ -14,11 +14,11 @@
 
 namespace reasonrec {
 
-// A place in a stretch, as wide as the numbers beside it.
+// A class index within a stretch, as wide as Acc, so that it fits the same vector lanes.
 template <typename Acc>
 using Place = std::conditional_t<sizeof(Acc) == 4, int32_t, int64_t>;
 
-// What a stretch of classes says of the rows of a panel. Sums are relative to `best`.
+// Statistics of a stretch of classes for the rows of a panel. Sums are relative to `best`.
 template <typename Acc>
 struct LaneStatistics {
   Acc best[kPanelRows], second[kPanelRows];       // the two largest logits
@@ -33,7 +33,7 @@ struct LaneStatistics {
   }
 };
 
-// The same statistics of one row, from parts that are added in the order of their classes.
+// The same statistics of one row over all classes; stretches are added in the order of their classes.
 template <typename Acc>
 struct RowSum {
   double best = -std::numeric_limits<double>::infinity(), second = best, sum = 0, weighted = 0;
@@ -58,14 +58,14 @@ struct RowSum {
     return best + std::log(sum);
   }
 
-  // Of the mean e^l-weighted logit from the log-sum-exp: the entropy.
+  // The log-sum-exp minus the mean logit under the softmax: the entropy.
   double entropy() const { return std::log(sum) - weighted / sum; }
 
  private:
   struct Shift {
     double by, factor;
   };
-  // What turns sums relative to `from` into sums relative to `top`; nothing is left of them at an infinite distance.
+  // Converts sums relative to `from` into sums relative to `top`; at an infinite distance they become 0.
   static Shift to(double from, double top) {
     if (from == top) return {0, 1};
     const double factor = std::exp(from - top);
@@ -84,7 +84,7 @@ class Softmax {
 
   int64_t rows() const { return rows_; }
   std::vector<RowSum<Acc>> statistics() const;
-  // The logits of wanted[rows][count]; entries below 0 are left out.
+  // The logits of the classes wanted[rows][count]; negative entries are skipped.
   void logits_of(const int64_t* wanted, int64_t count, Acc* out) const;
 
   // f(panel, stretch, logits, lanes, class, count) for every tile of the classes [begin, end), in parallel over panels
@@ -107,7 +107,7 @@ template <typename Acc>
 void scale_logits(Acc* logits, int64_t lanes, int64_t count, const Acc* bias, Acc scale);
 
 constexpr int64_t kStretch = 960;            // classes; whole tiles
-constexpr int64_t kGroupBytes = 384 * 1024;   // packed rows that stay in the cache while a stretch goes past
+constexpr int64_t kGroupBytes = 384 * 1024;   // packed rows that stay in the cache while a stretch streams past
 
 template <typename T>
 template <typename F>

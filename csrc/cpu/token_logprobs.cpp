@@ -1,8 +1,8 @@
 // token_logprobs: log-probabilities of given tokens under softmax((hidden weight^T + bias) / temperature), the
-// log-sum-exp and the entropy; and the gradients. Neither direction holds the logits.
+// log-sum-exp and the entropy; and the gradients. Neither pass stores all logits.
 //
-// Backward makes the logits again, a block of the vocabulary at a time. Their gradient lies in a buffer of the block,
-// one token a row, and the library's matrix products carry it to hidden and weight.
+// Backward recomputes the logits one block of the vocabulary at a time. Their gradient is written to a buffer of the
+// block, one class per row, from which torch's matrix products give the gradients of hidden and weight.
 #include "softmax.h"
 
 #include <torch/csrc/stable/library.h>
@@ -14,7 +14,7 @@
 namespace reasonrec {
 namespace {
 
-constexpr int64_t kBlockBytes = 16 * 1024 * 1024;  // of a block of the logits' gradient
+constexpr int64_t kBlockBytes = 16 * 1024 * 1024;  // of a block of the gradient of the logits
 
 template <typename T>
 Softmax<T> softmax_of(const Tensor& hidden, const Tensor& weight, const Tensor& bias, const Tensor& temperature) {
@@ -28,7 +28,7 @@ ScalarType wide_type(const Tensor& hidden) {
   return hidden.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// The tokens, -1 where they are ignored.
+// The tokens, with -1 for ignored ones.
 std::vector<int64_t> wanted_tokens(const Tensor& tokens, int64_t ignore_index, int64_t classes) {
   std::vector<int64_t> wanted(tokens.const_data_ptr<int64_t>(), tokens.const_data_ptr<int64_t>() + tokens.numel());
   const int64_t rows = std::max<int64_t>(tokens.size(0), 1), a_row = std::max<int64_t>(tokens.numel() / rows, 1);
@@ -46,7 +46,7 @@ std::vector<int64_t> wanted_tokens(const Tensor& tokens, int64_t ignore_index, i
 
 using Results = std::tuple<Tensor, Tensor, Tensor>;
 
-// tokens [B, M]; bias is empty where the caller has none.
+// tokens [B, M]; bias is empty if absent.
 Results token_logprobs(Tensor hidden, Tensor weight, Tensor bias, Tensor tokens, Tensor temperature,
                        int64_t ignore_index) {
   const ScalarType wide = wide_type(hidden);
@@ -76,8 +76,8 @@ Results token_logprobs(Tensor hidden, Tensor weight, Tensor bias, Tensor tokens,
   return {logprobs, logsumexp, entropy};
 }
 
-// What the rows of a panel have in common in the gradient of a logit l of probability p = e^(l - lse):
-//   p (through_all - through_entropy (l - lse + entropy)), and once more for the tokens themselves.
+// Per-row factors of the gradient of a logit l of probability p = e^(l - lse):
+//   p (through_all - through_entropy (l - lse + entropy)), plus the tokens' own gradients at the tokens.
 template <typename Acc>
 struct RowGradients {
   std::vector<Acc> logsumexp, entropy, through_all, through_entropy;  // padded to whole panels
@@ -86,7 +86,7 @@ struct RowGradients {
       : logsumexp(rows), entropy(rows), through_all(rows), through_entropy(rows) {}
 };
 
-// In place of logits[count][lanes]: their gradients.
+// Replaces logits[count][lanes] by their gradients.
 struct GradientOfLogits {
   template <int W, typename Acc>
   static REASONREC_INLINE void run(const RowGradients<Acc>& rows, int64_t first_row, Acc* logits, int64_t lanes,
@@ -107,7 +107,7 @@ struct GradientOfLogits {
   }
 };
 
-// to[count][stride] = from[count][lanes] in the type of to.
+// to[count][stride] = from[count][lanes], converted to the type of to.
 struct Narrow {
   template <int W, typename T>
   static REASONREC_INLINE void run(const Accumulator<T>* from, int64_t lanes, int64_t count, T* to, int64_t stride) {
@@ -129,7 +129,7 @@ struct AddValues {
   }
 };
 
-// A token that a row asked for, and the gradient of its log-probability.
+// A given token of a row, and the gradient of its log-probability.
 template <typename Acc>
 struct Asked {
   int64_t token, row;

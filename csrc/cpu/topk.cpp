@@ -1,9 +1,9 @@
-// topk: the items with the largest inner products with each query, without the [B, N] scores.
+// topk: the items with the largest inner products with each query, without storing the [B, N] scores.
 //
-// Queries in panels, items stream past (csrc/cpu/product.h). Every row keeps a heap of its best k; a score is compared
-// with the worst of them, sixteen rows at a time, and only those that enter are looked at one by one (and looked up
-// among the row's exclusions). The result is exact whatever the division of the work: by falling score, then by
-// rising index.
+// Queries are packed in panels, past which the items stream (csrc/cpu/product.h). Every row keeps a heap of its best k.
+// A score is compared with the worst of them, sixteen rows at a time, and only scores that pass are handled one by one
+// (and looked up among the row's exclusions). The result does not depend on how the work is divided: by descending
+// score, then by ascending index.
 #include "product.h"
 
 #include <torch/csrc/stable/library.h>
@@ -20,13 +20,13 @@ namespace reasonrec {
 namespace {
 
 constexpr int64_t kMostPanels = 4;
-constexpr int64_t kLeastStretch = 4096;  // items; shorter stretches would spend their time on filling heaps
+constexpr int64_t kLeastStretch = 4096;  // items; shorter stretches would spend most of their time on filling heaps
 
 template <typename Acc>
 struct Found {
   Acc score;
   int64_t item;
-  // Whether this one goes before the other.
+  // Whether this item ranks before the other.
   bool operator<(const Found& other) const {
     return score > other.score || (score == other.score && item < other.item);
   }
@@ -66,12 +66,12 @@ class Exclusions {
     }
   }
 
-  // Place of a row's first item that is at least `item`.
+  // Position of a row's first excluded item that is at least `item`.
   int64_t from(int64_t row, int64_t item) const {
     return std::lower_bound(items_.begin() + starts_[row], items_.begin() + starts_[row + 1], item) - items_.begin();
   }
 
-  // Whether a row excludes an item; `place` goes on with items that rise from question to question.
+  // Whether a row excludes an item. Items must ascend from call to call: `place` is a cursor that only moves forward.
   bool has(int64_t row, int64_t item, int64_t& place) const {
     while (place < starts_[row + 1] && items_[place] < item) ++place;
     return place < starts_[row + 1] && items_[place] == item;
@@ -81,13 +81,13 @@ class Exclusions {
   std::vector<int64_t> starts_, items_;
 };
 
-// The best k of one row; the worst of them on top.
+// The best k items of one row, as a heap with the worst of them on top.
 template <typename Acc>
 class Best {
  public:
   explicit Best(size_t k) : k_(k) { heap_.reserve(k); }
 
-  // What a score must exceed; NaN while there is room, which nothing is at most.
+  // What a score must exceed; NaN while the heap is not full, since `score <= NaN` is false for every score.
   Acc bar() const { return heap_.size() < k_ ? std::numeric_limits<Acc>::quiet_NaN() : heap_.front().score; }
 
   void offer(Found<Acc> found) {
@@ -102,7 +102,7 @@ class Best {
   const std::vector<Found<Acc>>& found() const { return heap_; }
 
  private:
-  // The worse child moves up until the new one fits: half the comparisons of a pop and a push.
+  // Moves the worse child up until the new item fits: half the comparisons of a pop and a push.
   void replace_worst(Found<Acc> found) {
     size_t hole = 0;
     for (size_t child = 1; child < k_; child = 2 * hole + 1) {
@@ -117,7 +117,7 @@ class Best {
   std::vector<Found<Acc>> heap_;
 };
 
-// bits[c][lanes / 16]: which lanes of scores[count][lanes] are not at most those of bars.
+// bits[c][lanes / 16]: the lanes of scores[count][lanes] with !(score <= bar), which includes a NaN score or bar.
 template <typename Acc>
 void above_generic(const Acc* scores, int64_t lanes, int64_t count, const Acc* bars, uint16_t* bits) {
   for (int64_t at = 0; at < count * lanes; at += kLanes) {
@@ -187,7 +187,7 @@ void run(const T* queries, const T* items, int64_t batch, int64_t count, int64_t
   const Few<T> resident(queries, few ? batch : 0, width);
   const int64_t num_panels = (batch + kPanelRows - 1) / kPanelRows;
   const int64_t threads = std::max<int64_t>(torch::stable::get_num_threads(), 1);
-  // With enough panels for all threads several share a pass over the items; with too few the items are divided too.
+  // If there are more panels than threads, several share a pass over the items; if fewer, the items are divided too.
   const int64_t group = std::clamp<int64_t>(num_panels / (2 * threads), 1, kMostPanels);
   const int64_t groups = (num_panels + group - 1) / group;
   const int64_t wanted = (threads + groups - 1) / groups;

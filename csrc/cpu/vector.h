@@ -1,4 +1,4 @@
-// L numbers at a time, in the compiler's own vector types: one source for every instruction set (csrc/cpu/dispatch.h).
+// Vectors of L values in the compiler's vector extension: one source for every instruction set (csrc/cpu/dispatch.h).
 #pragma once
 
 #include "common.h"
@@ -12,7 +12,7 @@
 
 namespace reasonrec {
 
-// Rows or columns that lie side by side in packed memory: whole vectors of every instruction set.
+// Rows or columns that are interleaved in packed memory: a multiple of the vector length of every instruction set.
 constexpr int64_t kLanes = 16;
 
 template <typename T, int L>
@@ -23,7 +23,7 @@ template <typename T, int L>
 using Vec = typename VectorOf<T, L>::Type;
 template <typename V>
 using Element = std::decay_t<decltype(std::declval<V>()[0])>;
-// What a comparison of vectors gives: a signed number a lane, -1 where it holds.
+// The result of a comparison of vectors: a signed integer per lane, -1 for true.
 template <typename V>
 using Mask = decltype(std::declval<V>() < std::declval<V>());
 template <typename V>
@@ -55,7 +55,7 @@ REASONREC_INLINE V broadcast(Element<V> value) {
   return value - V{};
 }
 
-// L values of a 16-bit type in the type of their sums, and back (to nearest, ties to even).
+// Loads L values of a 16-bit type as the type of their sums, and stores them (rounded to nearest, ties to even).
 template <int L, typename T>
 REASONREC_INLINE Vec<Accumulator<T>, L> load_wide(const T* from) {
   if constexpr (std::is_same_v<T, Accumulator<T>>) {
@@ -70,7 +70,7 @@ REASONREC_INLINE Vec<Accumulator<T>, L> load_wide(const T* from) {
   }
 }
 
-// The bits of a bfloat16 in each lane's upper half; what is below is to be cut off.
+// Rounds to bfloat16: its bits are in the upper half of each lane, and the lower half is to be discarded.
 template <typename V>
 REASONREC_INLINE Vec<uint32_t, kLanesOf<V>> rounded_bits(const V& lanes) {
   const auto bits = bits_as<Vec<uint32_t, kLanesOf<V>>>(lanes);
@@ -96,7 +96,7 @@ REASONREC_INLINE V shuffled(const V& a, const V& b, std::integer_sequence<int, I
   return __builtin_shufflevector(a, b, I...);
 }
 
-// Of 2 L values those at even places and those at odd ones (cheaper than in order), and back in order.
+// Splits 2 L values into those at even and odd indices (cheaper than converting in order), and interleaves them back.
 template <typename V>
 REASONREC_INLINE void load_even_odd(const BFloat16* from, V& even, V& odd) {
   const auto pairs = bits_as<Vec<uint32_t, kLanesOf<V>>>(load<2 * kLanesOf<V>>(reinterpret_cast<const uint16_t*>(from)));
@@ -117,8 +117,8 @@ REASONREC_INLINE void in_order(V& even, V& odd) {
   even = first;
 }
 
-// Where a lane's summand lies in the vectors a and b (lanes 0 to L - 1 and L to 2 L - 1): lanes in blocks of 2 * Step,
-// whose first half is a's and whose second is b's.
+// Index of each lane's summand in the vectors a and b (lanes 0 to L - 1 and L to 2 L - 1): lanes in blocks of 2 * Step,
+// the first half of a block from a, the second from b.
 template <int L, int Step, int Second, int... I>
 constexpr auto half_of_blocks(std::integer_sequence<int, I...>) {
   return std::integer_sequence<int, (I % (2 * Step) < Step ? I + Second : L + I - Step + Second)...>{};
@@ -143,7 +143,7 @@ REASONREC_INLINE V larger(const V& a, const V& b) {
   return a > b ? a : b;
 }
 
-// e^x for x <= 0, flushed to about 1e-38 below -87; NaN stays. Error below 2 units in the last place.
+// e^x for x <= 0, clamped to about 1e-38 below -87; NaN stays NaN. Error below 2 ulp.
 template <typename V>
 REASONREC_INLINE V exp_of(V x) {
   if constexpr (sizeof(Element<V>) == 8) {
@@ -177,7 +177,7 @@ REASONREC_INLINE V log_of(V x) {
     V mantissa = bits_as<V>((bits & 0x007fffff) | 0x3f800000);
     const Mask<V> high = mantissa > broadcast<V>(1.41421356f);
     mantissa = high ? mantissa * 0.5f : mantissa;
-    exponent -= high;  // a true lane is -1
+    exponent -= high;  // true is -1
     const V y = mantissa - 1.0f, power = __builtin_convertvector(exponent, V);
     V poly = y * 7.0376836292e-2f - 1.1514610310e-1f;
     poly = poly * y + 1.1676998740e-1f;

@@ -1,4 +1,4 @@
-// route on CUDA: launches, memory and CUB's device-wide steps; what they do is in route.cuh.
+// route on CUDA: launches, memory and CUB's device-wide primitives; the algorithm is in route.cuh.
 #define USE_CUDA  // shim.h declares the current stream only then
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -23,8 +23,8 @@ using torch::stable::Tensor;
 
 void check(cudaError_t error) { STD_TORCH_CHECK(error == cudaSuccess, "route: ", cudaGetErrorString(error)); }
 
-// The device of a tensor, made the current one while this lives, and its current stream; memory from torch's allocator,
-// which follows the stream.
+// Makes the device of a tensor current during its lifetime, and has its current stream; memory is from torch's
+// stream-ordered allocator.
 class CudaDevice {
  public:
   explicit CudaDevice(const Tensor& like) : guard_(like.get_device()), like_(like) {
@@ -71,7 +71,7 @@ class CudaDevice {
  private:
   static constexpr int kBlock = 256;
 
-  // CUB is asked twice: how much memory, then to work.
+  // CUB is called twice: the first call returns the size of its working memory, the second computes.
   template <typename Step>
   void with_space(const Step& step) {
     size_t bytes = 0;

@@ -1,8 +1,8 @@
 // Device code of route: the kernels and the order of the steps.
 //
-// Every kernel is one thread a row and no thread waits for another. What needs the whole device (a stable radix sort,
-// a running sum) is asked of a `Device`, which also launches: CUB's in route.cu, a twin on the host in the tests. No
-// value is read back, so that the steps can be captured in a CUDA graph.
+// Every kernel has one thread per row, and no thread waits for another. Device-wide primitives (a stable radix sort, a
+// prefix sum) and launches are methods of a `Device`: route.cu implements them with CUB, the tests on the host. No value
+// is read back, so that the steps can be captured in a CUDA graph.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,7 @@ struct KeyOf<double> {
 
 __device__ inline int64_t row_of_thread() { return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; }
 
-// Keys that order as the values do: NaN above everything, both zeros equal; and the rows they belong to.
+// Integer keys in the order of the values (NaN is the largest, both zeros are equal), and their rows.
 template <typename T>
 __global__ void key_kernel(const T* values, int64_t rows, typename KeyOf<T>::Key* keys, int64_t* index) {
   using Key = typename KeyOf<T>::Key;
@@ -38,8 +38,8 @@ __global__ void key_kernel(const T* values, int64_t rows, typename KeyOf<T>::Key
   index[row] = row;
 }
 
-// Destinations as keys of the sort, and the rows they belong to. Nobody can be told of a destination out of range without
-// reading values back: it counts as the nearest in range, so that everything after this stays within its memory.
+// Destinations as sort keys, and their rows. An error for a destination out of range would need to read values back; it
+// is clamped instead, so that all later steps stay within their memory.
 __global__ void destination_key_kernel(const int64_t* destination, int64_t rows, int64_t destinations, uint32_t* keys,
                                        int64_t* index) {
   const int64_t row = row_of_thread();
@@ -49,13 +49,13 @@ __global__ void destination_key_kernel(const int64_t* destination, int64_t rows,
   index[row] = row;
 }
 
-// The first `count` of the rows, which come by falling key, go to destination 1.
+// The first `count` rows, in descending order of their keys, get destination 1.
 __global__ void mark_kernel(const int64_t* by_key, int64_t rows, int64_t count, int64_t* destination) {
   const int64_t place = row_of_thread();
   if (place < rows) destination[by_key[place]] = place < count;
 }
 
-// delegated_before: rows before this one that go to destination 1.
+// delegated_before: number of earlier rows with destination 1.
 __global__ void place_kernel(const int64_t* destination, const int64_t* delegated_before, int64_t rows, int64_t count,
                              int64_t* order, int64_t* inverse, int64_t* offsets) {
   const int64_t row = row_of_thread();
@@ -72,7 +72,7 @@ __global__ void invert_kernel(const int64_t* order, int64_t rows, int64_t* inver
   if (place < rows) inverse[order[place]] = place;
 }
 
-// Where each destination begins among the sorted ones, and the end.
+// The offset of each destination among the sorted ones, and the total.
 __global__ void offsets_kernel(const uint32_t* sorted, int64_t rows, int64_t destinations, int64_t* offsets) {
   const int64_t place = row_of_thread();
   if (place > rows) return;
@@ -95,7 +95,7 @@ void route_budget_steps(Device& device, const T* uncertainty, int64_t rows, int6
   device.launch(place_kernel, rows + 1, destination, before, rows, count, order, inverse, offsets);
 }
 
-constexpr int64_t kMostDestinations = int64_t(1) << 31;  // their numbers are keys of 32 bits
+constexpr int64_t kMostDestinations = int64_t(1) << 31;  // sort keys have 32 bits
 
 // destinations in [1, kMostDestinations].
 template <typename Device>

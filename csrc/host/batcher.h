@@ -1,6 +1,6 @@
-// A queue that hands out requests in batches: as soon as a batch is full, or when its oldest request has waited for most
-// of the bound; the rest of it is for the thread that takes the batch to wake up and begin. Requests are numbers; who
-// they stand for is the caller's affair. Any number of threads may put and take.
+// A queue that releases requests in batches: when a batch is full, or when its oldest request has waited for most of the
+// bound; the rest of the bound is for the worker thread to wake up and start. Requests are ids that the caller maps to
+// its own objects. Any number of threads may put and take.
 #pragma once
 
 #include <algorithm>
@@ -19,13 +19,13 @@ class Batcher {
   using Clock = std::chrono::steady_clock;
   enum class Answer { kTaken, kFull, kClosed };
 
-  // max_size: of a batch, in the units of the requests' sizes; capacity: of the queue, in the same.
+  // max_size of a batch and capacity of the queue are in the units of the requests' sizes.
   Batcher(int64_t max_size, double max_wait_seconds, int64_t capacity)
       : max_size_(max_size),
         wait_(std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(kShare * max_wait_seconds))),
         capacity_(capacity) {}
 
-  // All of them or none, side by side.
+  // Adds all requests, next to each other, or none.
   Answer put(const std::vector<int64_t>& ids, const std::vector<int64_t>& sizes) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
@@ -36,12 +36,12 @@ class Batcher {
       for (size_t i = 0; i < ids.size(); ++i) queue_.push_back({ids[i], sizes[i], due});
       queued_ += total;
     }
-    // One waits for the first request, another may wait for its batch to fill.
+    // Wake all: one worker may wait for a first request, another for its batch to fill.
     changed_.notify_all();
     return Answer::kTaken;
   }
 
-  // The next batch, oldest first; waits for it. Empty once the queue is closed and everything has been handed out.
+  // Waits for the next batch, oldest request first. Empty once the queue is closed and drained.
   std::vector<int64_t> take() {
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
@@ -52,7 +52,7 @@ class Batcher {
     }
   }
 
-  // No more requests; those that were taken are still handed out.
+  // Refuses further requests; those in the queue are still released.
   void close() {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
@@ -72,9 +72,9 @@ class Batcher {
     Clock::time_point due;
   };
 
-  static constexpr double kShare = 0.8;  // of the bound, before a batch is handed out
+  static constexpr double kShare = 0.8;  // of the bound, after which a batch is released
 
-  // At least one request, and as many as fit.
+  // As many requests as fit into a batch, at least one.
   std::vector<int64_t> pop() {
     std::vector<int64_t> batch;
     int64_t size = 0;

@@ -1,9 +1,9 @@
-// The user–item graph from a list of edges: both directions in compressed rows, by counting sorts.
+// Builds the user–item graph from a list of edges: CSR of both directions, by counting sorts.
 //
 // Three stable counting sorts (by item, by user, and the transposition by item) and one pass that drops duplicates:
-// linear in edges and nodes, in time and in memory. Threads count and place their own share of the edges; their tables
-// are as long as the nodes, so there are no more threads than keep all tables within a small multiple of the edges.
-// The result does not depend on the number of threads.
+// linear in edges and nodes, in time and in memory. Threads count and move their own share of the edges. Each thread
+// needs a table with an entry per node, so their number is bounded to keep all tables within a small multiple of the
+// edges. The result does not depend on the number of threads.
 #pragma once
 
 #include <algorithm>
@@ -26,7 +26,7 @@ void in_shares(int64_t count, int threads, const F& f) {
   for (auto& thread : pool) thread.join();
 }
 
-// An array that is written before it is read.
+// An uninitialised array.
 template <typename T>
 class Array {
  public:
@@ -47,7 +47,7 @@ struct CsrGraph {
   Array<Index> user_indptr, user_indices, item_indptr, item_indices;
 };
 
-// Places of the edges in order of their keys; equal keys keep their order. `begin` receives where each key starts.
+// Stable sort of the edges by key: calls move(edge, position). `begin` receives the position at which each key starts.
 template <typename Index, typename Key, typename Move>
 void counting_sort(int64_t edges, int64_t keys, int threads, const Key& key, Index* begin, const Move& move) {
   std::vector<Array<Index>> next;
@@ -67,7 +67,7 @@ void counting_sort(int64_t edges, int64_t keys, int threads, const Key& key, Ind
   });
 }
 
-// users, items: one entry an edge, within the counts (which the caller has checked).
+// users, items: one entry per edge; the caller has checked that they are within the counts.
 template <typename Index>
 CsrGraph<Index> build_graph(const int64_t* users, const int64_t* items, int64_t edges, int64_t num_users,
                             int64_t num_items, int threads) {

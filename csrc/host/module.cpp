@@ -1,4 +1,4 @@
-// reasonrec_fast._host: what runs on the host beside the operators. Built per Python, unlike _C.
+// reasonrec_fast._host: host code other than operators. Built for each Python version, unlike _C.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

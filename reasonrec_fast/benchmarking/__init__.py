@@ -1,1 +1,1 @@
-"""Timing of operators and models beside their peers: contenders take turns on the same input, medians are compared."""
+"""Benchmarks of operators and models against their peers: contenders take turns on the same input, medians count."""

@@ -1,4 +1,4 @@
-"""aggregate beside sparse products of torch, scipy and numba."""
+"""aggregate against sparse products of torch, scipy and numba."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def power_law_graph(users: int, items: int, edges: int, seed: int = 0) -> Intera
 
 @dataclass(frozen=True)
 class _Gowalla:
-    """Three layers and their mean at the size of Gowalla."""
+    """Three layers and their mean, on a graph of the size of Gowalla."""
 
     graph: InteractionGraph
     x: torch.Tensor
@@ -53,15 +53,15 @@ class _Gowalla:
         return cls(graph, _embeddings(graph), *_matrices(graph))
 
     def floor(self, bytes_an_element: int) -> float:
-        """Every edge reads a row and every node writes one in each layer, at the bandwidth of a copy."""
+        """Seconds if each layer reads a row per edge and direction and writes one per node, at a copy's bandwidth."""
         rows = 2 * self.graph.num_edges + len(self.x)
         return 3 * rows * DIM * bytes_an_element / copy_bandwidth(self.x.device.type)
 
     def case(self, name: str, dtype: torch.dtype, contenders: dict[str, Run], floor: float, tolerance: float) -> Case:
         exact = _layers(self.coo.double(), self.x.double(), 3)
 
-        def check(name: str, found: Any) -> None:
-            torch.testing.assert_close(torch.as_tensor(found).double(), exact, atol=tolerance, rtol=tolerance)
+        def check(name: str, result: Any) -> None:
+            torch.testing.assert_close(torch.as_tensor(result).double(), exact, atol=tolerance, rtol=tolerance)
 
         results = self.x.numel() * dtype.itemsize
         return Case("aggregate", name, dtype, contenders, floor, check, results, device=self.x.device.type)
@@ -106,7 +106,7 @@ def _training(device: str = "cpu", tiny: bool = False) -> Case:
         "torch_coo": Bound(gradient(partial(_layers, layers=3)), (gowalla.coo, x, gowalla.x)),
     }
     case = gowalla.case("aggregate-gowalla-fp32-train", torch.float32, contenders, 2 * gowalla.floor(4), 1e-4)
-    return replace(case, read_back=frozenset({"torch_coo"}))  # its gradient waits for the host
+    return replace(case, read_back=frozenset({"torch_coo"}))  # its gradient synchronises with the host
 
 
 def _embeddings(graph: InteractionGraph) -> torch.Tensor:
@@ -130,7 +130,7 @@ def _one_layer(name: str, graph: InteractionGraph, bandwidth: float) -> Case:
         torch.float32,
         contenders,
         floor,
-        lambda name, found: torch.testing.assert_close(found, exact, atol=1e-4, rtol=1e-4),
+        lambda name, result: torch.testing.assert_close(result, exact, atol=1e-4, rtol=1e-4),
         x.numel() * 4,
         device=x.device.type,
     )
@@ -161,7 +161,7 @@ def _matrices(graph: InteractionGraph) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _pyg(coo: torch.Tensor, x: torch.Tensor, layers: int) -> dict[str, Run]:
-    """LightGCN's layer in PyG, over edges whose weights are ready."""
+    """LightGCN's layer in PyG, with precomputed edge weights."""
     if not installed("torch_geometric"):
         return {}
     from torch_geometric.nn import LGConv
@@ -240,8 +240,8 @@ def _of_size(name: str, device: str = "cpu", tiny: bool = False) -> Case:
 
 
 def _work(nodes: int, edges: int, layers: int, element: int) -> Work:
-    """Embeddings in and out and both directions of the graph once; a table that fits the second cache needs no more
-    (the floor of a case, in contrast, reads a row from memory for every edge)."""
+    """Reads and writes the embeddings and reads both directions of the graph once, which suffices if the embeddings fit
+    into the L2 cache. (The floor of a case, in contrast, reads a row from memory for every edge.)"""
     return Work(2 * nodes * DIM * element + 4 * (2 * edges + nodes), layers * 2 * edges * DIM)
 
 

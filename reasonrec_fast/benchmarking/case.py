@@ -1,4 +1,4 @@
-"""A case of a benchmark, and the records that running it gives."""
+"""Benchmark cases, and the records of running them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ FLOOR = "floor"
 
 @dataclass(frozen=True)
 class Bound:
-    """A function with its inputs: a run that can be had again over copies of them, so that none lies in a cache.
+    """A function with its inputs. It can be repeated over copies of the inputs, so that none is in a cache.
 
     Attributes:
-        function: of the inputs alone.
-        inputs: tensors, graphs, tuples of them; anything else is shared by the copies.
+        function: depends on the inputs only.
+        inputs: tensors, graphs, and tuples of them; other values are shared by the copies.
     """
 
     function: Callable[..., Any]
@@ -33,7 +33,7 @@ class Bound:
 
     @property
     def num_bytes(self) -> int:
-        """Of the inputs.
+        """Size of the inputs in bytes.
 
         >>> Bound(torch.add, (torch.ones(2), torch.ones(3))).num_bytes
         20
@@ -51,7 +51,7 @@ def _tensors(value: Any) -> list[torch.Tensor]:
 
 
 def _num_bytes(value: Any) -> int:
-    found = 0
+    total = 0
     for tensor in _tensors(value):
         if not isinstance(tensor, torch.Tensor):
             continue
@@ -60,8 +60,8 @@ def _num_bytes(value: Any) -> int:
             parts = [tensor.indices(), tensor.values()]
         elif tensor.layout == torch.sparse_csr:
             parts = [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
-        found += sum(part.numel() * part.element_size() for part in parts)
-    return found
+        total += sum(part.numel() * part.element_size() for part in parts)
+    return total
 
 
 def _copied(value: Any) -> Any:
@@ -74,12 +74,12 @@ def _copied(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Work:
-    """What a case cannot do without, counted from its sizes.
+    """The least memory traffic and arithmetic of a case, computed from its sizes.
 
     Attributes:
         num_bytes: each input read once and each output written once.
         operations: additions and multiplications.
-        dtype: in which they are done.
+        dtype: of the operations.
     """
 
     num_bytes: int
@@ -89,19 +89,19 @@ class Work:
 
 @dataclass(frozen=True)
 class Case:
-    """One input and everyone who takes it.
+    """One input and the implementations that are compared on it.
 
     Attributes:
         name: of the operator.
         case: name of the case.
         dtype: of the input.
-        contenders: by name, ``"reasonrec_fast"`` first; all do the same work.
-        floor: work that no contender can leave out, as a run, or its seconds where it is computed; None for none.
-        check: raises where a contender's answer is wrong; is given its name and answer.
+        contenders: implementations by name, ``"reasonrec_fast"`` first; all compute the same.
+        floor: work that every contender must do, as a function to time or as computed seconds; None for no floor.
+        check: called with a contender's name and result; raises if the result is wrong.
         results: bytes of outputs and gradients.
-        seconds: after which no round begins.
-        device: where the input lies.
-        read_back: contenders that wait for values on the host, which no CUDA graph can hold.
+        seconds: time after which no further round starts.
+        device: of the input.
+        read_back: contenders that read values back to the host, which a CUDA graph cannot capture.
     """
 
     name: str
@@ -109,7 +109,7 @@ class Case:
     dtype: torch.dtype
     contenders: dict[str, Run]
     floor: Run | float | None = None
-    check: Callable[[str, Any], None] = lambda name, found: None
+    check: Callable[[str, Any], None] = lambda name, result: None
     results: int = 0
     seconds: float = 10.0
     device: str = "cpu"
@@ -121,11 +121,11 @@ class Record:
     """One line of a report.
 
     Attributes:
-        name, case, contender, device, dtype: what was timed where.
-        median_ms: median; ``spread``: interquartile range over it.
+        name, case, contender, device, dtype: what was timed, and where.
+        median_ms: median time; ``spread``: interquartile range over the median.
         ratio_to_best_peer: the best peer's median over this one's; larger is better. None for peers and the floor.
         ratio_to_floor: this median over the floor's; None without a floor.
-        peak_extra_bytes: without inputs, outputs and gradients; None where it cannot be read.
+        peak_extra_bytes: peak memory without inputs, outputs and gradients; None if it cannot be measured.
     """
 
     name: str
@@ -141,7 +141,7 @@ class Record:
 
 
 def run_case(case: Case) -> Iterator[Record]:
-    """Check every contender's answer, time all of them in turns, and measure their memory."""
+    """Check the result of every contender, time all of them in turns, and measure their memory."""
     for name, run in case.contenders.items():
         case.check(name, run())
     runs = dict(case.contenders)
@@ -167,7 +167,7 @@ def run_case(case: Case) -> Iterator[Record]:
 
 
 def _best_peer_over(name: str, timings: dict[str, Timing]) -> float | None:
-    """For our side alone."""
+    """The best peer's median over ours; None for other contenders than ours."""
     if name != OURS:
         return None
     peers = [timing.median_ms for other, timing in timings.items() if other not in (OURS, FLOOR)]
@@ -175,5 +175,5 @@ def _best_peer_over(name: str, timings: dict[str, Timing]) -> float | None:
 
 
 def installed(module: str) -> bool:
-    """Whether a peer is there; peers that are not are left out."""
+    """Whether a peer's module is installed; missing peers are skipped."""
     return importlib.util.find_spec(module) is not None

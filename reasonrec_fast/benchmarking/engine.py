@@ -1,4 +1,4 @@
-"""The early-exit engine beside transformers, with and without a prefix cache, on real prompts."""
+"""The early-exit engine against transformers, with and without a prefix cache, on real prompts."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from reasonrec_fast.models.optirag import OptiRAG
 
 BATCH = 32
-"""Requests that transformers scores in one call."""
+"""Requests per call of transformers."""
 CANDIDATES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-"""A prefix; the requests are the same in all cases, so that they differ in nothing else."""
+"""Candidates per prefix. All cases have the same requests, so that they differ only in the grouping."""
 TOKENS = 4096
-"""Most tokens that ours packs in one batch, but for a group that is larger alone."""
+"""Most tokens in one of our batches, except for a single group that is larger."""
 
 
 def _case(
@@ -34,7 +34,7 @@ def _case(
     seconds: float = 60.0,
     device: str = "cpu",
 ) -> Case:
-    """A case over prompts of ``engine_prompts`` (whose import, transformers' above all, takes seconds)."""
+    """A case over prompts of ``engine_prompts``, imported here since it imports transformers, which takes seconds."""
     from reasonrec_fast.benchmarking import engine_prompts
 
     model, _, _ = engine_prompts.movielens_model()
@@ -43,14 +43,14 @@ def _case(
     work = replace(work, numbers=work.numbers.to(device), strata=work.strata.to(device))
     contenders: dict[str, Run] = {OURS: partial(_ours, model, work, early_exit)}
     contenders |= {name: partial(_PEERS[name], model, work) for name in peers}
-    compared = peers or not early_exit
-    full = _ours(model, work, early_exit=False) if compared else torch.empty(0)
+    needs_full_depth = peers or not early_exit
+    full = _ours(model, work, early_exit=False) if needs_full_depth else torch.empty(0)
 
-    def check(contender: str, found: torch.Tensor) -> None:
-        """All but early exit itself give the scores of full depth, within what bfloat16 leaves of them."""
+    def check(contender: str, scores: torch.Tensor) -> None:
+        """All contenders except ours with early exit must give full-depth scores, within bfloat16's accuracy."""
         if contender == OURS and early_exit:
             return
-        difference = (found - full).abs()
+        difference = (scores - full).abs()
         if difference.mean() > 0.01 or difference.max() > 0.1:
             raise AssertionError(f"{contender}: scores differ from full depth by up to {float(difference.max()):.3f}")
 
@@ -70,33 +70,33 @@ def _ours(model: OptiRAG, work: Work, early_exit: bool) -> torch.Tensor:
     from reasonrec_fast.lm.layout import within
 
     policy, row = model.policy if early_exit else None, 0
-    found, sizes = [], [len(prefix) + sum(map(len, suffixes)) for prefix, suffixes in work.groups]
-    for part in within(sizes, TOKENS):
-        groups = [work.groups[place] for place in part]
+    probabilities, sizes = [], [len(prefix) + sum(map(len, suffixes)) for prefix, suffixes in work.groups]
+    for batch in within(sizes, TOKENS):
+        groups = [work.groups[index] for index in batch]
         end = row + sum(len(suffixes) for _, suffixes in groups)
-        found.append(model.ranker.rank(groups, work.numbers[row:end], policy, work.strata[row:end]).probability)
+        probabilities.append(model.ranker.rank(groups, work.numbers[row:end], policy, work.strata[row:end]).probability)
         row = end
-    return torch.cat(found)
+    return torch.cat(probabilities)
 
 
 @torch.inference_mode()
 def _transformers(model: OptiRAG, work: Work) -> torch.Tensor:
-    """Every prompt in full, padded on the left, last-token logits alone."""
+    """Every full prompt, left-padded; only the logits of the last tokens."""
     from reasonrec_fast.models.optirag.full_depth import padded
 
-    prompts, found = work.prompts, []
+    prompts, probabilities = work.prompts, []
     for start in range(0, len(prompts), BATCH):
         inputs = padded(prompts[start : start + BATCH], work.numbers.device)
-        found.append(_probability(model, work, start, **inputs))
-    return torch.cat(found)
+        probabilities.append(_probability(model, work, start, **inputs))
+    return torch.cat(probabilities)
 
 
 @torch.inference_mode()
 def _transformers_prefix_cache(model: OptiRAG, work: Work) -> torch.Tensor:
-    """A user's prefix once, its cache repeated over the candidates, which are of one length."""
+    """Each user's prefix once, its cache repeated for the candidates, which have equal lengths."""
     from transformers import DynamicCache
 
-    base, device, found, start = model.ranker.backbone.base, work.numbers.device, [], 0
+    base, device, probabilities, start = model.ranker.backbone.base, work.numbers.device, [], 0
     for prefix, suffixes in work.groups:
         cache = DynamicCache(config=base.config)
         base(input_ids=torch.tensor([list(prefix)], device=device), past_key_values=cache, use_cache=True)
@@ -104,25 +104,25 @@ def _transformers_prefix_cache(model: OptiRAG, work: Work) -> torch.Tensor:
         ids = torch.tensor([list(suffix) for suffix in suffixes], device=device)
         positions = torch.arange(len(prefix), len(prefix) + ids.shape[1], device=device).expand(len(ids), -1)
         inputs = {"input_ids": ids, "position_ids": positions, "past_key_values": cache, "use_cache": True}
-        found.append(_probability(model, work, start, **inputs))
+        probabilities.append(_probability(model, work, start, **inputs))
         start += len(suffixes)
-    return torch.cat(found)
+    return torch.cat(probabilities)
 
 
 _PEERS = {"transformers": _transformers, "transformers_prefix_cache": _transformers_prefix_cache}
 
 
 def _probability(model: OptiRAG, work: Work, start: int, **inputs: Any) -> torch.Tensor:
-    """Logits of the last tokens, which are what transformers is asked for; beside them the model's last head, so that
-    answers can be compared.
+    """Computes the logits of the last tokens, as a user of transformers would, and returns the score of our last head,
+    so that results can be compared.
 
-    (Asked with ``logits_to_keep=1`` the causal model slices, and torch then copies the LM head once a row: a quarter of
-    the time and 1.7 GB. The peer is spared that.)
+    (With ``logits_to_keep=1`` the causal model slices the hidden states, and torch then copies the LM head for every
+    row: a quarter of the time and 1.7 GB. This call spares the peer that.)
     """
     from reasonrec_fast.models.optirag.full_depth import last_states
 
-    last, normed = last_states(model.ranker.backbone, **inputs)
-    model.peft.get_base_model().lm_head(normed)
+    last, final_hidden = last_states(model.ranker.backbone, **inputs)
+    model.peft.get_base_model().lm_head(final_hidden)
     return model.ranker.heads[-1](last, work.numbers[start : start + len(last)]).positive_probability
 
 

@@ -1,4 +1,4 @@
-"""Real MovieLens prompts for the engine's benchmarks, and the model that reads them."""
+"""Real MovieLens prompts for the engine's benchmarks, and their model."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from reasonrec_fast.models.optirag.prompt import Slate
 
 @dataclass(frozen=True)
 class Work:
-    """What one run scores: ``R`` requests.
+    """The input of one run: ``R`` requests.
 
     Attributes:
-        groups: token ids, a group a user.
-        numbers: standardised, float32 ``[R, F]``.
-        strata: row of the policy's thresholds, int64 ``[R]``.
+        groups: token ids, one group per user.
+        numbers: standardised dense features, float32 ``[R, F]``.
+        strata: each request's row of the policy's thresholds, int64 ``[R]``.
     """
 
     groups: list[TokenGroup]
@@ -34,13 +34,13 @@ class Work:
 
     @property
     def prompts(self) -> list[list[int]]:
-        """Every request in full."""
+        """The full prompt of every request."""
         return [[*prefix, *suffix] for prefix, suffixes in self.groups for suffix in suffixes]
 
 
 @cache
 def movielens_model() -> tuple[OptiRAG, Interactions, Split]:
-    """The demo's model with its retriever trained (seconds), adapters merged."""
+    """The demo's model with merged adapters; trains its retriever, which takes seconds."""
     data = load_movielens_small()
     split = split_by_time(data)
     model = OptiRAG.from_pretrained(PRETRAINED / "movielens", device="cpu")
@@ -52,20 +52,21 @@ def movielens_model() -> tuple[OptiRAG, Interactions, Split]:
 def slates_of_users(
     users: int, candidates: int, prefix_tokens: int, suffix_tokens: int, films: int | None = None
 ) -> Work:
-    """The first ``films`` test films (as many as candidates by default) of users who have that many, so many candidates
-    a prefix, brought to exactly these lengths (cut, or filled up with newlines where prefix and suffix meet).
+    """The first ``films`` test films (by default ``candidates``) of random users who have that many, with
+    ``candidates`` per prefix. Prefixes and suffixes get exactly the given lengths: they are truncated, or padded with
+    newlines where they meet.
 
     Raises:
-        ValueError: there are not so many users.
+        ValueError: fewer users have that many test films.
     """
     model, data, split = movielens_model()
-    owners, counts = np.unique(data.users[split.test], return_counts=True)
-    least = films or candidates
-    able = owners[counts >= least]
-    if len(able) < users:
-        raise ValueError(f"users: expected at most {len(able)} with {least} test films; got {users}")
-    chosen = np.random.default_rng(0).permutation(able)[:users]
-    rows = np.concatenate([split.test[data.users[split.test] == user][:least] for user in chosen])
+    test_users, counts = np.unique(data.users[split.test], return_counts=True)
+    min_films = films or candidates
+    eligible = test_users[counts >= min_films]
+    if len(eligible) < users:
+        raise ValueError(f"users: expected at most {len(eligible)} with {min_films} test films; got {users}")
+    chosen = np.random.default_rng(0).permutation(eligible)[:users]
+    rows = np.concatenate([split.test[data.users[split.test] == user][:min_films] for user in chosen])
     requests = _requests(rows, slate_size=candidates, prefix_tokens=prefix_tokens, suffix_tokens=suffix_tokens)
     newline = model.tokenizer("\n", add_special_tokens=False)["input_ids"]
     slates = [
@@ -80,8 +81,8 @@ def slates_of_users(
 
 
 def requests_in_arrival_order(count: int, prefix_tokens: int) -> Work:
-    """One request a user, at a random moment of their history, in the order in which they came; lengths as the
-    histories give them, up to ``prefix_tokens``."""
+    """One request per user, at a random moment of their history, in time order. Lengths follow from the histories, up
+    to ``prefix_tokens``."""
     _, data, _ = movielens_model()
     generator = np.random.default_rng(0)
     by_user = np.split(np.lexsort((data.timestamps, data.users)), np.cumsum(np.bincount(data.users))[:-1])
@@ -103,6 +104,6 @@ def _requests(rows: np.ndarray, *, slate_size: int, prefix_tokens: int, suffix_t
 def _work(requests: Requests, slates: Sequence[Slate]) -> Work:
     model, _, _ = movielens_model()
     groups, numbers, _ = requests.batch(slates, model.mean, model.scale)
-    places = np.concatenate([slate.rows for slate in slates])
-    strata: Any = torch.from_numpy(requests.cold[places].astype(np.int64))
+    rows = np.concatenate([slate.rows for slate in slates])
+    strata: Any = torch.from_numpy(requests.cold[rows].astype(np.int64))
     return Work(groups, numbers, strata)

@@ -1,6 +1,6 @@
-"""The early-exit engine with random weights of SmolLM2-135M's shape on stored prompts, beside transformers.
+"""The early-exit engine with random weights of SmolLM2-135M's shape on stored prompts, against transformers.
 
-Nothing is fetched and no data set is read: for machines that have neither (``engine.py`` has the real model).
+For machines without the weights and the data set; ``engine.py`` has the real model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from reasonrec_fast.early_exit.engine import EarlyExitModel
 from reasonrec_fast.early_exit.policy import ExitPolicy
 
 BATCH = 32
-"""Texts that transformers scores in one call."""
+"""Texts per call of transformers."""
 
 
 def ours(model: EarlyExitModel, work: StoredWork, policy: ExitPolicy | None = None) -> torch.Tensor:
@@ -27,24 +27,24 @@ def ours(model: EarlyExitModel, work: StoredWork, policy: ExitPolicy | None = No
 
 @torch.inference_mode()
 def transformers(model: EarlyExitModel, work: StoredWork) -> torch.Tensor:
-    """Every prompt in full, padded on the left, through transformers' own forward (its ``sdpa`` attention)."""
+    """Every full prompt, left-padded, through transformers' own forward (with its ``sdpa`` attention)."""
     from reasonrec_fast.models.optirag.full_depth import last_states, padded
 
-    found, texts, device = [], work.texts, model.backbone.device
+    probabilities, texts, device = [], work.texts, model.backbone.device
     for start in range(0, len(texts), BATCH):
         last, _ = last_states(model.backbone, **padded(texts[start : start + BATCH], device))
-        found.append(_probability(model, last, work.numbers[start : start + BATCH]))
-    return torch.cat(found)
+        probabilities.append(_probability(model, last, work.numbers[start : start + BATCH]))
+    return torch.cat(probabilities)
 
 
 @torch.inference_mode()
 def transformers_prefix_cache(model: EarlyExitModel, work: StoredWork) -> torch.Tensor:
-    """A user's prefix once, its ``DynamicCache`` repeated over the candidates, which are of one length."""
+    """Each user's prefix once, its ``DynamicCache`` repeated for the candidates, which have equal lengths."""
     from transformers import DynamicCache
 
     from reasonrec_fast.models.optirag.full_depth import last_states
 
-    base, device, found, start = model.backbone.base, model.backbone.device, [], 0
+    base, device, probabilities, start = model.backbone.base, model.backbone.device, [], 0
     for prefix, suffixes in work.groups:
         cache = DynamicCache(config=base.config)
         base(input_ids=torch.tensor([list(prefix)], device=device), past_key_values=cache, use_cache=True)
@@ -54,9 +54,9 @@ def transformers_prefix_cache(model: EarlyExitModel, work: StoredWork) -> torch.
         last, _ = last_states(
             model.backbone, input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True
         )
-        found.append(_probability(model, last, work.numbers[start : start + len(ids)]))
+        probabilities.append(_probability(model, last, work.numbers[start : start + len(ids)]))
         start += len(ids)
-    return torch.cat(found)
+    return torch.cat(probabilities)
 
 
 def _probability(model: EarlyExitModel, last: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
@@ -64,7 +64,7 @@ def _probability(model: EarlyExitModel, last: torch.Tensor, numbers: torch.Tenso
 
 
 def _case(name: str, prompts: str, groups: int, exits: bool = False, device: str = "cpu", tiny: bool = False) -> Case:
-    """Full depth beside transformers; with exits ours alone, whose rows must score as at the exit they left at."""
+    """Full depth against transformers; with ``exits`` only ours, checked against the scores at each row's exit."""
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     model = random_ranker(device, dtype, tiny=tiny)
     work = stored_work(prompts, groups=groups, tiny=tiny)
@@ -75,9 +75,9 @@ def _case(name: str, prompts: str, groups: int, exits: bool = False, device: str
         contenders["transformers_prefix_cache"] = partial(transformers_prefix_cache, model, work)
     expected = at_exits(model, work, policy) if exits else ours(model, work)
 
-    def check(contender: str, found: torch.Tensor) -> None:
-        """Within what bfloat16 leaves of scores."""
-        difference = (found - expected).abs()
+    def check(contender: str, scores: torch.Tensor) -> None:
+        """Equal within bfloat16's accuracy."""
+        difference = (scores - expected).abs()
         if not (difference.mean() <= 0.02 and difference.max() <= 0.2):
             raise AssertionError(f"{contender}: scores are off by up to {float(difference.max()):.3f}")
 
@@ -88,12 +88,11 @@ def _case(name: str, prompts: str, groups: int, exits: bool = False, device: str
 
 @torch.inference_mode()
 def at_exits(model: EarlyExitModel, work: StoredWork, policy: ExitPolicy | None) -> torch.Tensor:
-    """Probabilities at the layers at which :meth:`EarlyExitModel.rank` lets the rows leave, from a pass in which nobody
-    leaves."""
+    """Probabilities at the exits that :meth:`EarlyExitModel.rank` chooses for the rows, from a pass without exits."""
     depth = model.rank(work.groups, work.numbers, policy).depth
-    found = torch.stack([s.positive_probability for s in model.all_exits(work.groups, work.numbers)])
+    probabilities = torch.stack([s.positive_probability for s in model.all_exits(work.groups, work.numbers)])
     exits = torch.tensor(model.exits, device=depth.device)
-    return found.gather(0, torch.searchsorted(exits, depth)[None])[0]
+    return probabilities.gather(0, torch.searchsorted(exits, depth)[None])[0]
 
 
 CASES: dict[str, Callable[..., Case]] = {

@@ -1,4 +1,4 @@
-"""exit_confidence beside torch as people write it: linear, softmax, the two largest, entropy."""
+"""exit_confidence against the usual torch code: linear, softmax, the two largest probabilities, entropy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIZES = {
     "exit-16-152k-bf16": (16, 1024, 151_936, 1),
     "exit-4096-c2k4-bf16": (4096, 1024, 2, 4),
 }
-"""Rows, width, classes, members."""
+"""Rows, width, classes, ensemble size."""
 
 
 def plain(hidden: torch.Tensor, heads: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -37,23 +37,23 @@ def plain(hidden: torch.Tensor, heads: torch.Tensor) -> tuple[torch.Tensor, ...]
 
 
 def _case(
-    name: str, rows: int, width: int, classes: int, members: int, device: str = "cpu", tiny: bool = False
+    name: str, rows: int, width: int, classes: int, ensemble_size: int, device: str = "cpu", tiny: bool = False
 ) -> Case:
     if tiny:
         rows, width, classes = min(rows, 20), 64, min(classes, 300)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(rows, width, generator=generator).bfloat16().to(device)
-    heads = (torch.randn(members, classes, width, generator=generator) * 2 * width**-0.5).bfloat16().to(device)
+    heads = (torch.randn(ensemble_size, classes, width, generator=generator) * 2 * width**-0.5).bfloat16().to(device)
     exact = _exact(hidden, heads)
 
-    def check(name: str, found: Any) -> None:
-        statistics = (found.confidence, found.entropy, found.logsumexp) if name == OURS else found[1:]
+    def check(name: str, result: Any) -> None:
+        statistics = (result.confidence, result.entropy, result.logsumexp) if name == OURS else result[1:]
         tolerance = 1e-3 if name == OURS else 0.1
         for got, expected in zip(statistics, exact, strict=True):
             torch.testing.assert_close(got.double(), expected, atol=tolerance, rtol=tolerance)
 
     contenders: dict[str, Run] = {
-        OURS: Bound(partial(ops.exit_confidence, measure="margin"), (hidden, heads if members > 1 else heads[0])),
+        OURS: Bound(partial(ops.exit_confidence, measure="margin"), (hidden, heads if ensemble_size > 1 else heads[0])),
         "torch": Bound(plain, (hidden, heads)),
         "torch_compile": Bound(torch.compile(plain), (hidden, heads)),
     }
@@ -70,16 +70,18 @@ def _case(
 
 
 def _exact(hidden: torch.Tensor, heads: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    nothing = hidden.new_empty(0, dtype=torch.float64)
-    one = hidden.new_ones((), dtype=torch.float64)
-    found = exit_confidence_reference(hidden.double(), heads.double(), nothing, one, "margin", 0, nothing.long())
-    return found[2], found[3], found[4]
+    empty = hidden.new_empty(0, dtype=torch.float64)
+    temperature = hidden.new_ones((), dtype=torch.float64)
+    reference = exit_confidence_reference(
+        hidden.double(), heads.double(), empty, temperature, "margin", 0, empty.long()
+    )
+    return reference[2], reference[3], reference[4]
 
 
-def _work(rows: int, width: int, classes: int, members: int) -> Work:
-    """Hidden states and heads; a row's statistics are 32 bytes and 4 a member."""
-    num_bytes = 2 * width * (rows + members * classes) + rows * (32 + 4 * members)
-    return Work(num_bytes, 2 * rows * width * members * classes, torch.bfloat16)
+def _work(rows: int, width: int, classes: int, ensemble_size: int) -> Work:
+    """Hidden states and heads; the statistics of a row take 32 bytes, and 4 per head of the ensemble."""
+    num_bytes = 2 * width * (rows + ensemble_size * classes) + rows * (32 + 4 * ensemble_size)
+    return Work(num_bytes, 2 * rows * width * ensemble_size * classes, torch.bfloat16)
 
 
 CASES: dict[str, Callable[..., Case]] = {name: partial(_case, name, *sizes) for name, sizes in SIZES.items()}

@@ -1,4 +1,4 @@
-"""Times of contenders in turns, and the memory that one of them needs on top."""
+"""Measures the times of contenders in turns, and the extra memory of each."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Timing:
 def interleave(
     contenders: Mapping[str, Run], *, seconds: float = 10.0, least: int = 5, most: int = 200
 ) -> dict[str, Timing]:
-    """Time contenders round by round, so that a slow moment of the machine meets all of them.
+    """Time contenders in rounds, so that a slow phase of the machine affects all of them.
 
     Args:
-        contenders: by name; each is run once before the first round.
-        seconds: no round begins after so long.
-        least, most: rounds, whatever the time.
+        contenders: functions by name; each is called once before the first round.
+        seconds: time after which no further round starts.
+        least, most: bounds of the number of rounds, regardless of the time.
 
     >>> sorted(interleave({"a": lambda: 1, "b": lambda: 2}, seconds=0.01))
     ['a', 'b']
@@ -51,11 +51,11 @@ def interleave(
 
 def _seconds(run: Run) -> float:
     begin = time.perf_counter()
-    found = run()
+    result = run()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     elapsed = time.perf_counter() - begin
-    del found
+    del result
     return elapsed
 
 
@@ -66,14 +66,14 @@ def _timing(seconds: list[float]) -> Timing:
 
 
 def peak_extra_bytes(run: Run, results: int = 0, device: str = "cpu") -> int | None:
-    """The most memory that a run holds at a time, without what was there before.
+    """Peak memory of a run above the memory held before it, in bytes.
 
-    On a CPU read from the kernel's high-water mark of this process, so that it counts what any library allocates; None
-    where the system has none (only Linux has). On a GPU torch's own count.
+    On a CPU it is read from the operating system's peak of this process, which includes the allocations of all
+    libraries; None where that is not available (it needs Linux). On a GPU it is torch's own count.
 
     Args:
-        run: what is measured; it runs once before, for what it keeps.
-        results: bytes of its outputs and gradients, which are left out.
+        run: the function to measure; it is called once before, so that its caches are not counted.
+        results: bytes of its outputs and gradients, which are subtracted.
     """
     if device != "cpu":
         return _peak_on_gpu(run, results)
@@ -81,9 +81,9 @@ def peak_extra_bytes(run: Run, results: int = 0, device: str = "cpu") -> int | N
     if not forget_peak():
         return None
     before = resident_bytes()
-    found = run()
+    result = run()
     peak = peak_bytes()
-    del found
+    del result
     return max(peak - before - results, 0)
 
 
@@ -92,15 +92,15 @@ def _peak_on_gpu(run: Run, results: int) -> int:
     gc.collect()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    found = run()
+    result = run()
     torch.cuda.synchronize()
     peak = torch.cuda.max_memory_allocated()
-    del found
+    del result
     return max(peak - before - results, 0)
 
 
 def copy_bandwidth(device: str = "cpu", megabytes: int = 256, rounds: int = 7) -> float:
-    """Bytes read and written a second by a plain copy that does not fit the caches."""
+    """Bytes read and written per second by a copy that does not fit into the caches."""
     source = torch.empty(megabytes * 2**20 // 4, device=device)
     target = torch.empty_like(source)
     source.fill_(1.0)

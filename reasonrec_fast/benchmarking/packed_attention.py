@@ -1,4 +1,4 @@
-"""packed_attention beside scaled_dot_product_attention, which wants equal lengths and a prefix's copy a candidate."""
+"""packed_attention against scaled_dot_product_attention, which needs equal lengths and a prefix copy per candidate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZES = {
     "attention-shared-4": (4, 232, 32, 24),
     "attention-texts": (8, 256, 0, 0),
 }
-"""Groups of one prefix of so many tokens, and so many candidates of so many tokens; without candidates whole texts."""
+"""Groups, tokens per prefix, candidates per group, tokens per candidate; without candidates the prefixes are texts."""
 
 
 def _inputs(tokens: int, device: str) -> list[torch.Tensor]:
@@ -41,8 +41,8 @@ def _case(
     segments = []
     for start in range(0, groups * per_group, per_group):
         segments.append([start, prefix, 0, 0, start, 1])
-        for at in range(start + prefix, start + per_group, suffix or 1):
-            segments.append([at, suffix, start, prefix, at, 1])
+        for position in range(start + prefix, start + per_group, suffix or 1):
+            segments.append([position, suffix, start, prefix, position, 1])
     table = torch.tensor(segments)
     mask = torch.ones(max(suffix, 1), prefix + max(suffix, 1), dtype=torch.bool).tril(prefix).to(device)
 
@@ -54,16 +54,16 @@ def _case(
         return _rows(x.unflatten(0, (groups, per_group))[:, prefix:].flatten(0, 1), rows, repeats)
 
     def both(x: torch.Tensor) -> torch.Tensor:
-        """Keys or values of a candidate, its prefix's in front."""
+        """Keys or values of each candidate, after a copy of its prefix's."""
         return torch.cat([prefixes(x, repeats).repeat_interleave(candidates, 0), suffixes(x, repeats)], 2)
 
     def plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         query_heads, key_heads, value_heads = prefixes(query, 1), prefixes(key, repeats), prefixes(value, repeats)
-        found = [scaled_dot_product_attention(query_heads, key_heads, value_heads, is_causal=True).transpose(1, 2)]
+        outputs = [scaled_dot_product_attention(query_heads, key_heads, value_heads, is_causal=True).transpose(1, 2)]
         if candidates:
-            told = scaled_dot_product_attention(suffixes(query, 1), both(key), both(value), attn_mask=mask)
-            found.append(told.transpose(1, 2).reshape(groups, candidates * suffix, HEADS, WIDTH))
-        return torch.cat(found, 1).flatten(0, 1)
+            suffix_outputs = scaled_dot_product_attention(suffixes(query, 1), both(key), both(value), attn_mask=mask)
+            outputs.append(suffix_outputs.transpose(1, 2).reshape(groups, candidates * suffix, HEADS, WIDTH))
+        return torch.cat(outputs, 1).flatten(0, 1)
 
     expected = plain(*inputs)
     return Case(
@@ -71,14 +71,14 @@ def _case(
         name,
         expected.dtype,
         {OURS: Bound(ops.packed_attention, (*inputs, table)), "torch": Bound(plain, tuple(inputs))},
-        check=lambda contender, found: torch.testing.assert_close(found, expected, atol=3e-2, rtol=3e-2),
+        check=lambda contender, result: torch.testing.assert_close(result, expected, atol=3e-2, rtol=3e-2),
         results=expected.numel() * 2,
         device=device,
     )
 
 
 def _work(groups: int, prefix: int, candidates: int, suffix: int) -> Work:
-    """Queries, keys, values and answers once; two products over the pairs that see each other."""
+    """Queries, keys, values and outputs once; two products over the (query, key) pairs that are not masked."""
     tokens = groups * (prefix + candidates * suffix)
     pairs = prefix * (prefix + 1) // 2 + candidates * (suffix * prefix + suffix * (suffix + 1) // 2)
     return Work(2 * WIDTH * tokens * 2 * (HEADS + KEY_HEADS), 4 * WIDTH * HEADS * groups * pairs, torch.bfloat16)

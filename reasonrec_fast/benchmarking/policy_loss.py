@@ -1,4 +1,4 @@
-"""policy_loss, forward and backward, beside forms that hold all logits or chunks of them."""
+"""policy_loss, forward and backward, against implementations that materialise all logits or chunks of them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def _policy(device: str = "cpu", tiny: bool = False) -> Case:
     tokens, rows = problem.tokens, len(problem.tokens)
     with torch.no_grad():
         old = ops.token_logprobs(problem.hidden, problem.weight, tokens).logprobs
-    # Ratios on both sides of the clip and none near it: 16-bit logits would clip other tokens than exact ones.
+    # Ratios on both sides of the clip but not near it: 16-bit rounding must not change which tokens are clipped.
     ratios = torch.tensor([0.6, 0.9, 1.0, 1.1, 1.5])[torch.randint(5, (rows,), generator=generator)]
     old = old - ratios.log().to(device)
     advantages = torch.randn(SEQUENCES, generator=generator).to(device)
     ids = torch.arange(SEQUENCES, device=device).repeat_interleave(rows // SEQUENCES)
 
     def grpo(logprobs: Forward) -> Forward:
-        """The loss over log-probabilities, as it is written without a fused operator."""
+        """The loss from log-probabilities, as written without a fused operator."""
 
         def loss(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
             ratio, advantage = (logprobs(hidden, weight).float() - old).exp(), advantages[ids]

@@ -1,4 +1,4 @@
-"""route with dispatch and combine beside compositions of torch."""
+"""route with dispatch and combine against compositions of torch operators."""
 
 from __future__ import annotations
 
@@ -30,31 +30,37 @@ def _order(uncertainty: torch.Tensor) -> torch.Tensor:
     return torch.cat([(~delegated).nonzero()[:, 0], delegated.nonzero()[:, 0]])
 
 
-def _there_and_back(device: str = "cpu", tiny: bool = False) -> Case:
+def _round_trip(device: str = "cpu", tiny: bool = False) -> Case:
     rows = TINY_ROWS if tiny else ROWS
     uncertainty = _uncertainty(rows, device)
     x = torch.randn(rows, DIM, generator=torch.Generator().manual_seed(1)).to(device)
     inputs = (uncertainty, x, torch.empty_like(x), torch.empty_like(x))
 
-    def ours(uncertainty: torch.Tensor, x: torch.Tensor, there: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
+    def ours(
+        uncertainty: torch.Tensor, x: torch.Tensor, dispatched: torch.Tensor, combined: torch.Tensor
+    ) -> torch.Tensor:
         route = ops.route(uncertainty, budget=SHARE)
-        ops.dispatch(x, route, out=there)
-        return ops.combine(there, route, out=back)
+        ops.dispatch(x, route, out=dispatched)
+        return ops.combine(dispatched, route, out=combined)
 
-    def plain(uncertainty: torch.Tensor, x: torch.Tensor, there: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
+    def plain(
+        uncertainty: torch.Tensor, x: torch.Tensor, dispatched: torch.Tensor, combined: torch.Tensor
+    ) -> torch.Tensor:
         order = _order(uncertainty)
-        torch.index_select(x, 0, order, out=there)
+        torch.index_select(x, 0, order, out=dispatched)
         inverse = torch.empty_like(order)
         inverse[order] = torch.arange(rows, device=device)
-        return torch.index_select(there, 0, inverse, out=back)
+        return torch.index_select(dispatched, 0, inverse, out=combined)
 
-    def floor(uncertainty: torch.Tensor, x: torch.Tensor, there: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
-        """Two bare copies into ready buffers."""
-        there.copy_(x)
-        return back.copy_(there)
+    def floor(
+        uncertainty: torch.Tensor, x: torch.Tensor, dispatched: torch.Tensor, combined: torch.Tensor
+    ) -> torch.Tensor:
+        """Two plain copies into preallocated buffers."""
+        dispatched.copy_(x)
+        return combined.copy_(dispatched)
 
-    def unchanged(name: str, found: torch.Tensor) -> None:
-        torch.testing.assert_close(found, x, rtol=0, atol=0)
+    def unchanged(name: str, result: torch.Tensor) -> None:
+        torch.testing.assert_close(result, x, rtol=0, atol=0)
 
     return Case(
         "route",
@@ -68,13 +74,13 @@ def _there_and_back(device: str = "cpu", tiny: bool = False) -> Case:
     )
 
 
-def _alone(device: str = "cpu", tiny: bool = False) -> Case:
+def _route_only(device: str = "cpu", tiny: bool = False) -> Case:
     rows = TINY_ROWS if tiny else ROWS
     uncertainty = _uncertainty(rows, device)
     expected = _order(uncertainty)
 
-    def same(name: str, found: Any) -> None:
-        torch.testing.assert_close(found.order if name == OURS else found, expected, rtol=0, atol=0)
+    def same(name: str, result: Any) -> None:
+        torch.testing.assert_close(result.order if name == OURS else result, expected, rtol=0, atol=0)
 
     contenders: dict[str, Run] = {
         OURS: Bound(partial(ops.route, budget=SHARE), (uncertainty,)),
@@ -92,9 +98,9 @@ def _alone(device: str = "cpu", tiny: bool = False) -> Case:
     )
 
 
-CASES: dict[str, Callable[..., Case]] = {"route-65536": _there_and_back, "route-65536-alone": _alone}
-_ALONE = 4 * ROWS + 3 * 8 * ROWS  # uncertainty; order, inverse and destination
+CASES: dict[str, Callable[..., Case]] = {"route-65536": _round_trip, "route-65536-alone": _route_only}
+_ROUTE_BYTES = 4 * ROWS + 3 * 8 * ROWS  # uncertainty; order, inverse and destination
 WORK = {
-    "route-65536": Work(_ALONE + 2 * 8 * ROWS + 2 * 2 * 4 * DIM * ROWS),
-    "route-65536-alone": Work(_ALONE),
+    "route-65536": Work(_ROUTE_BYTES + 2 * 8 * ROWS + 2 * 2 * 4 * DIM * ROWS),
+    "route-65536-alone": Work(_ROUTE_BYTES),
 }

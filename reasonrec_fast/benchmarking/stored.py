@@ -1,5 +1,5 @@
-"""Prompts as token ids and the shape of SmolLM2-135M, stored beside this file: a model and its work where neither the
-data set nor the weights are (``benchmarks/store_prompts.py`` made them)."""
+"""Prompts as token ids and the shape of SmolLM2-135M, stored beside this file: a model and its input for machines
+without the data set and the weights (written by ``benchmarks/store_prompts.py``)."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from reasonrec_fast.files import read_json
 from reasonrec_fast.lm.layout import TokenGroup
 
 FOLDER = Path(__file__).resolve().parent
-LEAVING = 0.6
-"""Share of the rows that are left which leave at an exit: about the demo's depths."""
+EXIT_SHARE = 0.6
+"""Share of the remaining rows that leave at each exit; gives about the demo's depths."""
 
 
 @dataclass(frozen=True)
 class StoredWork:
-    """What one run scores: ``R`` rows.
+    """The input of one run: ``R`` rows.
 
     Attributes:
         groups: prefixes and suffixes, token ids.
-        numbers: standardised, float32 ``[R, F]`` on the CPU.
+        numbers: standardised dense features, float32 ``[R, F]`` on the CPU.
     """
 
     groups: list[TokenGroup]
@@ -38,12 +38,12 @@ class StoredWork:
 
     @property
     def tokens(self) -> int:
-        """Of all groups, each prefix once."""
+        """Number of tokens of all groups, each prefix counted once."""
         return sum(len(prefix) + sum(map(len, suffixes)) for prefix, suffixes in self.groups)
 
     @property
     def texts(self) -> list[list[int]]:
-        """Every request in full."""
+        """The full prompt of every request."""
         return [[*prefix, *suffix] for prefix, suffixes in self.groups for suffix in suffixes]
 
 
@@ -53,7 +53,7 @@ def _stored(name: str) -> Any:
 
 
 def decoder_shape(*, tiny: bool = False) -> dict[str, Any]:
-    """Arguments of a ``LlamaConfig``: SmolLM2-135M's, or those of a model of some kilobytes."""
+    """Arguments of a ``LlamaConfig``: SmolLM2-135M's, or with ``tiny`` those of a model of some kilobytes."""
     shape = dict(_stored("smollm2-135m")["decoder"])
     if tiny:
         shape |= {
@@ -66,16 +66,16 @@ def decoder_shape(*, tiny: bool = False) -> dict[str, Any]:
 def random_ranker(
     device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, *, tiny: bool = False
 ) -> EarlyExitModel:
-    """A decoder of SmolLM2-135M's shape with exits as the demo has them; the same random weights on every device.
+    """A decoder of SmolLM2-135M's shape with the demo's exits and the same random weights on every device.
 
-    Scores of the heads spread over (0, 1), so that answers can be told apart.
+    The heads' scores are spread over (0, 1), so that errors are visible.
 
     Args:
-        device: where it lies.
+        device: of the model.
         dtype: of the decoder; heads are float32.
-        tiny: the shape of a model of some kilobytes, for rehearsals.
+        tiny: use the shape of a model of some kilobytes, for rehearsals.
     """
-    from transformers import LlamaConfig, LlamaForCausalLM  # seconds of imports
+    from transformers import LlamaConfig, LlamaForCausalLM  # here, since the import takes seconds
 
     from reasonrec_fast.lm.decoder import Decoder
 
@@ -96,15 +96,15 @@ def random_ranker(
 
 def stored_work(name: str, *, groups: int | None = None, tiny: bool = False) -> StoredWork:
     """Prompts by name: ``"slates"`` (four users, 232 tokens, 32 candidates of 24), ``"texts"`` (sixteen users, one
-    candidate each, lengths as they are) or ``"long"`` (two prefixes of 2,000 tokens, six candidates of 24).
+    candidate each, of different lengths) or ``"long"`` (two prefixes of 2,000 tokens, six candidates of 24).
 
     Args:
         name: one of these.
-        groups: how many; all by default.
+        groups: number of groups; all by default.
         tiny: short beginnings of at most six groups of three candidates, for rehearsals.
 
     Raises:
-        ValueError: another name.
+        ValueError: an unknown name.
 
     >>> work = stored_work("slates", groups=1)
     >>> work.tokens, work.rows
@@ -113,32 +113,36 @@ def stored_work(name: str, *, groups: int | None = None, tiny: bool = False) -> 
     stored = _stored("prompts")
     if name not in stored:
         raise ValueError(f"name: expected one of {sorted(stored)}; got {name!r}")
-    found: list[TokenGroup] = [(prefix, suffixes) for prefix, suffixes in stored[name][:groups]]
+    token_groups: list[TokenGroup] = [(prefix, suffixes) for prefix, suffixes in stored[name][:groups]]
     if tiny:
-        found = [(prefix[:20], [suffix[-5:] for suffix in suffixes[:3]]) for prefix, suffixes in found[:6]]
-    rows = sum(len(suffixes) for _, suffixes in found)
+        token_groups = [
+            (prefix[:20], [suffix[-5:] for suffix in suffixes[:3]]) for prefix, suffixes in token_groups[:6]
+        ]
+    rows = sum(len(suffixes) for _, suffixes in token_groups)
     generator = torch.Generator().manual_seed(1)
-    return StoredWork(found, torch.randn(rows, _stored("smollm2-135m")["heads"]["num_numbers"], generator=generator))
+    return StoredWork(
+        token_groups, torch.randn(rows, _stored("smollm2-135m")["heads"]["num_numbers"], generator=generator)
+    )
 
 
 def spread_policy(model: EarlyExitModel, work: StoredWork) -> ExitPolicy:
-    """Thresholds at which :data:`LEAVING` of the rows that are left leave at each exit.
+    """Thresholds at which about :data:`EXIT_SHARE` of the remaining rows leave at each exit.
 
-    They lie in the widest gap near that share, so that rounding sends no row another way.
+    Each is in the widest gap of the confidences near that share, so that rounding changes no row's exit.
     """
     device = model.backbone.device
     with torch.inference_mode():
         statistics = model.all_exits(work.groups, work.numbers.to(device))
-    alive, thresholds = torch.arange(work.rows), []
-    for found in statistics[:-1]:
-        confidence = found.confidence.cpu()[alive].sort(descending=True)
-        if len(alive) < 2:
+    remaining, thresholds = torch.arange(work.rows), []
+    for exit_statistics in statistics[:-1]:
+        confidence = exit_statistics.confidence.cpu()[remaining].sort(descending=True)
+        if len(remaining) < 2:
             thresholds.append(float("inf"))
             continue
-        middle = min(max(round(LEAVING * len(alive)), 1), len(alive) - 1)
-        nearby = range(max(middle - len(alive) // 8, 1), min(middle + len(alive) // 8, len(alive) - 1) + 1)
-        gaps = {place: float(confidence.values[place - 1] - confidence.values[place]) for place in nearby}
-        place = max(gaps, key=lambda place: gaps[place])
-        thresholds.append(float(confidence.values[place - 1 : place + 1].mean()))
-        alive = alive[confidence.indices[place:].sort().values]
+        middle = min(max(round(EXIT_SHARE * len(remaining)), 1), len(remaining) - 1)
+        nearby = range(max(middle - len(remaining) // 8, 1), min(middle + len(remaining) // 8, len(remaining) - 1) + 1)
+        gaps = {index: float(confidence.values[index - 1] - confidence.values[index]) for index in nearby}
+        index = max(gaps, key=lambda index: gaps[index])
+        thresholds.append(float(confidence.values[index - 1 : index + 1].mean()))
+        remaining = remaining[confidence.indices[index:].sort().values]
     return ExitPolicy((tuple(thresholds),))

@@ -1,4 +1,4 @@
-"""The suites by name, and the cases of each."""
+"""The benchmark suites by name, and the cases of each."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ WORK: dict[str, Work] = {
     **route.WORK,
     **packed_attention.WORK,
 }
-"""Of the operators' cases."""
+"""Least memory traffic and arithmetic of the operators' cases."""
 
 
 def make_cases(names: list[str], device: str = "cpu", *, tiny: bool = False) -> Iterator[Case]:
-    """The cases of the suites and the single cases that are named; all without names.
+    """The named suites' cases and the named single cases; all cases if no names are given.
 
     Args:
         names: of suites and cases.
-        device: where the inputs lie.
-        tiny: small sizes under the same names, for rehearsals; not of the suite ``engine``.
+        device: of the inputs.
+        tiny: use small sizes under the same names, for rehearsals; not supported by the suite ``engine``.
 
     Raises:
-        ValueError: a name that is neither.
+        ValueError: an unknown name.
     """
     known = {name for suite, cases in SUITES.items() for name in (suite, *cases)}
     if not set(names) <= known:

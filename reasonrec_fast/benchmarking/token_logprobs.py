@@ -1,4 +1,4 @@
-"""token_logprobs, forward and backward, beside forms that hold all logits."""
+"""token_logprobs, forward and backward, against implementations that materialise all logits."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ class Problem:
         return cls(hidden, weight.to(device).requires_grad_(), tokens.to(device))
 
     def peers(self) -> dict[str, Forward]:
-        """Log-probabilities of the tokens, as others make them from logits."""
+        """Log-probabilities of the tokens, computed from logits."""
         tokens = self.tokens
 
         def plain(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
             logits = torch.nn.functional.linear(hidden, weight)
             return logits.float().log_softmax(-1).gather(1, tokens[:, None])[:, 0]
 
-        found: dict[str, Forward] = {"torch": plain, "torch_compile": torch.compile(plain)}
+        implementations: dict[str, Forward] = {"torch": plain, "torch_compile": torch.compile(plain)}
         if installed("trl"):
             from trl.trainer.utils import selective_log_softmax
 
-            found["trl"] = lambda hidden, weight: selective_log_softmax(
+            implementations["trl"] = lambda hidden, weight: selective_log_softmax(
                 torch.nn.functional.linear(hidden, weight), tokens
             )
-        return found
+        return implementations
 
 
 def _logprobs(device: str = "cpu", tiny: bool = False) -> Case:
@@ -74,15 +74,15 @@ def with_gradients(name: str, case: str, problem: Problem, forms: dict[str, Forw
     contenders: dict[str, Run] = {name: Bound(both_ways(form), inputs) for name, form in forms.items()}
     exact = both_ways(forms["torch"])(*(x.detach().float().requires_grad_() for x in inputs))
 
-    def check(name: str, found: Any) -> None:
-        """In shares of the largest value; logits in 16 bits, as peers have them, are off by some per cent."""
-        for ours, theirs in zip(found, exact, strict=True):
-            scale = theirs.abs().max()
+    def check(name: str, results: Any) -> None:
+        """Errors relative to the largest value; the peers' 16-bit logits have errors of some per cent."""
+        for result, expected in zip(results, exact, strict=True):
+            scale = expected.abs().max()
             tolerance = 1e-2 if name == OURS else 1e-1
-            torch.testing.assert_close(ours.float() / scale, theirs / scale, atol=tolerance, rtol=0)
+            torch.testing.assert_close(result.float() / scale, expected / scale, atol=tolerance, rtol=0)
 
     def floor(hidden: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The three products alone: logits and both gradients."""
+        """Only the three products: logits and both gradients."""
         logits = hidden @ weight.T
         return logits @ weight, logits.T @ hidden
 

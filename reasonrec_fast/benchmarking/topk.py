@@ -1,4 +1,4 @@
-"""topk beside a full score matrix with a mask, and FAISS's exact index."""
+"""topk against a full score matrix with a mask, and FAISS's exact index."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def _case(batch: int, device: str = "cpu", tiny: bool = False) -> Case:
         return ops.topk(queries, items, K, exclude=(indptr, indices))
 
     def plain(queries: torch.Tensor, items: torch.Tensor, seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        found = (queries @ items.T).scatter_(1, seen, -torch.inf).topk(K)
-        return found.values, found.indices
+        best = (queries @ items.T).scatter_(1, seen, -torch.inf).topk(K)
+        return best.values, best.indices
 
     values = plain(queries, items, seen)[0]
     contenders: dict[str, Run] = {
@@ -46,14 +46,14 @@ def _case(batch: int, device: str = "cpu", tiny: bool = False) -> Case:
         torch.float32,
         contenders,
         floor=Bound(lambda queries, items: queries @ items.T, (queries, items)),
-        check=lambda name, found: torch.testing.assert_close(found[0], values, rtol=1e-4, atol=1e-4),
+        check=lambda name, result: torch.testing.assert_close(result[0], values, rtol=1e-4, atol=1e-4),
         results=batch * K * 12,
         device=device,
     )
 
 
 def _faiss(queries: torch.Tensor, items: torch.Tensor, seen: torch.Tensor) -> Run:
-    """Over-fetches by the exclusions of a row, then leaves them out."""
+    """Fetches as many more items as a row has exclusions, then drops the excluded ones."""
     import faiss
 
     faiss.omp_set_num_threads(torch.get_num_threads())
@@ -62,15 +62,15 @@ def _faiss(queries: torch.Tensor, items: torch.Tensor, seen: torch.Tensor) -> Ru
 
     def run() -> tuple[torch.Tensor, torch.Tensor]:
         values, indices = (torch.from_numpy(part) for part in index.search(queries.numpy(), K + seen.shape[1]))
-        gone = (indices[:, :, None] == seen[:, None, :]).any(2)
-        order = gone.to(torch.uint8).argsort(dim=1, stable=True)[:, :K]
+        is_excluded = (indices[:, :, None] == seen[:, None, :]).any(2)
+        order = is_excluded.to(torch.uint8).argsort(dim=1, stable=True)[:, :K]
         return values.gather(1, order), indices.gather(1, order)
 
     return run
 
 
 def _work(batch: int) -> Work:
-    """Items, queries, exclusions and the answers; scores are in float32."""
+    """Items, queries, exclusions and results; scores are float32."""
     num_bytes = 4 * DIM * (ITEMS + batch) + 8 * (batch * SEEN + batch + 1) + 12 * K * batch
     return Work(num_bytes, 2 * DIM * ITEMS * batch)
 

@@ -1,4 +1,4 @@
-"""Data sets: loading, splitting by time, and what was known when."""
+"""Data sets: loading, splits by time, and look-ups of the events before a moment."""
 
 from reasonrec_fast.data.errors import DataError
 from reasonrec_fast.data.explanations import Explanation, load_explanations, load_xrec

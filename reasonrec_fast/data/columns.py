@@ -1,4 +1,4 @@
-"""Columns of any source as text or numbers: no type is guessed, and what cannot be read is named by its row."""
+"""Columns of any source as text or numbers. Types are never guessed, and errors name the row."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 def exact_below(kind: np.dtype) -> int:
-    """Whole numbers below it are what they are in a type of floats."""
+    """The bound below which a floating-point dtype represents every integer exactly."""
     return int(2 ** (min(np.finfo(kind).nmant, 52) + 1))
 
 
@@ -30,18 +30,18 @@ _BOOLEANS = {"True": 1.0, "False": 0.0, "true": 1.0, "false": 0.0}
 
 @dataclass(frozen=True)
 class Source:
-    """Where a table comes from, for errors.
+    """The source of a table, for error messages.
 
     Attributes:
-        path: of a file; None where the caller handed over the columns.
-        names: of all its columns, as they are called there.
+        path: of a file; None if the caller passed the columns.
+        names: of all columns in the source.
     """
 
     path: str | None = None
     names: tuple[str, ...] = ()
 
     def wrong(self, column: str, row: int, expected: str, got: object) -> DataError:
-        """What is wrong in a row (counted from 0; told from 1, without a header).
+        """An error about a row: ``row`` counts from 0, the message counts from 1, without the header.
 
         >>> str(Source("a.csv").wrong("user", 0, "a value", None))
         'a.csv, row 1: user: expected a value; got None'
@@ -53,25 +53,25 @@ class Source:
 
 
 Column: TypeAlias = "pa.Array | list[Any]"
-"""A typed column, or Python's own objects."""
+"""A typed column, or a list of Python objects."""
 
 
 def as_column(values: Any, name: str = "values") -> Column:
-    """A column as Arrow's array where it has one type, else as a list; pandas' objects are read by position.
+    """A column as an Arrow array if its values have one type, else as a list; pandas objects are read by position.
 
     Args:
-        values: of pandas, numpy, torch or Arrow, or any sequence or iterable of one dimension.
+        values: of pandas, numpy, torch or Arrow, or any one-dimensional sequence or iterable.
         name: of the argument, for errors.
 
     Raises:
-        DataError: it has not one dimension.
+        DataError: it is not one-dimensional.
 
     >>> as_column(range(2)), as_column(np.array([1, 2])).type
     ([0, 1], DataType(int64))
     """
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
-    if isinstance(values, pa.ChunkedArray):  # of no chunks, or of more text than one array holds
+    if isinstance(values, pa.ChunkedArray):  # combine_chunks keeps no chunks, or more text than one array can hold
         values = pa.concat_arrays(values.cast(_large(values.type)).chunks) if values.num_chunks else pa.array([])
     if isinstance(values, pa.Array):
         return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
@@ -80,15 +80,15 @@ def as_column(values: Any, name: str = "values") -> Column:
             return as_column(np.asarray(values), name)
         if values.dtype == object or isinstance(values.dtype, pd.PeriodDtype):
             return list(values)
-        found = pa.Array.from_pandas(pd.Series(values).reset_index(drop=True))
-        return as_column(found, name)
+        converted = pa.Array.from_pandas(pd.Series(values).reset_index(drop=True))
+        return as_column(converted, name)
     if hasattr(values, "detach"):
         values = as_array(values, name)
     if isinstance(values, np.ndarray):
         if values.ndim != 1:
             raise DataError(f"{name}: expected one dimension; got {values.ndim}")
         if isinstance(values, np.ma.MaskedArray):
-            return values.tolist()  # None where a value is hidden
+            return values.tolist()  # None for masked values
         if values.dtype.kind == "M" and np.datetime_data(values.dtype)[0] not in ("D", "s", "ms", "us", "ns"):
             values = values.astype("M8[s]")
         if values.dtype.kind in "iufM":
@@ -96,7 +96,7 @@ def as_column(values: Any, name: str = "values") -> Column:
                 return list(values)
             return pa.array(np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("=")))
         return list(values) if values.dtype == object else values.tolist()
-    unordered = isinstance(values, Mapping | Set)  # of rows, that is
+    unordered = isinstance(values, Mapping | Set)  # has no order of rows
     if unordered or isinstance(values, str | bytes | pd.DataFrame) or not hasattr(values, "__iter__"):
         raise DataError(f"{name}: expected a column of values; got {values!r:.80}")
     return list(values)
@@ -107,7 +107,7 @@ def _large(kind: pa.DataType) -> pa.DataType:
 
 
 def is_missing(value: object) -> bool:
-    """None, an empty text, NaN or NaT; any word is a value.
+    """Whether a value is None, an empty string, NaN or NaT. Words such as "NA" are values.
 
     >>> [is_missing(value) for value in (None, "", float("nan"), "NA", "None", 0)]
     [True, True, True, False, False, False]
@@ -118,10 +118,11 @@ def is_missing(value: object) -> bool:
 
 
 def text_of(value: Any) -> str | None:
-    """One value as text: text as it stands, whole numbers without ``.0``; None where it is missing.
+    """One value as text: text unchanged, whole numbers without ``.0``; None if it is missing.
 
     Raises:
-        ValueError: a value that is no text and no number, or a number that its type does not hold exactly.
+        ValueError: a value that is neither text nor a number, or a number beyond the exact range of its dtype. The
+            message is the expected value.
 
     >>> text_of("1.0"), text_of(1.0), text_of(1), text_of(2.5), text_of(float("nan"))
     ('1.0', '1', '1', '2.5', None)
@@ -152,10 +153,10 @@ def text_of(value: Any) -> str | None:
 
 
 def identifiers(values: Any, source: Source, name: str) -> pa.DictionaryArray:
-    """Text of every row, as indices into the distinct ones in the order in which they appear.
+    """Text of every row, dictionary-encoded; the dictionary is in order of first appearance.
 
     Raises:
-        DataError: a row has no value, or one that is no identifier (bool, dates, lists …).
+        DataError: a row has no value, or one that cannot be an identifier (bool, dates, lists …).
 
     >>> identifiers([1, "b", 1.0], Source(), "users").indices.to_pylist()
     [0, 1, 0]
@@ -163,27 +164,27 @@ def identifiers(values: Any, source: Source, name: str) -> pa.DictionaryArray:
     encoded = isinstance(values, pa.ChunkedArray | pa.Array) and pa.types.is_dictionary(values.type)
     if encoded and pa.types.is_string(values.type.value_type):
         if isinstance(values, pa.ChunkedArray):
-            values = _joined(values)
-        found = values
-        if not _by_appearance(found) or pc.any(pc.equal(found.dictionary, "")).as_py():
-            found = texts(found.dictionary_decode(), source, name).dictionary_encode()
+            values = _combined(values)
+        dictionary = values
+        if not _is_in_order_of_appearance(dictionary) or pc.any(pc.equal(dictionary.dictionary, "")).as_py():
+            dictionary = texts(dictionary.dictionary_decode(), source, name).dictionary_encode()
     else:
-        found = texts(as_column(values, name), source, name).dictionary_encode()
-    if found.null_count:
-        row = int(np.flatnonzero(found.is_null().to_numpy(zero_copy_only=False))[0])
+        dictionary = texts(as_column(values, name), source, name).dictionary_encode()
+    if dictionary.null_count:
+        row = int(np.flatnonzero(dictionary.is_null().to_numpy(zero_copy_only=False))[0])
         raise source.wrong(name, row, "a value", None)
-    return found
+    return dictionary
 
 
-def _by_appearance(values: pa.DictionaryArray) -> bool:
-    """Whether a dictionary holds each value of the rows once, in the order in which they appear, and no other."""
+def _is_in_order_of_appearance(values: pa.DictionaryArray) -> bool:
+    """Whether a dictionary has exactly the values of the rows, once each, in order of first appearance."""
     if values.dictionary.null_count or len(values.dictionary.unique()) < len(values.dictionary):
         return False
     used = values.indices.drop_null().unique().to_numpy(zero_copy_only=False)
     return len(used) == len(values.dictionary) and bool((used == np.arange(len(used))).all())
 
 
-def _joined(values: pa.ChunkedArray) -> pa.DictionaryArray:
+def _combined(values: pa.ChunkedArray) -> pa.DictionaryArray:
     values = values.unify_dictionaries().combine_chunks()
     if isinstance(values, pa.ChunkedArray):
         values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], pa.string()).dictionary_encode()
@@ -194,7 +195,7 @@ def texts(column: Column, source: Source, name: str) -> pa.Array:
     """Text of every row, null where it is missing.
 
     Raises:
-        DataError: a value that is neither text nor a number (the row is named).
+        DataError: a value that is neither text nor a number (the message names the row).
     """
     if isinstance(column, list):
         return _text_by_value(column, source, name)
@@ -221,16 +222,16 @@ def texts(column: Column, source: Source, name: str) -> pa.Array:
 
 
 def _text_by_value(values: Sequence[Any], source: Source, name: str) -> pa.Array:
-    found = []
+    converted = []
     for row, value in enumerate(values):
         try:
-            found.append(value or None if type(value) is str else text_of(value))
+            converted.append(value or None if type(value) is str else text_of(value))
         except ValueError as error:
             raise source.wrong(name, row, str(error), value) from None
     try:
-        return pa.array(found, pa.string())
+        return pa.array(converted, pa.string())
     except UnicodeEncodeError:
-        row = next(row for row, text in enumerate(found) if text and not _is_utf8(text))
+        row = next(row for row, text in enumerate(converted) if text and not _is_utf8(text))
         raise source.wrong(name, row, "text that UTF-8 can hold", values[row]) from None
 
 
@@ -243,60 +244,60 @@ def _is_utf8(text: str) -> bool:
 
 
 def numbers(values: Any, source: Source, name: str) -> np.ndarray:
-    """Finite numbers, float64 ``[N]``; NaN where a row has none.
+    """Finite numbers, float64 ``[N]``; NaN for a missing value.
 
     Raises:
-        DataError: text that is no number, or a number that is not finite (the row is named).
+        DataError: text that is not a number, or a number that is not finite (the message names the row).
 
     >>> numbers(["4.5", "", 1, True], Source(), "rating").tolist()
     [4.5, nan, 1.0, 1.0]
     """
     column = as_column(values, name)
-    found = _plain(column)
-    wrong = np.isinf(found)
-    if wrong.any():
-        row = int(wrong.argmax())
+    parsed = _as_float64(column)
+    infinite = np.isinf(parsed)
+    if infinite.any():
+        row = int(infinite.argmax())
         raise source.wrong(name, row, "a number", column[row])
-    return found
+    return parsed
 
 
 def distinct_numbers(values: Any, source: Source, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """As :func:`numbers`, as the place of each row among the different ones ``[N]``, and these.
+    """As :func:`numbers`, as codes ``[N]``, the index of each row's number among the distinct ones, and the latter.
 
     >>> [part.tolist() for part in distinct_numbers(["5", "4", "5"], Source(), "rating")]
     [[1, 0, 1], [4.0, 5.0]]
     """
     if isinstance(values, pa.ChunkedArray) and pa.types.is_dictionary(values.type):
-        values = _joined(values)
+        values = _combined(values)
     if not (isinstance(values, pa.Array) and pa.types.is_dictionary(values.type)):
-        found = numbers(values, source, name)
-        distinct, codes = np.unique(found, return_inverse=True)
+        parsed = numbers(values, source, name)
+        distinct, codes = np.unique(parsed, return_inverse=True)
         return codes, distinct
-    distinct = _plain(as_column(values.dictionary))
+    distinct = _as_float64(as_column(values.dictionary))
     codes = values.indices.cast(pa.int64()).fill_null(len(distinct)).to_numpy(zero_copy_only=False)
-    wrong = np.flatnonzero(np.isinf(distinct))
-    for code in wrong:
+    infinite = np.flatnonzero(np.isinf(distinct))
+    for code in infinite:
         if (codes == code).any():
             raise source.wrong(name, int((codes == code).argmax()), "a number", values.dictionary[int(code)])
     return codes, np.append(distinct, np.nan)
 
 
-def _plain(column: Column) -> np.ndarray:
+def _as_float64(column: Column) -> np.ndarray:
     if isinstance(column, list):
-        return _each(column, _number)
+        return _map_to_float64(column, _number)
     kind = column.type
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
         return column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-    return _each(column, _number)
+    return _map_to_float64(column, _number)
 
 
-def _each(values: Any, function: Callable[[Any], float]) -> np.ndarray:
+def _map_to_float64(values: Any, function: Callable[[Any], float]) -> np.ndarray:
     values = values.to_pylist() if isinstance(values, pa.Array) else values
     return np.fromiter((function(value) for value in values), np.float64, len(values))
 
 
 def _number(value: Any) -> float:
-    """Infinite where it is none."""
+    """One number; NaN if it is missing, infinity if the value is not a number."""
     if isinstance(value, str):
         return float(value) if NUMBER.fullmatch(value) else _BOOLEANS.get(value, np.inf) if value else np.nan
     if is_missing(value):
@@ -305,28 +306,28 @@ def _number(value: Any) -> float:
         return np.inf
     try:
         return float(value)
-    except OverflowError:  # a whole number of hundreds of digits
+    except OverflowError:  # an int too large for float
         return np.inf
 
 
 def values_of(value: Any) -> tuple[str, ...]:
-    """The different values of an attribute: those of a list; of a text, what stands between ``|``.
+    """The distinct values of an attribute: the elements of a list, or the parts of a text separated by ``|``.
 
     Raises:
-        ValueError: what they were expected to be.
+        ValueError: an invalid value; the message is the expected value.
 
     >>> values_of("Crime|Drama"), values_of(["a|b", 3.0, None]), values_of(None), values_of(True)
     (('Crime', 'Drama'), ('a|b', '3'), (), ('true',))
     """
     if isinstance(value, set | frozenset):
-        return tuple(sorted(text for text in map(_word, value) if text))  # a set has no order of its own
+        return tuple(sorted(text for text in map(_attribute_text, value) if text))  # a set has no order of its own
     if isinstance(value, list | tuple | np.ndarray | pd.Series):
-        return tuple(dict.fromkeys(text for text in map(_word, value) if text))
-    text = _word(value)
+        return tuple(dict.fromkeys(text for text in map(_attribute_text, value) if text))
+    text = _attribute_text(value)
     return tuple(dict.fromkeys(part for part in text.split("|") if part)) if text else ()
 
 
-def _word(value: Any) -> str | None:
+def _attribute_text(value: Any) -> str | None:
     if isinstance(value, bool | np.bool_):
         return "true" if value else "false"
     if isinstance(value, date) and value is not pd.NaT:

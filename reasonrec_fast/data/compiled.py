@@ -1,7 +1,7 @@
-"""Loops compiled by numba, that any thread and any forked process may run.
+"""Loops compiled by numba that are safe in any thread and in forked processes.
 
-numba's own parallel loops end the process where two threads run them at once, or a forked process after its parent:
-these are plain loops over part of the rows, which let go of the interpreter's lock; :func:`in_shares` divides the rows.
+numba's own parallel loops abort the process if two threads run them at once, or if a forked process runs them after its
+parent did. These are plain loops over a part of the rows that release the GIL; :func:`in_shares` divides the rows.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import torch
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_LEAST_SHARE = 4096  # rows; starting a thread takes as long as some hundred of them
+_LEAST_SHARE = 4096  # rows per thread; starting a thread costs as much as some hundred rows
 
 
 def compiled(function: Function) -> Function:
-    """Compile a function at its first call, and keep the machine code in a file where one can be written."""
+    """Compile a function at its first call, and cache the machine code on disk if possible."""
     try:
         return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # neither the package's folder nor the user's can be written to
+    except RuntimeError:  # no writable cache folder, neither in the package nor of the user
         return numba.njit(nogil=True)(function)
 
 
 def in_shares(count: int, run: Callable[[int, int], None]) -> None:
-    """Call ``run(begin, end)`` on shares of ``[0, count)``, in as many threads as torch may use; they end here.
+    """Call ``run(begin, end)`` on shares of ``[0, count)``, in as many threads as torch uses; waits for all of them.
 
     >>> in_shares(3, lambda begin, end: print(begin, end))
     0 3

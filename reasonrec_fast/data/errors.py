@@ -1,5 +1,5 @@
-"""The one error of the data layer."""
+"""The exception of the data layer."""
 
 
 class DataError(ValueError):
-    """The data is not what it should be; the message names the place, what was expected and what came."""
+    """Invalid data; the message names the location, what was expected and what was found."""

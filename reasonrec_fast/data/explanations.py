@@ -1,4 +1,4 @@
-"""XRec's files (Ma et al. 2024, arXiv 2406.02377): who went where, and why some would enjoy it."""
+"""The files of XRec (Ma et al. 2024, arXiv 2406.02377): interactions, and explanations of some of them."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Explanation:
     Attributes:
         user, item: identifiers, as in the interactions.
         title: of the item.
-        user_profile, item_profile: what each is like, in words.
-        explanation: why this user would enjoy the item, drawn from the user's own review: the reference of what is
-            generated, and nothing to prompt with.
+        user_profile, item_profile: descriptions of both in text.
+        explanation: why this user would enjoy the item, extracted from the user's own review. It is the reference of
+            generated explanations and must not be part of a prompt.
     """
 
     user: int
@@ -42,35 +42,36 @@ def load_explanations(path: str | Path) -> list[Explanation]:
     """Read explanations, in the order of the file.
 
     Raises:
-        DataError: no such file, or a line is not an object with the fields of :class:`Explanation` (it is named).
+        DataError: no such file, or a line is not an object with the fields of :class:`Explanation` (the message names
+            the line).
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"path: expected a file of explanations; there is none at {path}")
-    kinds = {"user": int, "item": int}
-    found = []
+    types = {"user": int, "item": int}
+    explanations = []
     for number, stored in records(contents(path), path):
-        values: dict[str, Any] = {one.name: stored.get(one.name) for one in fields(Explanation)}
+        values: dict[str, Any] = {field.name: stored.get(field.name) for field in fields(Explanation)}
         for name, value in values.items():
-            kind = kinds.get(name, str)
-            if not isinstance(value, kind):
-                raise DataError(f"{path}, line {number}: expected {name}, a {kind.__name__}; got {value!r}")
-        found.append(Explanation(**values))
-    return found
+            expected_type = types.get(name, str)
+            if not isinstance(value, expected_type):
+                raise DataError(f"{path}, line {number}: expected {name}, a {expected_type.__name__}; got {value!r}")
+        explanations.append(Explanation(**values))
+    return explanations
 
 
 def load_xrec(folder: str | Path) -> tuple[Interactions, Split]:
     """Read ``interactions_{train,valid,test}.csv`` and the titles of ``explanations_*.jsonl``.
 
-    All events are positive and the files tell no times: a timestamp is the part that an event is in (0, 1 or 2), so
-    that nothing of a later part counts as known in an earlier one. The split is that of the files.
+    All events are positive. The files have no times: an event's timestamp is its part (0, 1 or 2), so that no event of
+    a later part counts as history in an earlier one. The split is that of the files.
 
     Raises:
-        DataError: a file of interactions is not there, lacks ``user`` or ``item``, or holds other than whole numbers.
+        DataError: a file of interactions is missing, lacks ``user`` or ``item``, or has values other than integers.
     """
     folder = Path(folder)
     users, items, parts = [], [], []
-    for place, part in enumerate(get_args(Part)):
+    for part_index, part in enumerate(get_args(Part)):
         path = folder / f"interactions_{part}.csv"
         if not path.is_file():
             raise DataError(f"folder: expected {path.name}; there is none in {folder}")
@@ -80,7 +81,7 @@ def load_xrec(folder: str | Path) -> tuple[Interactions, Split]:
                 raise DataError(f"{path}: expected whole numbers in a column {name!r}; got {list(table.columns)}")
         users.append(table["user"].to_numpy(np.int64))
         items.append(table["item"].to_numpy(np.int64))
-        parts.append(np.full(len(table), place))
+        parts.append(np.full(len(table), part_index))
     user_ids, user_index = np.unique(np.concatenate(users), return_inverse=True)
     item_ids, item_index = np.unique(np.concatenate(items), return_inverse=True)
     times = np.concatenate(parts)
@@ -92,7 +93,7 @@ def load_xrec(folder: str | Path) -> tuple[Interactions, Split]:
         [str(user) for user in user_ids],
         Catalog([str(item) for item in item_ids], _titles(folder, item_ids)),
     )
-    return events, Split(*(np.flatnonzero(times == place) for place in range(3)))
+    return events, Split(*(np.flatnonzero(times == part_index) for part_index in range(3)))
 
 
 def _titles(folder: Path, items: np.ndarray) -> Sequence[str]:
@@ -100,5 +101,5 @@ def _titles(folder: Path, items: np.ndarray) -> Sequence[str]:
     for part in get_args(Part):
         path = folder / f"explanations_{part}.jsonl"
         if path.is_file():
-            known |= {one.item: one.title for one in load_explanations(path)}
+            known |= {explanation.item: explanation.title for explanation in load_explanations(path)}
     return [known.get(item, str(item)) for item in items.tolist()]

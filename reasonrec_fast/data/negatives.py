@@ -1,4 +1,4 @@
-"""Items that a user has not had, drawn at random (numba)."""
+"""Random sampling of items that a user has not seen (numba)."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from reasonrec_fast.data.interactions import UNLABELLED, Interactions
 
 
 class NegativeSampler:
-    """Draws items uniformly from those that a user has not had; one who has had everything is given any item.
+    """Draws items uniformly from those outside a user's history; for a user whose history has all items, from all.
 
-    Several threads may draw at once, and so may forked processes.
+    Safe to use from several threads and in forked processes.
 
     Args:
-        histories: what is not to be drawn for each user, whatever it means: :meth:`Histories.had` leaves out what a
-            user has had and did not like too (so do sampled candidates and recommendations), :meth:`Histories.of`
-            leaves out likes alone (so does the training of BPR and LightGCN: a dislike may be a negative).
+        histories: the items that are not drawn for each user. :meth:`Histories.had` excludes all seen items, liked or
+            not (for sampled candidates and recommendations); :meth:`Histories.of` excludes only liked items (for the
+            training of BPR and LightGCN, where a disliked item may be a negative).
         num_items: ``I``, at least 1; negatives are in ``[0, I)``.
 
     Raises:
-        DataError: no items, or histories with others.
+        DataError: no items, or histories with items out of range.
 
     >>> sampler = NegativeSampler(Histories.from_lists([[0, 1], [2]]), 3)
     >>> sampler.draw(np.array([0, 0]), 2, np.random.default_rng(0)).tolist()
@@ -50,42 +50,43 @@ class NegativeSampler:
 
         Args:
             users: int64 ``[B]``, with histories.
-            count: how many each, at least 0.
+            count: negatives per user, at least 0.
             generator: of the random numbers.
-            distinct: no item twice in a row.
+            distinct: draw without replacement within a row.
 
         Raises:
-            DataError: a user without a history (with the row), or distinct items are asked for and a user has not so
-                many left (with the row).
+            DataError: a user index out of range, or with ``distinct`` a user with fewer than ``count`` unseen items
+                (with the row).
         """
         users = Histories(self.indptr, self._items).known(users)
         count = as_count(count, "count", error=DataError)
         if distinct and len(users):
-            had = np.diff(self.indptr)[users]
-            left = self.num_items - int(had.max())
-            if left < count:
+            seen_counts = np.diff(self.indptr)[users]
+            available = self.num_items - int(seen_counts.max())
+            if available < count:
+                row = seen_counts.argmax()
                 raise DataError(
-                    f"count: expected at most {left}, the items that user {users[had.argmax()]} in row {had.argmax()} "
-                    f"has not had; got {count}"
+                    f"count: expected at most {available}, the items that user {users[row]} in row {row} has not had; "
+                    f"got {count}"
                 )
         seeds = generator.integers(np.iinfo(np.int64).max, size=len(users))
         out = np.empty((len(users), count), dtype=np.int64)
-        given = (users, self.num_items, self.indptr, self._items, seeds, distinct, out)
-        in_shares(len(users), lambda begin, end: _draw(begin, end, *given))
+        arguments = (users, self.num_items, self.indptr, self._items, seeds, distinct, out)
+        in_shares(len(users), lambda begin, end: _draw(begin, end, *arguments))
         return out
 
 
 def draw_negatives(data: Interactions, rows: np.ndarray, known: np.ndarray, seed: int) -> Interactions:
-    """For each of some events one of an item that its user has not had, at the same moment, without a label.
+    """For each of some events, an unlabelled event of the same user and moment with an item that the user has not seen.
 
-    Users who have every item are left out.
+    Events of users who have seen all items are skipped.
 
     Args:
         data: the events.
         rows: of the events that negatives are drawn for.
-        known: rows of the events that tell what users have had. To train on, these are the training events alone:
-            what is never drawn would tell a model what its users come to like later.
-        seed: of what is drawn.
+        known: rows of the events that define the seen items. For training use only training events: excluding later
+            items would leak what a user likes in the future.
+        seed: of the random numbers.
 
     >>> data = Interactions.from_columns(["a", "b"], ["x", "y"], [1, 1], [5, 6])
     >>> draw_negatives(data, np.array([0]), np.arange(2), 0).items.tolist()
@@ -100,25 +101,25 @@ def draw_negatives(data: Interactions, rows: np.ndarray, known: np.ndarray, seed
 @compiled
 def _draw(begin, end, users, num_items, indptr, items, seeds, distinct, out):  # type: ignore[no-untyped-def]
     count = out.shape[1]
-    for place in range(begin, end):
-        row = items[indptr[users[place]] : indptr[users[place] + 1]]
+    for index in range(begin, end):
+        row = items[indptr[users[index]] : indptr[users[index] + 1]]
         if len(row) == num_items:
             row = row[:0]
-        state = np.uint64(seeds[place])
+        state = np.uint64(seeds[index])
         for column in range(count):
             repeated = True
             while repeated:
                 state += np.uint64(0x9E3779B97F4A7C15)
-                drawn = np.int64(_mixed(state) >> np.uint64(1))
-                out[place, column] = _absent(row, drawn % (num_items - len(row)))
+                drawn = np.int64(_mix_bits(state) >> np.uint64(1))
+                out[index, column] = _nth_absent(row, drawn % (num_items - len(row)))
                 repeated = False
                 if distinct:
-                    for before in range(column):
-                        repeated = repeated or out[place, before] == out[place, column]
+                    for earlier in range(column):
+                        repeated = repeated or out[index, earlier] == out[index, column]
 
 
 @compiled
-def _mixed(state):  # type: ignore[no-untyped-def]
+def _mix_bits(state):  # type: ignore[no-untyped-def]
     """SplitMix64's output for a counter (Steele, Lea and Flood 2014)."""
     z = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -126,8 +127,12 @@ def _mixed(state):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _absent(row, rank):  # type: ignore[no-untyped-def]
-    """The number that has ``rank`` others below it among those that are not in an ascending row."""
+def _nth_absent(row, rank):  # type: ignore[no-untyped-def]
+    """The integer of rank ``rank``, from 0, among those that are not in an ascending row.
+
+    ``row[i] - i`` absent integers are below ``row[i]``, so a binary search finds how many of the row's are below the
+    result. Unlike rejection sampling, it takes the same time for a user who has seen almost all items.
+    """
     low, high = 0, len(row)
     while low < high:
         middle = (low + high) // 2

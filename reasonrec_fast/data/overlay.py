@@ -1,4 +1,4 @@
-"""A long sequence with a few entries of its own: the long one is shared, not copied."""
+"""A sequence that overrides a few entries of a long one, which is shared instead of copied."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ Entry = TypeVar("Entry")
 
 
 class Overlaid(Sequence[Entry], Generic[Entry]):
-    """A sequence in which some entries are others, and which may go on after its end.
+    """A view of a sequence with some entries replaced and, optionally, more entries at its end.
 
     Args:
-        base: the sequence.
-        changes: index to entry; all from the end of ``base`` up to the new length must be there.
+        base: the underlying sequence.
+        changes: index to entry; must have all indices from the end of ``base`` up to the new length.
 
     >>> list(Overlaid(["a", "b"], {1: "B", 2: "c"})), len(Overlaid(["a"], {}))
     (['a', 'B', 'c'], 1)
@@ -32,9 +32,9 @@ class Overlaid(Sequence[Entry], Generic[Entry]):
     def __getitem__(self, index: slice) -> Sequence[Entry]: ...
     def __getitem__(self, index: int | slice) -> Entry | Sequence[Entry]:
         if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(self._length))]
-        place = index + self._length if index < 0 else index
-        return self.changes[place] if place in self.changes else self.base[place]
+            return [self[position] for position in range(*index.indices(self._length))]
+        position = index + self._length if index < 0 else index
+        return self.changes[position] if position in self.changes else self.base[position]
 
     def __iter__(self) -> Iterator[Entry]:
-        return (self[place] for place in range(self._length))
+        return (self[position] for position in range(self._length))

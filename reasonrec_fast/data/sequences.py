@@ -1,4 +1,4 @@
-"""Leave-one-out sequence files: one user a line, items in time order (S3-Rec's form of the Amazon reviews)."""
+"""Leave-one-out sequence files: one user per line, items in time order (S3-Rec's format of the Amazon reviews)."""
 
 from __future__ import annotations
 
@@ -13,50 +13,50 @@ from reasonrec_fast.files import read_json
 
 
 def load_sequences(folder: str | Path) -> Interactions:
-    """Read ``sequences.txt`` (``user item item ...`` a line) and, where they are there, ``item_attributes.json`` (item
-    to attribute names or numbers) and ``item_asin.json`` (item to its identifier in the shop).
+    """Read ``sequences.txt`` (lines of ``user item item ...``) and, if they exist, ``item_attributes.json`` (item to
+    attribute names or numbers) and ``item_asin.json`` (item to its identifier in the shop).
 
-    All events are positive. A timestamp is the event's place in its user's line: the files tell no more, so that
-    ``split_by_time(..., "leave_one_out")`` is the one split that means something.
+    All events are positive. The files have no times: a timestamp is the event's position in its user's line, so only
+    ``split_by_time(..., "leave_one_out")`` is meaningful.
 
-    The text is UTF-8, with or without a mark of the byte order.
+    The text is UTF-8, with or without a byte order mark.
 
     Raises:
-        DataError: ``sequences.txt`` is not there, empty or no UTF-8 (the line and the byte are named), or a line is not
-            a user, whom no line before names, and whole numbers (it is named).
+        DataError: ``sequences.txt`` is missing, empty or not UTF-8 (the message names line and byte), or a line does
+            not consist of a new user and integers (the message names the line).
     """
     folder = Path(folder)
     path = folder / "sequences.txt"
     if not path.is_file():
         raise DataError(f"folder: expected sequences.txt; there is none in {folder}")
-    places_of: dict[str, int] = {}
+    line_of_user: dict[str, int] = {}
     rows: list[np.ndarray] = []
     for number, line in text_lines(contents(path), path):
         if not line.strip():
             continue
         user, *words = line.split()
-        if user in places_of:
+        if user in line_of_user:
             raise DataError(
-                f"{path}, line {number}: expected another user than in line {places_of[user]}; got {user!r}"
+                f"{path}, line {number}: expected another user than in line {line_of_user[user]}; got {user!r}"
             )
         try:
             rows.append(np.array(words, dtype=np.int64))
         except (ValueError, OverflowError) as error:
             raise DataError(f"{path}, line {number}: expected whole numbers; {error}") from error
-        places_of[user] = number
+        line_of_user[user] = number
     if not rows:
         raise DataError(f"{path}: expected at least one user; got none")
     sizes = np.array([len(row) for row in rows], dtype=np.int64)
     ids, items = np.unique(np.concatenate(rows), return_inverse=True)
     users = np.repeat(np.arange(len(rows)), sizes)
-    places = np.arange(len(items)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    order = np.argsort(places, kind="stable")
+    positions = np.arange(len(items)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    order = np.argsort(positions, kind="stable")
     return Interactions(
         users[order],
         items[order].astype(np.int64),
         np.ones(len(items), dtype=np.int64),
-        places[order],
-        list(places_of),
+        positions[order],
+        list(line_of_user),
         _catalog(folder, [str(item) for item in ids.tolist()]),
     )
 
@@ -64,8 +64,8 @@ def load_sequences(folder: str | Path) -> Interactions:
 def _catalog(folder: Path, ids: list[str]) -> Catalog:
     attributes, titles = {}, ids
     if (folder / "item_attributes.json").is_file():
-        known = read_json(folder / "item_attributes.json")
-        attributes["attributes"] = [tuple(map(str, known.get(item, ()))) for item in ids]
+        stored = read_json(folder / "item_attributes.json")
+        attributes["attributes"] = [tuple(map(str, stored.get(item, ()))) for item in ids]
     if (folder / "item_asin.json").is_file():
         asins = read_json(folder / "item_asin.json")
         titles = [str(asins.get(item, item)) for item in ids]

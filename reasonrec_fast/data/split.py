@@ -16,7 +16,7 @@ SplitKind = Literal["user_time", "global_time", "leave_one_out"]
 
 @dataclass(frozen=True)
 class Split:
-    """Row indices of :class:`Interactions`, each ascending and hence in time order."""
+    """Row indices of :class:`Interactions`; each part is ascending and hence in time order."""
 
     train: np.ndarray
     validation: np.ndarray
@@ -30,14 +30,14 @@ def split_by_time(
     validation: float = 0.1,
     test: float = 0.2,
 ) -> Split:
-    """Cut the events into training, validation and test, never against time within a user.
+    """Split the events into training, validation and test parts that are in time order within each user.
 
     Args:
         interactions: the events.
-        kind: ``"user_time"`` cuts each user's own events (the default: first 70 % training, next 10 % validation,
+        kind: ``"user_time"`` splits each user's own events (by default the first 70 % training, next 10 % validation,
             last 20 % test); other users' training events may then be later than a user's test events.
-            ``"global_time"`` cuts all events at two moments. ``"leave_one_out"`` takes each user's last event for
-            test and the one before for validation (users with fewer than three events stay in training).
+            ``"global_time"`` splits all events at two moments. ``"leave_one_out"`` uses each user's last event for
+            test and the one before for validation (users with fewer than three events are in training only).
         validation, test: shares of the events, for the first two kinds.
 
     Raises:
@@ -65,9 +65,9 @@ def split_by_time(
         if kind == "user_time":
             train_end, validation_end = _cuts(counts, validation, test)
         else:
-            enough = counts >= 3
-            train_end = np.where(enough, counts - 2, counts)
-            validation_end = np.where(enough, counts - 1, counts)
+            is_long_enough = counts >= 3
+            train_end = np.where(is_long_enough, counts - 2, counts)
+            validation_end = np.where(is_long_enough, counts - 1, counts)
         first, second = train_end[interactions.users], validation_end[interactions.users]
     else:
         raise DataError(f"kind: expected 'user_time', 'global_time' or 'leave_one_out'; got {kind!r}")
@@ -79,20 +79,20 @@ def split_by_time(
 
 
 def checked_split(interactions: Interactions, split: Split) -> Split:
-    """A split with its parts as ascending row numbers, whatever they came in.
+    """A split whose parts are validated and converted to ascending row indices.
 
     Raises:
-        DataError: rows that the table does not have, or one twice.
+        DataError: rows outside the table, or a duplicate row.
     """
     parts = {name: getattr(split, name) for name in ("train", "validation", "test")}
     return Split(**{name: as_rows(rows, name, len(interactions), error=DataError) for name, rows in parts.items()})
 
 
 def check_not_learnt(data: Interactions, split: Split, learnt: np.ndarray, name: str) -> None:
-    """Refuse a test part that a model has learnt from: metrics on it would tell what the model remembers.
+    """Raise an error if a model was fitted on events of the test part: its metrics would measure memorisation.
 
-    That happens where the events are others, or where a user's events of one moment have come in another order, as the
-    order then tells which of them are the last.
+    That happens if the data set has changed, or if a user's simultaneous events are in another order, since the order
+    then decides which of them are in the test part.
 
     Args:
         data, split: the events and their parts.
@@ -102,29 +102,29 @@ def check_not_learnt(data: Interactions, split: Split, learnt: np.ndarray, name:
     Raises:
         DataError: an event of the test part is among ``learnt``.
     """
-    # What is there twice may well be in two parts.
-    held = np.setdiff1d(learnt, data.keys(np.concatenate([split.train, split.validation])))
-    seen = int(np.isin(data.keys(split.test), held).sum())
-    if seen:
+    # An event that occurs twice may legitimately be in two parts.
+    learnt_only = np.setdiff1d(learnt, data.keys(np.concatenate([split.train, split.validation])))
+    leaked = int(np.isin(data.keys(split.test), learnt_only).sum())
+    if leaked:
         raise DataError(
-            f"{name}: expected a test part that the model has not learnt from; it was fitted on {seen} of these "
+            f"{name}: expected a test part that the model has not learnt from; it was fitted on {leaked} of these "
             f"{len(split.test)} events. Either the split or the events are others, or those of one moment have come "
             "in another order"
         )
 
 
 def _cuts(counts: np.ndarray, validation: float, test: float) -> tuple[np.ndarray, np.ndarray]:
-    """Ends of the training and validation parts; exact for shares like 0.7, whose binary sum is not."""
+    """Ends of the training and validation parts; the 1e-9 compensates the rounding of shares such as 0.7 in binary."""
     train_end = np.floor(counts * (1 - validation - test) + 1e-9).astype(np.int64)
     validation_end = np.floor(counts * (1 - test) + 1e-9).astype(np.int64)
     return train_end, validation_end
 
 
 def sample_of_users(interactions: Interactions, rows: np.ndarray, size: int, seed: int = 0) -> np.ndarray:
-    """All ``rows`` of users drawn at random until there are at least ``size`` (or no more), ascending.
+    """All ``rows`` of random users, as few as give at least ``size`` rows (or all users), ascending.
 
     Raises:
-        DataError: rows that the table does not have or one twice, or a size below 1.
+        DataError: rows outside the table, a duplicate row, or a size below 1.
 
     >>> events = Interactions.from_columns(["a", "b"] * 5, range(10), [1, 0] * 5, range(10))
     >>> len(sample_of_users(events, np.arange(10), 3))

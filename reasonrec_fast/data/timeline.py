@@ -1,4 +1,4 @@
-"""What was known at a moment: each user's and each item's events in time order."""
+"""Events before a moment: each user's or each item's events in time order, with fast look-ups by time."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from reasonrec_fast.data.interactions import Interactions
 
 
 class Timeline:
-    """Events grouped by one key and sorted by time, with the number of a key's events before a moment.
+    """Events grouped by a key (user or item) and sorted by time, with look-ups of a key's events before a moment.
 
-    ``rows[indptr[k] : indptr[k + 1]]`` are the event rows of key ``k`` in time order.
+    ``rows[indptr[k] : indptr[k + 1]]`` are the event rows of key ``k`` in time order. "Before" is strict: an event at
+    the moment itself is not included, so that nothing leaks from simultaneous events.
 
-    Vectors come in any form (numpy, torch, pandas by position, lists).
+    Vectors may be numpy arrays, tensors, pandas objects (by position) or lists.
 
     Args:
-        keys: the grouping key of every row of the table, whole numbers ``[N]`` in ``[0, num_keys)``.
-        timestamps: whole numbers ``[N]``, ascending.
-        num_keys: how many keys there are.
-        rows: the rows to hold (all by default).
+        keys: the grouping key of every row of the table, integers ``[N]`` in ``[0, num_keys)``.
+        timestamps: integers ``[N]``, ascending.
+        num_keys: number of keys.
+        rows: the rows to include (all by default).
 
     Raises:
-        DataError: vectors of different lengths, a key out of range, timestamps that fall, or rows that the table does
-            not have (with the row).
+        DataError: vectors of different lengths, a key out of range, timestamps that decrease, or rows outside the
+            table (with the row).
 
     >>> line = Timeline(np.array([0, 1, 0]), np.array([10, 20, 30]), 2)
     >>> line.before(0, 30).tolist(), line.before(0, 31).tolist()
@@ -38,9 +39,9 @@ class Timeline:
         keys = as_index(keys, "keys", num_keys, error=DataError)
         timestamps = as_index(timestamps, "timestamps", least=_EARLIEST, error=DataError)
         same_length(DataError, keys=keys, timestamps=timestamps)
-        falls = timestamps[1:] < timestamps[:-1]
-        if falls.any():
-            row = int(falls.argmax()) + 1
+        is_decreasing = timestamps[1:] < timestamps[:-1]
+        if is_decreasing.any():
+            row = int(is_decreasing.argmax()) + 1
             raise DataError(f"timestamps: expected ascending ones; got {timestamps[row]} in row {row}")
         rows = np.arange(len(keys)) if rows is None else as_rows(rows, "rows", len(keys), error=DataError)
         order = np.argsort(keys[rows], kind="stable")
@@ -48,11 +49,14 @@ class Timeline:
         counts = np.bincount(keys[rows], minlength=num_keys)
         self.indptr = np.concatenate([[0], np.cumsum(counts)])
         self.times = timestamps[self.rows]
-        # One ascending number for key and time, so that many keys are looked up at once.
+        # `places_before` looks up many (key, moment) pairs with one binary search over all events. That needs one
+        # ascending integer per event: key * (T + 1) + rank of its time among the T distinct times. Ranks, not the
+        # times themselves, because key * time could overflow int64. The factor T + 1 leaves room for rank T, that of a
+        # moment after all events.
         ascending = timestamps[rows]
-        begins = np.diff(ascending, prepend=ascending[:1] - 1) != 0
-        self._moments = ascending[begins]
-        self._order = keys[self.rows] * (len(self._moments) + 1) + (np.cumsum(begins) - 1)[order]
+        starts_moment = np.diff(ascending, prepend=ascending[:1] - 1) != 0
+        self._distinct_times = ascending[starts_moment]
+        self._combined_order = keys[self.rows] * (len(self._distinct_times) + 1) + (np.cumsum(starts_moment) - 1)[order]
 
     @classmethod
     def of_users(cls, interactions: Interactions, rows: np.ndarray | None = None) -> Timeline:
@@ -66,22 +70,25 @@ class Timeline:
         """Rows of a key, oldest first.
 
         Raises:
-            DataError: a key that there is not; so for all that ask for one.
+            DataError: a key out of range; so do all methods that take a key.
         """
         self._check_key(key)
         return self.rows[self.indptr[key] : self.indptr[key + 1]]
 
     def count_before(self, key: int, moment: np.ndarray | int) -> np.ndarray:
-        """How many of a key's events happened strictly before each moment."""
+        """Number of a key's events strictly before each moment."""
         self._check_key(key)
         start, end = self.indptr[key], self.indptr[key + 1]
         return self.times[start:end].searchsorted(_moments(moment))
 
     def places_before(self, keys: np.ndarray, moments: np.ndarray) -> np.ndarray:
-        """Ends in ``rows`` of each key's events strictly before each moment (the two are broadcast)."""
+        """Position in ``rows`` after the last event of each key strictly before each moment; the two are broadcast.
+
+        The events before moment ``m`` of key ``k`` are ``rows[indptr[k] : places_before(k, m)]``.
+        """
         keys = as_index(keys, "keys", self._num_keys, dims=np.ndim(keys), error=DataError)
-        rank = self._moments.searchsorted(_moments(moments))
-        return self._order.searchsorted(keys * (len(self._moments) + 1) + rank)
+        rank = self._distinct_times.searchsorted(_moments(moments))
+        return self._combined_order.searchsorted(keys * (len(self._distinct_times) + 1) + rank)
 
     def before(self, key: int, moment: int) -> np.ndarray:
         """Rows of a key strictly before a moment, oldest first."""

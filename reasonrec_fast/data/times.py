@@ -1,4 +1,4 @@
-"""Moments of any form as whole numbers of one unit."""
+"""Parses timestamps of any format into integers of one unit."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from reasonrec_fast.data.errors import DataError
 _logger = logging.getLogger("reasonrec_fast")
 
 TimeUnit = Literal["s", "ms", "us", "ns", "count"]
-"""Of a clock since 1970 (UTC), or a plain counter."""
+"""Seconds to nanoseconds since 1970 (UTC), or a plain counter."""
 
 UNITS: tuple[TimeUnit, ...] = get_args(TimeUnit)
 _CLOCKS = UNITS[:4]
 _WORDS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-_FIRST, _LAST = 10**8, 4_102_444_800  # seconds: March 1973 and the year 2100
+_FIRST_SECOND, _LAST_SECOND = 10**8, 4_102_444_800  # seconds: March 1973 and the year 2100
 _ISO = r"^\d{4}[-/]\d{2}[-/]\d{2}([T ]\d{2}:\d{2}(:\d{2}([.,]\d{1,9})?)?)? ?(Z|z|[+-]\d{2}:?\d{2}|[+-]\d{2})?$"
 _EXPECTED = "a number or a date"
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Attributes: ``values``, int64 ``[N]``; ``unit``, the coarsest of a clock that holds all of them exactly, so that
-    the same moments are the same numbers whatever they were written in."""
+    """Attributes: ``values``, int64 ``[N]``; ``unit``, the coarsest clock unit that represents all of them exactly, so
+    that the same moments give the same integers in whichever unit or format they were written."""
 
     values: np.ndarray
     unit: TimeUnit
 
     @property
     def finest(self) -> np.ndarray:
-        """In nanoseconds; those of a counter as they are."""
+        """In nanoseconds; a counter's values are unchanged."""
         return self.values * (1 if self.unit == "count" else _PER_SECOND["ns"] // _PER_SECOND[self.unit])
 
 
@@ -49,18 +49,19 @@ def moments(
 ) -> Moments:
     """Read a column of times.
 
-    Numbers are seconds, milliseconds, microseconds or nanoseconds since 1970 by their size (March 1973 to 2099), or,
-    all below 10⁸, a counter that stays as it is. Dates are datetimes, or text by ISO 8601; without a zone they are UTC.
+    The unit of numbers is detected from their magnitude: seconds, milliseconds, microseconds or nanoseconds since 1970
+    (March 1973 to 2099), or, if all are below 10⁸, a counter that is kept unchanged. Dates are datetimes or ISO 8601
+    text; without a zone they are UTC.
 
     Args:
         column: of numbers, datetimes or text.
         source, name: for errors.
-        unit: of numbers, where their size is not to decide.
-        form: of text, as ``datetime.strptime`` takes it.
+        unit: of numbers, instead of the detected one.
+        form: format of text dates, as for ``datetime.strptime``.
 
     Raises:
-        DataError: a row without a moment, numbers of several units, dates that can be read in two ways, or an argument
-            that does not go with the column.
+        DataError: a missing value, numbers of several units, an ambiguous date format, or an option that does not
+            apply to the column.
 
     >>> moments(["2020-09-13 12:26:40", "2020-09-13T14:26:40.5+02:00"], Source())
     Moments(values=array([1600000000000, 1600000000500]), unit='ms')
@@ -71,7 +72,7 @@ def moments(
         raise DataError(f"time_unit: expected one of {', '.join(UNITS)}; got {unit!r}")
     column = as_column(column, name)
     if isinstance(column, list):
-        column = _typed(column, source, name)
+        column = _as_typed_column(column, source, name)
     elif pa.types.is_large_string(column.type) or column.type == pa.string_view():
         column = column.cast(pa.string())
     if not isinstance(column, list) and column.null_count:
@@ -79,27 +80,27 @@ def moments(
         raise source.wrong(name, row, _EXPECTED, None)
     kind = None if isinstance(column, list) else column.type
     if kind is not None and (pa.types.is_timestamp(kind) or pa.types.is_date(kind)):
-        _without("time_unit", unit, "dates", source, name)
-        _without("time_format", form, "datetimes", source, name)
+        _refuse_option("time_unit", unit, "dates", source, name)
+        _refuse_option("time_format", form, "datetimes", source, name)
         return _of_dates(column)
     if kind is not None and pa.types.is_string(kind):
         if form is not None:
-            _without("time_unit", unit, "dates", source, name)
+            _refuse_option("time_unit", unit, "dates", source, name)
             return _by_format(column, form, source, name)
         if not _all_numbers(column):
             if pc.all(pc.match_substring_regex(column, _ISO)).as_py():
-                _without("time_unit", unit, "dates", source, name)
+                _refuse_option("time_unit", unit, "dates", source, name)
                 return _of_iso(column, source, name)
-            raise _unreadable(column, source, name)
+            raise _parse_error(column, source, name)
         column = _numbers_of_text(column)
-    _without("time_format", form, "numbers", source, name)
+    _refuse_option("time_format", form, "numbers", source, name)
     if kind is not None and not isinstance(column, list):
         _check_numbers(column, source, name)
     return _of_numbers(column, unit, source, name)
 
 
-def common(first: Moments, second: Moments, what: str) -> tuple[np.ndarray, np.ndarray, TimeUnit]:
-    """Both in the finer of their units.
+def common(first: Moments, second: Moments, description: str) -> tuple[np.ndarray, np.ndarray, TimeUnit]:
+    """The values of both, converted to the finer of their units, and that unit.
 
     Raises:
         DataError: one is a clock and the other a counter.
@@ -112,13 +113,13 @@ def common(first: Moments, second: Moments, what: str) -> tuple[np.ndarray, np.n
     if len(first.values) == 0:
         return first.values, second.values, second.unit
     if "count" in (first.unit, second.unit):
-        raise DataError(f"{what}: expected times of one kind; got {_kind(first)} and {_kind(second)}")
+        raise DataError(f"{description}: expected times of one kind; got {_kind(first)} and {_kind(second)}")
     unit = max(first.unit, second.unit, key=_CLOCKS.index)
     return _in_unit(first, unit), _in_unit(second, unit), unit
 
 
 def told_unit(values: np.ndarray) -> TimeUnit:
-    """The unit that whole numbers tell by their size; a counter where they tell several."""
+    """The unit of integers by their magnitude; a counter if their magnitudes fit several units."""
     if len(values) == 0:
         return "s"
     first, last = _units(np.array([values.min(), values.max()]))
@@ -126,7 +127,7 @@ def told_unit(values: np.ndarray) -> TimeUnit:
 
 
 def coarsest(values: np.ndarray, unit: TimeUnit) -> Moments:
-    """The same moments in the coarsest unit that holds them.
+    """The same moments in the coarsest unit that represents them exactly.
 
     >>> coarsest(np.array([5_000_000, 7_000_000]), "us")
     Moments(values=array([5, 7]), unit='s')
@@ -147,20 +148,20 @@ def _kind(moments: Moments) -> str:
     return "a plain counter" if moments.unit == "count" else "a clock"
 
 
-def _without(option: str, value: str | None, what: str, source: Source, name: str) -> None:
+def _refuse_option(option: str, value: str | None, contents: str, source: Source, name: str) -> None:
     if value is not None:
-        raise DataError(f"{source.path or name}: {name}: expected no {option}, as it holds {what}; got {value!r}")
+        raise DataError(f"{source.path or name}: {name}: expected no {option}, as it holds {contents}; got {value!r}")
 
 
-def _typed(values: list[Any], source: Source, name: str) -> Column:
-    """A list of objects as one typed column: of text, of datetimes, or (a list still) of numbers."""
+def _as_typed_column(values: list[Any], source: Source, name: str) -> Column:
+    """A list of objects as one typed column of text, datetimes or integers; other numbers stay a list."""
     kinds = set()
     for row, value in enumerate(values):
         if isinstance(value, bool | np.bool_) or is_missing(value):
             raise source.wrong(name, row, _EXPECTED, value)
         kind = next(
-            (kind for kind, of in (("text", str), ("numbers", int | float | Decimal | np.number),
-                                   ("dates", date | np.datetime64)) if isinstance(value, of)), None,
+            (kind for kind, types in (("text", str), ("numbers", int | float | Decimal | np.number),
+                                   ("dates", date | np.datetime64)) if isinstance(value, types)), None,
         )  # fmt: skip
         if kind is None:
             raise source.wrong(name, row, _EXPECTED, value)
@@ -173,8 +174,8 @@ def _typed(values: list[Any], source: Source, name: str) -> Column:
         return pa.array(values, pa.string())
     if kinds == {"numbers"}:
         for row, value in enumerate(values):
-            narrow = isinstance(value, np.floating) and not isinstance(value, float)
-            if narrow and abs(value) >= exact_below(value.dtype):
+            is_narrow_float = isinstance(value, np.floating) and not isinstance(value, float)
+            if is_narrow_float and abs(value) >= exact_below(value.dtype):
                 raise source.wrong(name, row, f"a number that {value.dtype} holds exactly", value)
     if kinds == {"dates"}:
         stamps = [pd.Timestamp(value) for value in values]
@@ -220,14 +221,14 @@ def _numbers_of_text(column: pa.Array) -> Column:
         return [Decimal(value) for value in column.to_pylist()]
 
 
-def _unreadable(column: pa.Array, source: Source, name: str) -> DataError:
+def _parse_error(column: pa.Array, source: Source, name: str) -> DataError:
     values = column.to_pylist()
     numeric = [bool(NUMBER.fullmatch(value)) for value in values]
     dated = pc.match_substring_regex(column, _ISO).to_pylist()
     for row, value in enumerate(values):
         if not numeric[row] and not dated[row]:
-            more = "; --time-format (time_format=) tells how, such as '%d/%m/%Y %H:%M'" if _digits(value) else ""
-            return DataError(f"{source.wrong(name, row, _EXPECTED, value)}{more}")
+            hint = "; --time-format (time_format=) tells how, such as '%d/%m/%Y %H:%M'" if _digits(value) else ""
+            return DataError(f"{source.wrong(name, row, _EXPECTED, value)}{hint}")
     row = next(row for row, number in enumerate(numeric) if number != numeric[0])
     return source.wrong(name, row, "a number" if numeric[0] else "a date", values[row])
 
@@ -240,23 +241,23 @@ def _of_iso(column: pa.Array, source: Source, name: str) -> Moments:
     text = pc.replace_substring(pc.replace_substring(column, "/", "-"), ",", ".")
     text = pc.replace_substring_regex(text, r"(\d) (Z|z|[+-])", r"\1\2")
     zone = r"(Z|z|[+-]\d{2}:?\d{2}|[+-]\d{2})$"
-    # A date alone ends as a zone could: "2020-01-02".
+    # Only text with a time can have a zone: the end of a plain date, such as "2020-01-02", also matches `zone`.
     zoned = pc.and_(pc.match_substring(text, ":"), pc.match_substring_regex(text, zone))
     text = pc.if_else(zoned, text, pc.binary_join_element_wise(text, "Z", ""))
     text = pc.replace_substring_regex(text, r"^(\d{4}-\d{2}-\d{2})Z$", r"\1 00:00Z")
     text = pc.replace_substring(text, "z", "Z")
-    for unit in ("ns", "us"):  # nanoseconds end in 2262
+    for unit in ("ns", "us"):  # int64 nanoseconds end in the year 2262
         try:
-            found = text.cast(pa.timestamp(unit, "UTC"))
+            parsed = text.cast(pa.timestamp(unit, "UTC"))
         except pa.ArrowInvalid:
             continue
-        if unit == "us" or not _passes_nanoseconds(text):
-            return _of_dates(found)
+        if unit == "us" or not _exceeds_nanosecond_range(text):
+            return _of_dates(parsed)
     row = next(row for row, value in enumerate(text.to_pylist()) if not _is_date(value))
     raise source.wrong(name, row, "a date that the calendar has", column[row])
 
 
-def _passes_nanoseconds(text: pa.Array) -> bool:
+def _exceeds_nanosecond_range(text: pa.Array) -> bool:
     years = pc.utf8_slice_codeunits(text, 0, 4)
     return bool(pc.any(pc.or_(pc.greater(years, "2261"), pc.less(years, "1678"))).as_py())
 
@@ -270,18 +271,18 @@ def _is_date(value: str) -> bool:
 
 
 def _by_format(column: pa.Array, form: str, source: Source, name: str) -> Moments:
-    if "%" not in form:  # pandas has words of its own, by which it guesses
+    if "%" not in form:  # pandas accepts words such as "mixed", with which it guesses the format
         raise DataError(f"time_format: expected a form such as '%d/%m/%Y %H:%M'; got {form!r}")
     try:
-        found = pd.to_datetime(pd.Series(column.to_pylist()), format=form, errors="coerce", utc=True)
+        parsed = pd.to_datetime(pd.Series(column.to_pylist()), format=form, errors="coerce", utc=True)
     except ValueError as error:
         raise DataError(f"time_format: expected a form such as '%d/%m/%Y %H:%M'; got {form!r}: {error}") from error
-    dated = pc.match_substring_regex(column, r"\d")  # pandas takes "today" and "now" whatever the form
-    wrong = found.isna().to_numpy() | ~dated.to_numpy(zero_copy_only=False)
+    dated = pc.match_substring_regex(column, r"\d")  # pandas accepts "today" and "now" with any format
+    wrong = parsed.isna().to_numpy() | ~dated.to_numpy(zero_copy_only=False)
     if wrong.any():
         row = int(wrong.argmax())
         raise source.wrong(name, row, f"a date of the form {form}", column[row])
-    return _of_dates(pa.Array.from_pandas(found))
+    return _of_dates(pa.Array.from_pandas(parsed))
 
 
 def _of_numbers(column: Column, unit: str | None, source: Source, name: str) -> Moments:
@@ -295,7 +296,7 @@ def _of_numbers(column: Column, unit: str | None, source: Source, name: str) -> 
     if len(values) == 0:
         return Moments(values.astype(np.int64), "s")
     if unit is None:
-        unit = _seen(values, column, source, name)
+        unit = _detect_unit(values, column, source, name)
         if unit != "count":
             first, last = (_day(value, unit) for value in (values.min(), values.max()))
             _logger.info("%s: %s: numbers taken as %s since 1970 (%s to %s)", source.path or "table", name,
@@ -327,26 +328,26 @@ def _float64(column: pa.Array) -> np.ndarray:
 def _int64(column: Column, values: np.ndarray, source: Source, name: str) -> np.ndarray:
     if values.dtype == np.int64:
         return values
-    found = [int(value) for value in _objects(column)]
-    for row, value in enumerate(found):
+    integers = [int(value) for value in _objects(column)]
+    for row, value in enumerate(integers):
         if not -(2**63) <= value < 2**63:
             raise source.wrong(name, row, "a number that a clock shows", column[row])
-    return np.array(found, dtype=np.int64)
+    return np.array(integers, dtype=np.int64)
 
 
 def _units(values: np.ndarray) -> np.ndarray:
-    """Index in :data:`UNITS` of each number's unit; one more where no clock shows it."""
-    found = np.full(len(values), len(UNITS), dtype=np.int64)
-    found[(values > -_FIRST) & (values < _FIRST)] = UNITS.index("count")
+    """Index in :data:`UNITS` of each number's unit by its magnitude; ``len(UNITS)`` if it fits none."""
+    unit_index = np.full(len(values), len(UNITS), dtype=np.int64)
+    unit_index[(values > -_FIRST_SECOND) & (values < _FIRST_SECOND)] = UNITS.index("count")
     for index, unit in enumerate(_CLOCKS):
-        inside = (values >= _FIRST * _PER_SECOND[unit]) & (values < _LAST * _PER_SECOND[unit])
-        found[inside] = index
-    return found
+        inside = (values >= _FIRST_SECOND * _PER_SECOND[unit]) & (values < _LAST_SECOND * _PER_SECOND[unit])
+        unit_index[inside] = index
+    return unit_index
 
 
-def _seen(values: np.ndarray, column: Column, source: Source, name: str) -> TimeUnit:
+def _detect_unit(values: np.ndarray, column: Column, source: Source, name: str) -> TimeUnit:
     ends = _units(np.array([values.min(), values.max()]))
-    if ends[0] == ends[1] < len(UNITS):  # a unit is an interval
+    if ends[0] == ends[1] < len(UNITS):  # each unit is an interval: if both ends are in it, all values are
         return UNITS[ends[0]]
     units = _units(values)
     options = f"--time-unit (time_unit=) tells: one of {', '.join(UNITS)}"
@@ -357,10 +358,10 @@ def _seen(values: np.ndarray, column: Column, source: Source, name: str) -> Time
     other = units != units[0]
     if other.any():
         row = int(other.argmax())
-        before, here = (UNITS[units[place]] for place in (0, row))
-        words = {unit: _WORDS.get(unit, "a counter") for unit in (before, here)}
-        problem = source.wrong(name, row, f"{words[before]} as in row 1", column[row])
-        raise DataError(f"{problem}, {words[here]} by its size; {options}")
+        first_unit, row_unit = (UNITS[units[index]] for index in (0, row))
+        words = {unit: _WORDS.get(unit, "a counter") for unit in (first_unit, row_unit)}
+        problem = source.wrong(name, row, f"{words[first_unit]} as in row 1", column[row])
+        raise DataError(f"{problem}, {words[row_unit]} by its size; {options}")
     return UNITS[units[0]]
 
 

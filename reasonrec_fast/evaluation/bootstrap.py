@@ -1,4 +1,4 @@
-"""Bootstrap intervals and paired tests."""
+"""Bootstrap confidence intervals and paired tests."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Interval:
     """A mean or a difference between two systems, and its 95 % percentile interval.
 
     Attributes:
-        value, low, high: of the metric.
-        p_value: of a paired test that there is no difference, where one was made.
+        value, low, high: estimate, and the ends of the interval.
+        p_value: of a paired test of the hypothesis of no difference; None if there was no test.
     """
 
     value: float
@@ -27,7 +27,7 @@ class Interval:
 
     @property
     def significant(self) -> bool:
-        """Whether the interval lies on one side of zero."""
+        """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
     def __str__(self) -> str:
@@ -43,17 +43,17 @@ def paired_differences(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """Differences in AUC and GAUC, ours minus theirs, over resampled users.
+    """Differences in AUC and GAUC, ``ours`` minus ``theirs``, with bootstrap intervals over users.
 
-    A user is drawn with all their events, for both systems at once: events of one user are not independent, and two
-    systems err on the same users.
+    A user is drawn with all their events, for both systems at once: events of one user are not independent, and the
+    errors of two systems on one user are correlated.
 
     Args:
         labels: 0 or 1, of the events, ``[N]``, at least one.
         users: of the events, ``[N]``; identifiers of any kind.
-        ours, theirs: scores, ``[N]``.
-        resamples: how many, at least 1.
-        seed: of the draws.
+        ours, theirs: scores of two systems, ``[N]``.
+        resamples: number of bootstrap samples, at least 1.
+        seed: of the random numbers.
 
     Returns:
         ``{"auc": ..., "gauc": ...}``.
@@ -66,37 +66,37 @@ def paired_differences(
     '+0.0000 [+0.0000, +0.0000]'
     """
     labels, ours, theirs = as_labels(labels), as_numbers(ours, "ours"), as_numbers(theirs, "theirs")
-    _, members = as_keys(users, "users")
-    same_length(labels=labels, users=members, ours=ours, theirs=theirs)
+    _, user_index = as_keys(users, "users")
+    same_length(labels=labels, users=user_index, ours=ours, theirs=theirs)
     resamples = as_count(resamples, "resamples", 1)
     if not len(labels):
         raise ValueError("labels: expected at least one event; got none")
     generator = np.random.default_rng(seed)
-    count = int(members.max()) + 1
+    num_users = int(user_index.max()) + 1
     ranked = [RankedLabels(labels, scores) for scores in (ours, theirs)]
-    by_user = [user_aucs(labels, scores, members) for scores in (ours, theirs)]
-    counted, sizes = by_user[0][0], by_user[0][2]
-    gap = by_user[0][1] - by_user[1][1]
+    user_results = [user_aucs(labels, scores, user_index) for scores in (ours, theirs)]
+    eligible, sizes = user_results[0][0], user_results[0][2]
+    auc_gap = user_results[0][1] - user_results[1][1]
     samples = np.empty((resamples, 2))
     for draw in range(resamples):
-        weights = np.bincount(generator.integers(count, size=count), minlength=count).astype(float)
-        events = weights[members]
-        own = weights[counted] * sizes
-        samples[draw] = ranked[0].auc(events) - ranked[1].auc(events), _mean(gap, own)
-    values = ranked[0].auc() - ranked[1].auc(), _mean(gap, sizes)
+        weights = np.bincount(generator.integers(num_users, size=num_users), minlength=num_users).astype(float)
+        event_weights = weights[user_index]
+        user_weights = weights[eligible] * sizes
+        samples[draw] = ranked[0].auc(event_weights) - ranked[1].auc(event_weights), _mean(auc_gap, user_weights)
+    values = ranked[0].auc() - ranked[1].auc(), _mean(auc_gap, sizes)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of resamples that are all NaN, whose interval is
+        warnings.simplefilter("ignore", RuntimeWarning)  # if all samples are NaN, so is the interval
         low, high = np.nanpercentile(samples, [2.5, 97.5], axis=0)
     return {name: Interval(float(values[i]), float(low[i]), float(high[i])) for i, name in enumerate(("auc", "gauc"))}
 
 
 def mean_interval(values: np.ndarray, *, resamples: int = 1000, seed: int = 0) -> Interval:
-    """Mean of one value a user (NaN left out) over resampled users.
+    """Mean of one value per user (NaN is skipped), with a bootstrap interval over users.
 
     Args:
         values: ``[B]``, such as those of :func:`~reasonrec_fast.evaluation.ranking_metrics`; finite or NaN.
-        resamples: how many, at least 1.
-        seed: of the draws.
+        resamples: number of bootstrap samples, at least 1.
+        seed: of the random numbers.
 
     Raises:
         ValueError: not a vector of numbers, an infinite one (with its row), or no resamples.
@@ -105,42 +105,42 @@ def mean_interval(values: np.ndarray, *, resamples: int = 1000, seed: int = 0) -
     1.0
     """
     values, resamples = as_numbers(values, "values", nan=True), as_count(resamples, "resamples", 1)
-    known = values[~np.isnan(values)]
-    if not len(known):
+    present = values[~np.isnan(values)]
+    if not len(present):
         return Interval(float("nan"), float("nan"), float("nan"))
     generator = np.random.default_rng(seed)
-    means = [known[generator.integers(len(known), size=len(known))].mean() for _ in range(resamples)]
+    means = [present[generator.integers(len(present), size=len(present))].mean() for _ in range(resamples)]
     low, high = np.percentile(means, [2.5, 97.5])
-    return Interval(float(known.mean()), float(low), float(high))
+    return Interval(float(present.mean()), float(low), float(high))
 
 
 def paired_means(ours: np.ndarray, theirs: np.ndarray, *, resamples: int = 1000, seed: int = 0) -> Interval:
-    """Mean difference of one value a user between two systems (ours minus theirs), with a sign-flip test.
+    """Mean difference of one value per user between two systems (``ours`` minus ``theirs``), with a sign-flip test.
 
     Args:
-        ours, theirs: ``[B]``, of the same users in the same order; one that is NaN for either is left out. Where all
-            are, so is everything that is found.
+        ours, theirs: ``[B]``, of the same users in the same order; a user with NaN in either is skipped. If all are
+            skipped, the result is NaN.
 
     Raises:
         ValueError: not vectors of one length, an infinite value (with its row), or no resamples.
 
-    >>> found = paired_means(np.array([1.0, 1.0, 0.0, 1.0] * 9), np.array([0.0, 1.0, 0.0, 0.0] * 9))
-    >>> found.value, found.significant, found.p_value < 0.01
+    >>> interval = paired_means(np.array([1.0, 1.0, 0.0, 1.0] * 9), np.array([0.0, 1.0, 0.0, 0.0] * 9))
+    >>> interval.value, interval.significant, interval.p_value < 0.01
     (0.5, True, True)
     """
     ours, theirs = as_numbers(ours, "ours", nan=True), as_numbers(theirs, "theirs", nan=True)
     same_length(ours=ours, theirs=theirs)
     gap = ours - theirs
     gap = gap[~np.isnan(gap)]
-    found = mean_interval(gap, resamples=resamples, seed=seed)
+    interval = mean_interval(gap, resamples=resamples, seed=seed)
     if not len(gap):
-        return found
+        return interval
     generator = np.random.default_rng(seed + 1)
     flipped = [float((gap * generator.choice((-1.0, 1.0), len(gap))).mean()) for _ in range(resamples)]
-    as_far = sum(abs(value) >= abs(found.value) - 1e-12 for value in flipped)
-    return Interval(found.value, found.low, found.high, (as_far + 1) / (resamples + 1))
+    extreme = sum(abs(value) >= abs(interval.value) - 1e-12 for value in flipped)
+    return Interval(interval.value, interval.low, interval.high, (extreme + 1) / (resamples + 1))
 
 
 def _mean(values: np.ndarray, weights: np.ndarray) -> float:
-    """NaN where no weight is left: a resample may miss every user who has both classes."""
+    """Weighted mean; NaN if all weights are 0: a bootstrap sample may miss every user with both classes."""
     return float((weights * values).sum() / weights.sum()) if weights.sum() > 0 else float("nan")

@@ -10,12 +10,12 @@ from reasonrec_fast.uncertainty import ece
 
 
 class RankedLabels:
-    """Labels ordered by score once, so that weighted AUCs are cheap to repeat (a bootstrap wants thousands).
+    """Labels sorted by score once, so that repeated weighted AUCs are cheap (a bootstrap computes thousands).
 
     Args:
         labels: 0 or 1, ``[N]``.
-        scores: ``[N]``, larger is likelier; ties count half.
-        checked: whether somebody has looked at both already.
+        scores: ``[N]``, larger is more likely positive; ties count half.
+        checked: skip the validation of both.
 
     Raises:
         ValueError: not vectors of one length, a label that is neither 0 nor 1, or a score that is not finite (with its
@@ -56,7 +56,7 @@ def auc(labels: np.ndarray, scores: np.ndarray) -> float:
 
     Args:
         labels: 0 or 1, ``[N]``.
-        scores: ``[N]``, larger is likelier; ties count half.
+        scores: ``[N]``, larger is more likely positive; ties count half.
 
     Raises:
         ValueError: as :class:`RankedLabels`.
@@ -76,29 +76,29 @@ def user_aucs(labels: np.ndarray, scores: np.ndarray, users: np.ndarray) -> tupl
         users: of the events, ``[N]``; identifiers of any kind.
 
     Returns:
-        users ``[M]``, their AUCs ``[M]`` and their numbers of events ``[M]``.
+        the users with both classes ``[M]``, their AUCs ``[M]`` and their numbers of events ``[M]``.
 
     Raises:
         ValueError: as :class:`RankedLabels`, or a missing user (with the row).
     """
     labels, scores = as_labels(labels), as_numbers(scores, "scores")
-    keys, members = as_keys(users, "users")
-    same_length(labels=labels, scores=scores, users=members)
-    found, values, sizes = [], [], []
-    order = np.argsort(members, kind="stable")
-    for places in np.split(order, np.flatnonzero(np.diff(members[order])) + 1):
-        value = RankedLabels(labels[places], scores[places], checked=True).auc()
+    keys, user_index = as_keys(users, "users")
+    same_length(labels=labels, scores=scores, users=user_index)
+    kept_users, values, sizes = [], [], []
+    order = np.argsort(user_index, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(user_index[order])) + 1):
+        value = RankedLabels(labels[rows], scores[rows], checked=True).auc()
         if not np.isnan(value):
-            found.append(members[places[0]])
+            kept_users.append(user_index[rows[0]])
             values.append(value)
-            sizes.append(len(places))
-    return keys[np.array(found, dtype=np.int64)], np.array(values), np.array(sizes, dtype=np.int64)
+            sizes.append(len(rows))
+    return keys[np.array(kept_users, dtype=np.int64)], np.array(values), np.array(sizes, dtype=np.int64)
 
 
 def gauc(labels: np.ndarray, scores: np.ndarray, users: np.ndarray) -> float:
-    """Per-user AUC weighted by events (users with one class alone do not count); NaN where nobody counts.
+    """Mean AUC of the users with both classes, weighted by their events; NaN if there are none.
 
-    Pooled AUC is mostly the users' base rates; this is what ranking one user's candidates feels.
+    Pooled AUC mostly measures how well the users' base rates are known; GAUC measures the ranking of one user's items.
 
     >>> gauc(np.array([0, 1, 0, 1]), np.array([0.1, 0.2, 0.9, 0.8]), np.array([0, 0, 1, 1]))
     0.5
@@ -108,11 +108,11 @@ def gauc(labels: np.ndarray, scores: np.ndarray, users: np.ndarray) -> float:
 
 
 def fit_platt(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
-    """Platt scaling: slope and intercept that turn a score into log-odds.
+    """Platt scaling: slope and intercept that map a score to a logit.
 
     Args:
         labels: 0 or 1, ``[N]``, of validation events.
-        scores: theirs, ``[N]``.
+        scores: of the same events, ``[N]``.
 
     Raises:
         ValueError: as :class:`RankedLabels`, labels of one class, or scores whose squares are not finite.
@@ -126,16 +126,16 @@ def fit_platt(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
     if len(labels) == 0 or labels.min() == labels.max():
         raise ValueError(f"labels: expected both 0 and 1; got {labels[:1].tolist()} alone in {len(labels)} rows")
     with np.errstate(over="ignore"):
-        spread, centre = float(np.std(scores)) or 1.0, float(np.mean(scores))
-    if not np.isfinite(spread + centre):
+        scale, centre = float(np.std(scores)) or 1.0, float(np.mean(scores))
+    if not np.isfinite(scale + centre):
         raise ValueError(f"scores: expected numbers whose squares are finite; got up to {np.abs(scores).max()}")
-    model = LogisticRegression(C=1e6).fit(((scores - centre) / spread)[:, None], labels)
-    slope = float(model.coef_[0, 0]) / spread
+    model = LogisticRegression(C=1e6).fit(((scores - centre) / scale)[:, None], labels)
+    slope = float(model.coef_[0, 0]) / scale
     return slope, float(model.intercept_[0]) - slope * centre
 
 
 def platt_log_loss(labels: np.ndarray, scores: np.ndarray, platt: tuple[float, float]) -> float:
-    """Log-loss of scores scaled by :func:`fit_platt`.
+    """Log-loss of scores calibrated by :func:`fit_platt`.
 
     Args:
         labels: 0 or 1, ``[N]``, at least one.
@@ -152,12 +152,12 @@ def platt_log_loss(labels: np.ndarray, scores: np.ndarray, platt: tuple[float, f
     same_length(labels=labels, scores=scores)
     if not len(labels):
         raise ValueError("labels: expected at least one event; got none")
-    odds = platt[0] * scores + platt[1]
-    return float(np.logaddexp(0.0, np.where(labels == 1, -odds, odds)).mean())
+    logits = platt[0] * scores + platt[1]
+    return float(np.logaddexp(0.0, np.where(labels == 1, -logits, logits)).mean())
 
 
 def ctr_metrics(labels: np.ndarray, probabilities: np.ndarray, users: np.ndarray) -> dict[str, float]:
-    """AUC, GAUC, log-loss, accuracy at one half, and expected calibration error.
+    """AUC, GAUC, log-loss, accuracy at threshold 0.5, and expected calibration error.
 
     Args:
         labels: 0 or 1, ``[N]``, at least one.
@@ -168,8 +168,8 @@ def ctr_metrics(labels: np.ndarray, probabilities: np.ndarray, users: np.ndarray
         ValueError: as :class:`RankedLabels`, a probability outside [0, 1] or a missing user (with its row), or no
             events.
 
-    >>> found = ctr_metrics(np.array([0, 1, 0, 1]), np.array([0.2, 0.6, 0.6, 0.9]), np.array([0, 0, 1, 1]))
-    >>> {name: round(value, 3) for name, value in found.items()}
+    >>> metrics = ctr_metrics(np.array([0, 1, 0, 1]), np.array([0.2, 0.6, 0.6, 0.9]), np.array([0, 0, 1, 1]))
+    >>> {name: round(value, 3) for name, value in metrics.items()}
     {'auc': 0.875, 'gauc': 1.0, 'log_loss': 0.439, 'accuracy': 0.75, 'ece': 0.125}
     """
     labels, probabilities = as_labels(labels), as_numbers(probabilities, "probabilities")
@@ -181,11 +181,11 @@ def ctr_metrics(labels: np.ndarray, probabilities: np.ndarray, users: np.ndarray
     if len(outside):
         row = outside[0]
         raise ValueError(f"probabilities: expected [0, 1]; got {probabilities[row]} in row {row}")
-    of_label = np.clip(np.where(labels == 1, probabilities, 1 - probabilities), 1e-15, None)
+    label_probability = np.clip(np.where(labels == 1, probabilities, 1 - probabilities), 1e-15, None)
     return {
         "auc": auc(labels, probabilities),
         "gauc": gauc(labels, probabilities, users),
-        "log_loss": float(-np.log(of_label).mean()),
+        "log_loss": float(-np.log(label_probability).mean()),
         "accuracy": float(((probabilities > 0.5) == (labels == 1)).mean()),
         "ece": ece(probabilities, labels),
     }

@@ -1,4 +1,4 @@
-"""Metrics of a judge of quality: how its scores follow mean opinions."""
+"""Metrics of a quality judge: agreement of its scores with mean opinion scores."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def judge_metrics(predicted: np.ndarray, opinion: np.ndarray) -> dict[str, float
     Returns:
         ``srcc`` (Spearman) and ``krcc`` (Kendall's tau-b) of the ranks; ``plcc`` (Pearson) and ``rmse``, in the units
         of the opinions, after :func:`fit_logistic` as in the Video Quality Experts Group's reports. Correlations of
-        values that are all alike are NaN.
+        constant values are NaN.
 
     Raises:
-        ValueError: not two vectors of one length, of five entries at least, or a value that is not finite (with its
-            row).
+        ValueError: not two vectors of the same length of at least five entries, or a value that is not finite (with
+            its row).
 
-    >>> found = judge_metrics(np.linspace(0, 1, 9) ** 3, np.linspace(0, 1, 9))
-    >>> found["srcc"], round(found["plcc"], 2)
+    >>> metrics = judge_metrics(np.linspace(0, 1, 9) ** 3, np.linspace(0, 1, 9))
+    >>> metrics["srcc"], round(metrics["plcc"], 2)
     (1.0, 0.98)
     """
     predicted, opinion = _checked(predicted, opinion, least=5)
@@ -41,8 +41,8 @@ def judge_metrics(predicted: np.ndarray, opinion: np.ndarray) -> dict[str, float
 
 
 def fit_logistic(predicted: np.ndarray, opinion: np.ndarray) -> np.ndarray:
-    """Scores on the scale of the opinions, by the usual logistic function of four parameters,
-    ``low + (high - low) / (1 + exp(-(x - centre) / width))``; by a line where least squares find none.
+    """Scores mapped to the scale of the opinions by the four-parameter logistic function
+    ``low + (high - low) / (1 + exp(-(x - centre) / width))``, or by a line if the least-squares fit does not converge.
 
     Args:
         predicted, opinion: ``[N]``, finite, at least one.
@@ -60,16 +60,16 @@ def fit_logistic(predicted: np.ndarray, opinion: np.ndarray) -> np.ndarray:
     def logistic(x: np.ndarray, low: float, high: float, centre: float, width: float) -> np.ndarray:
         return low + (high - low) * special.expit((x - centre) / width)
 
-    falls = ((predicted - predicted.mean()) * (opinion - opinion.mean())).sum() < 0
-    spread = (predicted.std() or 1.0) * (-1 if falls else 1)
-    start = (opinion.min(), opinion.max(), predicted.mean(), spread)
+    is_decreasing = ((predicted - predicted.mean()) * (opinion - opinion.mean())).sum() < 0
+    initial_width = (predicted.std() or 1.0) * (-1 if is_decreasing else 1)
+    start = (opinion.min(), opinion.max(), predicted.mean(), initial_width)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optimize.OptimizeWarning)  # of the covariance, which is not asked for
-            found, _ = optimize.curve_fit(logistic, predicted, opinion, p0=start, maxfev=20_000)
+            warnings.simplefilter("ignore", optimize.OptimizeWarning)  # about the covariance, which is not used
+            parameters, _ = optimize.curve_fit(logistic, predicted, opinion, p0=start, maxfev=20_000)
     except RuntimeError:
         return np.polyval(np.polyfit(predicted, opinion, 1), predicted)
-    return logistic(predicted, *found)
+    return logistic(predicted, *parameters)
 
 
 def _checked(predicted: np.ndarray, opinion: np.ndarray, least: int) -> tuple[np.ndarray, np.ndarray]:

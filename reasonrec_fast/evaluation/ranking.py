@@ -1,4 +1,4 @@
-"""Metrics of ranked items: one value a user, to be averaged, divided into strata, compared in pairs."""
+"""Ranking metrics: one value per user, for averages, strata and paired comparisons."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Relevant = Histories | Sequence[Sequence[int]]
 
 
 def hits(ranked: np.ndarray, relevant: Relevant) -> np.ndarray:
-    """Which of the ranked items are relevant, bool ``[B, k]``; an item that is ranked twice is found once, at first.
+    """Which of the ranked items are relevant, bool ``[B, k]``; a repeated item is a hit only at its first rank.
 
     Args:
         ranked: items of each row, best first, integers ``[B, k]``; -1 for none.
-        relevant: what each row should have found, one list a row.
+        relevant: the relevant items of each row, one list per row.
 
     Raises:
-        ValueError: not one list of relevant items a row, or what is no item (with its row).
+        ValueError: another number of lists than rows, or an invalid item (with its row).
 
     >>> hits(np.array([[4, 2]]), Histories.from_lists([[2, 7]])).tolist()
     [[False, True]]
@@ -30,16 +30,18 @@ def hits(ranked: np.ndarray, relevant: Relevant) -> np.ndarray:
     relevant = _distinct(relevant, len(ranked))
     if not len(relevant.items):
         return np.zeros(ranked.shape, dtype=bool)
-    known = np.unique(relevant.items)  # identifiers of any size become places
-    keys = np.repeat(np.arange(len(ranked)), relevant.lengths) * len(known) + np.searchsorted(known, relevant.items)
-    place = np.minimum(np.searchsorted(known, ranked), len(known) - 1)
-    asked = np.where(known[place] == ranked, np.arange(len(ranked))[:, None] * len(known) + place, -1)
-    hit = keys[np.minimum(np.searchsorted(keys, asked), len(keys) - 1)] == asked
+    item_ids = np.unique(relevant.items)  # ids may be arbitrarily large: use their index among the distinct ones
+    relevant_keys = np.repeat(np.arange(len(ranked)), relevant.lengths) * len(item_ids) + np.searchsorted(
+        item_ids, relevant.items
+    )
+    index = np.minimum(np.searchsorted(item_ids, ranked), len(item_ids) - 1)
+    ranked_keys = np.where(item_ids[index] == ranked, np.arange(len(ranked))[:, None] * len(item_ids) + index, -1)
+    hit = relevant_keys[np.minimum(np.searchsorted(relevant_keys, ranked_keys), len(relevant_keys) - 1)] == ranked_keys
     order = np.argsort(ranked, axis=1, kind="stable")
     ordered = np.take_along_axis(ranked, order, 1)
-    again = np.zeros(ranked.shape, dtype=bool)
-    np.put_along_axis(again, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], 1)
-    return hit & ~again
+    is_repeat = np.zeros(ranked.shape, dtype=bool)
+    np.put_along_axis(is_repeat, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], 1)
+    return hit & ~is_repeat
 
 
 def _distinct(relevant: Relevant, rows: int) -> Histories:
@@ -54,21 +56,21 @@ def _distinct(relevant: Relevant, rows: int) -> Histories:
 def ranking_metrics(ranked: np.ndarray, relevant: Relevant, ks: Sequence[int]) -> dict[str, np.ndarray]:
     """HR, recall and NDCG at every ``k`` and the reciprocal rank, of each row.
 
-    Relevant items are a set: one that stands there twice counts once, and one that is ranked twice is found once.
+    Duplicates count once, both among relevant and among ranked items.
 
     Args:
         ranked: items of each row, best first, integers ``[B, K]``; -1 for none.
-        relevant: what each row should have found, one list a row; rows without any are NaN.
+        relevant: the relevant items of each row, one list per row; rows without any are NaN.
         ks: cutoffs, at most ``K``.
 
     Returns:
         ``hr@k``, ``recall@k``, ``ndcg@k`` (binary gains) and ``mrr@K``, float64 ``[B]`` each.
 
     Raises:
-        ValueError: a cutoff beyond the lists, not one list of relevant items a row, or what is no item (with its row).
+        ValueError: a cutoff above ``K``, another number of lists than rows, or an invalid item (with its row).
 
-    >>> found = ranking_metrics(np.array([[4, 2, 9]]), Histories.from_lists([[2]]), [1, 3])
-    >>> {name: round(float(value[0]), 3) for name, value in found.items()}
+    >>> metrics = ranking_metrics(np.array([[4, 2, 9]]), Histories.from_lists([[2]]), [1, 3])
+    >>> {name: round(float(value[0]), 3) for name, value in metrics.items()}
     {'hr@1': 0.0, 'recall@1': 0.0, 'ndcg@1': 0.0, 'hr@3': 1.0, 'recall@3': 1.0, 'ndcg@3': 0.631, 'mrr@3': 0.5}
     """
     ranked = as_index(ranked, "ranked", least=-1, dims=2)
@@ -77,29 +79,29 @@ def ranking_metrics(ranked: np.ndarray, relevant: Relevant, ks: Sequence[int]) -
     if any(not 1 <= k <= width for k in ks):
         raise ValueError(f"ks: expected cutoffs in [1, {width}]; got {list(ks)}")
     hit, sizes = hits(ranked, relevant), relevant.lengths
-    known = np.where(sizes > 0, 1.0, np.nan)
+    valid = np.where(sizes > 0, 1.0, np.nan)
     discount = 1 / np.log2(np.arange(width) + 2)
     ideal = np.cumsum(discount)
-    found = {}
+    metrics = {}
     for k in ks:
-        wanted = np.maximum(np.minimum(sizes, k), 1)
-        found[f"hr@{k}"] = hit[:, :k].any(1) * known
-        found[f"recall@{k}"] = hit[:, :k].sum(1) / np.maximum(sizes, 1) * known
-        found[f"ndcg@{k}"] = (hit[:, :k] * discount[:k]).sum(1) / ideal[wanted - 1] * known
+        ideal_hits = np.maximum(np.minimum(sizes, k), 1)
+        metrics[f"hr@{k}"] = hit[:, :k].any(1) * valid
+        metrics[f"recall@{k}"] = hit[:, :k].sum(1) / np.maximum(sizes, 1) * valid
+        metrics[f"ndcg@{k}"] = (hit[:, :k] * discount[:k]).sum(1) / ideal[ideal_hits - 1] * valid
     first = hit.argmax(1) if width else np.zeros(len(hit))
-    found[f"mrr@{width}"] = np.where(hit.any(1), 1 / (first + 1), 0.0) * known
-    return found
+    metrics[f"mrr@{width}"] = np.where(hit.any(1), 1 / (first + 1), 0.0) * valid
+    return metrics
 
 
 def coverage(ranked: np.ndarray, num_items: int) -> float:
-    """Share of the catalogue that is recommended to anybody.
+    """Share of the catalogue that is recommended to at least one user.
 
     Args:
         ranked: integers ``[B, k]``; -1 for none.
         num_items: of the catalogue, at least 1.
 
     Raises:
-        ValueError: an item that the catalogue does not have (with its row).
+        ValueError: an item outside the catalogue (with its row).
 
     >>> coverage(np.array([[0, 1], [1, -1]]), 4)
     0.5
@@ -110,12 +112,12 @@ def coverage(ranked: np.ndarray, num_items: int) -> float:
 
 
 def novelty(ranked: np.ndarray, counts: np.ndarray) -> float:
-    """Mean self-information of what is recommended, in bits: ``-log2`` of an item's share of the training events
-    (one event is added to every item); NaN where nothing is recommended.
+    """Mean self-information of the recommended items, in bits: ``-log2`` of an item's share of the training events
+    (with one event added to every item); NaN if nothing is recommended.
 
     Args:
         ranked: integers ``[B, k]``; -1 for none.
-        counts: training events of every item, whole numbers ``[I]``.
+        counts: training events of every item, integers ``[I]``.
 
     Raises:
         ValueError: an item without a count, or a count below 0 (with its row).
@@ -126,18 +128,18 @@ def novelty(ranked: np.ndarray, counts: np.ndarray) -> float:
     counts = as_index(counts, "counts")
     ranked = as_index(ranked, "ranked", len(counts), least=-1, dims=2)
     information = -np.log2((counts + 1) / (counts + 1).sum())
-    given = information[ranked[ranked >= 0]]
-    return float(given.mean()) if len(given) else float("nan")
+    recommended = information[ranked[ranked >= 0]]
+    return float(recommended.mean()) if len(recommended) else float("nan")
 
 
 def popularity_strata(items: np.ndarray, counts: np.ndarray, parts: int = 3) -> np.ndarray:
-    """Which part of the training events each item's popularity lies in: 0 for the most popular items, which have a
-    ``parts``-th of all events together, and so on, int64 ``[B]``.
+    """Popularity stratum of each item, int64 ``[B]``: 0 for the most popular items, which together have a
+    ``parts``-th of all training events, 1 for those with the next ``parts``-th, and so on.
 
     Args:
         items: integers ``[B]``, such as each row's target.
-        counts: training events of every item, whole numbers ``[I]``.
-        parts: how many, at least 1.
+        counts: training events of every item, integers ``[I]``.
+        parts: number of strata, at least 1.
 
     Raises:
         ValueError: an item without a count, or a count below 0 (with its row).
@@ -148,14 +150,14 @@ def popularity_strata(items: np.ndarray, counts: np.ndarray, parts: int = 3) -> 
     counts, parts = as_index(counts, "counts"), as_count(parts, "parts", 1)
     items = as_index(items, "items", len(counts))
     order = np.argsort(-counts, kind="stable")
-    before = np.cumsum(counts[order]) - counts[order]
-    part = np.empty(len(counts), dtype=np.int64)
-    part[order] = np.minimum(before * parts // max(int(counts.sum()), 1), parts - 1)
-    return part[items]
+    cumulative = np.cumsum(counts[order]) - counts[order]
+    stratum = np.empty(len(counts), dtype=np.int64)
+    stratum[order] = np.minimum(cumulative * parts // max(int(counts.sum()), 1), parts - 1)
+    return stratum[items]
 
 
 def by_stratum(values: np.ndarray, strata: np.ndarray) -> dict[int, float]:
-    """Mean of the values (NaN left out; NaN where nothing else is there) of every stratum.
+    """Mean of the values of every stratum; NaN values are skipped, and a stratum of only NaN is NaN.
 
     Args:
         values: ``[B]``.
@@ -176,24 +178,24 @@ def by_stratum(values: np.ndarray, strata: np.ndarray) -> dict[int, float]:
 def sampled_candidates(
     targets: np.ndarray, users: np.ndarray, histories: Histories, num_items: int, *, negatives: int = 99, seed: int = 0
 ) -> np.ndarray:
-    """Candidates of the sampled protocol: each row's target first, then negatives that the user has not had.
+    """Candidates of the sampled evaluation protocol: each row's target, then negatives that the user has not seen.
 
-    Metrics over samples need not order systems as those over all items do (Krichene and Rendle 2020); they are for
-    comparison with papers that use them.
+    Sampled metrics may order systems differently from metrics over all items (Krichene and Rendle 2020); use them to
+    compare with papers that report them.
 
     Args:
         targets, users: integers ``[B]``.
-        histories: what is not to be drawn, of every user, who may have liked it or not
-            (:meth:`~reasonrec_fast.data.Histories.had`); a user's targets are not drawn, whether in it or not.
+        histories: items that are not drawn for each user, usually all seen items, liked or not
+            (:meth:`~reasonrec_fast.data.Histories.had`); a user's targets are never drawn.
         num_items: ``I``.
-        negatives: how many, distinct.
-        seed: of the draw.
+        negatives: distinct negatives per row.
+        seed: of the random numbers.
 
     Returns:
         int64 ``[B, 1 + negatives]``.
 
     Raises:
-        ValueError: a target or user out of range, or a user who has had so much that too little is left (with the row).
+        ValueError: a target or user out of range, or a user with fewer unseen items than ``negatives`` (with the row).
 
     >>> sampled_candidates(np.array([3]), np.array([0]), Histories.from_lists([[1, 3]]), 4, negatives=2)[0, 0]
     np.int64(3)
@@ -202,23 +204,23 @@ def sampled_candidates(
     histories = histories.checked(num_items)
     users = histories.known(users)
     same_length(targets=targets, users=users)
-    owners = np.concatenate([np.repeat(np.arange(histories.num_users), histories.lengths), users])
-    owned = Histories.from_pairs(histories.num_users, owners, np.concatenate([histories.items, targets]))
-    sampler = NegativeSampler(owned, num_items)
+    history_users = np.concatenate([np.repeat(np.arange(histories.num_users), histories.lengths), users])
+    excluded = Histories.from_pairs(histories.num_users, history_users, np.concatenate([histories.items, targets]))
+    sampler = NegativeSampler(excluded, num_items)
     drawn = sampler.draw(users, negatives, np.random.default_rng(seed), distinct=True)
     return np.concatenate([targets[:, None], drawn], 1)
 
 
 def rank_candidates(candidates: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Candidates by falling score; of equal scores the one that stands later comes first, so that a model that tells
-    nothing apart finds no target.
+    """Candidates by descending score. Ties put the later candidate first: since the target is first, a model with
+    constant scores gets no hit.
 
     Args:
         candidates: integers ``[B, C]``.
         scores: ``[B, C]``.
 
     Raises:
-        ValueError: not a score a candidate, or one that is NaN (with its row).
+        ValueError: another shape of scores than of candidates, or a NaN score (with its row).
 
     >>> rank_candidates(np.array([[7, 8, 9]]), np.array([[0.5, 0.5, 0.1]])).tolist()
     [[8, 7, 9]]

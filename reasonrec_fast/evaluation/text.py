@@ -11,21 +11,21 @@ from reasonrec_fast.arrays import as_count, as_numbers, same_length
 
 
 def text_metrics(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """How texts agree with one reference each, and how varied they are.
+    """Agreement of texts with one reference each, and their diversity.
 
     Args:
-        texts, references: one of each a request.
+        texts, references: one of each per request.
 
     Returns:
-        ``bleu`` (BLEU-4 of the whole, 0 to 100, sacrebleu's tokens), ``rouge1``, ``rouge2`` and ``rougeL`` (mean
-        F-measures, 0 to 100, with stemming), ``distinct1`` and ``distinct2``.
+        ``bleu`` (corpus BLEU-4, 0 to 100, sacrebleu's tokens), ``rouge1``, ``rouge2`` and ``rougeL`` (mean F-measures,
+        0 to 100, with stemming), ``distinct1`` and ``distinct2``.
 
     Raises:
-        ValueError: not one reference a text, no texts, or one that is no text (with its row).
+        ValueError: another number of references than of texts, no texts, or one that is not text (with its row).
         ImportError: the extra ``text`` is not installed.
 
-    >>> found = text_metrics(["a warm quiet place to read"], ["a warm quiet place to read"])
-    >>> round(found["bleu"]), round(found["rougeL"]), found["distinct1"]
+    >>> metrics = text_metrics(["a warm quiet room to read"], ["a warm quiet room to read"])
+    >>> round(metrics["bleu"]), round(metrics["rougeL"]), metrics["distinct1"]
     (100, 100, 1.0)
     """
     texts, references = _pairs(texts, references)
@@ -41,83 +41,83 @@ def text_metrics(texts: Sequence[str], references: Sequence[str]) -> dict[str, f
     rouge = [scorer.score(reference, text) for text, reference in zip(texts, references, strict=True)]
     return {
         "bleu": float(corpus_bleu(list(texts), [list(references)]).score),
-        **{kind: 100 * float(np.mean([one[kind].fmeasure for one in rouge])) for kind in kinds},
+        **{kind: 100 * float(np.mean([scores[kind].fmeasure for scores in rouge])) for kind in kinds},
         "distinct1": distinct(texts, 1),
         "distinct2": distinct(texts, 2),
     }
 
 
 def distinct(texts: Iterable[str], n: int) -> float:
-    """Different n-grams over all n-grams of all texts (Li et al. 2016); 0 where there are none.
+    """Distinct-n: distinct n-grams over all n-grams of all texts (Li et al. 2016); 0 if there are none.
 
     Args:
-        texts: what was written.
-        n: words of a gram, at least 1.
+        texts: the generated texts.
+        n: words per n-gram, at least 1.
 
     Raises:
-        ValueError: one text alone instead of several, one that is no text (with its row), or no words in a gram.
+        ValueError: a single string instead of several texts, one that is not text (with its row), or ``n`` below 1.
 
     >>> distinct(["the cat saw the cat"], 1)
     0.6
     """
     texts, n = _as_texts(texts, "texts"), as_count(n, "n", 1)
     grams = [
-        tuple(words[place : place + n])
+        tuple(words[start : start + n])
         for words in (text.lower().split() for text in texts)
-        for place in range(len(words) - n + 1)
+        for start in range(len(words) - n + 1)
     ]
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
 def feature_coverage(texts: Iterable[str], features: Iterable[str]) -> float:
-    """Share of the different features that some text names (FCR, Li et al. 2020), whatever the case.
+    """Feature coverage ratio: share of the distinct features that occur in some text (FCR, Li et al. 2020), ignoring
+    case.
 
     Args:
-        texts: what was written.
+        texts: the generated texts.
         features: words or phrases.
 
     Raises:
-        ValueError: no features, an empty one, or what is no text (with its row).
+        ValueError: no features, an empty one, or one that is not text (with its row).
 
     >>> feature_coverage(["Great coffee"], ["coffee", "cake"])
     0.5
     """
-    wanted = {feature.lower() for feature in _as_texts(features, "features")}
-    if not wanted or "" in wanted:
+    names = {feature.lower() for feature in _as_texts(features, "features")}
+    if not names or "" in names:
         raise ValueError(
-            f"features: expected at least one, and words in each; got {'an empty one' if wanted else 'none'}"
+            f"features: expected at least one, and words in each; got {'an empty one' if names else 'none'}"
         )
     joined = "\n".join(_as_texts(texts, "texts")).lower()
-    return sum(feature in joined for feature in wanted) / len(wanted)
+    return sum(feature in joined for feature in names) / len(names)
 
 
 def reference_ranks(
     texts: Sequence[str], references: Sequence[str], encode: Callable[[Sequence[str]], Any]
 ) -> np.ndarray:
-    """At which place each text finds its own reference among all references, from 1, int64 ``[N]``; references that
-    are as near count half a place. The mean of ``1 / ranks`` is the reference-retrieval MRR: texts that say nothing in
-    particular do not find theirs.
+    """Rank of each text's own reference among all references by cosine similarity, from 1, float64 ``[N]``; a tie
+    counts half a rank. The mean of ``1 / ranks`` is the reference-retrieval MRR, which is low for generic texts.
 
     Args:
-        texts, references: one of each a request.
+        texts, references: one of each per request.
         encode: a sentence encoder: texts to vectors ``[N, D]``, such as ``SentenceTransformer.encode``.
 
     Raises:
-        ValueError: as :func:`text_metrics`, or an encoder that gives no finite vector a text (with the row).
+        ValueError: as :func:`text_metrics`, or an encoder that returns no finite vector per text (with the row).
 
-    >>> def letters(some):
-    ...     return np.array([[text.count("a"), text.count("b")] for text in some])
+    >>> def letters(texts):
+    ...     return np.array([[text.count("a"), text.count("b")] for text in texts])
     >>> reference_ranks(["bb", "b"], ["ab", "b"], letters).tolist()
     [2.0, 1.0]
     """
     texts, references = _pairs(texts, references)
-    vectors = [as_numbers(encode(list(some)), "encode", dims=2) for some in (texts, references)]
+    vectors = [as_numbers(encode(list(group)), "encode", dims=2) for group in (texts, references)]
     same_length(texts=texts, encode=vectors[0])
     same_length(references=references, encode=vectors[1])
     texts_, references_ = (part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12) for part in vectors)
-    likeness = texts_ @ references_.T
-    own = np.diag(likeness)[:, None]
-    return 1 + (likeness > own).sum(1) + 0.5 * ((likeness == own).sum(1) - 1)
+    similarity = texts_ @ references_.T
+    own = np.diag(similarity)[:, None]
+    return 1 + (similarity > own).sum(1) + 0.5 * ((similarity == own).sum(1) - 1)
 
 
 def _pairs(texts: Iterable[str], references: Iterable[str]) -> tuple[list[str], list[str]]:

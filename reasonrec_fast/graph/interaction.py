@@ -1,4 +1,4 @@
-"""The user–item graph, in compressed rows of both directions."""
+"""The user–item graph in CSR form, in both directions."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ except ImportError:
 class InteractionGraph:
     """An immutable bipartite graph of ``U`` users and ``I`` items with ``E`` distinct edges.
 
-    Build it with :meth:`from_edges`. Neighbours are ascending within a row. Indices are int32 while edge and node
-    counts fit, else int64. Tensors that are given as they are must agree: on a CPU they are checked, once; on a GPU
-    their types alone, for their values are not read back.
+    Build it with :meth:`from_edges`. Neighbours are ascending within a row. Indices are int32 if edge and node counts
+    fit, else int64. Tensors passed to the constructor must describe the same edges: on a CPU this is checked; on a GPU
+    only their dtypes are, since reading values back would synchronise.
 
     Attributes:
         user_indptr: ``[U + 1]``; user ``u`` has the items ``user_indices[user_indptr[u] : user_indptr[u + 1]]``.
         user_indices: ``[E]``, items.
-        item_indptr: ``[I + 1]``; the same the other way round.
+        item_indptr: ``[I + 1]``; item ``i`` has the users ``item_indices[item_indptr[i] : item_indptr[i + 1]]``.
         item_indices: ``[E]``, users.
 
     Raises:
-        ValueError: tensors that are not both directions of the same distinct edges.
+        ValueError: the tensors are not both directions of the same distinct edges.
 
     >>> graph = InteractionGraph.from_edges(torch.tensor([0, 1, 1]), torch.tensor([2, 0, 0]))
     >>> graph.num_users, graph.num_items, graph.num_edges
@@ -53,8 +53,8 @@ class InteractionGraph:
     def __post_init__(self) -> None:
         for name, tensor in self._tensors().items():
             if not isinstance(tensor, torch.Tensor) or tensor.dim() != 1 or tensor.dtype not in _INTEGERS:
-                told = f"{list(tensor.shape)} of {tensor.dtype}" if isinstance(tensor, torch.Tensor) else repr(tensor)
-                raise ValueError(f"{name}: expected a vector of int32 or int64; got {told}")
+                shown = f"{list(tensor.shape)} of {tensor.dtype}" if isinstance(tensor, torch.Tensor) else repr(tensor)
+                raise ValueError(f"{name}: expected a vector of int32 or int64; got {shown}")
         tensors = list(self._tensors().values())
         if len({tensor.dtype for tensor in tensors}) > 1 or len({tensor.device for tensor in tensors}) > 1:
             kinds = sorted({f"{tensor.dtype} on {tensor.device}" for tensor in tensors})
@@ -65,14 +65,15 @@ class InteractionGraph:
         _check_rows("item", self.item_indptr, self.item_indices, self.num_users)
         users, items = _rows(self.user_indptr), _rows(self.item_indptr)
         by_user, by_item = users * self.num_items + self.user_indices, self.item_indices * self.num_items + items
-        # Ascending and distinct on one side; on the other the same edges in another order have the same sums.
+        # Both directions must be the same set of edges in different orders. Comparing the count, the sum and the sum of
+        # squares of the edge numbers is linear, where sorting one side is not.
         sums = [(edges.sum(), (edges * edges).sum()) for edges in (by_user, by_item)]
         if by_user.shape != by_item.shape or sums[0] != sums[1]:
             raise ValueError("item_indices: expected the edges of user_indices the other way round; got others")
 
     @classmethod
     def _of(cls, *tensors: torch.Tensor) -> InteractionGraph:
-        """Of tensors that are known to agree."""
+        """A graph of tensors that are known to be consistent, without the checks of the constructor."""
         graph = object.__new__(cls)
         for name, tensor in zip(cls.__dataclass_fields__, tensors, strict=True):
             object.__setattr__(graph, name, tensor)
@@ -82,10 +83,10 @@ class InteractionGraph:
     def from_edges(
         cls, users: Any, items: Any, *, num_users: int | None = None, num_items: int | None = None
     ) -> InteractionGraph:
-        """Build the graph from one entry an edge; duplicates are merged.
+        """Build the graph from one entry per edge; duplicates are merged.
 
-        It is built where the edges lie: on the host by ``csrc/host`` (linear in the edges), of cupy arrays by cupy, of
-        other arrays on a GPU by torch.
+        It is built on the device of the edges: on the host by ``csrc/host`` (linear in the edges), from cupy arrays by
+        cupy, from other GPU arrays by torch.
 
         Args:
             users, items: integer vectors ``[E]`` of the same length: torch, numpy, cupy or anything with DLPack, a
@@ -138,7 +139,7 @@ class InteractionGraph:
         return self.item_indptr.diff().long()
 
     def add(self, users: Any, items: Any) -> InteractionGraph:
-        """A new graph with more edges; indices beyond the present range add users and items.
+        """A new graph with more edges; indices beyond the current range add users and items.
 
         >>> graph = InteractionGraph.from_edges([0], [0]).add([1], [3])
         >>> graph.num_users, graph.num_items
@@ -159,15 +160,15 @@ class InteractionGraph:
         return InteractionGraph._of(*(tensor.to(device) for tensor in self._tensors().values()))
 
     def save(self, path: str | Path) -> None:
-        """Write the graph as safetensors, under a temporary name until it is complete."""
+        """Write the graph as safetensors; the file is replaced atomically."""
         write_tensors(path, self._tensors())
 
     @classmethod
     def load(cls, path: str | Path) -> InteractionGraph:
-        """Read what :meth:`save` wrote.
+        """Read a graph that :meth:`save` wrote.
 
         Raises:
-            ValueError: the file holds something else, or tensors that do not agree.
+            ValueError: the file has other contents, or inconsistent tensors.
         """
         names = cls.__dataclass_fields__
         try:
@@ -220,7 +221,7 @@ def _checked_count(index: torch.Tensor, count: int | None, name: str) -> int:
 
 
 def _check_rows(name: str, indptr: torch.Tensor, indices: torch.Tensor, others: int) -> None:
-    """One direction: an indptr that rises from 0 to the number of indices, which rise within a row."""
+    """Check one direction: indptr rises from 0 to the number of indices, and indices are ascending within a row."""
     if not indptr.numel() or int(indptr[0]) != 0 or int(indptr[-1]) != len(indices) or bool((indptr.diff() < 0).any()):
         raise ValueError(f"{name}_indptr: expected to rise from 0 to {len(indices)}; got another")
     wrong = (indices < 0) | (indices >= others)

@@ -1,4 +1,4 @@
-"""The graph by sorting, with whatever library the edges belong to: torch, cupy or numpy."""
+"""Builds the graph by sorting, in the library of the edges: torch, cupy or numpy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LIBRARIES = ("torch", "cupy", "numpy")
 
 
 def library_of(values: Any) -> str | None:
-    """The library of ``LIBRARIES`` whose array it is, or a subclass of its array; None for anything else.
+    """The library of ``LIBRARIES`` that the array's class, or a base class of it, comes from; None for anything else.
 
     >>> library_of(np.zeros(3)), library_of([3])
     ('numpy', None)
@@ -22,9 +22,9 @@ def library_of(values: Any) -> str | None:
 
 
 def graph_by_sorting(users: Any, items: Any, num_users: int, num_items: int) -> tuple[Any, Any, Any, Any]:
-    """Compressed rows of both directions; see :class:`~reasonrec_fast.InteractionGraph`.
+    """CSR of both directions; see :class:`~reasonrec_fast.InteractionGraph`.
 
-    Only functions whose names and arguments the three libraries share.
+    Uses only functions whose names and arguments are the same in the three libraries.
 
     Args:
         users, items: int64 arrays ``[E]`` of one library on one device, within the counts.
@@ -40,12 +40,12 @@ def graph_by_sorting(users: Any, items: Any, num_users: int, num_items: int) -> 
     name = library_of(users)
     assert name is not None
     xp = importlib.import_module(name)
-    # New arrays are made on the edges' device, not on the current one.
+    # xp.arange creates its array on the current device, which must be that of the edges.
     with nullcontext() if xp is np else users.device:
-        # The pair as a single number: its order is that of the user rows, and duplicates are equal.
+        # An edge as one integer: sorting orders by user, then item, and duplicates are equal.
         by_user = xp.unique(users * max(num_items, 1) + items)
         users, items = by_user // max(num_items, 1), by_user % max(num_items, 1)
-        by_item = xp.unique(items * max(num_users, 1) + users)  # distinct already: the other order
+        by_item = xp.unique(items * max(num_users, 1) + users)  # distinct already: this only sorts by item, then user
         fits = max(num_users, num_items, len(by_user)) <= np.iinfo(np.int32).max
         dtype = xp.int32 if fits else xp.int64
 

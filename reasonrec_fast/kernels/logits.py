@@ -1,4 +1,4 @@
-"""Triton code that operators over logits share."""
+"""Triton code shared by the operators over logits."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import triton
 import triton.language as tl
 
 BLOCK_D = 64
-"""Columns of a step of the product."""
+"""Columns per step of the product."""
 LEAST = tl.constexpr(-1e4)
-"""Logits as far below the largest have no share; farther ones (masks of -3e38) would overflow where they are summed."""
+"""Lower bound of a logit minus the largest: its exponential is 0, and masks such as -3e38 cannot overflow in sums."""
 _PROGRAMS = 264
 """Programs that fill a device: two for each of the 132 multiprocessors of an H100."""
 
 
 class Tile(NamedTuple):
-    """Rows and classes of a tile of logits, and how its program is launched."""
+    """Rows and classes of a tile of logits, and the launch options of its program."""
 
     rows: int
     classes: int
@@ -30,7 +30,7 @@ class Tile(NamedTuple):
 
 
 def tile_of(tiles: tuple[Tile, ...], dtype: torch.dtype, batch: int) -> Tile:
-    """The first tile that holds all rows, else the last; float32, whose products take no tensor cores, has the first.
+    """The first tile with room for all rows, else the last. float32 uses the first: its products use no tensor cores.
 
     >>> tile_of((Tile(32, 64), Tile(128, 128)), torch.bfloat16, 33).rows
     128
@@ -41,7 +41,7 @@ def tile_of(tiles: tuple[Tile, ...], dtype: torch.dtype, batch: int) -> Tile:
 
 
 def stretch_of(classes: int, blocks: int, tile_classes: int) -> int:
-    """Classes that one program walks over, whole tiles of them, so that ``blocks`` blocks of rows fill a device.
+    """Classes per program, a multiple of a tile, so that ``blocks`` blocks of rows fill a device.
 
     >>> stretch_of(32_000, 1, 64), stretch_of(32_000, 8, 64), stretch_of(32_000, 500, 64)
     (128, 1024, 32000)
@@ -55,7 +55,7 @@ def logits_tile(
     hidden, heads, bias, rows, first_class, batch, classes, width, inverse_temperature,
     HAS_BIAS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Scaled logits ``[BLOCK_B, BLOCK_C]`` of the classes from ``first_class``; -inf beyond the last."""
+    """Scaled logits ``[BLOCK_B, BLOCK_C]`` of the classes from ``first_class``; -inf past the last class."""
     columns = first_class + tl.arange(0, BLOCK_C)
     tile = tl.zeros((BLOCK_B, BLOCK_C), tl.float32)
     for start in range(0, width, BLOCK_D):

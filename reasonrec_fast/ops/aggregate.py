@@ -1,4 +1,4 @@
-"""GCN propagation over a user–item graph: LightGCN's layers and their combination in one operator."""
+"""GCN propagation over a user–item graph: LightGCN's layers and their weighted sum in one operator."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from reasonrec_fast.graph import InteractionGraph
 from reasonrec_fast.ops import library
 
-library.is_no_array(InteractionGraph)
+library.pass_through(InteractionGraph)
 
 Combine = Literal["last", "mean", "sum"] | torch.Tensor
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -49,12 +49,12 @@ def aggregate(graph, x, *, layers=1, combine="last", dropout=0.0, seed=None):
         x: embeddings ``[U + I, D]``, users first, or a pair ``([U, D], [I, D])``, which comes back as a pair.
         layers: ``L``, at least 0.
         combine: ``"last"``, ``"mean"`` or ``"sum"`` (both include layer 0), or weights ``[L + 1]``, differentiable. A
-            layer of weight 0 (``"last"`` has them) takes no part: what is not finite there does not reach the result,
-            nor the gradient of ``x``. The gradient of such a weight is the true derivative.
-        dropout: share of edges left out, in [0, 1). The mask of an edge is a hash of (seed, user, item), hence the
-            same in both directions and in all layers; kept edges are scaled by ``1 / (1 - dropout)``, degrees stay
+            layer of weight 0 (``"last"`` has them) is skipped: NaN or infinity in it reaches neither the result nor
+            the gradient of ``x``. The gradient of such a weight is still the true derivative.
+        dropout: share of edges dropped, in [0, 1). The mask of an edge is a hash of (seed, user, item), hence the
+            same in both directions and in all layers; kept edges are scaled by ``1 / (1 - dropout)``. Degrees are
             those of the whole graph.
-        seed: int or 0-d int64 tensor; needed where ``dropout > 0``.
+        seed: int or 0-d int64 tensor; required where ``dropout > 0``.
 
     Returns:
         The combined embeddings, in the shape and dtype of ``x``; sums are in float32 (float64 for float64). The same
@@ -101,7 +101,7 @@ def aggregate(graph, x, *, layers=1, combine="last", dropout=0.0, seed=None):
         _check_seed(seed)
     keep = library.may_keep(x.device)
     weights = _layer_weights(combine, layers, x, keep)
-    if seed is None:  # it is not read
+    if seed is None:  # no dropout: the operator does not read it
         seed_tensor = library.constant((0,), torch.int64, x.device, keep)
     else:
         seed_tensor = library.scalar(seed, torch.int64, x.device)
@@ -144,12 +144,12 @@ def aggregate_reference(
     dropout: float,
     seed: torch.Tensor,
 ) -> torch.Tensor:
-    """What the operator computes, in plain torch; exact in float64."""
+    """The operator in plain torch; exact in float64."""
     num_users, dtype = user_indptr.numel() - 1, weights.dtype
     degrees = torch.cat([user_indptr.diff(), item_indptr.diff()])
     users = torch.repeat_interleave(
         torch.arange(num_users, device=x.device), user_indptr.diff().long(), output_size=user_indices.numel()
-    )  # without its size a GPU would have to be asked for it
+    )  # without output_size a GPU would synchronise to read it
     items = user_indices.long() + num_users
     values = (degrees[users].to(dtype) * degrees[items].to(dtype)).rsqrt()
     if dropout > 0.0:
@@ -167,7 +167,7 @@ def aggregate_reference(
 
 
 def _share(weight: torch.Tensor, layer: torch.Tensor) -> torch.Tensor:
-    """Of a layer in the result: nothing of what it holds where its weight is 0."""
+    """A layer's term of the weighted sum; 0 where its weight is 0, even for values that are not finite."""
     return torch.where(weight == 0, 0.0, weight * layer)
 
 
@@ -175,7 +175,7 @@ _MASK = 0xFFFFFFFF
 
 
 def edge_hash(seed: torch.Tensor, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-    """32 hashed bits an edge, int64 ``[E]``: two rounds of the murmur3 finaliser over seed, user and item."""
+    """A 32-bit hash of each edge, int64 ``[E]``: two rounds of the murmur3 finaliser over seed, user and item."""
     state = (seed ^ (seed >> 32)) & _MASK
     for value in (users, items):
         state = state ^ (value & _MASK) ^ ((value >> 32) & _MASK)
@@ -192,7 +192,7 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, gradient):
-    """S is symmetric (its dropout mask too), so the gradient of x is the same operator on the gradient."""
+    """S and its dropout mask are symmetric, so the gradient of x is the same operator applied to the gradient."""
     *csr, x, weights, seed = ctx.saved_tensors
     operator = torch.ops.reasonrec_fast.aggregate
     grad_x = grad_weights = None
@@ -217,12 +217,12 @@ library.implement_on_gpu("aggregate", aggregate_reference, reference_dtypes=(tor
 
 
 def _vmap(info, in_dims, *arguments):
-    """Batches of embeddings become more columns."""
-    if in_dims[4] is None or any(dim is not None for place, dim in enumerate(in_dims) if place != 4):
+    """The batch is folded into the embedding columns."""
+    if in_dims[4] is None or any(dim is not None for index, dim in enumerate(in_dims) if index != 4):
         raise ValueError("aggregate: vmap expects batches of x alone")
     x = arguments[4].movedim(in_dims[4], 1)
-    found = torch.ops.reasonrec_fast.aggregate(*arguments[:4], x.flatten(1), *arguments[5:])
-    return found.view(x.shape), 1
+    results = torch.ops.reasonrec_fast.aggregate(*arguments[:4], x.flatten(1), *arguments[5:])
+    return results.view(x.shape), 1
 
 
 torch.library.register_vmap("reasonrec_fast::aggregate", _vmap)

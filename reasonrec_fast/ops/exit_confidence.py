@@ -21,7 +21,7 @@ class ExitStatistics(NamedTuple):
         prediction: most probable class, int64 ``[B]``.
         probability: of the prediction, ``[B]``.
         positive_probability: of the positive class, ``[B]``.
-        confidence: larger is surer, ``[B]``.
+        confidence: larger is more certain, ``[B]``.
         entropy: in nats, ``[B]``.
         logsumexp: of the scaled logits, ``[B, K]``.
         target_logprob: ``[B, K]``; ``[B, 0]`` without targets.
@@ -51,7 +51,7 @@ def exit_confidence(
     previous: torch.Tensor | None = None,
     targets: torch.Tensor | None = None,
 ) -> ExitStatistics:
-    """What a prediction head says of each row, and whether the row may stop here (OptiRAG-Rec, multi-head early exit).
+    """Prediction-head statistics of each row, and whether the row may exit (OptiRAG-Rec, multi-head early exit).
 
     Args:
         hidden: ``[B, D]``.
@@ -62,22 +62,22 @@ def exit_confidence(
             ``1 - H / log C``; ``"ratio"`` (two classes), ``|log p(positive) - log p(other)|``: the paper's ratio of
             positive to negative, made symmetric.
         positive: the class of ``positive_probability``.
-        threshold: exit where ``confidence >= threshold``; float, 0-d tensor, or one a row ``[B]``.
-        previous: confidence at the exit before, ``[B]``; a row then exits only if it has not fallen.
+        threshold: exit where ``confidence >= threshold``; float, 0-d tensor, or one per row ``[B]``.
+        previous: confidence at the previous exit, ``[B]``; a row then exits only if its confidence has not fallen.
         targets: classes, integers ``[B]``.
 
     Returns:
         :class:`ExitStatistics`. ``probability``, ``positive_probability``, ``entropy``, ``logsumexp`` and
         ``target_logprob`` have gradients in ``hidden``, ``heads`` and ``bias``. A row with NaN never exits. Neither
-        direction holds ``[B, C]`` logits of more than 64 classes. The same input gives the same bits for any number of
-        threads (forward; gradients are torch's own products).
+        pass materialises ``[B, C]`` logits of more than 64 classes. The same input gives the same bits for any number
+        of threads (forward; gradients are torch's own products).
 
     Raises:
-        ValueError: an argument does not fit (argument, expected, got); on a CPU, a target that is no class (with its
+        ValueError: an argument does not fit (argument, expected, got); on a CPU, a target outside ``[0, C)`` (with its
             row).
 
-    >>> found = exit_confidence(torch.tensor([[2.0, 0.0]]), torch.eye(2), threshold=0.8)
-    >>> int(found.prediction), round(float(found.probability), 3), bool(found.exit)
+    >>> statistics = exit_confidence(torch.tensor([[2.0, 0.0]]), torch.eye(2), threshold=0.8)
+    >>> int(statistics.prediction), round(float(statistics.probability), 3), bool(statistics.exit)
     (0, 0.881, True)
     """
     if hidden.dim() != 2 or heads.dim() not in (2, 3) or hidden.shape[1] != heads.shape[-1]:
@@ -85,26 +85,26 @@ def exit_confidence(
             f"hidden, heads: expected [B, D] with [C, D] or [K, C, D]; got {list(hidden.shape)}, {list(heads.shape)}"
         )
     ensemble = heads if heads.dim() == 3 else heads.unsqueeze(0)
-    members, classes, _ = ensemble.shape
+    ensemble_size, classes, _ = ensemble.shape
     if not hidden.is_floating_point() or (heads.dtype is not hidden.dtype and not heads.is_floating_point()):
         raise ValueError(f"hidden, heads: expected floating-point types; got {hidden.dtype} and {heads.dtype}")
-    if members == 0 or classes == 0:
+    if ensemble_size == 0 or classes == 0:
         raise ValueError(f"heads: expected at least one class; got {list(heads.shape)}")
     if type(positive) is not int:
         library.check_count(positive, "positive")
-    if members > 1 and classes > MAX_ENSEMBLE_CLASSES:
+    if ensemble_size > 1 and classes > MAX_ENSEMBLE_CLASSES:
         raise ValueError(f"heads: expected at most {MAX_ENSEMBLE_CLASSES} classes in an ensemble; got {classes}")
     if measure not in MEASURES:
         raise ValueError(f"measure: expected one of {MEASURES}; got {measure!r}")
     if measure == "ratio" and classes != 2:
         raise ValueError(f"measure: 'ratio' expects 2 classes; got {classes}")
     if not 0 <= positive < classes:
-        # Heads without a class 1 (C = 1) still have statistics; the positive class is then the only one.
+        # With a single class (C = 1) the default `positive=1` means that class.
         if not (positive == 1 and classes == 1):
             raise ValueError(f"positive: expected a class in [0, {classes}); got {positive}")
         positive = 0
-    if bias is not None and bias.shape != (members, classes) and (members > 1 or bias.shape != (classes,)):
-        raise ValueError(f"bias: expected {[members, classes]} or {[classes]}; got {list(bias.shape)}")
+    if bias is not None and bias.shape != (ensemble_size, classes) and (ensemble_size > 1 or bias.shape != (classes,)):
+        raise ValueError(f"bias: expected {[ensemble_size, classes]} or {[classes]}; got {list(bias.shape)}")
     if isinstance(threshold, torch.Tensor):
         if threshold.numel() != 1 and threshold.shape != hidden.shape[:1]:
             raise ValueError(f"threshold: expected a number or {[hidden.shape[0]]}; got {list(threshold.shape)}")
@@ -127,20 +127,22 @@ def exit_confidence(
         ensemble if ensemble.dtype is hidden.dtype else ensemble.to(hidden.dtype),
         library.nothing(hidden.dtype, device, keep)
         if bias is None
-        else bias.reshape(members, classes).to(hidden.dtype),
+        else bias.reshape(ensemble_size, classes).to(hidden.dtype),
         library.setting(temperature, device, keep),
         measure,
         positive,
         library.nothing(torch.int64, device, keep) if targets is None else targets,
     )
-    probability, yes, confidence, entropy, logsumexp, target_logprob, prediction = results
+    probability, positive_probability, confidence, entropy, logsumexp, target_logprob, prediction = results
     if threshold is None:
         exits = torch.zeros_like(confidence, dtype=torch.bool)
     else:
         exits = confidence >= threshold
         if previous is not None:
             exits = exits & (confidence >= previous)
-    return ExitStatistics(prediction, probability, yes, confidence, entropy, logsumexp, target_logprob, exits)
+    return ExitStatistics(
+        prediction, probability, positive_probability, confidence, entropy, logsumexp, target_logprob, exits
+    )
 
 
 def exit_confidence_reference(
@@ -152,9 +154,9 @@ def exit_confidence_reference(
     positive: int,
     targets: torch.Tensor,
 ) -> tuple[torch.Tensor, ...]:
-    """What the operator computes, in plain torch with all logits; exact (and differentiable) in float64.
+    """The operator in plain torch with all logits; exact (and differentiable) in float64.
 
-    Returns the fields of :class:`ExitStatistics` but ``exit``, with ``prediction`` last.
+    Returns the fields of :class:`ExitStatistics` except ``exit``, with ``prediction`` last.
     """
     dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     logits = torch.einsum("bd,kcd->bkc", hidden.to(dtype), heads.to(dtype))
@@ -184,40 +186,42 @@ def exit_confidence_reference(
 
 
 def _fake(hidden, heads, bias, temperature, measure, positive, targets):
-    rows, members = hidden.shape[0], heads.shape[0]
+    rows, ensemble_size = hidden.shape[0], heads.shape[0]
     dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     column = [hidden.new_empty(rows, dtype=dtype) for _ in range(4)]
     return (
         *column,
-        hidden.new_empty((rows, members), dtype=dtype),
-        hidden.new_empty((rows, members if targets.numel() else 0), dtype=dtype),
+        hidden.new_empty((rows, ensemble_size), dtype=dtype),
+        hidden.new_empty((rows, ensemble_size if targets.numel() else 0), dtype=dtype),
         hidden.new_empty(rows, dtype=torch.int64),
     )
 
 
 def _setup_context(ctx, inputs, output):
     hidden, heads, bias, temperature, _, ctx.positive, targets = inputs
-    probability, yes, confidence, entropy, logsumexp, _, prediction = output
+    probability, positive_probability, confidence, entropy, logsumexp, _, prediction = output
     ctx.mark_non_differentiable(prediction, confidence)
     ctx.save_for_backward(
-        hidden, heads, bias, temperature, targets, prediction, probability, yes, entropy, logsumexp
+        hidden, heads, bias, temperature, targets, prediction, probability, positive_probability, entropy, logsumexp
     )  # fmt: skip
 
 
 def _backward(ctx, *gradients):
     heads = ctx.saved_tensors[1]
     if heads.shape[1] > MAX_ENSEMBLE_CLASSES:
-        return (*_backward_of_many_classes(ctx, *gradients), None, None, None, None)
-    return (*_backward_of_few_classes(ctx, *gradients), None, None, None, None)
+        return (*_backward_many_classes(ctx, *gradients), None, None, None, None)
+    return (*_backward_few_classes(ctx, *gradients), None, None, None, None)
 
 
-def _backward_of_many_classes(
+def _backward_many_classes(
     ctx, grad_probability, grad_positive, _, grad_entropy, grad_logsumexp, grad_target, __
 ) -> tuple[torch.Tensor, ...]:
-    """Probabilities are those of given tokens, whose backward holds no logits: of prediction, positive and target."""
-    hidden, heads, bias, temperature, targets, prediction, probability, yes, entropy, logsumexp = ctx.saved_tensors
+    """Gradients through ``token_logprobs``, which holds no logits: prediction, positive and target are its tokens."""
+    hidden, heads, bias, temperature, targets, prediction, probability, positive_probability, entropy, logsumexp = (
+        ctx.saved_tensors
+    )
     tokens = [prediction, torch.full_like(prediction, ctx.positive)]
-    grad_logprobs = [grad_probability * probability, grad_positive * yes]
+    grad_logprobs = [grad_probability * probability, grad_positive * positive_probability]
     if targets.numel():
         tokens.append(targets)
         grad_logprobs.append(grad_target[:, 0])
@@ -228,28 +232,28 @@ def _backward_of_many_classes(
     return grad_hidden, grad_heads[None], grad_bias.reshape(bias.shape).to(bias.dtype)
 
 
-def _backward_of_few_classes(
+def _backward_few_classes(
     ctx, grad_probability, grad_positive, _, grad_entropy, grad_logsumexp, grad_target, __
 ) -> tuple[torch.Tensor | None, ...]:
-    """Through the softmax of recomputed logits, in the dtype of the statistics."""
+    """Gradients through the softmax of recomputed logits, in the dtype of the statistics."""
     hidden, heads, bias, temperature, targets, prediction = ctx.saved_tensors[:6]
     dtype = grad_probability.dtype
     wide_hidden, wide_heads = hidden.to(dtype), heads.to(dtype)
     logits = torch.einsum("bd,kcd->bkc", wide_hidden, wide_heads)
     if bias.numel():
         logits = logits + bias.to(dtype)
-    member = (logits / temperature.to(dtype)).softmax(-1)
-    mean = member.mean(1)
+    probabilities = (logits / temperature.to(dtype)).softmax(-1)
+    mean = probabilities.mean(1)
     grad_mean = -grad_entropy[:, None] * (mean.clamp_min(torch.finfo(dtype).tiny).log() + 1)
     grad_mean = grad_mean.scatter_add(1, prediction[:, None], grad_probability[:, None])
     grad_mean[:, ctx.positive] += grad_positive
-    grad_member = grad_mean[:, None, :] / heads.shape[0]
-    grad_logits = member * (grad_member - (member * grad_member).sum(-1, keepdim=True))
-    grad_logits = grad_logits + grad_logsumexp[..., None] * member
+    grad_probabilities = grad_mean[:, None, :] / heads.shape[0]
+    grad_logits = probabilities * (grad_probabilities - (probabilities * grad_probabilities).sum(-1, keepdim=True))
+    grad_logits = grad_logits + grad_logsumexp[..., None] * probabilities
     if targets.numel():
-        grad_logits = grad_logits - grad_target[..., None] * member
-        place = targets[:, None, None].expand(-1, heads.shape[0], 1)
-        grad_logits = grad_logits.scatter_add(2, place, grad_target[..., None])
+        grad_logits = grad_logits - grad_target[..., None] * probabilities
+        index = targets[:, None, None].expand(-1, heads.shape[0], 1)
+        grad_logits = grad_logits.scatter_add(2, index, grad_target[..., None])
     grad_logits = grad_logits / temperature.to(dtype)
     grad_hidden = grad_heads = grad_bias = None
     if ctx.needs_input_grad[0]:

@@ -1,4 +1,4 @@
-"""What operators share: arrays as tensors, and how an operator finds its implementation on a GPU."""
+"""Shared by all operators: conversion of array arguments to tensors, and registration of GPU implementations."""
 
 from __future__ import annotations
 
@@ -27,20 +27,28 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _INTEGERS = frozenset((torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64))
 _WHOLE, _REAL = (int, torch.SymInt), (int, float, torch.SymFloat)
 _PLAIN = (torch.Tensor, type(None), str, int, float)
-_AS_THEY_ARE: set[type] = {torch.Tensor, torch.nn.Parameter, type(None), str, bool, int, float}  # one look-up a value
-_PARTS = ("exclude", "clip")  # arguments of several parts, in a tuple or a list; an x may be a tuple of two
+_PASSED_THROUGH: set[type] = {
+    torch.Tensor,
+    torch.nn.Parameter,
+    type(None),
+    str,
+    bool,
+    int,
+    float,
+}  # one set look-up per value
+_TUPLE_ARGUMENTS = ("exclude", "clip")  # arguments that are a tuple or list of parts; only a tuple `x` is
 
 
 class ArgumentError(ValueError, RuntimeError):
-    """An argument that a native operator refuses: a ``ValueError``, and the ``RuntimeError`` that torch makes of it."""
+    """A native operator refused an argument. A ``ValueError``, and also the ``RuntimeError`` that torch raises then."""
 
 
 def takes_arrays(function: Function) -> Function:
-    """Let an operator take numpy and cupy arrays and anything else with DLPack, without a copy, and pandas objects and
-    sequences of numbers; it returns tensors.
+    """Decorate an operator so that it accepts arrays and returns tensors.
 
-    What native code refuses becomes an :class:`ArgumentError`. Whether arguments that are to be tensors are some is
-    asked where a call has failed: tensors pay nothing for it.
+    Numpy and cupy arrays and anything else with DLPack are taken without a copy; pandas objects and sequences of
+    numbers are converted. Errors of native argument checks become an :class:`ArgumentError`. Argument types are checked
+    only after a call has failed, so that calls with tensors pay nothing for the check.
     """
     signature = inspect.signature(function)
     names = tuple(signature.parameters)
@@ -48,19 +56,19 @@ def takes_arrays(function: Function) -> Function:
     @wraps(function)
     def with_tensors(*arguments: Any, **named: Any) -> Any:
         for value in arguments:
-            if type(value) not in _AS_THEY_ARE:
+            if type(value) not in _PASSED_THROUGH:
                 arguments = tuple([_as_tensor(each, *names[i : i + 1]) for i, each in enumerate(arguments)])
                 break
         for name, value in named.items():
-            if type(value) not in _AS_THEY_ARE:
+            if type(value) not in _PASSED_THROUGH:
                 named[name] = _as_tensor(value, name)
         try:
             return function(*arguments, **named)
         except RuntimeError as error:
-            told = _NATIVE.match(str(error))
-            if told is None:
+            match = _NATIVE_MESSAGE.match(str(error))
+            if match is None:
                 raise
-            raise ArgumentError(told[1]) from error
+            raise ArgumentError(match[1]) from error
         except (AttributeError, TypeError):
             _check_tensors(signature, arguments, named)
             raise
@@ -68,30 +76,30 @@ def takes_arrays(function: Function) -> Function:
     return with_tensors  # type: ignore[return-value]
 
 
-def is_no_array(kind: type) -> None:
-    """Let operators take values of a type of this package as they are."""
-    _AS_THEY_ARE.add(kind)
+def pass_through(kind: type) -> None:
+    """Register a type of this package that :func:`takes_arrays` passes to operators unchanged."""
+    _PASSED_THROUGH.add(kind)
 
 
 def _check_tensors(signature: inspect.Signature, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-    """Refuse what is no tensor where the annotations ask for one."""
+    """Raise for an argument that is annotated as a tensor and is not one."""
     try:
         given = signature.bind(*arguments, **named).arguments
-    except TypeError:  # an argument is missing or unknown, as the caller is told already
+    except TypeError:  # a missing or unknown argument; the original error names it
         return
     for name, parameter in signature.parameters.items():
         if parameter.annotation == "torch.Tensor" or (name in given and parameter.annotation == "torch.Tensor | None"):
             check_tensor(given[name], name, parameter.default is None)
 
 
-_NATIVE = re.compile(r"(?:\w+, \S+\.(?:cpp|h|cu|cuh):\d+, )?(\w+(?:, \w+)*: expected .*)")
-"""What a native check says, behind the names of its function and file."""
+_NATIVE_MESSAGE = re.compile(r"(?:\w+, \S+\.(?:cpp|h|cu|cuh):\d+, )?(\w+(?:, \w+)*: expected .*)")
+"""The message of a native check, without the function and file names that torch puts before it."""
 
 
 def _as_tensor(value: Any, name: str = "array") -> Any:
     if isinstance(value, _PLAIN):
         return value
-    if type(value) is tuple if name == "x" else name in _PARTS and isinstance(value, (tuple, list)):
+    if type(value) is tuple if name == "x" else name in _TUPLE_ARGUMENTS and isinstance(value, (tuple, list)):
         return tuple([part if isinstance(part, _PLAIN) else as_tensor(part, name) for part in value])
     if isinstance(value, np.generic):
         return value.item()
@@ -101,54 +109,56 @@ def _as_tensor(value: Any, name: str = "array") -> Any:
         or hasattr(value, "__dlpack__")
         or hasattr(value, "__array__")
     ):
-        found = as_tensor(value, name)
-        if name == "out" and not _shares(found, value):
+        tensor = as_tensor(value, name)
+        if name == "out" and not _shares(tensor, value):
             raise ValueError("out: expected an array that can be written to, of positive strides; got one that cannot")
-        return found
+        return tensor
     return value
 
 
 def _shares(tensor: torch.Tensor, array: Any) -> bool:
-    """Whether a tensor is the memory of what it was made of."""
+    """Whether a tensor shares memory with the array that it was converted from."""
     if isinstance(array, np.ndarray):
         return tensor.data_ptr() == array.ctypes.data
     return hasattr(array, "__dlpack__")
 
 
 def check_tensor(value: Any, name: str, optional: bool = False) -> None:
-    """Refuse what is not an array, nor None where it is ``optional``."""
+    """Raise ``ValueError`` unless the value is a tensor, or None where ``optional``."""
     if not isinstance(value, torch.Tensor) and not (optional and value is None):
         raise ValueError(f"{name}: expected an array; got {type(value).__name__}")
 
 
 def check_count(value: Any, name: str, least: int = 0) -> None:
-    """Refuse what is not a whole number of at least ``least``."""
+    """Raise ``ValueError`` unless the value is an integer of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, _WHOLE) or value < least:
         raise ValueError(f"{name}: expected a whole number of at least {least}; got {value!r}")
 
 
 def is_integer(tensor: torch.Tensor) -> bool:
-    """Whether a tensor has whole numbers; bools are not."""
+    """Whether a tensor has an integer dtype; bool is not one."""
     return tensor.dtype in _INTEGERS
 
 
 def scalar(value: float | torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A 0-d tensor, made on the device: a copy from the host would not do inside a CUDA graph."""
+    """A 0-d tensor, created on the device: a CUDA graph cannot capture a copy from pageable host memory."""
     if isinstance(value, torch.Tensor):
         return value.to(dtype=dtype, device=device)
     return torch.full((), value, dtype=dtype, device=device)
 
 
 def setting(value: float | torch.Tensor, device: torch.device, keep: bool) -> torch.Tensor:
-    """A 0-d float64 tensor of a setting that is mostly the same, such as a temperature. Nobody may write to it.
+    """A 0-d float64 tensor of a temperature. The tensor may be shared between calls: read-only.
 
     Args:
-        value: the setting.
+        value: the temperature.
         device: where the operator runs.
-        keep: what :func:`may_keep` said; then it is made once and read by many calls: a launch less on a GPU.
+        keep: the result of :func:`may_keep`. If true the tensor is cached by value, which saves a kernel launch per
+            call on a GPU.
 
     Raises:
-        ValueError: not one positive number. Of a tensor on a GPU the shape alone is checked: its value is not read.
+        ValueError: not one positive number. Only the shape of a GPU tensor is checked: reading its value would
+            synchronise.
     """
     if isinstance(value, torch.Tensor):
         if value.numel() != 1:
@@ -164,7 +174,7 @@ def setting(value: float | torch.Tensor, device: torch.device, keep: bool) -> to
 
 @lru_cache(maxsize=256)
 def _kept_setting(value: float, device: torch.device, stream: int) -> torch.Tensor:
-    _check_temperature(value)  # of a value that was kept there is nothing to check
+    _check_temperature(value)  # a cached value was checked when it entered the cache
     with torch.inference_mode(False):  # as in _kept
         return torch.full((), value, dtype=torch.float64, device=device)
 
@@ -175,16 +185,16 @@ def _check_temperature(value: Any) -> None:
 
 
 def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device, keep: bool) -> torch.Tensor:
-    """A vector of a setting that is mostly the same, all but the last entry alike; ``keep`` as in :func:`setting`."""
+    """A read-only vector whose entries are equal except possibly the last; ``keep`` as in :func:`setting`."""
     return _kept_vector(values, dtype, device, _stream(device)) if keep else _vector(values, dtype, device)
 
 
 def _vector(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Made on the device: a copy from the host would not do inside a CUDA graph."""
-    found = torch.full((len(values),), values[0], dtype=dtype, device=device)
+    """Filled on the device: a CUDA graph cannot capture a copy from pageable host memory."""
+    vector = torch.full((len(values),), values[0], dtype=dtype, device=device)
     if values[-1] != values[0]:
-        found[-1:].fill_(values[-1])
-    return found
+        vector[-1:].fill_(values[-1])
+    return vector
 
 
 @lru_cache(maxsize=64)
@@ -194,15 +204,15 @@ def _kept_vector(values: tuple[float, ...], dtype: torch.dtype, device: torch.de
 
 
 def nothing(dtype: torch.dtype, device: torch.device, keep: bool) -> torch.Tensor:
-    """An empty vector, for an argument that is not given; ``keep`` as in :func:`setting`. Nobody may resize it."""
+    """An empty vector that stands for an absent argument; ``keep`` as in :func:`setting`. It must not be resized."""
     return _kept(None, dtype, device, 0) if keep else torch.empty(0, dtype=dtype, device=device)
 
 
 def call(operator: Callable[..., Any], keep: bool, *arguments: Any) -> Any:
-    """Call a registered operator; past its layer of autograd, which is Python's, where nobody asks for gradients.
+    """Call a registered operator, without its Python autograd layer where no gradient is required.
 
-    That layer takes a third of the host's time of a small call. ``keep`` is what :func:`may_keep` said: under a
-    compiler, a mode or a transform every layer has its turn.
+    That layer takes a third of the host time of a small call. ``keep`` is the result of :func:`may_keep`: under a
+    compiler, a dispatch mode or a transform no layer may be skipped.
     """
     if not keep or (torch.is_grad_enabled() and any(getattr(value, "requires_grad", False) for value in arguments)):
         return operator(*arguments)
@@ -211,10 +221,10 @@ def call(operator: Callable[..., Any], keep: bool, *arguments: Any) -> Any:
 
 
 def may_keep(device: torch.device) -> bool:
-    """Whether a tensor made now may be read by later calls.
+    """Whether a tensor created now may be cached for later calls.
 
-    Not while a compiler, a fake mode or a transform stands between us and the memory, and not while a CUDA graph is
-    recorded: what is made then holds its value only after a replay.
+    Not under a compiler, a fake mode or a transform, whose tensors have no memory of their own, and not while a CUDA
+    graph is captured: a tensor created then holds its value only after a replay.
     """
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False
@@ -224,40 +234,40 @@ def may_keep(device: torch.device) -> bool:
 
 
 def _stream(device: torch.device) -> int:
-    """The stream that writes the tensor, and on which alone it may be read without waiting."""
+    """The current stream, part of cache keys: only the stream that writes a tensor may read it without waiting."""
     return 0 if device.type == "cpu" else torch.cuda.current_stream(device).cuda_stream
 
 
 @lru_cache(maxsize=256)
 def _kept(value: float | None, dtype: torch.dtype, device: torch.device, stream: int) -> torch.Tensor:
-    with torch.inference_mode(False):  # an inference tensor could not be saved for a backward pass
+    with torch.inference_mode(False):  # autograd cannot save an inference tensor for the backward pass
         if value is None:
             return torch.empty(0, dtype=dtype, device=device)
         return torch.full((), value, dtype=dtype, device=device)
 
 
 def batch_rows(name: str, rows: tuple[int, ...]) -> None:
-    """Give an operator whose results are independent by row to ``torch.vmap``: batches become more rows.
+    """Register a ``torch.vmap`` rule for an operator whose rows are independent: the batch is folded into the rows.
 
     Args:
         name: of the operator.
-        rows: places of the arguments with a row each; they alone may be batched. An empty one stays empty.
+        rows: indices of the arguments that have one entry per row. Only these may be batched; an empty one stays empty.
     """
     operator = getattr(torch.ops.reasonrec_fast, name)
 
     def folded(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
-        batched = [place for place, dim in enumerate(in_dims) if dim is not None]
+        batched = [index for index, dim in enumerate(in_dims) if dim is not None]
         if not set(batched) <= set(rows):
             raise ValueError(f"{name}: vmap expects batches of arguments {rows} alone; got one of {batched}")
         given = list(arguments)
-        for place in rows:
-            dim, value = in_dims[place], arguments[place]
+        for index in rows:
+            dim, value = in_dims[index], arguments[index]
             if dim is None and value.numel() == 0:
                 continue
             whole = value.expand(info.batch_size, *value.shape) if dim is None else value.movedim(dim, 0)
-            given[place] = whole.flatten(0, 1)
-        found = operator(*given)
-        return tuple(part.unflatten(0, (info.batch_size, -1)) for part in found), (0,) * len(found)
+            given[index] = whole.flatten(0, 1)
+        results = operator(*given)
+        return tuple(part.unflatten(0, (info.batch_size, -1)) for part in results), (0,) * len(results)
 
     torch.library.register_vmap(f"reasonrec_fast::{name}", folded)
 
@@ -274,10 +284,10 @@ def implement_on_gpu(
 
     Args:
         name: of the operator, and of the function in its kernel module.
-        reference: runs for the dtypes that the kernel does not have, and for all where Triton is not installed.
-        reference_dtypes: dtypes of the first floating-point argument that go to the reference.
-        module: kernel module, where its name is another one.
-        fits: whether the kernel takes these arguments; else the reference does.
+        reference: runs for dtypes that the kernel does not support, and always where Triton is not installed.
+        reference_dtypes: dtypes of the first floating-point argument for which the reference runs.
+        module: name of the kernel module, if it differs from ``name``.
+        fits: whether the kernel supports these arguments; otherwise the reference runs.
     """
 
     def on_gpu(*arguments: Any) -> Any:
@@ -292,21 +302,21 @@ def implement_on_gpu(
 
 
 ON_GPU: dict[str, Callable[..., Any]] = {}
-"""What runs for CUDA tensors, by operator."""
+"""The implementation for CUDA tensors, by operator name."""
 
 
 def register_on_gpu(name: str, function: Callable[..., Any]) -> None:
-    """Register what runs for CUDA tensors."""
+    """Register an operator's implementation for CUDA tensors."""
     ON_GPU[name] = function
     torch.library.impl(f"reasonrec_fast::{name}", "CUDA", function)
 
 
 def device_of(name: str, tensors: Sequence[torch.Tensor]) -> AbstractContextManager[Any]:
-    """Make the device of an operator's tensors the current one: Triton launches there, whatever lies elsewhere.
+    """A context in which the device of an operator's tensors is current: Triton launches on the current device.
 
     Args:
         name: of the operator, for the message.
-        tensors: its arguments; empty ones may lie anywhere.
+        tensors: its arguments; empty ones may be on any device.
 
     Raises:
         ValueError: tensors on more than one device.
@@ -322,7 +332,7 @@ def device_of(name: str, tensors: Sequence[torch.Tensor]) -> AbstractContextMana
 
 @cache
 def triton_kernel(module: str, name: str) -> Callable[..., Any] | None:
-    """The function of a kernel module; None, and one line, where Triton is not installed."""
+    """The function of a kernel module; None, with one logged warning, where Triton is not installed."""
     if importlib.util.find_spec("triton") is None:
         _logger.warning("%s: triton is not installed; plain torch runs instead (slower)", name)
         return None

@@ -1,6 +1,6 @@
-"""The native libraries: ``_C`` when the package is imported, ``_C_cuda`` when torch starts CUDA.
+"""Loads the native libraries: ``_C`` when the package is imported, ``_C_cuda`` when torch initialises CUDA.
 
-Importing the package does not start CUDA, so that a process may fork afterwards.
+Importing the package does not initialise CUDA, so that a process may fork afterwards.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _logger = logging.getLogger("reasonrec_fast")
 
 
 def load(folder: Path = FOLDER) -> None:
-    """Load ``_C``: every schema, and the CPU operators.
+    """Load ``_C``, which has all operator schemas and the CPU operators.
 
     Raises:
-        ImportError: the library is not there, or does not load (with the reason).
+        ImportError: the library is missing, or does not load (with the reason).
     """
     library = folder / "_C.so"
     if not library.is_file():
@@ -38,10 +38,10 @@ def load(folder: Path = FOLDER) -> None:
 
 
 def implement_on_gpu(plain: Mapping[str, Callable[..., Any]]) -> None:
-    """Give operators their CUDA implementation when torch starts CUDA: ``_C_cuda``'s, or the plain torch of ``plain``.
+    """Register CUDA implementations when torch initialises CUDA: those of ``_C_cuda``, or of ``plain`` without it.
 
     Args:
-        plain: operators that ``_C_cuda`` has, by name, with what runs where that library cannot be used.
+        plain: the plain torch implementation of each operator of ``_C_cuda``, for where that library cannot be used.
     """
 
     def decide() -> None:
@@ -50,20 +50,21 @@ def implement_on_gpu(plain: Mapping[str, Callable[..., Any]]) -> None:
         for name, function in plain.items():
             torch.library.impl(f"reasonrec_fast::{name}", "CUDA", function)
 
-    torch.cuda._lazy_call(decide)  # at once where CUDA runs already
+    torch.cuda._lazy_call(decide)  # immediately if CUDA is initialised already
 
 
 def load_cuda(folder: Path = FOLDER) -> bool:
-    """Load ``_C_cuda``; torch's CUDA runs already.
+    """Load ``_C_cuda``; CUDA must be initialised.
 
-    One warning says why where it cannot be used, or names the GPUs on which it does not run beside one where it does.
+    Logs one warning with the reason where the library cannot be used, or with the names of the GPUs that it does not
+    support where it supports others.
 
     Returns:
-        Whether the library's operators are there.
+        Whether the library was loaded.
     """
     library = folder / "_C_cuda.so"
     old = _old_gpus()
-    problem = _why_not(library, old)
+    problem = _unusable_because(library, old)
     if problem is None:
         try:
             torch.ops.load_library(str(library))
@@ -81,18 +82,18 @@ def load_cuda(folder: Path = FOLDER) -> bool:
 
 
 def _old_gpus() -> dict[str, tuple[int, int]]:
-    """Visible GPUs that the CUDA library has no code for, with their compute capabilities."""
+    """Visible GPUs that are too old for the CUDA library, with their compute capabilities."""
     if torch.version.cuda is None:
         return {}
-    found = {index: torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
+    capabilities = {index: torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
     return {
         f"cuda:{index} ({torch.cuda.get_device_name(index)})": capability
-        for index, capability in found.items()
+        for index, capability in capabilities.items()
         if capability < OLDEST_CAPABILITY
     }
 
 
-def _why_not(library: Path, old: Mapping[str, tuple[int, int]]) -> str | None:
+def _unusable_because(library: Path, old: Mapping[str, tuple[int, int]]) -> str | None:
     if torch.version.cuda is None:
         return f"the CUDA library needs a torch for CUDA; torch {torch.__version__} is for another GPU"
     if old and len(old) == torch.cuda.device_count():
@@ -103,9 +104,9 @@ def _why_not(library: Path, old: Mapping[str, tuple[int, int]]) -> str | None:
 
 
 def driver_problem() -> str | None:
-    """One line where the NVIDIA driver is too old for torch; CUDA is not started for it.
+    """One line of text if the NVIDIA driver is too old for torch, else None. CUDA is not initialised.
 
-    A driver serves every build for its major version of CUDA and for older ones.
+    A driver supports every build for its own major version of CUDA and for older ones.
     """
     if torch.version.cuda is None:
         return None
@@ -120,7 +121,7 @@ def driver_problem() -> str | None:
 
 
 def _driver_version() -> tuple[int, int] | None:
-    """The newest CUDA that the installed driver serves; None without a driver."""
+    """The newest CUDA version that the installed driver supports; None without a driver."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -132,7 +133,7 @@ def _driver_version() -> tuple[int, int] | None:
 
 
 def _reason(problem: OSError) -> str:
-    """What the loader said; torch only names the file, and keeps the rest as the cause."""
+    """The loader's message: torch's own error only names the file, and has the loader's error as its cause."""
     return str(problem.__cause__ or problem)
 
 

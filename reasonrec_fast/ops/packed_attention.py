@@ -1,4 +1,4 @@
-"""Attention over a packed batch: every run of queries sees a shared prefix whole and its own keys causally."""
+"""Attention over a packed batch: queries of a segment attend to a shared prefix and, causally, to their own keys."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ def packed_attention(
     softcap: float | None = None,
     dropout: float = 0.0,
 ) -> torch.Tensor:
-    """``softmax(scale * query keyᵀ) value`` without padding and without a copy of what several rows share.
+    """``softmax(scale * query keyᵀ) value`` without padding, and without copying prefixes that segments share.
 
     Args:
-        query: ``[Q, H, d]``, the tokens of all segments one after the other.
+        query: ``[Q, H, d]``, the tokens of all segments, concatenated.
         key, value: ``[K, G, d]``, ``G`` a divisor of ``H`` (grouped queries: head ``h`` reads ``h // (H / G)``).
         segments: int64 ``[S, 6]`` on the CPU: ``query_begin, queries, prefix_begin, prefix, own_begin, seen``. Query
-            ``i`` of a segment sees keys ``[prefix_begin, prefix_begin + prefix)`` and
-            ``[own_begin, own_begin + seen + i)``. Segments lie in the order of their queries and cover them all.
+            ``i`` of a segment attends to keys ``[prefix_begin, prefix_begin + prefix)`` and
+            ``[own_begin, own_begin + seen + i)``. Segments are in the order of their queries and cover all of them.
         scale: ``d ** -0.5`` by default.
-        softcap: scores become ``softcap * tanh(scores / softcap)`` (Gemma 2); None or 0 for scores as they are.
+        softcap: scores become ``softcap * tanh(scores / softcap)`` (Gemma 2); None or 0 leaves them unchanged.
         dropout: of the attention weights, in [0, 1].
 
     Returns:
-        ``[Q, H, d]`` in the dtype of ``query``; sums are float32 (float64 for float64). Where neither gradients nor
-        dropout are asked for it is one fused pass: on a CPU, and on a GPU for float32, bfloat16 and float16 and heads
-        of up to 256 columns (pass the same ``segments`` tensor while it holds: its tiles are then planned and copied
-        once, as a CUDA graph needs, which replays what the segments were when it was captured). Else it is plain
-        products, which are differentiable. On a GPU a value that is not finite makes all columns of its head NaN for
-        the queries that see it, and for no others; on a CPU and in the products it may also reach earlier queries of
-        its own segment, and no other segment.
+        ``[Q, H, d]`` in the dtype of ``query``; sums are float32 (float64 for float64). Without gradients and dropout
+        it is one fused pass: on a CPU, and on a GPU for float32, bfloat16 and float16 and heads of up to 256 columns.
+        On a GPU, pass the same ``segments`` tensor to calls with the same segments: its tiles are then planned and
+        copied once. A CUDA graph needs that, and replays the segments of its capture. Otherwise it is matrix products
+        of torch, which are differentiable. On a GPU a value that is not finite makes all columns of its head NaN for
+        the queries that attend to it, and for no others; on a CPU and in the matrix products it may also reach earlier
+        queries of its own segment, and no other segment.
 
     Raises:
-        ValueError: shapes or types that do not fit (argument, expected, got), a number without meaning, or segments
+        ValueError: shapes or types that do not fit (argument, expected, got), a number out of range, or segments
             outside the queries or keys (with their row).
 
     >>> x = torch.eye(4)[:, None]
@@ -99,27 +99,27 @@ def packed_attention_reference(
     scale: float,
     softcap: float = 0.0,
 ) -> torch.Tensor:
-    """Query by query, as the contract says it."""
+    """The definition, one query at a time; for tests."""
     key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
     out = torch.zeros_like(query)
     for begin, queries, prefix_begin, prefix, own_begin, seen in segments.tolist():
         for i in range(queries):
-            places = [*range(prefix_begin, prefix_begin + prefix), *range(own_begin, own_begin + seen + i)]
-            scores = scale * torch.einsum("hd,khd->hk", query[begin + i], key[places])
+            visible = [*range(prefix_begin, prefix_begin + prefix), *range(own_begin, own_begin + seen + i)]
+            scores = scale * torch.einsum("hd,khd->hk", query[begin + i], key[visible])
             if softcap:
                 scores = softcap * torch.tanh(scores / softcap)
-            out[begin + i] = torch.einsum("hk,khd->hd", scores.softmax(-1), value[places])
+            out[begin + i] = torch.einsum("hk,khd->hd", scores.softmax(-1), value[visible])
     return out
 
 
 @dataclass
-class _Planned:
-    """What came of a table of segments.
+class _PlanCache:
+    """The tile plans of one ``segments`` tensor.
 
     Attributes:
-        segments: what the plans were made for.
-        plans: by numbers of queries and keys, size of a tile and device.
-        ready: on a GPU, the stream on which each plan is written, and an event behind that.
+        segments: a copy of the values that the plans were made for; the caller may change its tensor in place.
+        plans: by numbers of queries and keys, tile size and device.
+        ready: on a GPU, the stream on which each plan was copied, and an event recorded after the copy.
     """
 
     segments: torch.Tensor
@@ -127,9 +127,9 @@ class _Planned:
     ready: dict[tuple[Any, ...], tuple[Any, Any]] = field(default_factory=dict)
 
 
-_planned: MutableMapping[torch.Tensor, _Planned] = WeakTensorKeyDictionary()
+_plans: MutableMapping[torch.Tensor, _PlanCache] = WeakTensorKeyDictionary()
 _captured: dict[int, Any] = {}
-"""Plans whose addresses are in CUDA graphs: those may be replayed when their segments are long gone."""
+"""Plans that CUDA graphs read by address. Kept forever: a graph may be replayed after its ``segments`` were freed."""
 
 
 def _on_gpu(
@@ -139,7 +139,7 @@ def _on_gpu(
     with library.device_of("packed_attention", (query, key, value)):
         if kernel is None or query.dtype == torch.float64 or query.shape[2] > MOST_WIDTH:
             return _composed(query, key, value, segments.numpy(), scale, softcap, 0.0)
-        from reasonrec_fast.kernels import packed_attention as kernels  # imports Triton
+        from reasonrec_fast.kernels import packed_attention as kernels  # here, since it imports Triton
 
         blocks = kernels.choose_blocks(query.dtype, query.shape[2], query.shape[0] * query.shape[1])
         tokens = kernels.tile_tokens(blocks, query.shape[1] // key.shape[1])
@@ -149,33 +149,38 @@ def _on_gpu(
 
 
 def _plan(segments: torch.Tensor, queries: int, keys: int, tile_tokens: int, device: torch.device) -> Any:
-    """What the kernel wants to know of segments, kept while the same tensor holds the same values."""
+    """The kernel's tile plan of some segments, cached while the same tensor holds the same values.
+
+    A plan is written on one stream. Another stream waits for the write's event before it reads the plan, and is
+    recorded as a user of its memory, which the allocator would otherwise reuse too early. Nothing is created during a
+    capture: the host-to-device copy would be captured too, and would read host memory that is gone at the replay.
+    """
     from reasonrec_fast.kernels.packed_attention import make_plan
 
-    known = _planned.get(segments)
-    if known is None or not torch.equal(known.segments, segments):
-        known = _planned[segments] = _Planned(segments.clone())
-    what = (queries, keys, tile_tokens, device)
+    entry = _plans.get(segments)
+    if entry is None or not torch.equal(entry.segments, segments):
+        entry = _plans[segments] = _PlanCache(segments.clone())
+    key = (queries, keys, tile_tokens, device)
     if device.type != "cuda":
-        if what not in known.plans:
-            known.plans[what] = make_plan(segments, queries, keys, tile_tokens, device)
-        return known.plans[what]
+        if key not in entry.plans:
+            entry.plans[key] = make_plan(segments, queries, keys, tile_tokens, device)
+        return entry.plans[key]
     capturing = torch.cuda.is_current_stream_capturing()
     stream = torch.cuda.current_stream(device)
-    if what not in known.plans:
+    if key not in entry.plans:
         if capturing:
             raise RuntimeError(
                 "packed_attention: expected one call with these segments before a CUDA graph is captured; got none"
             )
-        known.plans[what] = make_plan(segments, queries, keys, tile_tokens, device)
-        known.ready[what] = stream, stream.record_event()
-        return known.plans[what]
-    plan, (written_on, written) = known.plans[what], known.ready[what]
-    if capturing:  # whoever captures has waited for the device before
+        entry.plans[key] = make_plan(segments, queries, keys, tile_tokens, device)
+        entry.ready[key] = stream, stream.record_event()
+        return entry.plans[key]
+    plan, (written_on, written) = entry.plans[key], entry.ready[key]
+    if capturing:  # torch.cuda.graph synchronises the device before a capture: the plan is written
         _captured[id(plan)] = plan
     elif stream != written_on:
         stream.wait_event(written)
-        plan.tiles.record_stream(stream)  # the bounds lie in the same memory
+        plan.tiles.record_stream(stream)  # tiles and bounds are views of one allocation
     return plan
 
 
@@ -188,7 +193,7 @@ def _composed(
     softcap: float,
     dropout: float,
 ) -> torch.Tensor:
-    """Products of torch, one pair for each run of segments that share a prefix; differentiable."""
+    """Differentiable path: two matrix products of torch for each run of segments that share a prefix."""
     table = segments.tolist()
     _check_segments(table, query.shape[0], key.shape[0])
     outputs = []
@@ -199,7 +204,7 @@ def _composed(
 
 
 def _check_segments(segments: list[list[int]], queries: int, keys: int) -> None:
-    """As the native check does: ranges within the keys, and the queries covered in their order."""
+    """The native check in Python: ranges lie within the keys, and the segments cover the queries in order."""
     covered = 0
     for row, (query_begin, count, prefix_begin, prefix, own_begin, seen) in enumerate(segments):
         inside = 0 <= count <= queries - covered and query_begin == covered
@@ -222,70 +227,78 @@ def _shared_prefix(
     softcap: float,
     dropout: float,
 ) -> torch.Tensor:
-    """Segments of one prefix: rows of equal width in their own keys, the prefix's keys as they lie."""
+    """Attention of the ``n`` segments of one run, which share a prefix of ``p`` keys.
+
+    Own keys are padded to ``[n, w]``. The prefix is not copied per segment: the queries of all segments are stacked, so
+    that one product with the ``p`` prefix keys gives their scores. Both score blocks are concatenated (prefix first)
+    for one softmax.
+    """
     count, groups, width = len(rows), key.shape[1], query.shape[2]
     prefix_begin, prefix = rows[0, 2:4]
     queries, sizes = rows[:, 1], rows[:, 5] + rows[:, 1] - 1
-    asked, places = _as_rows(query, rows[:, 0], queries)
-    longest = asked.shape[1]
-    # [n, w, G, r, d] -> [n, G, r * w, d]: the query heads of a key head stand below each other.
-    asked = asked.unflatten(2, (groups, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3) * scale
+    rows_query, positions = _as_rows(query, rows[:, 0], queries)
+    longest = rows_query.shape[1]
+    # [n, w, G, r, d] -> [n, G, r * w, d]: the r query heads that read one key head are stacked as more rows.
+    rows_query = rows_query.unflatten(2, (groups, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3) * scale
     own_key, _ = _as_rows(key, rows[:, 4], sizes)
     own_value, _ = _as_rows(value, rows[:, 4], sizes)
-    scores = asked @ own_key.permute(0, 2, 3, 1)
+    scores = rows_query @ own_key.permute(0, 2, 3, 1)
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)
-    reach = on_device(rows[:, 5, None] + np.arange(longest), query.device)  # own keys that each query sees
-    hidden = torch.arange(int(sizes.max()), device=query.device) >= reach[:, :, None]
-    hidden = hidden[:, None, None].expand(-1, -1, asked.shape[2] // longest, -1, -1).flatten(2, 3)
-    scores = scores.masked_fill(hidden, -math.inf)
+    reach = on_device(rows[:, 5, None] + np.arange(longest), query.device)  # own keys visible to each query
+    masked = torch.arange(int(sizes.max()), device=query.device) >= reach[:, :, None]
+    masked = masked[:, None, None].expand(-1, -1, rows_query.shape[2] // longest, -1, -1).flatten(2, 3)
+    scores = scores.masked_fill(masked, -math.inf)
     if prefix:
         shared = slice(int(prefix_begin), int(prefix_begin + prefix))
-        flat = asked.transpose(0, 1).flatten(1, 2)
-        told = flat @ key[shared].permute(1, 2, 0)
+        flat = rows_query.transpose(0, 1).flatten(1, 2)
+        prefix_scores = flat @ key[shared].permute(1, 2, 0)
         if softcap:
-            told = softcap * torch.tanh(told / softcap)
-        scores = torch.cat([told.unflatten(1, (count, -1)).transpose(0, 1), scores], -1)
+            prefix_scores = softcap * torch.tanh(prefix_scores / softcap)
+        scores = torch.cat([prefix_scores.unflatten(1, (count, -1)).transpose(0, 1), scores], -1)
     weights = functional.dropout(scores.softmax(-1), dropout)
-    found = weights[..., int(prefix) :] @ own_value.transpose(1, 2)
+    outputs = weights[..., int(prefix) :] @ own_value.transpose(1, 2)
     if prefix:
-        heard = weights[..., : int(prefix)].transpose(0, 1).flatten(1, 2) @ value[shared].transpose(0, 1)
-        found = found + heard.unflatten(1, (count, -1)).transpose(0, 1)
-    found = found.unflatten(2, (-1, longest)).permute(0, 3, 1, 2, 4).reshape(count * longest, -1, width)
-    return _Collect.apply(found, places)
+        prefix_outputs = weights[..., : int(prefix)].transpose(0, 1).flatten(1, 2) @ value[shared].transpose(0, 1)
+        outputs = outputs + prefix_outputs.unflatten(1, (count, -1)).transpose(0, 1)
+    outputs = outputs.unflatten(2, (-1, longest)).permute(0, 3, 1, 2, 4).reshape(count * longest, -1, width)
+    return _Collect.apply(outputs, positions)
 
 
 def _as_rows(x: torch.Tensor, begins: np.ndarray, sizes: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ranges of ``x [N, ...]`` as rows ``[n, w, ...]`` with zeros behind them, and where each taken one went."""
+    """Ranges of ``x [N, ...]`` as rows ``[n, w, ...]`` padded with zeros, and the flat row index of each entry.
+
+    Consecutive ranges are a slice of ``x``, whose gradient needs no scatter.
+    """
     rows, longest = len(begins), int(sizes.max())
     inside = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    places = on_device(np.repeat(np.arange(rows) * longest, sizes) + inside, x.device)
+    positions = on_device(np.repeat(np.arange(rows) * longest, sizes) + inside, x.device)
     if (begins[1:] == begins[:-1] + sizes[:-1]).all():
-        taken = x[int(begins[0]) : int(begins[-1] + sizes[-1])]
+        source = x[int(begins[0]) : int(begins[-1] + sizes[-1])]
     else:
-        taken = x.index_select(0, on_device(np.repeat(begins, sizes) + inside, x.device))
-    padded = taken.new_zeros(rows * longest, *x.shape[1:]).index_copy(0, places, taken)
-    return padded.unflatten(0, (rows, longest)), places
+        source = x.index_select(0, on_device(np.repeat(begins, sizes) + inside, x.device))
+    padded = source.new_zeros(rows * longest, *x.shape[1:]).index_copy(0, positions, source)
+    return padded.unflatten(0, (rows, longest)), positions
 
 
 class _Collect(torch.autograd.Function):
-    """``x[places]`` for distinct places, whose gradient is a copy: autograd would add row by row."""
+    """``x[index]`` for distinct indices: the gradient is a plain copy, where autograd would use a slower index_add."""
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(places)
+    def forward(ctx, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(index)
         ctx.rows = x.shape[0]
-        return x.index_select(0, places)
+        return x.index_select(0, index)
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (places,) = ctx.saved_tensors
+        (index,) = ctx.saved_tensors
         zeros = gradient.new_zeros(ctx.rows, *gradient.shape[1:])
-        return zeros.index_copy(0, places, gradient), None
+        return zeros.index_copy(0, index, gradient), None
 
 
 MOST_WIDTH = 256
-"""Columns of a head that the kernel takes."""
+"""The largest head width that the kernel supports."""
 
 library.register_on_gpu("packed_attention", _on_gpu)
 torch.library.register_fake(

@@ -13,18 +13,18 @@ from reasonrec_fast.ops.token_logprobs import token_logprobs
 Kind = Literal["grpo", "dapo", "dr_grpo"]
 KINDS = ("grpo", "dapo", "dr_grpo")
 PADDING = -100
-"""What stands for no token."""
+"""Marks a position without a token."""
 _NO_TOKEN = -(2**63)
 MAX_LOG_RATIO = 20.0
-"""Larger logarithms of a ratio of probabilities count as this one: their exponential is on the way to infinity."""
+"""Upper bound of log-ratios of probabilities, so that their exponential stays finite."""
 
 
 class PolicyStatistics(NamedTuple):
-    """What a policy loss saw; no gradients. Means are over the tokens that count.
+    """Statistics of a policy loss, without gradients. Means are over the tokens that count.
 
     Attributes:
-        logprobs: of the tokens under the present policy, ``[T]``.
-        ratio_mean, ratio_max: of present to old probability, bounded as in the loss, 0-d.
+        logprobs: of the tokens under the current policy, ``[T]``.
+        ratio_mean, ratio_max: of current to old probability, bounded as in the loss, 0-d.
         clipped_share: of tokens whose clipped objective is the smaller one, 0-d.
         kl: to the reference, 0-d; 0 without one.
         entropy: in nats, 0-d.
@@ -59,25 +59,25 @@ def policy_loss(
     r"""Clipped policy loss of flat tokens.
 
     A token's loss is :math:`-\min(r A, \mathrm{clip}(r, 1 - c_0, 1 + c_1) A) + \beta\,k` with the ratio :math:`r` of
-    present to old probability and :math:`k = e^{d} - d - 1`, :math:`d` the reference's log-probability minus ours
-    (DeepSeekMath, arXiv 2402.03300, equations 3 and 4). Both :math:`\log r` and :math:`d` are bounded above by 20
-    (a ratio of 4.85e8): beyond, the value stays what it is there and the gradient is 0. Tokens that do not count take
-    no part: their advantages, old and reference log-probabilities may be NaN or infinite.
+    current to old probability and :math:`k = e^{d} - d - 1`, :math:`d` the reference's log-probability minus the
+    policy's (DeepSeekMath, arXiv 2402.03300, equations 3 and 4). Both :math:`\log r` and :math:`d` are clamped to at
+    most 20 (a ratio of 4.85e8), with gradient 0 beyond. Masked tokens are ignored: their advantages, old and reference
+    log-probabilities may be NaN or infinite.
 
     Args:
         hidden: ``[T, D]``.
         weight: of the LM head, ``[V, D]``.
-        tokens: int64 ``[T]``; :data:`PADDING` where there is none, which the mask must leave out.
-        advantages: ``[T]``, or ``[S]`` with ``sequence_ids`` (as many as tokens: one a token).
+        tokens: int64 ``[T]``; :data:`PADDING` for no token, which the mask must exclude.
+        advantages: ``[T]``, or ``[S]`` with ``sequence_ids`` (if ``S == T``, they are per token).
         old_logprobs: under the policy that sampled, ``[T]``.
-        sequence_ids: sequence of each token, int64 ``[T]`` in ``[0, S)`` (``[0, T)`` with advantages a token); without
-            them all tokens are one sequence. On a GPU, where a check would read values back, the loss is NaN where one
-            is out of range.
+        sequence_ids: sequence of each token, int64 ``[T]`` in ``[0, S)`` (``[0, T)`` with advantages per token);
+            without them all tokens are one sequence. On a GPU, where a check would read values back, an id out of range
+            makes the loss NaN.
         mask: tokens that count, bool ``[T]`` (integers: those that are not 0); all by default.
-        reference_logprobs: ``[T]``; needed where ``beta > 0``.
+        reference_logprobs: ``[T]``; required where ``beta > 0``.
         bias: ``[V]``.
         temperature: divides the logits; above 0.
-        clip: how far the ratio may fall below 1 and rise above it, at least 0; different for DAPO (arXiv 2503.14476).
+        clip: how far the ratio may fall below 1 and rise above it, at least 0; DAPO uses two values (arXiv 2503.14476).
         beta: weight of the divergence from the reference.
         kind: ``"grpo"``, mean over each sequence's tokens, then over the sequences that have any; ``"dapo"``, mean over
             tokens; ``"dr_grpo"``, sum divided by ``normalizer`` (arXiv 2503.20783).
@@ -85,12 +85,12 @@ def policy_loss(
 
     Returns:
         The loss (0-d, differentiable in ``hidden``, ``weight`` and ``bias``; 0 where no token counts) and
-        :class:`PolicyStatistics`. ``logprobs`` have the same bits for any number of threads; the loss adds them with
-        torch's own sum, whose order may follow the number of threads.
+        :class:`PolicyStatistics`. ``logprobs`` have the same bits for any number of threads; the loss uses torch's own
+        sum, whose order may depend on the number of threads.
 
     Raises:
-        ValueError: an argument does not fit (argument, expected, got); a number without meaning, such as a temperature
-            of 0; on a CPU, a sequence that there is not (with its row).
+        ValueError: an argument does not fit (argument, expected, got); a number out of range, such as a temperature
+            of 0; on a CPU, a sequence id out of range (with its row).
 
     >>> hidden, weight = torch.zeros(2, 3), torch.ones(4, 3)
     >>> old = torch.full((2,), 0.25).log()
@@ -101,10 +101,10 @@ def policy_loss(
     rows = hidden.shape[0]
     _check_numbers(clip, beta, normalizer)
     _check(rows, tokens, advantages, old_logprobs, sequence_ids, mask, reference_logprobs, beta, kind, normalizer)
-    # Padding has no log-probability: it is left out by the mask, and without one it is refused.
+    # Padding has no log-probability: with a mask it is ignored here, and without one token_logprobs refuses it.
     ignored = _NO_TOKEN if mask is None else PADDING
-    found = token_logprobs(hidden, weight, tokens, bias=bias, temperature=temperature, ignore_index=ignored)
-    dtype = found.logprobs.dtype
+    token_statistics = token_logprobs(hidden, weight, tokens, bias=bias, temperature=temperature, ignore_index=ignored)
+    dtype = token_statistics.logprobs.dtype
     counted = mask if mask is None or mask.dtype is torch.bool else mask != 0
     counts = torch.ones(rows, dtype=dtype, device=hidden.device) if counted is None else counted.to(dtype)
     advantage = advantages.to(dtype)
@@ -114,14 +114,14 @@ def policy_loss(
             advantage = advantage[sequence_ids]
         if inside is not None:
             advantage = torch.where(inside, advantage, torch.nan)
-    # Where a token does not count neither does anything that it meets.
+    # 0 rather than a product with the mask: 0 * NaN would be NaN.
     advantage = _of_counted(counted, advantage)
-    ratio = _bounded_gap(counted, found.logprobs, old_logprobs.to(dtype)).exp()
+    ratio = _bounded_gap(counted, token_statistics.logprobs, old_logprobs.to(dtype)).exp()
     free, bound = ratio * advantage, ratio.clamp(1 - clip[0], 1 + clip[1]) * advantage
     losses = -torch.minimum(free, bound)
     divergence = torch.zeros_like(ratio)
     if reference_logprobs is not None:
-        gap = _bounded_gap(counted, reference_logprobs.to(dtype), found.logprobs)
+        gap = _bounded_gap(counted, reference_logprobs.to(dtype), token_statistics.logprobs)
         divergence = gap.exp() - gap - 1
         losses = losses + beta * divergence
     loss = (losses * _token_weights(counts, sequence_ids, len(advantages), kind, normalizer)).sum()
@@ -133,28 +133,31 @@ def policy_loss(
 
         largest = _of_counted(counted, ratio)
         statistics = PolicyStatistics(
-            found.logprobs.detach(),
+            token_statistics.logprobs.detach(),
             mean(ratio),
             largest.amax() if rows else largest.sum(),
             mean((bound < free).to(dtype)),
             mean(divergence),
-            mean(found.entropy),
+            mean(token_statistics.entropy),
         )
     return loss, statistics
 
 
 def _of_counted(counted: torch.Tensor | None, values: torch.Tensor) -> torch.Tensor:
-    """The values, 0 where a token does not count; without a mask all do."""
+    """The values, 0 for masked tokens; without a mask unchanged."""
     return values if counted is None else torch.where(counted, values, 0.0)
 
 
-def _bounded_gap(counted: torch.Tensor | None, ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
-    """Logarithm of a ratio of probabilities, 0 where a token does not count. Falling ones need no bound."""
-    return _of_counted(counted, ours - theirs).clamp(max=MAX_LOG_RATIO)
+def _bounded_gap(counted: torch.Tensor | None, minuend: torch.Tensor, subtrahend: torch.Tensor) -> torch.Tensor:
+    """Log-ratio of probabilities, at most :data:`MAX_LOG_RATIO`, 0 for masked tokens.
+
+    There is no lower bound: the exponential of a large negative number is 0, which is finite.
+    """
+    return _of_counted(counted, minuend - subtrahend).clamp(max=MAX_LOG_RATIO)
 
 
 def _in_range(sequence_ids: torch.Tensor, sequences: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The sequences; on a GPU moved into their range, and which were in it."""
+    """The sequence ids checked on a CPU; on a GPU those out of range set to 0, and a mask of those in range."""
     if sequence_ids.device.type != "cpu":
         inside = (sequence_ids >= 0) & (sequence_ids < sequences)
         return torch.where(inside, sequence_ids, 0), inside
@@ -175,7 +178,7 @@ def _token_weights(
     kind: Kind,
     normalizer: float | torch.Tensor | None,
 ) -> torch.Tensor:
-    """What each token's loss is multiplied with before the sum."""
+    """The factor of each token's loss in the sum."""
     if kind == "dr_grpo":
         assert normalizer is not None  # checked before
         return counts / library.scalar(normalizer, counts.dtype, counts.device).reshape(())
@@ -194,7 +197,7 @@ def _check_numbers(clip, beta, normalizer) -> None:
         if normalizer.numel() != 1:
             raise ValueError(f"normalizer: expected a number or a 0-d tensor; got {list(normalizer.shape)}")
         if normalizer.device.type != "cpu" or not library.may_keep(normalizer.device):
-            return  # a value that cannot be read
+            return  # reading the value would synchronise, or is impossible under a compiler
     if normalizer is not None and (not _is_bound(normalizer) or normalizer == 0):
         raise ValueError(f"normalizer: expected a positive number; got {normalizer}")
 
@@ -265,16 +268,18 @@ def group_advantages(rewards: torch.Tensor, groups: torch.Tensor, *, kind: Kind 
     if not library.is_integer(groups):
         raise ValueError(f"groups: expected integers; got {groups.dtype}")
     ordered, order = torch.sort(groups, stable=True)
-    values = rewards.index_select(0, order).double()  # few numbers, whose squares are to fit
+    values = rewards.index_select(0, order).double()  # the squares of large float32 rewards would overflow
     segment = torch.cat([order.new_zeros(1), ordered[1:] != ordered[:-1]]).cumsum(0)
-    lengths = torch.zeros_like(order).index_add_(0, segment, torch.ones_like(order))  # and zeros behind them
+    lengths = torch.zeros_like(order).index_add_(
+        0, segment, torch.ones_like(order)
+    )  # padded with zeros: no data-dependent shape
     if rewards.dtype in (torch.float64, torch.int64):
-        # Less the group's first reward, which leaves nothing of equal ones; their sum would have been rounded.
+        # Subtract the group's first reward: equal rewards become exactly 0, where their mean may be rounded.
         first = (lengths.cumsum(0) - lengths).index_select(0, segment)
         values = values - values.index_select(0, first)
 
     def reduced(of: torch.Tensor, how: str) -> torch.Tensor:
-        """Of each group; the same bits on every run."""
+        """A reduction over each group; deterministic."""
         return torch.segment_reduce(of, how, lengths=lengths, unsafe=True)
 
     values = values - reduced(values, "mean").index_select(0, segment)

@@ -1,4 +1,4 @@
-"""Routing of rows to destinations: a stable permutation, its inverse and the offsets, made on the device."""
+"""Routing of rows to destinations: a stable permutation, its inverse and the offsets, computed on the device."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Route(NamedTuple):
 
     Attributes:
         order: rows by destination, in input order within each, int64 ``[B]``.
-        inverse: place of each row in ``order``, int64 ``[B]``.
-        offsets: start of each destination in ``order``, and the end, int64 ``[M + 1]``.
+        inverse: position of each row in ``order``, int64 ``[B]``.
+        offsets: start of each destination in ``order``, then ``B``, int64 ``[M + 1]``.
         destination: of each row, int64 ``[B]``.
     """
 
@@ -26,23 +26,23 @@ class Route(NamedTuple):
     destination: torch.Tensor
 
 
-library.is_no_array(Route)
+library.pass_through(Route)
 
 
 @library.takes_arrays
 def route(
     uncertainty: torch.Tensor, *, threshold: float | torch.Tensor | None = None, budget: int | float | None = None
 ) -> Route:
-    """Send the uncertain rows away: destination 0 stays, 1 is delegated.
+    """Delegate the uncertain rows: they go to destination 1, all others to 0.
 
     Args:
-        uncertainty: ``[B]``, larger is less sure; NaN counts as the most uncertain.
+        uncertainty: ``[B]``, larger is less certain; NaN counts as the most uncertain.
         threshold: delegate where ``uncertainty > threshold`` (or NaN); a number or ``[B]``.
-        budget: delegate exactly so many rows, the most uncertain (ties: lower index first). An int, or a share in
-            [0, 1] whose count is ``floor(share * B)`` in decimal arithmetic.
+        budget: delegate exactly this many rows, the most uncertain ones (ties: lower index first). An int, or a share
+            in [0, 1] whose count is ``floor(share * B)`` in decimal arithmetic.
 
     Raises:
-        ValueError: not exactly one of threshold and budget, or one out of range; uncertainties that are no floats.
+        ValueError: both or neither of threshold and budget, one out of range, or uncertainties that are not floats.
 
     >>> route(torch.tensor([0.1, 0.9, 0.5]), budget=1).order.tolist()
     [0, 2, 1]
@@ -78,12 +78,12 @@ def route_to(
     """Group rows by destination.
 
     Args:
-        destination: int64 ``[B]`` in ``[0, num_destinations)``. On a GPU, where a check would read values back, one
-            below the range counts as 0 and one above it as ``num_destinations - 1``, in the returned route too.
+        destination: int64 ``[B]`` in ``[0, num_destinations)``. On a GPU, where a check would read values back, values
+            are clamped to that range, in the returned route too.
         num_destinations: ``M``, at least 1.
-        capacity: integers ``[M]``, at least 0 (on a GPU less counts as 0); rows over it fall back to destination 0
-            (whose own capacity is not bounded): the lowest score first, then the highest index.
-        score: ``[B]``, larger stays longer, NaN longest; only with capacity.
+        capacity: integers ``[M]``, at least 0 (on a GPU a negative one counts as 0); rows over it fall back to
+            destination 0 (which is unbounded): the lowest score first, then the highest index.
+        score: ``[B]``, rows of larger score keep their destination, NaN first; only with capacity.
 
     Raises:
         ValueError: shapes or types that do not fit (argument, expected, got); on a CPU, a destination or a capacity out
@@ -122,7 +122,7 @@ def dispatch(x: torch.Tensor, route: Route, *, out: torch.Tensor | None = None) 
 
 @library.takes_arrays
 def combine(y: torch.Tensor, route: Route, *, out: torch.Tensor | None = None) -> torch.Tensor:
-    """Rows of ``y [B, ...]``, which are in the order of the route, back in input order; the inverse of dispatch."""
+    """Rows of ``y [B, ...]``, which are in the order of the route, in input order again; the inverse of dispatch."""
     return _gather(y, route.inverse, out)
 
 
@@ -159,9 +159,9 @@ def _budget_count(budget: int | float, rows: int) -> int:
 
 
 def _route_budget(uncertainty: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
-    """Stable sorts alone; no value is read back to the host."""
+    """Uses only stable sorts; no value is read back to the host."""
     surest_last = torch.where(uncertainty.isnan(), torch.inf, uncertainty)
-    # NaN outranks +inf: a second, stable sort puts it first.
+    # NaN outranks +inf: a second, stable sort puts the NaN rows first.
     order = torch.sort(surest_last, descending=True, stable=True).indices
     order = order[torch.sort(uncertainty[order].isnan(), descending=True, stable=True).indices]
     destination = torch.zeros_like(order)
@@ -174,7 +174,7 @@ def _route_to(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """No value is read back from a GPU."""
     if destination.device.type == "cpu":
-        if capacity.numel():  # else partition checks
+        if capacity.numel():  # without capacities `partition` checks the destinations itself
             _check_range("destination", destination, num_destinations)
             _check_range("capacity", capacity, 2**63)
         destination = destination.clone()
@@ -227,7 +227,7 @@ def _within_capacity(
 def route_to_reference(
     destination: list[int], num_destinations: int, capacity: list[int] | None = None, score: list[float] | None = None
 ) -> tuple[list[int], list[int], list[int], list[int]]:
-    """What the operator returns, in plain Python."""
+    """The operator in plain Python; for tests."""
     final = list(destination)
     for target in range(1, num_destinations):
         rows = [row for row, d in enumerate(destination) if d == target]

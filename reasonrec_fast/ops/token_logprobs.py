@@ -9,7 +9,7 @@ import torch
 from reasonrec_fast.ops import library
 
 _BLOCK = 4096
-"""Classes at a time where plain torch runs; bounds its extra memory to ``B * _BLOCK`` logits."""
+"""Classes per step in plain torch; bounds its extra memory to ``B * _BLOCK`` logits."""
 
 
 class TokenStatistics(NamedTuple):
@@ -38,17 +38,17 @@ def token_logprobs(
 ) -> TokenStatistics:
     r"""Log-probabilities under :math:`\mathrm{softmax}((hidden \cdot weight^\top + bias) / temperature)`.
 
-    Neither direction holds ``[B, V]`` logits: forward keeps running statistics, backward makes the logits again, a
-    block of the vocabulary at a time (the idea of Cut Your Losses, arXiv 2411.09009). The same input gives the same
-    bits for any number of threads.
+    Neither pass materialises ``[B, V]`` logits: forward keeps running statistics, backward recomputes the logits one
+    block of the vocabulary at a time (as in Cut Your Losses, arXiv 2411.09009). The same input gives the same bits for
+    any number of threads.
 
     Args:
         hidden: ``[B, D]``.
         weight: ``[V, D]``, such as the rows of an LM head.
-        tokens: int64 ``[B]`` or ``[B, M]``; ``ignore_index`` where there is none.
+        tokens: int64 ``[B]`` or ``[B, M]``; ``ignore_index`` for no token.
         bias: ``[V]``.
         temperature: divides the logits; float or 0-d tensor, above 0.
-        ignore_index: marks tokens to leave out.
+        ignore_index: marks tokens to skip.
 
     Returns:
         :class:`TokenStatistics`; all three differentiable in ``hidden``, ``weight`` and ``bias``.
@@ -58,8 +58,8 @@ def token_logprobs(
         RuntimeError: a token that is neither a class nor ``ignore_index``, on a CPU; on a GPU, where nothing is read
             back, its log-probability is NaN.
 
-    >>> found = token_logprobs(torch.zeros(2, 3), torch.ones(4, 3), torch.tensor([0, -100]))
-    >>> found.logprobs, found.entropy
+    >>> statistics = token_logprobs(torch.zeros(2, 3), torch.ones(4, 3), torch.tensor([0, -100]))
+    >>> statistics.logprobs, statistics.entropy
     (tensor([-1.3863,  0.0000]), tensor([1.3863, 1.3863]))
     """
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
@@ -103,16 +103,16 @@ def token_logprobs_reference(
     temperature: torch.Tensor,
     ignore_index: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What the operator computes, in plain torch with all logits; exact (and differentiable) in float64."""
+    """The operator in plain torch with all logits; exact (and differentiable) in float64."""
     dtype = _wide(hidden)
     logits = hidden.to(dtype) @ weight.to(dtype).T
     if bias.numel():
         logits = logits + bias.to(dtype)
     logprobs = (logits / temperature.to(dtype)).log_softmax(-1)
     logsumexp = (logits / temperature.to(dtype)).logsumexp(-1)
-    wanted = tokens != ignore_index
-    found = torch.where(wanted, logprobs.gather(1, torch.where(wanted, tokens, 0)), 0.0)
-    return found, logsumexp, -(logprobs.exp() * logprobs).sum(-1)
+    counted = tokens != ignore_index
+    token_logprobs = torch.where(counted, logprobs.gather(1, torch.where(counted, tokens, 0)), 0.0)
+    return token_logprobs, logsumexp, -(logprobs.exp() * logprobs).sum(-1)
 
 
 def _wide(tensor: torch.Tensor) -> torch.dtype:
@@ -120,7 +120,7 @@ def _wide(tensor: torch.Tensor) -> torch.dtype:
 
 
 def _blocks(hidden, weight, bias, temperature):
-    """First class and scaled logits of one block of classes after another, in the type of the statistics."""
+    """Yield the first class and the scaled logits of each block of classes, in the dtype of the statistics."""
     for start in range(0, weight.shape[0], _BLOCK):
         logits = hidden.to(_wide(hidden)) @ weight[start : start + _BLOCK].to(_wide(hidden)).T
         if bias.numel():
@@ -129,20 +129,20 @@ def _blocks(hidden, weight, bias, temperature):
 
 
 def _token_logprobs(hidden, weight, bias, tokens, temperature, ignore_index):
-    """Where there is no kernel: blocks of classes in plain torch."""
+    """Plain torch over blocks of classes, with running statistics; for where there is no kernel."""
     best = hidden.new_full(hidden.shape[:1], -torch.inf, dtype=_wide(hidden))
     total, weighted = torch.zeros_like(best), torch.zeros_like(best)
     logits_of_tokens = torch.where((tokens >= 0) & (tokens < len(weight)), best.new_zeros(()), torch.nan)
     for start, logits in _blocks(hidden, weight, bias, temperature):
         top = torch.maximum(best, logits.amax(1))
         origin = torch.where(top.isinf(), 0.0, top)
-        shrink = (torch.where(best.isinf(), origin, best) - origin).exp()
+        rescale = (torch.where(best.isinf(), origin, best) - origin).exp()
         part = (logits - origin[:, None]).exp()
-        total = total * shrink + part.sum(1)
-        weighted = weighted * shrink + torch.where(part > 0, part * logits, 0.0).sum(1)
+        total = total * rescale + part.sum(1)
+        weighted = weighted * rescale + torch.where(part > 0, part * logits, 0.0).sum(1)
         best = top
-        here = (tokens >= start) & (tokens < start + logits.shape[1])
-        logits_of_tokens += torch.where(here, logits.gather(1, torch.where(here, tokens - start, 0)), 0.0)
+        in_block = (tokens >= start) & (tokens < start + logits.shape[1])
+        logits_of_tokens += torch.where(in_block, logits.gather(1, torch.where(in_block, tokens - start, 0)), 0.0)
     logsumexp = torch.where(best.isinf(), best, best + total.log())
     logprobs = torch.where(tokens == ignore_index, 0.0, logits_of_tokens - logsumexp[:, None])
     return logprobs, logsumexp, logsumexp - weighted / total
@@ -151,7 +151,11 @@ def _token_logprobs(hidden, weight, bias, tokens, temperature, ignore_index):
 def _token_logprobs_backward(
     hidden, weight, bias, tokens, temperature, ignore_index, logsumexp, entropy, grad_logprobs, grad_lse, grad_entropy
 ):
-    """Where there is no kernel: blocks of classes in plain torch."""
+    """Plain torch over blocks of classes, for where there is no kernel.
+
+    With probabilities ``p`` the gradient of the logits is ``p * (through_all - grad_entropy * (log p + H))``, plus
+    ``grad_logprobs`` at the given tokens.
+    """
     dtype = logsumexp.dtype
     grad_logprobs = torch.where((tokens >= 0) & (tokens < len(weight)), grad_logprobs, torch.nan)
     grad_logprobs = torch.where(tokens == ignore_index, 0.0, grad_logprobs)
@@ -161,8 +165,8 @@ def _token_logprobs_backward(
     for start, logits in _blocks(hidden, weight, bias, temperature):
         logprobs = logits - logsumexp[:, None]
         gradient = logprobs.exp() * (through_all[:, None] - grad_entropy[:, None] * (logprobs + entropy[:, None]))
-        here = (tokens >= start) & (tokens < start + logits.shape[1])
-        gradient.scatter_add_(1, torch.where(here, tokens - start, 0), torch.where(here, grad_logprobs, 0.0))
+        in_block = (tokens >= start) & (tokens < start + logits.shape[1])
+        gradient.scatter_add_(1, torch.where(in_block, tokens - start, 0), torch.where(in_block, grad_logprobs, 0.0))
         gradient /= temperature.to(dtype)
         stop = start + logits.shape[1]
         grad_hidden += gradient @ weight[start:stop].to(dtype)

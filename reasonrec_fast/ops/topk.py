@@ -11,11 +11,11 @@ from reasonrec_fast.ops import library
 Exclusions = tuple[torch.Tensor, torch.Tensor] | tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 _BLOCK = 8192
-"""Items scored at a time; bounds the extra memory to ``B * (k + _BLOCK)`` scores."""
+"""Items scored per step; bounds the extra memory to ``B * (k + _BLOCK)`` scores."""
 
 
 class TopK(NamedTuple):
-    """The best items of each query, best first."""
+    """The top-k items of each query, best first."""
 
     values: torch.Tensor
     indices: torch.Tensor
@@ -28,22 +28,22 @@ def topk(queries: torch.Tensor, items: torch.Tensor, k: int, *, exclude: Exclusi
     Args:
         queries: ``[B, D]``.
         items: ``[N, D]``, of the same dtype.
-        k: how many, at least 0; more than there are items is allowed.
+        k: at least 0; may be larger than ``N``.
         exclude: items that a row must not return, in CSR form: ``(indptr [B + 1], indices)``, or
-            ``(indptr, indices, rows [B])`` where the CSR has more rows than the batch and ``rows`` picks them. On a
-            GPU, where a check would read values back, ``indptr`` must rise within ``indices``, and items that
-            there are not exclude nothing.
+            ``(indptr, indices, rows [B])`` where the CSR has more rows than the batch and ``rows`` selects them. On a
+            GPU, where a check would read values back, ``indptr`` must be non-decreasing and within ``indices``, and
+            items outside ``[0, N)`` exclude nothing.
 
     Returns:
-        values ``[B, k]`` float32 (float64 for float64 inputs) and indices ``[B, k]`` int64, by falling value; equal
-        values in the order of their indices. Slots that do not exist hold ``-inf`` and ``-1``. NaN scores count as
-        ``-inf``, but their items are still returned before empty slots. The same input gives the same bits for any
-        number of threads. On a GPU a product of float32 numbers is three products of tensor cores (TF32), which
-        leave out what is about 2^-22 of it.
+        values ``[B, k]`` float32 (float64 for float64 inputs) and indices ``[B, k]`` int64, by descending value; equal
+        values by ascending index. Slots without an item hold ``-inf`` and ``-1``. NaN scores count as ``-inf``, but
+        their items are still returned before empty slots. The same input gives the same bits for any number of
+        threads. On a GPU a float32 product is computed as three TF32 tensor-core products, with a relative error of
+        about 2^-22.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit (argument, expected, got); on a CPU, a CSR that is not one, or an
-            excluded item that there is not (with its row).
+        ValueError: shapes or dtypes that do not fit (argument, expected, got); on a CPU, an invalid CSR, or an excluded
+            item outside ``[0, N)`` (with its row).
 
     >>> topk(torch.eye(2), torch.tensor([[1.0, 0.0], [0.5, 2.0]]), 1).indices.tolist()
     [[0], [1]]
@@ -100,9 +100,9 @@ def _topk(
     indices: torch.Tensor,
     rows: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Blocks of items, each merged into the best so far by a stable sort, which keeps the lower index first.
+    """Scores blocks of items and merges each into the best so far by a stable sort, which keeps lower indices first.
 
-    On a GPU for float64 and large ``k`` alone; there it reads the number of exclusions back to the host.
+    On a GPU only for float64 and large ``k``; there it reads the number of exclusions back to the host.
     """
     batch, dtype = queries.shape[0], torch.float64 if queries.dtype == torch.float64 else torch.float32
     values = queries.new_full((batch, k), -torch.inf, dtype=dtype)
@@ -115,12 +115,12 @@ def _topk(
         scores = (queries.to(dtype) @ block.to(dtype).T).nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
         index = torch.arange(start, start + block.shape[0], device=items.device).expand(batch, -1)
         inside = (excluded_items >= start) & (excluded_items < start + block.shape[0])
-        gone = torch.zeros_like(scores, dtype=torch.bool)
-        # Pairs outside this block write to a column that is cut off: no data-dependent shapes.
-        gone = torch.cat([gone, gone.new_zeros(batch, 1)], dim=1)
-        gone[excluded_rows, torch.where(inside, excluded_items - start, block.shape[0])] = True
-        index = torch.where(gone[:, :-1], -1, index)
-        scores = scores.masked_fill(gone[:, :-1], -torch.inf)
+        excluded = torch.zeros_like(scores, dtype=torch.bool)
+        # Pairs outside this block write to an extra column that is dropped: no data-dependent shapes.
+        excluded = torch.cat([excluded, excluded.new_zeros(batch, 1)], dim=1)
+        excluded[excluded_rows, torch.where(inside, excluded_items - start, block.shape[0])] = True
+        index = torch.where(excluded[:, :-1], -1, index)
+        scores = scores.masked_fill(excluded[:, :-1], -torch.inf)
         values, best = _merge(torch.cat([values, scores], 1), torch.cat([best, index], 1), k)
     return values, best
 
@@ -135,7 +135,7 @@ def _merge(values: torch.Tensor, index: torch.Tensor, k: int) -> tuple[torch.Ten
 def _excluded_pairs(
     indptr: torch.Tensor, indices: torch.Tensor, rows: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Batch row and item of every exclusion."""
+    """Batch row and item of every exclusion, ``[E]`` each."""
     if indptr.numel() == 0:
         return indices, indices
     indptr = indptr.clamp(0, indices.numel())
@@ -146,7 +146,7 @@ def _excluded_pairs(
 
 
 def topk_reference(scores: torch.Tensor, k: int, excluded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the operator returns, from all scores ``[B, N]`` (float64) and a mask ``[B, N]`` of exclusions."""
+    """The operator's result, from all scores ``[B, N]`` (float64) and a mask ``[B, N]`` of exclusions."""
     values = scores.new_full((scores.shape[0], k), -torch.inf)
     indices = torch.full((scores.shape[0], k), -1, dtype=torch.int64)
     for row in range(scores.shape[0]):
