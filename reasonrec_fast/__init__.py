@@ -61,6 +61,7 @@ if TYPE_CHECKING:
         load_recommender,
     )
     from reasonrec_fast.models.optirag import OptiRAG, OptiRAGConfig, Predictions
+    from reasonrec_fast.models.registry import load
 
 __version__ = "0.1.0"
 __all__ = [
@@ -97,6 +98,7 @@ __all__ = [
     "SASRec",
     "SASRecConfig",
     "Split",
+    "load",
     "load_explanations",
     "load_instructions",
     "load_interactions",
@@ -155,6 +157,7 @@ _PLACES = {
         "load_recommender",
     ],
     "reasonrec_fast.models.optirag": ["OptiRAG", "OptiRAGConfig", "Predictions"],
+    "reasonrec_fast.models.registry": ["load"],
 }
 _PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}
 

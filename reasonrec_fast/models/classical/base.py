@@ -20,9 +20,10 @@ from reasonrec_fast.data.interactions import check_like
 from reasonrec_fast.data.tables import TableLike, as_interactions
 from reasonrec_fast.devices import on_device, resolve_device
 from reasonrec_fast.evaluation import auc, ranking_metrics
-from reasonrec_fast.files import read_json, read_tensors, read_whole, replacing_folder, write_json, write_tensors
+from reasonrec_fast.files import read_json, read_tensors, write_json, write_tensors
 from reasonrec_fast.models.classical.identifiers import Identifiers, is_text
 from reasonrec_fast.models.classical.rows import checked_rows, with_negatives
+from reasonrec_fast.pretrained import PushToHub, load_folder, save_folder
 
 Progress = Callable[[int, int, str], None]
 """Called with the epoch, the number of epochs and a word on how it went."""
@@ -49,7 +50,7 @@ class Recommendations(NamedTuple):
     items: np.ndarray
 
 
-class Recommender(nn.Module, ABC):
+class Recommender(PushToHub, nn.Module, ABC):
     """Base of the classical models: a torch module that is fitted to :class:`~reasonrec_fast.data.Interactions`.
 
     A model knows what each user liked (``histories``), which models that fold users in read, and what each has had,
@@ -440,47 +441,51 @@ class Recommender(nn.Module, ABC):
             DataError: a model that is not fitted; nothing is written.
         """
         self._check_fitted()
+        save_folder(folder, type(self).__name__, _FORMAT, (_WEIGHTS, _IDENTIFIERS), self._write_files)
+
+    def _write_files(self, folder: Path) -> dict[str, Any]:
         tensors = {f"model.{name}": value for name, value in self.state_dict().items()}
         kept = {"histories": self.histories} | ({} if self.had is self.histories else {"had": self.had})
         for name, histories in kept.items():
             tensors[f"{name}.indptr"] = torch.from_numpy(histories.indptr)
             tensors[f"{name}.items"] = torch.from_numpy(histories.items)
         tensors["learnt"] = torch.from_numpy(self.learnt.view(np.int64))
-        settings = {"architecture": type(self).__name__, "format": _FORMAT}
-        told = {"config": asdict(self.config), "sizes": self.sizes, "like": self.like}
-        with replacing_folder(folder, (_WEIGHTS, _IDENTIFIERS, "config.json")) as temporary:
-            write_tensors(temporary / _WEIGHTS, tensors)
-            write_json(temporary / _IDENTIFIERS, {"users": list(self._users.ids), "items": list(self._items.ids)})
-            self._write_more(temporary)
-            write_json(temporary / "config.json", {**settings, **told})
+        write_tensors(folder / _WEIGHTS, tensors)
+        write_json(folder / _IDENTIFIERS, {"users": list(self._users.ids), "items": list(self._items.ids)})
+        self._write_more(folder)
+        return {"config": asdict(self.config), "sizes": self.sizes, "like": self.like}
 
     def _write_more(self, folder: Path) -> None:
         """Write what else the model needs."""
 
     @classmethod
-    def from_pretrained(cls: type[Kind], folder: str | Path, *, device: torch.device | str | None = None) -> Kind:
+    def from_pretrained(
+        cls: type[Kind],
+        folder: str | Path,
+        *,
+        device: torch.device | str | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> Kind:
         """Read what :meth:`save_pretrained` wrote, on whatever device the model was then.
 
         Args:
-            folder: the model.
+            folder: the model, or a repository of the Hugging Face hub (``"user/repository"``).
             device: where it lives from now on; by default the GPU where there is one.
+            revision, token: of the repository.
 
         Raises:
             FileNotFoundError: nothing was saved there.
             ValueError: the folder holds something else, or a device that is not there.
         """
-        return read_whole(folder, lambda: cls._load(Path(folder), device))
+
+        def read(folder: Path, stored: dict[str, Any]) -> Kind:
+            return cls._load(folder, stored, device)
+
+        return load_folder(folder, cls.__name__, _FORMAT, read, revision=revision, token=token)
 
     @classmethod
-    def _load(cls: type[Kind], folder: Path, device: torch.device | str | None) -> Kind:
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"folder: expected a saved model with config.json; there is none in {folder}")
-        stored = read_json(folder / "config.json")
-        if (stored.get("architecture"), stored.get("format")) != (cls.__name__, _FORMAT):
-            raise ValueError(
-                f"folder: expected a {cls.__name__} of format {_FORMAT}; {folder} holds "
-                f"{stored.get('architecture')!r} of format {stored.get('format')}"
-            )
+    def _load(cls: type[Kind], folder: Path, stored: dict[str, Any], device: torch.device | str | None) -> Kind:
         model = cls(cls.config_type(**stored["config"]), device=device)
         model._restore(folder, stored["sizes"])
         tensors = read_tensors(folder / _WEIGHTS)

@@ -7,21 +7,11 @@ from pathlib import Path
 
 import torch
 
-from reasonrec_fast.files import read_json
 from reasonrec_fast.models.classical.base import Recommender
-from reasonrec_fast.models.classical.bias import Bias
-from reasonrec_fast.models.classical.bpr import BPR
-from reasonrec_fast.models.classical.dcn import DCNv2
-from reasonrec_fast.models.classical.fm import FM
-from reasonrec_fast.models.classical.item_to_item import EASE, ItemKNN
-from reasonrec_fast.models.classical.lightgcn import LightGCN
-from reasonrec_fast.models.classical.popularity import Popularity
-from reasonrec_fast.models.classical.recbole import RecBole
-from reasonrec_fast.models.classical.sasrec import SASRec
+from reasonrec_fast.models.registry import CLASSICAL, class_of
+from reasonrec_fast.pretrained import local_folder, read_settings
 
-RECOMMENDERS: dict[str, type[Recommender]] = {
-    kind.__name__: kind for kind in (BPR, Bias, DCNv2, EASE, FM, ItemKNN, LightGCN, Popularity, RecBole, SASRec)
-}
+RECOMMENDERS: dict[str, type[Recommender]] = {name: class_of(name) for name in CLASSICAL}
 """Every classical model, by the name of its class."""
 
 
@@ -44,12 +34,19 @@ def _plain(name: str) -> str:
     return re.sub(r"[\W_]", "", name).lower()
 
 
-def load_recommender(folder: str | Path, *, device: torch.device | str | None = None) -> Recommender:
+def load_recommender(
+    folder: str | Path,
+    *,
+    device: torch.device | str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+) -> Recommender:
     """Read a model that any classical model saved; the folder says which it is.
 
     Args:
-        folder: what ``save_pretrained`` wrote.
+        folder: what ``save_pretrained`` wrote: a folder, or a repository of the Hugging Face hub.
         device: where it lives from now on; by default the GPU where there is one.
+        revision, token: of the repository.
 
     Raises:
         FileNotFoundError: nothing was saved there.
@@ -57,17 +54,15 @@ def load_recommender(folder: str | Path, *, device: torch.device | str | None = 
 
     >>> import tempfile
     >>> from reasonrec_fast.data import Interactions
+    >>> from reasonrec_fast.models.classical import Popularity
     >>> data = Interactions.from_columns(["a", "a", "b"], ["x", "y", "y"], [1, 1, 1], [1, 2, 3])
-    >>> with tempfile.TemporaryDirectory() as place:
-    ...     Popularity().fit(data).save_pretrained(place)
-    ...     load_recommender(place).recommend(["b"], 1).items.tolist()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Popularity().fit(data).save_pretrained(folder)
+    ...     load_recommender(folder).recommend(["b"], 1).items.tolist()
     [['x']]
     """
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"folder: expected a saved model with config.json; there is none in {folder}")
-    stored = read_json(path)
-    name = stored.get("architecture") if isinstance(stored, dict) else None
+    path = local_folder(folder, revision=revision, token=token)
+    name = read_settings(path).get("architecture")
     if not isinstance(name, str) or name not in RECOMMENDERS:
-        raise ValueError(f"folder: expected a saved {', '.join(RECOMMENDERS)}; {folder} holds {name!r}")
-    return RECOMMENDERS[name].from_pretrained(folder, device=device)
+        raise ValueError(f"folder: expected a saved {', '.join(RECOMMENDERS)}; {path} holds {name!r}")
+    return RECOMMENDERS[name].from_pretrained(path, device=device)

@@ -1,0 +1,75 @@
+"""Every architecture by its name, imported when needed: loading, experiments and the command line share it."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reasonrec_fast.pretrained import local_folder, read_settings
+
+_CLASSICAL = {
+    "BPR": "bpr",
+    "Bias": "bias",
+    "DCNv2": "dcn",
+    "EASE": "item_to_item",
+    "FM": "fm",
+    "ItemKNN": "item_to_item",
+    "LightGCN": "lightgcn",
+    "Popularity": "popularity",
+    "RecBole": "recbole",
+    "SASRec": "sasrec",
+}
+CLASSICAL = tuple(_CLASSICAL)
+"""Models that recommend without a language model."""
+
+ARCHITECTURES: dict[str, tuple[str, str]] = {
+    **{name: (f"reasonrec_fast.models.classical.{module}", name) for name, module in _CLASSICAL.items()},
+    "optirag": ("reasonrec_fast.models.optirag", "OptiRAG"),
+}
+"""Module and class, by what ``config.json`` of a saved model calls it."""
+
+
+def class_of(architecture: str) -> Any:
+    """The class of an architecture; its module is imported now.
+
+    >>> class_of("EASE").__name__
+    'EASE'
+    """
+    module, name = ARCHITECTURES[architecture]
+    return getattr(importlib.import_module(module), name)
+
+
+def load(
+    name: str | Path,
+    *,
+    device: torch.device | str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+) -> Any:
+    """Read a saved model of any architecture; its ``config.json`` says which it is.
+
+    Args:
+        name: what ``save_pretrained`` wrote: a folder, or a repository of the Hugging Face hub (``"user/repository"``).
+        device: where it lives from now on; by default the GPU where there is one.
+        revision, token: of the repository.
+
+    Raises:
+        FileNotFoundError: nothing was saved there.
+        ValueError: the folder holds something else, or a device that is not there.
+
+    >>> import tempfile
+    >>> from reasonrec_fast import Interactions, Popularity
+    >>> data = Interactions.from_columns(["a", "a", "b"], ["x", "y", "y"], [1, 1, 1], [1, 2, 3])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Popularity().fit(data).save_pretrained(folder)
+    ...     load(folder).recommend(["b"], 1).items.tolist()
+    [['x']]
+    """
+    folder = local_folder(name, revision=revision, token=token)
+    architecture = read_settings(folder).get("architecture")
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
+        raise ValueError(f"folder: expected a saved {', '.join(ARCHITECTURES)}; {folder} holds {architecture!r}")
+    return class_of(architecture).from_pretrained(folder, device=device)

@@ -1,0 +1,191 @@
+"""Saving and loading of all models: folders that are whole, and repositories of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from reasonrec_fast.files import read_json, read_whole, replacing_folder, write_json
+
+CONFIG = "config.json"
+"""Names the architecture, the format of the folder and the version of the package that wrote it."""
+
+HUB_FILES = ("*.json", "*.safetensors", "*.txt")
+"""What is read from a repository: settings, weights and trees; nothing that could run."""
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+Model = TypeVar("Model")
+
+
+def save_folder(
+    folder: str | Path,
+    architecture: str,
+    format: int,
+    files: Collection[str],
+    write: Callable[[Path], Mapping[str, Any]],
+) -> None:
+    """Write a model as a folder; one that is there already is replaced as a whole, or not at all.
+
+    Args:
+        folder: is made where it is not there; files of others in it stay.
+        architecture, format: by which :func:`load_folder` knows it again.
+        files: names of the files that a model of this kind may have, besides ``config.json``.
+        write: writes them into the folder that it is given, and returns the settings.
+
+    Raises:
+        OSError: nothing can be written there.
+
+    >>> with tempfile.TemporaryDirectory() as parent:
+    ...     save_folder(f"{parent}/model", "constant", 1, (), lambda folder: {"value": 3})
+    ...     load_folder(f"{parent}/model", "constant", 1, lambda folder, settings: settings["value"])
+    3
+    """
+    from reasonrec_fast import __version__
+
+    with replacing_folder(folder, (CONFIG, *files)) as temporary:
+        settings = write(temporary)
+        header = {"architecture": architecture, "format": format, "version": __version__}
+        write_json(temporary / CONFIG, {**header, **settings})
+
+
+def load_folder(
+    name: str | Path,
+    architecture: str,
+    format: int,
+    read: Callable[[Path, dict[str, Any]], Model],
+    *,
+    what: str = "model",
+    revision: str | None = None,
+    token: str | None = None,
+) -> Model:
+    """Read a model: all of the files that one call of :func:`save_folder` wrote.
+
+    Args:
+        name: the folder, or a repository (see :func:`local_folder`).
+        architecture, format: what the folder must hold.
+        read: makes the model of the folder and its settings.
+        what: the model in a word, for errors.
+        revision, token: of the repository.
+
+    Raises:
+        FileNotFoundError: nothing was saved there.
+        ValueError: the folder holds another architecture or format, or files that do not belong together.
+    """
+    folder = local_folder(name, what=what, revision=revision, token=token)
+    return read_whole(folder, lambda: read(folder, _settings(folder, architecture, format, what)))
+
+
+def read_settings(folder: Path, what: str = "model") -> dict[str, Any]:
+    """The content of ``config.json`` of a saved model of any architecture; empty where it holds something else.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"folder: expected a saved {what} with {CONFIG}; there is none in {folder}")
+    stored = read_json(folder / CONFIG)
+    return stored if isinstance(stored, dict) else {}
+
+
+def _settings(folder: Path, architecture: str, format: int, what: str) -> dict[str, Any]:
+    stored = read_settings(folder, what)
+    if (stored.get("architecture"), stored.get("format")) != (architecture, format):
+        article = "an" if architecture[0] in "aeiouAEIO" else "a"
+        raise ValueError(
+            f"folder: expected {article} {architecture} of format {format}; {folder} holds "
+            f"{stored.get('architecture', stored.get('model_type'))!r} of format {stored.get('format')}"
+        )
+    return stored
+
+
+def local_folder(
+    name: str | Path, *, what: str = "model", revision: str | None = None, token: str | None = None
+) -> Path:
+    """Where a model lies on this machine; a repository of the hub is downloaded into its cache first.
+
+    A folder that is there is taken before a repository of the same name. Of a repository only :data:`HUB_FILES` are
+    fetched. A :class:`~pathlib.Path` is never a repository.
+
+    Args:
+        name: a folder, or ``"user/repository"``.
+        what: the model in a word, for errors.
+        revision: a branch, a tag or a commit of the repository; for repositories alone.
+        token: for repositories that are private.
+
+    Raises:
+        FileNotFoundError: neither is there, or the hub cannot be asked (``HF_HUB_OFFLINE``) and the cache has none.
+        ValueError: a revision of a folder.
+
+    >>> local_folder(".").is_dir()
+    True
+    """
+    folder = Path(name)
+    if folder.exists() or not isinstance(name, str) or not _REPOSITORY.fullmatch(name):
+        if revision is not None:
+            raise ValueError(f"revision: expected None for a folder; got {revision!r} for {name}")
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=list(HUB_FILES)))
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
+        reason = "HF_HUB_OFFLINE is set, and its cache has none" if offline else " ".join(str(error).split())
+        raise FileNotFoundError(
+            f"folder: expected a saved {what} with {CONFIG}; there is none in {name}, nor on the hub: {reason}"
+        ) from error
+
+
+class PushToHub:
+    """What a model with a ``save_pretrained(folder)`` needs to be pushed to the Hugging Face hub.
+
+    ``huggingface_hub``'s own mixin is not used: it would write a ``config.json`` of its own beside ours.
+    """
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload a model of reasonrec_fast",
+    ) -> str:
+        """Save the model and upload its folder; files of an earlier model that this one does not have are deleted.
+
+        Args:
+            repo_id: ``"user/repository"``; made where it is not there.
+            private: of a repository that is made.
+            token: by default the one that ``hf auth login`` stored.
+            revision: branch to push to; by default ``main``.
+            commit_message: of the commit.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ValueError: a name that is none of a repository.
+        """
+        from huggingface_hub import HfApi
+
+        if not _REPOSITORY.fullmatch(repo_id):
+            raise ValueError(f"repo_id: expected 'user/repository'; got {repo_id!r}")
+        with tempfile.TemporaryDirectory() as parent:
+            folder = Path(parent, "model")
+            self.save_pretrained(folder)  # type: ignore[attr-defined]
+            api = HfApi(token=token)
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                revision=revision,
+                commit_message=commit_message,
+                allow_patterns=list(HUB_FILES),
+                delete_patterns=list(HUB_FILES),
+            )
+        return str(commit.commit_url)
