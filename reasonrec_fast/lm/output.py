@@ -112,9 +112,10 @@ class OutputHead:
             normalized: ``[B, D]``.
             tokens: int64 ``[B]``.
             temperature: divides the logits.
-            logits: what :meth:`logits` returned for these rows, where it was asked for; read if not :attr:`fused`.
+            logits: what :meth:`logits` returned for these rows, where it was asked for. They are read in place of the
+                head, unless they are rounded to less than float32 and the head is :attr:`fused`.
         """
-        if self.fused:
+        if self.fused and (logits is None or normalized.dtype != torch.float32):
             head, rows = self._lm_head, len(normalized)
             statistics = ops.token_logprobs(
                 _padded(normalized), head.weight, _padded(tokens), bias=head.bias, temperature=temperature

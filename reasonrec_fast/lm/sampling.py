@@ -37,7 +37,7 @@ class SamplingParams:
 
     >>> SamplingParams(top_p=0)
     Traceback (most recent call last):
-    ValueError: top_p: expected a number in (0, 1]; got 0
+    ValueError: top_p: expected a finite number in (0, 1]; got 0
     """
 
     temperature: NotNegative = 1.0
