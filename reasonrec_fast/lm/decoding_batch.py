@@ -61,6 +61,8 @@ class DecodingBatch:
         self, decoder: Decoder, groups: Sequence[TokenGroup], samples: Sequence[int], max_new_tokens: int
     ) -> None:
         self._decoder = decoder
+        # Dropout is left out: nothing trains here.
+        self._scores = [{**decoder.scores(index), "dropout": 0.0} for index in range(decoder.num_layers)]
         layout = PackedLayout.of(groups)
         request = np.repeat(np.arange(layout.num_rows), samples)
         prefix, suffix = layout.prefix[layout.group], layout.suffix
@@ -71,8 +73,7 @@ class DecodingBatch:
             layout.row_start,
             np.where(alone, 0, suffix),
         )
-        rotary = self._read_prompts(groups, layout, layout.longest + max_new_tokens)
-        self._rotary = rotary
+        self._rotary = self._read_prompts(groups, layout, layout.longest + max_new_tokens)
         self._positions = (prefix + suffix)[request]
         self.hidden = self.hidden[self._on_device(layout.last[request])]
         self._make_room(rows.take(request))
@@ -105,7 +106,7 @@ class DecodingBatch:
             keys.index_copy_(0, slots, new_keys)
             values.index_copy_(0, slots, new_values)
             queries = decoder.queries(index, normed, rotary)
-            attended = ops.packed_attention(queries, keys, values, table, **_scores(decoder, index))
+            attended = ops.packed_attention(queries, keys, values, table, **self._scores[index])
             hidden = decoder.finish(index, hidden, attended)
         self.hidden = hidden[:count]
         self._rows = replace(rows, own=rows.own + 1)
@@ -133,7 +134,7 @@ class DecodingBatch:
             normed = decoder.normed(index, hidden)
             keys, values = decoder.keys_values(index, normed, rotary)
             queries = decoder.queries(index, normed, rotary)
-            attended = ops.packed_attention(queries, keys, values, segments, **_scores(decoder, index))
+            attended = ops.packed_attention(queries, keys, values, segments, **self._scores[index])
             hidden = decoder.finish(index, hidden, attended)
             self._keys.append(keys)
             self._values.append(values)
@@ -160,10 +161,6 @@ class DecodingBatch:
 
     def _on_device(self, array: np.ndarray) -> torch.Tensor:
         return on_device(array, self._decoder.device)
-
-
-def _scores(decoder: Decoder, index: int) -> dict[str, float | None]:
-    return {**decoder.scores(index), "dropout": 0.0}
 
 
 def _at(table: Rotary, positions: torch.Tensor) -> Rotary:

@@ -112,9 +112,9 @@ def _of_all(logits: torch.Tensor, params: list[SamplingParams], uniform: torch.T
 
 def _of_most_likely(logits: torch.Tensor, params: list[SamplingParams], uniform: torch.Tensor) -> torch.Tensor:
     vocabulary = logits.shape[1]
-    wanted = max(p.top_k or 0 for p in params if (p.top_k or vocabulary) < vocabulary or p.top_p < 1)
+    wanted = max(p.top_k or 0 for p in params)
     # On a GPU the number of rows that need more could only be read back by waiting for it.
-    count = vocabulary if logits.is_cuda else min(max(_CANDIDATES, 2 * wanted), vocabulary)
+    count = min(max(_CANDIDATES, 2 * wanted), vocabulary) if logits.device.type == "cpu" else vocabulary
     tokens, whole = _nucleus(logits, params, uniform, count)
     if count < vocabulary:
         more = torch.nonzero(~whole)[:, 0]
