@@ -27,7 +27,8 @@ def _model(dtype: torch.dtype, device: str, tiny: bool) -> Any:
         from reasonrec_fast.benchmarking.stored import decoder_shape
 
         torch.manual_seed(0)
-        model: Any = LlamaForCausalLM(LlamaConfig(**decoder_shape(tiny=True))).to(device, dtype).eval()
+        model: Any = LlamaForCausalLM(LlamaConfig(**decoder_shape(tiny=True)))
+        model.to(device, dtype).eval()
     else:
         model, _ = load_language_model(dtype=dtype, device=device)
     model.generation_config.eos_token_id = None

@@ -57,6 +57,13 @@ class DecodingBatch:
         hidden: the last layer's output for the last token of each sequence, ``[R, D]``.
     """
 
+    hidden: torch.Tensor
+    _keys: list[torch.Tensor]  # of each layer, [K, G, d]
+    _values: list[torch.Tensor]
+    _rows: _Rows
+    _room: int  # tokens for which each sequence has room
+    _scratch: int  # the key that padding writes
+
     def __init__(
         self, decoder: Decoder, groups: Sequence[TokenGroup], samples: Sequence[int], max_new_tokens: int
     ) -> None:
@@ -128,8 +135,7 @@ class DecodingBatch:
         hidden = decoder.embed(self._on_device(flat_ids(groups)))
         table = decoder.rotary(hidden, length)
         rotary, segments = _at(table, self._on_device(layout.positions)), layout.segments()
-        self._keys: list[torch.Tensor] = []
-        self._values: list[torch.Tensor] = []
+        self._keys, self._values = [], []
         for index in range(decoder.num_layers):
             normed = decoder.normed(index, hidden)
             keys, values = decoder.keys_values(index, normed, rotary)
@@ -148,7 +154,7 @@ class DecodingBatch:
         capacity = rows.own + _SLOTS
         shared_begin = np.cumsum(shared) - shared
         own_begin = int(shared.sum()) + np.cumsum(capacity) - capacity
-        self._scratch = int(shared.sum() + capacity.sum())  # one key more, which padding writes
+        self._scratch = int(shared.sum() + capacity.sum())
         source = np.zeros(self._scratch + 1, dtype=np.int64)
         source[: int(shared.sum())] = ranges(begins, shared)
         source[ranges(own_begin, rows.own)] = ranges(rows.own_begin, rows.own)

@@ -198,12 +198,12 @@ class TextGenerator:
         of_request = self._params(params, count)
         self._check_lengths(token_groups, of_request)
         if unwrapped(self._model).training:
-            raise ValueError("model: expected one in evaluation mode, as dropout would change its answers; call .eval()")
+            raise ValueError(
+                "model: expected one in evaluation mode, as dropout would change its answers; call .eval()"
+            )
         results: list[list[Generation]] = []
         first = np.cumsum([0] + [len(prompts) for _, prompts in token_groups])
-        sizes = [
-            sum(p.num_samples for p in of_request[first[g] : first[g + 1]]) for g in range(len(token_groups))
-        ]
+        sizes = [sum(p.num_samples for p in of_request[first[g] : first[g + 1]]) for g in range(len(token_groups))]
         for part in within(sizes, self.max_sequences):
             requests = range(first[part.start], first[part.stop])
             sequences = self._sequences(requests, of_request)
@@ -306,7 +306,9 @@ class TextGenerator:
                 raise ValueError(f"params: expected one for all requests or {count}, one a request; got {len(found)}")
         if self.tokenizer is None and any(p.stop for p in found):
             request = next(place for place, p in enumerate(found) if p.stop)
-            raise ValueError(f"params: expected no stop strings, since there is no tokenizer; got some in request {request}")
+            raise ValueError(
+                f"params: expected no stop strings, since there is no tokenizer; got some in request {request}"
+            )
         return found
 
     def _token_groups(self, groups: Any) -> list[TokenGroup]:
@@ -321,14 +323,18 @@ class TextGenerator:
                 raise ValueError(f"groups: expected at least one prompt a group; got none in group {len(found) - 1}")
             empty = next((i for i, prompt in enumerate(found[-1][1]) if not prompt), None)
             if empty is not None:
-                raise ValueError(f"groups: expected prompts of at least one token; got none in request {request + empty}")
+                raise ValueError(
+                    f"groups: expected prompts of at least one token; got none in request {request + empty}"
+                )
             request += len(found[-1][1])
         return found
 
     def _ids(self, text: Any, request: int, *, first: bool) -> list[int]:
         if isinstance(text, str):
             if self.tokenizer is None:
-                raise ValueError(f"groups: expected token ids, since there is no tokenizer; got a text in request {request}")
+                raise ValueError(
+                    f"groups: expected token ids, since there is no tokenizer; got a text in request {request}"
+                )
             return self.tokenizer(text, add_special_tokens=first)["input_ids"] if text else []
         try:
             ids = [index(token) for token in text]

@@ -48,13 +48,14 @@ class OutputHead:
 
     def __init__(self, model: nn.Module) -> None:
         causal: Any = unwrapped(model)
-        base = getattr(causal, "model", None)
-        self._norm, self._lm_head = getattr(base, "norm", None), getattr(causal, "lm_head", None)
-        if self._norm is None or self._lm_head is None:
+        norm, lm_head = getattr(getattr(causal, "model", None), "norm", None), getattr(causal, "lm_head", None)
+        if norm is None or lm_head is None:
             raise TypeError(
-                f"model: expected a causal model with model.norm and lm_head; got {type(causal).__name__}, which has no "
-                + ("lm_head" if self._lm_head is None else "model.norm")
+                f"model: expected a causal model with model.norm and lm_head; got {type(causal).__name__} without "
+                + ("lm_head" if lm_head is None else "model.norm")
             )
+        self._norm: Any = norm
+        self._lm_head: Any = lm_head
         self.softcap: float | None = getattr(causal.config, "final_logit_softcapping", None)
 
     @property
@@ -95,9 +96,7 @@ class OutputHead:
         head = self._lm_head
         statistics = ops.exit_confidence(_padded(normalized), head.weight, bias=head.bias, temperature=temperature)
         rows = len(normalized)
-        return MostLikely(
-            statistics.prediction[:rows], statistics.probability[:rows].log(), statistics.entropy[:rows]
-        )
+        return MostLikely(statistics.prediction[:rows], statistics.probability[:rows].log(), statistics.entropy[:rows])
 
     def statistics(
         self,

@@ -57,7 +57,9 @@ def test_greedy_tokens_and_statistics_are_those_of_transformers():
             assert sample.token_ids == tokens.tolist()
             assert sample.text == tokenizer.decode(tokens, skip_special_tokens=True)
             close = {"atol": 2e-4, "rtol": 2e-4}
-            torch.testing.assert_close(torch.tensor(sample.logprobs), logprobs.gather(1, tokens[:, None])[:, 0], **close)
+            torch.testing.assert_close(
+                torch.tensor(sample.logprobs), logprobs.gather(1, tokens[:, None])[:, 0], **close
+            )
             entropies = -(logprobs.exp() * logprobs).sum(-1)
             torch.testing.assert_close(torch.tensor(sample.entropies), entropies, **close)
 

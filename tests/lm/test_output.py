@@ -58,7 +58,10 @@ def test_logits_of_gemma_are_capped(family, rows):
     assert not head.fused and head.softcap == 3.0
 
 
-@pytest.mark.parametrize("options", [{"target_modules": ["lm_head", "q_proj"]}, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}])
+@pytest.mark.parametrize(
+    "options",
+    [{"target_modules": ["lm_head", "q_proj"]}, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}],
+)
 @pytest.mark.parametrize("dora", [False, True])
 def test_adapters_on_the_head(options, dora):
     model = get_peft_model(tiny("Llama"), LoraConfig(r=4, use_dora=dora, init_lora_weights=False, **options)).eval()

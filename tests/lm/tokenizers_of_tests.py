@@ -19,7 +19,9 @@ def bytes_tokenizer():
 def pieces_tokenizer(words):
     """Sentencepiece's kind: a space is the mark of a token's beginning, unknown characters are bytes."""
     pieces = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), *words]
-    tokenizer = Tokenizer(models.BPE({piece: index for index, piece in enumerate(pieces)}, merges=[], byte_fallback=True))
+    tokenizer = Tokenizer(
+        models.BPE({piece: index for index, piece in enumerate(pieces)}, merges=[], byte_fallback=True)
+    )
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
