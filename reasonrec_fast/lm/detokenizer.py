@@ -84,7 +84,7 @@ def special_tokens(tokenizer: Any) -> frozenset[int]:
 def _overlap(text: str, stop: str) -> int:
     """Characters of the longest end of ``text`` with which ``stop`` begins, less than all of it.
 
-    >>> _overlap("the en", "end"), _overlap("the", "end")
+    >>> _overlap("the en", "end"), _overlap("an end", "end")
     (2, 0)
     """
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if stop.startswith(text[-n:])), 0)
