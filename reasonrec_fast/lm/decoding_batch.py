@@ -48,7 +48,7 @@ class DecodingBatch:
         decoder: the model.
         groups: prefixes and prompts; a request is a prompt, in the order in which they lie.
         samples: sequences of each request, at least one.
-        max_new_tokens: the most that :meth:`step` is called.
+        max_new_tokens: of each request; after as many steps its sequences have left (:meth:`keep`).
 
     Raises:
         ValueError: a group without a prompt, or an empty prompt.
@@ -65,7 +65,7 @@ class DecodingBatch:
     _scratch: int  # the key that padding writes
 
     def __init__(
-        self, decoder: Decoder, groups: Sequence[TokenGroup], samples: Sequence[int], max_new_tokens: int
+        self, decoder: Decoder, groups: Sequence[TokenGroup], samples: Sequence[int], max_new_tokens: Sequence[int]
     ) -> None:
         self._decoder = decoder
         # Dropout is left out: nothing trains here.
@@ -80,8 +80,10 @@ class DecodingBatch:
             layout.row_start,
             np.where(alone, 0, suffix),
         )
-        self._rotary = self._read_prompts(groups, layout, layout.longest + max_new_tokens)
-        self._positions = (prefix + suffix)[request]
+        behind = prefix + suffix
+        # No longer than the longest sequence can be: positions of some kinds change with the length that is asked for.
+        self._rotary = self._read_prompts(groups, layout, int((behind + max_new_tokens).max()))
+        self._positions = behind[request]
         self.hidden = self.hidden[self._on_device(layout.last[request])]
         self._make_room(rows.take(request))
 

@@ -217,14 +217,13 @@ class TextGenerator:
 
     def _generate(self, groups: list[TokenGroup], sequences: list[_Sequence]) -> Iterator[Piece]:
         """Pieces of one batch. No mode of torch is on where it yields: it would be the caller's."""
-        samples: dict[int, int] = {}
-        for sequence in sequences:
-            samples[sequence.request] = samples.get(sequence.request, 0) + 1
+        of_request = {sequence.request: sequence.params for sequence in sequences}  # in order
+        samples = [params.num_samples for params in of_request.values()]
+        longest = [params.max_new_tokens for params in of_request.values()]
         tokens = sum(len(prefix) + sum(map(len, prompts)) for prefix, prompts in groups)
         what = f"a batch of {len(sequences)} sequences with {tokens} tokens of prompts"
-        longest = max(sequence.params.max_new_tokens for sequence in sequences)
         with torch.inference_mode(), naming_what_did_not_fit(what, self.decoder.device):
-            batch = DecodingBatch(self.decoder, groups, list(samples.values()), longest)
+            batch = DecodingBatch(self.decoder, groups, samples, longest)
         while True:
             with torch.inference_mode(), naming_what_did_not_fit(what, self.decoder.device):
                 chosen = self._choose(batch.hidden, sequences)

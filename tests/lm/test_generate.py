@@ -338,3 +338,20 @@ def test_logits_that_are_not_finite_are_refused():
 def test_how_many_sequences_are_in_a_batch_changes_nothing(llama, limit):
     expected = TextGenerator(llama).generate(GROUPS, MIXED)
     assert TextGenerator(llama, max_sequences=limit).generate(GROUPS, MIXED) == expected
+
+
+def test_positions_of_one_request_do_not_follow_another():
+    """Phi-3's positions are others in texts of more than 64 tokens: no sequence has as many here, but one prompt and
+    what another request may generate would have together."""
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [9.0] * 4, "rope_theta": 1e4}
+    rope |= {"original_max_position_embeddings": 64, "factor": 4.0}
+    model = lively("Phi3", rope_parameters=rope, original_max_position_embeddings=64)
+    groups = [([], [random_ids(50, 1)]), ([], [random_ids(5, 2)])]
+    params = [SamplingParams(temperature=0, max_new_tokens=count) for count in (10, 50)]
+    generator = TextGenerator(model)
+    results = generator.generate(groups, params)
+    for group, own, (result,) in zip(groups, params, results, strict=True):
+        assert generator.generate([group], own)[0][0] == result
+        assert result.token_ids == of_transformers(model, group[1][0], max_new_tokens=own.max_new_tokens)[0]
+    with pytest.raises(ValueError, match=r"at most 64 tokens together; got 50 \+ 15 in request 0"):
+        generator.generate(groups[:1], SamplingParams(max_new_tokens=15))
