@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -19,11 +20,14 @@ from reasonrec_fast.files import write_json
 def main(
     names: Annotated[list[str] | None, typer.Argument(help="suites or cases; all by default")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="where to write the records")] = None,
+    cpu_time: Annotated[
+        bool, typer.Option(help="time of the processor, for one thread on a machine that others use too")
+    ] = False,
 ) -> None:
     """Time the operators against their peers."""
     records = []
     for case in make_cases(names or []):
-        for record in run_case(case):
+        for record in run_case(case, time.process_time if cpu_time else time.perf_counter):
             records.append(asdict(record))
             print(json.dumps(asdict(record)), flush=True)
     if json_file is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -140,14 +141,14 @@ class Record:
     peak_extra_bytes: int | None
 
 
-def run_case(case: Case) -> Iterator[Record]:
-    """Check the result of every contender, time all of them in turns, and measure their memory."""
+def run_case(case: Case, clock: Callable[[], float] = time.perf_counter) -> Iterator[Record]:
+    """Check every contender's answer, time all of them in turns (``clock``, in seconds), and measure their memory."""
     for name, run in case.contenders.items():
         case.check(name, run())
     runs = dict(case.contenders)
     if callable(case.floor):
         runs[FLOOR] = case.floor
-    timings = interleave(runs, seconds=case.seconds)
+    timings = interleave(runs, seconds=case.seconds, clock=clock)
     floor_ms = case.floor * 1000 if isinstance(case.floor, float) else None
     if FLOOR in timings:
         floor_ms = timings[FLOOR].median_ms

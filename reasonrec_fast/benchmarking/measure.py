@@ -26,7 +26,12 @@ class Timing:
 
 
 def interleave(
-    contenders: Mapping[str, Run], *, seconds: float = 10.0, least: int = 5, most: int = 200
+    contenders: Mapping[str, Run],
+    *,
+    seconds: float = 10.0,
+    least: int = 5,
+    most: int = 200,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
     """Time contenders in rounds, so that a slow phase of the machine affects all of them.
 
@@ -34,6 +39,8 @@ def interleave(
         contenders: functions by name; each is called once before the first round.
         seconds: time after which no further round starts.
         least, most: bounds of the number of rounds, regardless of the time.
+        clock: in seconds; ``time.process_time`` on a machine that others use too (with one thread: those that wait for
+            each other use the processor, too).
 
     >>> sorted(interleave({"a": lambda: 1, "b": lambda: 2}, seconds=0.01))
     ['a', 'b']
@@ -44,17 +51,17 @@ def interleave(
     begin, rounds = time.perf_counter(), 0
     while rounds < least or (rounds < most and time.perf_counter() - begin < seconds):
         for name, run in contenders.items():
-            times[name].append(_seconds(run))
+            times[name].append(_seconds(run, clock))
         rounds += 1
     return {name: _timing(values) for name, values in times.items()}
 
 
-def _seconds(run: Run) -> float:
-    begin = time.perf_counter()
+def _seconds(run: Run, clock: Callable[[], float] = time.perf_counter) -> float:
+    begin = clock()
     result = run()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    elapsed = time.perf_counter() - begin
+    elapsed = clock() - begin
     del result
     return elapsed
 

@@ -9,6 +9,7 @@ from reasonrec_fast.benchmarking import (
     engine,
     engine_stored,
     exit_confidence,
+    generate,
     packed_attention,
     policy_loss,
     route,
@@ -27,6 +28,7 @@ SUITES: dict[str, dict[str, Callable[..., Case]]] = {
     "packed_attention": packed_attention.CASES,
     "engine": engine.CASES,
     "engine_stored": engine_stored.CASES,
+    "generate": generate.CASES,
 }
 WORK: dict[str, Work] = {
     **exit_confidence.WORK,

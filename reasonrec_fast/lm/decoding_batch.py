@@ -1,0 +1,180 @@
+"""Sequences that grow by a token a step: keys and values of what they share, and of their own tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from reasonrec_fast import ops
+from reasonrec_fast.devices import on_device
+from reasonrec_fast.lm.decoder import Decoder, Rotary
+from reasonrec_fast.lm.layout import PackedLayout, TokenGroup, flat_ids, ranges
+from reasonrec_fast.lm.output import padded_rows
+
+_SLOTS = 32
+"""Tokens for which each sequence has room before keys and values are moved: attention on a CPU reads all of the
+buffer, so that room for a long output costs as much in its first steps as in its last."""
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Where the keys and values of ``R`` sequences lie in the buffers, int64 ``[R]`` each.
+
+    Attributes:
+        prefix_begin, prefix: first key and number of the keys that a sequence shares with others.
+        own_begin, own: those of its own; more tokens go behind them.
+    """
+
+    prefix_begin: np.ndarray
+    prefix: np.ndarray
+    own_begin: np.ndarray
+    own: np.ndarray
+
+    def take(self, rows: np.ndarray) -> _Rows:
+        return _Rows(self.prefix_begin[rows], self.prefix[rows], self.own_begin[rows], self.own[rows])
+
+
+class DecodingBatch:
+    """Sequences behind prompts, each prompt with a prefix that several share.
+
+    Prefixes and prompts are read once, in one packed batch. A sequence then reads its prefix where it lies; its prompt
+    is copied into its own keys (where there is no prefix, the sequences of a prompt share the prompt instead). Which
+    keys are shared depends on a sequence's own prompt alone, and so do its sums.
+
+    Args:
+        decoder: the model.
+        groups: prefixes and prompts; a request is a prompt, in the order in which they lie.
+        samples: sequences of each request, at least one.
+        max_new_tokens: of each request; after as many steps its sequences have left (:meth:`keep`).
+
+    Raises:
+        ValueError: a group without a prompt, or an empty prompt.
+
+    Attributes:
+        hidden: the last layer's output for the last token of each sequence, ``[R, D]``.
+    """
+
+    hidden: torch.Tensor
+    _keys: list[torch.Tensor]  # of each layer, [K, G, d]
+    _values: list[torch.Tensor]
+    _rows: _Rows
+    _room: int  # tokens for which each sequence has room
+    _scratch: int  # the key that padding writes
+
+    def __init__(
+        self, decoder: Decoder, groups: Sequence[TokenGroup], samples: Sequence[int], max_new_tokens: Sequence[int]
+    ) -> None:
+        self._decoder = decoder
+        # Dropout is left out: nothing trains here.
+        self._scores = [{**decoder.scores(index), "dropout": 0.0} for index in range(decoder.num_layers)]
+        layout = PackedLayout.of(groups)
+        request = np.repeat(np.arange(layout.num_rows), samples)
+        prefix, suffix = layout.prefix[layout.group], layout.suffix
+        alone = prefix == 0
+        rows = _Rows(
+            np.where(alone, layout.row_start, layout.prefix_start[layout.group]),
+            np.where(alone, suffix, prefix),
+            layout.row_start,
+            np.where(alone, 0, suffix),
+        )
+        behind = prefix + suffix
+        # No longer than the longest sequence can be: positions of some kinds change with the length that is asked for.
+        self._rotary = self._read_prompts(groups, layout, int((behind + max_new_tokens).max()))
+        self._positions = behind[request]
+        self.hidden = self.hidden[self._on_device(layout.last[request])]
+        self._make_room(rows.take(request))
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def step(self, tokens: torch.Tensor) -> None:
+        """Read one more token of every sequence, int64 ``[R]``; :attr:`hidden` is then theirs."""
+        if not self._room:
+            self._make_room(self._rows)
+        decoder, rows, count = self._decoder, self._rows, len(self)
+        padded = padded_rows(count, tokens.device)
+        places = np.full((2, padded), self._scratch)
+        places[0, :count], places[1] = rows.own_begin + rows.own, 0
+        places[1, :count] = self._positions
+        slots, positions = self._on_device(places)
+        rotary = _at(self._rotary, positions)
+        segments = np.zeros((padded, 6), dtype=np.int64)
+        segments[:, 0], segments[:, 1] = np.arange(padded), 1
+        segments[:, 4], segments[:, 5] = self._scratch, 1
+        segments[:count, 2], segments[:count, 3] = rows.prefix_begin, rows.prefix
+        segments[:count, 4], segments[:count, 5] = rows.own_begin, rows.own + 1
+        table = torch.from_numpy(segments)
+        hidden = decoder.embed(torch.cat([tokens, tokens[:1].expand(padded - count)]))
+        for index in range(decoder.num_layers):
+            normed = decoder.normed(index, hidden)
+            new_keys, new_values = decoder.keys_values(index, normed, rotary)
+            keys, values = self._keys[index], self._values[index]
+            keys.index_copy_(0, slots, new_keys)
+            values.index_copy_(0, slots, new_values)
+            queries = decoder.queries(index, normed, rotary)
+            attended = ops.packed_attention(queries, keys, values, table, **self._scores[index])
+            hidden = decoder.finish(index, hidden, attended)
+        self.hidden = hidden[:count]
+        self._rows = replace(rows, own=rows.own + 1)
+        self._positions = self._positions + 1
+        self._room -= 1
+
+    def keep(self, rows: np.ndarray) -> None:
+        """Go on with some sequences alone (ascending row numbers, at least one)."""
+        self._rows, self._positions = self._rows.take(rows), self._positions[rows]
+        self.hidden = self.hidden[self._on_device(rows)]
+
+    def _read_prompts(self, groups: Sequence[TokenGroup], layout: PackedLayout, length: int) -> Rotary:
+        """Keys and values of all tokens of prefixes and prompts, and their last hidden states ``[T, D]``."""
+        decoder = self._decoder
+        missing = padded_rows(layout.num_tokens, decoder.device) - layout.num_tokens
+        if missing:  # a text that nobody reads
+            groups = [*groups, ((), [[0] * missing])]
+            layout = PackedLayout.of(groups)
+        hidden = decoder.embed(self._on_device(flat_ids(groups)))
+        table = decoder.rotary(hidden, length)
+        rotary, segments = _at(table, self._on_device(layout.positions)), layout.segments()
+        self._keys, self._values = [], []
+        for index in range(decoder.num_layers):
+            normed = decoder.normed(index, hidden)
+            keys, values = decoder.keys_values(index, normed, rotary)
+            queries = decoder.queries(index, normed, rotary)
+            attended = ops.packed_attention(queries, keys, values, segments, **self._scores[index])
+            hidden = decoder.finish(index, hidden, attended)
+            self._keys.append(keys)
+            self._values.append(values)
+        self.hidden = hidden
+        return table
+
+    def _make_room(self, rows: _Rows) -> None:
+        """Move keys and values of these rows alone to buffers with room for more tokens of each."""
+        begins, first, of = np.unique(rows.prefix_begin, return_index=True, return_inverse=True)
+        shared = rows.prefix[first]
+        capacity = rows.own + _SLOTS
+        shared_begin = np.cumsum(shared) - shared
+        own_begin = int(shared.sum()) + np.cumsum(capacity) - capacity
+        self._scratch = int(shared.sum() + capacity.sum())
+        source = np.zeros(self._scratch + 1, dtype=np.int64)
+        source[: int(shared.sum())] = ranges(begins, shared)
+        source[ranges(own_begin, rows.own)] = ranges(rows.own_begin, rows.own)
+        places = self._on_device(source)
+        for index in range(len(self._keys)):
+            self._keys[index] = self._keys[index].index_select(0, places)
+            self._values[index] = self._values[index].index_select(0, places)
+        self._rows = _Rows(shared_begin[of], rows.prefix, own_begin, rows.own)
+        self._room = _SLOTS
+
+    def _on_device(self, array: np.ndarray) -> torch.Tensor:
+        return on_device(array, self._decoder.device)
+
+
+def _at(table: Rotary, positions: torch.Tensor) -> Rotary:
+    """Cosines and sines of some positions; kinds of layers that share theirs go on sharing."""
+    taken: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    for cosines, sines in table.values():
+        if id(cosines) not in taken:
+            taken[id(cosines)] = cosines[positions], sines[positions]
+    return {kind: taken[id(cosines)] for kind, (cosines, _) in table.items()}
