@@ -31,6 +31,6 @@ def tensorboard_tracker(folder: str | Path, run: str) -> Any:
     from accelerate.tracking import TensorBoardTracker
 
     tracker = TensorBoardTracker(run, folder)
-    if hasattr(tracker, "start"):  # releases before 1.10 or so start in their constructor
+    if not hasattr(tracker, "writer"):  # earlier releases begin in the constructor
         tracker.start()
     return tracker
