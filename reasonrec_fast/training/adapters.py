@@ -17,8 +17,8 @@ def adapters_in_dtype(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
     Args:
         module: with or without adapters.
-        dtype: of the backbone. Where it is not float32, products are under autocast to it.
+        dtype: of the backbone. Where it has 16 bits, products are under autocast to it.
     """
     device = next(module.parameters()).device.type
-    with disable_input_dtype_casting(module), torch.autocast(device, dtype, enabled=dtype != torch.float32):
+    with disable_input_dtype_casting(module), torch.autocast(device, dtype, enabled=dtype.itemsize == 2):
         yield

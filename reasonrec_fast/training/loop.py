@@ -172,6 +172,10 @@ class StepLoop:
         assert total is not None  # of one process: it computes every micro-batch
         return total
 
+    def skip(self, steps: int = 1) -> None:
+        """Count steps in which there is nothing to learn from: weights stay, and the schedule goes on."""
+        self.steps_done += steps
+
     def run(
         self,
         steps: int,

@@ -88,6 +88,18 @@ class OutputWeights:
                 weight = weight + head.get_delta_weight(name).to(weight.dtype)
         return cls(weight, base.bias, softcap)
 
+    def check_uncapped(self) -> None:
+        """Refuse capped logits, for operators that do not know of a cap.
+
+        Raises:
+            TypeError: there is one.
+        """
+        if self.softcap is not None:
+            raise TypeError(
+                f"model: expected logits as the LM head gives them; got a cap of {self.softcap} "
+                "(final_logit_softcapping)"
+            )
+
     def statistics(
         self, hidden: torch.Tensor, tokens: torch.Tensor, temperature: float = 1.0
     ) -> tuple[torch.Tensor, torch.Tensor]:
