@@ -316,7 +316,7 @@ def test_training_of_exits_reads_nothing_back(mode):
         device.forget()
         train_exits(there, range(2), exit_batch, replace(settings, learning_rate=0.0, head_learning_rate=0.0),
                     progress=lambda *told: None)  # fmt: skip
-        assert device.reads == Counter({"exits.train_exits": 2})
+        assert device.reads == Counter({"loop.read_metrics": 2})
         there.to("cpu")
     for (name, one), other in zip(here.named_parameters(), there.parameters(), strict=True):
         torch.testing.assert_close(other, one, atol=1e-4, rtol=1e-3, msg=name)
@@ -421,7 +421,7 @@ OPTIRAG_FIT = {
     "embeddings.__init__",  # the graph of likes, once
     "retriever.train",  # item embeddings, once a retriever
     "interaction.to",  # the same graph
-    "exits.train_exits",  # the loss, for progress
+    "loop.read_metrics",  # the loss, for progress
     "model.exit_odds",  # once a batch of calibration
 }
 

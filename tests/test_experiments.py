@@ -49,7 +49,7 @@ def test_every_run_is_kept_once(place):
     told = []
     runs = run_experiment(experiment, place, output, progress=lambda *said: told.append(said))
     assert [(run.model, run.seed) for run in runs] == [("BPR", 0), ("BPR", 1), ("small", 0), ("small", 1)]
-    assert len(told) == 6 and told[0][:3] == ("BPR-tiny-0", 1, 2)
+    assert len(told) == 6 and told[0][:2] == (1, 2) and told[0][3] == "BPR-tiny-0"
     lines = output.read_text().splitlines()
     assert len(lines) == 4
     first = json.loads(lines[0])
@@ -68,7 +68,7 @@ def test_a_killed_experiment_goes_on(place):
     class Killed(Exception):
         pass
 
-    def kill(name, epoch, epochs, said):
+    def kill(epoch, epochs, metrics, name):
         if name == "BPR-tiny-1":
             raise Killed
 
@@ -87,7 +87,7 @@ def test_models_of_one_kind_are_kept_apart(place):
     class Killed(Exception):
         pass
 
-    def kill(name, epoch, epochs, said):
+    def kill(epoch, epochs, metrics, name):
         if epoch == 2:
             raise Killed
 

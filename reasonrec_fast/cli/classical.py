@@ -22,6 +22,7 @@ from reasonrec_fast.cli.console import (
     nothing_written,
     progress_bar,
     say,
+    training_progress,
 )
 from reasonrec_fast.cli.tables import (
     ColumnsOption,
@@ -116,7 +117,7 @@ def fit(
             )
         rows = (None, None) if parts is None else (parts.train, parts.validation)
         with progress_bar("Training") as update:
-            recommender.fit(interactions, *rows, checkpoint=checkpoint, progress=update)
+            recommender.fit(interactions, *rows, checkpoint=checkpoint, progress=training_progress(update))
         recommender.observe_events(interactions, np.arange(len(interactions)))
         recommender.save_pretrained(output)
         checkpoint.unlink(missing_ok=True)

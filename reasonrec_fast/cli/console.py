@@ -7,19 +7,20 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Annotated
 
 import torch
 import typer
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from safetensors import SafetensorError
 
 from reasonrec_fast.devices import device_name, resolve_device
+from reasonrec_fast.training.progress import NO_METRICS, Progress, metrics_text
 
 SECONDS_BETWEEN_LINES = 5.0
 """Of progress, where there is no terminal."""
@@ -137,14 +138,14 @@ def progress_bar(description: str) -> Iterator[Update]:
         lines.end()
         return
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TimeElapsedColumn(),
+        bars.TimeRemainingColumn(),
+        bars.TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console) as bar:
+    with bars.Progress(*columns, console=console) as bar:
         shown, task = description, bar.add_task(description, total=None, note="")
 
         def update(done: int, total: int, note: str = "", part: str = description) -> None:
@@ -155,6 +156,15 @@ def progress_bar(description: str) -> Iterator[Update]:
             bar.update(task, completed=done, total=total, note=note)
 
         yield update
+
+
+def training_progress(update: Update) -> Progress:
+    """A bar's ``update`` as training calls it."""
+
+    def progress(done: int, total: int, metrics: Mapping[str, float] = NO_METRICS, part: str = "") -> None:
+        update(done, total, metrics_text(metrics), **({"part": part} if part else {}))
+
+    return progress
 
 
 def counting(update: Update, total: int) -> Callable[[int], None]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reasonrec_fast.cli.console import DeviceOption, clear_errors, progress_bar, say
+from reasonrec_fast.cli.console import DeviceOption, clear_errors, progress_bar, say, training_progress
 from reasonrec_fast.files import check_writable
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def evaluate(
                 place,
                 seeds=_seeds(seeds),
                 device=device,
-                progress=lambda name, epoch, epochs, said: update(epoch, epochs, said, name),
+                progress=training_progress(update),
             )
         print(markdown_table(runs))
         say(f"Runs kept in {place}")

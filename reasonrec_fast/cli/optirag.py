@@ -23,6 +23,7 @@ from reasonrec_fast.cli.console import (
     print_result,
     progress_bar,
     say,
+    training_progress,
 )
 from reasonrec_fast.cli.tables import (
     ColumnsOption,
@@ -99,7 +100,7 @@ def train(
         with progress_bar("Training") as update:
             watched: dict[str, Any] = {
                 "checkpoint": checkpoint,
-                "progress": lambda step, steps, loss: update(step, steps, f"loss {loss:.4f}"),
+                "progress": training_progress(update),
                 "parts": lambda part, done, total: update(done, total, part=part.capitalize()),
             }
             if instructions:
@@ -282,7 +283,7 @@ def compare_exits(
                 _of_films(_settings(config, samples, None, None)),
                 sample=test,
                 device=place,
-                progress=lambda kind, step, steps, loss: update(step, steps, f"loss {loss:.4f}", kind),
+                progress=training_progress(update),
             )
         write_json(output / "report.json", [asdict(record) for record in records])
     exits = records[-1].exits
@@ -319,7 +320,7 @@ def compare_retrieval(
                 settings,
                 sample=test,
                 device=place,
-                progress=lambda kind, step, steps, loss: update(step, steps, f"loss {loss:.4f}", kind),
+                progress=training_progress(update),
             )
         write_json(output / "report.json", {"records": [asdict(r) for r in records], "milliseconds_a_user": times})
     columns = (

@@ -11,8 +11,9 @@ import torch
 
 from reasonrec_fast import evaluation
 from reasonrec_fast.data import load_movielens_small, sample_of_users, split_by_time
-from reasonrec_fast.experiments.trained import Progress, trained
+from reasonrec_fast.experiments.trained import trained
 from reasonrec_fast.models.optirag import OptiRAGConfig
+from reasonrec_fast.training.progress import Progress
 
 LAST = "last exit alone"
 KINDS = (LAST, "joint, depth-aware", "joint", "heads alone", "distilled", "layer dropout")

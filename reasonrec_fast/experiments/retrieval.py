@@ -16,11 +16,12 @@ from sklearn.preprocessing import StandardScaler
 
 from reasonrec_fast import evaluation
 from reasonrec_fast.data import Interactions, Split, Timeline, load_movielens_small, sample_of_users, split_by_time
-from reasonrec_fast.experiments.trained import Progress, trained
+from reasonrec_fast.experiments.trained import trained
 from reasonrec_fast.models.optirag import OptiRAGConfig
 from reasonrec_fast.models.optirag.config import Retrieval
 from reasonrec_fast.models.optirag.retriever import Retriever
 from reasonrec_fast.models.optirag.text_retrieval import TextEncoder, item_texts
+from reasonrec_fast.training.progress import Progress
 
 KINDS: tuple[Retrieval, ...] = ("gcn", "text", "none")
 

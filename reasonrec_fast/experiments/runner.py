@@ -8,7 +8,7 @@ import json
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,7 @@ from reasonrec_fast.experiments.config import DatasetConfig, EvaluationConfig, E
 from reasonrec_fast.experiments.held_out import check_measurable, metrics_on_test, with_reasons
 from reasonrec_fast.files import alone_with, check_writable, replacing
 from reasonrec_fast.memory import forget_peak, peak_bytes
-
-Progress = Callable[[str, int, int, str], None]
-"""Called with the name of a run, the epoch, the number of epochs and how it went."""
+from reasonrec_fast.training.progress import Progress, named_part
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ def run_experiment(
         output: JSON lines; one is added after each run.
         seeds: instead of the experiment's.
         device: instead of the experiment's; where neither names one, the GPU where there is one.
-        progress: is told of every epoch.
+        progress: is told of every epoch; its parts are the runs.
 
     Raises:
         ValueError: a line of ``output`` is not a run, or a device that is not there.
@@ -191,7 +189,7 @@ def _finished(
         split.train,
         split.validation,
         checkpoint=state,
-        progress=None if progress is None else lambda epoch, epochs, said: progress(name, epoch, epochs, said),
+        progress=named_part(progress, name),
     )
     seconds = time.perf_counter() - begin
     metrics, undefined = with_reasons(metrics_on_test(recommender, data, split, settings))

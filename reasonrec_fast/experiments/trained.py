@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from reasonrec_fast.data import Interactions, Split
 from reasonrec_fast.models.optirag import OptiRAG, OptiRAGConfig
-
-Progress = Callable[[str, int, int, float], None]
-"""Called with the name of a model, the step, the number of steps and the loss."""
+from reasonrec_fast.training.progress import Progress, named_part
 
 
 def trained(
@@ -30,7 +27,7 @@ def trained(
         folder: its name is the model's.
         config: of the model.
         interactions, split: the data.
-        progress: is told of every step.
+        progress: is told of every step, under the name of the model.
         adapters: a saved model whose adapters to start from.
         device: of :class:`OptiRAG`.
 
@@ -44,15 +41,11 @@ def trained(
         model.refit_retriever(interactions, split.train)
         return model
 
-    def told(step: int, steps: int, loss: float) -> None:
-        if progress is not None:
-            progress(folder.name, step, steps, loss)
-
     state = folder / "training.safetensors"
     model = OptiRAG(config, device=device)
     if adapters is not None:
         model.load_adapters(adapters)
-    model.fit(interactions, split, checkpoint=state, progress=told)
+    model.fit(interactions, split, checkpoint=state, progress=named_part(progress, folder.name))
     model.save_pretrained(folder, knowledge=False)
     state.unlink(missing_ok=True)
     return model

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
 
-from reasonrec_fast.devices import naming_what_did_not_fit, own_random_numbers, seed_random_numbers
 from reasonrec_fast.settings import Count, NotNegative, ShareBelowOne, Whole, check_settings
-from reasonrec_fast.training.checkpoint import Checkpoint
+from reasonrec_fast.training.loop import SECONDS_BETWEEN_SAVES, StepLoop
+from reasonrec_fast.training.processes import of_main_process
+from reasonrec_fast.training.progress import Progress
+from reasonrec_fast.training.schedules import warmup
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 Batch = TypeVar("Batch")
 
-_SECONDS_BETWEEN_SAVES = 60.0
+_SECONDS_BETWEEN_SAVES = SECONDS_BETWEEN_SAVES
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class EpochTraining:
             weights themselves.
         clip: largest norm of the gradient; 0 for any.
         seed: of every step's random numbers.
+        accumulate: batches a step, whose gradients are averaged; on several processes each takes its share of them.
     """
 
     epochs: Whole
@@ -44,6 +50,7 @@ class EpochTraining:
     average: ShareBelowOne = 0.0
     clip: NotNegative = 0.0
     seed: Whole = 0
+    accumulate: Count = 1
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -58,22 +65,27 @@ def train_epochs(
     validate: Callable[[], float] | None = None,
     checkpoint: str | Path | None = None,
     fingerprint: dict[str, Any] | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
+    trackers: Sequence[Any] = (),
+    accelerator: Accelerator | None = None,
 ) -> float:
     """Train a module and leave it with the weights of its best epoch.
 
-    A step's random numbers depend on the seed and on its number alone, so that a run that was killed comes to the same
-    end as one that was not, on a device of the same kind (see :class:`~reasonrec_fast.training.checkpoint.Checkpoint`).
+    Early stopping and averaged weights on a :class:`~reasonrec_fast.training.loop.StepLoop`, which says what a step
+    depends on: a run that was killed comes to the same end as one that was not.
 
     Args:
         module: in training mode while it learns, in evaluation mode for ``validate`` and after the end.
         batches: of an epoch, which they must depend on alone.
         loss: of a batch.
         settings: how.
-        validate: larger is better; without it every epoch is trained and the last one kept.
+        validate: larger is better; without it every epoch is trained and the last one kept. On several processes each
+            calls it, and the main process's value counts.
         checkpoint: file of the training state, replaced every minute and after every epoch.
         fingerprint: what identifies the run.
-        progress: is told of every epoch: which, of how many, and how it went.
+        progress: is told of every epoch: ``loss`` (mean over its steps) and, with validation, ``validation`` and
+            ``best``.
+        trackers, accelerator: as in :class:`~reasonrec_fast.training.loop.StepLoop`.
 
     Returns:
         The best validation value; NaN without validation.
@@ -81,114 +93,102 @@ def train_epochs(
     Raises:
         ValueError: the checkpoint is of another run.
     """
-    state = _State(module, settings, checkpoint, fingerprint or {})
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+    loop = StepLoop(
+        module, optimizer, seed=settings.seed, clip=settings.clip, schedule=warmup(settings.warmup),
+        checkpoint=checkpoint, fingerprint=fingerprint, progress=progress, trackers=trackers, accelerator=accelerator,
+    )  # fmt: skip
+    state = _EpochState(loop, settings)
     state.restore()
-    device = state.device
-    with own_random_numbers(device):
+    with loop.own_random_numbers():
         while state.epoch < settings.epochs and state.waited < settings.patience:
             module.train()
-            total, count = torch.zeros((), device=device), 0  # read back once an epoch
-            for number, batch in enumerate(batches(state.epoch)):
-                if number < state.batch:
+            total, count = torch.zeros((), device=loop.device), 0  # read back once an epoch
+            for index, step_batches in enumerate(_in_steps(batches(state.epoch), settings.accumulate)):
+                if index < state.step_of_epoch:
                     continue
-                seed_random_numbers(settings.seed * 1_000_003 + state.step, device)
-                with naming_what_did_not_fit(f"batch {number} of epoch {state.epoch}", device):
-                    value = loss(batch)
-                    state.descend(value)
-                total, count = total + value.detach().float(), count + 1
+                value = loop.step(step_batches, loss, name=f"step {index} of epoch {state.epoch}")
+                state.after_step()
+                total, count = total + value.float(), count + 1
             module.eval()
             state.end_epoch(validate)
-            if progress is not None:
-                said = "" if validate is None else f", validation {state.latest:.4f} (best {state.best:.4f})"
-                progress(state.epoch, settings.epochs, f"loss {float(total) / max(count, 1):.4f}{said}")
+            if loop.reports:
+                metrics = {"loss": float(total) / max(count, 1)}
+                if validate is not None:
+                    metrics |= {"validation": state.latest, "best": state.best}
+                loop.report(state.epoch, settings.epochs, metrics)
     state.finish()
     module.eval()
     return state.best
 
 
-class _State:
-    """Weights, their average, the best ones, the optimiser and where in the run they stand."""
+def _in_steps(batches: Iterator[Batch], accumulate: int) -> Iterator[Sequence[Batch]]:
+    """The batches of each step; the last step of an epoch may have fewer."""
+    if accumulate == 1:  # without reading ahead
+        yield from ((batch,) for batch in batches)
+        return
+    batches = iter(batches)
+    while step := tuple(islice(batches, accumulate)):
+        yield step
 
-    def __init__(
-        self, module: nn.Module, settings: EpochTraining, checkpoint: str | Path | None, fingerprint: dict[str, Any]
-    ) -> None:
-        self.settings = settings
-        self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self.device = next(iter(self.parameters.values())).device
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-        )
+
+class _EpochState:
+    """Averaged weights, the best ones, and where in the run the loop stands."""
+
+    def __init__(self, loop: StepLoop, settings: EpochTraining) -> None:
+        self.loop, self.settings, self.parameters = loop, settings, loop.parameters
         self.averages = {name: p.detach().clone() for name, p in self.parameters.items()} if settings.average else {}
-        self.kept: dict[str, torch.Tensor] = {}
-        self.epoch = self.batch = self.step = self.waited = 0
+        self.best_weights: dict[str, torch.Tensor] = {}
+        self.epoch = self.step_of_epoch = self.waited = 0
         self.best = self.latest = float("nan")
-        self._file = None if checkpoint is None else Checkpoint(checkpoint, module, self.optimizer, fingerprint)
-        self._saved = time.monotonic()
 
-    def descend(self, loss: torch.Tensor) -> None:
-        rate = self.settings.learning_rate * min(1.0, (self.step + 1) / (self.settings.warmup + 1))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if self.settings.clip:
-            nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)
-        self.optimizer.step()
-        self.step, self.batch = self.step + 1, self.batch + 1
+    def after_step(self) -> None:
+        self.step_of_epoch += 1
         if self.averages:
             # Early on the average is of all steps so far, not of the first weights.
-            decay = min(self.settings.average, self.step / (self.step + 10))
+            decay = min(self.settings.average, self.loop.steps_done / (self.loop.steps_done + 10))
             torch._foreach_lerp_(
                 list(self.averages.values()), [p.detach() for p in self.parameters.values()], 1 - decay
             )
-        if time.monotonic() - self._saved > _SECONDS_BETWEEN_SAVES:
-            self.save()
+        self.loop.save_if_due(self._extra, seconds=_SECONDS_BETWEEN_SAVES)
 
     def end_epoch(self, validate: Callable[[], float] | None) -> None:
-        self.epoch, self.batch = self.epoch + 1, 0
-        if validate is None:
-            self.save()
-            return
-        trained = {name: p.detach().clone() for name, p in self.parameters.items()} if self.averages else {}
-        self._put(self.averages)
-        self.latest, self.waited = validate(), self.waited + 1
-        if not self.best >= self.latest:
-            self.best, self.waited = self.latest, 0
-            self.kept = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self._put(trained)
-        self.save()
+        self.epoch, self.step_of_epoch = self.epoch + 1, 0
+        if validate is not None:
+            trained = {name: p.detach().clone() for name, p in self.parameters.items()} if self.averages else {}
+            self._load(self.averages)
+            self.latest, self.waited = of_main_process(validate(), self.loop.accelerator), self.waited + 1
+            if not self.best >= self.latest:
+                self.best, self.waited = self.latest, 0
+                self.best_weights = {name: p.detach().clone() for name, p in self.parameters.items()}
+            self._load(trained)
+        self.loop.save(self._extra())
 
     def finish(self) -> None:
-        self._put(self.kept or self.averages)
-
-    def save(self) -> None:
-        if self._file is None:
-            return
-        self._file.more = {
-            "place": torch.tensor([self.epoch, self.batch, self.waited]),
-            "best": torch.tensor([self.best, self.latest], dtype=torch.float64),
-            **{f"average/{name}": value for name, value in self.averages.items()},
-            **{f"kept/{name}": value for name, value in self.kept.items()},
-        }
-        self._file.save(self.step)
-        self._saved = time.monotonic()
+        self._load(self.best_weights or self.averages)
 
     def restore(self) -> None:
-        if self._file is None:
+        extra = self.loop.restore()
+        if not extra:
             return
-        self.step = self._file.restore()
-        more = self._file.more
-        if not more:
-            return
-        self.epoch, self.batch, self.waited = more["place"].tolist()
-        self.best, self.latest = more["best"].tolist()
+        self.epoch, self.step_of_epoch, self.waited = extra["place"].tolist()
+        self.best, self.latest = extra["best"].tolist()
         for name, parameter in self.parameters.items():
             if self.averages:
-                self.averages[name].copy_(more[f"average/{name}"])
-            if f"kept/{name}" in more:
-                self.kept[name] = more[f"kept/{name}"].to(parameter.device)
+                self.averages[name].copy_(extra[f"average/{name}"])
+            if f"kept/{name}" in extra:
+                self.best_weights[name] = extra[f"kept/{name}"].to(parameter.device)
+
+    def _extra(self) -> dict[str, torch.Tensor]:
+        return {
+            "place": torch.tensor([self.epoch, self.step_of_epoch, self.waited]),
+            "best": torch.tensor([self.best, self.latest], dtype=torch.float64),
+            **{f"average/{name}": value for name, value in self.averages.items()},
+            **{f"kept/{name}": value for name, value in self.best_weights.items()},
+        }
 
     @torch.no_grad()
-    def _put(self, values: dict[str, torch.Tensor]) -> None:
+    def _load(self, values: dict[str, torch.Tensor]) -> None:
         for name, value in values.items():
             self.parameters[name].copy_(value)

@@ -8,24 +8,26 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from peft.helpers import disable_input_dtype_casting
 from torch import nn
 
 from reasonrec_fast import ops
-from reasonrec_fast.devices import moved, naming_what_did_not_fit, own_random_numbers, seed_random_numbers
+from reasonrec_fast.devices import moved
 from reasonrec_fast.early_exit.engine import EarlyExitModel
 from reasonrec_fast.lm.layout import TokenGroup
 from reasonrec_fast.settings import NotNegative, Positive, ShareBelowOne, Whole, check_settings
-from reasonrec_fast.training.checkpoint import Checkpoint
+from reasonrec_fast.training.adapters import adapters_in_dtype
+from reasonrec_fast.training.loop import StepLoop
+from reasonrec_fast.training.progress import Progress
+from reasonrec_fast.training.schedules import warmup_cosine
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 Mode = Literal["joint", "heads", "distil"]
-
-Progress = Callable[[int, int, float], None]
-"""Called with the step, the number of steps and the loss."""
 
 Parts = Callable[[str, int, int], None]
 """Called with the name of a part of fitting that is not of steps, how much of it is done, and of how much."""
@@ -101,12 +103,13 @@ def train_exits(
     fingerprint: dict[str, Any] | None = None,
     checkpoint_every: int = 25,
     progress: Progress | None = None,
+    trackers: Sequence[Any] = (),
+    accelerator: Accelerator | None = None,
 ) -> None:
-    """Train the exits of a model, one step an item.
+    """Train the exits of a model, one step an item, on a :class:`~reasonrec_fast.training.loop.StepLoop`.
 
     With a checkpoint path the state is stored every few steps, and a run that was killed goes on from there to the same
-    result, on a device of the same kind (see :class:`~reasonrec_fast.training.checkpoint.Checkpoint`). Every step is
-    seeded by its number.
+    result, on a device of the same kind.
 
     Args:
         model: what requires gradients is trained.
@@ -116,34 +119,25 @@ def train_exits(
         checkpoint: file of the training state.
         fingerprint: what identifies the run.
         checkpoint_every: steps.
-        progress: is told of every step and its loss, which is read back for it.
+        progress: is told of every step and its ``loss``, which is read back for it.
+        trackers, accelerator: as in :class:`~reasonrec_fast.training.loop.StepLoop`. A step has one micro-batch:
+            more processes do not make it faster.
     """
     settings = settings or ExitTraining()
     with _frozen(model.backbone, settings.mode == "heads"):
-        optimizer = _optimizer(model, settings)
-        base_rates = [group["lr"] for group in optimizer.param_groups]
-        state, start = None, 0
-        if checkpoint is not None:
-            state = Checkpoint(checkpoint, model, optimizer, fingerprint or {})
-            start = state.restore()
+        loop = StepLoop(
+            model, _optimizer(model, settings), seed=settings.seed, clip=1.0, schedule=warmup_cosine(len(items)),
+            checkpoint=checkpoint, fingerprint=fingerprint, progress=progress, trackers=trackers,
+            accelerator=accelerator,
+        )  # fmt: skip
+        loop.restore()
         weights = exit_weights(model.exits).to(model.backbone.device)
         model.train(settings.mode != "heads")
-        device = model.backbone.device
-        for step in range(start, len(items)):
-            for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
-                group["lr"] = rate * _schedule(step, len(items))
-            batch = load(items[step])
-            with own_random_numbers(device), naming_what_did_not_fit(f"the batch of step {step}", device):
-                seed_random_numbers(settings.seed * 1_000_003 + step, device)  # for a backbone with dropout
-                loss = (weights * _losses(model, batch, settings, step)).sum()
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-            nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
-            optimizer.step()
-            if state is not None and ((step + 1) % checkpoint_every == 0 or step + 1 == len(items)):
-                state.save(step + 1)
-            if progress is not None:
-                progress(step + 1, len(items), float(loss.detach()))
+
+        def loss(item: Item) -> torch.Tensor:
+            return (weights * _losses(model, load(item), settings, loop.steps_done)).sum()
+
+        loop.run(len(items), lambda step: [items[step]], loss, save_every=checkpoint_every)
         model.eval()
 
 
@@ -153,7 +147,7 @@ def _losses(model: EarlyExitModel, batch: Batch, settings: ExitTraining, step: i
     labels = moved(batch.labels, device)
     # The log-probability of yes tells that of no as well.
     asked = torch.ones_like(labels) if settings.mode == "distil" else labels
-    with _adapters_in_backbone_dtype(model):
+    with adapters_in_dtype(model, model.backbone.dtype):
         found = model.all_exits(
             batch.groups,
             moved(batch.numbers, device),
@@ -227,15 +221,6 @@ def _frozen(module: nn.Module, frozen: bool) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-@contextmanager
-def _adapters_in_backbone_dtype(model: EarlyExitModel) -> Iterator[None]:
-    """Multiply the float32 adapters in the backbone's type; peft by itself widens every input to theirs (a sixth of
-    a step's time on a CPU)."""
-    dtype, device = model.backbone.dtype, model.backbone.device.type
-    with disable_input_dtype_casting(model), torch.autocast(device, dtype, enabled=dtype != torch.float32):
-        yield
-
-
 def _optimizer(model: EarlyExitModel, settings: ExitTraining) -> torch.optim.Optimizer:
     """AdamW with one group a layer: the rate falls with the distance from the last layer."""
     groups: dict[float, list[nn.Parameter]] = {}
@@ -250,11 +235,3 @@ def _optimizer(model: EarlyExitModel, settings: ExitTraining) -> torch.optim.Opt
             rate = settings.learning_rate * settings.depth_decay**below
         groups.setdefault(rate, []).append(parameter)
     return torch.optim.AdamW([{"params": p, "lr": rate} for rate, p in groups.items()], weight_decay=0.01)
-
-
-def _schedule(step: int, steps: int, warmup: float = 0.06) -> float:
-    """Linear warm-up, then a cosine to a twentieth."""
-    if step < warmup * steps:
-        return (step + 1) / (warmup * steps + 1)
-    place = (step - warmup * steps) / max((1 - warmup) * steps, 1)
-    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * place))

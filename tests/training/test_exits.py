@@ -60,7 +60,7 @@ def test_modes_change_what_they_should(model, mode):
 def test_every_exit_learns(model, mode, dropout):
     losses = []
     settings = replace(SETTINGS, mode=mode, layer_dropout=dropout)
-    train_exits(model, range(150), batch, settings, progress=lambda step, steps, loss: losses.append(loss))
+    train_exits(model, range(150), batch, settings, progress=lambda *told: losses.append(told[2]["loss"]))
     assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
     held_out = batch(1000)
     with torch.no_grad():

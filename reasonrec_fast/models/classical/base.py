@@ -24,9 +24,7 @@ from reasonrec_fast.files import read_json, read_tensors, write_json, write_tens
 from reasonrec_fast.models.classical.identifiers import Identifiers, is_text
 from reasonrec_fast.models.classical.rows import checked_rows, with_negatives
 from reasonrec_fast.pretrained import PushToHub, load_folder, save_folder
-
-Progress = Callable[[int, int, str], None]
-"""Called with the epoch, the number of epochs and a word on how it went."""
+from reasonrec_fast.training.progress import Progress
 
 _logger = logging.getLogger("reasonrec_fast")
 
@@ -155,7 +153,7 @@ class Recommender(PushToHub, nn.Module, ABC):
                 keep the one that does best on the second. A model that learns labels, and finds likes alone, is given
                 as many negatives: items that the user has not had among these rows.
             checkpoint: file with the state of the training; what is there is gone on with.
-            progress: is told of every epoch.
+            progress: is told of every epoch, its loss and, with validation, the value and the best one.
 
         Raises:
             DataError: rows that the table does not have, one twice, or none to learn from: no positive event. Nothing

@@ -14,10 +14,11 @@ from torch.nn import functional
 
 from reasonrec_fast.data import Histories, Interactions, Timeline
 from reasonrec_fast.devices import on_device
-from reasonrec_fast.models.classical.base import Progress, Recommender
+from reasonrec_fast.models.classical.base import Recommender
 from reasonrec_fast.models.classical.fields import FieldEmbeddings
 from reasonrec_fast.models.classical.training import GradientConfig, train_by_gradient
 from reasonrec_fast.settings import Count, Share, Whole
+from reasonrec_fast.training.progress import Progress
 
 Kind = TypeVar("Kind", bound="ClickModel")
 

@@ -19,9 +19,10 @@ import torch
 
 from reasonrec_fast.data import DataError, Histories, Interactions
 from reasonrec_fast.devices import on_device, own_random_numbers, seed_random_numbers
-from reasonrec_fast.models.classical.base import Progress, Recommender
+from reasonrec_fast.models.classical.base import Recommender
 from reasonrec_fast.models.classical.fields import distinct
 from reasonrec_fast.settings import Count, Whole, check_settings
+from reasonrec_fast.training.progress import Progress
 
 _NAME, _DATASET = "events", "dataset"
 _PAIRS = 65536  # scored at a time
@@ -138,16 +139,16 @@ class RecBole(Recommender):
         best, kept, waited = -np.inf, None, 0
         with self._seeded():
             for epoch, epochs, loss in self.epochs():
-                said = f"loss {loss:.4f}"
+                metrics = {"loss": loss}
                 if validation is not None:
                     self.network.eval()
                     reached = self._validated(data, validation)
                     waited += 1
                     if reached > best:
                         best, kept, waited = reached, copy.deepcopy(self.network.state_dict()), 0
-                    said += f", validation {reached:.4f} (best {best:.4f})"
+                    metrics |= {"validation": float(reached), "best": float(best)}
                 if progress is not None:
-                    progress(epoch, epochs, said)
+                    progress(epoch, epochs, metrics)
                 if waited >= self.config.patience:
                     break
         if kept is not None:

@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 import torch
 
-from reasonrec_fast.models.classical.base import Progress, Recommender
+from reasonrec_fast.models.classical.base import Recommender
 from reasonrec_fast.precision import fast_dtype
 from reasonrec_fast.settings import Count, NotNegative, ShareBelowOne, Whole, check_settings
 from reasonrec_fast.training.epochs import EpochTraining, train_epochs
+from reasonrec_fast.training.progress import Progress
 
 
 @dataclass(frozen=True)
