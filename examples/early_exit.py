@@ -13,7 +13,7 @@ from reasonrec_fast.lm.loading import DEFAULT_MODEL, load_language_model
 VIEWERS = ("Liked: Alien; Heat; The Matrix. Disliked: Titanic.", "Liked: Notting Hill; Ghost. Disliked: Alien.")
 FILMS = ("Aliens", "Love Actually", "Blade Runner", "Grease", "Terminator 2", "Pretty Woman")
 REQUESTS = [
-    (f"{viewer}\nQuestion: would this viewer like", f" {film}?\nAnswer:") for viewer in VIEWERS for film in FILMS
+    (f"{viewer}\nQuestion: would this viewer like", f" {film}?\nAnswer:\n") for viewer in VIEWERS for film in FILMS
 ]
 
 
@@ -22,7 +22,7 @@ def main(name: str = DEFAULT_MODEL) -> None:
     layers = model.config.num_hidden_layers
     # What the texts of a viewer begin with is read once, and kept from call to call.
     ranker = EarlyExitRanker.from_model(
-        model, tokenizer, answers=(" No", " Yes"), exits=(layers // 2, layers), prefix_cache_bytes=2**28
+        model, tokenizer, answers=("No", "Yes"), exits=(layers // 2, layers), prefix_cache_bytes=2**28
     )
     full = ranker.rank(REQUESTS)
     ranker.calibrate(REQUESTS, alpha=0.25)  # at most 25 % of answers change; give it a validation set
