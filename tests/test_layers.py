@@ -29,7 +29,7 @@ LAYERS = (
     ("kernels",),
 )
 # Below them, files that know nothing of the rest; they may import each other.
-SUPPORT = ("arrays", "devices", "files", "memory", "micro_batcher", "precision", "settings", "_host")
+SUPPORT = ("arrays", "devices", "files", "memory", "micro_batcher", "precision", "pretrained", "settings", "_host")
 # The package itself loads names lazily from everywhere, and __main__ starts the command line.
 ABOVE = ("__init__", "__main__")
 
