@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 PRETRAINED := reasonrec_fast/models/optirag/pretrained
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
@@ -20,13 +22,22 @@ GPU_PACKAGES := torch==2.11.0 triton==3.6.0 "transformers==5.17.*" "cupy-cuda13x
 BUNDLE := .gpu-bundle
 GPU_TREE := build/gpu-tree
 
-.PHONY: demo test check lint format verify verify-oldest gpu-bundle gpu-tree rehearse-gpu bench recbole train-demo compare-retrieval pareto clean
+.PHONY: demo test test-fast slowest check lint format verify verify-oldest gpu-bundle gpu-tree rehearse-gpu bench recbole train-demo compare-retrieval pareto clean
 
 demo: $(READY)
 	$(BIN)/reasonrec-fast demo $(ARGS)
 
+# Everything, slow tests included. Two processes, each with one thread; a file's tests stay together, for its fixtures.
 test: $(READY)
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(PYTEST) $(ARGS)
+
+# What make check runs: all but what tests/slow.txt lists.
+test-fast: $(READY)
+	$(PYTEST) -m "not slow and not verify" $(ARGS)
+
+# Everything, and the twenty tests that take most of the clock's and of the CPU's time.
+slowest: $(READY)
+	$(PYTEST) --durations=20 $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -37,7 +48,8 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-check: lint test
+# Before every commit: three minutes on two cores.
+check: lint test-fast
 
 # Slower than the tests: a wheel and a source distribution built, installed and used outside the checkout.
 verify: $(READY)

@@ -1,46 +1,182 @@
-"""``python -m benchmarks.tables``: writes the tables of ``docs/results.md`` from the runs in ``benchmarks/results``.
+"""``python -m benchmarks.tables``: the tables of README.md and the documentation from ``benchmarks/results``.
 
-A table is between ``<!-- runs: NAME ... -->`` and ``<!-- end -->``; a NAME is that of a ``.jsonl`` file.
+A table stands between ``<!-- KIND: NAME ... -->`` and ``<!-- end -->``; a NAME is that of a file of results without its
+ending, a KIND one of :data:`KINDS`. ``--check`` writes nothing and fails where a page differs from what it would write.
 """
 
 from __future__ import annotations
 
+import json
 import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from reasonrec_fast.experiments.report import markdown_table
 from reasonrec_fast.experiments.runner import load_runs
 from reasonrec_fast.files import replacing
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "results.md"
-BLOCK = re.compile(r"<!-- runs: (?P<names>[^>]*?) -->\n.*?<!-- end -->", re.DOTALL)
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "early-exit.md")
+BLOCK = re.compile(r"<!-- (?P<kind>[a-z-]+): (?P<names>[^>]*?) -->\n.*?<!-- end -->", re.DOTALL)
+
+Row = Sequence[str]
 
 
-def filled(text: str, results: Path = ROOT / "benchmarks" / "results") -> str:
-    """The page with its tables generated from the runs.
+def markdown(header: Row, rows: Iterable[Row]) -> str:
+    """A table in Markdown.
+
+    >>> print(markdown(["system", "AUC"], [["bias", "0.7662"]]))
+    | system | AUC |
+    | --- | --- |
+    | bias | 0.7662 |
+    """
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))
+
+
+def number(value: float | None, form: str) -> str:
+    """A number in a form of :func:`format`, or a dash for none."""
+    return "–" if value is None else format(value, form)
+
+
+def rate(value: float) -> str:
+    """Requests per second: whole from 100 on, else with one decimal."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}"
+
+
+def milliseconds(value: float) -> str:
+    """A duration with two decimals below 10 ms, else one."""
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
+
+
+def read(name: str) -> Any:
+    """The contents of a JSON file of results."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def runs(*names: str) -> str:
+    """Runs of experiments (``.jsonl``), means over seeds."""
+    return markdown_table([run for name in names for run in load_runs(RESULTS / f"{name}.jsonl")])
+
+
+def demo(name: str) -> str:
+    """The systems of the demo: accuracy, requests per second, latencies and depths."""
+    header = [
+        *("system", "AUC", "GAUC", "GAUC, unrated films", "log-loss", "requests/s", "p50 ms", "p95 ms"),
+        *("depth", "depth, rated", "depth, cold"),
+    ]
+    return markdown(
+        header,
+        [
+            [
+                record["system"],
+                *(number(record[key], ".4f") for key in ("auc", "gauc", "gauc_unrated", "logloss")),
+                rate(record["requests_per_s"]),
+                *(number(record[key], ".1f") for key in ("p50_ms", "p95_ms")),
+                *(number(record[key], ".1f") for key in ("mean_depth", "mean_depth_rated", "mean_depth_cold")),
+            ]
+            for record in read(name)
+        ],
+    )
+
+
+RETRIEVALS = {"gcn": "GCN", "text": "text", "none": "none"}
+
+
+def retrieval(name: str) -> str:
+    """The same model with three kinds of retrieval."""
+    result = read(name)
+    times = result["milliseconds_a_user"]
+    cached = {"text": f" ({times['text_cached']:.2f} with item texts embedded before)"}
+    header = ["retrieval", "AUC", "GAUC", "GAUC, unrated films", "AUC, GAUC, evidence only", "ms a user"]
+    return markdown(
+        header,
+        [
+            [
+                RETRIEVALS[kind],
+                *(number(record[key], ".4f") for key in ("auc", "gauc", "gauc_unrated")),
+                f"{record['evidence_auc']:.4f}, {record['evidence_gauc']:.4f}",
+                f"{milliseconds(times[kind])}{cached.get(kind, '')}" if kind in times else "–",
+            ]
+            for record in result["records"]
+            for kind in [record["retrieval"]]
+        ],
+    )
+
+
+def retrieval_differences(name: str) -> str:
+    """The GCN's retrieval minus the others, with 95 % intervals."""
+    rows = []
+    for record in read(name)["records"]:
+        if (differences := record["gcn_minus_this"]) is not None:
+            intervals = [differences[metric] for metric in ("auc", "gauc")]
+            cells = [f"{i['value']:+.4f} [{i['low']:+.4f}, {i['high']:+.4f}]" for i in intervals]
+            rows.append([RETRIEVALS[record["retrieval"]], *cells])
+    return markdown(["GCN minus", "AUC", "GAUC"], rows)
+
+
+def exits(name: str) -> str:
+    """Ways of training exits: AUC and GAUC at each exit, and of early exit."""
+    records = read(name)
+    every = sorted({depth for record in records for depth in record["exits"]})
+
+    def pair(auc: float | None, gauc: float | None) -> str:
+        return "–" if auc is None or gauc is None else f"{auc:.4f} {gauc:.4f}".replace("0.", ".")
+
+    rows = []
+    for record in records:
+        of_exit = dict(zip(record["exits"], zip(record["auc"], record["gauc"], strict=True), strict=True))
+        rows.append(
+            [
+                record["kind"],
+                *(pair(*of_exit.get(depth, (None, None))) for depth in every),
+                pair(record["early_auc"], record["early_gauc"]),
+                number(record["early_depth"], ".1f"),
+            ]
+        )
+    return markdown(["training", *(f"exit {depth}" for depth in every), "early exit", "mean depth"], rows)
+
+
+KINDS: dict[str, Callable[..., str]] = {
+    "runs": runs,
+    "demo": demo,
+    "retrieval": retrieval,
+    "retrieval-differences": retrieval_differences,
+    "exits": exits,
+}
+
+
+def filled(text: str) -> str:
+    """A page with its tables generated anew.
 
     Raises:
-        FileNotFoundError: a named file of runs does not exist.
+        ValueError: a table of a kind that is not there.
+        FileNotFoundError: there are no results of a name.
     """
 
     def table(block: re.Match[str]) -> str:
-        runs = []
-        for name in block["names"].split():
-            path = results / f"{name}.jsonl"
-            if not path.is_file():
-                raise FileNotFoundError(f"{PAGE.name}: expected runs in {path}; there are none")
-            runs += load_runs(path)
-        return f"<!-- runs: {block['names']} -->\n{markdown_table(runs)}\n<!-- end -->"
+        kind, names = block["kind"], block["names"]
+        if kind not in KINDS:
+            raise ValueError(f"{block[0].splitlines()[0]}: expected one of {', '.join(KINDS)}; got {kind!r}")
+        return f"<!-- {kind}: {names} -->\n{KINDS[kind](*names.split())}\n<!-- end -->"
 
     return BLOCK.sub(table, text)
 
 
 def main() -> None:
-    """Write the page."""
-    text = filled(PAGE.read_text(encoding="utf-8"))
-    with replacing(PAGE) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    """Write the pages, or with ``--check`` name those that differ."""
+    different = []
+    for page in PAGES:
+        before = page.read_text(encoding="utf-8")
+        if (after := filled(before)) != before:
+            different.append(page.name)
+            if "--check" not in sys.argv[1:]:
+                with replacing(page) as temporary:
+                    temporary.write_text(after, encoding="utf-8")
+    if different and "--check" in sys.argv[1:]:
+        raise SystemExit(f"differ from benchmarks/results: {', '.join(different)}; run python -m benchmarks.tables")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import pytest
 import torch
 import typer
 from early_exit.tiny import Letters, tiny
-from models.conftest import config, tiny_backbone  # noqa: F401
+from models.conftest import config  # noqa: F401
 from pretended_device import DEVICE, OnDevice, pretended_device
 from typer.testing import CliRunner
 

@@ -1,7 +1,6 @@
 """Experiments from TOML files: what is run, kept, gone on with and refused."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -205,12 +204,6 @@ def test_files_that_are_not_what_they_should_be(place):
     (place / "tiny" / "sequences.txt").unlink()
     with pytest.raises(DataError, match="expected sequences"):
         run_experiment(load_experiment(place / "both.toml"), place, place / "other.jsonl")
-
-
-def test_the_page_of_results_is_made_of_the_runs():
-    tables = pytest.importorskip("benchmarks.tables", reason="needs the checkout")
-    page = Path(tables.PAGE)
-    assert tables.filled(page.read_text(encoding="utf-8")) == page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("model", ["lightgcn", "sasrec"])

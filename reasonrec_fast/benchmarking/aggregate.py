@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from reasonrec_fast import InteractionGraph, ops
+from reasonrec_fast import ops
 from reasonrec_fast.benchmarking.case import OURS, Bound, Case, Work, installed
 from reasonrec_fast.benchmarking.measure import Run, copy_bandwidth
+from reasonrec_fast.graph import InteractionGraph
 
 DIM = 64
 GOWALLA = (29_858, 40_981, 810_128)

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from reasonrec_fast import InteractionGraph
 from reasonrec_fast.benchmarking.measure import Run, Timing, interleave, peak_extra_bytes
+from reasonrec_fast.graph import InteractionGraph
 
 OURS = "reasonrec_fast"
 FLOOR = "floor"

@@ -15,9 +15,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from reasonrec_fast import InteractionGraph, evaluation
+from reasonrec_fast import evaluation
 from reasonrec_fast.data import Interactions, Split, load_movielens_small, sample_of_users, split_by_time
 from reasonrec_fast.devices import resolve_device
+from reasonrec_fast.graph import InteractionGraph
 from reasonrec_fast.models.classical import FM, Bias, Popularity
 from reasonrec_fast.models.optirag import OptiRAG
 from reasonrec_fast.models.optirag.boosted import BoostedEvidence

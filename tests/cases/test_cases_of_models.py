@@ -15,7 +15,6 @@ import pandas as pd
 import pytest
 import torch
 import typer
-from models.conftest import tiny_backbone  # noqa: F401
 from typer.testing import CliRunner
 
 from reasonrec_fast import InteractionGraph, Split, files, ops, split_by_time
@@ -89,7 +88,7 @@ def test_a_killed_save_leaves_no_mixture_of_two_models(tmp_path, monkeypatch, nu
 
 
 @pytest.fixture
-def tiny(tiny_backbone):  # noqa: F811
+def tiny(tiny_backbone):
     return OptiRAGConfig(
         backbone=str(tiny_backbone), template="films", prefix_tokens=300, suffix_tokens=200, slate_size=4, exits=(1, 2),
         samples=240, warm_start_steps=20, read_numbers=False, calibration_requests=10,
@@ -424,7 +423,7 @@ def test_padding_is_left_out_by_a_mask_and_else_refused():
 
 
 @pytest.fixture
-def asked(tiny_backbone):  # noqa: F811
+def asked(tiny_backbone):
     settings = OptiRAGConfig(
         backbone=str(tiny_backbone), prefix_tokens=300, suffix_tokens=200, slate_size=4, exits=(1, 2), samples=24,
         warm_start_steps=5, calibration_requests=10, folds=2, retriever=EmbeddingConfig(dim=8, steps=5, batch=64),

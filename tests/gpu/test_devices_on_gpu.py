@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from early_exit.tiny import Letters, tiny
-from models.conftest import config, tiny_backbone  # noqa: F401
+from models.conftest import config  # noqa: F401
 from on_gpu import ON_GPU
 
 from reasonrec_fast import EarlyExitRanker

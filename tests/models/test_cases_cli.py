@@ -100,11 +100,12 @@ def test_a_stopped_training_says_how_to_go_on(files, monkeypatch, number, status
         time.sleep(10)
 
     monkeypatch.setattr(OptiRAG, "fit", fit)
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(signal.SIGTERM), signal.signal(signal.SIGINT, signal.default_int_handler)  # not ignored
     try:
         done = train(files)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGINT, before[1])
     assert done.exit_code == status, done.output
     expected = f"the same command goes on from {files / 'model'}" if begun else "nothing was written"
     assert only_line(done) == f"stopped: {expected}"
