@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
 from operator import index
-from typing import Any, TypeAlias, overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -226,9 +226,9 @@ class Text(Sequence[Any]):
         return f"Text({', '.join(repr(list(s)) if isinstance(s, tuple) else repr(s) for s in self.segments)})"
 
 
-Segment: TypeAlias = "Sequence[int] | Embeddings"
+Segment = Sequence[int] | Embeddings
 """A part of a text."""
-TextInput: TypeAlias = "Sequence[int] | Sequence[Segment] | Text"
+TextInput = Sequence[int] | Sequence[Segment] | Text
 """A text: token ids, or segments."""
 
 

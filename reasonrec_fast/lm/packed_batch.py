@@ -12,7 +12,8 @@ from reasonrec_fast import ops
 from reasonrec_fast.devices import on_device
 from reasonrec_fast.lm.decoder import Decoder, Rotary
 from reasonrec_fast.lm.layer_graphs import LayerGraphs, Prepared
-from reasonrec_fast.lm.layout import PackedLayout, TokenGroup, flat_ids
+from reasonrec_fast.lm.inputs import TextInput
+from reasonrec_fast.lm.layout import PackedLayout, TokenGroup, flat_inputs, text_groups
 from reasonrec_fast.lm.prefix_cache import PrefixCache, PrefixState
 
 
@@ -31,7 +32,9 @@ class PackedBatch:
         graphs: of the layers; not with a cache, which keeps what lies between them.
 
     Raises:
-        ValueError: a group without a suffix, an empty suffix, or a text that is too long.
+        TypeError: a segment that is neither token ids nor embeddings.
+        ValueError: a group without a suffix, an empty suffix, a text that is too long, embeddings of another width, or
+            with positions that the backbone does not have.
     """
 
     def __init__(
@@ -45,9 +48,10 @@ class PackedBatch:
         self._graphs = graphs if graphs is not None and cache is None and graphs.follow(backbone) else None
         self._prepared: Prepared | None = None  # of the layout, for graphs
         self._done = 0  # layers
+        groups = text_groups(groups)
         layout = PackedLayout.of(groups)
         backbone.check_length(layout.longest, "groups")
-        self._prefixes = [prefix for prefix, _ in groups]
+        self._prefixes: list[TextInput] = [prefix for prefix, _ in groups]
         self._known: list[PrefixState | None] = [None] * len(groups)
         if cache is not None:
             cache.follow(backbone)
@@ -58,10 +62,10 @@ class PackedBatch:
         self._learnt = [
             PrefixState(list(k.keys), list(k.values), k.hidden) if k else PrefixState([], []) for k in self._known
         ]
-        ids = flat_ids(
+        ids, vectors = flat_inputs(
             [((), rows) if gone else (prefix, rows) for gone, (prefix, rows) in zip(away, groups, strict=True)]
         )
-        self.hidden = backbone.embed(self._on_device(ids))
+        self.hidden = backbone.embed(self._on_device(ids), vectors)
         self._rotary_table = backbone.rotary(self.hidden, layout.longest)
         self._rotary = self._rotary_at(self.layout.positions)
         self._segments: torch.Tensor | None = None  # of whole layers, while the layout is the same
@@ -113,7 +117,7 @@ class PackedBatch:
         normed = backbone.normed(index, self.hidden)
         keys, values, prefix_keys = self._keys_values(index, normed, read_on=True)
         last = self._on_device(layout.last)
-        queries = backbone.queries(index, normed[last], self._rotary_at(layout.positions[layout.last]))
+        queries = backbone.queries(index, normed[last], self._rotary_at(layout.positions[..., layout.last]))
         segments = layout.segments("last", prefix_keys=prefix_keys)
         attended = ops.packed_attention(queries, keys, values, segments, **backbone.scores(index))
         found = backbone.finish(index, self.hidden[last], attended)
@@ -144,7 +148,7 @@ class PackedBatch:
         if len(rest):
             hidden = self.hidden[rest]
             normed = backbone.normed(index, hidden)
-            queries = backbone.queries(index, normed, self._rotary_at(layout.positions[~layout.is_last]))
+            queries = backbone.queries(index, normed, self._rotary_at(layout.positions[..., ~layout.is_last]))
             segments = layout.segments("rest", prefix_keys=prefix_keys, row_keys=row_keys)
             attended = ops.packed_attention(queries, keys, values, segments, **backbone.scores(index))
             new.index_copy_(0, rest, backbone.finish(index, hidden, attended))
@@ -200,6 +204,8 @@ class PackedBatch:
                     self._cache.put(self._prefixes[group], self._learnt[group])
 
     def _rotary_at(self, positions: np.ndarray) -> Rotary:
+        if positions.ndim == 2:
+            return self.backbone.rotary_of(self.hidden, self._on_device(positions))
         places = self._on_device(positions)
         found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         for cosines, sines in self._rotary_table.values():
