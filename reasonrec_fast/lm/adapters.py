@@ -42,7 +42,7 @@ def adapter_state(model: nn.Module) -> str:
             getattr(module, "scaling", None),
         )
         for module in model.modules()
-        if hasattr(type(module), "active_adapters")
+        if isinstance(getattr(type(module), "disable_adapters", None), property)  # a model of transformers has a method
     ]
     return str(states) if states else ""
 

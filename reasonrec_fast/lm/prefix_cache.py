@@ -115,4 +115,3 @@ def weights_mark(model: nn.Module, samples: int = 16) -> bytes:
     devices = ",".join(map(str, dict.fromkeys(w.device for w in weights)))
     words = f"{devices} {adapter_state(model)}".encode()
     return words + np.array(marks, dtype=np.int64).tobytes() + few.cpu().numpy().tobytes()
-
