@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from reasonrec_fast.devices import on_device
+from reasonrec_fast.lm import whole_layers
 from reasonrec_fast.lm.adapters import unwrapped
 from reasonrec_fast.lm.inputs import Embeddings
 
@@ -55,13 +56,20 @@ def causal_parts(model: Any) -> CausalParts:
     """Text model and LM head of a causal or an image-text-to-text model, in peft's wrapping or not.
 
     Raises:
-        TypeError: a model without an LM head, or adapters beside its layers.
+        TypeError: a model without an LM head, adapters beside its layers, or logits that are more than an LM head makes
+            of an RMS norm.
     """
     causal = unwrapped(model)
     if not hasattr(causal, "lm_head"):
         raise TypeError(f"model: expected a causal model with lm_head; got {type(causal).__name__}")
-    base = text_model(causal)
-    return CausalParts(base, causal.lm_head, base.config)
+    base, lm_head = text_model(causal), causal.lm_head
+    family = getattr(getattr(base, "config", None), "model_type", None)
+    if family not in FAMILIES:
+        Decoder(causal)  # names what is in the way of this family, if anything is
+        if getattr(causal.config, "logits_scaling", None):
+            lm_head = whole_layers.ScaledHead(lm_head, causal.config.logits_scaling)
+        whole_layers.check_head(causal, base, lm_head)
+    return CausalParts(base, lm_head, base.config)
 
 
 def text_model(model: Any) -> Any:
@@ -79,14 +87,19 @@ def text_model(model: Any) -> Any:
 class Decoder(nn.Module):
     """Embeddings, layers and rotary part of a Hugging Face decoder of one of :data:`FAMILIES`.
 
-    Nothing of the model is changed: its own ``forward`` stays what it was.
+    Nothing of the model is changed: its own ``forward`` stays what it was. Other decoders of transformers, mixtures of
+    experts among them, run through their own layers with our attention (:mod:`~reasonrec_fast.lm.whole_layers`), if what
+    they compute is that of their own ``forward``, which is tried when they are given.
+
+    Attributes:
+        splits_layers: whether layers are taken apart, so that they can be finished for some tokens before others.
 
     Args:
         model: a causal model, an image-text-to-text model (of :data:`VISION_LANGUAGE`) or the base model of one, in
             peft's wrapping or not; LoRA layers stay and train.
 
     Raises:
-        TypeError: another family, or one that reads both ways.
+        TypeError: a model that cannot be scored exactly; why is named.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -95,16 +108,22 @@ class Decoder(nn.Module):
         family = getattr(getattr(base, "config", None), "model_type", None)
         inside = base is not whole and base is not getattr(whole, "model", None)
         families = _TEXT_PARTS if inside else FAMILIES
-        if family not in families:
-            raise TypeError(
-                f"model: expected a decoder of one of {', '.join(families)}; got {type(whole).__name__}"
-                + (f" of model_type {family!r}" if family else "")
+        self.splits_layers = family in families
+        if not self.splits_layers:
+            title = f"model: expected a decoder of one of {', '.join(families)}" + (
+                "" if inside else ", or one whose layers run with another attention"
             )
+            title += f"; got {type(whole).__name__}" + (f" of model_type {family!r}" if family else "")
+            if inside or not family:
+                raise TypeError(title)
+            whole_layers.check_layers(base, title)
         if getattr(base.config, "use_bidirectional_attention", None):
             raise TypeError(
                 "model: expected a decoder whose tokens see what is before them; got bidirectional attention"
             )
         self.base = base
+        if not self.splits_layers:
+            whole_layers.check_outputs(self)
 
     def keep_layers(self, count: int) -> None:
         """Drop every layer after the first ``count``.
@@ -185,6 +204,8 @@ class Decoder(nn.Module):
         if self.base.config.model_type in ("gemma", "gemma2") and not hasattr(self.base.embed_tokens, "embed_scale"):
             # Rounded as transformers does; made on the device, where a copy would wait for it.
             hidden = hidden * torch.full((), self.hidden_size**0.5, dtype=hidden.dtype, device=hidden.device)
+        if not self.splits_layers and hasattr(self.base, "embedding_multiplier"):  # Granite
+            hidden = hidden * self.base.embedding_multiplier
         if not vectors:
             return hidden
         for _, segment in vectors:
@@ -232,7 +253,16 @@ class Decoder(nn.Module):
         return {kind: (cosines[0], sines[0]) for kind, (cosines, sines) in found.items()}
 
     def normed(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
-        """What the attention of layer ``index`` (from 0) reads, ``[T, D]``."""
+        """What the attention of layer ``index`` (from 0) reads, ``[T, D]``.
+
+        Raises:
+            TypeError: layers of this family are not taken apart (:attr:`splits_layers`).
+        """
+        if not self.splits_layers:
+            raise TypeError(
+                f"model: expected a decoder of one of {', '.join(FAMILIES)}, whose layers are taken apart; got "
+                f"{type(self.base).__name__}"
+            )
         return self.base.layers[index].input_layernorm(hidden)
 
     def _longest_of_one_kind(self) -> int | None:

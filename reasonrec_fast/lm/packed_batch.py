@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,10 +12,11 @@ import torch
 from reasonrec_fast import ops
 from reasonrec_fast.devices import on_device
 from reasonrec_fast.lm.decoder import Decoder, Rotary
-from reasonrec_fast.lm.layer_graphs import LayerGraphs, Prepared
 from reasonrec_fast.lm.inputs import TextInput
+from reasonrec_fast.lm.layer_graphs import LayerGraphs, Prepared
 from reasonrec_fast.lm.layout import PackedLayout, TokenGroup, flat_inputs, text_groups
 from reasonrec_fast.lm.prefix_cache import PrefixCache, PrefixState
+from reasonrec_fast.lm.whole_layers import run_layer
 
 
 class PackedBatch:
@@ -45,7 +47,7 @@ class PackedBatch:
         graphs: LayerGraphs | None = None,
     ) -> None:
         self.backbone, self._cache = backbone, cache
-        self._graphs = graphs if graphs is not None and cache is None and graphs.follow(backbone) else None
+        self._graphs = graphs if graphs is not None and cache is None and _can_record(backbone, graphs) else None
         self._prepared: Prepared | None = None  # of the layout, for graphs
         self._done = 0  # layers
         groups = text_groups(groups)
@@ -103,6 +105,9 @@ class PackedBatch:
         """Take layer ``depth`` (from 1) whole."""
         self._bring(depth)
         backbone, index = self.backbone, depth - 1
+        if not backbone.splits_layers:
+            self.hidden = self._whole_layer(index)
+            return
         normed = backbone.normed(index, self.hidden)
         keys, values, prefix_keys = self._keys_values(index, normed)
         queries = backbone.queries(index, normed, self._rotary)
@@ -113,6 +118,11 @@ class PackedBatch:
 
     def look(self, depth: int) -> torch.Tensor:
         """Output ``[R, D]`` of layer ``depth`` for the last token of every row; the batch itself stays before it."""
+        if not self.backbone.splits_layers:
+            if depth < self.backbone.num_layers:
+                self._bring(depth)
+            self._whole_output = self._whole_layer(depth - 1, read_on=True)
+            return self._whole_output[self._on_device(self.layout.last)]
         backbone, index, layout = self.backbone, depth - 1, self.layout
         normed = backbone.normed(index, self.hidden)
         keys, values, prefix_keys = self._keys_values(index, normed, read_on=True)
@@ -131,14 +141,19 @@ class PackedBatch:
             depth: as in :meth:`look`.
             rows: ascending row numbers, at least one.
         """
+        if not self.backbone.splits_layers:
+            self.hidden = self._whole_output
+            if len(rows) < self.layout.num_rows:
+                places, groups, layout = self.layout.keep(rows)
+                self._leave(groups)
+                self.layout, self.hidden = layout, self.hidden[self._on_device(places)]
+                self._rotary, self._segments = self._rotary_at(layout.positions), None
+            return
         keys, values, prefix_keys, found = self._looked
         row_keys = self.layout.row_start[rows]
         if len(rows) < self.layout.num_rows:
             places, groups, layout = self.layout.keep(rows)
-            self._keep_groups(set(range(len(self._known))) - set(groups.tolist()))
-            self._known, self._learnt, self._prefixes = (
-                [part[group] for group in groups] for part in (self._known, self._learnt, self._prefixes)
-            )
+            self._leave(groups)
             self.layout, self.hidden, prefix_keys = layout, self.hidden[self._on_device(places)], prefix_keys[groups]
             found = found[self._on_device(rows)]
         self._bring(depth)
@@ -167,6 +182,12 @@ class PackedBatch:
             read_on: whether prefixes can later be read on from here.
         """
         keys, values = self.backbone.keys_values(index, normed, self._rotary)
+        return self._with_prefixes(index, keys, values, read_on=read_on)
+
+    def _with_prefixes(
+        self, index: int, keys: torch.Tensor, values: torch.Tensor, *, read_on: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+        """See :meth:`_keys_values`; those of the prefixes among the tokens are learnt."""
         layout, prefix_keys = self.layout, self.layout.prefix_start
         if self._cache is not None:
             for group in np.flatnonzero(layout.here & (layout.prefix > 0)):
@@ -185,6 +206,28 @@ class PackedBatch:
             keys = torch.cat([keys, *(state.keys[index] for state in known if state)])
             values = torch.cat([values, *(state.values[index] for state in known if state)])
         return keys, values, prefix_keys
+
+    def _whole_layer(self, index: int, *, read_on: bool = False) -> torch.Tensor:
+        """Output ``[T, D]`` of a layer that is not taken apart."""
+
+        def attend(
+            queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scores: dict[str, Any]
+        ) -> torch.Tensor:
+            keys, values, prefix_keys = self._with_prefixes(index, keys, values, read_on=read_on)
+            if self._segments is None:
+                self._segments = self.layout.segments(prefix_keys=prefix_keys)
+            return ops.packed_attention(queries, keys, values, self._segments, **scores)
+
+        backbone = self.backbone
+        positions, rotary = self._on_device(self.layout.positions), self._rotary[backbone.kind(index)]
+        return run_layer(backbone.base.layers[index], self.hidden, positions, rotary, attend)
+
+    def _leave(self, groups: np.ndarray) -> None:
+        """Some groups stay; what was learnt of the others is kept."""
+        self._keep_groups(set(range(len(self._known))) - set(groups.tolist()))
+        self._known, self._learnt, self._prefixes = (
+            [part[group] for group in groups] for part in (self._known, self._learnt, self._prefixes)
+        )
 
     def _bring(self, depth: int) -> None:
         """Bring prefixes here of which nothing is known after layer ``depth``."""
@@ -214,3 +257,7 @@ class PackedBatch:
 
     def _on_device(self, array: np.ndarray) -> torch.Tensor:
         return on_device(array, self.backbone.device)
+
+
+def _can_record(backbone: Decoder, graphs: LayerGraphs) -> bool:
+    return backbone.splits_layers and graphs.follow(backbone)

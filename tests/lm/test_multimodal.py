@@ -121,7 +121,7 @@ def test_rows_leave_early_as_they_would_alone(example):
     alone, together = ranker_of(model), ranker_of(model, prefix_cache_bytes=1 << 20)
     alone.policy = together.policy = policy
     found = together.rank(requests)
-    assert 1 < len(set(found.depth.tolist()))
+    assert len(set(found.depth.tolist())) > 1
     for place, request in enumerate(requests):
         expected = alone.rank([request])
         assert expected.depth[0] == found.depth[place]
