@@ -170,7 +170,11 @@ class EarlyExitRanker:
                 encoded[place] = _whole([*start, *candidate], place), len(start)
         most = self.model.backbone.vocabulary  # on a GPU a token beyond it would end all work of the process
         for place, (text, _) in encoded.items():
-            ids = text.ids.tolist() if isinstance(text, Text) else text
+            ids = text
+            if isinstance(text, Text):
+                ids = text.ids.tolist()
+                for _, segment in text.embeddings:
+                    self.model.backbone.check_embeddings(segment, f"requests: request {place}")
             if min(ids) < 0 or max(ids) >= most:
                 strange = next(value for value in ids if not 0 <= value < most)
                 raise ValueError(f"requests: expected token ids in [0, {most}); got {strange} in request {place}")
@@ -287,12 +291,12 @@ class EarlyExitRanker:
         if rows:
             yield groups, rows
 
-    def _grouped(self, encoded: Sequence[EncodedRequest]) -> Iterator[tuple[Sequence[int] | Text, list[int]]]:
+    def _grouped(self, encoded: Sequence[EncodedRequest]) -> Iterator[tuple[Any, list[int]]]:
         """Prefixes, and the requests that begin with each."""
         by_prefix: dict[tuple[int, ...] | Text, list[int]] = {}
         for place, (ids, start) in enumerate(encoded):
             # The last token is asked, so it is never shared.
-            prefix = ids[: boundary(ids, min(start, len(ids) - 1))]
+            prefix: Any = ids[: boundary(ids, min(start, len(ids) - 1))]
             by_prefix.setdefault(prefix if isinstance(prefix, Text) else tuple(prefix), []).append(place)
         for prefix, places in by_prefix.items():
             ids, shared = encoded[places[0]][0], len(prefix)
@@ -327,5 +331,7 @@ def _in_one_form(request: Request) -> Request:
     """A request whose segments, if it is given in any, are joined to texts."""
     if not any(map(has_segments, request)):
         return request
-    start, candidate = (text_of(text, "requests") if has_segments(text) else text for text in request)
-    return start, candidate  # type: ignore[return-value]
+    first: Any
+    second: Any
+    first, second = (text_of(text, "requests") if has_segments(text) else text for text in request)  # type: ignore[arg-type]
+    return first, second

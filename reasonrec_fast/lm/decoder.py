@@ -88,8 +88,9 @@ class Decoder(nn.Module):
     """Embeddings, layers and rotary part of a Hugging Face decoder of one of :data:`FAMILIES`.
 
     Nothing of the model is changed: its own ``forward`` stays what it was. Other decoders of transformers, mixtures of
-    experts among them, run through their own layers with our attention (:mod:`~reasonrec_fast.lm.whole_layers`), if what
-    they compute is that of their own ``forward``, which is tried when they are given.
+    experts among them, run through their own layers with our attention
+    (:mod:`~reasonrec_fast.lm.whole_layers`), if what they compute is that of their own ``forward``, which is tried when
+    they are given.
 
     Attributes:
         splits_layers: whether layers are taken apart, so that they can be finished for some tokens before others.
@@ -189,6 +190,24 @@ class Decoder(nn.Module):
         """Axes that a position has: 3 where images turn by time, row and column, else 1."""
         return _POSITION_AXES.get(self.base.config.model_type, 1)
 
+    def check_embeddings(self, segment: Embeddings, argument: str) -> None:
+        """Refuse vectors that are not this model's.
+
+        Raises:
+            ValueError: another width than :attr:`hidden_size`, or positions with other axes than :attr:`position_axes`.
+        """
+        if segment.values.shape[1] != self.hidden_size:
+            raise ValueError(
+                f"{argument}: expected embeddings of width {self.hidden_size}, as the model's; got "
+                f"{segment.values.shape[1]} ({segment!r})"
+            )
+        if segment.positions is not None and (self.position_axes == 1 or len(segment.positions) != self.position_axes):
+            wanted = "without positions" if self.position_axes == 1 else f"with {self.position_axes} axes of positions"
+            raise ValueError(
+                f"{argument}: expected embeddings {wanted}, as those of {self.base.config.model_type}; got "
+                f"{len(segment.positions)} axes ({segment!r})"
+            )
+
     def embed(self, ids: torch.Tensor, vectors: Sequence[tuple[int, Embeddings]] = ()) -> torch.Tensor:
         """Input of the first layer, ``[T, D]``.
 
@@ -209,16 +228,7 @@ class Decoder(nn.Module):
         if not vectors:
             return hidden
         for _, segment in vectors:
-            if segment.values.shape[1] != self.hidden_size:
-                raise ValueError(
-                    f"groups: expected embeddings of width {self.hidden_size}, as the model's; got "
-                    f"{segment.values.shape[1]} ({segment!r})"
-                )
-            if segment.positions is not None and len(segment.positions) != self.position_axes:
-                raise ValueError(
-                    f"groups: expected embeddings with positions of {self.position_axes} axes, as those of "
-                    f"{self.base.config.model_type}; got {len(segment.positions)} ({segment!r})"
-                )
+            self.check_embeddings(segment, "groups")
         places = np.concatenate([np.arange(begin, begin + len(segment)) for begin, segment in vectors])
         values = [segment.values.to(hidden.device, hidden.dtype, non_blocking=True) for _, segment in vectors]
         return hidden.index_copy(0, on_device(places, hidden.device), torch.cat(values))

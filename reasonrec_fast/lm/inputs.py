@@ -105,7 +105,7 @@ def values_key(values: torch.Tensor) -> bytes:
     """
     values = values.detach().contiguous().cpu()
     digest = hashlib.blake2b(f"{values.dtype} {list(values.shape)} ".encode(), digest_size=16)
-    digest.update(values.flatten().view(torch.uint8).numpy())
+    digest.update(values.flatten().view(torch.uint8).numpy().data)
     return digest.digest()
 
 

@@ -84,10 +84,9 @@ def is_image_text_to_text(config: Any) -> bool:
         return False
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return True
-    images, causal = (
-        table[kind].__name__ for table in (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING)
-    )
-    return images == causal or causal not in (config.architectures or ())
+    images: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[kind]
+    causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING[kind]
+    return images is causal or causal.__name__ not in (config.architectures or ())
 
 
 def _read(name: str, dtype: torch.dtype, **options: Any) -> tuple[PreTrainedModel, Any]:

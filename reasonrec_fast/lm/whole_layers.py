@@ -1,8 +1,8 @@
 """Layers of any decoder of transformers on a packed batch: their own code, with our attention in its place.
 
-transformers' layers look their attention up by the name in their configuration (``AttentionInterface``). A layer is run
-through a copy of its outer modules, whose weights and inner modules are the model's own and whose attention has the name
-of ours; the model itself, which other threads may be running, stays as it is.
+transformers' layers look their attention up by the name in their configuration (``AttentionInterface``). A layer is
+run through a copy of its outer modules, whose weights and inner modules are the model's own and whose attention has the
+name of ours; the model itself, which other threads may be running, stays as it is.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def check_layers(base: Any, title: str) -> None:
     ):
         if getattr(config, name, None):
             raise TypeError(f"{title} with {what}")
-    for layer in layers:
+    for layer in layers or ():
         attention = getattr(layer, "self_attn", None)
         if attention is None or not hasattr(attention, "config"):
             raise TypeError(

@@ -1,4 +1,4 @@
-"""Tiny models of every family, text and vision-language, with random weights: the one place that tests take them from."""
+"""Tiny models of every family, text and vision-language, with random weights, for tests everywhere."""
 
 import torch
 import transformers
@@ -92,8 +92,8 @@ def tiny_vlm(kind):
 
 
 def vlm_inputs(kind, texts, seed=0):
-    """What a processor would make of texts (lists of ids, in which ``"image"`` stands for an image; padded on the left),
-    each image random.
+    """What a processor would make of texts: lists of ids, in which ``"image"`` stands for a random image. Padded on the
+    left.
 
     Idefics3's images have two tiles, with a token between; those of Qwen have grids of different sizes.
     """

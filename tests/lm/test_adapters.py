@@ -85,12 +85,9 @@ def test_who_unmerges_waits_for_readers(original):
 
 def test_inside_one_another(original):
     merger = AdapterMerger(copy.deepcopy(original))
-    with merger.merged(), merger.merged():
-        with (
-            pytest.raises(RuntimeError, match="unmerged: expected a thread that is not inside merged"),
-            merger.unmerged(),
-        ):
-            pass
+    message = "unmerged: expected a thread that is not inside merged"
+    with merger.merged(), merger.merged(), pytest.raises(RuntimeError, match=message), merger.unmerged():
+        pass
     with merger.unmerged(), pytest.raises(RuntimeError, match="merged: expected a thread .* unmerged"), merger.merged():
         pass
     with merger.merged():

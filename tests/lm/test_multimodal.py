@@ -10,6 +10,7 @@ from reasonrec_fast import EarlyExitRanker
 from reasonrec_fast.early_exit import ExitPolicy
 from reasonrec_fast.lm import Decoder, Embeddings, PackedBatch, segments_of, text_of
 from reasonrec_fast.lm.inputs import extent
+from reasonrec_fast.serving import RankingService
 
 ANSWERS = ("n", "y")
 CLOSE = {"atol": 3e-5, "rtol": 3e-4}
@@ -178,13 +179,27 @@ def test_what_does_not_fit_is_refused():
         TypeError, match="model: expected an image-text-to-text model of one of idefics3, .*; got Llama"
     ):
         segments_of(tiny("Llama"), inputs)
-    ranker = ranker_of(model)
-    vectors = Embeddings(torch.zeros(3, 16), b"narrow")
+
+
+@pytest.mark.parametrize("kind", ["Llava", "Qwen2_5_VL"])
+def test_vectors_of_another_model_spoil_no_other_call(kind):
+    ranker, good = ranker_of(tiny_vlm(kind)), ([1, 2], [3])
+    expected = ranker.rank([good]).probability
+    narrow = Embeddings(torch.zeros(3, 16), b"narrow")
+    axes = np.zeros((2 if kind == "Qwen2_5_VL" else 3, 3), dtype=np.int64)
+    turned = Embeddings(torch.zeros(3, 32), b"turned", positions=axes)
+    wanted = "with 3 axes of positions, as those of qwen2_5_vl_text; got 2" if len(axes) == 2 else (
+        "without positions, as those of llama; got 3"
+    )  # fmt: skip
+    with RankingService(ranker, max_wait_ms=50.0) as service:
+        future = service.submit([good])
+        with pytest.raises(ValueError, match="requests: request 1: expected embeddings of width 32.*; got 16"):
+            service.submit([good, ([1], [narrow, [2]])])
+        with pytest.raises(ValueError, match=f"requests: request 0: expected embeddings {wanted} axes"):
+            service.submit([([turned], [2])])
+        torch.testing.assert_close(future.result(60).probability, expected)
     with pytest.raises(ValueError, match=r"groups: expected embeddings of width 32, as the model's; got 16"):
-        ranker.rank([([1], [vectors, [2]])])
-    turned = Embeddings(torch.zeros(3, 32), b"turned", positions=np.zeros((3, 3), dtype=np.int64))
-    with pytest.raises(ValueError, match="expected embeddings with positions of 1 axes, as those of llama; got 3"):
-        ranker.rank([([1], [turned, [2]])])
+        PackedBatch(ranker.model.backbone, [([1], [[narrow, [2]]])])
 
 
 def test_a_vision_model_around_another_text_model_is_refused():

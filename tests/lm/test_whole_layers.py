@@ -1,4 +1,4 @@
-"""Decoders whose layers are not taken apart: their own forward, with shared prefixes, caches, exits and any batch mates."""
+"""Decoders whose layers are not taken apart: their own forward, shared, cached, leaving early, with any batch mates."""
 
 import numpy as np
 import pytest
@@ -188,14 +188,18 @@ def test_gradients_and_vectors():
 @pytest.mark.parametrize(
     ("make_model", "message"),
     [
-        (lambda: transformers.GPT2Model(transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2)), "GPT2Model .* has no embed"),
+        (
+            lambda: transformers.GPT2Model(transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2)),
+            "GPT2Model .* has no embed",
+        ),
         (
             lambda: make("GptOss", num_local_experts=4, num_experts_per_tok=2, head_dim=8),
             "GptOssForCausalLM of model_type 'gpt_oss', whose attention has sinks",
         ),
         (
-            lambda: make("Qwen3Next", layer_types=["linear_attention", "full_attention"] * 2, head_dim=8, linear_num_key_heads=2,
-                         linear_num_value_heads=2, linear_key_head_dim=8, linear_value_head_dim=8, **EXPERTS),
+            lambda: make("Qwen3Next", layer_types=["linear_attention", "full_attention"] * 2, head_dim=8,
+                         linear_num_key_heads=2, linear_num_value_heads=2, linear_key_head_dim=8,
+                         linear_value_head_dim=8, **EXPERTS),
             "Qwen3NextForCausalLM of model_type 'qwen3_next', some of whose layers are linear_attention",
         ),
         (
