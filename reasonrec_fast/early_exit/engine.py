@@ -16,7 +16,7 @@ from reasonrec_fast.early_exit.heads import ExitHead, exit_layers
 from reasonrec_fast.early_exit.policy import ExitPolicy
 from reasonrec_fast.lm.decoder import Decoder
 from reasonrec_fast.lm.layer_graphs import layer_graphs
-from reasonrec_fast.lm.layout import TokenGroup
+from reasonrec_fast.lm.layout import TokenGroup, text_groups
 from reasonrec_fast.lm.packed_batch import PackedBatch
 from reasonrec_fast.lm.prefix_cache import PrefixCache
 from reasonrec_fast.ops.exit_confidence import Measure
@@ -179,6 +179,7 @@ class EarlyExitModel(nn.Module):
 
 def _words(groups: Sequence[TokenGroup]) -> str:
     """A batch in words."""
+    groups = text_groups(groups)
     rows = sum(len(suffixes) for _, suffixes in groups)
     tokens = sum(len(prefix) + sum(map(len, suffixes)) for prefix, suffixes in groups)
     return f"groups: a batch of {rows} rows with {tokens} tokens"

@@ -14,14 +14,26 @@ from reasonrec_fast.devices import on_device, resolve_device
 from reasonrec_fast.early_exit import storage
 from reasonrec_fast.early_exit.engine import EarlyExitModel, Ranked
 from reasonrec_fast.early_exit.policy import ExitPolicy
-from reasonrec_fast.lm.decoder import Decoder, unwrapped
+from reasonrec_fast.lm.decoder import Decoder, causal_parts
+from reasonrec_fast.lm.inputs import (
+    Text,
+    TextInput,
+    boundary,
+    common_prefix,
+    has_segments,
+    joined,
+    text_of,
+)
 from reasonrec_fast.lm.layout import TokenGroup
 from reasonrec_fast.lm.prefix_cache import PrefixCache
 from reasonrec_fast.ops.exit_confidence import Measure
 from reasonrec_fast.uncertainty import Guarantee, Limit, choose_thresholds, guarantee_thresholds
 
-Request = tuple[str | Sequence[int], str | Sequence[int]]
-"""What a user's candidates share, and one candidate: texts, or token ids."""
+Request = tuple[str | TextInput, str | TextInput]
+"""What a user's candidates share, and one candidate: texts, token ids, or segments with embeddings among them."""
+
+EncodedRequest = tuple[list[int] | Text, int]
+"""A request's whole text, and how much of it its prefix is."""
 
 
 def disagreement(scores: np.ndarray, full: np.ndarray) -> np.ndarray:
@@ -84,7 +96,7 @@ class EarlyExitRanker:
         calibration finds out how far they may be trusted.
 
         Args:
-            model: a causal model of transformers, LoRA or not.
+            model: a causal or image-text-to-text model of transformers, LoRA or not.
             tokenizer: of the model.
             answers: negative and positive, as they follow the prompt (mind a space in front).
             exits: layers with heads; None spreads six over the depth.
@@ -94,13 +106,11 @@ class EarlyExitRanker:
             TypeError: a model of another family, or one without an LM head.
             ValueError: both answers begin with the same token.
         """
-        causal = unwrapped(model)
-        if not hasattr(causal, "lm_head"):
-            raise TypeError(f"model: expected a causal model with lm_head; got {type(causal).__name__}")
+        causal = causal_parts(model)
         tokens = [tokenizer(answer, add_special_tokens=False)["input_ids"][0] for answer in answers]
         if tokens[0] == tokens[1]:
             raise ValueError(f"answers: expected words that begin with different tokens; got {answers}")
-        ranker = EarlyExitModel(Decoder(causal), exits, members=1)
+        ranker = EarlyExitModel(Decoder(model), exits, members=1)
         for head in ranker.heads:
             head.start_from(causal, tokens)
         return cls(ranker, tokenizer, **options)
@@ -134,8 +144,9 @@ class EarlyExitRanker:
         """
         return self.rank_encoded(self.encode(requests), early_exit=early_exit)
 
-    def encode(self, requests: Sequence[Request]) -> list[tuple[list[int], int]]:
-        """Token ids of every request, and how many of them its prefix has."""
+    def encode(self, requests: Sequence[Request]) -> list[EncodedRequest]:
+        """Every request's token ids (or its text with embeddings), and how many of them its prefix has."""
+        requests = [_in_one_form(request) for request in requests]
         if not all(any(map(len, request)) for request in requests):
             raise ValueError("requests: expected (prefix, candidate) pairs with at least one token; got an empty one")
         if any(isinstance(start, str) != isinstance(candidate, str) for start, candidate in requests):
@@ -143,7 +154,7 @@ class EarlyExitRanker:
         texts = [place for place, request in enumerate(requests) if isinstance(request[0], str)]
         if texts and self.tokenizer is None:
             raise ValueError("requests: expected token ids, since there is no tokenizer; got texts")
-        encoded: dict[int, tuple[list[int], int]] = {}
+        encoded: dict[int, EncodedRequest] = {}
         if texts:
             pairs = [(str(requests[place][0]), str(requests[place][1])) for place in texts]
             prefixes = list(dict.fromkeys(prefix for prefix, _ in pairs))
@@ -151,18 +162,25 @@ class EarlyExitRanker:
             wholes = self.tokenizer([prefix + candidate for prefix, candidate in pairs])["input_ids"]
             for place, (prefix, _), whole in zip(texts, pairs, wholes, strict=True):
                 # Where the two texts meet a token may span both.
-                encoded[place] = list(whole), _common(starts[prefix], whole)
+                encoded[place] = list(whole), common_prefix(starts[prefix], whole)
         for place, (start, candidate) in enumerate(requests):
-            if place not in encoded:
+            if isinstance(start, Text) or isinstance(candidate, Text):
+                encoded[place] = joined(start, candidate, "requests"), len(start)  # type: ignore[arg-type]
+            elif place not in encoded:
                 encoded[place] = _whole([*start, *candidate], place), len(start)
         most = self.model.backbone.vocabulary  # on a GPU a token beyond it would end all work of the process
-        for place, (ids, _) in encoded.items():
+        for place, (text, _) in encoded.items():
+            ids = text
+            if isinstance(text, Text):
+                ids = text.ids.tolist()
+                for _, segment in text.embeddings:
+                    self.model.backbone.check_embeddings(segment, f"requests: request {place}")
             if min(ids) < 0 or max(ids) >= most:
                 strange = next(value for value in ids if not 0 <= value < most)
                 raise ValueError(f"requests: expected token ids in [0, {most}); got {strange} in request {place}")
         return [encoded[place] for place in range(len(requests))]
 
-    def rank_encoded(self, encoded: Sequence[tuple[list[int], int]], *, early_exit: bool = True) -> Ranked:
+    def rank_encoded(self, encoded: Sequence[EncodedRequest], *, early_exit: bool = True) -> Ranked:
         """What :meth:`rank` does, of what :meth:`encode` made."""
         probability = torch.empty(len(encoded), device=self.device)
         depth = torch.empty(len(encoded), dtype=torch.int64, device=self.device)
@@ -251,7 +269,7 @@ class EarlyExitRanker:
             found[:, :, rows] = both.cpu().numpy()
         return found[0], found[1]
 
-    def _batches(self, encoded: Sequence[tuple[list[int], int]]) -> Iterator[tuple[list[TokenGroup], list[int]]]:
+    def _batches(self, encoded: Sequence[EncodedRequest]) -> Iterator[tuple[list[TokenGroup], list[int]]]:
         """Groups of at most ``max_tokens`` tokens together (one row at least), and the requests that their rows are."""
         groups: list[TokenGroup] = []
         rows: list[int] = []
@@ -273,18 +291,19 @@ class EarlyExitRanker:
         if rows:
             yield groups, rows
 
-    def _grouped(self, encoded: Sequence[tuple[list[int], int]]) -> Iterator[tuple[list[int], list[int]]]:
+    def _grouped(self, encoded: Sequence[EncodedRequest]) -> Iterator[tuple[Any, list[int]]]:
         """Prefixes, and the requests that begin with each."""
-        by_prefix: dict[tuple[int, ...], list[int]] = {}
+        by_prefix: dict[tuple[int, ...] | Text, list[int]] = {}
         for place, (ids, start) in enumerate(encoded):
             # The last token is asked, so it is never shared.
-            by_prefix.setdefault(tuple(ids[: min(start, len(ids) - 1)]), []).append(place)
+            prefix: Any = ids[: boundary(ids, min(start, len(ids) - 1))]
+            by_prefix.setdefault(prefix if isinstance(prefix, Text) else tuple(prefix), []).append(place)
         for prefix, places in by_prefix.items():
             ids, shared = encoded[places[0]][0], len(prefix)
             if self.cache is None and len(places) > 1:
                 # Candidates may begin alike. A cached prefix ends where its text does, to be found again.
-                shared = min(min(_common(ids, encoded[place][0]), len(encoded[place][0]) - 1) for place in places)
-            yield ids[:shared], places
+                shared = min(min(common_prefix(ids, encoded[place][0]), len(encoded[place][0]) - 1) for place in places)
+            yield ids[: boundary(ids, shared)], places
 
 
 def _whole(ids: list[Any], request: int) -> list[int]:
@@ -308,9 +327,11 @@ def _is_whole(value: Any) -> bool:
     return True
 
 
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """Length of the common beginning."""
-    for place, (a, b) in enumerate(zip(first, second, strict=False)):
-        if a != b:
-            return place
-    return min(len(first), len(second))
+def _in_one_form(request: Request) -> Request:
+    """A request whose segments, if it is given in any, are joined to texts."""
+    if not any(map(has_segments, request)):
+        return request
+    first: Any
+    second: Any
+    first, second = (text_of(text, "requests") if has_segments(text) else text for text in request)  # type: ignore[arg-type]
+    return first, second

@@ -1,8 +1,22 @@
 """Language models on packed batches: a decoder taken apart, shared prefixes, and what is cached of them."""
 
+from reasonrec_fast.lm.adapters import AdapterMerger
 from reasonrec_fast.lm.decoder import Decoder
+from reasonrec_fast.lm.inputs import Embeddings, Text, text_of
 from reasonrec_fast.lm.layout import PackedLayout, TokenGroup
+from reasonrec_fast.lm.multimodal import segments_of
 from reasonrec_fast.lm.packed_batch import PackedBatch
 from reasonrec_fast.lm.prefix_cache import PrefixCache
 
-__all__ = ["Decoder", "PackedBatch", "PackedLayout", "PrefixCache", "TokenGroup"]
+__all__ = [
+    "AdapterMerger",
+    "Decoder",
+    "Embeddings",
+    "PackedBatch",
+    "PackedLayout",
+    "PrefixCache",
+    "Text",
+    "TokenGroup",
+    "segments_of",
+    "text_of",
+]

@@ -2,66 +2,129 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-FAMILIES = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3")
+from reasonrec_fast.devices import on_device
+from reasonrec_fast.lm import whole_layers
+from reasonrec_fast.lm.adapters import unwrapped
+from reasonrec_fast.lm.inputs import Embeddings
+
+FAMILIES = (
+    "gemma", "gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3",
+)  # fmt: skip
 """``model_type`` of the models that :class:`Decoder` takes apart."""
+
+VISION_LANGUAGE = {
+    "idefics3": "text_model",
+    "llava": "language_model",
+    "qwen2_5_vl": "language_model",
+    "qwen2_vl": "language_model",
+    "smolvlm": "text_model",
+}
+"""``model_type`` of image-text-to-text models, and where their text model lies in them: an image's vectors are read as
+tokens are, each seeing what is before it."""
+_TEXT_PARTS = ("llama", "mistral", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3")
+"""Families of text models that are read in the same way inside a vision-language model as on their own."""
+_POSITION_AXES = {"qwen2_5_vl_text": 3, "qwen2_vl_text": 3}
 
 Rotary = dict[str, tuple[torch.Tensor, torch.Tensor]]
 """Cosines and sines ``[T, r]`` by kind of layer."""
 
 
-def unwrapped(model: Any) -> Any:
-    """The model of transformers inside peft's wrapping, whose adapters lie inside its layers.
+@dataclass(frozen=True)
+class CausalParts:
+    """What answers are read from, under the names that a causal text model of transformers has.
+
+    Attributes:
+        model: the text model, with ``norm``.
+        lm_head: linear, with adapters or not.
+        config: of the text model.
+    """
+
+    model: Any
+    lm_head: Any
+    config: Any
+
+
+def causal_parts(model: Any) -> CausalParts:
+    """Text model and LM head of a causal or an image-text-to-text model, in peft's wrapping or not.
 
     Raises:
-        TypeError: adapters beside the layers (virtual tokens, prefixes of keys, other attention), which would be lost.
-
-    >>> unwrapped("as it is")
-    'as it is'
+        TypeError: a model without an LM head, adapters beside its layers, or logits that are more than an LM head makes
+            of an RMS norm.
     """
-    if not hasattr(model, "get_base_model"):
-        return model
-    for name, config in getattr(model, "peft_config", {}).items():
-        kind = getattr(config.peft_type, "value", config.peft_type)
-        if config.is_prompt_learning or kind == "ADAPTION_PROMPT":
-            raise TypeError(
-                f"model: expected adapters inside the layers, as LoRA's; got {kind} (adapter {name!r}), which adds "
-                "to what layers read"
-            )
-    return model.get_base_model()
+    causal = unwrapped(model)
+    if not hasattr(causal, "lm_head"):
+        raise TypeError(f"model: expected a causal model with lm_head; got {type(causal).__name__}")
+    base, lm_head = text_model(causal), causal.lm_head
+    family = getattr(getattr(base, "config", None), "model_type", None)
+    if family not in FAMILIES:
+        Decoder(causal)  # names what is in the way of this family, if anything is
+        if getattr(causal.config, "logits_scaling", None):
+            lm_head = whole_layers.ScaledHead(lm_head, causal.config.logits_scaling)
+        whole_layers.check_head(causal, base, lm_head)
+    return CausalParts(base, lm_head, base.config)
+
+
+def text_model(model: Any) -> Any:
+    """The decoder's own module: embeddings, layers and final norm of a causal, an image-text-to-text or a base model.
+
+    Raises:
+        TypeError: adapters beside the layers.
+    """
+    model = unwrapped(model)
+    base = getattr(model, "model", model)
+    inside = VISION_LANGUAGE.get(getattr(getattr(base, "config", None), "model_type", None) or "")
+    return getattr(base, inside) if inside else base
 
 
 class Decoder(nn.Module):
     """Embeddings, layers and rotary part of a Hugging Face decoder of one of :data:`FAMILIES`.
 
-    Nothing of the model is changed: its own ``forward`` stays what it was.
+    Nothing of the model is changed: its own ``forward`` stays what it was. Other decoders of transformers, mixtures of
+    experts among them, run through their own layers with our attention
+    (:mod:`~reasonrec_fast.lm.whole_layers`), if what they compute is that of their own ``forward``, which is tried when
+    they are given.
+
+    Attributes:
+        splits_layers: whether layers are taken apart, so that they can be finished for some tokens before others.
 
     Args:
-        model: a causal model or its base model, in peft's wrapping or not; LoRA layers stay and train.
+        model: a causal model, an image-text-to-text model (of :data:`VISION_LANGUAGE`) or the base model of one, in
+            peft's wrapping or not; LoRA layers stay and train.
 
     Raises:
-        TypeError: another family, or one that reads both ways.
+        TypeError: a model that cannot be scored exactly; why is named.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        model = unwrapped(model)
-        base: Any = getattr(model, "model", model)
+        whole, base = unwrapped(model), text_model(model)
         family = getattr(getattr(base, "config", None), "model_type", None)
-        if family not in FAMILIES:
-            raise TypeError(
-                f"model: expected a decoder of one of {', '.join(FAMILIES)}; got {type(model).__name__}"
-                + (f" of model_type {family!r}" if family else "")
+        inside = base is not whole and base is not getattr(whole, "model", None)
+        families = _TEXT_PARTS if inside else FAMILIES
+        self.splits_layers = family in families
+        if not self.splits_layers:
+            title = f"model: expected a decoder of one of {', '.join(families)}" + (
+                "" if inside else ", or one whose layers run with another attention"
             )
+            title += f"; got {type(whole).__name__}" + (f" of model_type {family!r}" if family else "")
+            if inside or not family:
+                raise TypeError(title)
+            whole_layers.check_layers(base, title)
         if getattr(base.config, "use_bidirectional_attention", None):
             raise TypeError(
                 "model: expected a decoder whose tokens see what is before them; got bidirectional attention"
             )
         self.base = base
+        if not self.splits_layers:
+            whole_layers.check_outputs(self)
 
     def keep_layers(self, count: int) -> None:
         """Drop every layer after the first ``count``.
@@ -122,18 +185,76 @@ class Decoder(nn.Module):
             reason = f" (beyond it this backbone turns the short texts of a batch otherwise too: rope_type {kind!r})"
         raise ValueError(f"{argument}: expected at most {self.max_length} tokens a text{reason}; got {tokens}")
 
-    def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        """Input of the first layer, ``[T, D]``."""
+    @property
+    def position_axes(self) -> int:
+        """Axes that a position has: 3 where images turn by time, row and column, else 1."""
+        return _POSITION_AXES.get(self.base.config.model_type, 1)
+
+    def check_embeddings(self, segment: Embeddings, argument: str) -> None:
+        """Refuse vectors that are not this model's.
+
+        Raises:
+            ValueError: another width than :attr:`hidden_size`, or positions with other axes than :attr:`position_axes`.
+        """
+        if segment.values.shape[1] != self.hidden_size:
+            raise ValueError(
+                f"{argument}: expected embeddings of width {self.hidden_size}, as the model's; got "
+                f"{segment.values.shape[1]} ({segment!r})"
+            )
+        if segment.positions is not None and (self.position_axes == 1 or len(segment.positions) != self.position_axes):
+            wanted = "without positions" if self.position_axes == 1 else f"with {self.position_axes} axes of positions"
+            raise ValueError(
+                f"{argument}: expected embeddings {wanted}, as those of {self.base.config.model_type}; got "
+                f"{len(segment.positions)} axes ({segment!r})"
+            )
+
+    def embed(self, ids: torch.Tensor, vectors: Sequence[tuple[int, Embeddings]] = ()) -> torch.Tensor:
+        """Input of the first layer, ``[T, D]``.
+
+        Args:
+            ids: int64 ``[T]``; those in the place of vectors are not read.
+            vectors: put in from the places given on, in the dtype and on the device of the others.
+
+        Raises:
+            ValueError: vectors of another width, or positions with other axes than :attr:`position_axes`.
+        """
         hidden = self.base.embed_tokens(ids)
         # Gemma scales inside its embedding; earlier releases of transformers did so outside for Gemma 1 and 2.
         if self.base.config.model_type in ("gemma", "gemma2") and not hasattr(self.base.embed_tokens, "embed_scale"):
             # Rounded as transformers does; made on the device, where a copy would wait for it.
             hidden = hidden * torch.full((), self.hidden_size**0.5, dtype=hidden.dtype, device=hidden.device)
-        return hidden
+        if not self.splits_layers and hasattr(self.base, "embedding_multiplier"):  # Granite
+            hidden = hidden * self.base.embedding_multiplier
+        if not vectors:
+            return hidden
+        for _, segment in vectors:
+            self.check_embeddings(segment, "groups")
+        places = np.concatenate([np.arange(begin, begin + len(segment)) for begin, segment in vectors])
+        values = [segment.values.to(hidden.device, hidden.dtype, non_blocking=True) for _, segment in vectors]
+        return hidden.index_copy(0, on_device(places, hidden.device), torch.cat(values))
+
+    def rotary_of(self, hidden: torch.Tensor, positions: torch.Tensor) -> Rotary:
+        """Cosines and sines of positions with several axes, int64 ``[A, T]``, in the dtype of ``hidden``.
+
+        Each part of a head's columns turns by one of the axes, as the model's ``mrope_section`` says (Qwen2-VL, arXiv
+        2409.12191, section 2.1).
+        """
+        rotary = self.base.rotary_emb
+        cosines, sines = rotary(hidden, positions[:, None])
+        if cosines.dim() == 4:  # earlier releases of transformers chose the axes in each layer
+            sections = self.base.config.rope_parameters["mrope_section"] * 2
+            cosines, sines = (
+                torch.cat([part[axis % 3] for axis, part in enumerate(x.split(sections, -1))], -1)
+                for x in (cosines, sines)
+            )
+        turns = cosines[0], sines[0]
+        return dict.fromkeys([*sorted(set(getattr(self.base.config, "layer_types", None) or ())), ""], turns)
 
     def rotary(self, hidden: torch.Tensor, length: int) -> Rotary:
         """Cosines and sines of the positions ``[0, length)``, in the dtype of ``hidden``."""
         positions, rotary = torch.arange(length, device=hidden.device)[None], self.base.rotary_emb
+        if self.position_axes > 1:
+            return self.rotary_of(hidden, positions.expand(self.position_axes, -1))
         kinds = sorted(set(getattr(self.base.config, "layer_types", None) or ()))
         if hasattr(rotary, "layer_types"):
             found = {kind: rotary(hidden, positions, kind) for kind in kinds}
@@ -142,7 +263,16 @@ class Decoder(nn.Module):
         return {kind: (cosines[0], sines[0]) for kind, (cosines, sines) in found.items()}
 
     def normed(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
-        """What the attention of layer ``index`` (from 0) reads, ``[T, D]``."""
+        """What the attention of layer ``index`` (from 0) reads, ``[T, D]``.
+
+        Raises:
+            TypeError: layers of this family are not taken apart (:attr:`splits_layers`).
+        """
+        if not self.splits_layers:
+            raise TypeError(
+                f"model: expected a decoder of one of {', '.join(FAMILIES)}, whose layers are taken apart; got "
+                f"{type(self.base).__name__}"
+            )
         return self.base.layers[index].input_layernorm(hidden)
 
     def _longest_of_one_kind(self) -> int | None:

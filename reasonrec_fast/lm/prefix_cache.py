@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
+
+from reasonrec_fast.lm.adapters import adapter_state
+from reasonrec_fast.lm.inputs import TextInput, content_key, text_of
 
 
 @dataclass
@@ -36,7 +38,8 @@ class PrefixState:
 
 
 class PrefixCache:
-    """States of prefixes, least recently used out first. Exact: an entry is found by all of its tokens alone.
+    """States of prefixes, least recently used out first. Exact: an entry is that of all token ids of a prefix, and of
+    the keys and positions of its embeddings.
 
     Any number of threads may use it.
 
@@ -60,9 +63,9 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, prefix: Sequence[int]) -> PrefixState | None:
+    def get(self, prefix: TextInput) -> PrefixState | None:
         """The state of a prefix, if it is here."""
-        key = _key(prefix)
+        key = content_key(text_of(prefix, "prefix"))
         with self._lock:
             found = self._entries.get(key)
             if found is None:
@@ -72,9 +75,9 @@ class PrefixCache:
                 self._entries.move_to_end(key)
             return found
 
-    def put(self, prefix: Sequence[int], state: PrefixState) -> None:
+    def put(self, prefix: TextInput, state: PrefixState) -> None:
         """Keep a state, unless a deeper one is here or it is larger than the whole cache."""
-        key, size = _key(prefix), state.num_bytes
+        key, size = content_key(text_of(prefix, "prefix")), state.num_bytes
         with self._lock:
             before = self._entries.get(key)
             if size > self.max_bytes or (before is not None and before.depth >= state.depth):
@@ -110,19 +113,5 @@ def weights_mark(model: nn.Module, samples: int = 16) -> bytes:
     with torch.no_grad():
         few = torch.cat([w.flatten()[:: max(1, w.numel() // samples)].float() for w in weights])
     devices = ",".join(map(str, dict.fromkeys(w.device for w in weights)))
-    adapters = [
-        (
-            module.active_adapters,
-            module.disable_adapters,
-            getattr(module, "merged", None),
-            getattr(module, "scaling", None),
-        )
-        for module in model.modules()
-        if hasattr(type(module), "active_adapters")
-    ]
-    words = f"{devices} {adapters}".encode()
+    words = f"{devices} {adapter_state(model)}".encode()
     return words + np.array(marks, dtype=np.int64).tobytes() + few.cpu().numpy().tobytes()
-
-
-def _key(prefix: Sequence[int]) -> bytes:
-    return np.asarray(prefix, dtype=np.int64).tobytes()

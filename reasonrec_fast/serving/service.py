@@ -8,10 +8,10 @@ from concurrent.futures import Future
 from types import TracebackType
 
 from reasonrec_fast.early_exit.engine import Ranked
-from reasonrec_fast.early_exit.ranker import EarlyExitRanker, Request
+from reasonrec_fast.early_exit.ranker import EarlyExitRanker, EncodedRequest, Request
 from reasonrec_fast.micro_batcher import MicroBatcher
 
-Encoded = list[tuple[list[int], int]]
+Encoded = list[EncodedRequest]
 
 
 class RankingService:

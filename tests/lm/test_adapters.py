@@ -1,0 +1,137 @@
+"""Merging adapters once, whoever asks, and taking them out when nobody reads."""
+
+import copy
+import threading
+import time
+
+import peft
+import pytest
+import torch
+from early_exit.tiny import tiny
+
+from reasonrec_fast.lm import AdapterMerger
+from reasonrec_fast.lm.adapters import adapter_state, unwrapped
+
+
+def adapted(**more):
+    config = peft.LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, **more)
+    return peft.get_peft_model(tiny("Llama"), config).eval()
+
+
+@pytest.fixture(scope="module")
+def original():
+    return adapted()
+
+
+def together(count, work):
+    """Run threads that begin at once; their errors are raised."""
+    barrier, errors = threading.Barrier(count), []
+
+    def run(number):
+        try:
+            barrier.wait(30)
+            work(number)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
+    if errors:
+        raise errors[0]
+
+
+def test_cold_threads_leave_the_weights_of_one(original):
+    ids = torch.tensor([[1, 2, 3]])
+    alone = copy.deepcopy(original)
+    with AdapterMerger(alone).merged(), torch.no_grad():
+        expected = alone(ids).logits
+    for _ in range(10):
+        model = copy.deepcopy(original)
+        merger, found = AdapterMerger(model), []
+
+        def read(_, model=model, merger=merger, found=found):
+            with merger.merged(), torch.no_grad():
+                found.append(model(ids).logits)
+
+        together(8, read)
+        assert merger.is_merged and all(torch.equal(logits, expected) for logits in found)
+
+
+def test_who_unmerges_waits_for_readers(original):
+    model = copy.deepcopy(original)
+    merger, states = AdapterMerger(model), []
+    layer = next(module for module in model.modules() if isinstance(module, peft.tuners.lora.LoraLayer))
+
+    def work(number):
+        for _ in range(20):
+            if number:
+                with merger.merged():
+                    states.append(layer.merged and merger.is_merged)
+                    time.sleep(0)
+                    states.append(layer.merged)
+            else:
+                with merger.unmerged():
+                    states.append(not layer.merged and not merger.is_merged)
+                    time.sleep(0)
+                    states.append(not layer.merged)
+
+    together(4, work)
+    assert len(states) == 160 and all(states)
+
+
+def test_inside_one_another(original):
+    merger = AdapterMerger(copy.deepcopy(original))
+    message = "unmerged: expected a thread that is not inside merged"
+    with merger.merged(), merger.merged(), pytest.raises(RuntimeError, match=message), merger.unmerged():
+        pass
+    with merger.unmerged(), pytest.raises(RuntimeError, match="merged: expected a thread .* unmerged"), merger.merged():
+        pass
+    with merger.merged():
+        assert merger.is_merged
+
+
+def test_a_reader_inside_goes_on_while_somebody_waits_to_unmerge(original):
+    merger = AdapterMerger(copy.deepcopy(original))
+    inside, done = threading.Event(), []
+
+    def reader():
+        with merger.merged():
+            inside.set()
+            while not merger._waiting_writers:
+                time.sleep(0.001)
+            with merger.merged():
+                done.append("reader")
+
+    def writer():
+        inside.wait(30)
+        with merger.unmerged():
+            done.append("writer")
+
+    together(2, lambda number: (reader, writer)[number]())
+    assert done == ["reader", "writer"]
+
+
+def test_only_models_with_adapters():
+    with pytest.raises(TypeError, match="model: expected a model with peft's adapters; got LlamaForCausalLM"):
+        AdapterMerger(tiny("Llama"))
+
+
+def test_the_state_of_adapters(original):
+    model = copy.deepcopy(original)
+    states = [adapter_state(model)]
+    with model.disable_adapter():
+        states.append(adapter_state(model))
+    assert adapter_state(model) == states[0]
+    model.merge_adapter()
+    states.append(adapter_state(model))
+    model.unmerge_adapter()
+    for module in model.modules():
+        if isinstance(module, peft.tuners.lora.LoraLayer):
+            module.set_scale("default", 3.0)
+    states.append(adapter_state(model))
+    assert len(set(states)) == 4 and adapter_state(tiny("Llama")) == ""
+    assert unwrapped(model) is model.get_base_model()
