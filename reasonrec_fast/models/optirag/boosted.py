@@ -6,13 +6,13 @@ model correct, and what leaves with it costs no token.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from reasonrec_fast.early_exit.trees import Trees
 from reasonrec_fast.models.optirag.evidence import Evidence
 
 ROUNDS, PATIENCE = 5000, 100
@@ -35,13 +35,15 @@ class BoostedEvidence:
     """LightGBM (Ke et al. 2017) on all of the evidence that is a number.
 
     Args:
-        trees: a LightGBM model of ``F`` features, whose raw score is the logit of a like.
+        trees: whose raw score is the logit of a like.
     """
 
-    def __init__(self, trees: Any) -> None:
+    def __init__(self, trees: Trees) -> None:
         self._trees = trees
-        self.num_trees = int(trees.num_trees())
-        self.num_features = int(trees.num_feature())
+
+    @property
+    def num_trees(self) -> int:
+        return self._trees.num_trees
 
     @classmethod
     def fit(
@@ -80,7 +82,7 @@ class BoostedEvidence:
         data = lightgbm.Dataset(boosted_features(train), labels)
         settings = {**SETTINGS, "seed": seed}
         if validation is None:
-            return cls(lightgbm.train(settings, data, num_trees))
+            return cls(Trees(lightgbm.train(settings, data, num_trees)))
         trees = lightgbm.train(
             settings,
             data,
@@ -89,69 +91,24 @@ class BoostedEvidence:
             callbacks=[lightgbm.early_stopping(PATIENCE, verbose=False)],
         )
         best = trees.model_to_string(num_iteration=trees.best_iteration)
-        return cls(lightgbm.Booster(model_str=best))
+        return cls(Trees(lightgbm.Booster(model_str=best)))
 
     def logits(self, evidence: Evidence) -> np.ndarray:
-        """Log-odds of a like, float64 ``[N]``. A row's depend on nothing but the row.
+        """Logit of a like, float64 ``[N]``.
 
         Raises:
-            ValueError: evidence with another number of features (of other settings).
+            ValueError: evidence with another number of features, as of other settings.
         """
-        features = boosted_features(evidence)
-        if features.shape[1] != self.num_features:
-            raise ValueError(f"evidence: expected {self.num_features} features; got {features.shape[1]}")
-        if not len(features):
-            return np.empty(0)
-        return np.asarray(self._trees.predict(features, raw_score=True, num_threads=1), dtype=np.float64)
-
-    def to_text(self) -> str:
-        """LightGBM's own text format, without what may differ between equal models."""
-        return str(self._trees.model_to_string())
-
-    @classmethod
-    def from_text(cls, text: str) -> BoostedEvidence:
-        """What :meth:`to_text` gave."""
-        import lightgbm
-
-        return cls(lightgbm.Booster(model_str=text))
+        return self._trees.predict(boosted_features(evidence))
 
     def save(self, file: Path) -> dict[str, Any]:
-        """Write the trees as text.
-
-        Returns:
-            what :meth:`load` holds the file to: format, digest and sizes.
-        """
-        text = self.to_text()
-        file.write_text(text)
-        return {
-            "format": "lightgbm-text",
-            "blake2b": _digest(text),
-            "num_trees": self.num_trees,
-            "num_features": self.num_features,
-        }
+        """Write the trees as text; returns what :meth:`load` holds the file to."""
+        return self._trees.save(file)
 
     @classmethod
     def load(cls, file: Path, expected: Mapping[str, Any]) -> BoostedEvidence:
-        """Read what :meth:`save` wrote.
-
-        LightGBM's parser trusts its input, so nothing reaches it but the very text that was saved.
-
-        Args:
-            file: the text.
-            expected: what :meth:`save` returned.
-
-        Raises:
-            FileNotFoundError: there is none.
-            ValueError: another format, or not the text that was saved.
-        """
-        if not file.is_file():
-            raise FileNotFoundError(f"booster: expected the trees of the model; there are none at {file}")
-        if expected.get("format") != "lightgbm-text":
-            raise ValueError(f"booster: expected the format lightgbm-text; {file} has {expected.get('format')!r}")
-        text = file.read_text()
-        if _digest(text) != expected.get("blake2b"):
-            raise ValueError(f"booster: expected the text whose digest the model's config.json tells; {file} differs")
-        return cls.from_text(text)
+        """Read what :meth:`save` wrote; see :meth:`Trees.load <reasonrec_fast.early_exit.trees.Trees.load>`."""
+        return cls(Trees.load(file, expected))
 
 
 def out_of_fold_logits(
@@ -196,7 +153,3 @@ def boosted_features(evidence: Evidence) -> np.ndarray:
         mean = np.where(met, taste, 0).sum(1) / np.where(met.any(1), met.sum(1), np.nan)
     parts = [evidence.numbers, taste.reshape(len(taste), -1), mean, evidence.votes]
     return np.concatenate(parts, axis=1).astype(np.float32)
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

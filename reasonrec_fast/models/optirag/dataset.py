@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from reasonrec_fast.data.interactions import Interactions, joined
+from reasonrec_fast.early_exit.ranker import GroupInputs
 from reasonrec_fast.lm.layout import TokenGroup
 from reasonrec_fast.models.optirag.boosted import BoostedEvidence, boosted_features, out_of_fold_logits, take
 from reasonrec_fast.models.optirag.config import OptiRAGConfig
@@ -49,34 +50,29 @@ class Requests:
         return self.prompts(np.arange(len(self.rows)))
 
     def batch(self, slates: Sequence[Slate], mean: np.ndarray, scale: np.ndarray) -> SlateBatch:
-        """What the engine reads of some slates."""
-        places = np.concatenate([slate.rows for slate in slates])
-        return SlateBatch(
-            [(slate.prefix, slate.suffixes) for slate in slates],
-            torch.from_numpy(((self.numbers[places] - mean) / scale).astype(np.float32)),
-            None if self.offset is None else torch.from_numpy(self.offset[places]),
-            torch.from_numpy(self.labels[places]),
-            torch.from_numpy(self.cold[places].astype(np.int64)),
+        """What the ranker reads of some slates."""
+        rows = np.concatenate([slate.rows for slate in slates])
+        inputs = GroupInputs(
+            torch.from_numpy(((self.numbers[rows] - mean) / scale).astype(np.float32)),
+            None if self.offset is None else torch.from_numpy(self.offset[rows]),
+            torch.from_numpy(self.cold[rows].astype(np.int64)),
         )
+        return SlateBatch([(s.prefix, s.suffixes) for s in slates], inputs, torch.from_numpy(self.labels[rows]))
 
 
-@dataclass(frozen=True)
-class SlateBatch:
-    """What the engine reads of slates with ``R`` requests.
+class SlateBatch(NamedTuple):
+    """What the ranker reads of slates with ``R`` requests.
 
     Attributes:
         groups: prefixes and suffixes.
-        numbers: standardised, float32 ``[R, F]``.
-        offset: logit of depth 0, float32 ``[R]``; None without boosted trees.
+        inputs: standardised numbers, logits of depth 0, and which thresholds hold: those of stratum 1 where nobody had
+            rated the item.
         labels: int64 ``[R]``.
-        strata: which row of the exit policy holds: 1 where nobody had rated the item, int64 ``[R]``.
     """
 
     groups: list[TokenGroup]
-    numbers: torch.Tensor
-    offset: torch.Tensor | None
+    inputs: GroupInputs
     labels: torch.Tensor
-    strata: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -206,13 +202,17 @@ class RequestBuilder:
         evidence = self._visible(Evidence(**parts))
         return TrainingEvidence(table, np.maximum(table.labels, 0), fold[table.users], evidence, builder)
 
-    def training_requests(self, training: TrainingEvidence) -> Requests:
+    def training_requests(self, training: TrainingEvidence | None = None) -> Requests:
         """Requests of the training events. No evidence knows its own edge: a user's evidence comes from a retriever
         that was trained without that user, who is folded in from what they did before, and the logit of depth 0 from
         trees that were grown without them.
 
         A share of the requests shows its item as if nobody had rated it, so that the model learns to read the text.
+
+        Args:
+            training: what :meth:`training_evidence` gave, where it is there already.
         """
+        training = training or self.training_evidence()
         config, rows = self.config, np.arange(len(training.table))
         shown = take(training.evidence, rows)
         cold = np.random.default_rng(config.seed).random(len(rows)) < config.cold_share

@@ -69,8 +69,8 @@ def train(
     """
 
     def load(slates: list[Slate]) -> Batch:
-        groups, numbers, labels = requests.batch(slates, mean, scale)
-        return Batch(groups, labels, numbers)
+        batch = requests.batch(slates, mean, scale)
+        return Batch(batch.groups, batch.labels, batch.inputs.features, offset=batch.inputs.offset)
 
     settings = ExitTraining(
         mode=config.exit_training,
