@@ -211,7 +211,7 @@ class EarlyExitRanker:
         if offset is not None:
             probability.copy_(torch.sigmoid(offset.float()))
         if len(on):
-            chosen = requests(on) if callable(requests) else [requests[row] for row in on]
+            chosen = requests(on) if callable(requests) else [requests[row] for row in on.tolist()]
             inputs = GroupInputs(features, offset, None if strata is None else torch.from_numpy(np.asarray(strata)))
             ranked = self.rank_encoded(self.encode(chosen), inputs=inputs.of(on), early_exit=early_exit)
             rows = on_device(on, self.device)

@@ -107,9 +107,10 @@ def guarantee_thresholds(
     designed, tested = mean_of(design), mean_of(test)
     for step in range(1, steps + 1):
         limit = Limit(lambda values: -designed(values), alpha * step / steps)
-        options = {"trend": trend, "heads_from": heads_from}
-        thresholds = choose_thresholds(losses[:, design], confidence[:, design], depths, [limit], **options)
-        lost, exits = simulate(losses[:, test], confidence[:, test], thresholds, **options)
+        thresholds = choose_thresholds(
+            losses[:, design], confidence[:, design], depths, [limit], trend=trend, heads_from=heads_from
+        )
+        lost, exits = simulate(losses[:, test], confidence[:, test], thresholds, trend=trend, heads_from=heads_from)
         loss = tested(lost)
         p_value = hoeffding_bentkus(loss, int(tests.sum()), alpha)
         if p_value > delta:

@@ -81,8 +81,9 @@ class BoostedEvidence:
             )
         data = lightgbm.Dataset(boosted_features(train), labels)
         settings = {**SETTINGS, "seed": seed}
-        if validation is None:
+        if num_trees is not None:
             return cls(Trees(lightgbm.train(settings, data, num_trees)))
+        assert validation is not None
         trees = lightgbm.train(
             settings,
             data,

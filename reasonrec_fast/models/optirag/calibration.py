@@ -36,8 +36,8 @@ class ExitScores:
 
     def of(self, rows: np.ndarray) -> ExitScores:
         """Of some of the requests (mask or indices)."""
-        others = (self.labels, self.users, self.cold, self.offset, self.features)
-        return ExitScores(self.odds[:, rows], *(None if values is None else values[rows] for values in others))
+        offset, features = (None if values is None else values[rows] for values in (self.offset, self.features))
+        return ExitScores(self.odds[:, rows], self.labels[rows], self.users[rows], self.cold[rows], offset, features)
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,8 @@ def _fit_gain(parts: Sequence[ExitScores], temperatures: Sequence[float], config
 def exit_statistics(
     scores: ExitScores, temperatures: Sequence[float], gain: PredictedGain | None, measure: Measure
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities of yes and confidence at every exit, depth 0 included, ``[E, N]`` each. The confidence of depth 0 is
-    minus the predicted gain of going on."""
+    """Probabilities of yes and confidence at every exit, depth 0 included, ``[E, N]`` each. The confidence of depth 0
+    is minus the predicted gain of going on."""
     probability = probabilities(scores.odds, temperatures)
     confidence = confidence_of(probability, measure)
     if gain is None or scores.offset is None or scores.features is None:
