@@ -331,7 +331,7 @@ def train(folder: Path, output: Path, minutes: float, *, device: str, tokens: in
     tick, data, report = _Clock(), np.load(folder / "data.npz"), []
     parts = {name: _Part(data, name) for name in PARTS} | {"hidden": _Part(data, "train", hidden=True)}
     for part in parts.values():
-        del part.slates[slates:]
+        part.slates = part.slates[:slates]
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     language_model = load_weights(folder, device, dtype)
     original = {name: value.clone() for name, value in language_model.state_dict().items()}

@@ -24,6 +24,7 @@ class ExitHead(nn.Module):
 
     With an offset a head corrects a logit that is there already (that of depth 0): ``a * offset + b + residual(hidden,
     features)``, where ``a`` starts at 1 and all else at 0, so that an untrained head answers what the offset says.
+    ``scale`` shrinks all that was learnt towards that start; calibration sets it.
 
     Args:
         hidden_size: width ``D`` of the backbone.
@@ -37,6 +38,7 @@ class ExitHead(nn.Module):
     """
 
     temperature: torch.Tensor
+    scale: torch.Tensor
 
     def __init__(
         self, hidden_size: int, num_features: int = 0, ensemble_size: int = 2, units: int = 32, *, offset: bool = False
@@ -50,6 +52,7 @@ class ExitHead(nn.Module):
         weight = torch.randn(ensemble_size, 2, width) * width**-0.5 * 0.1
         if offset:  # its column is the last, and counts for yes
             weight = torch.cat([torch.zeros_like(weight), torch.tensor([[[0.0], [1.0]]])], -1)
+            self.register_buffer("scale", torch.ones(()))
         self.offset = offset
         self.weight = nn.Parameter(weight)
         self.bias = nn.Parameter(torch.zeros(ensemble_size, 2))
@@ -112,6 +115,10 @@ class ExitHead(nn.Module):
             inputs = self.inputs(hidden, features, offset)
             weight: torch.Tensor = self.weight
             bias: torch.Tensor | None = self.bias
+            if self.offset:
+                start = torch.zeros_like(weight)
+                start[:, 1, -1] = 1.0
+                weight, bias = torch.lerp(start, weight, self.scale), self.bias * self.scale
             if self.softcap is not None:  # Gemma 2 caps its logits: they are formed here, and taken as they are
                 logits = nn.functional.linear(inputs, weight[0], self.bias[0])
                 inputs, bias = self.softcap * torch.tanh(logits / self.softcap), None

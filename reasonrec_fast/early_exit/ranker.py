@@ -173,6 +173,7 @@ class EarlyExitRanker:
         *,
         features: torch.Tensor | None = None,
         offset: torch.Tensor | None = None,
+        shallow: torch.Tensor | None = None,
         confidence: np.ndarray | None = None,
         strata: np.ndarray | None = None,
         early_exit: bool = True,
@@ -184,9 +185,10 @@ class EarlyExitRanker:
                 (ascending, int64): it is asked for the requests that go on alone.
             features: standardised, float32 ``[R, F]``, for heads that read some.
             offset: logits of depth 0, float32 ``[R]``, for heads that correct them.
+            shallow: logits of who leaves at depth 0, float32 ``[R]``; by default the offset.
             confidence: at depth 0, ``[R]``, larger is surer: minus the predicted gain of going on, for instance
-                (:class:`~reasonrec_fast.early_exit.gain.PredictedGain`). By default the offset's own, by the policy's
-                measure.
+                (:class:`~reasonrec_fast.early_exit.depth_zero.DepthZero` makes both). By default that of ``shallow``,
+                by the policy's measure.
             strata: row of the policy's thresholds, int64 ``[R]``; by default the first.
             early_exit: False reads every layer.
 
@@ -200,16 +202,16 @@ class EarlyExitRanker:
         if self.model.offset != (offset is not None):
             raise ValueError(f"offset: expected {'one a request' if self.model.offset else 'None'}; got {offset}")
         size = len(requests) if offset is None else len(offset)  # type: ignore[arg-type]
-        on = np.arange(size)
-        if offset is not None and early_exit and self.policy is not None:
+        on, shallow = np.arange(size), offset if shallow is None else shallow
+        if shallow is not None and early_exit and self.policy is not None:
             self.policy.check_exits(len(self.model.depths))
             if confidence is None:
-                confidence = logit_confidence(offset, self.policy.measure)
+                confidence = logit_confidence(shallow, self.policy.measure)
             on = np.flatnonzero(~self.policy.leaves_at_zero(confidence, strata))
         probability = torch.empty(size, device=self.device)
         depth = torch.zeros(size, dtype=torch.int64, device=self.device)
-        if offset is not None:
-            probability.copy_(torch.sigmoid(offset.float()))
+        if shallow is not None:
+            probability.copy_(torch.sigmoid(shallow.float()))
         if len(on):
             chosen = requests(on) if callable(requests) else [requests[row] for row in on.tolist()]
             inputs = GroupInputs(features, offset, None if strata is None else torch.from_numpy(np.asarray(strata)))
@@ -346,6 +348,7 @@ class EarlyExitRanker:
         trend: bool = False,
         features: torch.Tensor | None = None,
         offset: torch.Tensor | None = None,
+        shallow: torch.Tensor | None = None,
         confidence: np.ndarray | None = None,
     ) -> Guarantee:
         """Choose the thresholds with a promise: the mean loss against full depth is at most ``alpha``, with
@@ -357,9 +360,10 @@ class EarlyExitRanker:
             loss: from scores ``[E, N]`` of the exits and ``[N]`` of full depth to values in [0, 1], ``[E, N]``.
             users: who asked, ``[N]``, where requests of a user go together: the promise is then of the mean over users.
             measure, trend: of the policy.
-            features, offset, confidence: as :meth:`rank` will get them; a gain must have been learnt from others.
+            features, offset, shallow, confidence: as :meth:`rank` will get them; what they come from must have been
+                learnt from other requests.
         """
-        scores, sureness = self._all_exits(requests, measure, GroupInputs(features, offset), confidence)
+        scores, sureness = self._all_exits(requests, measure, GroupInputs(features, offset), shallow, confidence)
         guarantee = guarantee_thresholds(
             loss(scores, scores[-1]), sureness, self.model.depths, alpha=alpha, delta=delta, trend=trend, groups=users,
             heads_from=int(self.model.offset),
@@ -376,11 +380,12 @@ class EarlyExitRanker:
         trend: bool = False,
         features: torch.Tensor | None = None,
         offset: torch.Tensor | None = None,
+        shallow: torch.Tensor | None = None,
         confidence: np.ndarray | None = None,
     ) -> ExitPolicy:
         """Choose the thresholds with the least depth that keep metrics (AUC, for instance) within limits on the
         requests given; without a promise for others. The arguments are those of :meth:`calibrate`."""
-        scores, sureness = self._all_exits(requests, measure, GroupInputs(features, offset), confidence)
+        scores, sureness = self._all_exits(requests, measure, GroupInputs(features, offset), shallow, confidence)
         thresholds = choose_thresholds(
             scores, sureness, self.model.depths, limits, trend=trend, heads_from=int(self.model.offset)
         )
@@ -441,14 +446,20 @@ class EarlyExitRanker:
         return logits
 
     def _all_exits(
-        self, requests: Sequence[Request], measure: Measure, inputs: GroupInputs, confidence: np.ndarray | None
+        self,
+        requests: Sequence[Request],
+        measure: Measure,
+        inputs: GroupInputs,
+        shallow: torch.Tensor | None,
+        confidence: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Scores and confidence at every exit, depth 0 included, ``[E, N]``."""
         encoded = self.encode(requests)
         both = np.empty((2, len(self.model.depths), len(encoded)))
         if inputs.offset is not None:
-            own = logit_confidence(inputs.offset, measure) if confidence is None else confidence
-            both[0, 0], both[1, 0] = torch.sigmoid(inputs.offset.float()).cpu().numpy(), own
+            shallow = inputs.offset if shallow is None else shallow
+            own = logit_confidence(shallow, measure) if confidence is None else confidence
+            both[0, 0], both[1, 0] = torch.sigmoid(shallow.float()).cpu().numpy(), own
         behind = len(self.model.depths) - len(self.model.exits)
         for groups, rows in self._batches(encoded):
             exits = self._exit_statistics(groups, inputs.of(rows), measure=measure)

@@ -53,8 +53,8 @@ def pareto(
         timed: of them for times.
         rounds: of timing, all points in turns.
     """
-    config, before, platt, gain = model.config, model.policy, model.platt, model.gain
-    temperatures = [float(head.temperature) for head in model.ranker.model.heads]
+    config, before, platt, depth_zero = model.config, model.policy, model.platt, model.depth_zero
+    heads = {name: value.clone() for name, value in model.ranker.model.heads.state_dict().items()}
     depths = model.ranker.model.depths
     builder, places = model.request_builder(interactions)
     validation = [
@@ -72,7 +72,9 @@ def pareto(
         limits = replace(config, max_auc_loss=loss, max_gauc_loss=2.5 * loss)
         calibration = calibrate(known, unrated, depths, limits)
         policies["thresholds", f"{loss:.3f}"] = calibration.policy
-    model.use(calibration)  # temperatures and the gain are those of all
+    model.use(calibration)  # but for its thresholds it is that of all
+    if calibration.scales:
+        test = test.scaled(calibration.scales)
     for position, layer in enumerate(depths[:-1]):
         everyone = tuple(-np.inf if at == position else np.inf for at in range(len(depths) - 1))
         policies["one exit", str(layer)] = ExitPolicy((everyone, everyone), config.measure)
@@ -86,9 +88,8 @@ def pareto(
     points.append(
         Point("transformers", "full depth", *_metrics(test, last), depth, speeds["transformers", "full depth"])
     )
-    model.ranker.policy, model.platt, model.gain = before, platt, gain
-    for head, temperature in zip(model.ranker.model.heads, temperatures, strict=True):
-        head.temperature.fill_(temperature)
+    model.ranker.policy, model.platt, model.depth_zero = before, platt, depth_zero
+    model.ranker.model.heads.load_state_dict(heads)
     return points
 
 
@@ -96,7 +97,7 @@ def _simulated(model: OptiRAG, scores: ExitScores, policy: ExitPolicy | None) ->
     """Scores and mean depth of requests that leave by a policy, from what every exit says of them."""
     layers = np.array(model.ranker.model.depths)
     temperatures = [float(head.temperature) for head in model.ranker.model.heads]
-    at_exits, confidence = exit_statistics(scores, temperatures, model.gain, model.config.measure)
+    at_exits, confidence = exit_statistics(scores, temperatures, model.depth_zero, model.config.measure)
     if policy is None:
         return at_exits[-1], float(layers[-1])
     exited, exits = np.empty_like(at_exits[-1]), np.empty(len(scores.labels), dtype=np.int64)

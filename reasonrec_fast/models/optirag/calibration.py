@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from reasonrec_fast import evaluation, uncertainty
-from reasonrec_fast.early_exit.gain import PredictedGain
+from reasonrec_fast.early_exit.depth_zero import DepthZero
 from reasonrec_fast.early_exit.policy import ExitPolicy
 from reasonrec_fast.early_exit.ranker import disagreement, logit_confidence
 from reasonrec_fast.models.optirag.config import OptiRAGConfig
@@ -39,6 +39,12 @@ class ExitScores:
         offset, features = (None if values is None else values[rows] for values in (self.offset, self.features))
         return ExitScores(self.odds[:, rows], self.labels[rows], self.users[rows], self.cold[rows], offset, features)
 
+    def scaled(self, scales: Sequence[float]) -> ExitScores:
+        """With a share of what each head adds to the logit of depth 0."""
+        assert self.offset is not None
+        offset = self.offset.astype(np.float64)[:, None]
+        return replace(self, odds=offset + np.array(scales)[:, None, None] * (self.odds - offset))
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -49,13 +55,15 @@ class Calibration:
         policy: when rows leave.
         platt: slope and intercept of Platt scaling on the logits of the scores, for ``"early_exit"`` and
             ``"full_depth"``.
-        gain: of going on from depth 0; None where there is none.
+        scales: of what the heads learnt, where they correct the logit of depth 0; else none.
+        depth_zero: None where exits begin with the first head.
     """
 
     temperatures: tuple[float, ...]
     policy: ExitPolicy
     platt: dict[str, tuple[float, float]]
-    gain: PredictedGain | None = None
+    scales: tuple[float, ...] = ()
+    depth_zero: DepthZero | None = None
 
 
 def calibrate(
@@ -66,8 +74,8 @@ def calibrate(
     Requests whose item somebody has rated and those whose item nobody has (cold) have thresholds of their own: only
     the text knows anything of the latter.
 
-    With depth 0 the requests of one half of the users give the temperatures and teach the gain of going on; those of
-    the other half choose the thresholds, so that these rest on predictions for users whom the gain has not seen.
+    With depth 0 the requests of one half of the users scale the heads (:func:`residual_scale`) and teach depth 0; those
+    of the other half choose the thresholds, so that these rest on predictions for users whom depth 0 has not seen.
 
     Args:
         known: validation requests as they are.
@@ -76,7 +84,8 @@ def calibrate(
         depths: layers of each exit, depth 0 included.
         config: the losses, and how confidence is measured.
     """
-    gain = None
+    depth_zero: DepthZero | None = None
+    scales: tuple[float, ...] = ()
     first, second = known, unrated
     if known.offset is not None:
         users = np.unique(known.users)
@@ -84,10 +93,13 @@ def calibrate(
         first, known = (known.of(np.isin(known.users, learns) == part) for part in (True, False))
         if unrated is not None:
             second, unrated = (unrated.of(np.isin(unrated.users, learns) == part) for part in (True, False))
+        scales = tuple(residual_scale(first, head) for head in range(len(first.odds)))
+        first, known = first.scaled(scales), known.scaled(scales)
+        second, unrated = (None if part is None else part.scaled(scales) for part in (second, unrated))
     temperatures = [uncertainty.fit_temperature(odds, first.labels) for odds in first.odds]
     if first.offset is not None:
-        gain = _fit_gain([part for part in (first, second) if part is not None], temperatures, config)
-    scores, confidence = exit_statistics(known, temperatures, gain, config.measure)
+        depth_zero = _fit_depth_zero([part for part in (first, second) if part is not None], temperatures, config)
+    scores, confidence = exit_statistics(known, temperatures, depth_zero, config.measure)
     warm, cold = ~known.cold, known.cold
 
     def with_cold(metric: Callable[[np.ndarray], float]) -> Callable[[np.ndarray], float]:
@@ -105,12 +117,12 @@ def calibrate(
     cold_thresholds = tuple(float("inf") for _ in depths[:-1])
     if unrated is not None and len(unrated.labels):
         limits = [uncertainty.Limit(metric, loss) for metric, loss in _limits(unrated, config)]
-        of_unrated = exit_statistics(unrated, temperatures, gain, config.measure)
+        of_unrated = exit_statistics(unrated, temperatures, depth_zero, config.measure)
         cold_thresholds = _thresholds(*of_unrated, depths, limits, unrated.users, config)
     exited = np.empty_like(scores[-1])
     for rows, thresholds in ((warm, warm_thresholds), (cold, cold_thresholds)):
         exited[rows], _ = uncertainty.simulate(
-            scores[:, rows], confidence[:, rows], thresholds, trend=config.trend, heads_from=int(gain is not None)
+            scores[:, rows], confidence[:, rows], thresholds, trend=config.trend, heads_from=int(depth_zero is not None)
         )
     return Calibration(
         tuple(temperatures),
@@ -119,28 +131,47 @@ def calibrate(
             name: evaluation.fit_platt(known.labels, log_odds(values))
             for name, values in (("early_exit", exited), ("full_depth", scores[-1]))
         },
-        gain,
+        scales,
+        depth_zero,
     )
 
 
-def _fit_gain(parts: Sequence[ExitScores], temperatures: Sequence[float], config: OptiRAGConfig) -> PredictedGain:
-    """The gain of the last layer over depth 0, from requests as they are and as if nobody had rated their items."""
+def residual_scale(scores: ExitScores, head: int) -> float:
+    """How much of what a head adds to the logit of depth 0 is taken: the share, of twenty equal steps, with the largest
+    GAUC among those whose AUC is not below that of the logit alone.
+
+    A head that learnt to rank within users also moves users as a whole, which the pooled AUC pays for.
+    """
+    assert scores.offset is not None
+    offset = scores.offset.astype(np.float64)
+    residual = scores.odds[head].mean(1) - offset
+    least, best = evaluation.auc(scores.labels, offset), (-np.inf, 0.0)
+    for share in np.linspace(0, 1, 21).tolist():
+        values = offset + share * residual
+        auc, gauc = evaluation.auc(scores.labels, values), evaluation.gauc(scores.labels, values, scores.users)
+        if auc >= least:
+            best = max(best, (auc if np.isnan(gauc) else gauc, share))
+    return best[1]
+
+
+def _fit_depth_zero(parts: Sequence[ExitScores], temperatures: Sequence[float], config: OptiRAGConfig) -> DepthZero:
+    """From requests as they are and as if nobody had rated their items."""
     features, offset = (np.concatenate([getattr(part, name) for part in parts]) for name in ("features", "offset"))
     deep = np.concatenate([probabilities(part.odds, temperatures)[-1] for part in parts])
-    return PredictedGain.fit(features, 1 / (1 + np.exp(-offset.astype(np.float64))), deep, seed=config.seed)
+    return DepthZero.fit(features, offset.astype(np.float64), log_odds(deep), seed=config.seed)
 
 
 def exit_statistics(
-    scores: ExitScores, temperatures: Sequence[float], gain: PredictedGain | None, measure: Measure
+    scores: ExitScores, temperatures: Sequence[float], depth_zero: DepthZero | None, measure: Measure
 ) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities of yes and confidence at every exit, depth 0 included, ``[E, N]`` each. The confidence of depth 0
     is minus the predicted gain of going on."""
     probability = probabilities(scores.odds, temperatures)
     confidence = confidence_of(probability, measure)
-    if gain is None or scores.offset is None or scores.features is None:
+    if depth_zero is None or scores.offset is None or scores.features is None:
         return probability, confidence
-    shallow = 1 / (1 + np.exp(-scores.offset.astype(np.float64)))
-    return np.vstack([shallow, probability]), np.vstack([-gain.predict(scores.features), confidence])
+    shallow = 1 / (1 + np.exp(-depth_zero.logits(scores.features, scores.offset)))
+    return np.vstack([shallow, probability]), np.vstack([-depth_zero.gain(scores.features), confidence])
 
 
 def _thresholds(

@@ -25,8 +25,8 @@ from reasonrec_fast.data.negatives import draw_negatives
 from reasonrec_fast.data.split import Split, checked_split, sample_of_users, split_by_time
 from reasonrec_fast.data.tables import TableLike, as_interactions
 from reasonrec_fast.devices import own_random_numbers, resolve_device, seed_random_numbers
+from reasonrec_fast.early_exit.depth_zero import DepthZero
 from reasonrec_fast.early_exit.engine import EarlyExitModel
-from reasonrec_fast.early_exit.gain import PredictedGain
 from reasonrec_fast.early_exit.policy import ExitPolicy
 from reasonrec_fast.early_exit.ranker import EarlyExitRanker
 from reasonrec_fast.lm.decoder import Decoder
@@ -115,7 +115,7 @@ class OptiRAG:
         self.scale = np.ones(len(NUMBERS), dtype=np.float32)
         self.booster: BoostedEvidence | None = None
         self.num_trees: int | None = None
-        self.gain: PredictedGain | None = None
+        self.depth_zero: DepthZero | None = None
         self.platt: dict[str, tuple[float, float]] = {}
         self.knowledge: Knowledge | None = None
         self._ids = TokenIds(self.tokenizer)
@@ -215,7 +215,7 @@ class OptiRAG:
         identity = {"events": interactions.digest(), "train": known.events.digest()}
         self._train(builder.training_requests(training), identity, checkpoint, progress)
         tell("calibration", 0, 1)
-        # Half of them teach what is gained by going on from depth 0.
+        # Half of them teach depth 0.
         size = self.config.calibration_requests * (2 if self.config.stands_on_trees else 1)
         chosen = _of_both_labels(table, validation, size, self.config.seed)
         self.calibrate(*self._calibration_requests(builder, chosen), parts=parts)
@@ -355,8 +355,7 @@ class OptiRAG:
         *,
         parts: Parts | None = None,
     ) -> None:
-        """Fit a temperature for every head, learn the gain of going on from depth 0 and choose the exit thresholds; see
-        :func:`calibration.calibrate`.
+        """Scale the heads, teach depth 0 and choose the exit thresholds; see :func:`calibration.calibrate`.
 
         Args:
             known: validation requests, and the user of each ``[N]``.
@@ -376,22 +375,27 @@ class OptiRAG:
         self.use(calibrate(scores, hidden, self.ranker.model.depths, self.config))
 
     def use(self, calibration: Calibration) -> None:
-        """Take temperatures, gain, thresholds and scaling of a calibration."""
-        for head, temperature in zip(self.ranker.model.heads, calibration.temperatures, strict=True):
-            head.temperature.fill_(temperature)
-        self.gain, self.platt = calibration.gain, calibration.platt
+        """Take temperatures, scales, depth 0, thresholds and Platt scaling of a calibration."""
+        self._set_heads(calibration.temperatures, calibration.scales)
+        self.depth_zero, self.platt = calibration.depth_zero, calibration.platt
         self.ranker.policy = calibration.policy
 
     def exit_scores(
         self, requests: Requests, users: np.ndarray, progress: Callable[[int], None] | None = None
     ) -> ExitScores:
-        """What calibration reads of requests and their users ``[N]``; temperatures are 1 from here on."""
-        for head in self.ranker.model.heads:
-            head.temperature.fill_(1.0)
+        """What calibration reads of requests and their users ``[N]``; temperatures and scales are 1 from here on."""
+        self._set_heads()
         return ExitScores(
             self.exit_odds(requests, progress), requests.labels, users, requests.cold, requests.offset,
             requests.features,
         )  # fmt: skip
+
+    def _set_heads(self, temperatures: Sequence[float] = (), scales: Sequence[float] = ()) -> None:
+        """Temperatures and scales of the heads; 1 where none are given."""
+        for index, head in enumerate(self.ranker.model.heads):
+            head.temperature.fill_(temperatures[index] if temperatures else 1.0)
+            if head.offset:
+                head.scale.fill_(scales[index] if scales else 1.0)
 
     def exit_odds(self, requests: Requests, progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Logits of yes of every ensemble member at every head, float64 ``[E, N, K]``, at the present temperatures."""
@@ -465,8 +469,10 @@ class OptiRAG:
         probability = np.empty(len(requests.rows), dtype=np.float32)
         depth = np.zeros(len(requests.rows), dtype=np.int64)
         leaves = self._leaves_at_zero(requests) if early_exit else np.zeros(len(requests.rows), dtype=bool)
-        if requests.offset is not None:
-            probability[leaves] = 1 / (1 + np.exp(-requests.offset[leaves].astype(np.float64)))
+        if leaves.any():
+            assert self.depth_zero is not None and requests.offset is not None and requests.features is not None
+            logits = self.depth_zero.logits(requests.features[leaves], requests.offset[leaves])
+            probability[leaves] = 1 / (1 + np.exp(-logits))
         if progress is not None and leaves.any():
             progress(int(leaves.sum()))
         slates = requests.slates if not leaves.any() else requests.prompts(np.flatnonzero(~leaves))
@@ -478,10 +484,10 @@ class OptiRAG:
         return Predictions(probability, depth)
 
     def _leaves_at_zero(self, requests: Requests) -> np.ndarray:
-        """Which requests are answered by the boosted trees alone, bool ``[N]``: no prompt is written of them."""
-        if self.policy is None or self.gain is None or requests.features is None:
+        """Which requests are answered from their features alone, bool ``[N]``: no prompt is written of them."""
+        if self.policy is None or self.depth_zero is None or requests.features is None:
             return np.zeros(len(requests.rows), dtype=bool)
-        return self.policy.leaves_at_zero(-self.gain.predict(requests.features), requests.cold.astype(np.int64))
+        return self.policy.leaves_at_zero(-self.depth_zero.gain(requests.features), requests.cold.astype(np.int64))
 
     def predict_rows(
         self,

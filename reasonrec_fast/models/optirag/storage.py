@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from reasonrec_fast.early_exit.gain import PredictedGain
+from reasonrec_fast.early_exit.depth_zero import FILES, DepthZero
 from reasonrec_fast.early_exit.policy import ExitPolicy
 from reasonrec_fast.files import read_json, read_tensors, read_whole, replacing_folder, write_json, write_tensors
 from reasonrec_fast.models.optirag.boosted import BoostedEvidence
@@ -22,14 +22,14 @@ _ARCHITECTURE = "optirag"
 _FORMAT = 2
 _TEMPLATE = "template.json"
 _WEIGHTS = ("adapter.safetensors", "heads.safetensors")
-_TREES = {"booster": "booster.txt", "gain": "gain.txt"}
+_BOOSTER = "booster.txt"
 
 
 def save(model: OptiRAG, folder: Path, *, knowledge: bool) -> None:
     """Write adapters (bfloat16), heads, settings and, where wanted, what the model knows; a model that is there already
     is replaced as a whole."""
     with replacing_folder(
-        folder, ("config.json", *_WEIGHTS, *KNOWLEDGE_FILES, _TEMPLATE, *_TREES.values())
+        folder, ("config.json", *_WEIGHTS, *KNOWLEDGE_FILES, _TEMPLATE, _BOOSTER, *FILES.values())
     ) as temporary:
         _write(model, temporary, knowledge=knowledge)
 
@@ -40,13 +40,11 @@ def _write(model: OptiRAG, folder: Path, *, knowledge: bool) -> None:
     heads = dict(model.ranker.model.heads.state_dict())
     heads["numbers.mean"], heads["numbers.scale"] = torch.from_numpy(model.mean), torch.from_numpy(model.scale)
     write_tensors(folder / "heads.safetensors", heads)
-    trees = {}
-    if model.gain is not None:
-        trees["gain"] = model.gain.save(folder / _TREES["gain"])
+    trees = {} if model.depth_zero is None else model.depth_zero.save(folder)
     if knowledge and model.knowledge is not None:
         model.knowledge.save(folder)
         if model.booster is not None:  # it belongs to the training events, as the retriever does
-            trees["booster"] = model.booster.save(folder / _TREES["booster"])
+            trees["booster"] = model.booster.save(folder / _BOOSTER)
     if model.template is not None:
         write_json(folder / _TEMPLATE, model.template.to_dict())
     write_json(
@@ -83,10 +81,10 @@ def _read(kind: type[OptiRAG], folder: Path, backbone: str | None, device: torch
     if stored["policy"] is not None:
         model.ranker.policy = ExitPolicy.from_dict(stored["policy"])
     model.num_trees = stored["num_trees"]
-    if "gain" in stored["trees"]:
-        model.gain = PredictedGain.load(folder / _TREES["gain"], stored["trees"]["gain"])
+    if set(FILES) <= set(stored["trees"]):
+        model.depth_zero = DepthZero.load(folder, stored["trees"])
     if "booster" in stored["trees"]:
-        model.booster = BoostedEvidence.load(folder / _TREES["booster"], stored["trees"]["booster"])
+        model.booster = BoostedEvidence.load(folder / _BOOSTER, stored["trees"]["booster"])
     model.platt = {name: tuple(values) for name, values in stored["platt"].items()}
     if (folder / _TEMPLATE).is_file():
         model.template = Template.from_dict(read_json(folder / _TEMPLATE), str(folder / _TEMPLATE))
