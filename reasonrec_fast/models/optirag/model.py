@@ -226,7 +226,7 @@ class OptiRAG:
     ) -> tuple[tuple[Requests, np.ndarray], tuple[Requests, np.ndarray]]:
         """Validation requests as they are, and some as if nobody had rated their items; each with their users."""
         table = builder.interactions
-        fewer = _of_both_labels(table, rows, max(len(rows) // 2, 1), self.config.seed)
+        fewer = _of_both_labels(table, rows, max(self.config.calibration_requests // 2, 1), self.config.seed)
         return (
             (_disliked(builder.requests(rows)), table.users[rows]),
             (_disliked(builder.requests(fewer, unrated=True)), table.users[fewer]),
