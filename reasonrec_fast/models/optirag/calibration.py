@@ -74,8 +74,9 @@ def calibrate(
     Requests whose item somebody has rated and those whose item nobody has (cold) have thresholds of their own: only
     the text knows anything of the latter.
 
-    With depth 0 the requests of one half of the users scale the heads (:func:`residual_scale`) and teach depth 0; those
-    of the other half choose the thresholds, so that these rest on predictions for users whom depth 0 has not seen.
+    With depth 0 the heads are scaled first (:func:`residual_scale`). Then the requests of one half of the users teach
+    depth 0, and those of the other half choose the thresholds, so that these rest on predictions for users whom depth 0
+    has not seen.
 
     Args:
         known: validation requests as they are.
@@ -86,14 +87,17 @@ def calibrate(
     """
     depth_zero: DepthZero | None = None
     scales: tuple[float, ...] = ()
-    first, second = known, unrated
+    whole, first, second = known, known, unrated
     if known.offset is not None:
         users = np.unique(known.users)
-        learns = np.random.default_rng(config.seed).permutation(users)[: max(len(users) // 2, 1)]
+        # Not in the order in which the requests' users were drawn: those of the unrated ones came first there.
+        learns = np.random.default_rng((config.seed, 1)).permutation(users)[: max(len(users) // 2, 1)]
         first, known = (known.of(np.isin(known.users, learns) == part) for part in (True, False))
         if unrated is not None:
             second, unrated = (unrated.of(np.isin(unrated.users, learns) == part) for part in (True, False))
-        scales = tuple(residual_scale(first, head) for head in range(len(first.odds)))
+        # Six numbers of all requests are steadier; a promise needs exits that its test has not seen.
+        steady = whole if config.max_disagreement is None else first
+        scales = tuple(residual_scale(steady, head) for head in range(len(first.odds)))
         first, known = first.scaled(scales), known.scaled(scales)
         second, unrated = (None if part is None else part.scaled(scales) for part in (second, unrated))
     temperatures = [uncertainty.fit_temperature(odds, first.labels) for odds in first.odds]
