@@ -465,14 +465,14 @@ def test_the_language_model_takes_the_type_of_its_device(config, monkeypatch):  
     kinds = {"cpu": torch.float32, "meta": torch.bfloat16}
     monkeypatch.setattr(optirag_model, "fast_dtype", lambda device: kinds[device.type])
     model = OptiRAG(config, device="cpu")
-    assert model.ranker.backbone.dtype == torch.float32
+    assert model.ranker.model.backbone.dtype == torch.float32
     with pretended_device():
         model.to(DEVICE)
-        assert model.ranker.backbone.dtype == torch.bfloat16 and all_there(model.peft)
+        assert model.ranker.model.backbone.dtype == torch.bfloat16 and all_there(model.peft)
         types = {name: p.dtype for name, p in model.peft.named_parameters()}
         assert {kind for name, kind in types.items() if "lora_" in name} == {torch.float32}
-        assert {p.dtype for p in model.ranker.heads.parameters()} == {torch.float32}
-        assert model.to("cpu").ranker.backbone.dtype == torch.float32
+        assert {p.dtype for p in model.ranker.model.heads.parameters()} == {torch.float32}
+        assert model.to("cpu").ranker.model.backbone.dtype == torch.float32
 
 
 def test_making_a_model_leaves_the_callers_random_numbers_alone(config):  # noqa: F811

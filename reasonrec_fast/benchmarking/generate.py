@@ -40,7 +40,8 @@ def _texts(vocabulary: int) -> _Texts:
     """A stored prefix of 232 tokens and eight candidates of 24, about a user of MovieLens."""
     from reasonrec_fast.benchmarking.stored import stored_work
 
-    prefix, prompts = stored_work("slates", groups=1).groups[0]
+    group: Any = stored_work("slates", groups=1).groups[0]  # of token ids alone
+    prefix, prompts = group
     return [token % vocabulary for token in prefix], [[t % vocabulary for t in p] for p in prompts[:SEQUENCES]]
 
 

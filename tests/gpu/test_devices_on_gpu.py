@@ -154,8 +154,8 @@ def test_optirag_is_the_same_on_both(events, config, device, tmp_path, monkeypat
 
 def test_optirag_in_the_type_of_its_device(config, device):  # noqa: F811
     model = OptiRAG(config, device="cpu").to(device)
-    assert model.ranker.backbone.dtype == fast_dtype(device)
-    assert model.to("cpu").ranker.backbone.dtype == fast_dtype("cpu")
+    assert model.ranker.model.backbone.dtype == fast_dtype(device)
+    assert model.to("cpu").ranker.model.backbone.dtype == fast_dtype("cpu")
 
 
 def requests(count=60):
