@@ -59,6 +59,7 @@ def load_folder(
     read: Callable[[Path, dict[str, Any]], Model],
     *,
     what: str = "model",
+    older: Mapping[int, str] | None = None,
     revision: str | None = None,
     token: str | None = None,
 ) -> Model:
@@ -69,6 +70,7 @@ def load_folder(
         architecture, format: what the folder must hold.
         read: makes the model of the folder and its settings.
         what: the model in a word, for errors.
+        older: earlier formats, and what to do about a model in one of them.
         revision, token: of the repository.
 
     Raises:
@@ -76,7 +78,9 @@ def load_folder(
         ValueError: the folder holds another architecture or format, or files that do not belong together.
     """
     folder = local_folder(name, what=what, revision=revision, token=token)
-    return read_whole(folder, lambda: read(folder, _settings(folder, architecture, format, what)))
+    return read_whole(
+        folder, lambda: read(folder, checked_settings(folder, architecture, format, what=what, older=older))
+    )
 
 
 def read_settings(folder: Path, what: str = "model") -> dict[str, Any]:
@@ -91,13 +95,24 @@ def read_settings(folder: Path, what: str = "model") -> dict[str, Any]:
     return stored if isinstance(stored, dict) else {}
 
 
-def _settings(folder: Path, architecture: str, format: int, what: str) -> dict[str, Any]:
+def checked_settings(
+    folder: Path, architecture: str, format: int, *, what: str = "model", older: Mapping[int, str] | None = None
+) -> dict[str, Any]:
+    """The settings of a folder that must hold an architecture in a format; the arguments are those of
+    :func:`load_folder`.
+
+    Raises:
+        FileNotFoundError: nothing was saved there.
+        ValueError: the folder holds another architecture or format.
+    """
     stored = read_settings(folder, what)
     if (stored.get("architecture"), stored.get("format")) != (architecture, format):
         article = "an" if architecture[0] in "aeiouAEIO" else "a"
+        advice = (older or {}).get(stored.get("format", 0)) if stored.get("architecture") == architecture else None
         raise ValueError(
             f"folder: expected {article} {architecture} of format {format}; {folder} holds "
             f"{stored.get('architecture', stored.get('model_type'))!r} of format {stored.get('format')}"
+            + (f" ({advice})" if advice else "")
         )
     return stored
 

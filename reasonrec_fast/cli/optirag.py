@@ -356,9 +356,9 @@ def _train_and_validation(records: list[Instruction]) -> tuple[list[Instruction]
 
 def require_model(folder: Path) -> None:
     """Find before any work that there is no model."""
-    from reasonrec_fast.models.optirag.storage import stored_settings
+    from reasonrec_fast.models.optirag import storage
 
-    stored_settings(folder)
+    storage.require_model(folder)
 
 
 def load_model(folder: Path, device: torch.device | str | None) -> OptiRAG:

@@ -31,6 +31,7 @@ from reasonrec_fast.lm.layout import TokenGroup, within
 from reasonrec_fast.lm.prefix_cache import PrefixCache
 from reasonrec_fast.micro_batcher import SharedBatcher, host_library_is_there
 from reasonrec_fast.ops.exit_confidence import Measure, exit_confidence
+from reasonrec_fast.pretrained import PushToHub
 from reasonrec_fast.uncertainty import Guarantee, Limit, choose_thresholds, guarantee_thresholds
 
 Request = tuple[str | TextInput, str | TextInput]
@@ -86,7 +87,7 @@ class _Piece:
     early_exit: bool
 
 
-class EarlyExitRanker:
+class EarlyExitRanker(PushToHub):
     """Ranks candidates with a model that may stop before its last layer, or before its first.
 
     Requests whose prefix is the same form a group: what all of its texts begin with is read once. Groups are packed
@@ -413,7 +414,8 @@ class EarlyExitRanker:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write heads (safetensors), policy and bounds; the causal model and its tokenizer have a
         ``save_pretrained`` of their own."""
-        storage.save(self, Path(folder))
+        cached = 0 if self.cache is None else self.cache.max_bytes
+        storage.save(folder, self.model, self.policy, max_tokens=self.max_tokens, prefix_cache_bytes=cached)
 
     @classmethod
     def from_pretrained(
@@ -423,21 +425,25 @@ class EarlyExitRanker:
         tokenizer: Any = None,
         *,
         device: torch.device | str | None = None,
+        revision: str | None = None,
+        token: str | None = None,
     ) -> EarlyExitRanker:
         """Read what :meth:`save_pretrained` wrote, around the causal model that it belongs to.
 
         Args:
-            folder: of :meth:`save_pretrained`.
+            folder: of :meth:`save_pretrained`, or a repository of the Hugging Face hub.
             model: the causal model, LoRA or not.
             tokenizer: of the model.
             device: where to move the model; by default it stays where it is. Any device may have saved the heads.
+            revision, token: of the repository.
 
         Raises:
             FileNotFoundError: nothing was saved there.
             ValueError: the folder holds something else, belongs to a model of another shape, or a device that is not
                 there.
         """
-        return storage.load(cls, Path(folder), model, tokenizer, device)
+        heads, policy, bounds = storage.load(folder, Decoder(model), revision=revision, token=token)
+        return cls(heads, tokenizer, policy=policy, device=device, **bounds)  # type: ignore[arg-type]
 
     def exit_logits(
         self,

@@ -9,7 +9,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from torch import nn
 from typer.testing import CliRunner
 
 from reasonrec_fast.arrays import as_keys
@@ -142,11 +141,11 @@ def test_a_model_stored_without_knowledge_has_none(tmp_path):
     """That of the model that was in the folder before was loaded with it."""
     for name in (*KNOWLEDGE_FILES, "template.json"):
         (tmp_path / name).write_text("of another model")
-    model = SimpleNamespace(
-        peft=nn.Module(), ranker=SimpleNamespace(heads=nn.ModuleList()), mean=np.zeros(1), scale=np.ones(1),
-        knowledge=None, template=None, config=OptiRAGConfig(), policy=None, platt={},
+    stored = storage.Stored(
+        config=OptiRAGConfig(), adapter={}, heads={}, mean=np.zeros(1), scale=np.ones(1), policy=None, platt={},
+        num_trees=None, depth_zero=None, booster=None, knowledge=None, template=None,
     )  # fmt: skip
-    storage.save(model, tmp_path, knowledge=False)
+    stored.save(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         "adapter.safetensors", "config.json", "heads.safetensors",
     ]  # fmt: skip

@@ -44,6 +44,7 @@ from reasonrec_fast.models.optirag.retriever import Retriever
 from reasonrec_fast.models.optirag.template import AUTO, Template, template_for
 from reasonrec_fast.models.optirag.text_retrieval import item_vectors
 from reasonrec_fast.precision import fast_dtype
+from reasonrec_fast.pretrained import PushToHub
 from reasonrec_fast.training.exits import Parts, Progress
 
 _logger = logging.getLogger("reasonrec_fast")
@@ -69,7 +70,7 @@ def _say_nothing(part: str, done: int, total: int) -> None:
     """In place of ``parts`` that nobody gave."""
 
 
-class OptiRAG:
+class OptiRAG(PushToHub):
     """CTR prediction by retrieved evidence, a language model and early exit.
 
     Make one with ``OptiRAG(config).fit(interactions, split)`` or :meth:`from_pretrained`.
@@ -582,7 +583,23 @@ class OptiRAG:
             knowledge: False leaves out the training events and the retriever; the model then needs
                 :meth:`refit_retriever` before it can predict.
         """
-        storage.save(self, Path(folder), knowledge=knowledge)
+        self._stored(knowledge).save(Path(folder))
+
+    def _stored(self, knowledge: bool) -> storage.Stored:
+        return storage.Stored(
+            config=self.config,
+            adapter={name: value for name, value in self.peft.named_parameters() if "lora_" in name},
+            heads=self.ranker.model.heads.state_dict(),
+            mean=self.mean,
+            scale=self.scale,
+            policy=self.policy,
+            platt=self.platt,
+            num_trees=self.num_trees,
+            depth_zero=self.depth_zero,
+            booster=self.booster if knowledge else None,
+            knowledge=self.knowledge if knowledge else None,
+            template=self.template,
+        )
 
     def load_adapters(self, folder: str | Path) -> OptiRAG:
         """Take the adapters of a saved model, to train exits on top of it; heads and settings stay.
@@ -591,26 +608,47 @@ class OptiRAG:
             FileNotFoundError: there are none in the folder.
             ValueError: they do not fit this backbone and rank.
         """
-        storage.load_adapters(self, Path(folder))
+        adapter = storage.saved_adapter(Path(folder))
+        self.unmerge()
+        storage.copy_weights(dict(self.peft.named_parameters()), adapter, "adapters")
         return self
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, backbone: str | None = None, device: torch.device | str | None = None
+        cls,
+        folder: str | Path,
+        *,
+        backbone: str | None = None,
+        device: torch.device | str | None = None,
+        revision: str | None = None,
+        token: str | None = None,
     ) -> OptiRAG:
         """Read what :meth:`save_pretrained` wrote, on whatever device the model was then.
 
         Args:
-            folder: the model.
+            folder: the model, or a repository of the Hugging Face hub (``"user/repository"``).
             backbone: where the language model lies, if not where the configuration says.
             device: where the model lives; by default the GPU where there is one.
+            revision, token: of the repository.
 
         Raises:
             FileNotFoundError: there is no model in the folder.
             ValueError: the folder holds another architecture, weights that do not fit the backbone, or a device that is
                 not there.
         """
-        return storage.load(cls, Path(folder), backbone=backbone, device=device)
+
+        def read(stored: storage.Stored) -> OptiRAG:
+            config = stored.config if backbone is None else replace(stored.config, backbone=backbone)
+            model = cls(config, device=device)
+            storage.copy_weights(dict(model.peft.named_parameters()), stored.adapter, "adapter")
+            storage.copy_weights(model.ranker.model.heads.state_dict(), stored.heads, "heads")
+            model.mean, model.scale, model.platt = stored.mean, stored.scale, dict(stored.platt)
+            model.ranker.policy, model.depth_zero = stored.policy, stored.depth_zero
+            model.num_trees, model.booster, model.knowledge = stored.num_trees, stored.booster, stored.knowledge
+            model.template = stored.template or model.template
+            return model
+
+        return storage.load(folder, read, revision=revision, token=token)
 
     def _known(self) -> Knowledge:
         if self.knowledge is None:

@@ -2,132 +2,144 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from reasonrec_fast.early_exit.depth_zero import FILES, DepthZero
 from reasonrec_fast.early_exit.policy import ExitPolicy
-from reasonrec_fast.files import read_json, read_tensors, read_whole, replacing_folder, write_json, write_tensors
+from reasonrec_fast.files import read_json, read_tensors, write_json, write_tensors
 from reasonrec_fast.models.optirag.boosted import BoostedEvidence
 from reasonrec_fast.models.optirag.config import OptiRAGConfig
 from reasonrec_fast.models.optirag.knowledge import KNOWLEDGE_FILES, Knowledge
 from reasonrec_fast.models.optirag.template import Template
+from reasonrec_fast.pretrained import checked_settings, load_folder, save_folder
 
-if TYPE_CHECKING:
-    from reasonrec_fast.models.optirag.model import OptiRAG
-
-_ARCHITECTURE = "optirag"
-_FORMAT = 2
+ARCHITECTURE, FORMAT = "optirag", 2
+OLDER = {1: "its exits do not stand on boosted trees; train it again"}
 _TEMPLATE = "template.json"
-_WEIGHTS = ("adapter.safetensors", "heads.safetensors")
+_ADAPTER, _HEADS = "adapter.safetensors", "heads.safetensors"
 _BOOSTER = "booster.txt"
+Model = TypeVar("Model")
 
 
-def save(model: OptiRAG, folder: Path, *, knowledge: bool) -> None:
-    """Write adapters (bfloat16), heads, settings and, where wanted, what the model knows; a model that is there already
-    is replaced as a whole."""
-    with replacing_folder(
-        folder, ("config.json", *_WEIGHTS, *KNOWLEDGE_FILES, _TEMPLATE, _BOOSTER, *FILES.values())
-    ) as temporary:
-        _write(model, temporary, knowledge=knowledge)
+@dataclass(frozen=True)
+class Stored:
+    """What is kept of a model.
 
+    Attributes:
+        config: settings.
+        adapter: weights of the adapters by name.
+        heads: weights of the heads by name.
+        mean, scale: of the dense features.
+        policy: when requests leave.
+        platt: slope and intercept by kind of score.
+        num_trees: of the boosted trees.
+        depth_zero: who goes on from the boosted trees.
+        booster, knowledge: of the training events; None where these are not kept.
+        template: wording of the prompts.
+    """
 
-def _write(model: OptiRAG, folder: Path, *, knowledge: bool) -> None:
-    adapter = {name: p.detach().bfloat16() for name, p in model.peft.named_parameters() if "lora_" in name}
-    write_tensors(folder / "adapter.safetensors", adapter)
-    heads = dict(model.ranker.model.heads.state_dict())
-    heads["numbers.mean"], heads["numbers.scale"] = torch.from_numpy(model.mean), torch.from_numpy(model.scale)
-    write_tensors(folder / "heads.safetensors", heads)
-    trees = {} if model.depth_zero is None else model.depth_zero.save(folder)
-    if knowledge and model.knowledge is not None:
-        model.knowledge.save(folder)
-        if model.booster is not None:  # it belongs to the training events, as the retriever does
-            trees["booster"] = model.booster.save(folder / _BOOSTER)
-    if model.template is not None:
-        write_json(folder / _TEMPLATE, model.template.to_dict())
-    write_json(
-        folder / "config.json",
-        {
-            "architecture": _ARCHITECTURE,
-            "format": _FORMAT,
-            "config": model.config.to_dict(),
-            "policy": None if model.policy is None else model.policy.to_dict(),
-            "platt": model.platt,
-            "num_trees": model.num_trees,
+    config: OptiRAGConfig
+    adapter: Mapping[str, torch.Tensor]
+    heads: Mapping[str, torch.Tensor]
+    mean: np.ndarray
+    scale: np.ndarray
+    policy: ExitPolicy | None
+    platt: Mapping[str, tuple[float, float]]
+    num_trees: int | None
+    depth_zero: DepthZero | None
+    booster: BoostedEvidence | None
+    knowledge: Knowledge | None
+    template: Template | None
+
+    def save(self, folder: Path) -> None:
+        """Write adapters (bfloat16), heads, settings and what the model knows; a model that is there already is
+        replaced as a whole."""
+        files = (_ADAPTER, _HEADS, *KNOWLEDGE_FILES, _TEMPLATE, _BOOSTER, *FILES.values())
+        save_folder(folder, ARCHITECTURE, FORMAT, files, self._write)
+
+    def _write(self, folder: Path) -> dict[str, Any]:
+        write_tensors(folder / _ADAPTER, {name: value.detach().bfloat16() for name, value in self.adapter.items()})
+        scaling = {"numbers.mean": torch.from_numpy(self.mean), "numbers.scale": torch.from_numpy(self.scale)}
+        write_tensors(folder / _HEADS, {**self.heads, **scaling})
+        trees = {} if self.depth_zero is None else self.depth_zero.save(folder)
+        if self.knowledge is not None:
+            self.knowledge.save(folder)
+            if self.booster is not None:  # it belongs to the training events, as the retriever does
+                trees["booster"] = self.booster.save(folder / _BOOSTER)
+        if self.template is not None:
+            write_json(folder / _TEMPLATE, self.template.to_dict())
+        return {
+            "config": self.config.to_dict(),
+            "policy": None if self.policy is None else self.policy.to_dict(),
+            "platt": self.platt,
+            "num_trees": self.num_trees,
             "trees": trees,
-        },
-    )
+        }
+
+    @classmethod
+    def load(cls, folder: Path, settings: dict[str, Any]) -> Stored:
+        """What :meth:`save` wrote into a folder with these settings."""
+        heads, trees = read_tensors(folder / _HEADS), settings["trees"]
+        mean, scale = heads.pop("numbers.mean").numpy(), heads.pop("numbers.scale").numpy()
+        template = folder / _TEMPLATE
+        return cls(
+            config=OptiRAGConfig.from_dict(settings["config"]),
+            adapter=read_tensors(folder / _ADAPTER),
+            heads=heads,
+            mean=mean,
+            scale=scale,
+            policy=None if settings["policy"] is None else ExitPolicy.from_dict(settings["policy"]),
+            platt={name: tuple(values) for name, values in settings["platt"].items()},
+            num_trees=settings["num_trees"],
+            depth_zero=DepthZero.load(folder, trees) if set(FILES) <= set(trees) else None,
+            booster=BoostedEvidence.load(folder / _BOOSTER, trees["booster"]) if "booster" in trees else None,
+            knowledge=Knowledge.load(folder) if (folder / "events.safetensors").is_file() else None,
+            template=Template.from_dict(read_json(template), str(template)) if template.is_file() else None,
+        )
 
 
-def load(
-    kind: type[OptiRAG], folder: Path, *, backbone: str | None, device: torch.device | str | None = None
-) -> OptiRAG:
-    """Read what :func:`save` wrote."""
-    return read_whole(folder, lambda: _read(kind, folder, backbone, device))
+def load(name: str | Path, read: Callable[[Stored], Model], **repository: Any) -> Model:
+    """The model that ``read`` makes of what was saved in a folder or a repository (``revision``, ``token``)."""
+
+    def read_folder(folder: Path, settings: dict[str, Any]) -> Model:
+        return read(Stored.load(folder, settings))
+
+    return load_folder(name, ARCHITECTURE, FORMAT, read_folder, older=OLDER, **repository)
 
 
-def _read(kind: type[OptiRAG], folder: Path, backbone: str | None, device: torch.device | str | None) -> OptiRAG:
-    stored = stored_settings(folder)
-    values = dict(stored["config"])
-    if backbone is not None:
-        values["backbone"] = backbone
-    model = kind(OptiRAGConfig.from_dict(values), device=device)
-    _copy_weights(dict(model.peft.named_parameters()), read_tensors(folder / "adapter.safetensors"), "adapter")
-    heads = read_tensors(folder / "heads.safetensors")
-    model.mean, model.scale = heads.pop("numbers.mean").numpy(), heads.pop("numbers.scale").numpy()
-    _copy_weights(model.ranker.model.heads.state_dict(), heads, "heads")
-    if stored["policy"] is not None:
-        model.ranker.policy = ExitPolicy.from_dict(stored["policy"])
-    model.num_trees = stored["num_trees"]
-    if set(FILES) <= set(stored["trees"]):
-        model.depth_zero = DepthZero.load(folder, stored["trees"])
-    if "booster" in stored["trees"]:
-        model.booster = BoostedEvidence.load(folder / _BOOSTER, stored["trees"]["booster"])
-    model.platt = {name: tuple(values) for name, values in stored["platt"].items()}
-    if (folder / _TEMPLATE).is_file():
-        model.template = Template.from_dict(read_json(folder / _TEMPLATE), str(folder / _TEMPLATE))
-    if (folder / "events.safetensors").is_file():
-        model.knowledge = Knowledge.load(folder)
-    return model
-
-
-def stored_settings(folder: Path) -> dict[str, Any]:
-    """The settings of a model's folder.
+def require_model(folder: Path) -> None:
+    """Refuse a folder without a model, before any work.
 
     Raises:
         FileNotFoundError: nothing was saved there.
         ValueError: the folder holds something else.
     """
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"folder: expected a saved model with config.json; there is none in {folder}")
-    stored = read_json(folder / "config.json")
-    stored = stored if isinstance(stored, dict) else {}
-    if stored.get("architecture") != _ARCHITECTURE or stored.get("format") != _FORMAT:
-        older = stored.get("architecture") == _ARCHITECTURE and stored.get("format") == 1
-        raise ValueError(
-            f"folder: expected an {_ARCHITECTURE} model of format {_FORMAT}; {folder} holds "
-            f"{stored.get('architecture', stored.get('model_type'))!r} of format {stored.get('format')}"
-            + (" (its exits do not stand on boosted trees; train it again)" if older else "")
-        )
-    return dict(stored)
+    checked_settings(folder, ARCHITECTURE, FORMAT, older=OLDER)
 
 
-def load_adapters(model: OptiRAG, folder: Path) -> None:
-    """Give a model the adapters of another one that was saved; heads and settings stay.
+def saved_adapter(folder: Path) -> dict[str, torch.Tensor]:
+    """Weights of the adapters of a saved model, by name.
 
     Raises:
         FileNotFoundError: there are none in the folder.
-        ValueError: they do not fit.
     """
-    if not (folder / "adapter.safetensors").is_file():
-        raise FileNotFoundError(f"adapters: expected a saved model with adapter.safetensors; there is none in {folder}")
-    model.unmerge()
-    _copy_weights(dict(model.peft.named_parameters()), read_tensors(folder / "adapter.safetensors"), "adapters")
+    if not (folder / _ADAPTER).is_file():
+        raise FileNotFoundError(f"adapters: expected a saved model with {_ADAPTER}; there is none in {folder}")
+    return read_tensors(folder / _ADAPTER)
 
 
-def _copy_weights(target: dict[str, torch.Tensor], source: dict[str, torch.Tensor], what: str) -> None:
+def copy_weights(target: Mapping[str, torch.Tensor], source: Mapping[str, torch.Tensor], what: str) -> None:
+    """Write stored weights into those of a model.
+
+    Raises:
+        ValueError: a name or a shape that the model does not have.
+    """
     for name, value in source.items():
         if name not in target or target[name].shape != value.shape:
             raise ValueError(
