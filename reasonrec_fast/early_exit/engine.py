@@ -84,7 +84,7 @@ class EarlyExitModel(nn.Module):
             skip: layers (from 1, not the last) that are left out, as layer dropout does.
             measure: of the confidence.
         """
-        device = self.backbone.device
+        groups, device = text_groups(groups), self.backbone.device
         with naming_what_did_not_fit(_words(groups), device):
             return self._all_exits(groups, moved(numbers, device), moved(targets, device), skip, measure)
 
@@ -127,7 +127,7 @@ class EarlyExitModel(nn.Module):
             strata: which row of the policy's thresholds holds for each request, int64 ``[R]``; 0 by default.
             cache: of prefixes, kept from call to call.
         """
-        device = self.backbone.device
+        groups, device = text_groups(groups), self.backbone.device
         with naming_what_did_not_fit(_words(groups), device):
             return self._rank(groups, moved(numbers, device), policy, moved(strata, device), cache)
 
@@ -179,7 +179,6 @@ class EarlyExitModel(nn.Module):
 
 def _words(groups: Sequence[TokenGroup]) -> str:
     """A batch in words."""
-    groups = text_groups(groups)
     rows = sum(len(suffixes) for _, suffixes in groups)
     tokens = sum(len(prefix) + sum(map(len, suffixes)) for prefix, suffixes in groups)
     return f"groups: a batch of {rows} rows with {tokens} tokens"
