@@ -101,7 +101,7 @@ class EarlyExitModel(nn.Module):
             measure: of the confidence.
             offset: logits of depth 0, float32 ``[R]``.
         """
-        device = self.backbone.device
+        groups, device = text_groups(groups), self.backbone.device
         with naming_what_did_not_fit(_words(groups), device):
             given = moved(numbers, device), moved(offset, device)
             return self._all_exits(groups, given, moved(targets, device), skip, measure)
@@ -153,7 +153,7 @@ class EarlyExitModel(nn.Module):
         Raises:
             ValueError: a policy of another number of exits.
         """
-        device = self.backbone.device
+        groups, device = text_groups(groups), self.backbone.device
         if policy is not None:
             policy.check_exits(len(self.depths))
         with naming_what_did_not_fit(_words(groups), device):
@@ -213,7 +213,6 @@ def _of_rows(given: tuple[torch.Tensor | None, ...], rows: torch.Tensor) -> list
 
 def _words(groups: Sequence[TokenGroup]) -> str:
     """A batch in words."""
-    groups = text_groups(groups)
     rows = sum(len(suffixes) for _, suffixes in groups)
     tokens = sum(map(num_tokens, groups))
     return f"groups: a batch of {rows} rows with {tokens} tokens"

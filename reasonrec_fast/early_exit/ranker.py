@@ -304,7 +304,11 @@ class EarlyExitRanker(PushToHub):
 
     def encode(self, requests: Sequence[Request]) -> list[EncodedRequest]:
         """Every request's token ids (or its text with embeddings), and how many of them its prefix has."""
-        requests = [_in_one_form(request) for request in requests]
+        mixed = [place for place, pair in enumerate(requests) if has_segments(pair[0]) or has_segments(pair[1])]
+        if mixed:
+            requests = list(requests)
+            for place in mixed:
+                requests[place] = _in_one_form(requests[place])
         if not all(any(map(len, request)) for request in requests):
             raise ValueError("requests: expected (prefix, candidate) pairs with at least one token; got an empty one")
         if any(isinstance(start, str) != isinstance(candidate, str) for start, candidate in requests):
@@ -313,6 +317,10 @@ class EarlyExitRanker(PushToHub):
         if texts and self.tokenizer is None:
             raise ValueError("requests: expected token ids, since there is no tokenizer; got texts")
         encoded: dict[int, EncodedRequest] = {}
+        for place in mixed:
+            start, candidate = requests[place]
+            if isinstance(start, Text) or isinstance(candidate, Text):
+                encoded[place] = joined(start, candidate, "requests"), len(start)  # type: ignore[arg-type]
         if texts:
             pairs = [(str(requests[place][0]), str(requests[place][1])) for place in texts]
             prefixes = list(dict.fromkeys(prefix for prefix, _ in pairs))
@@ -322,15 +330,12 @@ class EarlyExitRanker(PushToHub):
                 # Where the two texts meet a token may span both.
                 encoded[place] = list(whole), common_prefix(starts[prefix], whole)
         for place, (start, candidate) in enumerate(requests):
-            if isinstance(start, Text) or isinstance(candidate, Text):
-                encoded[place] = joined(start, candidate, "requests"), len(start)  # type: ignore[arg-type]
-            elif place not in encoded:
+            if place not in encoded:
                 encoded[place] = _whole([*start, *candidate], place), len(start)
         most = self.model.backbone.vocabulary  # on a GPU a token beyond it would end all work of the process
         for place, (text, _) in encoded.items():
-            ids = text
+            ids = text if type(text) is list else text.ids.tolist()  # type: ignore[union-attr]
             if isinstance(text, Text):
-                ids = text.ids.tolist()
                 for _, segment in text.embeddings:
                     self.model.backbone.check_embeddings(segment, f"requests: request {place}")
             if min(ids) < 0 or max(ids) >= most:
@@ -562,8 +567,6 @@ def _is_whole(value: Any) -> bool:
 
 def _in_one_form(request: Request) -> Request:
     """A request whose segments, if it is given in any, are joined to texts."""
-    if not any(map(has_segments, request)):
-        return request
     first: Any
     second: Any
     first, second = (text_of(text, "requests") if has_segments(text) else text for text in request)  # type: ignore[arg-type]

@@ -268,9 +268,13 @@ def text_of(text: TextInput, argument: str = "text") -> list[int] | Text | Seque
 
 def has_segments(text: Any) -> bool:
     """Whether a text is given in segments; False for token ids."""
-    if isinstance(text, Text | Embeddings):
+    kind = type(text)
+    if kind is list or kind is tuple:  # first, as most texts are
+        if not text or type(text[0]) is int:
+            return False
+    elif isinstance(text, Text | Embeddings):
         return True
-    if not isinstance(text, list | tuple) or not text or type(text[0]) is int:
+    elif not isinstance(text, list | tuple) or not text:
         return False
     first = text[0]
     return isinstance(first, Embeddings | Text | list | tuple | range) or getattr(first, "ndim", 0) == 1

@@ -211,7 +211,10 @@ def within(sizes: Sequence[int], most: int) -> list[range]:
 def text_groups(groups: Sequence[TokenGroup]) -> Sequence[TokenGroup]:
     """Groups whose texts have the one form of :func:`~reasonrec_fast.lm.inputs.text_of`; those of ids alone are
     returned as they are."""
-    if not any(has_segments(text) for prefix, suffixes in groups for text in (prefix, *suffixes)):
+    for prefix, suffixes in groups:
+        if has_segments(prefix) or any(map(has_segments, suffixes)):
+            break
+    else:
         return groups
     return [
         (text_of(prefix, "groups"), [text_of(suffix, "groups") for suffix in suffixes]) for prefix, suffixes in groups

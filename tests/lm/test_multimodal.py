@@ -247,3 +247,18 @@ def test_gradients_reach_the_vectors():
     exits = model.all_exits([group], targets=torch.tensor([0, 1]))
     sum(statistics.target_logprob.sum() for statistics in exits).backward()
     assert values.grad is not None and values.grad.abs().min() > 0
+
+
+def test_images_that_are_read_both_ways_are_refused():
+    import transformers
+    from early_exit.tiny import SIZES
+
+    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.Gemma3Config(
+        text_config={**SIZES, "head_dim": 8}, vision_config={**vision, "image_size": 16, "patch_size": 4}
+    )
+    model = transformers.Gemma3ForConditionalGeneration(config)
+    with pytest.raises(TypeError, match="got Gemma3ForConditionalGeneration of model_type 'gemma3', which has no"):
+        Decoder(model)
+    with pytest.raises(TypeError, match="model: expected an image-text-to-text model of one of .*; got Gemma3For"):
+        segments_of(model, {"input_ids": torch.ones(1, 2, dtype=torch.int64)})
