@@ -6,19 +6,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from reasonrec_fast.lm.inputs import TextInput, text_of
-from reasonrec_fast.lm.layout import TokenGroup, within
-
-
-def _length(text: TextInput) -> int:
-    """Tokens of a text, those in place of which embeddings stand included."""
-    return len(text_of(text))
+from reasonrec_fast.lm.layout import TokenGroup, text_groups, within
 
 
 def num_tokens(group: TokenGroup) -> int:
     """Tokens of a prefix and its suffixes."""
     prefix, suffixes = group
-    return _length(prefix) + sum(map(_length, suffixes))
+    return len(prefix) + sum(map(len, suffixes))
 
 
 def pieces_of(groups: Sequence[TokenGroup], max_tokens: int) -> Iterator[TokenGroup]:
@@ -30,10 +24,10 @@ def pieces_of(groups: Sequence[TokenGroup], max_tokens: int) -> Iterator[TokenGr
     Raises:
         ValueError: a group without a suffix.
     """
-    for number, (prefix, suffixes) in enumerate(groups):
+    for number, (prefix, suffixes) in enumerate(text_groups(groups)):
         if not suffixes:
             raise ValueError(f"groups: expected at least one suffix each; got none in group {number}")
-        for part in within(list(map(_length, suffixes)), max(max_tokens - _length(prefix), 1)):
+        for part in within(list(map(len, suffixes)), max(max_tokens - len(prefix), 1)):
             yield prefix, suffixes[part.start : part.stop]
 
 
