@@ -8,6 +8,7 @@ SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cu
 PRETRAINED := reasonrec_fast/models/optirag/pretrained
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+CONFIGS := reasonrec_fast/experiments/configs
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
@@ -90,10 +91,10 @@ recbole:
 	.venv-recbole/bin/python -m pip install -q --no-build-isolation -e ".[demo,recbole]"
 	.venv-recbole/bin/python -m pip install -q --no-deps "recbole>=1.2.1,<2"
 
-# The adapters and heads of the demo. A run that was killed goes on where it stopped.
+# The adapters and heads of the demo: minutes on a GPU, hours on a CPU. A run that was killed goes on where it stopped.
 train-demo: $(READY)
 	$(BIN)/reasonrec-fast optirag train --without-knowledge --output $(PRETRAINED)/movielens
-	$(BIN)/reasonrec-fast optirag train --without-knowledge --exits 30 --output $(PRETRAINED)/movielens-full-depth
+	$(BIN)/reasonrec-fast optirag train --without-knowledge --config $(CONFIGS)/movielens-full-depth.json --output $(PRETRAINED)/movielens-full-depth
 
 # The GCN retriever against retrieval by text and against none: three trainings of ten layers.
 compare-retrieval: $(READY)

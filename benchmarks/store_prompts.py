@@ -47,7 +47,7 @@ def main() -> None:
     model, _, _ = engine_prompts.movielens_model()
     config = model.peft.get_base_model().config
     decoder: dict[str, Any] = {name: getattr(config, name) for name in SHAPE}
-    heads = {"exits": list(model.ranker.exits), "num_numbers": model.ranker.heads[0].units.in_features}
+    heads = {"exits": list(model.ranker.model.exits), "num_numbers": model.ranker.model.heads[0].units.in_features}
     write_json(FOLDER / "smollm2-135m.json", {"decoder": decoder, "heads": heads})
 
 

@@ -422,7 +422,7 @@ OPTIRAG_FIT = {
     "retriever.train",  # item embeddings, once a retriever
     "interaction.to",  # the same graph
     "loop.read_metrics",  # the loss, for progress
-    "model.exit_odds",  # once a batch of calibration
+    "ranker.exit_logits",  # once a batch of calibration
 }
 
 
@@ -435,15 +435,17 @@ def test_optirag_is_fitted_calibrated_and_saved_on_a_device(labelled, config, tm
     expected = here.predict(asked), here.predict(asked, early_exit=False)
     with pretended_device() as device:
         there = OptiRAG(settings, device=DEVICE)
-        assert there.device == DEVICE and all_there(there.peft) and all_there(there.ranker)
+        assert there.device == DEVICE and all_there(there.peft) and all_there(there.ranker.model)
         device.forget()
         there.fit(events, split, progress=lambda *told: None)
         assert set(device.reads) <= OPTIRAG_FIT, device.reads
+        nobody_at_zero = tuple((float("inf"), *row[1:]) for row in there.policy.thresholds)
+        there.ranker.policy = replace(there.policy, thresholds=nobody_at_zero)
         there.save_pretrained(tmp_path / "there")
         np.testing.assert_allclose(there.requests(events, rows).numbers, asked.numbers, atol=1e-4)
         # Callers of other threads share batches; the mode is of this thread.
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("reasonrec_fast.models.optirag.scoring.host_library_is_there", lambda: False)
+            patch.setattr("reasonrec_fast.early_exit.ranker.host_library_is_there", lambda: False)
             device.forget()
             full = there.predict(asked, early_exit=False)
             assert set(device.reads) == {"engine.cpu"} and not device.waits
@@ -465,14 +467,14 @@ def test_the_language_model_takes_the_type_of_its_device(config, monkeypatch):  
     kinds = {"cpu": torch.float32, "meta": torch.bfloat16}
     monkeypatch.setattr(optirag_model, "fast_dtype", lambda device: kinds[device.type])
     model = OptiRAG(config, device="cpu")
-    assert model.ranker.backbone.dtype == torch.float32
+    assert model.ranker.model.backbone.dtype == torch.float32
     with pretended_device():
         model.to(DEVICE)
-        assert model.ranker.backbone.dtype == torch.bfloat16 and all_there(model.peft)
+        assert model.ranker.model.backbone.dtype == torch.bfloat16 and all_there(model.peft)
         types = {name: p.dtype for name, p in model.peft.named_parameters()}
         assert {kind for name, kind in types.items() if "lora_" in name} == {torch.float32}
-        assert {p.dtype for p in model.ranker.heads.parameters()} == {torch.float32}
-        assert model.to("cpu").ranker.backbone.dtype == torch.float32
+        assert {p.dtype for p in model.ranker.model.heads.parameters()} == {torch.float32}
+        assert model.to("cpu").ranker.model.backbone.dtype == torch.float32
 
 
 def test_making_a_model_leaves_the_callers_random_numbers_alone(config):  # noqa: F811

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,7 @@ def _config(folder: Path) -> Any:
     )  # fmt: skip
     LlamaForCausalLM(shape).save_pretrained(folder)
     return OptiRAGConfig(
+        boosted=find_spec("lightgbm") is not None,  # a machine that is there for minutes may have none
         backbone=str(folder), prefix_tokens=300, suffix_tokens=200, slate_size=4, num_neighbours=5, exits=(1, 2),
         samples=48, warm_start_steps=20, folds=2, retriever=EmbeddingConfig(dim=8, steps=10, batch=128),
     )  # fmt: skip

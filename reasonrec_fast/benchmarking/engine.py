@@ -40,7 +40,7 @@ def _case(
     model, _, _ = engine_prompts.movielens_model()
     work: Work = getattr(engine_prompts, prompts)(**arguments)
     model.to(device)
-    work = replace(work, numbers=work.numbers.to(device), strata=work.strata.to(device))
+    work = replace(work, **{name: getattr(work, name).to(device) for name in ("numbers", "offset", "strata")})
     contenders: dict[str, Run] = {OURS: partial(_ours, model, work, early_exit)}
     contenders |= {name: partial(_PEERS[name], model, work) for name in peers}
     needs_full_depth = peers or not early_exit
@@ -57,7 +57,7 @@ def _case(
     return Case(
         "engine",
         name,
-        model.ranker.backbone.dtype,
+        model.ranker.model.backbone.dtype,
         contenders,
         check=check,
         results=4 * len(work.numbers),
@@ -67,16 +67,14 @@ def _case(
 
 
 def _ours(model: OptiRAG, work: Work, early_exit: bool) -> torch.Tensor:
-    from reasonrec_fast.lm.layout import within
+    from reasonrec_fast.early_exit.batching import batches_of
 
-    policy, row = model.policy if early_exit else None, 0
-    probabilities, sizes = [], [len(prefix) + sum(map(len, suffixes)) for prefix, suffixes in work.groups]
-    for batch in within(sizes, TOKENS):
-        groups = [work.groups[index] for index in batch]
-        end = row + sum(len(suffixes) for _, suffixes in groups)
-        probabilities.append(model.ranker.rank(groups, work.numbers[row:end], policy, work.strata[row:end]).probability)
-        row = end
-    return torch.cat(probabilities)
+    policy, scores = model.policy if early_exit else None, []
+    for groups, rows in batches_of(work.groups, TOKENS):
+        part = slice(int(rows[0]), int(rows[-1]) + 1)
+        given = work.numbers[part], policy, work.strata[part]
+        scores.append(model.ranker.model.rank(groups, *given, offset=work.offset[part]).probability)
+    return torch.cat(scores)
 
 
 @torch.inference_mode()
@@ -96,7 +94,7 @@ def _transformers_prefix_cache(model: OptiRAG, work: Work) -> torch.Tensor:
     """Each user's prefix once, its cache repeated for the candidates, which have equal lengths."""
     from transformers import DynamicCache
 
-    base, device, probabilities, start = model.ranker.backbone.base, work.numbers.device, [], 0
+    base, device, probabilities, start = model.ranker.model.backbone.base, work.numbers.device, [], 0
     for prefix, suffixes in work.groups:
         cache = DynamicCache(config=base.config)
         base(input_ids=torch.tensor([list(prefix)], device=device), past_key_values=cache, use_cache=True)
@@ -121,9 +119,10 @@ def _probability(model: OptiRAG, work: Work, start: int, **inputs: Any) -> torch
     """
     from reasonrec_fast.models.optirag.full_depth import last_states
 
-    last, final_hidden = last_states(model.ranker.backbone, **inputs)
+    last, final_hidden = last_states(model.ranker.model.backbone, **inputs)
     model.peft.get_base_model().lm_head(final_hidden)
-    return model.ranker.heads[-1](last, work.numbers[start : start + len(last)]).positive_probability
+    rows = slice(start, start + len(last))
+    return model.ranker.model.heads[-1](last, work.numbers[rows], work.offset[rows]).positive_probability
 
 
 def _slates(name: str, users: int, candidates: int, *, films: int | None = None, **options: Any) -> Callable[..., Case]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,11 +24,13 @@ class Work:
     Attributes:
         groups: token ids, one group per user.
         numbers: standardised dense features, float32 ``[R, F]``.
+        offset: logits of depth 0, float32 ``[R]``; all of these requests go on from there.
         strata: each request's row of the policy's thresholds, int64 ``[R]``.
     """
 
     groups: list[TokenGroup]
     numbers: torch.Tensor
+    offset: torch.Tensor
     strata: torch.Tensor
 
     @property
@@ -97,13 +98,14 @@ def _requests(rows: np.ndarray, *, slate_size: int, prefix_tokens: int, suffix_t
     model, data, split = movielens_model()
     assert model.knowledge is not None
     config = replace(model.config, slate_size=slate_size, prefix_tokens=prefix_tokens, suffix_tokens=suffix_tokens)
-    builder = RequestBuilder(data, split.train, model.knowledge.retriever, model.tokenizer, config)
+    builder = RequestBuilder(
+        data, split.train, model.knowledge.retriever, model.tokenizer, config, booster=model.booster
+    )
     return builder.requests(rows)
 
 
 def _work(requests: Requests, slates: Sequence[Slate]) -> Work:
     model, _, _ = movielens_model()
-    groups, numbers, _ = requests.batch(slates, model.mean, model.scale)
-    rows = np.concatenate([slate.rows for slate in slates])
-    strata: Any = torch.from_numpy(requests.cold[rows].astype(np.int64))
-    return Work(groups, numbers, strata)
+    groups, inputs, _ = requests.batch(slates, model.mean, model.scale)
+    assert inputs.features is not None and inputs.offset is not None and inputs.strata is not None
+    return Work(groups, inputs.features, inputs.offset, inputs.strata)

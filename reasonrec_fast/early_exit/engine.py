@@ -49,8 +49,9 @@ class EarlyExitModel(nn.Module):
     Args:
         backbone: the transformer.
         exits: layers (from 1) with a head; the last layer always has one.
-        num_numbers: numbers that every head reads beside the hidden state.
-        members: ensemble size of each head.
+        num_numbers: features that every head reads beside the hidden state.
+        members: ensemble size of each head; by default 2, and 1 with an offset.
+        offset: whether exits begin at depth 0, with a logit that comes with every row, and the heads correct it.
 
     Attributes:
         cuda_graphs: whether :meth:`rank` may record its layers on a GPU (sizes that come again are replayed, many times
@@ -58,14 +59,27 @@ class EarlyExitModel(nn.Module):
     """
 
     def __init__(
-        self, backbone: Decoder, exits: Sequence[int] | None = None, *, num_numbers: int = 0, members: int = 2
+        self,
+        backbone: Decoder,
+        exits: Sequence[int] | None = None,
+        *,
+        num_numbers: int = 0,
+        members: int | None = None,
+        offset: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.exits = exit_layers(backbone.num_layers, exits)
-        heads = nn.ModuleList(ExitHead(backbone.hidden_size, num_numbers, members) for _ in self.exits)
-        self.heads: Any = heads.to(backbone.device)
+        self.offset = offset
+        members = (1 if offset else 2) if members is None else members
+        heads = (ExitHead(backbone.hidden_size, num_numbers, members, offset=offset) for _ in self.exits)
+        self.heads: Any = nn.ModuleList(heads).to(backbone.device)
         self.cuda_graphs = True
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Layers of every exit, in the order of a policy's thresholds: with an offset the first is 0."""
+        return (0, *self.exits) if self.offset else self.exits
 
     def all_exits(
         self,
@@ -74,8 +88,9 @@ class EarlyExitModel(nn.Module):
         targets: torch.Tensor | None = None,
         skip: Collection[int] = (),
         measure: Measure = "ratio",
+        offset: torch.Tensor | None = None,
     ) -> list[ops.ExitStatistics]:
-        """Statistics of every row at every exit (differentiable): what training and calibration read.
+        """Statistics of every row at every head (differentiable): what training and calibration read.
 
         Args:
             groups: prefixes and suffixes.
@@ -83,15 +98,17 @@ class EarlyExitModel(nn.Module):
             targets: int64 ``[R]``.
             skip: layers (from 1, not the last) that are left out, as layer dropout does.
             measure: of the confidence.
+            offset: logits of depth 0, float32 ``[R]``.
         """
         device = self.backbone.device
         with naming_what_did_not_fit(_words(groups), device):
-            return self._all_exits(groups, moved(numbers, device), moved(targets, device), skip, measure)
+            given = moved(numbers, device), moved(offset, device)
+            return self._all_exits(groups, given, moved(targets, device), skip, measure)
 
     def _all_exits(
         self,
         groups: Sequence[TokenGroup],
-        numbers: torch.Tensor | None,
+        given: tuple[torch.Tensor | None, torch.Tensor | None],
         targets: torch.Tensor | None,
         skip: Collection[int],
         measure: Measure,
@@ -101,12 +118,12 @@ class EarlyExitModel(nn.Module):
         last = on_device(batch.layout.last, self.backbone.device)
         for depth in range(1, self.backbone.num_layers + 1):
             if depth == self.backbone.num_layers:
-                found.append(heads[depth](batch.look(depth), numbers, measure=measure, targets=targets))
+                found.append(heads[depth](batch.look(depth), *given, measure=measure, targets=targets))
                 break
             if depth not in skip:
                 batch.layer(depth)
             if depth in heads:
-                found.append(heads[depth](batch.hidden[last], numbers, measure=measure, targets=targets))
+                found.append(heads[depth](batch.hidden[last], *given, measure=measure, targets=targets))
         return found
 
     @torch.inference_mode()
@@ -117,8 +134,12 @@ class EarlyExitModel(nn.Module):
         policy: ExitPolicy | None = None,
         strata: torch.Tensor | None = None,
         cache: PrefixCache | None = None,
+        offset: torch.Tensor | None = None,
     ) -> Ranked:
         """Probability of yes for every row, each from the first exit that is sure.
+
+        All of the rows are read: who leaves at depth 0 is not among them
+        (:meth:`~reasonrec_fast.early_exit.policy.ExitPolicy.leaves_at_zero`).
 
         Args:
             groups: prefixes and suffixes.
@@ -126,15 +147,22 @@ class EarlyExitModel(nn.Module):
             policy: when rows leave; None sends all through all layers.
             strata: which row of the policy's thresholds holds for each request, int64 ``[R]``; 0 by default.
             cache: of prefixes, kept from call to call.
+            offset: logits of depth 0, float32 ``[R]``.
+
+        Raises:
+            ValueError: a policy of another number of exits.
         """
         device = self.backbone.device
+        if policy is not None:
+            policy.check_exits(len(self.depths))
         with naming_what_did_not_fit(_words(groups), device):
-            return self._rank(groups, moved(numbers, device), policy, moved(strata, device), cache)
+            given = moved(numbers, device), moved(offset, device)
+            return self._rank(groups, given, policy, moved(strata, device), cache)
 
     def _rank(
         self,
         groups: Sequence[TokenGroup],
-        numbers: torch.Tensor | None,
+        given: tuple[torch.Tensor | None, torch.Tensor | None],
         policy: ExitPolicy | None,
         strata: torch.Tensor | None,
         cache: PrefixCache | None,
@@ -147,13 +175,14 @@ class EarlyExitModel(nn.Module):
         alive, previous = torch.arange(rows, device=device), None
         thresholds = None
         if policy is not None:
-            thresholds = on_device(np.array(policy.thresholds, dtype=np.float32), device)
+            behind = len(self.depths) - len(self.exits)  # the threshold of depth 0, for those who are here
+            thresholds = on_device(np.array(policy.thresholds, dtype=np.float32)[:, behind:], device)
         strata = torch.zeros_like(alive) if strata is None else strata
         for place, depth in enumerate(self.exits[:-1] if policy is not None else ()):
             assert policy is not None and thresholds is not None
             statistics = self.heads[place](
                 batch.advance(depth),
-                None if numbers is None else numbers[alive],
+                *_of_rows(given, alive),
                 measure=policy.measure,
                 threshold=thresholds[strata[alive], place],
                 previous=previous if policy.trend else None,
@@ -171,10 +200,14 @@ class EarlyExitModel(nn.Module):
             rows -= stay
             batch.stay(np.array(order[stay:]))
         else:
-            last = self.heads[-1](batch.advance(self.backbone.num_layers), None if numbers is None else numbers[alive])
+            last = self.heads[-1](batch.advance(self.backbone.num_layers), *_of_rows(given, alive))
             probability[alive] = last.positive_probability
         batch.end()
         return Ranked(probability, depths)
+
+
+def _of_rows(given: tuple[torch.Tensor | None, ...], rows: torch.Tensor) -> list[torch.Tensor | None]:
+    return [None if values is None else values[rows] for values in given]
 
 
 def _words(groups: Sequence[TokenGroup]) -> str:

@@ -17,27 +17,45 @@ _UNITS = 256  # unit vectors that an LM head reads at a time
 
 
 class ExitHead(nn.Module):
-    """An ensemble of ``K`` linear yes/no heads on a normalised hidden state and, beside it, some numbers.
+    """An ensemble of ``K`` linear yes/no heads on a normalised hidden state and, beside it, some features.
 
-    The hidden state is RMS-normalised with a learned gain. The numbers (already standardised) enter as they are and
+    The hidden state is RMS-normalised with a learned gain. The features (already standardised) enter as they are and
     through one small hidden layer, so that their effect need not be linear.
+
+    With an offset a head corrects a logit that is there already (that of depth 0): ``a * offset + b + residual(hidden,
+    features)``, where ``a`` starts at 1 and all else at 0, so that an untrained head answers what the offset says.
+    ``scale`` shrinks all that was learnt towards that start; calibration sets it.
 
     Args:
         hidden_size: width ``D`` of the backbone.
-        num_numbers: width ``F`` of the numbers; 0 for none.
-        members: ``K``.
-        units: width of the numbers' hidden layer.
+        num_features: width ``F`` of the features; 0 for none.
+        ensemble_size: ``K``; 1 with an offset, as heads that start at zero stay alike.
+        units: width of the features' hidden layer.
+        offset: whether the head corrects a logit.
+
+    Raises:
+        ValueError: an ensemble with an offset.
     """
 
     temperature: torch.Tensor
+    scale: torch.Tensor
 
-    def __init__(self, hidden_size: int, num_numbers: int = 0, members: int = 2, units: int = 32) -> None:
+    def __init__(
+        self, hidden_size: int, num_features: int = 0, ensemble_size: int = 2, units: int = 32, *, offset: bool = False
+    ) -> None:
         super().__init__()
+        if offset and ensemble_size != 1:
+            raise ValueError(f"ensemble_size: expected 1 with an offset; got {ensemble_size}")
         self.norm = nn.RMSNorm(hidden_size, eps=1e-5)
-        self.units = nn.Linear(num_numbers, units) if num_numbers else None
-        width = hidden_size + (num_numbers + units if num_numbers else 0)
-        self.weight = nn.Parameter(torch.randn(members, 2, width) * width**-0.5 * 0.1)
-        self.bias = nn.Parameter(torch.zeros(members, 2))
+        self.units = nn.Linear(num_features, units) if num_features else None
+        width = hidden_size + (num_features + units if num_features else 0)
+        weight = torch.randn(ensemble_size, 2, width) * width**-0.5 * 0.1
+        if offset:  # its column is the last, and counts for yes
+            weight = torch.cat([torch.zeros_like(weight), torch.tensor([[[0.0], [1.0]]])], -1)
+            self.register_buffer("scale", torch.ones(()))
+        self.offset = offset
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(torch.zeros(ensemble_size, 2))
         self.register_buffer("temperature", torch.ones(()))
         self.softcap: float | None = None
 
@@ -59,36 +77,54 @@ class ExitHead(nn.Module):
         self.bias.copy_(bias.expand_as(self.bias))
         self.softcap = getattr(causal.config, "final_logit_softcapping", None)
 
-    def features(self, hidden: torch.Tensor, numbers: torch.Tensor | None) -> torch.Tensor:
+    def inputs(
+        self, hidden: torch.Tensor, features: torch.Tensor | None, offset: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """What the linear heads read: float32 ``[B, D']``."""
-        normalised = self.norm(hidden.float())
-        if self.units is None:
-            return normalised
-        if numbers is None:
-            raise ValueError(f"numbers: expected [{len(hidden)}, {self.units.in_features}]; got None")
-        return torch.cat([normalised, numbers, nn.functional.gelu(self.units(numbers))], -1)
+        parts = [self.norm(hidden.float())]
+        if self.units is not None:
+            if features is None or features.shape != (len(hidden), self.units.in_features):
+                shape = None if features is None else list(features.shape)
+                raise ValueError(f"features: expected [{len(hidden)}, {self.units.in_features}]; got {shape}")
+            parts += [features, nn.functional.gelu(self.units(features))]
+        if self.offset != (offset is not None) or (offset is not None and offset.shape != (len(hidden),)):
+            wanted = f"[{len(hidden)}]" if self.offset else "None, as the heads stand on their own"
+            raise ValueError(f"offset: expected {wanted}; got {None if offset is None else list(offset.shape)}")
+        if offset is not None:
+            parts.append(offset.float()[:, None])
+        return torch.cat(parts, -1)
 
     def forward(
         self,
         hidden: torch.Tensor,
-        numbers: torch.Tensor | None = None,
+        features: torch.Tensor | None = None,
+        offset: torch.Tensor | None = None,
         *,
         measure: Measure = "ratio",
         threshold: float | torch.Tensor | None = None,
         previous: torch.Tensor | None = None,
         targets: torch.Tensor | None = None,
     ) -> ops.ExitStatistics:
-        """Statistics of the rows ``hidden [B, D]`` with ``numbers [B, F]``; class 1 is yes. Always in float32."""
+        """Statistics of the rows ``hidden [B, D]`` with ``features [B, F]`` and ``offset [B]``; class 1 is yes. Always
+        in float32.
+
+        Raises:
+            ValueError: features or an offset that are missing, not wanted, or of another shape.
+        """
         with torch.autocast(hidden.device.type, enabled=False):
-            features = self.features(hidden, numbers)
+            inputs = self.inputs(hidden, features, offset)
             weight: torch.Tensor = self.weight
             bias: torch.Tensor | None = self.bias
+            if self.offset:
+                start = torch.zeros_like(weight)
+                start[:, 1, -1] = 1.0
+                weight, bias = torch.lerp(start, weight, self.scale), self.bias * self.scale
             if self.softcap is not None:  # Gemma 2 caps its logits: they are formed here, and taken as they are
-                logits = nn.functional.linear(features, weight[0], self.bias[0])
-                features, bias = self.softcap * torch.tanh(logits / self.softcap), None
+                logits = nn.functional.linear(inputs, weight[0], self.bias[0])
+                inputs, bias = self.softcap * torch.tanh(logits / self.softcap), None
                 weight = torch.eye(2, dtype=logits.dtype, device=logits.device)
             return ops.exit_confidence(
-                features,
+                inputs,
                 weight,
                 bias=bias,
                 temperature=self.temperature,

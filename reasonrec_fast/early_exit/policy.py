@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from reasonrec_fast.ops.exit_confidence import Measure
 
 
@@ -15,14 +17,43 @@ class ExitPolicy:
 
     Attributes:
         thresholds: for each stratum of requests, the least confidence at each exit but the last (which takes
-            everyone); ``inf``: nobody leaves there.
+            everyone); ``inf``: nobody leaves there. Where exits begin at depth 0, its threshold is the first.
         measure: a measure of ``exit_confidence``.
-        trend: leave only where the confidence is at least that of the exit before (OptiRAG-Rec's trend across heads).
+        trend: leave only where the confidence is at least that of the head before (OptiRAG-Rec's trend across heads;
+            depth 0 is no head).
     """
 
     thresholds: tuple[tuple[float, ...], ...]
     measure: Measure = "ratio"
     trend: bool = False
+
+    def check_exits(self, count: int) -> None:
+        """Refuse a model with another number of exits, that of depth 0 included.
+
+        Raises:
+            ValueError: strata with other than ``count - 1`` thresholds.
+        """
+        for stratum, row in enumerate(self.thresholds):
+            if len(row) != count - 1:
+                raise ValueError(
+                    f"policy: expected {count - 1} thresholds, one an exit but the last; got {len(row)} in stratum "
+                    f"{stratum}"
+                )
+
+    def leaves_at_zero(self, confidence: np.ndarray, strata: np.ndarray | None = None) -> np.ndarray:
+        """Which rows leave at depth 0, bool ``[R]``: they cost no token.
+
+        Args:
+            confidence: at depth 0, ``[R]``. NaN goes on.
+            strata: row of :attr:`thresholds` for each, int64 ``[R]``; 0 by default.
+
+        >>> policy = ExitPolicy(((1.0, 2.0), (float("inf"), 2.0)))
+        >>> policy.leaves_at_zero(np.array([0.5, 1.5, 1.5]), np.array([0, 0, 1])).tolist()
+        [False, True, False]
+        """
+        thresholds = np.array([row[0] for row in self.thresholds])
+        strata = np.zeros(len(confidence), dtype=np.int64) if strata is None else strata
+        return np.asarray(np.asarray(confidence) >= thresholds[strata])
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it: ``None`` stands for ``inf``.

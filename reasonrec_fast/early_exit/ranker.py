@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 
 from reasonrec_fast.devices import on_device, resolve_device
 from reasonrec_fast.early_exit import storage
+from reasonrec_fast.early_exit.batching import batches_of, num_tokens, pieces_of
 from reasonrec_fast.early_exit.engine import EarlyExitModel, Ranked
 from reasonrec_fast.early_exit.policy import ExitPolicy
 from reasonrec_fast.lm.decoder import Decoder, causal_parts
@@ -24,9 +27,10 @@ from reasonrec_fast.lm.inputs import (
     joined,
     text_of,
 )
-from reasonrec_fast.lm.layout import TokenGroup
+from reasonrec_fast.lm.layout import TokenGroup, within
 from reasonrec_fast.lm.prefix_cache import PrefixCache
-from reasonrec_fast.ops.exit_confidence import Measure
+from reasonrec_fast.micro_batcher import SharedBatcher, host_library_is_there
+from reasonrec_fast.ops.exit_confidence import Measure, exit_confidence
 from reasonrec_fast.uncertainty import Guarantee, Limit, choose_thresholds, guarantee_thresholds
 
 Request = tuple[str | TextInput, str | TextInput]
@@ -45,11 +49,51 @@ def disagreement(scores: np.ndarray, full: np.ndarray) -> np.ndarray:
     return ((scores > 0.5) != (full > 0.5)).astype(np.float64)
 
 
+@dataclass(frozen=True)
+class GroupInputs:
+    """What goes with the ``R`` rows of token groups.
+
+    Attributes:
+        features: standardised, float32 ``[R, F]``; None for heads that read none.
+        offset: logits of depth 0, float32 ``[R]``, for heads that correct them; else None.
+        strata: row of the policy's thresholds, int64 ``[R]``; None: the first.
+    """
+
+    features: torch.Tensor | None = None
+    offset: torch.Tensor | None = None
+    strata: torch.Tensor | None = None
+
+    def of(self, rows: slice | np.ndarray) -> GroupInputs:
+        """Of some of the rows."""
+        at = torch.from_numpy(rows) if isinstance(rows, np.ndarray) else rows
+        return GroupInputs(
+            *(None if values is None else values[at] for values in (self.features, self.offset, self.strata))
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[GroupInputs]) -> GroupInputs:
+        """One after the other; all have the same of the three."""
+        columns = zip(*((part.features, part.offset, part.strata) for part in parts), strict=True)
+        return cls(*(None if column[0] is None else torch.cat(column) for column in columns))
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A group of some caller's, that goes into one batch."""
+
+    group: TokenGroup
+    inputs: GroupInputs
+    early_exit: bool
+
+
 class EarlyExitRanker:
-    """Ranks candidates with a model that may stop before its last layer.
+    """Ranks candidates with a model that may stop before its last layer, or before its first.
 
     Requests whose prefix is the same form a group: what all of its texts begin with is read once. Groups are packed
     without padding. The ranker is where its model is; scores are left there.
+
+    Where the heads correct a logit (``EarlyExitModel(..., offset=True)``) that logit comes with every request, and the
+    exits begin at depth 0: who leaves there is never tokenised.
 
     Args:
         model: backbone and heads (see :meth:`from_model`).
@@ -78,6 +122,9 @@ class EarlyExitRanker:
         model = model.to(model.backbone.device if device is None else resolve_device(device))
         self.model, self.tokenizer, self.policy, self.max_tokens = model.eval(), tokenizer, policy, max_tokens
         self.cache = PrefixCache(prefix_cache_bytes) if prefix_cache_bytes else None
+        self._batcher: SharedBatcher[_Piece, Ranked] = SharedBatcher(
+            self._rank_pieces, max_size=max_tokens, max_wait_ms=0.0, capacity=1 << 62
+        )
 
     @classmethod
     def from_model(
@@ -130,19 +177,129 @@ class EarlyExitRanker:
             self.cache.clear()
         return self
 
-    def rank(self, requests: Sequence[Request], *, early_exit: bool = True) -> Ranked:
+    def rank(
+        self,
+        requests: Sequence[Request] | Callable[[np.ndarray], Sequence[Request]],
+        *,
+        features: torch.Tensor | None = None,
+        offset: torch.Tensor | None = None,
+        shallow: torch.Tensor | None = None,
+        confidence: np.ndarray | None = None,
+        strata: np.ndarray | None = None,
+        early_exit: bool = True,
+    ) -> Ranked:
         """Probability of the positive answer for every request, in their order.
 
         Args:
-            requests: (prefix, candidate) pairs.
+            requests: (prefix, candidate) pairs; or, with an offset, what makes those of the rows that it is given
+                (ascending, int64): it is asked for the requests that go on alone.
+            features: standardised, float32 ``[R, F]``, for heads that read some.
+            offset: logits of depth 0, float32 ``[R]``, for heads that correct them.
+            shallow: logits of who leaves at depth 0, float32 ``[R]``; by default the offset.
+            confidence: at depth 0, ``[R]``, larger is surer: minus the predicted gain of going on, for instance
+                (:class:`~reasonrec_fast.early_exit.depth_zero.DepthZero` makes both). By default that of ``shallow``,
+                by the policy's measure.
+            strata: row of the policy's thresholds, int64 ``[R]``; by default the first.
             early_exit: False reads every layer.
 
         Raises:
             TypeError: token ids that are no whole numbers.
-            ValueError: an empty request, texts without a tokenizer, ids that the backbone does not know, or a text
-                that is too long.
+            ValueError: an empty request, texts without a tokenizer, ids that the backbone does not know, a text that is
+                too long, or an offset that is missing or not wanted.
         """
-        return self.rank_encoded(self.encode(requests), early_exit=early_exit)
+        if offset is None and callable(requests):
+            raise ValueError("requests: expected a sequence, as only an offset tells which go on; got a function")
+        if self.model.offset != (offset is not None):
+            raise ValueError(f"offset: expected {'one a request' if self.model.offset else 'None'}; got {offset}")
+        size = len(requests) if offset is None else len(offset)  # type: ignore[arg-type]
+        on, shallow = np.arange(size), offset if shallow is None else shallow
+        if shallow is not None and early_exit and self.policy is not None:
+            self.policy.check_exits(len(self.model.depths))
+            if confidence is None:
+                confidence = logit_confidence(shallow, self.policy.measure)
+            on = np.flatnonzero(~self.policy.leaves_at_zero(confidence, strata))
+        probability = torch.empty(size, device=self.device)
+        depth = torch.zeros(size, dtype=torch.int64, device=self.device)
+        if shallow is not None:
+            probability.copy_(torch.sigmoid(shallow.float()))
+        if len(on):
+            chosen = requests(on) if callable(requests) else [requests[row] for row in on.tolist()]
+            inputs = GroupInputs(features, offset, None if strata is None else torch.from_numpy(np.asarray(strata)))
+            ranked = self.rank_encoded(self.encode(chosen), inputs=inputs.of(on), early_exit=early_exit)
+            rows = on_device(on, self.device)
+            probability[rows], depth[rows] = ranked.probability, ranked.depth
+        return Ranked(probability, depth)
+
+    def rank_groups(
+        self,
+        groups: Sequence[TokenGroup],
+        inputs: GroupInputs | None = None,
+        *,
+        early_exit: bool = True,
+        progress: Callable[[int], None] | None = None,
+    ) -> Ranked:
+        """Scores of token groups that all go on from depth 0, on the CPU. Any number of threads may call it: they share
+        batches.
+
+        Args:
+            groups: prefixes and suffixes, ``R`` rows.
+            inputs: what goes with the rows.
+            early_exit: False reads every layer.
+            progress: is told how many rows were just scored.
+        """
+        inputs = inputs or GroupInputs()
+        pieces, row = [], 0
+        for group in pieces_of(groups, self.max_tokens):
+            pieces.append(_Piece(group, inputs.of(slice(row, row + len(group[1]))), early_exit))
+            row += len(group[1])
+        probability, depth = torch.empty(row), torch.empty(row, dtype=torch.int64)
+        row = 0
+        for ranked in self._shared(pieces):
+            size = len(ranked.depth)
+            probability[row : row + size], depth[row : row + size] = ranked.probability, ranked.depth
+            row += size
+            if progress is not None:
+                progress(size)
+        return Ranked(probability, depth)
+
+    def _shared(self, pieces: list[_Piece]) -> Iterator[Ranked]:
+        """The scores of every piece, in order, from batches that concurrent callers share."""
+        sizes = [num_tokens(piece.group) for piece in pieces]
+        if not host_library_is_there():
+            for part in within(sizes, self.max_tokens):
+                yield from self._rank_pieces([pieces[position] for position in part])
+            return
+        futures: list[Future[Ranked]] = []
+        with self._batcher.use() as batcher:
+            try:
+                futures = batcher.submit_all(pieces, sizes)
+                for future in futures:
+                    yield future.result()
+            finally:  # a caller who gives up leaves no work behind
+                for future in futures:
+                    future.cancel()
+
+    def _rank_pieces(self, pieces: list[_Piece]) -> list[Ranked]:
+        """Those that may leave early and those that may not are batches of their own."""
+        results: dict[int, Ranked] = {}
+        for early_exit in (True, False):
+            positions = [position for position, piece in enumerate(pieces) if piece.early_exit == early_exit]
+            if positions:
+                inputs = GroupInputs.joined([pieces[position].inputs for position in positions])
+                groups = [pieces[position].group for position in positions]
+                ranked = self._rank_batch(groups, inputs, early_exit).cpu()  # in one copy
+                results.update(zip(positions, split(ranked, [len(suffixes) for _, suffixes in groups]), strict=True))
+        return [results[position] for position in range(len(pieces))]
+
+    def _rank_batch(self, groups: Sequence[TokenGroup], inputs: GroupInputs, early_exit: bool) -> Ranked:
+        return self.model.rank(
+            groups,
+            inputs.features,
+            self.policy if early_exit else None,
+            inputs.strata,
+            self.cache,
+            offset=inputs.offset,
+        )
 
     def encode(self, requests: Sequence[Request]) -> list[EncodedRequest]:
         """Every request's token ids (or its text with embeddings), and how many of them its prefix has."""
@@ -180,14 +337,21 @@ class EarlyExitRanker:
                 raise ValueError(f"requests: expected token ids in [0, {most}); got {strange} in request {place}")
         return [encoded[place] for place in range(len(requests))]
 
-    def rank_encoded(self, encoded: Sequence[EncodedRequest], *, early_exit: bool = True) -> Ranked:
-        """What :meth:`rank` does, of what :meth:`encode` made."""
+    def rank_encoded(
+        self,
+        encoded: Sequence[EncodedRequest],
+        *,
+        inputs: GroupInputs | None = None,
+        early_exit: bool = True,
+    ) -> Ranked:
+        """What :meth:`rank` does of requests that all go on from depth 0, as :meth:`encode` made them."""
+        inputs = inputs or GroupInputs()
         probability = torch.empty(len(encoded), device=self.device)
         depth = torch.empty(len(encoded), dtype=torch.int64, device=self.device)
         for groups, rows in self._batches(encoded):
-            found = self.model.rank(groups, policy=self.policy if early_exit else None, cache=self.cache)
-            places = on_device(np.array(rows), self.device)
-            probability[places], depth[places] = found.probability, found.depth
+            ranked = self._rank_batch(groups, inputs.of(rows), early_exit)
+            positions = on_device(rows, self.device)
+            probability[positions], depth[positions] = ranked.probability, ranked.depth
         return Ranked(probability, depth)
 
     def calibrate(
@@ -200,6 +364,10 @@ class EarlyExitRanker:
         users: np.ndarray | None = None,
         measure: Measure = "ratio",
         trend: bool = False,
+        features: torch.Tensor | None = None,
+        offset: torch.Tensor | None = None,
+        shallow: torch.Tensor | None = None,
+        confidence: np.ndarray | None = None,
     ) -> Guarantee:
         """Choose the thresholds with a promise: the mean loss against full depth is at most ``alpha``, with
         probability ``1 - delta`` over calibration sets (Learn then Test).
@@ -210,21 +378,35 @@ class EarlyExitRanker:
             loss: from scores ``[E, N]`` of the exits and ``[N]`` of full depth to values in [0, 1], ``[E, N]``.
             users: who asked, ``[N]``, where requests of a user go together: the promise is then of the mean over users.
             measure, trend: of the policy.
+            features, offset, shallow, confidence: as :meth:`rank` will get them; what they come from must have been
+                learnt from other requests.
         """
-        scores, confidence = self._all_exits(requests, measure)
-        found = guarantee_thresholds(
-            loss(scores, scores[-1]), confidence, self.model.exits, alpha=alpha, delta=delta, trend=trend, groups=users
-        )
-        self.policy = ExitPolicy((found.thresholds,), measure, trend)
-        return found
+        scores, sureness = self._all_exits(requests, measure, GroupInputs(features, offset), shallow, confidence)
+        guarantee = guarantee_thresholds(
+            loss(scores, scores[-1]), sureness, self.model.depths, alpha=alpha, delta=delta, trend=trend, groups=users,
+            heads_from=int(self.model.offset),
+        )  # fmt: skip
+        self.policy = ExitPolicy((guarantee.thresholds,), measure, trend)
+        return guarantee
 
     def calibrate_within(
-        self, requests: Sequence[Request], limits: Sequence[Limit], *, measure: Measure = "ratio", trend: bool = False
+        self,
+        requests: Sequence[Request],
+        limits: Sequence[Limit],
+        *,
+        measure: Measure = "ratio",
+        trend: bool = False,
+        features: torch.Tensor | None = None,
+        offset: torch.Tensor | None = None,
+        shallow: torch.Tensor | None = None,
+        confidence: np.ndarray | None = None,
     ) -> ExitPolicy:
         """Choose the thresholds with the least depth that keep metrics (AUC, for instance) within limits on the
-        requests given; without a promise for others."""
-        scores, confidence = self._all_exits(requests, measure)
-        thresholds = choose_thresholds(scores, confidence, self.model.exits, limits, trend=trend)
+        requests given; without a promise for others. The arguments are those of :meth:`calibrate`."""
+        scores, sureness = self._all_exits(requests, measure, GroupInputs(features, offset), shallow, confidence)
+        thresholds = choose_thresholds(
+            scores, sureness, self.model.depths, limits, trend=trend, heads_from=int(self.model.offset)
+        )
         self.policy = ExitPolicy((thresholds,), measure, trend)
         return self.policy
 
@@ -257,39 +439,67 @@ class EarlyExitRanker:
         """
         return storage.load(cls, Path(folder), model, tokenizer, device)
 
-    @torch.inference_mode()
-    def _all_exits(self, requests: Sequence[Request], measure: Measure) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and confidence at every exit, ``[E, N]``."""
-        encoded = self.encode(requests)
-        found = np.empty((2, len(self.model.exits), len(encoded)))
-        for groups, rows in self._batches(encoded):
-            exits = self.model.all_exits(groups, measure=measure)
-            # One copy to the host a batch.
-            both = torch.stack([torch.stack([s.positive_probability, s.confidence]) for s in exits], 1)
-            found[:, :, rows] = both.cpu().numpy()
-        return found[0], found[1]
+    def exit_logits(
+        self,
+        groups: Sequence[TokenGroup],
+        inputs: GroupInputs | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
+        """Logits of yes of every ensemble member at every head, float64 ``[E, R, K]``, at the present temperatures.
 
-    def _batches(self, encoded: Sequence[EncodedRequest]) -> Iterator[tuple[list[TokenGroup], list[int]]]:
+        Args:
+            groups: prefixes and suffixes, ``R`` rows.
+            inputs: what goes with the rows.
+            progress: is told how many rows were just scored.
+        """
+        inputs = inputs or GroupInputs()
+        heads = self.model.heads
+        logits = np.empty((len(heads), sum(len(suffixes) for _, suffixes in groups), len(heads[0].weight)))
+        for batch, rows in batches_of(groups, self.max_tokens):
+            statistics = self._exit_statistics(batch, inputs.of(rows), targets=torch.ones(len(rows), dtype=torch.int64))
+            yes = torch.stack([exit.target_logprob for exit in statistics]).cpu().double().numpy()  # one copy a batch
+            logits[:, rows] = yes - np.log(-np.expm1(np.minimum(yes, -1e-12)))
+            if progress is not None:
+                progress(len(rows))
+        return logits
+
+    def _all_exits(
+        self,
+        requests: Sequence[Request],
+        measure: Measure,
+        inputs: GroupInputs,
+        shallow: torch.Tensor | None,
+        confidence: np.ndarray | None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and confidence at every exit, depth 0 included, ``[E, N]``."""
+        encoded = self.encode(requests)
+        both = np.empty((2, len(self.model.depths), len(encoded)))
+        if inputs.offset is not None:
+            shallow = inputs.offset if shallow is None else shallow
+            own = logit_confidence(shallow, measure) if confidence is None else confidence
+            both[0, 0], both[1, 0] = torch.sigmoid(shallow.float()).cpu().numpy(), own
+        behind = len(self.model.depths) - len(self.model.exits)
+        for groups, rows in self._batches(encoded):
+            exits = self._exit_statistics(groups, inputs.of(rows), measure=measure)
+            # One copy to the host a batch.
+            stacked = torch.stack([torch.stack([s.positive_probability, s.confidence]) for s in exits], 1)
+            both[:, behind:, rows] = stacked.cpu().numpy()
+        return both[0], both[1]
+
+    @torch.inference_mode()
+    def _exit_statistics(self, groups: Sequence[TokenGroup], inputs: GroupInputs, **options: Any) -> Any:
+        return self.model.all_exits(groups, inputs.features, offset=inputs.offset, **options)
+
+    def _batches(self, encoded: Sequence[EncodedRequest]) -> Iterator[tuple[list[TokenGroup], np.ndarray]]:
         """Groups of at most ``max_tokens`` tokens together (one row at least), and the requests that their rows are."""
         groups: list[TokenGroup] = []
-        rows: list[int] = []
-        filled = 0
-        for prefix, places in self._grouped(encoded):
-            for place in places:
-                suffix = encoded[place][0][len(prefix) :]
-                begins = not groups or groups[-1][0] is not prefix
-                size = len(suffix) + (len(prefix) if begins else 0)
-                if rows and filled + size > self.max_tokens:
-                    yield groups, rows
-                    groups, rows, filled, begins = [], [], 0, True
-                    size = len(suffix) + len(prefix)
-                if begins:
-                    groups.append((prefix, []))
-                groups[-1][1].append(suffix)  # type: ignore[attr-defined]
-                rows.append(place)
-                filled += size
-        if rows:
-            yield groups, rows
+        order: list[int] = []
+        for prefix, positions in self._grouped(encoded):
+            groups.append((prefix, [encoded[position][0][len(prefix) :] for position in positions]))
+            order += positions
+        requests = np.array(order, dtype=np.int64)
+        for batch, rows in batches_of(groups, self.max_tokens):
+            yield batch, requests[rows]
 
     def _grouped(self, encoded: Sequence[EncodedRequest]) -> Iterator[tuple[Any, list[int]]]:
         """Prefixes, and the requests that begin with each."""
@@ -304,6 +514,23 @@ class EarlyExitRanker:
                 # Candidates may begin alike. A cached prefix ends where its text does, to be found again.
                 shared = min(min(common_prefix(ids, encoded[place][0]), len(encoded[place][0]) - 1) for place in places)
             yield ids[: boundary(ids, shared)], places
+
+
+def split(ranked: Ranked, sizes: Sequence[int]) -> list[Ranked]:
+    """Scores of parts that lie one after the other."""
+    parts = zip(ranked.probability.split(list(sizes)), ranked.depth.split(list(sizes)), strict=True)
+    return [Ranked(probability, depth) for probability, depth in parts]
+
+
+def logit_confidence(logits: torch.Tensor | np.ndarray, measure: Measure) -> np.ndarray:
+    """The confidence that ``exit_confidence`` gives the logits of yes, in the same shape, float64.
+
+    >>> logit_confidence(np.array([0.0, 2.0]), "ratio").tolist()
+    [0.0, 2.0]
+    """
+    values = torch.as_tensor(logits).detach().cpu().double()
+    heads = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    return exit_confidence(values.reshape(-1, 1), heads, measure=measure).confidence.reshape(values.shape).numpy()
 
 
 def _whole(ids: list[Any], request: int) -> list[int]:

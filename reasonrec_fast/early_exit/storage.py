@@ -30,6 +30,8 @@ def save(ranker: EarlyExitRanker, folder: Path) -> None:
         "backbone": shape_of(model.backbone),
         "exits": list(model.exits),
         "members": len(head.weight),
+        "num_numbers": 0 if head.units is None else head.units.in_features,
+        "offset": model.offset,
         "norm_eps": head.norm.eps,
         "softcap": head.softcap,
         "policy": None if ranker.policy is None else ranker.policy.to_dict(),
@@ -70,7 +72,13 @@ def _load(
         )
     if shape_of(backbone) != stored["backbone"]:
         raise ValueError(f"model: expected a backbone of {stored['backbone']}; got {shape_of(backbone)}")
-    found = EarlyExitModel(backbone, stored["exits"], members=stored["members"])
+    found = EarlyExitModel(
+        backbone,
+        stored["exits"],
+        num_numbers=stored.get("num_numbers", 0),  # rankers of before there were any have neither
+        members=stored["members"],
+        offset=stored.get("offset", False),
+    )
     found.heads.load_state_dict(read_tensors(folder / "heads.safetensors"))
     for head in found.heads:
         head.norm.eps, head.softcap = stored["norm_eps"], stored["softcap"]

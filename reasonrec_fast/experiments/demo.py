@@ -21,9 +21,8 @@ from reasonrec_fast.devices import resolve_device
 from reasonrec_fast.graph import InteractionGraph
 from reasonrec_fast.models.classical import FM, Bias, Popularity
 from reasonrec_fast.models.optirag import OptiRAG
-from reasonrec_fast.models.optirag.boosted import BoostedEvidence
 from reasonrec_fast.models.optirag.calibration import log_odds
-from reasonrec_fast.models.optirag.dataset import RequestBuilder
+from reasonrec_fast.models.optirag.dataset import RequestBuilder, TrainingEvidence
 from reasonrec_fast.models.optirag.embeddings import EmbeddingConfig, GraphEmbeddings
 from reasonrec_fast.models.optirag.full_depth import full_depth_scores
 
@@ -140,14 +139,15 @@ def run_demo(
         full = OptiRAG.from_pretrained(PRETRAINED / "movielens-full-depth", device=device)
     else:
         say("llm_full_depth is left out: its adapters are not in this checkout (make train-demo makes them)")
-    say("Training the retriever")
-    exiting.refit_retriever(interactions, split.train)
+    say("Training the retriever and growing the trees")
+    training = exiting.train_retriever(interactions, split.train)
+    exiting.grow_trees(training)
     bench = _Bench(interactions, split, rows, device)
     say("Training the baselines")
     bench.classical()
     say("Evidence without the language model")
     builder, places = exiting.request_builder(interactions)
-    bench.evidence_only(builder, places)
+    bench.evidence_only(builder, places, training)
     say("Language models")
     bench.language_models(exiting, full, builder, places, timed, say)
     records = [bench.records[name] for name in SYSTEMS if name in bench.records]
@@ -187,15 +187,16 @@ class _Bench:
         ]
         return GraphEmbeddings(graphs[0].to(self.device), EmbeddingConfig(weight_decay=1e-3)).fit(graphs[1])
 
-    def evidence_only(self, builder: RequestBuilder, places: np.ndarray) -> None:
+    def evidence_only(self, builder: RequestBuilder, places: np.ndarray, training: TrainingEvidence) -> None:
         """What the evidence is worth without a language model: a logistic regression on the numbers that the heads of
-        the language models read, and boosted trees on these, tastes and votes."""
-        train, labels, build = builder.out_of_fold_evidence(), builder.training_labels, builder.evidence.build
-        linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(train.numbers, labels)
-        validation = self.split.validation
-        trees = BoostedEvidence(train, labels, build(places[validation]), self.data.labels[validation])
-        self.batched("evidence_only", lambda rows: linear.decision_function(build(places[rows]).numbers))
-        self.batched("evidence_gbm", lambda rows: trees.log_odds(build(places[rows])))
+        the language models read, and the boosted trees that OptiRAG's exits stand on."""
+        linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+        linear.fit(training.evidence.numbers, training.labels)
+        trees, evidence_of = builder.booster, builder.visible_evidence
+        if trees is None:
+            raise RuntimeError("builder: expected one with boosted trees; got none")
+        self.batched("evidence_only", lambda rows: linear.decision_function(evidence_of(places[rows]).numbers))
+        self.batched("evidence_gbm", lambda rows: trees.logits(evidence_of(places[rows])))
 
     def batched(self, name: str, score: Callable[[np.ndarray], np.ndarray]) -> None:
         """Time a system that scores rows, batch by batch, and calibrate it on the validation part."""
@@ -215,6 +216,10 @@ class _Bench:
     ) -> None:
         """Early exit is timed on every batch; full depth, through plain transformers, on some of the same batches
         in turns with it. Its scores on the rest come from the packed engine with exits off."""
+        full_builder = builder
+        if full is not None:
+            full.knowledge = exiting.knowledge
+            full_builder, _ = full.request_builder(self.data)
         size = len(self.rows)
         found, full_scores = np.empty(size), np.empty(size)
         depth, cold = np.empty(size, dtype=np.int64), np.empty(size, dtype=np.int64)
@@ -229,18 +234,18 @@ class _Bench:
             timer = turns_timer if in_turns else exit_timer
             predictions = timer.run(rows, lambda rows: exiting.predict(builder.requests(rows)))
             found[at], depth[at] = predictions.probability, predictions.depth
-            requests = builder.requests(rows)
+            requests = full_builder.requests(rows)
             cold[at] = requests.cold
             if full is not None:
                 full_scores[at] = full.predict(requests, early_exit=False).probability
                 if in_turns:
-                    plain = full_timer.run(rows, partial(_plain_scores, full, builder))
+                    plain = full_timer.run(rows, partial(_plain_scores, full, full_builder))
                     worst = max(worst, float(np.abs(plain - full_scores[at]).max()))
         depths = (depth.mean(), *(depth[cold == s].mean() if (cold == s).any() else None for s in (0, 1)))
         exit_timer.extend(turns_timer)
         self.add("optirag", log_odds(found), exiting.platt["early_exit"], exit_timer, depths)
         if full is not None:
-            layers = float(full.ranker.backbone.num_layers)
+            layers = float(full.ranker.model.backbone.num_layers)
             self.add("llm_full_depth", log_odds(full_scores), full.platt["full_depth"], full_timer, (layers,) * 3)
             ratio = turns_timer.figures()["requests_per_s"] / full_timer.figures()["requests_per_s"]
             say(

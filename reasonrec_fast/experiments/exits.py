@@ -94,7 +94,7 @@ def compare_exits(
         requests = model.requests(interactions, rows)
         scores = model.exit_odds(requests).mean(2)
         early: tuple[float | None, float | None, float | None] = (None, None, None)
-        if len(model.ranker.exits) > 1:
+        if len(model.ranker.model.exits) > 1:
             found = model.predict(requests)
             early = (
                 evaluation.auc(labels, found.probability),
@@ -104,7 +104,7 @@ def compare_exits(
         records.append(
             ExitRecord(
                 kind,
-                model.ranker.exits,
+                model.ranker.model.exits,
                 tuple(evaluation.auc(labels, of_exit) for of_exit in scores),
                 tuple(evaluation.gauc(labels, of_exit, users) for of_exit in scores),
                 *early,

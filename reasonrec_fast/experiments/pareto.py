@@ -12,7 +12,7 @@ from reasonrec_fast import evaluation, uncertainty
 from reasonrec_fast.data import Interactions, Split, sample_of_users
 from reasonrec_fast.early_exit.policy import ExitPolicy
 from reasonrec_fast.models.optirag import OptiRAG
-from reasonrec_fast.models.optirag.calibration import ExitScores, calibrate, confidence_of, probabilities
+from reasonrec_fast.models.optirag.calibration import ExitScores, calibrate, exit_statistics
 from reasonrec_fast.models.optirag.dataset import Requests
 from reasonrec_fast.models.optirag.full_depth import full_depth_scores
 
@@ -53,12 +53,13 @@ def pareto(
         timed: of them for times.
         rounds: of timing, all points in turns.
     """
-    config, before, platt = model.config, model.policy, model.platt
-    temperatures = [float(head.temperature) for head in model.ranker.heads]
+    config, before, platt, depth_zero = model.config, model.policy, model.platt, model.depth_zero
+    heads = {name: value.clone() for name, value in model.ranker.model.heads.state_dict().items()}
+    depths = model.ranker.model.depths
     builder, places = model.request_builder(interactions)
     validation = [
         sample_of_users(interactions, split.validation, size, config.seed)
-        for size in (config.calibration_requests, config.calibration_requests // 2)
+        for size in (2 * config.calibration_requests, config.calibration_requests)
     ]
     known, unrated = (
         model.exit_scores(builder.requests(places[rows], unrated=hidden), interactions.users[rows])
@@ -68,13 +69,14 @@ def pareto(
     test = model.exit_scores(builder.requests(places[rows]), interactions.users[rows])
     policies: dict[tuple[str, str], ExitPolicy | None] = {("full depth", "packed"): None}
     for loss in AUC_LOSSES:
-        found = calibrate(
-            known, unrated, model.ranker.exits, replace(config, max_auc_loss=loss, max_gauc_loss=2.5 * loss)
-        )
-        policies["thresholds", f"{loss:.3f}"] = found.policy
-    model.use(found)  # temperatures are those of all
-    for place, layer in enumerate(model.ranker.exits[:-1]):
-        everyone = tuple(-np.inf if at == place else np.inf for at in range(len(model.ranker.exits) - 1))
+        limits = replace(config, max_auc_loss=loss, max_gauc_loss=2.5 * loss)
+        calibration = calibrate(known, unrated, depths, limits)
+        policies["thresholds", f"{loss:.3f}"] = calibration.policy
+    model.use(calibration)  # but for its thresholds it is that of all
+    if calibration.scales:
+        test = test.scaled(calibration.scales)
+    for position, layer in enumerate(depths[:-1]):
+        everyone = tuple(-np.inf if at == position else np.inf for at in range(len(depths) - 1))
         policies["one exit", str(layer)] = ExitPolicy((everyone, everyone), config.measure)
     requests = builder.requests(places[rows[:timed]])
     speeds = _speeds(model, requests, policies, rounds)
@@ -86,24 +88,27 @@ def pareto(
     points.append(
         Point("transformers", "full depth", *_metrics(test, last), depth, speeds["transformers", "full depth"])
     )
-    model.policy, model.platt = before, platt
-    for head, temperature in zip(model.ranker.heads, temperatures, strict=True):
-        head.temperature.fill_(temperature)
+    model.ranker.policy, model.platt, model.depth_zero = before, platt, depth_zero
+    model.ranker.model.heads.load_state_dict(heads)
     return points
 
 
 def _simulated(model: OptiRAG, scores: ExitScores, policy: ExitPolicy | None) -> tuple[np.ndarray, float]:
     """Scores and mean depth of requests that leave by a policy, from what every exit says of them."""
-    layers = np.array(model.ranker.exits)
-    found = probabilities(scores.odds, [float(head.temperature) for head in model.ranker.heads])
+    layers = np.array(model.ranker.model.depths)
+    temperatures = [float(head.temperature) for head in model.ranker.model.heads]
+    at_exits, confidence = exit_statistics(scores, temperatures, model.depth_zero, model.config.measure)
     if policy is None:
-        return found[-1], float(layers[-1])
-    confidence = confidence_of(found, policy.measure)
-    exited, exits = np.empty_like(found[-1]), np.empty(len(scores.labels), dtype=np.int64)
+        return at_exits[-1], float(layers[-1])
+    exited, exits = np.empty_like(at_exits[-1]), np.empty(len(scores.labels), dtype=np.int64)
     for stratum, thresholds in enumerate(policy.thresholds):
         part = scores.cold == bool(stratum)
         exited[part], exits[part] = uncertainty.simulate(
-            found[:, part], confidence[:, part], thresholds, trend=policy.trend
+            at_exits[:, part],
+            confidence[:, part],
+            thresholds,
+            trend=policy.trend,
+            heads_from=int(model.ranker.model.offset),
         )
     return exited, float(layers[exits].mean())
 
@@ -117,7 +122,7 @@ def _speeds(
 ) -> dict[tuple[str, str], float]:
     def by(policy: ExitPolicy | None) -> Callable[[], object]:
         def run() -> object:
-            model.policy = policy
+            model.ranker.policy = policy
             return model.predict(requests)
 
         return run

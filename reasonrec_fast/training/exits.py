@@ -43,6 +43,7 @@ class Batch:
         groups: prefixes and suffixes of ``R`` rows.
         labels: int64 ``[R]``.
         numbers: float32 ``[R, F]``, or None for heads that read none.
+        offset: logits of depth 0, float32 ``[R]``, for heads that correct them; else None.
         slates: which rows are ranked against each other, int64 ``[R]``; by default those of a group.
 
     Tensors may be on any device; on the CPU nothing is read back from the model's.
@@ -52,6 +53,7 @@ class Batch:
     labels: torch.Tensor
     numbers: torch.Tensor | None = None
     slates: torch.Tensor | None = None
+    offset: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,7 @@ def _losses(model: EarlyExitModel, batch: Batch, settings: ExitTraining, step: i
             moved(batch.numbers, device),
             asked,
             skip=dropped_layers(model.backbone.num_layers, settings.layer_dropout, (settings.seed, step)),
+            offset=batch.offset,
         )
     slates = batch.slates
     if slates is None:

@@ -49,6 +49,7 @@ def guarantee_thresholds(
     groups: np.ndarray | None = None,
     steps: int = 12,
     seed: int = 0,
+    heads_from: int = 0,
 ) -> Guarantee:
     """The boldest policy that is shown to lose at most ``alpha``.
 
@@ -64,6 +65,7 @@ def guarantee_thresholds(
             independent draws, and the promise is of the mean over groups of their mean loss.
         steps: policies in the sequence.
         seed: of the split in halves.
+        heads_from: as of :func:`~reasonrec_fast.uncertainty.thresholds.simulate`.
 
     Raises:
         ValueError: an argument does not fit (argument, expected, got), or is NaN (with its exit as row, and its row as
@@ -105,8 +107,10 @@ def guarantee_thresholds(
     designed, tested = mean_of(design), mean_of(test)
     for step in range(1, steps + 1):
         limit = Limit(lambda values: -designed(values), alpha * step / steps)
-        thresholds = choose_thresholds(losses[:, design], confidence[:, design], depths, [limit], trend=trend)
-        lost, exits = simulate(losses[:, test], confidence[:, test], thresholds, trend=trend)
+        thresholds = choose_thresholds(
+            losses[:, design], confidence[:, design], depths, [limit], trend=trend, heads_from=heads_from
+        )
+        lost, exits = simulate(losses[:, test], confidence[:, test], thresholds, trend=trend, heads_from=heads_from)
         loss = tested(lost)
         p_value = hoeffding_bentkus(loss, int(tests.sum()), alpha)
         if p_value > delta:

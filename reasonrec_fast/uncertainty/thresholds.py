@@ -25,14 +25,21 @@ class Limit:
 
 
 def simulate(
-    scores: np.ndarray, confidence: np.ndarray, thresholds: Sequence[float], *, trend: bool = False
+    scores: np.ndarray,
+    confidence: np.ndarray,
+    thresholds: Sequence[float],
+    *,
+    trend: bool = False,
+    heads_from: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where each row would leave, and with which score.
 
     Args:
         scores, confidence: at every exit, ``[E, N]``.
         thresholds: of every exit but the last, ``[E - 1]``.
-        trend: leave only where the confidence has not fallen since the exit before.
+        trend: leave only where the confidence has not fallen since the head before.
+        heads_from: the first exit that is a head: 1 where exits begin at depth 0, whose confidence may be of another
+            kind and is no part of the trend.
 
     Returns:
         scores ``[N]`` and exits ``[N]`` (indices).
@@ -49,7 +56,7 @@ def simulate(
         raise ValueError(
             f"scores, confidence: expected [{len(bounds) + 1}, N]; got {scores.shape} and {confidence.shape}"
         )
-    return _simulate(scores, confidence, bounds, trend)
+    return _simulate(scores, confidence, bounds, trend, heads_from)
 
 
 def at_exits(values: Any, name: str) -> np.ndarray:
@@ -64,11 +71,16 @@ def at_exits(values: Any, name: str) -> np.ndarray:
 
 
 def _simulate(
-    scores: np.ndarray, confidence: np.ndarray, thresholds: Sequence[float] | np.ndarray, trend: bool
+    scores: np.ndarray,
+    confidence: np.ndarray,
+    thresholds: Sequence[float] | np.ndarray,
+    trend: bool,
+    heads_from: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     leaves = confidence[:-1] >= np.asarray(thresholds)[:, None]
     if trend:
-        leaves[1:] &= confidence[1:-1] >= confidence[:-2]
+        heads = confidence[heads_from:-1]
+        leaves[heads_from + 1 :] &= heads[1:] >= heads[:-1]
     leaves = np.concatenate([leaves, np.ones_like(confidence[-1:], dtype=bool)])
     exits = leaves.argmax(0)
     return scores[exits, np.arange(scores.shape[1])], exits
@@ -82,6 +94,7 @@ def choose_thresholds(
     *,
     trend: bool = False,
     quantiles: int = 25,
+    heads_from: int = 0,
 ) -> tuple[float, ...]:
     """Thresholds with the least mean depth that keep every limit, found exit by exit from the shallowest.
 
@@ -92,6 +105,8 @@ def choose_thresholds(
         scores, confidence: at every exit on validation, ``[E, N]``.
         depths: layers of each exit.
         limits: what must hold.
+        trend, heads_from: as of :func:`simulate`.
+        quantiles: of the confidence at an exit, that are tried as its threshold.
 
     Returns:
         one threshold an exit but the last; ``inf`` where no row may leave.
@@ -109,7 +124,7 @@ def choose_thresholds(
     candidates = [[*_quantiles(confidence[place], quantiles), float("inf")] for place in range(len(chosen))]
 
     def holds(thresholds: Sequence[float]) -> bool:
-        exited, _ = _simulate(scores, confidence, thresholds, trend)
+        exited, _ = _simulate(scores, confidence, thresholds, trend, heads_from)
         return all(metric(exited) >= floor for metric, floor in floors)
 
     for place in [*range(len(chosen)), *reversed(range(len(chosen)))]:

@@ -32,10 +32,10 @@ def test_features_are_all_that_is_a_number():
 def test_trees_learn_what_no_line_tells(monkeypatch):
     monkeypatch.setitem(SETTINGS, "learning_rate", 0.2)
     train, validation, test = (evidence(seed) for seed in range(3))
-    model = BoostedEvidence(*train, *validation)
-    scores = model.log_odds(test[0])
+    model = BoostedEvidence.fit(*train, *validation)
+    scores = model.logits(test[0])
     assert auc(test[1], scores) > 0.9 and 10 < model.num_trees < 5000
     assert auc(test[1], test[0].numbers[:, 0]) < 0.6
-    np.testing.assert_array_equal(BoostedEvidence(*train, *validation).log_odds(test[0]), scores)
+    np.testing.assert_array_equal(BoostedEvidence.fit(*train, *validation).logits(test[0]), scores)
     one = Evidence(*(values[7:8] for values in vars(test[0]).values()))
-    np.testing.assert_allclose(model.log_odds(one), scores[7:8])
+    np.testing.assert_allclose(model.logits(one), scores[7:8])

@@ -50,7 +50,7 @@ def test_saved_model_predicts_the_same(events, fitted, tmp_path):
     # Adapters are stored in bfloat16.
     np.testing.assert_allclose(one.probability, other.probability, atol=2e-3)
     names = {file.suffix for file in tmp_path.iterdir()}
-    assert names == {".safetensors", ".json"}
+    assert names == {".safetensors", ".json", ".txt"}
 
 
 def test_killed_training_goes_on_to_the_same_model(events, config, tmp_path):
@@ -71,7 +71,9 @@ def test_killed_training_goes_on_to_the_same_model(events, config, tmp_path):
         events, parts, checkpoint=tmp_path / "killed.safetensors", progress=lambda step, *_: steps.append(step)
     )
     assert steps[0] == 26  # the state after step 25 was stored
-    for (name, one), (_, other) in zip(whole.ranker.named_parameters(), resumed.ranker.named_parameters(), strict=True):
+    for (name, one), (_, other) in zip(
+        whole.ranker.model.named_parameters(), resumed.ranker.model.named_parameters(), strict=True
+    ):
         torch.testing.assert_close(one, other, msg=name)
 
 
@@ -260,8 +262,8 @@ def test_cold_threads_merge_once(events, fitted, tmp_path, monkeypatch):
     for future in found:
         np.testing.assert_allclose(future.result().probability, expected, atol=1e-5)
     saved.result()
-    weights = dict(one.ranker.named_parameters())
-    for name, value in many.ranker.named_parameters():
+    weights = dict(one.ranker.model.named_parameters())
+    for name, value in many.ranker.model.named_parameters():
         assert torch.equal(value, weights[name]), name
     for name in ("adapter.safetensors", "heads.safetensors"):
         assert (tmp_path / "after" / name).read_bytes() == (tmp_path / "before" / name).read_bytes()
@@ -282,8 +284,8 @@ def test_exits_on_the_adapters_of_another_model(events, config, fitted, tmp_path
 def test_without_the_host_library_callers_rank_by_themselves(events, fitted, monkeypatch):
     requests = fitted.requests(events, split_by_time(events).test)
     expected = fitted.predict(requests)
-    monkeypatch.setattr("reasonrec_fast.models.optirag.scoring.host_library_is_there", lambda: False)
-    monkeypatch.setattr("reasonrec_fast.models.optirag.scoring.SharedBatcher.use", None)
+    monkeypatch.setattr("reasonrec_fast.early_exit.ranker.host_library_is_there", lambda: False)
+    monkeypatch.setattr("reasonrec_fast.early_exit.ranker.SharedBatcher.use", None)
     np.testing.assert_allclose(fitted.predict(requests).probability, expected.probability, atol=1e-5)
 
 

@@ -1,9 +1,18 @@
-"""The strongest cheap rival: gradient-boosted trees on the evidence that the language model reads."""
+"""The exit at depth 0: gradient-boosted trees on the evidence that the language model reads.
+
+As a row of the demo they are the strongest cheap rival; in a model they give the logit that the exits in the language
+model correct, and what leaves with it costs no token.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 
+from reasonrec_fast.early_exit.trees import Trees
 from reasonrec_fast.models.optirag.evidence import Evidence
 
 ROUNDS, PATIENCE = 5000, 100
@@ -25,44 +34,115 @@ SETTINGS = {
 class BoostedEvidence:
     """LightGBM (Ke et al. 2017) on all of the evidence that is a number.
 
-    Trees stop growing in number when the log-loss on validation has not fallen for :data:`PATIENCE` rounds.
-
     Args:
-        train: evidence of the training requests, out of fold, as it must not know their labels.
-        labels: of them, 0 or 1, ``[N]``.
-        validation: evidence of later requests.
-        validation_labels: of them.
-        seed: of the draws of rows and columns.
+        trees: whose raw score is the logit of a like.
     """
 
-    def __init__(
-        self,
+    def __init__(self, trees: Trees) -> None:
+        self._trees = trees
+
+    @property
+    def num_trees(self) -> int:
+        return self._trees.num_trees
+
+    @classmethod
+    def fit(
+        cls,
         train: Evidence,
         labels: np.ndarray,
-        validation: Evidence,
-        validation_labels: np.ndarray,
+        validation: Evidence | None = None,
+        validation_labels: np.ndarray | None = None,
         *,
+        num_trees: int | None = None,
         seed: int = 0,
-    ) -> None:
+    ) -> BoostedEvidence:
+        """Grow the trees; equal arguments give equal trees.
+
+        With validation requests the number of trees is that after which the log-loss on them had not fallen for
+        :data:`PATIENCE` rounds; without, ``num_trees``.
+
+        Args:
+            train: evidence of the training requests, out of fold, as it must not know their labels.
+            labels: of them, 0 or 1, ``[N]``.
+            validation: evidence of later requests.
+            validation_labels: of them.
+            num_trees: how many to grow where there is no validation.
+            seed: of the draws of rows and columns.
+
+        Raises:
+            ValueError: neither validation requests nor a number of trees, or both.
+        """
         import lightgbm
 
+        if (validation is None) == (num_trees is None):
+            raise ValueError(
+                "validation, num_trees: expected one of the two; got "
+                + ("neither" if num_trees is None else f"validation and num_trees={num_trees}")
+            )
         data = lightgbm.Dataset(boosted_features(train), labels)
-        self._trees = lightgbm.train(
-            {**SETTINGS, "seed": seed},
+        settings = {**SETTINGS, "seed": seed}
+        if num_trees is not None:
+            return cls(Trees(lightgbm.train(settings, data, num_trees)))
+        assert validation is not None
+        trees = lightgbm.train(
+            settings,
             data,
             ROUNDS,
             valid_sets=[lightgbm.Dataset(boosted_features(validation), validation_labels, reference=data)],
             callbacks=[lightgbm.early_stopping(PATIENCE, verbose=False)],
         )
+        best = trees.model_to_string(num_iteration=trees.best_iteration)
+        return cls(Trees(lightgbm.Booster(model_str=best)))
 
-    @property
-    def num_trees(self) -> int:
-        """Of the round that did best on validation."""
-        return int(self._trees.best_iteration)
+    def logits(self, evidence: Evidence) -> np.ndarray:
+        """Logit of a like, float64 ``[N]``.
 
-    def log_odds(self, evidence: Evidence) -> np.ndarray:
-        """Log-odds of a like, float64 ``[N]``."""
-        return np.asarray(self._trees.predict(boosted_features(evidence), raw_score=True), dtype=np.float64)
+        Raises:
+            ValueError: evidence with another number of features, as of other settings.
+        """
+        return self._trees.predict(boosted_features(evidence))
+
+    def save(self, file: Path) -> dict[str, Any]:
+        """Write the trees as text; returns what :meth:`load` holds the file to."""
+        return self._trees.save(file)
+
+    @classmethod
+    def load(cls, file: Path, expected: Mapping[str, Any]) -> BoostedEvidence:
+        """Read what :meth:`save` wrote; see :meth:`Trees.load <reasonrec_fast.early_exit.trees.Trees.load>`."""
+        return cls(Trees.load(file, expected))
+
+
+def out_of_fold_logits(
+    train: Evidence, labels: np.ndarray, folds: np.ndarray, others: Evidence, other_folds: np.ndarray, num_trees: int,
+    *, seed: int = 0,
+) -> np.ndarray:  # fmt: skip
+    """Logits of training requests, each from trees that were grown without any request of its fold.
+
+    What corrects the trees must not learn from how well they remember their own training rows.
+
+    Args:
+        train: evidence of the training requests, out of fold itself.
+        labels: of them, 0 or 1, ``[N]``.
+        folds: of each, int64 ``[N]``: those of a user are in one.
+        others: evidence of the requests that are scored: those of ``train``, or more.
+        other_folds: of each of them, int64 ``[M]``.
+        num_trees: in every fold, as many as the whole model has.
+        seed: of the draws of rows and columns.
+
+    Returns:
+        float64 ``[M]``.
+    """
+    logits = np.empty(len(other_folds))
+    for fold in np.unique(other_folds):
+        inside, outside = other_folds == fold, folds != fold
+        trees = BoostedEvidence.fit(take(train, outside), labels[outside], num_trees=num_trees, seed=seed)
+        logits[inside] = trees.logits(take(others, inside))
+    return logits
+
+
+def take(evidence: Evidence, rows: np.ndarray) -> Evidence:
+    """Evidence of some of the rows."""
+    return Evidence(*(values[rows] for values in vars(evidence).values()))
 
 
 def boosted_features(evidence: Evidence) -> np.ndarray:

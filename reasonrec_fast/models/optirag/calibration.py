@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
-from reasonrec_fast import evaluation, ops, uncertainty
+from reasonrec_fast import evaluation, uncertainty
+from reasonrec_fast.early_exit.depth_zero import DepthZero
 from reasonrec_fast.early_exit.policy import ExitPolicy
+from reasonrec_fast.early_exit.ranker import disagreement, logit_confidence
 from reasonrec_fast.models.optirag.config import OptiRAGConfig
 from reasonrec_fast.ops.exit_confidence import Measure
 
@@ -19,45 +20,90 @@ class ExitScores:
     """What every exit says of ``N`` validation requests.
 
     Attributes:
-        odds: log-odds of yes of each ensemble member, at temperature 1, ``[E, N, K]``.
+        odds: logits of yes of each ensemble member at every head, at temperature 1, ``[H, N, K]``.
         labels, users: of the requests, ``[N]``.
         cold: whether nobody had rated the item, bool ``[N]``.
+        offset: logits of depth 0, ``[N]``; None where exits begin with the first head.
+        features: what depth 0 reads, ``[N, P]``, with ``offset``.
     """
 
     odds: np.ndarray
     labels: np.ndarray
     users: np.ndarray
     cold: np.ndarray
+    offset: np.ndarray | None = None
+    features: np.ndarray | None = None
+
+    def of(self, rows: np.ndarray) -> ExitScores:
+        """Of some of the requests (mask or indices)."""
+        offset, features = (None if values is None else values[rows] for values in (self.offset, self.features))
+        return ExitScores(self.odds[:, rows], self.labels[rows], self.users[rows], self.cold[rows], offset, features)
+
+    def scaled(self, scales: Sequence[float]) -> ExitScores:
+        """With a share of what each head adds to the logit of depth 0."""
+        assert self.offset is not None
+        offset = self.offset.astype(np.float64)[:, None]
+        return replace(self, odds=offset + np.array(scales)[:, None, None] * (self.odds - offset))
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Attributes: ``temperatures`` of the exits; when rows leave; slope and intercept of Platt scaling on the log-odds
-    of the scores, for ``"early_exit"`` and ``"full_depth"``."""
+    """What calibration finds.
+
+    Attributes:
+        temperatures: of the heads.
+        policy: when rows leave.
+        platt: slope and intercept of Platt scaling on the logits of the scores, for ``"early_exit"`` and
+            ``"full_depth"``.
+        scales: of what the heads learnt, where they correct the logit of depth 0; else none.
+        depth_zero: None where exits begin with the first head.
+    """
 
     temperatures: tuple[float, ...]
     policy: ExitPolicy
     platt: dict[str, tuple[float, float]]
+    scales: tuple[float, ...] = ()
+    depth_zero: DepthZero | None = None
 
 
 def calibrate(
     known: ExitScores, unrated: ExitScores | None, depths: Sequence[int], config: OptiRAGConfig
 ) -> Calibration:
-    """Fit a temperature for every exit and choose the least depth within the configured losses.
+    """Fit a temperature for every head and choose the least depth within the configured losses.
 
     Requests whose item somebody has rated and those whose item nobody has (cold) have thresholds of their own: only
-    the text, deep in the model, knows anything of the latter.
+    the text knows anything of the latter.
+
+    With depth 0 the heads are scaled first (:func:`residual_scale`). Then the requests of one half of the users teach
+    depth 0, and those of the other half choose the thresholds, so that these rest on predictions for users whom depth 0
+    has not seen.
 
     Args:
         known: validation requests as they are.
         unrated: validation requests with their items shown as if nobody had rated them; truly cold ones are too few
             to choose by. Without them cold requests read every layer.
-        depths: layers of each exit.
+        depths: layers of each exit, depth 0 included.
         config: the losses, and how confidence is measured.
     """
-    temperatures = [uncertainty.fit_temperature(odds, known.labels) for odds in known.odds]
-    scores = probabilities(known.odds, temperatures)
-    confidence = confidence_of(scores, config.measure)
+    depth_zero: DepthZero | None = None
+    scales: tuple[float, ...] = ()
+    whole, first, second = known, known, unrated
+    if known.offset is not None:
+        users = np.unique(known.users)
+        # Not in the order in which the requests' users were drawn: those of the unrated ones came first there.
+        learns = np.random.default_rng((config.seed, 1)).permutation(users)[: max(len(users) // 2, 1)]
+        first, known = (known.of(np.isin(known.users, learns) == part) for part in (True, False))
+        if unrated is not None:
+            second, unrated = (unrated.of(np.isin(unrated.users, learns) == part) for part in (True, False))
+        # Six numbers of all requests are steadier; a promise needs exits that its test has not seen.
+        steady = whole if config.max_disagreement is None else first
+        scales = tuple(residual_scale(steady, head) for head in range(len(first.odds)))
+        first, known = first.scaled(scales), known.scaled(scales)
+        second, unrated = (None if part is None else part.scaled(scales) for part in (second, unrated))
+    temperatures = [uncertainty.fit_temperature(odds, first.labels) for odds in first.odds]
+    if first.offset is not None:
+        depth_zero = _fit_depth_zero([part for part in (first, second) if part is not None], temperatures, config)
+    scores, confidence = exit_statistics(known, temperatures, depth_zero, config.measure)
     warm, cold = ~known.cold, known.cold
 
     def with_cold(metric: Callable[[np.ndarray], float]) -> Callable[[np.ndarray], float]:
@@ -73,14 +119,15 @@ def calibrate(
     limits = [uncertainty.Limit(with_cold(metric), loss) for metric, loss in _limits(known, config)]
     warm_thresholds = _thresholds(scores[:, warm], confidence[:, warm], depths, limits, known.users[warm], config)
     cold_thresholds = tuple(float("inf") for _ in depths[:-1])
-    if unrated is not None:
-        hidden = probabilities(unrated.odds, temperatures)
+    if unrated is not None and len(unrated.labels):
         limits = [uncertainty.Limit(metric, loss) for metric, loss in _limits(unrated, config)]
-        hidden_confidence = confidence_of(hidden, config.measure)
-        cold_thresholds = _thresholds(hidden, hidden_confidence, depths, limits, unrated.users, config)
+        of_unrated = exit_statistics(unrated, temperatures, depth_zero, config.measure)
+        cold_thresholds = _thresholds(*of_unrated, depths, limits, unrated.users, config)
     exited = np.empty_like(scores[-1])
     for rows, thresholds in ((warm, warm_thresholds), (cold, cold_thresholds)):
-        exited[rows], _ = uncertainty.simulate(scores[:, rows], confidence[:, rows], thresholds, trend=config.trend)
+        exited[rows], _ = uncertainty.simulate(
+            scores[:, rows], confidence[:, rows], thresholds, trend=config.trend, heads_from=int(depth_zero is not None)
+        )
     return Calibration(
         tuple(temperatures),
         ExitPolicy((warm_thresholds, cold_thresholds), config.measure, config.trend),
@@ -88,7 +135,47 @@ def calibrate(
             name: evaluation.fit_platt(known.labels, log_odds(values))
             for name, values in (("early_exit", exited), ("full_depth", scores[-1]))
         },
+        scales,
+        depth_zero,
     )
+
+
+def residual_scale(scores: ExitScores, head: int) -> float:
+    """How much of what a head adds to the logit of depth 0 is taken: the share, of twenty equal steps, with the largest
+    GAUC among those whose AUC is not below that of the logit alone.
+
+    A head that learnt to rank within users also moves users as a whole, which the pooled AUC pays for.
+    """
+    assert scores.offset is not None
+    offset = scores.offset.astype(np.float64)
+    residual = scores.odds[head].mean(1) - offset
+    least, best = evaluation.auc(scores.labels, offset), (-np.inf, 0.0)
+    for share in np.linspace(0, 1, 21).tolist():
+        values = offset + share * residual
+        auc, gauc = evaluation.auc(scores.labels, values), evaluation.gauc(scores.labels, values, scores.users)
+        if auc >= least:
+            best = max(best, (auc if np.isnan(gauc) else gauc, share))
+    return best[1]
+
+
+def _fit_depth_zero(parts: Sequence[ExitScores], temperatures: Sequence[float], config: OptiRAGConfig) -> DepthZero:
+    """From requests as they are and as if nobody had rated their items."""
+    features, offset = (np.concatenate([getattr(part, name) for part in parts]) for name in ("features", "offset"))
+    deep = np.concatenate([probabilities(part.odds, temperatures)[-1] for part in parts])
+    return DepthZero.fit(features, offset.astype(np.float64), log_odds(deep), seed=config.seed)
+
+
+def exit_statistics(
+    scores: ExitScores, temperatures: Sequence[float], depth_zero: DepthZero | None, measure: Measure
+) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities of yes and confidence at every exit, depth 0 included, ``[E, N]`` each. The confidence of depth 0
+    is minus the predicted gain of going on."""
+    probability = probabilities(scores.odds, temperatures)
+    confidence = confidence_of(probability, measure)
+    if depth_zero is None or scores.offset is None or scores.features is None:
+        return probability, confidence
+    shallow = 1 / (1 + np.exp(-depth_zero.logits(scores.features, scores.offset)))
+    return np.vstack([shallow, probability]), np.vstack([-depth_zero.gain(scores.features), confidence])
 
 
 def _thresholds(
@@ -103,12 +190,15 @@ def _thresholds(
     tell, nobody leaves early."""
     if not scores.shape[1]:
         return tuple(float("inf") for _ in depths[:-1])
+    heads_from = int(depths[0] == 0)
     if config.max_disagreement is None:
-        return uncertainty.choose_thresholds(scores, confidence, depths, limits, trend=config.trend)
-    differs = ((scores > 0.5) != (scores[-1] > 0.5)).astype(np.float64)
+        return uncertainty.choose_thresholds(
+            scores, confidence, depths, limits, trend=config.trend, heads_from=heads_from
+        )
     return uncertainty.guarantee_thresholds(
-        differs, confidence, depths, alpha=config.max_disagreement, trend=config.trend, groups=users
-    ).thresholds
+        disagreement(scores, scores[-1]), confidence, depths, alpha=config.max_disagreement, trend=config.trend,
+        groups=users, heads_from=heads_from,
+    ).thresholds  # fmt: skip
 
 
 def confidence_of(probability: np.ndarray, measure: Measure) -> np.ndarray:
@@ -117,9 +207,7 @@ def confidence_of(probability: np.ndarray, measure: Measure) -> np.ndarray:
     >>> confidence_of(np.array([0.5, 0.9]), "margin").round(2).tolist()
     [0.0, 0.8]
     """
-    odds = torch.from_numpy(log_odds(probability).reshape(-1, 1))
-    heads = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
-    return ops.exit_confidence(odds, heads, measure=measure).confidence.numpy().reshape(probability.shape)
+    return logit_confidence(log_odds(probability), measure)
 
 
 def log_odds(probability: np.ndarray) -> np.ndarray:

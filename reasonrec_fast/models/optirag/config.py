@@ -41,10 +41,13 @@ class OptiRAGConfig:
             compare with) or ``"none"`` (prompts and heads see nothing of similar users).
         num_neighbours: similar users who vote.
         read_numbers: whether the heads read the retriever's numbers beside the hidden state.
+        boosted: whether the exits stand on boosted trees that read the evidence: the trees' logit is that of depth 0,
+            and the heads correct it. Heads that read no numbers stand on their own.
         exits: layers with heads; None spreads six over the depth.
-        members: ensemble size of each head.
+        members: ensemble size of each head; 1 where the heads correct boosted trees, as they all start at zero.
         lora_rank, lora_alpha: of the adapters on every linear layer.
-        samples: training requests drawn (without replacement, again from the start when all were seen).
+        samples: training requests drawn (without replacement, again from the start when all were seen); None: as many
+            as there are.
         batch_slates: slates a step.
         learning_rate, head_learning_rate: peaks of the schedule, for the adapters of the last layer and the heads.
         depth_decay: factor on the adapters' rate for each layer below the last (the depth-aware schedule); 1: off.
@@ -56,7 +59,8 @@ class OptiRAGConfig:
         pairwise_weight: of the loss that ranks what a user liked above what they did not, within a slate.
         folds: parts of the users whose evidence comes from a retriever that never saw them.
         measure, trend: how confidence is measured, and whether it must not have fallen since the exit before.
-        calibration_requests: validation requests (of whole users) that temperatures and thresholds come from.
+        calibration_requests: validation requests (of whole users) that thresholds come from; with boosted trees as many
+            others scale the heads and teach depth 0.
         max_auc_loss, max_gauc_loss: what early exit may cost on validation.
         max_disagreement: instead of them a promise: with 90 % probability over calibration sets, early exit answers
             at most this share of a user's requests otherwise than full depth (mean over users; Learn then Test). For
@@ -74,24 +78,25 @@ class OptiRAGConfig:
     retrieval: Retrieval = "gcn"
     num_neighbours: Count = 100
     read_numbers: bool = True
+    boosted: bool = True
     exits: tuple[Count, ...] | None = None
-    members: Count = 2
+    members: Count = 1
     lora_rank: Count = 8
     lora_alpha: Count = 16
-    samples: Count = 14_000
-    batch_slates: Count = 2
-    learning_rate: NotNegative = 5e-4
-    head_learning_rate: NotNegative = 2e-3
+    samples: Count | None = None
+    batch_slates: Count = 10
+    learning_rate: NotNegative = 2e-4
+    head_learning_rate: NotNegative = 1e-3
     depth_decay: Positive = 0.98
     exit_training: Mode = "joint"
     layer_dropout: ShareBelowOne = 0.0
     warm_start_steps: Whole = 600
     cold_share: Share = 0.35
-    pairwise_weight: NotNegative = 1.0
+    pairwise_weight: NotNegative = 0.5
     folds: AtLeastTwo = 5
     measure: Measure = "ratio"
     trend: bool = False
-    calibration_requests: AtLeastTwo = 3_000
+    calibration_requests: AtLeastTwo = 5_000
     max_auc_loss: NotNegative = 0.002
     max_gauc_loss: NotNegative = 0.005
     max_disagreement: Share | None = None
@@ -100,6 +105,16 @@ class OptiRAGConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.stands_on_trees and self.members > 1:
+            raise ValueError(
+                f"members: expected 1 with boosted=True, where all heads of an ensemble would be the same; got "
+                f"{self.members}"
+            )
+
+    @property
+    def stands_on_trees(self) -> bool:
+        """Whether the exits begin at depth 0, with boosted trees."""
+        return self.boosted and self.read_numbers
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

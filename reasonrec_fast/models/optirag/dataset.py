@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from reasonrec_fast.data.interactions import Interactions, joined
+from reasonrec_fast.early_exit.ranker import GroupInputs
 from reasonrec_fast.lm.layout import TokenGroup
+from reasonrec_fast.models.optirag.boosted import BoostedEvidence, boosted_features, out_of_fold_logits, take
 from reasonrec_fast.models.optirag.config import OptiRAGConfig
 from reasonrec_fast.models.optirag.evidence import NUMBERS, Evidence, EvidenceBuilder
 from reasonrec_fast.models.optirag.index import EventIndex
@@ -21,29 +24,74 @@ from reasonrec_fast.models.optirag.template import Template, template_for
 
 @dataclass(frozen=True)
 class Requests:
-    """Requests with their evidence and prompts.
+    """Requests with their evidence; their prompts are written when they are needed, of those alone that need one.
 
     Attributes:
         rows: rows of the interactions, ``[N]``.
         labels: int64 ``[N]``.
         numbers: float32 ``[N, F]``, not standardised.
+        offset: logit of depth 0, float32 ``[N]``; None without boosted trees.
+        features: what boosted trees read, float32 ``[N, P]``; None without them.
         cold: whether nobody had rated the item, bool ``[N]``.
-        slates: prompts; a slate's ``rows`` are places in ``rows``.
+        prompts: slates of some of the requests, whose places (ascending) it takes.
     """
 
     rows: np.ndarray
     labels: np.ndarray
     numbers: np.ndarray
+    offset: np.ndarray | None
+    features: np.ndarray | None
     cold: np.ndarray
-    slates: list[Slate]
+    prompts: Callable[[np.ndarray], list[Slate]]
 
-    def batch(
-        self, slates: Sequence[Slate], mean: np.ndarray, scale: np.ndarray
-    ) -> tuple[list[TokenGroup], torch.Tensor, torch.Tensor]:
-        """Token groups, standardised numbers ``[R, F]`` and labels ``[R]`` of some slates."""
-        places = np.concatenate([slate.rows for slate in slates])
-        numbers = torch.from_numpy(((self.numbers[places] - mean) / scale).astype(np.float32))
-        return [(s.prefix, s.suffixes) for s in slates], numbers, torch.from_numpy(self.labels[places])
+    @cached_property
+    def slates(self) -> list[Slate]:
+        """Prompts of all requests; a slate's ``rows`` are places in ``rows``."""
+        return self.prompts(np.arange(len(self.rows)))
+
+    def batch(self, slates: Sequence[Slate], mean: np.ndarray, scale: np.ndarray) -> SlateBatch:
+        """What the ranker reads of some slates."""
+        rows = np.concatenate([slate.rows for slate in slates])
+        inputs = GroupInputs(
+            torch.from_numpy(((self.numbers[rows] - mean) / scale).astype(np.float32)),
+            None if self.offset is None else torch.from_numpy(self.offset[rows]),
+            torch.from_numpy(self.cold[rows].astype(np.int64)),
+        )
+        return SlateBatch([(s.prefix, s.suffixes) for s in slates], inputs, torch.from_numpy(self.labels[rows]))
+
+
+class SlateBatch(NamedTuple):
+    """What the ranker reads of slates with ``R`` requests.
+
+    Attributes:
+        groups: prefixes and suffixes.
+        inputs: standardised numbers, logits of depth 0, and which thresholds hold: those of stratum 1 where nobody had
+            rated the item.
+        labels: int64 ``[R]``.
+    """
+
+    groups: list[TokenGroup]
+    inputs: GroupInputs
+    labels: torch.Tensor
+
+
+@dataclass(frozen=True)
+class TrainingEvidence:
+    """Evidence of the training requests, each user's from a retriever that was trained without them.
+
+    Attributes:
+        table: the requests: the training events, and with them negatives that were drawn.
+        labels: 0 or 1, int64 ``[N]``.
+        folds: of each request, int64 ``[N]``: those of a user are in one.
+        evidence: of each request.
+        builder: whose histories the prompts tell.
+    """
+
+    table: Interactions
+    labels: np.ndarray
+    folds: np.ndarray
+    evidence: Evidence
+    builder: EvidenceBuilder
 
 
 class RequestBuilder:
@@ -60,6 +108,7 @@ class RequestBuilder:
         index: of the training events, where it was made before.
         ticks: see :class:`~reasonrec_fast.models.optirag.evidence.EvidenceBuilder`.
         template: wording of the prompts; by default what the settings say for the training events.
+        booster: gives the requests their logit of depth 0; None for models that have none.
     """
 
     def __init__(
@@ -75,8 +124,9 @@ class RequestBuilder:
         index: EventIndex | None = None,
         ticks: int = 1,
         template: Template | None = None,
+        booster: BoostedEvidence | None = None,
     ) -> None:
-        self._device = device
+        self._device, self.booster = device, booster
         self.interactions, self.config = interactions, config
         self._item_vectors = item_vectors
         self._ids = tokenizer if isinstance(tokenizer, TokenIds) else TokenIds(tokenizer)
@@ -117,34 +167,24 @@ class RequestBuilder:
             unrated: show their items as if nobody had rated them.
             alone: see :meth:`~reasonrec_fast.models.optirag.prompt.PromptBuilder.slates`.
         """
-        evidence = self.evidence.build(rows)
+        evidence = self.visible_evidence(rows)
         if unrated:
             _forget_items(self.evidence, evidence, rows, np.ones(len(rows), dtype=bool))
-        return self._with_prompts(self.prompts, rows, evidence, alone=alone)
+        offset = None if self.booster is None else self.booster.logits(evidence)
+        return self._with_prompts(self.prompts, rows, evidence, offset, alone=alone)
 
-    def training_requests(self, drawn: Interactions | None = None) -> Requests:
-        """Requests of the training events. No evidence knows its own edge: a user's evidence comes from a retriever
-        that was trained without that user, who is folded in from what they did before.
+    def visible_evidence(self, rows: np.ndarray) -> Evidence:
+        """Evidence of rows outside the training part, as far as the settings let the model see it."""
+        return self._visible(self.evidence.build(rows))
 
-        A share of the requests shows its item as if nobody had rated it, so that the model learns to read the text.
+    def training_evidence(self, drawn: Interactions | None = None) -> TrainingEvidence:
+        """Evidence of the training events, out of fold.
 
         Args:
             drawn: further requests of the same users and items, without labels, that count as not liked: negatives for
                 events that are all likes.
         """
         table = self.index.events if drawn is None else joined(self.index.events, drawn)[0]
-        rows = np.arange(len(table))
-        builder, evidence = self._out_of_fold(table)
-        cold = np.random.default_rng(self.config.seed).random(len(rows)) < self.config.cold_share
-        _forget_items(builder, evidence, rows, cold)
-        found = self._with_prompts(self._prompts(builder), rows, evidence)
-        return replace(found, labels=np.maximum(found.labels, 0))
-
-    def out_of_fold_evidence(self) -> Evidence:
-        """Evidence of the training events, each user's from a retriever that was trained without them."""
-        return self._out_of_fold(self.index.events)[1]
-
-    def _out_of_fold(self, table: Interactions) -> tuple[EvidenceBuilder, Evidence]:
         events, config = self.index.events, self.config
         fold = np.random.default_rng(config.seed).permutation(events.num_users) % config.folds
         parts: dict[str, np.ndarray] = {}
@@ -159,16 +199,61 @@ class RequestBuilder:
             for name, values in vars(built).items():
                 whole = parts.setdefault(name, np.zeros((len(table), *values.shape[1:]), dtype=values.dtype))
                 whole[inside] = values
-        return builder, Evidence(**parts)
+        evidence = self._visible(Evidence(**parts))
+        return TrainingEvidence(table, np.maximum(table.labels, 0), fold[table.users], evidence, builder)
 
-    def _with_prompts(
-        self, prompts: PromptBuilder, rows: np.ndarray, evidence: Evidence, *, alone: bool = False
-    ) -> Requests:
+    def training_requests(self, training: TrainingEvidence | None = None) -> Requests:
+        """Requests of the training events. No evidence knows its own edge: a user's evidence comes from a retriever
+        that was trained without that user, who is folded in from what they did before, and the logit of depth 0 from
+        trees that were grown without them.
+
+        A share of the requests shows its item as if nobody had rated it, so that the model learns to read the text.
+
+        Args:
+            training: what :meth:`training_evidence` gave, where it is there already.
+        """
+        training = training or self.training_evidence()
+        config, rows = self.config, np.arange(len(training.table))
+        shown = take(training.evidence, rows)
+        cold = np.random.default_rng(config.seed).random(len(rows)) < config.cold_share
+        _forget_items(training.builder, shown, rows, cold)
+        offset = None
+        if self.booster is not None:
+            offset = out_of_fold_logits(
+                training.evidence, training.labels, training.folds, shown, training.folds, self.booster.num_trees,
+                seed=config.seed,
+            )  # fmt: skip
+        found = self._with_prompts(self._prompts(training.builder), rows, shown, offset)
+        return replace(found, labels=training.labels)
+
+    def _visible(self, evidence: Evidence) -> Evidence:
+        """Without what comes of similar users, where the settings want none."""
         if self.config.retrieval == "none":
             EvidenceBuilder.forget_retrieved(evidence.numbers)
+            evidence.votes[:] = 0
+            evidence.taste[:, :, 1] = np.nan
+        return evidence
+
+    def _with_prompts(
+        self,
+        prompts: PromptBuilder,
+        rows: np.ndarray,
+        evidence: Evidence,
+        offset: np.ndarray | None,
+        *,
+        alone: bool = False,
+    ) -> Requests:
         cold = evidence.numbers[:, NUMBERS.index("item_events")] <= 0
-        slates = prompts.slates(rows, evidence, alone=alone)
-        return Requests(rows, prompts.interactions.labels[rows], evidence.numbers, cold, slates)
+        features = None
+        if offset is not None:
+            features, offset = boosted_features(evidence), offset.astype(np.float32)
+
+        def write(places: np.ndarray) -> list[Slate]:
+            slates = prompts.slates(rows[places], take(evidence, places), alone=alone)
+            return [replace(slate, rows=places[slate.rows]) for slate in slates]
+
+        labels = prompts.interactions.labels[rows]
+        return Requests(rows, labels, evidence.numbers, offset, features, cold, write)
 
 
 def _forget_items(builder: EvidenceBuilder, evidence: Evidence, rows: np.ndarray, which: np.ndarray) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from reasonrec_fast.devices import moved
 from reasonrec_fast.lm.decoder import Decoder
 from reasonrec_fast.models.optirag.dataset import Requests
 from reasonrec_fast.models.optirag.model import OptiRAG
@@ -19,11 +20,14 @@ def full_depth_scores(model: OptiRAG, requests: Requests) -> np.ndarray:
     The prompts are padded on the left to one length and go through transformers' own forward pass of the decoder
     (its attention, no vocabulary projection), as a team would batch them.
     """
-    groups, numbers, _ = requests.batch(requests.slates, model.mean, model.scale)
+    groups, inputs, _ = requests.batch(requests.slates, model.mean, model.scale)
     prompts = [[*prefix, *suffix] for prefix, suffixes in groups for suffix in suffixes]
     model.merge()
-    last, _ = last_states(model.ranker.backbone, **padded(prompts, model.ranker.backbone.device))
-    found = model.ranker.heads[-1](last, numbers.to(last.device)).positive_probability.cpu().numpy()
+    engine = model.ranker.model
+    last, _ = last_states(engine.backbone, **padded(prompts, engine.backbone.device))
+    assert inputs.features is not None
+    given = inputs.features.to(last.device), moved(inputs.offset, last.device)
+    found = engine.heads[-1](last, *given).positive_probability.cpu().numpy()
     scores = np.empty_like(found)
     scores[np.concatenate([slate.rows for slate in requests.slates])] = found
     return scores

@@ -46,8 +46,10 @@ def instruction_requests(records: Sequence[Instruction], tokenizer: Any, config:
         rows=np.arange(len(records)),
         labels=np.array([record.label for record in records], dtype=np.int64),
         numbers=np.zeros((len(records), len(NUMBERS)), dtype=np.float32),
+        offset=None,
+        features=None,
         cold=np.zeros(len(records), dtype=bool),
-        slates=slates,
+        prompts=lambda places: [slates[place] for place in places],
     )
 
 

@@ -25,20 +25,22 @@ from reasonrec_fast.data.negatives import draw_negatives
 from reasonrec_fast.data.split import Split, checked_split, sample_of_users, split_by_time
 from reasonrec_fast.data.tables import TableLike, as_interactions
 from reasonrec_fast.devices import own_random_numbers, resolve_device, seed_random_numbers
+from reasonrec_fast.early_exit.depth_zero import DepthZero
 from reasonrec_fast.early_exit.engine import EarlyExitModel
 from reasonrec_fast.early_exit.policy import ExitPolicy
+from reasonrec_fast.early_exit.ranker import EarlyExitRanker
 from reasonrec_fast.lm.decoder import Decoder
 from reasonrec_fast.lm.loading import load_language_model
 from reasonrec_fast.models.optirag import storage, training
+from reasonrec_fast.models.optirag.boosted import BoostedEvidence
 from reasonrec_fast.models.optirag.calibration import Calibration, ExitScores, calibrate
 from reasonrec_fast.models.optirag.config import OptiRAGConfig
-from reasonrec_fast.models.optirag.dataset import RequestBuilder, Requests
+from reasonrec_fast.models.optirag.dataset import RequestBuilder, Requests, TrainingEvidence
 from reasonrec_fast.models.optirag.evidence import NUMBERS
 from reasonrec_fast.models.optirag.instructions import instruction_requests
 from reasonrec_fast.models.optirag.knowledge import Asked, Knowledge
 from reasonrec_fast.models.optirag.prompt import TokenIds
 from reasonrec_fast.models.optirag.retriever import Retriever
-from reasonrec_fast.models.optirag.scoring import SlateScorer, batched
 from reasonrec_fast.models.optirag.template import AUTO, Template, template_for
 from reasonrec_fast.models.optirag.text_retrieval import item_vectors
 from reasonrec_fast.precision import fast_dtype
@@ -46,6 +48,8 @@ from reasonrec_fast.training.exits import Parts, Progress
 
 _logger = logging.getLogger("reasonrec_fast")
 _REQUESTS = 4096  # whose prompts are in memory at a time
+BATCH_TOKENS = 4096
+"""Most tokens of a batch, but for a prefix that is longer with one suffix."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Predictions:
 
     Attributes:
         probability: of a like, float32 ``[N]``.
-        depth: layers read, int64 ``[N]``.
+        depth: layers read, int64 ``[N]``; 0 where the boosted trees answered.
     """
 
     probability: np.ndarray
@@ -98,27 +102,34 @@ class OptiRAG:
                 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
                 self.peft: Any = get_peft_model(language_model, lora)
             seed_random_numbers(self.config.seed, cpu)
-            self.ranker = EarlyExitModel(
+            model = EarlyExitModel(
                 backbone,
                 self.config.exits,
                 num_numbers=len(NUMBERS) if self.config.read_numbers else 0,
                 members=self.config.members,
-            ).eval()
+                offset=self.config.stands_on_trees,
+            )
         self.peft.to(device)
-        self.ranker.to(device)
+        self.ranker = EarlyExitRanker(model, self.tokenizer, max_tokens=BATCH_TOKENS, device=device)
         self.mean = np.zeros(len(NUMBERS), dtype=np.float32)
         self.scale = np.ones(len(NUMBERS), dtype=np.float32)
-        self.policy: ExitPolicy | None = None
+        self.booster: BoostedEvidence | None = None
+        self.num_trees: int | None = None
+        self.depth_zero: DepthZero | None = None
         self.platt: dict[str, tuple[float, float]] = {}
         self.knowledge: Knowledge | None = None
         self._ids = TokenIds(self.tokenizer)
         self.template = None if self.config.template == AUTO else Template.load(self.config.template)
         self._merged, self._merging = False, threading.Lock()
-        self._scorer = SlateScorer(self)
 
     @property
     def device(self) -> torch.device:
-        return self.ranker.backbone.device
+        return self.ranker.device
+
+    @property
+    def policy(self) -> ExitPolicy | None:
+        """When requests leave: that of the ranker."""
+        return self.ranker.policy
 
     def to(self, device: torch.device | str) -> OptiRAG:
         """Move the model. The language model's weights take the type that the new device is fastest in: rounded on the
@@ -128,7 +139,7 @@ class OptiRAG:
             ValueError: a device that is not there.
         """
         device = resolve_device(device)
-        old, new = self.ranker.backbone.dtype, fast_dtype(device)
+        old, new = self.ranker.model.backbone.dtype, fast_dtype(device)
         if old != new:
             self.unmerge()  # adapters are float32, and stay so
             for name, parameter in self.peft.named_parameters():
@@ -187,29 +198,39 @@ class OptiRAG:
         self._tell_what_prompts_read(interactions.catalog)
         tell = parts or _say_nothing
         tell("retriever", 0, 1)
-        self.refit_retriever(interactions, split.train)
+        self._train_retriever(interactions, split.train)
         known = self._known()
         tell("requests", 0, 1)
         # What is drawn for validation has no label in the table, so that it is nobody's history.
         table, places = joined(interactions, drawn[1])
-        builder = RequestBuilder(
-            table, places[0][split.train], known.retriever, self._ids, self.config,
-            lambda: self._item_vectors(interactions.catalog), device=self.device, template=self.template,
-        )  # fmt: skip
-        identity = {"events": interactions.digest(), "train": interactions.take(split.train).digest()}
-        self._train(builder.training_requests(drawn[0] if implicit else None), identity, checkpoint, progress)
-        tell("calibration", 0, 1)
+        builder = self._builder(table, places[0][split.train])
         validation = np.sort(np.concatenate([places[0][split.validation], places[1]]))
-        chosen, fewer = (
-            _of_both_labels(table, validation, size, self.config.seed)
-            for size in (self.config.calibration_requests, self.config.calibration_requests // 2)
-        )
-        self.calibrate(
-            (_disliked(builder.requests(chosen)), table.users[chosen]),
-            (_disliked(builder.requests(fewer, unrated=True)), table.users[fewer]),
-            parts=parts,
-        )
+        training = builder.training_evidence(drawn[0] if implicit else None)
+        if self.config.stands_on_trees:
+            self.booster = builder.booster = BoostedEvidence.fit(
+                training.evidence, training.labels, builder.visible_evidence(validation),
+                np.maximum(table.labels[validation], 0), seed=self.config.seed,
+            )  # fmt: skip
+            self.num_trees = self.booster.num_trees
+        identity = {"events": interactions.digest(), "train": known.events.digest()}
+        self._train(builder.training_requests(training), identity, checkpoint, progress)
+        tell("calibration", 0, 1)
+        # Half of them teach depth 0.
+        size = self.config.calibration_requests * (2 if self.config.stands_on_trees else 1)
+        chosen = _of_both_labels(table, validation, size, self.config.seed)
+        self.calibrate(*self._calibration_requests(builder, chosen), parts=parts)
         return self
+
+    def _calibration_requests(
+        self, builder: RequestBuilder, rows: np.ndarray
+    ) -> tuple[tuple[Requests, np.ndarray], tuple[Requests, np.ndarray]]:
+        """Validation requests as they are, and some as if nobody had rated their items; each with their users."""
+        table = builder.interactions
+        fewer = _of_both_labels(table, rows, max(self.config.calibration_requests // 2, 1), self.config.seed)
+        return (
+            (_disliked(builder.requests(rows)), table.users[rows]),
+            (_disliked(builder.requests(fewer, unrated=True)), table.users[fewer]),
+        )
 
     def _tell_what_prompts_read(self, catalog: Catalog) -> None:
         assert self.template is not None
@@ -266,26 +287,66 @@ class OptiRAG:
         self.mean = requests.numbers.mean(0)
         self.scale = np.where(deviation > 1e-6, deviation, 1.0).astype(np.float32)
         self.unmerge()
-        if self.config.read_numbers:
+        if self.config.read_numbers and not self.config.stands_on_trees:
             training.warm_start(
-                self.ranker,
+                self.ranker.model,
                 torch.from_numpy((requests.numbers - self.mean) / self.scale),
                 torch.from_numpy(requests.labels),
                 self.config.warm_start_steps,
                 self.config.seed,
             )
         training.train(
-            self.ranker, requests, self.mean, self.scale, self.config, checkpoint=checkpoint, progress=progress,
+            self.ranker.model, requests, self.mean, self.scale, self.config, checkpoint=checkpoint, progress=progress,
             fingerprint=identity,
         )  # fmt: skip
 
     def refit_retriever(self, interactions: Interactions, train_rows: np.ndarray) -> None:
-        """Train the retriever (seconds) and remember the training events; adapters and heads stay as they are."""
+        """Train the retriever and grow the boosted trees, as many as the model was trained with (a minute); remember
+        the training events. Adapters, heads and thresholds stay as they are.
+
+        Raises:
+            RuntimeError: the model was never trained, so that nothing tells how many trees there are.
+        """
+        if self.config.stands_on_trees and self.num_trees is None:
+            raise RuntimeError("the model was not trained yet: nothing tells how many trees to grow; call fit")
+        self.grow_trees(self.train_retriever(interactions, train_rows))
+
+    def train_retriever(self, interactions: Interactions, train_rows: np.ndarray) -> TrainingEvidence:
+        """The first part of :meth:`refit_retriever`.
+
+        Returns:
+            the evidence of the training events, which the trees are grown on.
+        """
+        self.booster = None
+        rows = as_rows(train_rows, "train_rows", len(interactions), error=DataError)
+        self._train_retriever(interactions, rows)
+        labels = np.unique(interactions.labels[rows])
+        drawn = None
+        if labels.tolist() == [1]:
+            drawn = draw_negatives(interactions, rows, rows, self.config.seed)
+        return self._builder(interactions, rows).training_evidence(drawn)
+
+    def grow_trees(self, training: TrainingEvidence) -> None:
+        """The second part of :meth:`refit_retriever`; nothing where the exits do not stand on trees."""
+        if self.config.stands_on_trees:
+            self.booster = BoostedEvidence.fit(
+                training.evidence, training.labels, num_trees=self.num_trees, seed=self.config.seed
+            )
+
+    def _train_retriever(self, interactions: Interactions, train_rows: np.ndarray) -> None:
         events = interactions.take(as_rows(train_rows, "train_rows", len(interactions), error=DataError))
         vectors = self._item_vectors(events.catalog)
-        rows = np.arange(len(events))
-        retriever = Retriever.train(events, rows, self.config.retriever, vectors, device=self.device)
+        retriever = Retriever.train(events, np.arange(len(events)), self.config.retriever, vectors, device=self.device)
         self.knowledge = Knowledge(events, retriever)
+
+    def _builder(self, table: Interactions, train_rows: np.ndarray) -> RequestBuilder:
+        """Of a table that holds the training events themselves."""
+        known = self._known()
+        self.template = self.template or template_for(self.config.template, known.events)
+        return RequestBuilder(
+            table, train_rows, known.retriever, self._ids, self.config, lambda: self._item_vectors(table.catalog),
+            device=self.device, template=self.template, booster=self.booster,
+        )  # fmt: skip
 
     def calibrate(
         self,
@@ -294,7 +355,7 @@ class OptiRAG:
         *,
         parts: Parts | None = None,
     ) -> None:
-        """Fit a temperature for every exit and choose the exit thresholds; see :func:`calibration.calibrate`.
+        """Scale the heads, teach depth 0 and choose the exit thresholds; see :func:`calibration.calibrate`.
 
         Args:
             known: validation requests, and the user of each ``[N]``.
@@ -311,40 +372,42 @@ class OptiRAG:
 
         scores = self.exit_scores(*known, progress=advance)
         hidden = None if unrated is None else self.exit_scores(*unrated, progress=advance)
-        self.use(calibrate(scores, hidden, self.ranker.exits, self.config))
+        self.use(calibrate(scores, hidden, self.ranker.model.depths, self.config))
 
-    def use(self, found: Calibration) -> None:
-        """Take temperatures, thresholds and scaling of a calibration."""
-        for head, temperature in zip(self.ranker.heads, found.temperatures, strict=True):
-            head.temperature.fill_(temperature)
-        self.policy, self.platt = found.policy, found.platt
+    def use(self, calibration: Calibration) -> None:
+        """Take temperatures, scales, depth 0, thresholds and Platt scaling of a calibration."""
+        self._set_heads(calibration.temperatures, calibration.scales)
+        self.depth_zero, self.platt = calibration.depth_zero, calibration.platt
+        self.ranker.policy = calibration.policy
 
     def exit_scores(
         self, requests: Requests, users: np.ndarray, progress: Callable[[int], None] | None = None
     ) -> ExitScores:
-        """What calibration reads of requests and their users ``[N]``; temperatures are 1 from here on."""
-        for head in self.ranker.heads:
-            head.temperature.fill_(1.0)
-        return ExitScores(self.exit_odds(requests, progress), requests.labels, users, requests.cold)
+        """What calibration reads of requests and their users ``[N]``; temperatures and scales are 1 from here on."""
+        self._set_heads()
+        return ExitScores(
+            self.exit_odds(requests, progress), requests.labels, users, requests.cold, requests.offset,
+            requests.features,
+        )  # fmt: skip
 
-    @torch.no_grad()
+    def _set_heads(self, temperatures: Sequence[float] = (), scales: Sequence[float] = ()) -> None:
+        """Temperatures and scales of the heads; 1 where none are given."""
+        for index, head in enumerate(self.ranker.model.heads):
+            head.temperature.fill_(temperatures[index] if temperatures else 1.0)
+            if head.offset:
+                head.scale.fill_(scales[index] if scales else 1.0)
+
     def exit_odds(self, requests: Requests, progress: Callable[[int], None] | None = None) -> np.ndarray:
-        """Log-odds of yes of every member at every exit, float64 ``[E, N, K]``, at the present temperatures.
-
-        They come to the host in one copy a batch.
-        """
+        """Logits of yes of every ensemble member at every head, float64 ``[E, N, K]``, at the present temperatures."""
         self.merge()
-        odds = np.empty((len(self.ranker.exits), len(requests.rows), self.config.members))
-        for slates in batched(requests.slates):
-            groups, numbers, _ = requests.batch(slates, self.mean, self.scale)
-            rows = numbers.shape[0]
-            found = self.ranker.all_exits(groups, numbers, torch.ones(rows, dtype=torch.int64))
-            places = np.concatenate([slate.rows for slate in slates])
-            yes = torch.stack([statistics.target_logprob for statistics in found]).cpu().double().numpy()
-            odds[:, places] = yes - np.log(-np.expm1(np.minimum(yes, -1e-12)))
-            if progress is not None:
-                progress(rows)
-        return odds
+        slates = requests.slates
+        if not slates:
+            return np.empty((len(self.ranker.model.exits), 0, self.config.members))
+        batch = requests.batch(slates, self.mean, self.scale)
+        logits = self.ranker.exit_logits(batch.groups, batch.inputs, progress)
+        ordered = np.empty_like(logits)
+        ordered[:, np.concatenate([slate.rows for slate in slates])] = logits
+        return ordered
 
     # Predicting
 
@@ -367,18 +430,20 @@ class OptiRAG:
         """What :meth:`requests` prepares once for a table: a builder, and the place of each row in its table.
 
         Raises:
-            RuntimeError: the model has no retriever yet.
+            RuntimeError: the model has no retriever yet, or no trees.
         """
         asked = self._known().asked(interactions, np.arange(len(interactions)))
         return self._asking(asked), asked.rows
 
     def _asking(self, asked: Asked) -> RequestBuilder:
         known = self._known()
+        if self.config.stands_on_trees and self.booster is None:
+            raise RuntimeError("the model has no boosted trees yet; call fit, refit_retriever or grow_trees")
         template = self.template = self.template or template_for(self.config.template, known.events)
         return RequestBuilder(
             asked.table, None, known.retriever, self._ids, self.config,
             lambda: self._item_vectors(known.events.catalog), device=self.device,
-            index=known.index(template.taste_attribute), ticks=asked.ticks, template=template,
+            index=known.index(template.taste_attribute), ticks=asked.ticks, template=template, booster=self.booster,
         )  # fmt: skip
 
     def instruction_requests(self, records: Sequence[Instruction]) -> Requests:
@@ -402,12 +467,27 @@ class OptiRAG:
         """
         self.merge()
         probability = np.empty(len(requests.rows), dtype=np.float32)
-        depth = np.empty(len(requests.rows), dtype=np.int64)
-        for slate, ranked in self._scorer.score(requests, early_exit=early_exit):
-            probability[slate.rows], depth[slate.rows] = ranked.probability.numpy(), ranked.depth.numpy()
-            if progress is not None:
-                progress(len(slate.rows))
+        depth = np.zeros(len(requests.rows), dtype=np.int64)
+        leaves = self._leaves_at_zero(requests) if early_exit else np.zeros(len(requests.rows), dtype=bool)
+        if leaves.any():
+            assert self.depth_zero is not None and requests.offset is not None and requests.features is not None
+            logits = self.depth_zero.logits(requests.features[leaves], requests.offset[leaves])
+            probability[leaves] = 1 / (1 + np.exp(-logits))
+        if progress is not None and leaves.any():
+            progress(int(leaves.sum()))
+        slates = requests.slates if not leaves.any() else requests.prompts(np.flatnonzero(~leaves))
+        if slates:
+            batch = requests.batch(slates, self.mean, self.scale)
+            ranked = self.ranker.rank_groups(batch.groups, batch.inputs, early_exit=early_exit, progress=progress)
+            rows = np.concatenate([slate.rows for slate in slates])
+            probability[rows], depth[rows] = ranked.probability.numpy(), ranked.depth.numpy()
         return Predictions(probability, depth)
+
+    def _leaves_at_zero(self, requests: Requests) -> np.ndarray:
+        """Which requests are answered from their features alone, bool ``[N]``: no prompt is written of them."""
+        if self.policy is None or self.depth_zero is None or requests.features is None:
+            return np.zeros(len(requests.rows), dtype=bool)
+        return self.policy.leaves_at_zero(-self.depth_zero.gain(requests.features), requests.cold.astype(np.int64))
 
     def predict_rows(
         self,

@@ -69,8 +69,8 @@ def train(
     """
 
     def load(slates: list[Slate]) -> Batch:
-        groups, numbers, labels = requests.batch(slates, mean, scale)
-        return Batch(groups, labels, numbers)
+        batch = requests.batch(slates, mean, scale)
+        return Batch(batch.groups, batch.labels, batch.inputs.features, offset=batch.inputs.offset)
 
     settings = ExitTraining(
         mode=config.exit_training,
@@ -87,7 +87,8 @@ def train(
 
 
 def _batches(requests: Requests, config: OptiRAGConfig) -> list[list[Slate]]:
-    """Slates in a seeded order until ``config.samples`` requests are drawn."""
+    """Slates in a seeded order until ``config.samples`` requests are drawn, by default as many as there are."""
+    samples = len(requests.rows) if config.samples is None else config.samples
 
     def endless() -> Iterator[Slate]:
         generator = np.random.default_rng(config.seed)
@@ -97,7 +98,7 @@ def _batches(requests: Requests, config: OptiRAGConfig) -> list[list[Slate]]:
 
     drawn, count = [], 0
     for slate in endless():
-        if count >= config.samples:
+        if count >= samples:
             break
         drawn.append(slate)
         count += len(slate.rows)

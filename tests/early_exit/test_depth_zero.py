@@ -1,0 +1,187 @@
+"""Exits that begin at depth 0: heads correct a logit, and who leaves with it is never tokenised."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import Letters, tiny
+
+from reasonrec_fast import EarlyExitRanker
+from reasonrec_fast.early_exit import EarlyExitModel, ExitPolicy
+from reasonrec_fast.early_exit.depth_zero import DepthZero
+from reasonrec_fast.early_exit.trees import Trees
+from reasonrec_fast.evaluation import auc
+from reasonrec_fast.lm.decoder import Decoder
+from reasonrec_fast.uncertainty import Limit, simulate
+
+ROWS, INF = 24, float("inf")
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return Decoder(tiny("Llama"))
+
+
+@pytest.fixture
+def ranker(backbone):
+    """Heads after layers 1, 2 and 4 that read three features and correct a logit."""
+    torch.manual_seed(1)
+    return EarlyExitRanker(EarlyExitModel(backbone, (1, 2), num_numbers=3, offset=True), Letters())
+
+
+@pytest.fixture
+def given():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(ROWS, 3, generator=generator)
+    return {"features": features, "offset": 2 * torch.randn(ROWS, generator=generator)}
+
+
+def texts(rows=range(ROWS)):
+    return [(f"user {row % 4}", f" likes {row}") for row in rows]
+
+
+def trained(ranker):
+    """Heads that say something of their own."""
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for head in ranker.model.heads:
+            head.weight.add_(0.1 * torch.randn_like(head.weight))
+
+
+def test_heads_start_as_the_offset(ranker, given):
+    probability = torch.sigmoid(given["offset"])
+    full = ranker.rank(texts(), **given, early_exit=False)
+    assert torch.equal(full.depth, torch.full((ROWS,), 4))
+    torch.testing.assert_close(full.probability, probability, atol=1e-6, rtol=1e-6)
+    trained(ranker)
+    assert (ranker.rank(texts(), **given).probability - probability).abs().max() > 0.05
+    for head in ranker.model.heads:  # what was learnt, shrunk to nothing
+        head.scale.zero_()
+    torch.testing.assert_close(ranker.rank(texts(), **given).probability, probability, atol=1e-6, rtol=1e-6)
+
+
+def test_who_leaves_at_depth_zero_is_never_written_and_the_others_are_alone(ranker, given):
+    trained(ranker)
+    full = ranker.rank(texts(), **given)
+    ranker.policy = ExitPolicy(((1.0, INF, INF),))
+    asked = []
+
+    def write(rows):
+        asked.extend(rows.tolist())
+        return texts(rows)
+
+    ranked = ranker.rank(write, **given)
+    leaves = given["offset"].abs() >= 1.0
+    assert 0 < leaves.sum() < ROWS and asked == torch.where(~leaves)[0].tolist()
+    assert torch.equal(ranked.depth, torch.where(leaves, 0, 4))
+    assert torch.equal(ranked.probability[leaves], torch.sigmoid(given["offset"])[leaves])
+    torch.testing.assert_close(ranked.probability[~leaves], full.probability[~leaves], atol=1e-6, rtol=1e-5)
+
+
+def test_confidence_and_strata_of_the_caller_decide(ranker, given):
+    trained(ranker)
+    ranker.policy = ExitPolicy(((0.5, INF, INF), (-INF, INF, INF)))
+    confidence, strata = np.linspace(0, 1, ROWS), np.arange(ROWS) % 2
+    shallow = given["offset"] + 1
+    ranked = ranker.rank(texts(), **given, shallow=shallow, confidence=confidence, strata=strata)
+    leaves = torch.from_numpy((confidence >= 0.5) | (strata == 1))
+    assert torch.equal(ranked.depth == 0, leaves)
+    assert torch.equal(ranked.probability[leaves], torch.sigmoid(shallow)[leaves])
+    nobody = ranker.rank(texts(), **given, confidence=np.full(ROWS, np.nan), strata=np.zeros(ROWS, np.int64))
+    assert (nobody.depth > 0).all()  # what is not known goes on
+
+
+def test_everyone_may_leave(ranker, given):
+    ranker.policy = ExitPolicy(((-INF, INF, INF),))
+    ranked = ranker.rank(lambda rows: pytest.fail("nobody goes on"), **given)
+    assert (ranked.depth == 0).all()
+
+
+def test_groups_share_batches_and_divide(ranker, given):
+    trained(ranker)
+    expected = ranker.rank(texts(), **given, early_exit=False).probability
+    ranker.max_tokens = 20
+    torch.testing.assert_close(ranker.rank(texts(), **given).probability, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_calibration_begins_at_depth_zero(ranker, given):
+    trained(ranker)
+    labels = np.arange(ROWS) % 2
+    limits = [Limit(lambda values: auc(labels, values), 1.0)]
+    policy = ranker.calibrate_within(texts(), limits, **given)
+    assert len(policy.thresholds[0]) == len(ranker.model.depths) - 1 == 3
+    assert (ranker.rank(texts(), **given).depth == 0).all()  # anything may be lost
+    guarantee = ranker.calibrate(texts(), alpha=0.3, delta=0.5, trend=True, **given)
+    assert len(guarantee.thresholds) == 3
+
+
+def test_trend_is_of_heads_alone():
+    confidence = np.array([[9.0], [1.0], [2.0]])
+    scores = np.array([[0.1], [0.2], [0.3]])
+    assert simulate(scores, confidence, [INF, 0.5], trend=True)[1].tolist() == [2]
+    assert simulate(scores, confidence, [INF, 0.5], trend=True, heads_from=1)[1].tolist() == [1]
+
+
+def test_what_does_not_fit_is_refused(ranker, given, backbone):
+    with pytest.raises(ValueError, match="offset: expected one a request; got None"):
+        ranker.rank(texts(), features=given["features"])
+    with pytest.raises(ValueError, match="requests: expected a sequence"):
+        ranker.rank(texts, features=given["features"])
+    ranker.policy = ExitPolicy(((1.0, 1.0),))
+    with pytest.raises(ValueError, match="policy: expected 3 thresholds, one an exit but the last; got 2"):
+        ranker.rank(texts(), **given)
+    plain = EarlyExitRanker(EarlyExitModel(backbone, (1, 2), num_numbers=3), Letters())
+    with pytest.raises(ValueError, match="offset: expected None"):
+        plain.rank(texts(), **given)
+    with pytest.raises(ValueError, match="features: expected .24, 3.; got None"):
+        plain.rank(texts())
+    with pytest.raises(ValueError, match="ensemble_size: expected 1 with an offset; got 2"):
+        EarlyExitModel(backbone, members=2, offset=True)
+
+
+def test_saved_ranker_has_its_offset(ranker, given, tmp_path, backbone):
+    trained(ranker)
+    ranker.policy = ExitPolicy(((1.0, 0.5, INF),))
+    ranker.save_pretrained(tmp_path)
+    loaded = EarlyExitRanker.from_pretrained(tmp_path, tiny("Llama"), Letters())
+    one, other = (model.rank(texts(), **given) for model in (ranker, loaded))
+    assert torch.equal(one.probability, other.probability) and torch.equal(one.depth, other.depth)
+
+
+def teacher(seed, size=3000):
+    """Deep logits that differ from the offset by what the first feature says; where the second is high, by noise."""
+    generator = np.random.default_rng(seed)
+    features = generator.normal(size=(size, 4)).astype(np.float32)
+    offset = generator.normal(size=size)
+    noise = 2 * (features[:, 1] > 1) * generator.normal(size=size)
+    return features, offset, offset + np.tanh(features[:, 0]) + noise
+
+
+def test_depth_zero_learns_what_features_tell_and_where_they_do_not():
+    depth_zero = DepthZero.fit(*teacher(0))
+    features, offset, deep = teacher(1)
+    known = features[:, 1] < 1
+    assert np.abs(depth_zero.logits(features, offset) - deep)[known].mean() < 0.2 * np.abs(offset - deep)[known].mean()
+    gain = depth_zero.gain(features)
+    assert auc((~known).astype(int), gain) > 0.95
+    one = slice(5, 6)
+    assert depth_zero.logits(features[one], offset[one]) == depth_zero.logits(features, offset)[one]
+    assert depth_zero.gain(features[one]) == gain[one]
+
+
+def test_trees_are_the_text_that_was_saved(tmp_path):
+    depth_zero = DepthZero.fit(*teacher(0, 400))
+    expected = depth_zero.save(tmp_path)
+    features, offset, _ = teacher(1, 50)
+    loaded = DepthZero.load(tmp_path, expected)
+    np.testing.assert_array_equal(loaded.logits(features, offset), depth_zero.logits(features, offset))
+    np.testing.assert_array_equal(loaded.gain(features), depth_zero.gain(features))
+    with pytest.raises(ValueError, match="features: expected .N, 4.; got .50, 3."):
+        loaded.gain(features[:, :3])
+    (tmp_path / "gain.txt").write_text("tree\n")
+    with pytest.raises(ValueError, match="trees: expected the text whose digest"):
+        DepthZero.load(tmp_path, expected)
+    with pytest.raises(ValueError, match="trees: expected the format lightgbm-text"):
+        Trees.load(tmp_path / "gain.txt", {"format": "pickle"})
+    (tmp_path / "gain.txt").unlink()
+    with pytest.raises(FileNotFoundError, match="trees: expected those of the model"):
+        DepthZero.load(tmp_path, expected)
