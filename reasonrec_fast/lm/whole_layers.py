@@ -16,6 +16,9 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
+from reasonrec_fast import ops
+from reasonrec_fast.lm.layout import PackedLayout
+
 NAME = "reasonrec_fast_packed"
 """Of the attention, among those of transformers."""
 
@@ -177,18 +180,13 @@ def check_outputs(decoder: Any) -> None:
     Raises:
         TypeError: they differ.
     """
-    from reasonrec_fast.lm.packed_batch import PackedBatch
-
     base = decoder.base
     modes = [(module, module.training) for module in base.modules()]
     base.eval()
     try:
         ids = [(7 * place + 3) % min(decoder.vocabulary, 89) for place in range(14)]
         group = (ids[:5], [ids[5:9], ids[9:14]])
-        batch = PackedBatch(decoder, [group])
-        for depth in range(1, decoder.num_layers + 1):
-            batch.layer(depth)
-        packed = base.norm(batch.hidden)[5:]
+        packed = base.norm(_packed_hidden(decoder, group))[5:]
         own = torch.cat(
             [
                 base(input_ids=torch.tensor([[*group[0], *row]], device=decoder.device), use_cache=False)[0][0, 5:]
@@ -205,6 +203,24 @@ def check_outputs(decoder: Any) -> None:
             f"model: expected a decoder of token embeddings, layers and a norm alone; the own forward of "
             f"{type(base).__name__} gives other hidden states (relative difference {float(errors.median()):.2g})"
         )
+
+
+def _packed_hidden(decoder: Any, group: tuple[list[int], list[list[int]]]) -> torch.Tensor:
+    """Output ``[T, D]`` of the last layer for a prefix and its suffixes, the prefix read once."""
+    layout = PackedLayout.of([group])
+    segments, positions = layout.segments(), torch.from_numpy(layout.positions).to(decoder.device)
+    hidden = decoder.embed(
+        torch.tensor([*group[0], *(token for row in group[1] for token in row)], device=decoder.device)
+    )
+    table = decoder.rotary(hidden, layout.longest)
+
+    def attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scores: dict[str, Any]) -> torch.Tensor:
+        return ops.packed_attention(queries, keys, values, segments, **scores)
+
+    for index, layer in enumerate(decoder.base.layers):
+        cosines, sines = table[decoder.kind(index)]
+        hidden = run_layer(layer, hidden, positions, (cosines[positions], sines[positions]), attend)
+    return hidden
 
 
 class ScaledHead(nn.Module):

@@ -136,7 +136,8 @@ def test_optirag_is_the_same_on_both(events, config, device, tmp_path, monkeypat
     monkeypatch.setattr(optirag_model, "fast_dtype", lambda device: torch.float32)
     split = split_by_time(events)
     settings = replace(
-        config, boosted=find_spec("lightgbm") is not None, samples=16, warm_start_steps=5, calibration_requests=20, prefix_tokens=120, suffix_tokens=60,
+        config, boosted=find_spec("lightgbm") is not None, samples=16, warm_start_steps=5, calibration_requests=20,
+        prefix_tokens=120, suffix_tokens=60,
         retriever=EmbeddingConfig(dim=8, steps=5, batch=64),
     )  # fmt: skip
     here, there = (OptiRAG(settings, device=kind).fit(events, split) for kind in ("cpu", device))
