@@ -25,7 +25,8 @@ ADAPTERS = {
 
 
 def adapted(family, kind):
-    model = tiny(family, tie_word_embeddings=False)
+    # Under transformers 5.17 the fused attention of Gemma 2 leaves its cap out.
+    model = tiny(family, tie_word_embeddings=False, attn_implementation="eager")
     if ADAPTERS[kind] is None:
         return model
     model = peft.get_peft_model(model, peft.LoraConfig(r=2, init_lora_weights=False, **ADAPTERS[kind])).eval()

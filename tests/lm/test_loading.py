@@ -5,6 +5,7 @@ import pytest
 import torch
 import transformers
 from early_exit.tiny import IMAGE_TOKEN, tiny, tiny_vlm
+from packaging.version import Version
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -42,6 +43,8 @@ def processor(kind):
         return transformers.LlavaProcessor(
             images, tokenizer(), patch_size=4, vision_feature_select_strategy="default", num_additional_image_tokens=1
         )
+    if Version(transformers.__version__) < Version("5.18"):
+        pytest.importorskip("torchvision", reason="transformers before 5.18 reads Idefics3's images with torchvision")
     images = transformers.Idefics3ImageProcessor(size={"longest_edge": 32}, max_image_size={"longest_edge": 16})
     return transformers.Idefics3Processor(images, tokenizer(), image_seq_len=4)
 
