@@ -1,5 +1,6 @@
-"""A small training run, for test_loop.py: in this process, in a child that is killed, or in several by ``accelerate
-launch tests/training/loop_run.py FOLDER --accelerate``, which prints what came of it as a line of JSON."""
+"""A small training run, for test_loop.py: in this process, in a child that is killed, or in several by
+``ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 tests/training/loop_run.py FOLDER --accelerate``, which prints
+what came of it as a line of JSON."""
 
 from __future__ import annotations
 

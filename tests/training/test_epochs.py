@@ -63,6 +63,47 @@ def test_stops_early_and_keeps_the_best_epoch():
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize(
+    ("average", "clip", "expected"),
+    [(0.0, 0.0, (3.55093, 1.38481, 0.78234)), (0.9, 1.0, (3.55093, 1.32052, 0.70344))],
+)
+def test_losses_are_those_from_before_the_shared_loop(average, clip, expected):
+    """Recorded of steps 1, 7 and 12 when epochs had a loop of their own; with dropout and warm-up."""
+    module, x, y = setup()
+    losses = []
+
+    def loss(rows):
+        value = (module(x[rows]) - y[rows]).square().mean()
+        losses.append(float(value.detach()))
+        return value
+
+    def batches(epoch):
+        return iter(torch.randperm(60, generator=torch.Generator().manual_seed(epoch)).split(20))
+
+    settings = EpochTraining(
+        epochs=4, patience=3, learning_rate=0.05, warmup=3, average=average, clip=clip, seed=5
+    )  # fmt: skip
+    train_epochs(module, batches, loss, settings)
+    assert [losses[0], losses[6], losses[11]] == pytest.approx(expected, rel=2e-3)
+
+
+def test_accumulated_batches_are_one_step():
+    """Two batches of equal size a step are the batch of both."""
+    found = []
+    for accumulate, size in ((2, 15), (1, 30)):
+        module, x, y = setup()
+        module.eval()
+        module.train = lambda mode=True, module=module: module  # without dropout
+        train_epochs(
+            module,
+            lambda epoch, size=size: iter(torch.arange(60).split(size)),
+            lambda rows, module=module, x=x, y=y: (module(x[rows]) - y[rows]).square().mean(),
+            EpochTraining(epochs=3, patience=3, learning_rate=0.05, accumulate=accumulate),
+        )
+        found.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
+
+
 def test_the_random_state_of_the_caller_is_left_alone():
     torch.manual_seed(5)
     expected = torch.rand(1)

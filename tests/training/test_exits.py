@@ -139,6 +139,33 @@ def test_killed_training_goes_on_to_the_same_weights(model, tmp_path):
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize(
+    ("mode", "dropout", "expected"),
+    [
+        ("joint", 0.0, (1.36286, 0.56627, 0.37442)),
+        ("joint", 0.3, (1.36286, 0.57341, 0.37099)),
+        ("heads", 0.0, (1.36398, 1.15127, 1.25302)),
+        ("heads", 0.3, (1.36398, 1.15007, 1.23138)),
+        ("distil", 0.0, (1.36836, 0.69916, 0.45881)),
+        ("distil", 0.3, (1.36836, 0.70928, 0.45370)),
+    ],
+)
+def test_losses_are_those_from_before_the_shared_loop(mode, dropout, expected):
+    """Recorded of steps 1, 7 and 12 when exits had a loop of their own; with dropout in the attention and of layers."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=2, pad_token_id=0,
+        attention_dropout=0.1,
+    )  # fmt: skip
+    model = EarlyExitModel(Decoder(LlamaForCausalLM(config)), (1, 2), members=2).eval()
+    losses = []
+    train_exits(model, range(12), batch, replace(SETTINGS, mode=mode, layer_dropout=dropout, seed=3),
+                progress=lambda *told: losses.append(told[2]["loss"]))  # fmt: skip
+    assert [losses[0], losses[6], losses[11]] == pytest.approx(expected, rel=2e-3)
+
+
 def test_bad_settings():
     with pytest.raises(ValueError, match="mode: expected 'joint', 'heads' or 'distil'; got 'none'"):
         ExitTraining(mode="none")

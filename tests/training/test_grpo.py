@@ -180,7 +180,7 @@ def test_a_first_step_is_the_policy_gradient():
 def test_a_toy_reward_is_learnt(kind):
     model, told = causal_model(), []
     settings = GRPOTraining(
-        iterations=16, prompts_per_iteration=4, learning_rate=1e-2, updates=2, kind=kind, max_tokens=64,
+        iterations=40, prompts_per_iteration=4, learning_rate=1e-2, updates=2, kind=kind, max_tokens=64,
         max_completion_tokens=3 if kind == "dr_grpo" else None,
     )  # fmt: skip
     train_grpo(model, [[5], [6, 7], [8], [9]], sampler(model), small_tokens, settings,
@@ -333,6 +333,30 @@ def test_wrong_logprobs_masks_and_settings_are_refused():
         GRPOTraining(iterations=1, kind="dr_grpo")
     with pytest.raises(ValueError, match="max_completion_tokens: expected a number for 'dr_grpo' and None otherwise"):
         GRPOTraining(iterations=1, max_completion_tokens=3)
+
+
+def test_completions_of_the_text_generator_fit():
+    """Its log-probabilities are those of training: ratios are 1 in the first update."""
+    from reasonrec_fast.lm.generate import TextGenerator
+    from reasonrec_fast.lm.sampling import SamplingParams
+
+    model, told = with_lora(causal_model()), []
+    generator = TextGenerator(model)
+
+    def generate(prompts, seeds):
+        params = [
+            SamplingParams(num_samples=4, max_new_tokens=3, seed=seed, temperature=0.8, statistics_temperature=0.8,
+                           stop_token_ids=(3,))
+            for seed in seeds
+        ]  # fmt: skip
+        return generator.generate([((), [prompt]) for prompt in prompts], params)
+
+    before = trained_weights(model)
+    settings = GRPOTraining(iterations=2, prompts_per_iteration=2, learning_rate=1e-3, temperature=0.8)
+    train_grpo(model, [[5, 6], [7]], generate, small_tokens, settings, progress=lambda *values: told.append(values))
+    assert len(told) == 2 and not torch.equal(trained_weights(model), before)
+    for _, _, metrics in told:
+        assert metrics["ratio"] == pytest.approx(1, abs=1e-5) and metrics["ratio_max"] == pytest.approx(1, abs=1e-4)
 
 
 def test_logprobs_of_rollouts_are_those_of_training():
