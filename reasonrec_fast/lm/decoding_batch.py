@@ -11,7 +11,8 @@ import torch
 from reasonrec_fast import ops
 from reasonrec_fast.devices import on_device
 from reasonrec_fast.lm.decoder import Decoder, Rotary
-from reasonrec_fast.lm.layout import PackedLayout, TokenGroup, flat_ids, ranges
+from reasonrec_fast.lm.inputs import extent
+from reasonrec_fast.lm.layout import PackedLayout, TokenGroup, flat_inputs, ranges, text_groups
 from reasonrec_fast.lm.output import padded_rows
 
 _SLOTS = 32
@@ -70,6 +71,7 @@ class DecodingBatch:
         self._decoder = decoder
         # Dropout is left out: nothing trains here.
         self._scores = [{**decoder.scores(index), "dropout": 0.0} for index in range(decoder.num_layers)]
+        groups = text_groups(groups)
         layout = PackedLayout.of(groups)
         request = np.repeat(np.arange(layout.num_rows), samples)
         prefix, suffix = layout.prefix[layout.group], layout.suffix
@@ -80,7 +82,8 @@ class DecodingBatch:
             layout.row_start,
             np.where(alone, 0, suffix),
         )
-        behind = prefix + suffix
+        # Embeddings may take another stretch of positions than they are vectors.
+        behind = np.array([extent(start) + extent(prompt) for start, prompts in groups for prompt in prompts])  # type: ignore[arg-type]
         # No longer than the longest sequence can be: positions of some kinds change with the length that is asked for.
         self._rotary = self._read_prompts(groups, layout, int((behind + max_new_tokens).max()))
         self._positions = behind[request]
@@ -134,9 +137,11 @@ class DecodingBatch:
         if missing:  # a text that nobody reads
             groups = [*groups, ((), [[0] * missing])]
             layout = PackedLayout.of(groups)
-        hidden = decoder.embed(self._on_device(flat_ids(groups)))
-        table = decoder.rotary(hidden, length)
-        rotary, segments = _at(table, self._on_device(layout.positions)), layout.segments()
+        ids, vectors = flat_inputs(groups)
+        hidden = decoder.embed(self._on_device(ids), vectors)
+        table, positions = decoder.rotary(hidden, length), self._on_device(layout.positions)
+        rotary = _at(table, positions) if positions.dim() == 1 else decoder.rotary_of(hidden, positions)
+        segments = layout.segments()
         self._keys, self._values = [], []
         for index in range(decoder.num_layers):
             normed = decoder.normed(index, hidden)
