@@ -107,7 +107,7 @@ class _Sequence:
 
 
 class TextGenerator:
-    """Generates continuations with any decoder of :data:`~reasonrec_fast.lm.decoder.FAMILIES`.
+    """Generates continuations with any model that :class:`~reasonrec_fast.lm.decoder.Decoder` takes.
 
     A group is a prefix and the prompts that follow it; a request is a prompt, of which ``num_samples`` sequences are
     generated. Prefixes and prompts are read once, without padding, and their keys and values are shared

@@ -39,8 +39,8 @@ class OutputHead:
     ``ops.token_logprobs``, whose sums are float32 and which hold no logits; any other head's logits are formed.
 
     Args:
-        model: a causal or image-text-to-text model of transformers, as :class:`~reasonrec_fast.lm.decoder.Decoder` takes
-            it, in peft's wrapping or not.
+        model: a causal or image-text-to-text model of transformers that :class:`~reasonrec_fast.lm.decoder.Decoder`
+            takes, in peft's wrapping or not.
 
     Raises:
         TypeError: a model without an LM head, or adapters beside its layers.
