@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,9 +12,12 @@ import torch
 from reasonrec_fast import ops
 from reasonrec_fast.devices import on_device
 from reasonrec_fast.lm.decoder import Decoder, Rotary
-from reasonrec_fast.lm.layout import PackedLayout, TokenGroup, flat_ids, ranges
+from reasonrec_fast.lm.inputs import extent
+from reasonrec_fast.lm.layout import PackedLayout, TokenGroup, flat_inputs, ranges, text_groups
 from reasonrec_fast.lm.output import padded_rows
+from reasonrec_fast.lm.whole_layers import run_layer
 
+_KeysValues = tuple[torch.Tensor, torch.Tensor]
 _SLOTS = 32
 """Tokens for which each sequence has room before keys and values are moved: attention on a CPU reads all of the
 buffer, so that room for a long output costs as much in its first steps as in its last."""
@@ -69,7 +73,10 @@ class DecodingBatch:
     ) -> None:
         self._decoder = decoder
         # Dropout is left out: nothing trains here.
-        self._scores = [{**decoder.scores(index), "dropout": 0.0} for index in range(decoder.num_layers)]
+        self._scores: list[dict[str, Any]] = []  # of layers that are taken apart
+        if decoder.splits_layers:
+            self._scores = [{**decoder.scores(index), "dropout": 0.0} for index in range(decoder.num_layers)]
+        groups = text_groups(groups)
         layout = PackedLayout.of(groups)
         request = np.repeat(np.arange(layout.num_rows), samples)
         prefix, suffix = layout.prefix[layout.group], layout.suffix
@@ -80,7 +87,8 @@ class DecodingBatch:
             layout.row_start,
             np.where(alone, 0, suffix),
         )
-        behind = prefix + suffix
+        # Embeddings may take another stretch of positions than they are vectors.
+        behind = np.array([extent(start) + extent(prompt) for start, prompts in groups for prompt in prompts])  # type: ignore[arg-type]
         # No longer than the longest sequence can be: positions of some kinds change with the length that is asked for.
         self._rotary = self._read_prompts(groups, layout, int((behind + max_new_tokens).max()))
         self._positions = behind[request]
@@ -109,14 +117,12 @@ class DecodingBatch:
         table = torch.from_numpy(segments)
         hidden = decoder.embed(torch.cat([tokens, tokens[:1].expand(padded - count)]))
         for index in range(decoder.num_layers):
-            normed = decoder.normed(index, hidden)
-            new_keys, new_values = decoder.keys_values(index, normed, rotary)
-            keys, values = self._keys[index], self._values[index]
-            keys.index_copy_(0, slots, new_keys)
-            values.index_copy_(0, slots, new_values)
-            queries = decoder.queries(index, normed, rotary)
-            attended = ops.packed_attention(queries, keys, values, table, **self._scores[index])
-            hidden = decoder.finish(index, hidden, attended)
+
+            def write(new_keys: torch.Tensor, new_values: torch.Tensor, index: int = index) -> _KeysValues:
+                keys, values = self._keys[index], self._values[index]
+                return keys.index_copy_(0, slots, new_keys), values.index_copy_(0, slots, new_values)
+
+            hidden = self._layer(index, hidden, positions, rotary, table, write)
         self.hidden = hidden[:count]
         self._rows = replace(rows, own=rows.own + 1)
         self._positions = self._positions + 1
@@ -134,20 +140,46 @@ class DecodingBatch:
         if missing:  # a text that nobody reads
             groups = [*groups, ((), [[0] * missing])]
             layout = PackedLayout.of(groups)
-        hidden = decoder.embed(self._on_device(flat_ids(groups)))
-        table = decoder.rotary(hidden, length)
-        rotary, segments = _at(table, self._on_device(layout.positions)), layout.segments()
+        ids, vectors = flat_inputs(groups)
+        hidden = decoder.embed(self._on_device(ids), vectors)
+        table, positions = decoder.rotary(hidden, length), self._on_device(layout.positions)
+        rotary = _at(table, positions) if positions.dim() == 1 else decoder.rotary_of(hidden, positions)
+        segments = layout.segments()
         self._keys, self._values = [], []
-        for index in range(decoder.num_layers):
-            normed = decoder.normed(index, hidden)
-            keys, values = decoder.keys_values(index, normed, rotary)
-            queries = decoder.queries(index, normed, rotary)
-            attended = ops.packed_attention(queries, keys, values, segments, **self._scores[index])
-            hidden = decoder.finish(index, hidden, attended)
+
+        def keep(keys: torch.Tensor, values: torch.Tensor) -> _KeysValues:
             self._keys.append(keys)
             self._values.append(values)
+            return keys, values
+
+        for index in range(decoder.num_layers):
+            hidden = self._layer(index, hidden, positions, rotary, segments, keep)
         self.hidden = hidden
         return table
+
+    def _layer(
+        self,
+        index: int,
+        hidden: torch.Tensor,
+        positions: torch.Tensor,
+        rotary: Rotary,
+        segments: torch.Tensor,
+        stored: Callable[[torch.Tensor, torch.Tensor], _KeysValues],
+    ) -> torch.Tensor:
+        """Output of a layer; ``stored`` takes the tokens' keys and values and returns those that ``segments`` mean."""
+        decoder = self._decoder
+        if not decoder.splits_layers:
+
+            def attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scores: Any) -> torch.Tensor:
+                scores = {**scores, "dropout": 0.0}
+                return ops.packed_attention(queries, *stored(keys, values), segments, **scores)
+
+            return run_layer(decoder.base.layers[index], hidden, positions, rotary[decoder.kind(index)], attend)
+        normed = decoder.normed(index, hidden)
+        keys, values = stored(*decoder.keys_values(index, normed, rotary))
+        queries = decoder.queries(index, normed, rotary)
+        attended = ops.packed_attention(queries, keys, values, segments, **self._scores[index])
+        return decoder.finish(index, hidden, attended)
 
     def _make_room(self, rows: _Rows) -> None:
         """Move keys and values of these rows alone to buffers with room for more tokens of each."""

@@ -12,15 +12,17 @@ import torch
 from torch import nn
 
 from reasonrec_fast.devices import naming_what_did_not_fit, on_device
-from reasonrec_fast.lm.decoder import Decoder, unwrapped
+from reasonrec_fast.lm.adapters import unwrapped
+from reasonrec_fast.lm.decoder import Decoder
 from reasonrec_fast.lm.decoding_batch import DecodingBatch
 from reasonrec_fast.lm.detokenizer import Detokenizer, special_tokens
+from reasonrec_fast.lm.inputs import Text, TextInput, has_segments, text_of
 from reasonrec_fast.lm.layout import TokenGroup, within
 from reasonrec_fast.lm.output import OutputHead
 from reasonrec_fast.lm.sampling import SamplingParams, draw_tokens, uniform_numbers
 
-Text = str | Sequence[int]
-"""A text, or its token ids."""
+Prompt = str | TextInput
+"""A text, its token ids, or segments with embeddings among them."""
 FinishReason = Literal["stop", "length"]
 
 
@@ -105,7 +107,7 @@ class _Sequence:
 
 
 class TextGenerator:
-    """Generates continuations with any decoder of :data:`~reasonrec_fast.lm.decoder.FAMILIES`.
+    """Generates continuations with any model that :class:`~reasonrec_fast.lm.decoder.Decoder` takes.
 
     A group is a prefix and the prompts that follow it; a request is a prompt, of which ``num_samples`` sequences are
     generated. Prefixes and prompts are read once, without padding, and their keys and values are shared
@@ -122,7 +124,7 @@ class TextGenerator:
     them.
 
     Args:
-        model: a causal model of transformers, in peft's wrapping or not, in evaluation mode.
+        model: a causal or image-text-to-text model of transformers, in peft's wrapping or not, in evaluation mode.
         tokenizer: for texts, in prompts and results; without it everything is token ids.
         max_sequences: in a batch; what is more waits. (A group with more is a batch of its own.)
 
@@ -143,7 +145,7 @@ class TextGenerator:
     def stop_token_ids(self) -> frozenset[int]:
         """At which the model ends its texts: of its ``generation_config``, else of its ``config``."""
         causal: Any = unwrapped(self._model)
-        for config in (getattr(causal, "generation_config", None), causal.config):
+        for config in (getattr(causal, "generation_config", None), self.decoder.base.config):
             eos = getattr(config, "eos_token_id", None)
             if eos is not None:
                 return frozenset([eos] if isinstance(eos, int) else eos)
@@ -151,7 +153,7 @@ class TextGenerator:
 
     def generate(
         self,
-        groups: Sequence[tuple[Text, Sequence[Text]]],
+        groups: Sequence[tuple[Prompt, Sequence[Prompt]]],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         on_piece: Callable[[Piece], None] | None = None,
@@ -159,7 +161,8 @@ class TextGenerator:
         """Generate the samples of every request.
 
         Args:
-            groups: prefixes, each with its prompts, as texts or token ids. A prefix may be empty (the samples of a
+            groups: prefixes, each with its prompts, as texts, token ids or segments with
+                :class:`~reasonrec_fast.lm.inputs.Embeddings` among them. A prefix may be empty (the samples of a
                 prompt then share the prompt), a prompt not. Texts of prefixes, and of prompts without one, get the
                 tokenizer's special tokens; prefix and prompt are tokenized apart.
             params: of all requests, or of each.
@@ -185,7 +188,7 @@ class TextGenerator:
 
     def stream(
         self,
-        groups: Sequence[tuple[Text, Sequence[Text]]],
+        groups: Sequence[tuple[Prompt, Sequence[Prompt]]],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> Iterator[Piece]:
         """The pieces of :meth:`generate`, one after the other; who stops reading ends the generation."""
@@ -317,10 +320,10 @@ class TextGenerator:
             if isinstance(prompts, str):
                 raise TypeError(f"groups: expected a list of prompts; got a text, {prompts!r}")
             ids = self._ids(prefix, request, first=True)
-            found.append((ids, [self._ids(p, request + i, first=not ids) for i, p in enumerate(prompts)]))
+            found.append((ids, [self._ids(p, request + i, first=not len(ids)) for i, p in enumerate(prompts)]))
             if not found[-1][1]:
                 raise ValueError(f"groups: expected at least one prompt a group; got none in group {len(found) - 1}")
-            empty = next((i for i, prompt in enumerate(found[-1][1]) if not prompt), None)
+            empty = next((i for i, prompt in enumerate(found[-1][1]) if not len(prompt)), None)
             if empty is not None:
                 raise ValueError(
                     f"groups: expected prompts of at least one token; got none in request {request + empty}"
@@ -328,22 +331,24 @@ class TextGenerator:
             request += len(found[-1][1])
         return found
 
-    def _ids(self, text: Any, request: int, *, first: bool) -> list[int]:
+    def _ids(self, text: Any, request: int, *, first: bool) -> TextInput:
         if isinstance(text, str):
             if self.tokenizer is None:
                 raise ValueError(
                     f"groups: expected token ids, since there is no tokenizer; got a text in request {request}"
                 )
             return self.tokenizer(text, add_special_tokens=first)["input_ids"] if text else []
+        if has_segments(text):
+            text = text_of(text, "groups")
         try:
-            ids = [index(token) for token in text]
+            ids = text.ids.tolist() if isinstance(text, Text) else [index(token) for token in text]
         except TypeError:
             raise TypeError(f"groups: expected texts or whole numbers; got {text!r} in request {request}") from None
         most = self.decoder.vocabulary  # on a GPU a token beyond it would end all work of the process
         strange = next((token for token in ids if not 0 <= token < most), None)
         if strange is not None:
             raise ValueError(f"groups: expected token ids in [0, {most}); got {strange} in request {request}")
-        return ids
+        return text if isinstance(text, Text) else ids
 
     def _check_lengths(self, groups: list[TokenGroup], params: list[SamplingParams]) -> None:
         lengths = [len(prefix) + len(prompt) for prefix, prompts in groups for prompt in prompts]

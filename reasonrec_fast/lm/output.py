@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from reasonrec_fast import ops
-from reasonrec_fast.lm.decoder import unwrapped
+from reasonrec_fast.lm.decoder import causal_parts
 
 CPU_ROWS = 8
 """On a CPU, batches of decoding are padded to multiples of so many rows: for fewer rows, matrix products sum in another
@@ -39,24 +39,18 @@ class OutputHead:
     ``ops.token_logprobs``, whose sums are float32 and which hold no logits; any other head's logits are formed.
 
     Args:
-        model: a causal model of transformers (of one of :data:`~reasonrec_fast.lm.decoder.FAMILIES`), in peft's
-            wrapping or not.
+        model: a causal or image-text-to-text model of transformers that :class:`~reasonrec_fast.lm.decoder.Decoder`
+            takes, in peft's wrapping or not.
 
     Raises:
-        TypeError: a model without ``model.norm`` and ``lm_head``.
+        TypeError: a model without an LM head, or adapters beside its layers.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        causal: Any = unwrapped(model)
-        norm, lm_head = getattr(getattr(causal, "model", None), "norm", None), getattr(causal, "lm_head", None)
-        if norm is None or lm_head is None:
-            raise TypeError(
-                f"model: expected a causal model with model.norm and lm_head; got {type(causal).__name__} without "
-                + ("lm_head" if lm_head is None else "model.norm")
-            )
-        self._norm: Any = norm
-        self._lm_head: Any = lm_head
-        self.softcap: float | None = getattr(causal.config, "final_logit_softcapping", None)
+        parts = causal_parts(model)
+        self._norm: Any = parts.model.norm
+        self._lm_head: Any = parts.lm_head
+        self.softcap: float | None = getattr(parts.config, "final_logit_softcapping", None)
 
     @property
     def fused(self) -> bool:

@@ -10,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 from scipy.stats import chisquare
 
 from reasonrec_fast.lm.generate import TextGenerator
+from reasonrec_fast.lm.inputs import Embeddings
 from reasonrec_fast.lm.sampling import SamplingParams
 
 GREEDY = SamplingParams(temperature=0, max_new_tokens=24)
@@ -355,3 +356,22 @@ def test_positions_of_one_request_do_not_follow_another():
         assert result.token_ids == of_transformers(model, group[1][0], max_new_tokens=own.max_new_tokens)[0]
     with pytest.raises(ValueError, match=r"at most 64 tokens together; got 50 \+ 15 in request 0"):
         generator.generate(groups[:1], SamplingParams(max_new_tokens=15))
+
+
+@pytest.mark.parametrize("family", ["Llama", "Gemma2", "Phi3"])
+def test_embeddings_among_the_tokens(family):
+    model = lively(family)
+    generator = torch.Generator().manual_seed(2)
+    vectors = [torch.randn(count, 32, generator=generator) * 0.2 for count in (4, 2)]
+    groups = [([[5, 6], Embeddings.of(vectors[0])], [[[7, 8]], [[9], Embeddings.of(vectors[1])]]), ([], [[10, 11]])]
+    embed, results = model.model.embed_tokens, TextGenerator(model).generate(groups, GREEDY)
+    with torch.no_grad():
+        begin = torch.cat([embed(torch.tensor([5, 6])), vectors[0]])
+        texts = [
+            torch.cat([begin, embed(torch.tensor([7, 8]))]),
+            torch.cat([begin, embed(torch.tensor([9])), vectors[1]]),
+            embed(torch.tensor([10, 11])),
+        ]
+    for text, (result,) in zip(texts, results, strict=True):
+        expected = model.generate(inputs_embeds=text[None], max_new_tokens=24, do_sample=False, pad_token_id=0)
+        assert result.token_ids == expected[0].tolist()
