@@ -91,7 +91,7 @@ def test_a_killed_save_leaves_no_mixture_of_two_models(tmp_path, monkeypatch, nu
 def tiny(tiny_backbone):
     return OptiRAGConfig(
         backbone=str(tiny_backbone), template="films", prefix_tokens=300, suffix_tokens=200, slate_size=4, exits=(1, 2),
-        samples=240, warm_start_steps=20, read_numbers=False, calibration_requests=10,
+        samples=240, batch_slates=2, warm_start_steps=20, read_numbers=False, calibration_requests=10,
     )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ def test_fit_predict_evaluate(events, fitted):
     found = fitted.predict(requests)
     assert found.probability.shape == (len(test),)
     assert ((found.probability > 0) & (found.probability < 1)).all()
-    assert set(found.depth) <= {1, 2, 4}
+    assert set(found.depth) <= {0, 1, 2, 4}
     metrics = fitted.evaluate(events, test)
     assert metrics["mean_depth"] == pytest.approx(found.depth.mean())
     full = fitted.predict(requests, early_exit=False)

@@ -138,7 +138,7 @@ def test_a_model_of_the_old_format_is_refused(fitted, tmp_path):
     fitted.save_pretrained(tmp_path)
     stored = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**stored, "format": 1}))
-    with pytest.raises(ValueError, match="optirag model of format 2; .* of format 1 .*train it again"):
+    with pytest.raises(ValueError, match="optirag of format 2; .* of format 1 .*train it again"):
         OptiRAG.from_pretrained(tmp_path)
 
 
