@@ -14,8 +14,8 @@ from reasonrec_fast.files import read_json, read_whole, replacing_folder, write_
 CONFIG = "config.json"
 """Names the architecture, the format of the folder and the version of the package that wrote it."""
 
-HUB_FILES = ("*.json", "*.safetensors", "*.txt")
-"""What is read from a repository: settings, weights and trees; nothing that could run."""
+HUB_FILES = ("*.json", "*.safetensors", "*.txt", "dataset/*")
+"""What is read from a repository: settings, weights, trees and RecBole's events as text; nothing that could run."""
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 Model = TypeVar("Model")
@@ -159,14 +159,15 @@ def local_folder(
 class PushToHub:
     """What a model with a ``save_pretrained(folder)`` needs to be pushed to the Hugging Face hub.
 
-    ``huggingface_hub``'s own mixin is not used: it would write a ``config.json`` of its own beside ours.
+    ``huggingface_hub``'s own mixin is not used: it deletes ``config.json`` before it saves, so that a run that is
+    killed then leaves no model, and hands what it holds to the constructor.
     """
 
     def push_to_hub(
         self,
         repo_id: str,
         *,
-        private: bool | None = None,
+        private: bool = True,
         token: str | None = None,
         revision: str | None = None,
         commit_message: str = "Upload a model of reasonrec_fast",
@@ -175,7 +176,8 @@ class PushToHub:
 
         Args:
             repo_id: ``"user/repository"``; made where it is not there.
-            private: of a repository that is made.
+            private: of a repository that is made. The folder of a recommender has the identifiers and the histories
+                of its users.
             token: by default the one that ``hf auth login`` stored.
             revision: branch to push to; by default ``main``.
             commit_message: of the commit.

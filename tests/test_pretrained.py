@@ -1,7 +1,10 @@
 """Models as folders, and as repositories of the Hugging Face hub, which is never asked here."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import huggingface_hub
 import numpy as np
@@ -99,7 +102,7 @@ def test_a_model_is_pushed_whole(fitted, hub, monkeypatch, tmp_path):
             return type("Commit", (), {"commit_url": "https://hub/commit"})
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    address = fitted.push_to_hub("shop/films", private=True, token="secret")
+    address = fitted.push_to_hub("shop/films", token="secret")
     assert address == "https://hub/commit"
     assert calls[:2] == ["secret", ("shop/films", {"private": True, "exist_ok": True})]
     assert calls[2]["delete_patterns"] == list(HUB_FILES)
@@ -149,3 +152,41 @@ def test_a_folder_of_an_earlier_version_loads(fitted, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(stored))
     loaded = reasonrec_fast.load(tmp_path, device="cpu")
     assert np.array_equal(loaded.recommend(["a"], 3).items, fitted.recommend(["a"], 3).items)
+
+
+KILLER = """
+import os, random, signal, sys, time
+import numpy as np
+from reasonrec_fast import BPR, BPRConfig, Interactions
+
+folder, draws = sys.argv[1], random.Random(0)
+data = Interactions.from_columns(["a", "a", "b", "c"], ["x", "y", "y", "z"], [1, 1, 1, 1], [1, 2, 3, 4])
+models = [BPR(BPRConfig(dim=8 * (1 + kind), epochs=1, seed=kind), device="cpu").fit(data) for kind in range(2)]
+expected = [model.recommend(["a", "b"], 3).scores for model in models]
+models[0].save_pretrained(folder)
+seen = set()
+for kill in range(int(sys.argv[2])):
+    child = os.fork()
+    if not child:
+        while True:
+            for model in models:
+                model.save_pretrained(folder)
+    time.sleep(draws.random() * 0.02)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    loaded = BPR.from_pretrained(folder, device="cpu")
+    kind = loaded.config.seed
+    assert np.array_equal(loaded.recommend(["a", "b"], 3).scores, expected[kind]), kill
+    assert loaded.training_digest == models[kind].training_digest != ""
+    seen.add(kind)
+print(sorted(seen))
+"""
+
+
+def test_a_model_that_is_saved_by_killed_processes_is_one_of_them(tmp_path):
+    kills = os.environ.get("SAVING_KILLS", "40")
+    done = subprocess.run(
+        [sys.executable, "-c", KILLER, str(tmp_path / "model"), kills], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[0] == "[0, 1]"

@@ -141,7 +141,7 @@ def test_checkpoint_of_another_architecture(events, fitted, tmp_path):
     fitted.tokenizer.save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="adapter: expected weights of this backbone"):
         OptiRAG.from_pretrained(tmp_path / "saved", backbone=str(tmp_path / "other"))
-    with pytest.raises(ValueError, match="expected an optirag model"):
+    with pytest.raises(ValueError, match="folder: expected an optirag of format 2"):
         OptiRAG.from_pretrained(tmp_path / "other")
 
 

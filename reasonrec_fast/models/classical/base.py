@@ -451,7 +451,8 @@ class Recommender(PushToHub, nn.Module, ABC):
         write_tensors(folder / _WEIGHTS, tensors)
         write_json(folder / _IDENTIFIERS, {"users": list(self._users.ids), "items": list(self._items.ids)})
         self._write_more(folder)
-        return {"config": asdict(self.config), "sizes": self.sizes, "like": self.like}
+        settings = {"config": asdict(self.config), "sizes": self.sizes, "like": self.like}
+        return settings | {"events": self.training_digest}
 
     def _write_more(self, folder: Path) -> None:
         """Write what else the model needs."""
@@ -489,7 +490,7 @@ class Recommender(PushToHub, nn.Module, ABC):
         tensors = read_tensors(folder / _WEIGHTS)
         if "learnt" in tensors:
             model.learnt = tensors.pop("learnt").numpy().view(np.uint64)
-        model.like = stored.get("like")
+        model.like, model.training_digest = stored.get("like"), stored.get("events", "")
         kept = [
             Histories(*(tensors.pop(f"{name}.{part}").numpy() for part in ("indptr", "items")))
             for name in ("histories", "had")
