@@ -203,7 +203,10 @@ def _from_file(file: Any, max_pixels: int, name: str) -> RGBImage:
 def _from_opened(opened: Image.Image, max_pixels: int, name: str) -> RGBImage:
     _check_size(*opened.size, max_pixels, name)
     with _refusing_what_is_broken(max_pixels, name):
+        tiles = getattr(opened, "tile", None) if opened.format == "PNG" else None
+        stored = tiles[0][3] if tiles else None
         opened.load()
+        _scale_transparency(opened.info, stored)
         upright = ImageOps.exif_transpose(opened)
     tags = getattr(opened, "tag_v2", {})  # of TIFF
     if opened.mode.startswith("I;16") or (opened.mode == "I" and opened.format == "PPM"):
@@ -217,6 +220,15 @@ def _from_opened(opened: Image.Image, max_pixels: int, name: str) -> RGBImage:
         raise DataError(f"{name}: expected 8 or 16 bits a channel; got {kind}, whose range is not known")
     with _refusing_what_is_broken(max_pixels, name):
         return RGBImage(_rgb(upright), name)
+
+
+def _scale_transparency(info: dict[Any, Any], stored: Any) -> None:
+    """Bring the transparent value of a PNG, which Pillow leaves as it is stored, to the eight bits of its pixels."""
+    transparent = info.get("transparency")
+    if isinstance(transparent, int) and stored in ("L;2", "L;4"):
+        info["transparency"] = transparent * (85 if stored == "L;2" else 17)
+    elif isinstance(transparent, tuple) and stored == "RGB;16B":
+        info["transparency"] = tuple(value >> 8 for value in transparent)
 
 
 @contextmanager

@@ -302,15 +302,15 @@ class CachedEncoder:
         decoded = read_images(images, folder=folder, max_pixels=max_pixels)
         parts = [torch.zeros(0, self.tokens, self.width)]
         while window := list(islice(decoded, self.batch_size)):
-            parts.append(self._encode_window(window))
+            parts.append(self._encode_window(window, max_pixels))
         return torch.cat(parts)
 
-    def _encode_window(self, images: list[RGBImage]) -> torch.Tensor:
+    def _encode_window(self, images: list[RGBImage], max_pixels: int) -> torch.Tensor:
         keys = [image.key for image in images]
         features, missing = self.cache.get(keys)
         to_compute = {keys[row]: images[row] for row in missing}
         if to_compute:
-            new = self.encoder.encode(list(to_compute.values()))
+            new = self.encoder.encode(list(to_compute.values()), max_pixels=max_pixels)
             self._keep(list(to_compute), new)
             position = {key: number for number, key in enumerate(to_compute)}
             features[missing] = new[[position[keys[row]] for row in missing]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -159,7 +160,7 @@ class _EpochState:
             trained = {name: p.detach().clone() for name, p in self.parameters.items()} if self.averages else {}
             self._load(self.averages)
             self.latest, self.waited = of_main_process(validate(), self.loop.accelerator), self.waited + 1
-            if not self.best >= self.latest:
+            if math.isnan(self.best) or self.latest > self.best:  # NaN is better than nothing alone
                 self.best, self.waited = self.latest, 0
                 self.best_weights = {name: p.detach().clone() for name, p in self.parameters.items()}
             self._load(trained)

@@ -220,7 +220,8 @@ def _update(
     batches = [batch for batch in batches if batch.num_chosen_sequences]
     weights = [batch.weight(settings.kind) for batch in batches]
     for index in range(loop.process, len(batches), loop.processes):
-        batches[index].set_logprobs(model, settings.temperature, reference)
+        with loop.autocast():  # as the loss is computed
+            batches[index].set_logprobs(model, settings.temperature, reference)
     read: list[tuple[float, dict[str, torch.Tensor]]] = []
 
     def loss(index: int) -> torch.Tensor:

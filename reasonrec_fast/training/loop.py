@@ -53,7 +53,8 @@ class StepLoop:
         trackers: accelerate's trackers (see :mod:`~reasonrec_fast.training.trackers`): each is given the same metrics,
             by the number of the step. A run that goes on after a kill writes the steps since its checkpoint again.
         accelerator: places the module on its device, and knows of other processes; None leaves the module where it is.
-            Its mixed precision (bf16) holds for the losses.
+            Its mixed precision (bf16) holds for the losses, but not within the layers of a language model, which
+            compute in the type of their weights (load them in bfloat16).
 
     Attributes:
         steps_done: number of steps that the weights have taken.
@@ -157,7 +158,7 @@ class StepLoop:
             for index in range(self.process, len(micro_batches), self.processes):
                 seed = self.seed * _STEP_STRIDE + self.steps_done + index * _PART_STRIDE
                 seed_random_numbers(seed, self.device)
-                with self._autocast():
+                with self.autocast():
                     value = loss(micro_batches[index])
                 if shares is not None:
                     value = value * shares[index]
@@ -271,7 +272,8 @@ class StepLoop:
         with own_random_numbers(self.device):
             yield
 
-    def _autocast(self) -> Any:
+    def autocast(self) -> Any:
+        """A context in the accelerator's mixed precision, as losses are computed in."""
         if self.accelerator is None or self.accelerator.mixed_precision == "no":
             return nullcontext()
         return self.accelerator.autocast()

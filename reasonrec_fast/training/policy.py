@@ -114,13 +114,16 @@ def packed_policy_loss(
     states = next_tokens(model, batch.token_groups, batch.chosen)
     device = states.hidden.device
     assert batch.old_logprobs is not None
+    # Advantages a token: those a completion would be read so where there are as many of both. Numbers without gaps, as
+    # completions without a chosen token have none.
+    sequence_ids = np.unique(batch.sequence_ids, return_inverse=True)[1].reshape(-1)
     return ops.policy_loss(
         states.hidden,
         output.weight,
         states.tokens,
-        on_device(batch.advantages, device),
+        on_device(batch.advantages[batch.sequence_ids], device),
         moved(batch.old_logprobs, device),
-        sequence_ids=on_device(batch.sequence_ids, device),
+        sequence_ids=on_device(sequence_ids, device),
         reference_logprobs=moved(batch.reference_logprobs, device),
         bias=output.bias,
         temperature=temperature,

@@ -431,6 +431,7 @@ def asked(tiny_backbone):
     model = OptiRAG(settings)
     table = frame(size=160).assign(label=lambda rows: rows["label"].astype("Int64").where(rows.index < 150))
     data = load_interactions(table, allow_unlabelled=True)
+    model.num_trees = 5  # as if it had been trained
     model.refit_retriever(data, np.flatnonzero(data.labels >= 0).tolist())
     return model, data
 

@@ -113,6 +113,16 @@ def test_sixteen_bit_colour_is_read_as_sixteen_bit_grey_is() -> None:
     assert read[0, 0, 0] == grey[0, 0] >> 8
 
 
+def test_the_transparent_value_of_a_png_has_the_depth_of_its_pixels() -> None:
+    wide = np.array([[[0x1234] * 3, [0x3434] * 3, [0, 0, 0]]], dtype=">u2")
+    transparent = chunk(b"tRNS", struct.pack(">HHH", *[0x1234] * 3))
+    read = read_image(png(3, 1, 16, 2, b"\0" + wide.tobytes(), transparent)).pixels
+    assert read[0, :, 0].tolist() == [255, 0x34, 0]
+    for bits, packed, levels in ((2, b"\x1b", [0, 85, 170, 255]), (4, b"\x01\x23", [0, 17, 34, 51])):
+        read = read_image(png(4, 1, bits, 0, b"\0" + packed, chunk(b"tRNS", struct.pack(">H", 1)))).pixels
+        assert read[0, :, 0].tolist() == [levels[0], 255, *levels[2:]]
+
+
 def test_cmyk() -> None:
     solid = Image.new("CMYK", (8, 8), (255, 0, 0, 0))
     assert np.abs(read_image(encoded(solid, "JPEG", quality=95)).pixels.astype(int) - [0, 255, 255]).max() <= 3

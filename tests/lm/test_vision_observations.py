@@ -38,7 +38,7 @@ class Moments:
 
     def encode(self, images: Iterable[ImageSource], **options: object) -> torch.Tensor:
         features = []
-        for image in read_images(images):
+        for image in read_images(images, **options):  # type: ignore[arg-type]
             self.computed.append(image.key)
             pixels = torch.from_numpy(image.pixels.astype(np.float32))
             features.append(torch.stack([pixels.mean() ** (1 + i / self.width) for i in range(2 * self.width)]))
@@ -90,6 +90,13 @@ def test_an_image_that_comes_twice_is_computed_once(tmp_path: Path) -> None:
     cached = CachedEncoder(encoder, tmp_path)
     assert torch.equal(cached.encode([first, second, first]), Moments().encode([first, second, first]))
     assert len(encoder.computed) == 2
+
+
+def test_the_bound_on_pixels_is_the_callers(tmp_path: Path) -> None:
+    cached, image = CachedEncoder(Moments(), tmp_path), np.zeros((1, 50_000_001), dtype=np.uint8)
+    assert cached.encode([image], max_pixels=60_000_000).shape == (1, 2, 5)
+    with pytest.raises(ValueError, match="expected at most 50000000 pixels; got 50000001 x 1"):
+        cached.encode([image])
 
 
 def test_a_broken_image_is_named_and_what_came_before_is_kept(tmp_path: Path) -> None:

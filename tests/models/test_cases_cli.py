@@ -227,7 +227,7 @@ def test_settings_with_meaning_are_taken():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"samples": 0}, "samples: expected a whole number of at least 1; got 0"),
+        ({"samples": 0}, "samples: expected a whole number of at least 1 or none; got 0"),
         ({"exits": "6"}, "exits: expected a list, each a whole number of at least 1 or none; got '6'"),
         ({"sample": 10}, "expected backbone, .*template, .*; got 'sample'"),
         ({"retriever": {"dims": 8}}, "retriever: expected batch, dim, .*; got 'dims'"),

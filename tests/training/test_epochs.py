@@ -63,6 +63,15 @@ def test_stops_early_and_keeps_the_best_epoch():
     assert torch.equal(found, expected)
 
 
+def test_a_validation_that_is_no_number_does_not_replace_the_best():
+    settings = EpochTraining(epochs=4, patience=9, learning_rate=0.05)
+    weights, best = train(settings, quality=iter([0.9, float("nan"), 0.5, 0.4]))
+    assert best == 0.9
+    expected, _ = train(EpochTraining(epochs=1, patience=9, learning_rate=0.05), quality=iter([0.9]))
+    assert torch.equal(weights, expected)
+    assert train(settings, quality=iter([float("nan"), 0.2, float("nan"), 0.1]))[1] == 0.2
+
+
 @pytest.mark.parametrize(
     ("average", "clip", "expected"),
     [(0.0, 0.0, (3.55093, 1.38481, 0.78234)), (0.9, 1.0, (3.55093, 1.32052, 0.70344))],

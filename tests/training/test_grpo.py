@@ -99,6 +99,25 @@ def plain_loss(model, reference, batch_groups, kind, clip, beta, temperature, lo
     return torch.cat(per_sequence).sum() / (tokens if kind == "dapo" else longest)
 
 
+@pytest.mark.parametrize("kind", ["grpo", "dapo"])
+def test_as_many_chosen_tokens_as_completions_are_advantages_of_completions_still(kind):
+    """Two chosen tokens in one of two completions: advantages a completion were read as advantages a token."""
+    model, old = causal_model("Llama"), np.full(2, -4.0, dtype=np.float32)
+
+    def loss(completions, chosen, advantages):
+        group = PolicyGroup(
+            np.array([1, 2]), [np.array(row) for row in completions], [np.array(row) for row in chosen],
+            np.array(advantages), [old[: len(row)] for row in completions],
+        )  # fmt: skip
+        batch = PolicyBatch([group])
+        batch.set_logprobs(model, 1.0, None)
+        return packed_policy_loss(model, batch, kind=kind)[0]
+
+    alone = loss([[4, 5]], [[True, True]], [1.0])
+    assert torch.allclose(loss([[4, 5], [6, 7]], [[True, True], [False, False]], [1.0, -1.0]), alone)
+    assert torch.allclose(loss([[6, 7], [4, 5]], [[False, False], [True, True]], [-1.0, 1.0]), alone)
+
+
 @pytest.mark.parametrize("kind", ["grpo", "dapo", "dr_grpo"])
 @pytest.mark.parametrize("family", ["Llama", "Qwen2", "Gemma3Text"])
 def test_loss_and_gradients_are_those_of_the_papers(kind, family):

@@ -285,6 +285,11 @@ class RecBole(Recommender):
             **self.config.settings,
             "data_path": self._folder.name,
             "checkpoint_dir": self._folder.name,
+            # RecBole unpickles what lies there, and a model may come from the hub.
+            "dataset_save_path": None,
+            "dataloaders_save_path": None,
+            "save_dataset": False,
+            "save_dataloaders": False,
             "benchmark_filename": ["train", "valid", "test"],
             "load_col": {
                 "inter": inter.get(self.kind, sequential),

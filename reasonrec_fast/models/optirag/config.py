@@ -134,6 +134,6 @@ class OptiRAGConfig:
         10
         >>> OptiRAGConfig.from_dict({"samples": 0}, "config.json")
         Traceback (most recent call last):
-        ValueError: config.json: samples: expected a whole number of at least 1; got 0
+        ValueError: config.json: samples: expected a whole number of at least 1 or none; got 0
         """
         return settings_from(cls, values, place)
