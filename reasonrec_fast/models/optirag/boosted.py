@@ -135,6 +135,9 @@ def out_of_fold_logits(
     logits = np.empty(len(other_folds))
     for fold in np.unique(other_folds):
         inside, outside = other_folds == fold, folds != fold
+        if not outside.any():  # all requests are one user's: nothing is known of others
+            logits[inside] = 0.0
+            continue
         trees = BoostedEvidence.fit(take(train, outside), labels[outside], num_trees=num_trees, seed=seed)
         logits[inside] = trees.logits(take(others, inside))
     return logits

@@ -76,7 +76,8 @@ def calibrate(
 
     With depth 0 the heads are scaled first (:func:`residual_scale`). Then the requests of one half of the users teach
     depth 0, and those of the other half choose the thresholds, so that these rest on predictions for users whom depth 0
-    has not seen.
+    has not seen. Where there are too few users for both halves to have both labels, the requests are divided, and where
+    a label is too rare for that, all requests do both.
 
     Args:
         known: validation requests as they are.
@@ -84,17 +85,19 @@ def calibrate(
             to choose by. Without them cold requests read every layer.
         depths: layers of each exit, depth 0 included.
         config: the losses, and how confidence is measured.
+
+    Raises:
+        ValueError: with ``max_disagreement``, fewer than two requests of a label.
     """
     depth_zero: DepthZero | None = None
     scales: tuple[float, ...] = ()
     whole, first, second = known, known, unrated
     if known.offset is not None:
-        users = np.unique(known.users)
-        # Not in the order in which the requests' users were drawn: those of the unrated ones came first there.
-        learns = np.random.default_rng((config.seed, 1)).permutation(users)[: max(len(users) // 2, 1)]
-        first, known = (known.of(np.isin(known.users, learns) == part) for part in (True, False))
-        if unrated is not None:
-            second, unrated = (unrated.of(np.isin(unrated.users, learns) == part) for part in (True, False))
+        learns, learns_unrated = _halves(known, unrated, config)
+        if learns is not None:
+            first, known = known.of(learns), known.of(~learns)
+            if unrated is not None and learns_unrated is not None:
+                second, unrated = unrated.of(learns_unrated), unrated.of(~learns_unrated)
         # Six numbers of all requests are steadier; a promise needs exits that its test has not seen.
         steady = whole if config.max_disagreement is None else first
         scales = tuple(residual_scale(steady, head) for head in range(len(first.odds)))
@@ -138,6 +141,41 @@ def calibrate(
         scales,
         depth_zero,
     )
+
+
+def _halves(
+    known: ExitScores, unrated: ExitScores | None, config: OptiRAGConfig
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Which of the requests, and of those shown as unrated, teach depth 0; bool ``[N]`` each. None where a label is too
+    rare to be in both halves: then all requests do both.
+
+    Raises:
+        ValueError: a label that is too rare for a promise, which needs requests that depth 0 has not seen.
+    """
+    generator = np.random.default_rng((config.seed, 1))
+    users = np.unique(known.users)
+    # Not in the order in which the requests' users were drawn: those of the unrated ones came first there.
+    chosen = generator.permutation(users)[: max(len(users) // 2, 1)]
+    learns = np.isin(known.users, chosen)
+    if _both_labels(known, learns):
+        return learns, None if unrated is None else np.isin(unrated.users, chosen)
+    learns = np.zeros(len(known.labels), dtype=bool)
+    for label in (0, 1):
+        of_label = generator.permutation(np.flatnonzero(known.labels == label))
+        learns[of_label[: len(of_label) // 2]] = True
+    if not _both_labels(known, learns):
+        if config.max_disagreement is None:
+            return None, None
+        raise ValueError(
+            f"split: expected at least two validation requests of each label, for max_disagreement; got "
+            f"{int((known.labels == 0).sum())} and {int((known.labels == 1).sum())}"
+        )
+    return learns, None if unrated is None else generator.permutation(len(unrated.labels)) % 2 == 0
+
+
+def _both_labels(scores: ExitScores, chosen: np.ndarray) -> bool:
+    """Whether the chosen requests have both labels, and the others too."""
+    return all(len(np.unique(scores.labels[part])) == 2 for part in (chosen, ~chosen))
 
 
 def residual_scale(scores: ExitScores, head: int) -> float:
