@@ -61,11 +61,17 @@ class ExitPolicy:
         >>> ExitPolicy.from_dict(ExitPolicy(((0.5, float("inf")),)).to_dict()).thresholds
         ((0.5, inf),)
         """
-        thresholds = [[None if math.isinf(value) else value for value in row] for row in self.thresholds]
+        thresholds = [[_as_json(value) for value in row] for row in self.thresholds]
         return {"thresholds": thresholds, "measure": self.measure, "trend": self.trend}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ExitPolicy:
         """What :meth:`to_dict` made."""
-        rows = (tuple(math.inf if value is None else value for value in row) for row in values["thresholds"])
+        rows = (tuple(math.inf if value is None else float(value) for value in row) for row in values["thresholds"])
         return cls(tuple(rows), values["measure"], values["trend"])
+
+
+def _as_json(threshold: float) -> float | str | None:
+    if math.isinf(threshold):
+        return None if threshold > 0 else "-inf"
+    return threshold

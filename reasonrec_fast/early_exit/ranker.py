@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -212,6 +212,10 @@ class EarlyExitRanker(PushToHub):
             raise ValueError("requests: expected a sequence, as only an offset tells which go on; got a function")
         if self.model.offset != (offset is not None):
             raise ValueError(f"offset: expected {'one a request' if self.model.offset else 'None'}; got {offset}")
+        if offset is None and (shallow is not None or confidence is not None):
+            raise ValueError("shallow, confidence: expected None for a model without depth 0; got one of them")
+        if offset is not None and not callable(requests) and len(requests) != len(offset):
+            raise ValueError(f"offset: expected [{len(requests)}], one a request; got [{len(offset)}]")
         size = len(requests) if offset is None else len(offset)  # type: ignore[arg-type]
         on, shallow = np.arange(size), offset if shallow is None else shallow
         if shallow is not None and early_exit and self.policy is not None:
@@ -248,9 +252,15 @@ class EarlyExitRanker(PushToHub):
             early_exit: False reads every layer.
             progress: is told how many rows were just scored.
         """
-        inputs = inputs or GroupInputs()
+        inputs, groups = inputs or GroupInputs(), list(groups)
+        if inputs.strata is None:  # a batch may hold rows of other callers, which have some
+            inputs = replace(
+                inputs, strata=torch.zeros(sum(len(suffixes) for _, suffixes in groups), dtype=torch.int64)
+            )
         pieces, row = [], 0
         for group in pieces_of(groups, self.max_tokens):
+            # Before it joins the batch of others.
+            self.model.backbone.check_length(len(group[0]) + max(map(len, group[1])), "groups")
             pieces.append(_Piece(group, inputs.of(slice(row, row + len(group[1]))), early_exit))
             row += len(group[1])
         probability, depth = torch.empty(row), torch.empty(row, dtype=torch.int64)

@@ -137,8 +137,8 @@ class DecodingBatch:
         """Keys and values of all tokens of prefixes and prompts, and their last hidden states ``[T, D]``."""
         decoder = self._decoder
         missing = padded_rows(layout.num_tokens, decoder.device) - layout.num_tokens
-        if missing:  # a text that nobody reads
-            groups = [*groups, ((), [[0] * missing])]
+        if missing:  # texts that nobody reads, of a token each: positions may not go beyond the table's
+            groups = [*groups, ((), [[0]] * missing)]
             layout = PackedLayout.of(groups)
         ids, vectors = flat_inputs(groups)
         hidden = decoder.embed(self._on_device(ids), vectors)

@@ -1,5 +1,7 @@
 """Exits that begin at depth 0: heads correct a logit, and who leaves with it is never tokenised."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from tiny import Letters, tiny
 from reasonrec_fast import EarlyExitRanker
 from reasonrec_fast.early_exit import EarlyExitModel, ExitPolicy
 from reasonrec_fast.early_exit.depth_zero import DepthZero
+from reasonrec_fast.early_exit.ranker import GroupInputs
 from reasonrec_fast.early_exit.trees import Trees
 from reasonrec_fast.evaluation import auc
 from reasonrec_fast.lm.decoder import Decoder
@@ -185,3 +188,34 @@ def test_trees_are_the_text_that_was_saved(tmp_path):
     (tmp_path / "gain.txt").unlink()
     with pytest.raises(FileNotFoundError, match="trees: expected those of the model"):
         DepthZero.load(tmp_path, expected)
+
+
+def test_a_policy_of_any_thresholds_is_stored_as_it_is():
+    policy = ExitPolicy(((-np.inf, 0.5, np.inf),))
+    assert ExitPolicy.from_dict(json.loads(json.dumps(policy.to_dict()))) == policy
+
+
+def test_what_goes_with_requests_is_refused_where_it_does_not_fit():
+    """Requests beyond the offset were dropped; a model without depth 0 answered from a logit that was given."""
+    plain = EarlyExitRanker(EarlyExitModel(Decoder(tiny("Llama")), [1]), policy=None)
+    with pytest.raises(ValueError, match="shallow, confidence: expected None for a model without depth 0"):
+        plain.rank([([1], [2])], shallow=torch.tensor([5.0]))
+    deep = EarlyExitRanker(EarlyExitModel(Decoder(tiny("Llama")), [1], offset=True, members=1))
+    with pytest.raises(ValueError, match=r"offset: expected \[3\], one a request; got \[2\]"):
+        deep.rank([([1], [2])] * 3, offset=torch.zeros(2))
+    with pytest.raises(ValueError, match="groups: expected at most"):
+        plain.rank_groups([([1], [[2] * 100_000])])
+
+
+def test_callers_with_and_without_strata_share_a_batch():
+    """A caller without strata lent the first one to all of the batch."""
+    model = EarlyExitModel(Decoder(tiny("Llama")), [1], members=1)
+    policy = ExitPolicy(((np.inf,), (-np.inf,)))
+    ranker = EarlyExitRanker(model, policy=policy)
+    pieces = []
+    ranker._shared = lambda given: (pieces.extend(given), iter(()))[1]
+    ranker.rank_groups([([1], [[2], [3]])])
+    ranker.rank_groups([([1], [[2], [3]])], GroupInputs(strata=torch.ones(2, dtype=torch.int64)))
+    for order in (pieces, pieces[::-1]):
+        depths = [ranked.depth.tolist() for ranked in ranker._rank_pieces(order)]
+        assert depths == ([[model.depths[-1]] * 2, [1, 1]] if order is pieces else [[1, 1], [model.depths[-1]] * 2])

@@ -375,3 +375,12 @@ def test_embeddings_among_the_tokens(family):
     for text, (result,) in zip(texts, results, strict=True):
         expected = model.generate(inputs_embeds=text[None], max_new_tokens=24, do_sample=False, pad_token_id=0)
         assert result.token_ids == expected[0].tolist()
+
+
+@pytest.mark.parametrize("new_tokens", [1, 3])
+def test_prompts_shorter_than_the_padding_are_read(llama, new_tokens):
+    """Rows of the processor's block that nobody reads had positions beyond the table of rotary positions."""
+    params = SamplingParams(temperature=0, max_new_tokens=new_tokens, stop_token_ids=())
+    [[result]] = [list(group) if isinstance(group, list) else [group]
+                  for group in TextGenerator(llama).generate([([], [[5]])], params)]  # fmt: skip
+    assert list(result.token_ids) == of_transformers(llama, [5], max_new_tokens=new_tokens)[0]
