@@ -27,7 +27,7 @@ from reasonrec_fast.lm.inputs import (
     joined,
     text_of,
 )
-from reasonrec_fast.lm.layout import TokenGroup, within
+from reasonrec_fast.lm.layout import TokenGroup, text_groups, within
 from reasonrec_fast.lm.prefix_cache import PrefixCache
 from reasonrec_fast.micro_batcher import SharedBatcher, host_library_is_there
 from reasonrec_fast.ops.exit_confidence import Measure, exit_confidence
@@ -251,16 +251,19 @@ class EarlyExitRanker(PushToHub):
             inputs: what goes with the rows.
             early_exit: False reads every layer.
             progress: is told how many rows were just scored.
+
+        Raises:
+            ValueError: a group that the model cannot read, or inputs that are missing, not wanted, or of another number
+                of rows.
         """
         inputs, groups = inputs or GroupInputs(), list(groups)
+        self._check_groups(groups, inputs)
         if inputs.strata is None:  # a batch may hold rows of other callers, which have some
             inputs = replace(
                 inputs, strata=torch.zeros(sum(len(suffixes) for _, suffixes in groups), dtype=torch.int64)
             )
         pieces, row = [], 0
         for group in pieces_of(groups, self.max_tokens):
-            # Before it joins the batch of others.
-            self.model.backbone.check_length(len(group[0]) + max(map(len, group[1])), "groups")
             pieces.append(_Piece(group, inputs.of(slice(row, row + len(group[1]))), early_exit))
             row += len(group[1])
         probability, depth = torch.empty(row), torch.empty(row, dtype=torch.int64)
@@ -272,6 +275,22 @@ class EarlyExitRanker(PushToHub):
             if progress is not None:
                 progress(size)
         return Ranked(probability, depth)
+
+    def _check_groups(self, groups: Sequence[TokenGroup], inputs: GroupInputs) -> None:
+        """Refuse what would fail, or silently change, the batch that other callers share."""
+        backbone, rows = self.model.backbone, sum(len(suffixes) for _, suffixes in groups)
+        for number, (prefix, suffixes) in enumerate(text_groups(groups)):
+            if not suffixes or not all(map(len, suffixes)):
+                raise ValueError(f"groups: expected suffixes of at least one token; got none in group {number}")
+            backbone.check_length(len(prefix) + max(map(len, suffixes)), "groups")
+            for text in (prefix, *suffixes):
+                _check_text(text, backbone, "groups", f"group {number}")
+        wanted = {"features": self.model.heads[0].units is not None, "offset": self.model.offset}
+        for name, values in vars(inputs).items():
+            if name in wanted and (values is not None) != wanted[name]:
+                raise ValueError(f"inputs: expected {name} {'of all rows' if wanted[name] else 'None'}; got {values}")
+            if values is not None and len(values) != rows:
+                raise ValueError(f"inputs: expected {rows} {name}, one a row; got {len(values)}")
 
     def _shared(self, pieces: list[_Piece]) -> Iterator[Ranked]:
         """The scores of every piece, in order, from batches that concurrent callers share."""
@@ -342,15 +361,8 @@ class EarlyExitRanker(PushToHub):
         for place, (start, candidate) in enumerate(requests):
             if place not in encoded:
                 encoded[place] = _whole([*start, *candidate], place), len(start)
-        most = self.model.backbone.vocabulary  # on a GPU a token beyond it would end all work of the process
         for place, (text, _) in encoded.items():
-            ids = text if type(text) is list else text.ids.tolist()  # type: ignore[union-attr]
-            if isinstance(text, Text):
-                for _, segment in text.embeddings:
-                    self.model.backbone.check_embeddings(segment, f"requests: request {place}")
-            if min(ids) < 0 or max(ids) >= most:
-                strange = next(value for value in ids if not 0 <= value < most)
-                raise ValueError(f"requests: expected token ids in [0, {most}); got {strange} in request {place}")
+            _check_text(text, self.model.backbone, "requests", f"request {place}")
         return [encoded[place] for place in range(len(requests))]
 
     def rank_encoded(
@@ -552,6 +564,22 @@ def logit_confidence(logits: torch.Tensor | np.ndarray, measure: Measure) -> np.
     values = torch.as_tensor(logits).detach().cpu().double()
     heads = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
     return exit_confidence(values.reshape(-1, 1), heads, measure=measure).confidence.reshape(values.shape).numpy()
+
+
+def _check_text(text: Any, backbone: Decoder, argument: str, owner: str) -> None:
+    """Refuse token ids and vectors that are not the backbone's; on a GPU such an id would end all work of the process.
+
+    Raises:
+        ValueError: which, and whose.
+    """
+    ids, most = text, backbone.vocabulary
+    if isinstance(text, Text):
+        ids = text.ids.tolist()
+        for _, segment in text.embeddings:
+            backbone.check_embeddings(segment, f"{argument}: {owner}")
+    if len(ids) and (min(ids) < 0 or max(ids) >= most):
+        strange = next(value for value in ids if not 0 <= value < most)
+        raise ValueError(f"{argument}: expected token ids in [0, {most}); got {strange} in {owner}")
 
 
 def _whole(ids: list[Any], request: int) -> list[int]:

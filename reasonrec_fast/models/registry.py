@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def class_of(architecture: str) -> Any:
 def load(
     name: str | Path,
     *,
+    architectures: Collection[str] = tuple(ARCHITECTURES),
     device: torch.device | str | None = None,
     revision: str | None = None,
     token: str | None = None,
@@ -53,6 +55,7 @@ def load(
 
     Args:
         name: what ``save_pretrained`` wrote: a folder, or a repository of the Hugging Face hub (``"user/repository"``).
+        architectures: those that it may be.
         device: where it lives from now on; by default the GPU where there is one.
         revision, token: of the repository.
 
@@ -70,6 +73,6 @@ def load(
     """
     folder = local_folder(name, revision=revision, token=token)
     architecture = read_settings(folder).get("architecture")
-    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
-        raise ValueError(f"folder: expected a saved {', '.join(ARCHITECTURES)}; {folder} holds {architecture!r}")
+    if not isinstance(architecture, str) or architecture not in architectures:
+        raise ValueError(f"folder: expected a saved {', '.join(architectures)}; {folder} holds {architecture!r}")
     return class_of(architecture).from_pretrained(folder, device=device)

@@ -203,8 +203,25 @@ def test_what_goes_with_requests_is_refused_where_it_does_not_fit():
     deep = EarlyExitRanker(EarlyExitModel(Decoder(tiny("Llama")), [1], offset=True, members=1))
     with pytest.raises(ValueError, match=r"offset: expected \[3\], one a request; got \[2\]"):
         deep.rank([([1], [2])] * 3, offset=torch.zeros(2))
-    with pytest.raises(ValueError, match="groups: expected at most"):
-        plain.rank_groups([([1], [[2] * 100_000])])
+
+
+@pytest.mark.parametrize(
+    ("group", "inputs", "message"),
+    [
+        (([1], [[2] * 100_000]), {}, "groups: expected at most"),
+        (([1], [[2, 10**6]]), {}, r"groups: expected token ids in \[0, .*\); got 1000000 in group 0"),
+        (([-1], [[2]]), {}, "got -1 in group 0"),
+        (([1], []), {}, "groups: expected suffixes of at least one token; got none in group 0"),
+        (([1], [[]]), {}, "groups: expected suffixes of at least one token; got none in group 0"),
+        (([1], [[2]]), {"features": torch.zeros(1, 3)}, "inputs: expected features None; got"),
+        (([1], [[2]]), {"offset": torch.zeros(1)}, "inputs: expected offset None; got"),
+        (([1], [[2]]), {"strata": torch.zeros(2, dtype=torch.int64)}, "inputs: expected 1 strata, one a row; got 2"),
+    ],
+)
+def test_groups_that_would_fail_others_do_not_join_their_batch(group, inputs, message):
+    ranker = EarlyExitRanker(EarlyExitModel(Decoder(tiny("Llama")), [1]))
+    with pytest.raises(ValueError, match=message):
+        ranker.rank_groups([group], GroupInputs(**inputs))
 
 
 def test_callers_with_and_without_strata_share_a_batch():

@@ -52,18 +52,17 @@ def test_who_leaves_at_depth_zero_has_no_prompt(events, fitted, monkeypatch):
     requests = fitted.requests(events, test)
     full = fitted.predict(requests, early_exit=False)
     monkeypatch.setattr(fitted.ranker, "policy", leaving(fitted, requests, 0.5))
-    written, write = [], PromptBuilder.slates
-
-    def counted(self, rows, evidence, **options):
-        written.extend(rows.tolist())
-        return write(self, rows, evidence, **options)
-
-    monkeypatch.setattr(PromptBuilder, "slates", counted)
+    written, prefixes, write, begin = [], [], PromptBuilder._suffix, PromptBuilder._prefix
+    monkeypatch.setattr(
+        PromptBuilder, "_suffix", lambda self, row, *rest: [written.append(row), write(self, row, *rest)][1]
+    )
+    monkeypatch.setattr(PromptBuilder, "_prefix", lambda self, *rest: [prefixes.append(rest), begin(self, *rest)][1])
     requests = fitted.requests(events, test)
-    assert not written
+    assert not written and not prefixes
     found = fitted.predict(requests)
     leaves = found.depth == 0
     assert 0.3 < leaves.mean() < 0.7 and sorted(written) == sorted(requests.rows[~leaves].tolist())
+    assert 0 < len(prefixes) <= len(written)
     logits = fitted.depth_zero.logits(requests.features, requests.offset)
     expected = (1 / (1 + np.exp(-logits))).astype(np.float32)
     np.testing.assert_array_equal(found.probability[leaves], expected[leaves])
@@ -189,3 +188,17 @@ def test_cold_threads_give_the_same_bits(events, fitted, tmp_path, share):
                 np.testing.assert_array_equal(predictions.probability, expected.probability)
     finally:
         sys.setswitchinterval(interval)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_prompt_does_not_depend_on_who_else_goes_on(fitted, events, alone):
+    """Where the first request of a slate left at depth 0, the others' prefix was that of a later moment."""
+    requests = fitted.requests(events, split_by_time(events).test, alone=alone)
+    whole = {int(row): (slate.prefix, suffix) for slate in requests.slates
+             for row, suffix in zip(slate.rows, slate.suffixes, strict=True)}  # fmt: skip
+    generator = np.random.default_rng(0)
+    for share in (0.2, 0.7):
+        wanted = np.flatnonzero(generator.random(len(requests.rows)) < share)
+        some = {int(row): (slate.prefix, suffix) for slate in requests.prompts(wanted)
+                for row, suffix in zip(slate.rows, slate.suffixes, strict=True)}  # fmt: skip
+        assert some == {row: whole[row] for row in wanted.tolist()}

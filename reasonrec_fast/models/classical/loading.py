@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 
 from reasonrec_fast.models.classical.base import Recommender
-from reasonrec_fast.models.registry import CLASSICAL, class_of
-from reasonrec_fast.pretrained import local_folder, read_settings
+from reasonrec_fast.models.registry import CLASSICAL, class_of, load
 
 RECOMMENDERS: dict[str, type[Recommender]] = {name: class_of(name) for name in CLASSICAL}
 """Every classical model, by the name of its class."""
@@ -61,8 +60,5 @@ def load_recommender(
     ...     load_recommender(folder).recommend(["b"], 1).items.tolist()
     [['x']]
     """
-    path = local_folder(folder, revision=revision, token=token)
-    name = read_settings(path).get("architecture")
-    if not isinstance(name, str) or name not in RECOMMENDERS:
-        raise ValueError(f"folder: expected a saved {', '.join(RECOMMENDERS)}; {path} holds {name!r}")
-    return RECOMMENDERS[name].from_pretrained(path, device=device)
+    recommender: Recommender = load(folder, architectures=CLASSICAL, device=device, revision=revision, token=token)
+    return recommender

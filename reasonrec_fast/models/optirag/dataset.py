@@ -249,8 +249,9 @@ class RequestBuilder:
             features, offset = boosted_features(evidence), offset.astype(np.float32)
 
         def write(places: np.ndarray) -> list[Slate]:
-            slates = prompts.slates(rows[places], take(evidence, places), alone=alone)
-            return [replace(slate, rows=places[slate.rows]) for slate in slates]
+            wanted = np.zeros(len(rows), dtype=bool)
+            wanted[places] = True
+            return prompts.slates(rows, evidence, alone=alone, wanted=wanted)
 
         labels = prompts.interactions.labels[rows]
         return Requests(rows, labels, evidence.numbers, offset, features, cold, write)

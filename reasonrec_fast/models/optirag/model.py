@@ -479,7 +479,8 @@ class OptiRAG(PushToHub):
         slates = requests.slates if not leaves.any() else requests.prompts(np.flatnonzero(~leaves))
         if slates:
             batch = requests.batch(slates, self.mean, self.scale)
-            ranked = self.ranker.rank_groups(batch.groups, batch.inputs, early_exit=early_exit, progress=progress)
+            inputs = batch.inputs if self.config.read_numbers else replace(batch.inputs, features=None)
+            ranked = self.ranker.rank_groups(batch.groups, inputs, early_exit=early_exit, progress=progress)
             rows = np.concatenate([slate.rows for slate in slates])
             probability[rows], depth[rows] = ranked.probability.numpy(), ranked.depth.numpy()
         return Predictions(probability, depth)

@@ -80,13 +80,17 @@ class PromptBuilder:
         self.tell_similar = tell_similar
         self._start, self._ids = ids.start, ids.of
 
-    def slates(self, rows: np.ndarray, evidence: Evidence, *, alone: bool = False) -> list[Slate]:
+    def slates(
+        self, rows: np.ndarray, evidence: Evidence, *, alone: bool = False, wanted: np.ndarray | None = None
+    ) -> list[Slate]:
         """Prompts of the requests ``rows``, grouped by user in time order into slates.
 
         Args:
             rows: rows of the interactions.
             evidence: theirs, in the same order.
             alone: only requests of one moment share a prefix, so that no prompt depends on another request.
+            wanted: requests whose prompts are written, bool ``[N]``; all by default. The others are left out of the
+                slates of all, so that a prompt does not depend on who else is wanted.
         """
         data, slates = self.interactions, []
         order = np.lexsort((rows, data.timestamps[rows], data.users[rows]))
@@ -95,7 +99,12 @@ class PromptBuilder:
         for places in np.split(order, np.flatnonzero(new) + 1):
             for start in range(0, len(places), self.slate_size):
                 chosen = places[start : start + self.slate_size]
-                prefix = self._prefix(int(rows[chosen[0]]), evidence.neighbours[chosen[0]])
+                first = chosen[0]
+                if wanted is not None:
+                    chosen = chosen[wanted[chosen]]
+                    if not len(chosen):
+                        continue
+                prefix = self._prefix(int(rows[first]), evidence.neighbours[first])
                 suffixes = [self._suffix(int(rows[p]), evidence.votes[p], evidence.taste[p]) for p in chosen]
                 slates.append(Slate(chosen, prefix, suffixes))
         return slates
