@@ -13,7 +13,7 @@ import matplotlib
 import typer
 
 from reasonrec_fast.benchmarking.aggregate import DIM, MEAN_DEGREE
-from reasonrec_fast.files import read_json, replacing
+from reasonrec_fast.files import atomic_write, read_json
 
 NAMES = {"reasonrec_fast": "reasonrec_fast", "torch_csr": "torch, CSR", "torch_coo": "torch, COO"}
 
@@ -42,7 +42,7 @@ def main(
     axes.set(xscale="log", yscale="log", xlabel="edges", ylabel="ns an edge and direction, one layer, D 64")
     axes.legend()
     axes.grid(alpha=0.3, which="both")
-    with replacing(output) as temporary:
+    with atomic_write(output) as temporary:
         figure.savefig(temporary, dpi=120, bbox_inches="tight", format="png")
 
 

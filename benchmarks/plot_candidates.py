@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 from reasonrec_fast.benchmarking.engine import CANDIDATES
-from reasonrec_fast.files import read_json, replacing
+from reasonrec_fast.files import atomic_write, read_json
 
 REQUESTS = 2 * max(CANDIDATES)
 """Requests per run, in every case."""
@@ -34,7 +34,7 @@ def main(
     axis.plot(counts, [milliseconds / REQUESTS for count, milliseconds in points], "o-")
     axis.set(xscale="log", yscale="log", xlabel="candidates a user", ylabel="ms a candidate")
     axis.set_xticks(counts, [str(count) for count in counts])
-    with replacing(plot) as temporary:
+    with atomic_write(plot) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
     for count, milliseconds in points:
         print(f"{count:4d} candidates: {milliseconds / REQUESTS:.2f} ms a candidate")

@@ -20,7 +20,7 @@ import typer
 from reasonrec_fast.data import Catalog, Interactions
 from reasonrec_fast.experiments.runner import machine, revision, versions
 from reasonrec_fast.files import read_json, write_json
-from reasonrec_fast.memory import forget_peak, peak_bytes, resident_bytes
+from reasonrec_fast.memory import peak_bytes, reset_peak_memory, resident_bytes
 from reasonrec_fast.models.classical import LightGCN, LightGCNConfig, Recommender, SASRec, SASRecConfig
 
 STEPS = 40
@@ -83,7 +83,7 @@ def measure(name: str, events: int, epochs: int) -> dict[str, Any]:
     config = model.config
     model.config = replace(config, epochs=0)
     model.fit(data, rows)  # a first call, for numba's compilation
-    forget_peak()
+    reset_peak_memory()
     resident_before = resident_bytes()
     began = time.perf_counter()
     model.fit(data, rows)

@@ -11,7 +11,7 @@ from typing import Any
 
 from reasonrec_fast.benchmarking import engine_prompts
 from reasonrec_fast.benchmarking.stored import FOLDER
-from reasonrec_fast.files import replacing, write_json
+from reasonrec_fast.files import atomic_write, write_json
 from reasonrec_fast.lm.layout import TokenGroup
 
 SHAPE = (
@@ -42,12 +42,12 @@ def main() -> None:
             json.dumps([list(map(int, prefix)), [list(map(int, s)) for s in suffixes]]) for prefix, suffixes in groups
         )
         rows.append(f'"{name}": [\n{lines}\n]')
-    with replacing(FOLDER / "prompts.json") as temporary:
+    with atomic_write(FOLDER / "prompts.json") as temporary:
         temporary.write_text("{\n" + ",\n".join(rows) + "\n}\n", encoding="utf-8")
     model, _, _ = engine_prompts.movielens_model()
     config = model.peft.get_base_model().config
     decoder: dict[str, Any] = {name: getattr(config, name) for name in SHAPE}
-    heads = {"exits": list(model.ranker.model.exits), "num_numbers": model.ranker.model.heads[0].units.in_features}
+    heads = {"exits": list(model.ranker.model.exits), "num_features": model.ranker.model.heads[0].units.in_features}
     write_json(FOLDER / "smollm2-135m.json", {"decoder": decoder, "heads": heads})
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from reasonrec_fast.experiments.report import markdown_table
 from reasonrec_fast.experiments.runner import load_runs
-from reasonrec_fast.files import replacing
+from reasonrec_fast.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -173,7 +173,7 @@ def main() -> None:
         if (after := filled(before)) != before:
             different.append(page.name)
             if "--check" not in sys.argv[1:]:
-                with replacing(page) as temporary:
+                with atomic_write(page) as temporary:
                     temporary.write_text(after, encoding="utf-8")
     if different and "--check" in sys.argv[1:]:
         raise SystemExit(f"differ from benchmarks/results: {', '.join(different)}; run python -m benchmarks.tables")

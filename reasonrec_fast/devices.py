@@ -11,7 +11,7 @@ import torch
 
 # CUDA stages smaller host-to-device copies itself, without waiting; for larger ones it may wait for the stream.
 _MAX_STAGED_BYTES = 64 << 10
-_Moved = TypeVar("_Moved", torch.Tensor, torch.Tensor | None)
+_OnDevice = TypeVar("_OnDevice", torch.Tensor, torch.Tensor | None)
 
 
 def resolve_device(device: torch.device | str | None = None) -> torch.device:
@@ -48,17 +48,17 @@ def resolve_device(device: torch.device | str | None = None) -> torch.device:
 
 
 def on_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """An array as a tensor on a device: without a copy on the CPU, else by :func:`moved`.
+    """An array as a tensor on a device: without a copy on the CPU, else by :func:`to_device`.
 
     The tensor shares the array's memory on the CPU. On a GPU the array may be changed or freed once this returns.
 
     Raises:
         RuntimeError: a CUDA graph is being captured, and the device is a GPU.
     """
-    return moved(torch.from_numpy(array), device)
+    return to_device(torch.from_numpy(array), device)
 
 
-def moved(tensor: _Moved, device: torch.device) -> _Moved:
+def to_device(tensor: _OnDevice, device: torch.device) -> _OnDevice:
     """Copy a tensor to a device; None stays None.
 
     Host to GPU: the host does not wait for the work queued on the GPU, as ``tensor.to(device)`` does. CUDA reads
@@ -96,7 +96,7 @@ def device_name(device: torch.device) -> dict[str, str]:
 
 
 @contextmanager
-def own_random_numbers(device: torch.device) -> Iterator[None]:
+def fork_rng(device: torch.device) -> Iterator[None]:
     """Restore the state of the CPU's and the device's global generators when the block ends."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
@@ -110,7 +110,7 @@ def seeded_generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed % _SEED_MODULUS)
 
 
-def seed_random_numbers(seed: int, device: torch.device) -> None:
+def seed_rng(seed: int, device: torch.device) -> None:
     """Seed the global generators of the CPU and of ``device``; ``torch.manual_seed`` would seed every GPU."""
     seed %= _SEED_MODULUS
     torch.default_generator.manual_seed(seed)
@@ -120,14 +120,14 @@ def seed_random_numbers(seed: int, device: torch.device) -> None:
 
 
 @contextmanager
-def naming_what_did_not_fit(description: str, device: torch.device) -> Iterator[None]:
+def explain_out_of_memory(description: str, device: torch.device) -> Iterator[None]:
     """Add a description of the work to an out-of-memory error.
 
     Args:
         description: of what is computed, such as a batch.
         device: the device whose memory it needs.
 
-    >>> with naming_what_did_not_fit("a batch of 8 rows", torch.device("cuda")):
+    >>> with explain_out_of_memory("a batch of 8 rows", torch.device("cuda")):
     ...     raise torch.OutOfMemoryError("tried to allocate 2 GiB")
     Traceback (most recent call last):
     torch.OutOfMemoryError: a batch of 8 rows did not fit into the memory of cuda: tried to allocate 2 GiB

@@ -24,7 +24,7 @@ _MAX_READS = 10
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """Atomic write: yields a temporary path beside ``path``, and renames it to ``path`` if the block succeeds.
 
     The file gets the permissions of the umask, whichever library writes it. If the path is a symbolic link, its target
@@ -35,7 +35,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with replacing(Path(folder, "a.txt")) as temporary:
+    ...     with atomic_write(Path(folder, "a.txt")) as temporary:
     ...         _ = temporary.write_text("whole")
     ...     Path(folder, "a.txt").read_text()
     'whole'
@@ -58,7 +58,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_folder(folder: str | Path, owned: Collection[str]) -> Iterator[Path]:
+def atomic_write_folder(folder: str | Path, owned: Collection[str]) -> Iterator[Path]:
     """Atomic write of a folder: yields a temporary folder, which replaces ``folder`` if the block succeeds.
 
     A reader finds, and a process killed at any moment leaves, either all old files or all new ones. On Linux the two
@@ -77,7 +77,7 @@ def replacing_folder(folder: str | Path, owned: Collection[str]) -> Iterator[Pat
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as parent:
     ...     for name in ("first", "second"):
-    ...         with replacing_folder(Path(parent, "saved"), {"first", "second"}) as temporary:
+    ...         with atomic_write_folder(Path(parent, "saved"), {"first", "second"}) as temporary:
     ...             _ = Path(temporary, name).write_text("whole")
     ...     [path.name for path in Path(parent, "saved").iterdir()]
     ['second']
@@ -164,7 +164,7 @@ def _link_or_copy(source: str | Path, target: str | Path) -> None:
         shutil.copy2(source, target, follow_symlinks=False)
 
 
-def read_whole(folder: str | Path, read: Callable[[], Read]) -> Read:
+def read_consistent(folder: str | Path, read: Callable[[], Read]) -> Read:
     """Call ``read`` so that all files come from the same saved model, even if the folder is replaced meanwhile.
 
     A replaced folder is detected by its identity before and after, and read again.
@@ -172,7 +172,7 @@ def read_whole(folder: str | Path, read: Callable[[], Read]) -> Read:
     Raises:
         ValueError: the files do not belong together, or the folder was replaced during every attempt.
 
-    >>> read_whole("model", lambda: {}["config"])
+    >>> read_consistent("model", lambda: {}["config"])
     Traceback (most recent call last):
     ValueError: model: expected the files of one saved model; KeyError: 'config'
     """
@@ -238,7 +238,7 @@ def check_writable(path: str | Path) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def make_folder_once(folder: Path, fill: Callable[[Path], None]) -> None:
+def create_folder_once(folder: Path, fill: Callable[[Path], None]) -> None:
     """Create a folder atomically; of several processes that need it, one fills it and the others wait.
 
     The next process to fill the folder removes what a killed one left.
@@ -252,7 +252,7 @@ def make_folder_once(folder: Path, fill: Callable[[Path], None]) -> None:
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as parent:
-    ...     make_folder_once(Path(parent, "cached"), lambda temporary: write_json(temporary / "a.json", 1))
+    ...     create_folder_once(Path(parent, "cached"), lambda temporary: write_json(temporary / "a.json", 1))
     ...     read_json(Path(parent, "cached", "a.json"))
     1
     """
@@ -279,7 +279,7 @@ def make_folder_once(folder: Path, fill: Callable[[Path], None]) -> None:
 
 
 @contextmanager
-def alone_with(path: Path) -> Iterator[None]:
+def file_lock(path: Path) -> Iterator[None]:
     """Lock a file between processes, so that a read-modify-write of it loses no update.
 
     The lock is on the file's folder: it also excludes users of other files in that folder.
@@ -288,7 +288,7 @@ def alone_with(path: Path) -> Iterator[None]:
         OSError: the folder cannot be created or opened.
 
     >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder, alone_with(Path(folder, "a.jsonl")):
+    >>> with tempfile.TemporaryDirectory() as folder, file_lock(Path(folder, "a.jsonl")):
     ...     pass
     """
     import fcntl
@@ -327,7 +327,7 @@ def write_tensors(
     from safetensors.torch import save_file
 
     on_host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         try:
             save_file(on_host, temporary, metadata)
         except SafetensorError as error:
@@ -353,7 +353,7 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write ``value`` as indented JSON, atomically."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def forget_peak() -> bool:
+def reset_peak_memory() -> bool:
     """Reset the peak that :func:`peak_bytes` reports; False where that is impossible (it needs Linux)."""
     if not sys.platform.startswith("linux") or not _CLEAR.exists():
         return False
@@ -24,7 +24,7 @@ def forget_peak() -> bool:
 
 
 def peak_bytes() -> int:
-    """Peak resident memory since :func:`forget_peak`, in bytes (Linux only)."""
+    """Peak resident memory since :func:`reset_peak_memory`, in bytes (Linux only)."""
     return _kilobytes("VmHWM") * 1024
 
 

@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 
 @cache
-def host_library_is_there() -> bool:
+def has_host_library() -> bool:
     """Whether the native queue was built; logs one warning if not."""
     if importlib.util.find_spec("reasonrec_fast._host") is not None:
         return True

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from reasonrec_fast.files import read_json, read_whole, replacing_folder, write_json
+from reasonrec_fast.files import atomic_write_folder, read_consistent, read_json, write_json
 
 CONFIG = "config.json"
 """Names the architecture, the format of the folder and the version of the package that wrote it."""
@@ -46,7 +46,7 @@ def save_folder(
     """
     from reasonrec_fast import __version__
 
-    with replacing_folder(folder, (CONFIG, *files)) as temporary:
+    with atomic_write_folder(folder, (CONFIG, *files)) as temporary:
         settings = write(temporary)
         header = {"architecture": architecture, "format": format, "version": __version__}
         write_json(temporary / CONFIG, {**header, **settings})
@@ -78,7 +78,7 @@ def load_folder(
         ValueError: the folder holds another architecture or format, or files that do not belong together.
     """
     folder = local_folder(name, what=what, revision=revision, token=token)
-    return read_whole(
+    return read_consistent(
         folder, lambda: read(folder, checked_settings(folder, architecture, format, what=what, older=older))
     )
 

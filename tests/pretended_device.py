@@ -132,7 +132,7 @@ def _caller() -> str:
         code = frame.f_code
         name = f"{Path(code.co_filename).stem}.{code.co_name}"
         inside = code.co_filename.startswith(_PACKAGE) and not code.co_name.startswith("<")
-        if inside and name not in ("devices.on_device", "devices.moved"):
+        if inside and name not in ("devices.on_device", "devices.to_device"):
             return name
         frame = frame.f_back  # type: ignore[assignment]
     return "outside"

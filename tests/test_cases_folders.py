@@ -16,14 +16,14 @@ import torch
 
 from reasonrec_fast import files
 from reasonrec_fast.data import Interactions
-from reasonrec_fast.files import read_json, read_whole, replacing_folder, write_json
+from reasonrec_fast.files import atomic_write_folder, read_consistent, read_json, write_json
 from reasonrec_fast.models.classical import BPR, EASE, BPRConfig, load_recommender
 
 OWNED = ("config.json", "weights.txt", "more.txt")
 
 
 def save(folder, number, names=OWNED):
-    with replacing_folder(folder, OWNED) as temporary:
+    with atomic_write_folder(folder, OWNED) as temporary:
         for name in names:
             (temporary / name).write_text(str(number))
 
@@ -69,7 +69,7 @@ def test_what_is_ours_is_replaced_and_the_rest_stays(tmp_path, how):
 def test_an_error_leaves_the_old_one(tmp_path, how):
     folder = tmp_path / "model"
     save(folder, 1)
-    with pytest.raises(RuntimeError, match="full"), replacing_folder(folder, OWNED) as temporary:
+    with pytest.raises(RuntimeError, match="full"), atomic_write_folder(folder, OWNED) as temporary:
         (temporary / "config.json").write_text("2")
         raise RuntimeError("the disk is full")
     assert held(folder) == dict.fromkeys(OWNED, "1")
@@ -104,7 +104,7 @@ spec.loader.exec_module(files)
 number = 0
 while True:
     number += 1
-    with files.replacing_folder(sys.argv[1], ("config.json", "weights.txt", "more.txt")) as temporary:
+    with files.atomic_write_folder(sys.argv[1], ("config.json", "weights.txt", "more.txt")) as temporary:
         for name in ("weights.txt", "more.txt", "config.json"):
             (temporary / name).write_text(str(number))
     print(number, flush=True)
@@ -146,7 +146,7 @@ def test_readers_beside_a_writer_read_one_save(tmp_path):
     writer.start()
     try:
         for _ in range(300):
-            found = read_whole(folder, lambda: [(folder / name).read_text() for name in OWNED])
+            found = read_consistent(folder, lambda: [(folder / name).read_text() for name in OWNED])
             assert len(set(found)) == 1, found
     finally:
         ended.set()
@@ -155,10 +155,10 @@ def test_readers_beside_a_writer_read_one_save(tmp_path):
 
 def test_a_folder_that_is_not_there_or_broken_is_refused_once(tmp_path):
     with pytest.raises(FileNotFoundError):
-        read_whole(tmp_path / "none", lambda: (tmp_path / "none" / "a").read_text())
+        read_consistent(tmp_path / "none", lambda: (tmp_path / "none" / "a").read_text())
     write_json(tmp_path / "config.json", {})
     with pytest.raises(ValueError, match="expected the files of one saved model; KeyError: .missing"):
-        read_whole(tmp_path, lambda: read_json(tmp_path / "config.json")["missing"])
+        read_consistent(tmp_path, lambda: read_json(tmp_path / "config.json")["missing"])
 
 
 def table(seed, size=80):

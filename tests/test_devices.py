@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from reasonrec_fast import EarlyExitRanker, InteractionGraph
 from reasonrec_fast.cli.main import app
 from reasonrec_fast.data import Histories, Interactions, split_by_time
-from reasonrec_fast.devices import moved, on_device, resolve_device
+from reasonrec_fast.devices import on_device, resolve_device, to_device
 from reasonrec_fast.early_exit import EarlyExitModel, ExitPolicy
 from reasonrec_fast.experiments.config import load_experiment
 from reasonrec_fast.experiments.runner import load_runs, run_experiment
@@ -138,7 +138,7 @@ def test_large_arrays_are_pinned_on_their_way_to_a_gpu(copies, size, pinned):
     array = np.arange(size)
     found = on_device(array, torch.device("cuda", 0))
     assert copies == [(pinned, True)] and np.array_equal(found, array)
-    moved(torch.from_numpy(array), torch.device("cuda", 0))
+    to_device(torch.from_numpy(array), torch.device("cuda", 0))
     assert copies == [(pinned, True)] * 2
 
 
@@ -151,7 +151,11 @@ def test_arrays_are_not_copied_on_a_cpu(monkeypatch):
     array = np.zeros(1 << 16)
     found = on_device(array, torch.device("cpu"))
     array[3] = 1.0
-    assert found[3] == 1.0 and moved(found, torch.device("cpu")) is found and moved(None, torch.device("cpu")) is None
+    assert (
+        found[3] == 1.0
+        and to_device(found, torch.device("cpu")) is found
+        and to_device(None, torch.device("cpu")) is None
+    )
 
 
 @pytest.mark.parametrize("size", [3, 1 << 16])
@@ -168,7 +172,7 @@ def test_a_captured_copy_to_a_gpu_is_refused(copies, monkeypatch, size):
 
 def exiting(family):
     torch.manual_seed(1)
-    return EarlyExitModel(Decoder(tiny(family)), (1, 2, 3), num_numbers=3).eval()
+    return EarlyExitModel(Decoder(tiny(family)), (1, 2, 3), num_features=3).eval()
 
 
 def numbers():
@@ -253,8 +257,8 @@ def test_a_ranker_moves_ranks_and_is_calibrated_anywhere(tmp_path):
         assert set(device.reads) == {"engine._rank", "engine.cpu"} and not device.waits
         torch.testing.assert_close(found.probability, expected.probability)
         there.save_pretrained(tmp_path)
-        moved = EarlyExitRanker.from_pretrained(tmp_path, tiny("Gemma2"), device=DEVICE)
-        torch.testing.assert_close(moved.rank(requests()).cpu().probability, expected.probability)
+        to_device = EarlyExitRanker.from_pretrained(tmp_path, tiny("Gemma2"), device=DEVICE)
+        torch.testing.assert_close(to_device.rank(requests()).cpu().probability, expected.probability)
     loaded = EarlyExitRanker.from_pretrained(tmp_path, tiny("Gemma2"))
     assert loaded.policy == here.policy
     assert torch.equal(loaded.rank(requests()).depth, expected.depth)
@@ -327,7 +331,7 @@ def test_exits_on_the_cpu_are_trained_from_tensors_of_a_gpu(own_slates):
     def on_a_gpu(seed):
         batch = exit_batch(seed)
         slates = torch.arange(12).div(4, rounding_mode="floor").to(DEVICE) if own_slates else None
-        return Batch(batch.groups, batch.labels.to(DEVICE), batch.numbers.to(DEVICE), slates)
+        return Batch(batch.groups, batch.labels.to(DEVICE), batch.features.to(DEVICE), slates)
 
     here, there = exiting("Llama"), exiting("Llama")
     train_exits(here, range(2), exit_batch)
@@ -442,10 +446,10 @@ def test_optirag_is_fitted_calibrated_and_saved_on_a_device(labelled, config, tm
         nobody_at_zero = tuple((float("inf"), *row[1:]) for row in there.policy.thresholds)
         there.ranker.policy = replace(there.policy, thresholds=nobody_at_zero)
         there.save_pretrained(tmp_path / "there")
-        np.testing.assert_allclose(there.requests(events, rows).numbers, asked.numbers, atol=1e-4)
+        np.testing.assert_allclose(there.requests(events, rows).dense_features, asked.dense_features, atol=1e-4)
         # Callers of other threads share batches; the mode is of this thread.
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("reasonrec_fast.early_exit.ranker.host_library_is_there", lambda: False)
+            patch.setattr("reasonrec_fast.early_exit.ranker.has_host_library", lambda: False)
             device.forget()
             full = there.predict(asked, early_exit=False)
             assert set(device.reads) == {"engine.cpu"} and not device.waits
@@ -454,10 +458,10 @@ def test_optirag_is_fitted_calibrated_and_saved_on_a_device(labelled, config, tm
             loaded = OptiRAG.from_pretrained(tmp_path / "there", device=DEVICE)
             np.testing.assert_allclose(loaded.predict(asked).probability, early.probability, atol=5e-3)
         np.testing.assert_allclose(full.probability, expected[1].probability, atol=5e-3)
-        odds = there.to("cpu").exit_odds(asked)
+        logits = there.to("cpu").exit_odds(asked)
         assert there.device == torch.device("cpu")
     np.testing.assert_allclose(there.predict(asked, early_exit=False).probability, full.probability, atol=1e-5)
-    assert odds.shape[1] == len(rows)
+    assert logits.shape[1] == len(rows)
     loaded = OptiRAG.from_pretrained(tmp_path / "there", device="cpu")
     assert loaded.policy == there.policy
     np.testing.assert_allclose(loaded.predict(asked).probability, early.probability, atol=5e-3)  # adapters in bfloat16
@@ -501,8 +505,8 @@ def test_graph_embeddings_train_where_their_graph_is():
         model.fit(graphs[1])
         assert set(device.reads) == {"interaction.to"}
         torch.testing.assert_close(model.score(*pairs).cpu(), expected)
-        moved = GraphEmbeddings(graphs[0], settings).fit(graphs[1]).to(DEVICE)
-        torch.testing.assert_close(moved.score(*pairs).cpu(), expected)
+        to_device = GraphEmbeddings(graphs[0], settings).fit(graphs[1]).to(DEVICE)
+        torch.testing.assert_close(to_device.score(*pairs).cpu(), expected)
 
 
 # Classical models
@@ -529,7 +533,7 @@ ONCE_A_FIT = {
     "popularity.learn",
 }  # fmt: skip
 # What scores and recommendations read back: one array, and two; ItemKNN's products are sparse ones of the host.
-RESULTS = ("base.score", "bias.score", "popularity.score", "clicks.score")
+RESULTS = ("base.score", "bias.score", "popularity.score", "ctr.score")
 
 
 def made(name, device):

@@ -35,13 +35,13 @@ def test_gauc_is_the_weighted_mean_of_users():
 
 def test_platt_recovers_log_odds():
     generator = np.random.default_rng(0)
-    odds = generator.normal(size=20_000)
-    labels = (generator.random(20_000) < 1 / (1 + np.exp(-odds))).astype(int)
-    slope, intercept = evaluation.fit_platt(labels, 5 * odds + 2)
+    logits = generator.normal(size=20_000)
+    labels = (generator.random(20_000) < 1 / (1 + np.exp(-logits))).astype(int)
+    slope, intercept = evaluation.fit_platt(labels, 5 * logits + 2)
     assert slope == pytest.approx(0.2, abs=0.01)
     assert intercept == pytest.approx(-0.4, abs=0.05)
-    expected = log_loss(labels, 1 / (1 + np.exp(-(slope * (5 * odds + 2) + intercept))))
-    assert evaluation.platt_log_loss(labels, 5 * odds + 2, (slope, intercept)) == pytest.approx(expected)
+    expected = log_loss(labels, 1 / (1 + np.exp(-(slope * (5 * logits + 2) + intercept))))
+    assert evaluation.platt_log_loss(labels, 5 * logits + 2, (slope, intercept)) == pytest.approx(expected)
 
 
 def test_bootstrap_covers_the_truth_and_finds_differences():

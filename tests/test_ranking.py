@@ -77,12 +77,12 @@ def test_popularity_strata_divide_the_events():
 
 def test_ctr_metrics_equal_scikit_learn():
     generator = np.random.default_rng(0)
-    labels, odds, users = generator.integers(0, 2, 500), generator.random(500), generator.integers(0, 9, 500)
-    found = evaluation.ctr_metrics(labels, odds, users)
-    assert found["log_loss"] == pytest.approx(log_loss(labels, odds))
-    assert found["accuracy"] == accuracy_score(labels, odds > 0.5)
+    labels, logits, users = generator.integers(0, 2, 500), generator.random(500), generator.integers(0, 9, 500)
+    found = evaluation.ctr_metrics(labels, logits, users)
+    assert found["log_loss"] == pytest.approx(log_loss(labels, logits))
+    assert found["accuracy"] == accuracy_score(labels, logits > 0.5)
     with pytest.raises(ValueError, match=r"probabilities: expected \[0, 1\]"):
-        evaluation.ctr_metrics(labels, odds + 1, users)
+        evaluation.ctr_metrics(labels, logits + 1, users)
 
 
 def test_judge_metrics():

@@ -40,7 +40,7 @@ def _case(
     model, _, _ = engine_prompts.movielens_model()
     work: Work = getattr(engine_prompts, prompts)(**arguments)
     model.to(device)
-    work = replace(work, **{name: getattr(work, name).to(device) for name in ("numbers", "offset", "strata")})
+    work = replace(work, **{name: getattr(work, name).to(device) for name in ("features", "offset", "strata")})
     contenders: dict[str, Run] = {OURS: partial(_ours, model, work, early_exit)}
     contenders |= {name: partial(_PEERS[name], model, work) for name in peers}
     needs_full_depth = peers or not early_exit
@@ -60,7 +60,7 @@ def _case(
         model.ranker.model.backbone.dtype,
         contenders,
         check=check,
-        results=4 * len(work.numbers),
+        results=4 * len(work.features),
         seconds=seconds,
         device=device,
     )
@@ -72,7 +72,7 @@ def _ours(model: OptiRAG, work: Work, early_exit: bool) -> torch.Tensor:
     policy, scores = model.policy if early_exit else None, []
     for groups, rows in batches_of(work.groups, TOKENS):
         part = slice(int(rows[0]), int(rows[-1]) + 1)
-        given = work.numbers[part], policy, work.strata[part]
+        given = work.features[part], policy, work.strata[part]
         scores.append(model.ranker.model.rank(groups, *given, offset=work.offset[part]).probability)
     return torch.cat(scores)
 
@@ -84,7 +84,7 @@ def _transformers(model: OptiRAG, work: Work) -> torch.Tensor:
 
     prompts, probabilities = work.prompts, []
     for start in range(0, len(prompts), BATCH):
-        inputs = padded(prompts[start : start + BATCH], work.numbers.device)
+        inputs = padded(prompts[start : start + BATCH], work.features.device)
         probabilities.append(_probability(model, work, start, **inputs))
     return torch.cat(probabilities)
 
@@ -94,7 +94,7 @@ def _transformers_prefix_cache(model: OptiRAG, work: Work) -> torch.Tensor:
     """Each user's prefix once, its cache repeated for the candidates, which have equal lengths."""
     from transformers import DynamicCache
 
-    base, device, probabilities, start = model.ranker.model.backbone.base, work.numbers.device, [], 0
+    base, device, probabilities, start = model.ranker.model.backbone.base, work.features.device, [], 0
     for prefix, suffixes in work.groups:
         cache = DynamicCache(config=base.config)
         base(input_ids=torch.tensor([list(prefix)], device=device), past_key_values=cache, use_cache=True)
@@ -122,7 +122,7 @@ def _probability(model: OptiRAG, work: Work, start: int, **inputs: Any) -> torch
     last, final_hidden = last_states(model.ranker.model.backbone, **inputs)
     model.peft.get_base_model().lm_head(final_hidden)
     rows = slice(start, start + len(last))
-    return model.ranker.model.heads[-1](last, work.numbers[rows], work.offset[rows]).positive_probability
+    return model.ranker.model.heads[-1](last, work.features[rows], work.offset[rows]).positive_probability
 
 
 def _slates(name: str, users: int, candidates: int, *, films: int | None = None, **options: Any) -> Callable[..., Case]:

@@ -23,13 +23,13 @@ class Work:
 
     Attributes:
         groups: token ids, one group per user.
-        numbers: standardised dense features, float32 ``[R, F]``.
+        features: standardised dense features, float32 ``[R, F]``.
         offset: logits of depth 0, float32 ``[R]``; all of these requests go on from there.
         strata: each request's row of the policy's thresholds, int64 ``[R]``.
     """
 
     groups: list[TokenGroup]
-    numbers: torch.Tensor
+    features: torch.Tensor
     offset: torch.Tensor
     strata: torch.Tensor
 

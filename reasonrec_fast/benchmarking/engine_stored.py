@@ -22,7 +22,7 @@ BATCH = 32
 
 def ours(model: EarlyExitModel, work: StoredWork, policy: ExitPolicy | None = None) -> torch.Tensor:
     """Probabilities ``[R]``."""
-    return model.rank(work.groups, work.numbers, policy).probability
+    return model.rank(work.groups, work.features, policy).probability
 
 
 @torch.inference_mode()
@@ -33,7 +33,7 @@ def transformers(model: EarlyExitModel, work: StoredWork) -> torch.Tensor:
     probabilities, texts, device = [], work.texts, model.backbone.device
     for start in range(0, len(texts), BATCH):
         last, _ = last_states(model.backbone, **padded(texts[start : start + BATCH], device))
-        probabilities.append(_probability(model, last, work.numbers[start : start + BATCH]))
+        probabilities.append(_probability(model, last, work.features[start : start + BATCH]))
     return torch.cat(probabilities)
 
 
@@ -54,13 +54,13 @@ def transformers_prefix_cache(model: EarlyExitModel, work: StoredWork) -> torch.
         last, _ = last_states(
             model.backbone, input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True
         )
-        probabilities.append(_probability(model, last, work.numbers[start : start + len(ids)]))
+        probabilities.append(_probability(model, last, work.features[start : start + len(ids)]))
         start += len(ids)
     return torch.cat(probabilities)
 
 
-def _probability(model: EarlyExitModel, last: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-    return model.heads[-1](last, numbers.to(last.device)).positive_probability
+def _probability(model: EarlyExitModel, last: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    return model.heads[-1](last, features.to(last.device)).positive_probability
 
 
 def _case(name: str, prompts: str, groups: int, exits: bool = False, device: str = "cpu", tiny: bool = False) -> Case:
@@ -89,8 +89,8 @@ def _case(name: str, prompts: str, groups: int, exits: bool = False, device: str
 @torch.inference_mode()
 def at_exits(model: EarlyExitModel, work: StoredWork, policy: ExitPolicy | None) -> torch.Tensor:
     """Probabilities at the exits that :meth:`EarlyExitModel.rank` chooses for the rows, from a pass without exits."""
-    depth = model.rank(work.groups, work.numbers, policy).depth
-    probabilities = torch.stack([s.positive_probability for s in model.all_exits(work.groups, work.numbers)])
+    depth = model.rank(work.groups, work.features, policy).depth
+    probabilities = torch.stack([s.positive_probability for s in model.all_exits(work.groups, work.features)])
     exits = torch.tensor(model.exits, device=depth.device)
     return probabilities.gather(0, torch.searchsorted(exits, depth)[None])[0]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from reasonrec_fast.memory import forget_peak, peak_bytes, resident_bytes
+from reasonrec_fast.memory import peak_bytes, reset_peak_memory, resident_bytes
 
 Run = Callable[[], Any]
 
@@ -85,7 +85,7 @@ def peak_extra_bytes(run: Run, results: int = 0, device: str = "cpu") -> int | N
     if device != "cpu":
         return _peak_on_gpu(run, results)
     run()
-    if not forget_peak():
+    if not reset_peak_memory():
         return None
     before = resident_bytes()
     result = run()

@@ -26,11 +26,11 @@ class StoredWork:
 
     Attributes:
         groups: prefixes and suffixes, token ids.
-        numbers: standardised dense features, float32 ``[R, F]`` on the CPU.
+        features: standardised dense features, float32 ``[R, F]`` on the CPU.
     """
 
     groups: list[TokenGroup]
-    numbers: torch.Tensor
+    features: torch.Tensor
 
     @property
     def rows(self) -> int:
@@ -85,7 +85,7 @@ def random_ranker(
         torch.manual_seed(0)
         causal = LlamaForCausalLM(LlamaConfig(**shape, initializer_range=shape["hidden_size"] ** -0.5))
         exits = (1, 2, 3) if tiny else stored["exits"]
-        model = EarlyExitModel(Decoder(causal), exits, num_numbers=stored["num_numbers"])
+        model = EarlyExitModel(Decoder(causal), exits, num_features=stored["num_features"])
         with torch.no_grad():
             for head in model.heads:
                 head.weight.mul_(20.0)
@@ -121,7 +121,7 @@ def stored_work(name: str, *, groups: int | None = None, tiny: bool = False) -> 
     rows = sum(len(suffixes) for _, suffixes in token_groups)
     generator = torch.Generator().manual_seed(1)
     return StoredWork(
-        token_groups, torch.randn(rows, _stored("smollm2-135m")["heads"]["num_numbers"], generator=generator)
+        token_groups, torch.randn(rows, _stored("smollm2-135m")["heads"]["num_features"], generator=generator)
     )
 
 
@@ -132,7 +132,7 @@ def spread_policy(model: EarlyExitModel, work: StoredWork) -> ExitPolicy:
     """
     device = model.backbone.device
     with torch.inference_mode():
-        statistics = model.all_exits(work.groups, work.numbers.to(device))
+        statistics = model.all_exits(work.groups, work.features.to(device))
     remaining, thresholds = torch.arange(work.rows), []
     for exit_statistics in statistics[:-1]:
         confidence = exit_statistics.confidence.cpu()[remaining].sort(descending=True)

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from reasonrec_fast.cli.console import DeviceOption, at_least_one, clear_errors, print_result, say
-from reasonrec_fast.files import check_writable, replacing, write_json
+from reasonrec_fast.files import atomic_write, check_writable, write_json
 
 if TYPE_CHECKING:
     from reasonrec_fast.experiments.demo import Comparison, Record
@@ -86,6 +86,6 @@ def _plot(records: list[Record], path: Path) -> None:
             )
         axis.set(xscale="log", xlabel="requests per second", ylabel=metric.upper())
         axis.margins(x=0.25, y=0.15)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
     pyplot.close(figure)

@@ -86,7 +86,7 @@ def train(
         check_writable(checkpoint)
         instructions = is_instruction_file(data)
         if instructions:
-            settings = replace(settings, read_numbers=False)
+            settings = replace(settings, read_dense_features=False)
             records, held_out = _train_and_validation(load_instructions(data))
         else:
             interactions = load_data(data, items, options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reasonrec_fast.files import replacing
+from reasonrec_fast.files import atomic_write
 
 if TYPE_CHECKING:
     from reasonrec_fast.experiments.pareto import Point
@@ -35,6 +35,6 @@ def plot(points: list[Point], path: Path) -> None:
     axis.set(xscale="log", xlabel="requests per second", ylabel="AUC")
     axis.margins(x=0.1, y=0.15)
     axis.legend(fontsize=8)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
     pyplot.close(figure)

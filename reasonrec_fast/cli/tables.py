@@ -29,7 +29,7 @@ from reasonrec_fast.data import (
 from reasonrec_fast.data.columns import as_column
 from reasonrec_fast.data.reading import Table
 from reasonrec_fast.data.split import SplitKind
-from reasonrec_fast.files import check_writable, replacing
+from reasonrec_fast.files import atomic_write, check_writable
 
 DataOption = Annotated[
     str,
@@ -217,7 +217,7 @@ def write_parts(output: str, table: Table, names: Sequence[str], parts: Iterable
                 raise OSError(errno.EBADF, os.strerror(errno.EBADF), "standard output")
             _write_text(sys.stdout, kind, [*columns, *names], blocks)
             return
-        temporary = stack.enter_context(replacing(output))
+        temporary = stack.enter_context(atomic_write(output))
         if kind == ".parquet":
             _write_parquet(temporary, columns, blocks)
         else:

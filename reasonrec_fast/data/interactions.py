@@ -13,7 +13,7 @@ import numpy as np
 
 from reasonrec_fast.data.columns import Source, as_column, identifiers, numbers, text_of, values_of
 from reasonrec_fast.data.errors import DataError
-from reasonrec_fast.data.times import Moments, TimeUnit, coarsest, moments, told_unit
+from reasonrec_fast.data.times import Moments, TimeUnit, coarsest, detect_unit, moments
 
 UNLABELLED = -1
 """Label of an event to be scored; such an event never counts as history."""
@@ -304,4 +304,4 @@ def _times(column: Any, source: Source) -> Moments:
         values = column.to_numpy(zero_copy_only=False).astype(np.int64)
     else:
         return moments(column, source, "timestamps")
-    return coarsest(values, told_unit(values))
+    return coarsest(values, detect_unit(values))

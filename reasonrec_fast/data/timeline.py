@@ -49,7 +49,7 @@ class Timeline:
         counts = np.bincount(keys[rows], minlength=num_keys)
         self.indptr = np.concatenate([[0], np.cumsum(counts)])
         self.times = timestamps[self.rows]
-        # `places_before` looks up many (key, moment) pairs with one binary search over all events. That needs one
+        # `positions_before` looks up many (key, moment) pairs with one binary search over all events. That needs one
         # ascending integer per event: key * (T + 1) + rank of its time among the T distinct times. Ranks, not the
         # times themselves, because key * time could overflow int64. The factor T + 1 leaves room for rank T, that of a
         # moment after all events.
@@ -81,10 +81,10 @@ class Timeline:
         start, end = self.indptr[key], self.indptr[key + 1]
         return self.times[start:end].searchsorted(_moments(moment))
 
-    def places_before(self, keys: np.ndarray, moments: np.ndarray) -> np.ndarray:
+    def positions_before(self, keys: np.ndarray, moments: np.ndarray) -> np.ndarray:
         """Position in ``rows`` after the last event of each key strictly before each moment; the two are broadcast.
 
-        The events before moment ``m`` of key ``k`` are ``rows[indptr[k] : places_before(k, m)]``.
+        The events before moment ``m`` of key ``k`` are ``rows[indptr[k] : positions_before(k, m)]``.
         """
         keys = as_index(keys, "keys", self._num_keys, dims=np.ndim(keys), error=DataError)
         rank = self._distinct_times.searchsorted(_moments(moments))

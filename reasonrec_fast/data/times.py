@@ -118,7 +118,7 @@ def common(first: Moments, second: Moments, description: str) -> tuple[np.ndarra
     return _in_unit(first, unit), _in_unit(second, unit), unit
 
 
-def told_unit(values: np.ndarray) -> TimeUnit:
+def detect_unit(values: np.ndarray) -> TimeUnit:
     """The unit of integers by their magnitude; a counter if their magnitudes fit several units."""
     if len(values) == 0:
         return "s"

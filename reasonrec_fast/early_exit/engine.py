@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from reasonrec_fast import ops
-from reasonrec_fast.devices import moved, naming_what_did_not_fit, on_device
+from reasonrec_fast.devices import explain_out_of_memory, on_device, to_device
 from reasonrec_fast.early_exit.batching import num_tokens
 from reasonrec_fast.early_exit.heads import ExitHead, exit_layers
 from reasonrec_fast.early_exit.policy import ExitPolicy
@@ -50,8 +50,8 @@ class EarlyExitModel(nn.Module):
     Args:
         backbone: the transformer.
         exits: layers (from 1) with a head; the last layer always has one.
-        num_numbers: features that every head reads beside the hidden state.
-        members: ensemble size of each head; by default 2, and 1 with an offset.
+        num_features: features that every head reads beside the hidden state.
+        ensemble_size: ensemble size of each head; by default 2, and 1 with an offset.
         offset: whether exits begin at depth 0, with a logit that comes with every row, and the heads correct it.
 
     Attributes:
@@ -64,16 +64,16 @@ class EarlyExitModel(nn.Module):
         backbone: Decoder,
         exits: Sequence[int] | None = None,
         *,
-        num_numbers: int = 0,
-        members: int | None = None,
+        num_features: int = 0,
+        ensemble_size: int | None = None,
         offset: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.exits = exit_layers(backbone.num_layers, exits)
         self.offset = offset
-        members = (1 if offset else 2) if members is None else members
-        heads = (ExitHead(backbone.hidden_size, num_numbers, members, offset=offset) for _ in self.exits)
+        ensemble_size = (1 if offset else 2) if ensemble_size is None else ensemble_size
+        heads = (ExitHead(backbone.hidden_size, num_features, ensemble_size, offset=offset) for _ in self.exits)
         self.heads: Any = nn.ModuleList(heads).to(backbone.device)
         self.cuda_graphs = True
 
@@ -85,7 +85,7 @@ class EarlyExitModel(nn.Module):
     def all_exits(
         self,
         groups: Sequence[TokenGroup],
-        numbers: torch.Tensor | None = None,
+        features: torch.Tensor | None = None,
         targets: torch.Tensor | None = None,
         skip: Collection[int] = (),
         measure: Measure = "ratio",
@@ -95,16 +95,16 @@ class EarlyExitModel(nn.Module):
 
         Args:
             groups: prefixes and suffixes.
-            numbers: float32 ``[R, F]``.
+            features: float32 ``[R, F]``.
             targets: int64 ``[R]``.
             skip: layers (from 1, not the last) that are left out, as layer dropout does.
             measure: of the confidence.
             offset: logits of depth 0, float32 ``[R]``.
         """
         groups, device = text_groups(groups), self.backbone.device
-        with naming_what_did_not_fit(_words(groups), device):
-            given = moved(numbers, device), moved(offset, device)
-            return self._all_exits(groups, given, moved(targets, device), skip, measure)
+        with explain_out_of_memory(_words(groups), device):
+            given = to_device(features, device), to_device(offset, device)
+            return self._all_exits(groups, given, to_device(targets, device), skip, measure)
 
     def _all_exits(
         self,
@@ -131,7 +131,7 @@ class EarlyExitModel(nn.Module):
     def rank(
         self,
         groups: Sequence[TokenGroup],
-        numbers: torch.Tensor | None = None,
+        features: torch.Tensor | None = None,
         policy: ExitPolicy | None = None,
         strata: torch.Tensor | None = None,
         cache: PrefixCache | None = None,
@@ -144,7 +144,7 @@ class EarlyExitModel(nn.Module):
 
         Args:
             groups: prefixes and suffixes.
-            numbers: float32 ``[R, F]``.
+            features: float32 ``[R, F]``.
             policy: when rows leave; None sends all through all layers.
             strata: which row of the policy's thresholds holds for each request, int64 ``[R]``; 0 by default.
             cache: of prefixes, kept from call to call.
@@ -156,9 +156,9 @@ class EarlyExitModel(nn.Module):
         groups, device = text_groups(groups), self.backbone.device
         if policy is not None:
             policy.check_exits(len(self.depths))
-        with naming_what_did_not_fit(_words(groups), device):
-            given = moved(numbers, device), moved(offset, device)
-            return self._rank(groups, given, policy, moved(strata, device), cache)
+        with explain_out_of_memory(_words(groups), device):
+            given = to_device(features, device), to_device(offset, device)
+            return self._rank(groups, given, policy, to_device(strata, device), cache)
 
     def _rank(
         self,

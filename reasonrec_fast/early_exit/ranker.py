@@ -29,7 +29,7 @@ from reasonrec_fast.lm.inputs import (
 )
 from reasonrec_fast.lm.layout import TokenGroup, text_groups, within
 from reasonrec_fast.lm.prefix_cache import PrefixCache
-from reasonrec_fast.micro_batcher import SharedBatcher, host_library_is_there
+from reasonrec_fast.micro_batcher import SharedBatcher, has_host_library
 from reasonrec_fast.ops.exit_confidence import Measure, exit_confidence
 from reasonrec_fast.pretrained import PushToHub
 from reasonrec_fast.uncertainty import Guarantee, Limit, choose_thresholds, guarantee_thresholds
@@ -158,7 +158,7 @@ class EarlyExitRanker(PushToHub):
         tokens = [tokenizer(answer, add_special_tokens=False)["input_ids"][0] for answer in answers]
         if tokens[0] == tokens[1]:
             raise ValueError(f"answers: expected words that begin with different tokens; got {answers}")
-        ranker = EarlyExitModel(Decoder(model), exits, members=1)
+        ranker = EarlyExitModel(Decoder(model), exits, ensemble_size=1)
         for head in ranker.heads:
             head.start_from(causal, tokens)
         return cls(ranker, tokenizer, **options)
@@ -295,7 +295,7 @@ class EarlyExitRanker(PushToHub):
     def _shared(self, pieces: list[_Piece]) -> Iterator[Ranked]:
         """The scores of every piece, in order, from batches that concurrent callers share."""
         sizes = [num_tokens(piece.group) for piece in pieces]
-        if not host_library_is_there():
+        if not has_host_library():
             for part in within(sizes, self.max_tokens):
                 yield from self._rank_pieces([pieces[position] for position in part])
             return

@@ -28,7 +28,7 @@ def save(
             "backbone": shape_of(model.backbone),
             "exits": list(model.exits),
             "members": len(head.weight),
-            "num_numbers": 0 if head.units is None else head.units.in_features,
+            "num_features": 0 if head.units is None else head.units.in_features,
             "offset": model.offset,
             "norm_eps": head.norm.eps,
             "softcap": head.softcap,
@@ -57,8 +57,8 @@ def load(
         model = EarlyExitModel(
             backbone,
             stored["exits"],
-            num_numbers=stored.get("num_numbers", 0),  # rankers of before there were any have neither
-            members=stored["members"],
+            num_features=stored.get("num_features", 0),  # rankers of before there were any have neither
+            ensemble_size=stored["members"],
             offset=stored.get("offset", False),
         )
         model.heads.load_state_dict(read_tensors(folder / _HEADS))

@@ -191,11 +191,11 @@ class _Bench:
         """What the evidence is worth without a language model: a logistic regression on the numbers that the heads of
         the language models read, and the boosted trees that OptiRAG's exits stand on."""
         linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-        linear.fit(training.evidence.numbers, training.labels)
+        linear.fit(training.evidence.dense_features, training.labels)
         trees, evidence_of = builder.booster, builder.visible_evidence
         if trees is None:
             raise RuntimeError("builder: expected one with boosted trees; got none")
-        self.batched("evidence_only", lambda rows: linear.decision_function(evidence_of(places[rows]).numbers))
+        self.batched("evidence_only", lambda rows: linear.decision_function(evidence_of(places[rows]).dense_features))
         self.batched("evidence_gbm", lambda rows: trees.logits(evidence_of(places[rows])))
 
     def batched(self, name: str, score: Callable[[np.ndarray], np.ndarray]) -> None:

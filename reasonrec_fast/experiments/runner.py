@@ -19,8 +19,8 @@ from reasonrec_fast.data import Interactions, Split, split_by_time
 from reasonrec_fast.devices import device_name, resolve_device
 from reasonrec_fast.experiments.config import DatasetConfig, EvaluationConfig, Experiment, ModelConfig
 from reasonrec_fast.experiments.held_out import check_measurable, metrics_on_test, with_reasons
-from reasonrec_fast.files import alone_with, check_writable, replacing
-from reasonrec_fast.memory import forget_peak, peak_bytes
+from reasonrec_fast.files import atomic_write, check_writable, file_lock
+from reasonrec_fast.memory import peak_bytes, reset_peak_memory
 from reasonrec_fast.training.progress import Progress, named_part
 
 
@@ -182,7 +182,7 @@ def _finished(
     # Names come from the file; a digest of what tells runs apart is a safe name of its own.
     digest = hashlib.sha256(repr(run.key).encode()).hexdigest()[:16]
     state = _state(output, digest)
-    measured = forget_peak()
+    measured = reset_peak_memory()
     begin = time.perf_counter()
     recommender.fit(
         data,
@@ -205,10 +205,10 @@ def _state(output: Path, digest: str) -> Path:
 
 def _add(run: Run, output: Path) -> None:
     """Add a line to what lies there, also while others do."""
-    with alone_with(output):
+    with file_lock(output):
         before = output.read_text(encoding="utf-8").rstrip("\n") if output.is_file() else ""
         lines = [*([before] if before else []), json.dumps(asdict(run), allow_nan=False)]
-        with replacing(output) as temporary:
+        with atomic_write(output) as temporary:
             temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

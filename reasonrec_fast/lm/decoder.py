@@ -262,7 +262,7 @@ class Decoder(nn.Module):
             found = dict.fromkeys([*kinds, ""], rotary(hidden, positions))
         return {kind: (cosines[0], sines[0]) for kind, (cosines, sines) in found.items()}
 
-    def normed(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
+    def pre_norm(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
         """What the attention of layer ``index`` (from 0) reads, ``[T, D]``.
 
         Raises:
@@ -284,35 +284,35 @@ class Decoder(nn.Module):
         found = known or getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings
         return int(found)
 
-    def queries(self, index: int, normed: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+    def queries(self, index: int, pre_norm: torch.Tensor, rotary: Rotary) -> torch.Tensor:
         """``[T, H, d]``, turned by position; ``rotary`` holds those of the ``T`` tokens."""
-        return _turned(self.projected_queries(index, normed), *rotary[self.kind(index)])
+        return apply_rotary(self.projected_queries(index, pre_norm), *rotary[self.kind(index)])
 
-    def projected_queries(self, index: int, normed: torch.Tensor) -> torch.Tensor:
+    def projected_queries(self, index: int, pre_norm: torch.Tensor) -> torch.Tensor:
         """``[T, H, d]``, not turned yet."""
         attention = self.base.layers[index].self_attn
         if hasattr(attention, "qkv_proj"):
-            query = _part(attention.qkv_proj, normed, slice(0, self._query_width(attention)))
+            query = _part(attention.qkv_proj, pre_norm, slice(0, self._query_width(attention)))
         else:
-            query = attention.q_proj(normed)
+            query = attention.q_proj(pre_norm)
         query = query.unflatten(-1, (-1, attention.head_dim))
         if hasattr(attention, "q_norm"):
             query = attention.q_norm(query)
         return query
 
-    def keys_values(self, index: int, normed: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor]:
+    def keys_values(self, index: int, pre_norm: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys, turned by position, and values, ``[T, G, d]`` each."""
-        key, value = self.projected_keys_values(index, normed)
-        return _turned(key, *rotary[self.kind(index)]), value
+        key, value = self.projected_keys_values(index, pre_norm)
+        return apply_rotary(key, *rotary[self.kind(index)]), value
 
-    def projected_keys_values(self, index: int, normed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def projected_keys_values(self, index: int, pre_norm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys, not turned yet, and values, ``[T, G, d]`` each."""
         attention = self.base.layers[index].self_attn
         if hasattr(attention, "qkv_proj"):
-            both = _part(attention.qkv_proj, normed, slice(self._query_width(attention), None))
+            both = _part(attention.qkv_proj, pre_norm, slice(self._query_width(attention), None))
             key, value = both.chunk(2, -1)
         else:
-            key, value = attention.k_proj(normed), attention.v_proj(normed)
+            key, value = attention.k_proj(pre_norm), attention.v_proj(pre_norm)
         key, value = (x.unflatten(-1, (-1, attention.head_dim)) for x in (key, value))
         if hasattr(attention, "k_norm"):
             key = attention.k_norm(key)
@@ -356,7 +356,7 @@ def _part(projection: nn.Module, x: torch.Tensor, columns: slice) -> torch.Tenso
     return nn.functional.linear(x, projection.weight[columns], bias)
 
 
-def _turned(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
+def apply_rotary(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
     """Rotary positions (RoFormer, arXiv 2104.09864) for halves that turn together; columns past ``r`` stay."""
     width = cosines.shape[-1]
     first, second = x[..., : width // 2], x[..., width // 2 : width]

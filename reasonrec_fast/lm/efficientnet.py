@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from reasonrec_fast.data.images import MAX_PIXELS, ImageSource, RGBImage, read_images
-from reasonrec_fast.devices import moved, resolve_device
+from reasonrec_fast.devices import resolve_device, to_device
 from reasonrec_fast.lm.image_encoder import checked_batch_size, filled_batches
 
 WEIGHTS = {
@@ -123,7 +123,7 @@ class EfficientNetLite:
             for (width, height), rows in rows_by_shape.items():
                 pixels = [torch.from_numpy(_scaled(images[row], width, height)) for row in rows]
                 for span, batch in filled_batches(pixels, self.batch_size):
-                    statistics = self._network(moved(batch, self.device)).cpu()
+                    statistics = self._network(to_device(batch, self.device)).cpu()
                     features[rows[span], token] = statistics[: span.stop - span.start]
         return features
 

@@ -28,11 +28,11 @@ def run_layers(
     from reasonrec_fast.kernels.decoder_layer import rotate
 
     layers = backbone.base.layers
-    normed = _add_and_norm(hidden, None, layers[first - 1].input_layernorm)[1]
+    pre_norm = _add_and_norm(hidden, None, layers[first - 1].input_layernorm)[1]
     for index in range(first - 1, last):
         layer = layers[index]
-        query = backbone.projected_queries(index, normed)
-        key, value = backbone.projected_keys_values(index, normed)
+        query = backbone.projected_queries(index, pre_norm)
+        key, value = backbone.projected_keys_values(index, pre_norm)
         rotate(query, key, *rotary[backbone.kind(index)])
         scores = backbone.scores(index)
         attended = attention_kernels.packed_attention(
@@ -42,14 +42,14 @@ def run_layers(
         around = hasattr(layer, "pre_feedforward_layernorm")  # Gemma 2 and 3 norm what is added, too
         if around:
             found = _add_and_norm(found, None, layer.post_attention_layernorm)[1]
-        hidden, normed = _add_and_norm(
+        hidden, pre_norm = _add_and_norm(
             found, hidden, layer.pre_feedforward_layernorm if around else layer.post_attention_layernorm
         )
-        found = _feed_forward(layer.mlp, normed)
+        found = _feed_forward(layer.mlp, pre_norm)
         if around:
             found = _add_and_norm(found, None, layer.post_feedforward_layernorm)[1]
         if index + 1 < last:
-            hidden, normed = _add_and_norm(found, hidden, layers[index + 1].input_layernorm)
+            hidden, pre_norm = _add_and_norm(found, hidden, layers[index + 1].input_layernorm)
         else:
             hidden = hidden + found
     return hidden

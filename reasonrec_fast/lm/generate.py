@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from reasonrec_fast.devices import naming_what_did_not_fit, on_device
+from reasonrec_fast.devices import explain_out_of_memory, on_device
 from reasonrec_fast.lm.adapters import unwrapped
 from reasonrec_fast.lm.decoder import Decoder
 from reasonrec_fast.lm.decoding_batch import DecodingBatch
@@ -225,10 +225,10 @@ class TextGenerator:
         longest = [params.max_new_tokens for params in of_request.values()]
         tokens = sum(len(prefix) + sum(map(len, prompts)) for prefix, prompts in groups)
         what = f"a batch of {len(sequences)} sequences with {tokens} tokens of prompts"
-        with torch.inference_mode(), naming_what_did_not_fit(what, self.decoder.device):
+        with torch.inference_mode(), explain_out_of_memory(what, self.decoder.device):
             batch = DecodingBatch(self.decoder, groups, samples, longest)
         while True:
-            with torch.inference_mode(), naming_what_did_not_fit(what, self.decoder.device):
+            with torch.inference_mode(), explain_out_of_memory(what, self.decoder.device):
                 chosen = self._choose(batch.hidden, sequences)
                 # Token ids are below 2⁵³: one copy for all three.
                 columns = torch.stack([column.double() for column in chosen]).cpu().numpy()
@@ -242,7 +242,7 @@ class TextGenerator:
             rows = np.flatnonzero([sequence.finish_reason is None for sequence in sequences])
             if not len(rows):
                 return
-            with torch.inference_mode(), naming_what_did_not_fit(what, self.decoder.device):
+            with torch.inference_mode(), explain_out_of_memory(what, self.decoder.device):
                 tokens_on = chosen[0]
                 if len(rows) < len(sequences):
                     batch.keep(rows)

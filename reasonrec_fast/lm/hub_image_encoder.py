@@ -14,7 +14,7 @@ import torch
 
 from reasonrec_fast.data.errors import DataError
 from reasonrec_fast.data.images import MAX_PIXELS, ImageSource, RGBImage, read_images
-from reasonrec_fast.devices import moved, resolve_device
+from reasonrec_fast.devices import resolve_device, to_device
 from reasonrec_fast.lm.image_encoder import checked_batch_size, filled_batches, weights_digest
 
 _LARGEST_RATIO = 100  # of the sides: a processor that scales the shorter one would make a huge image of a thin one
@@ -124,7 +124,7 @@ class HubImageEncoder:
         inputs = [self._processed(image, name) for image, name in zip(images, names, strict=True)]
         results = []
         for span, batch in filled_batches(inputs, self.batch_size):
-            outputs = self._model(pixel_values=moved(batch, self.device).to(self.dtype))
+            outputs = self._model(pixel_values=to_device(batch, self.device).to(self.dtype))
             results.append(self._features_of(outputs, batch)[: span.stop - span.start].float().cpu())
         return torch.cat(results)
 

@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary, ref
 import numpy as np
 import torch
 
-from reasonrec_fast.devices import moved
+from reasonrec_fast.devices import to_device
 from reasonrec_fast.lm.decoder import Decoder, Rotary
 from reasonrec_fast.lm.fused_layers import run_layers
 from reasonrec_fast.ops import library
@@ -188,7 +188,7 @@ class LayerGraphs:
         plan_there, rotary_there = buffers.holds
         buffers.holds = (None, None)  # should a copy fail
         if plan_there is not prepared:
-            buffers.plan.copy_(moved(prepared.plan, hidden.device))
+            buffers.plan.copy_(to_device(prepared.plan, hidden.device))
         if rotary_there is not rotary:
             seen: set[int] = set()
             for kind, (cosines, sines) in rotary.items():

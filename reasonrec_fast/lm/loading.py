@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from reasonrec_fast.devices import resolve_device
-from reasonrec_fast.files import cache_folder, make_folder_once
+from reasonrec_fast.files import cache_folder, create_folder_once
 from reasonrec_fast.precision import fast_dtype
 
 _logger = logging.getLogger("reasonrec_fast")
@@ -118,7 +118,7 @@ def _from_cache(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
 
     try:
         folder = cache_folder() / name
-        make_folder_once(folder, convert)
+        create_folder_once(folder, convert)
         return _read(str(folder), dtype)
     except (OSError, ValueError, ImportError, SafetensorError) as error:  # Windows has no fcntl
         _logger.warning(

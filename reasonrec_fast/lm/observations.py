@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from reasonrec_fast.data.images import MAX_PIXELS, ImageSource, RGBImage, read_images
-from reasonrec_fast.files import alone_with, read_json, write_json
+from reasonrec_fast.files import file_lock, read_json, write_json
 from reasonrec_fast.lm.image_encoder import ImageEncoder, encoder_identity, first_difference
 
 _logger = logging.getLogger("reasonrec_fast")
@@ -140,7 +140,7 @@ class ObservationCache:
             expected = [len(keys), *self.shape]
             raise ValueError(f"features: expected float32 {expected}; got {features.dtype} {list(features.shape)}")
         values = np.ascontiguousarray(features.detach().cpu().numpy(), dtype="<f4")
-        with alone_with(self.folder / _INDEX):
+        with file_lock(self.folder / _INDEX):
             if not self._check_identity():
                 write_json(self.folder / _IDENTITY, self.identity)
             index = self._refresh()

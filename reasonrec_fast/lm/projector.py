@@ -11,7 +11,14 @@ import torch
 from torch import nn
 
 from reasonrec_fast.devices import seeded_generator
-from reasonrec_fast.files import read_json, read_tensors, read_whole, replacing_folder, write_json, write_tensors
+from reasonrec_fast.files import (
+    atomic_write_folder,
+    read_consistent,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
 from reasonrec_fast.lm.image_encoder import ImageEncoder, encoder_identity, first_difference
 
 _FORMAT = "reasonrec-fast projector 1"
@@ -194,7 +201,7 @@ class Projector(nn.Module):
         Raises:
             OSError: nothing can be written there.
         """
-        with replacing_folder(Path(folder), {"config.json", _WEIGHTS}) as temporary:
+        with atomic_write_folder(Path(folder), {"config.json", _WEIGHTS}) as temporary:
             write_tensors(temporary / _WEIGHTS, self.state_dict())
             sizes = {name: getattr(self, name) for name in _SIZES}
             write_json(temporary / "config.json", {"format": _FORMAT, **sizes, "encoder": self.encoder})
@@ -219,7 +226,9 @@ class Projector(nn.Module):
             ValueError: the files are something else or do not belong together, or it was made for another encoder.
         """
         folder = Path(folder)
-        config, state = read_whole(folder, lambda: (read_json(folder / "config.json"), read_tensors(folder / _WEIGHTS)))
+        config, state = read_consistent(
+            folder, lambda: (read_json(folder / "config.json"), read_tensors(folder / _WEIGHTS))
+        )
         if not isinstance(config, dict) or config.get("format") != _FORMAT:
             raise ValueError(f"{folder}: expected {_FORMAT!r}; got something else")
         if set(config) != {"format", "encoder", *_SIZES}:

@@ -102,7 +102,7 @@ def train_epochs(
     )  # fmt: skip
     state = _EpochState(loop, settings)
     state.restore()
-    with loop.own_random_numbers():
+    with loop.fork_rng():
         while state.epoch < settings.epochs and state.waited < settings.patience:
             module.train()
             total, count = torch.zeros((), device=loop.device), 0  # read back once an epoch

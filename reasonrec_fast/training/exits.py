@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from reasonrec_fast import ops
-from reasonrec_fast.devices import moved
+from reasonrec_fast.devices import to_device
 from reasonrec_fast.early_exit.engine import EarlyExitModel
 from reasonrec_fast.lm.layout import TokenGroup
 from reasonrec_fast.settings import NotNegative, Positive, ShareBelowOne, Whole, check_settings
@@ -42,7 +42,7 @@ class Batch:
     Attributes:
         groups: prefixes and suffixes of ``R`` rows.
         labels: int64 ``[R]``.
-        numbers: float32 ``[R, F]``, or None for heads that read none.
+        features: float32 ``[R, F]``, or None for heads that read none.
         offset: logits of depth 0, float32 ``[R]``, for heads that correct them; else None.
         slates: which rows are ranked against each other, int64 ``[R]``; by default those of a group.
 
@@ -51,7 +51,7 @@ class Batch:
 
     groups: Sequence[TokenGroup]
     labels: torch.Tensor
-    numbers: torch.Tensor | None = None
+    features: torch.Tensor | None = None
     slates: torch.Tensor | None = None
     offset: torch.Tensor | None = None
 
@@ -146,13 +146,13 @@ def train_exits(
 def _losses(model: EarlyExitModel, batch: Batch, settings: ExitTraining, step: int) -> torch.Tensor:
     """Loss of every exit, ``[E]``."""
     device = model.backbone.device
-    labels = moved(batch.labels, device)
+    labels = to_device(batch.labels, device)
     # The log-probability of yes tells that of no as well.
     asked = torch.ones_like(labels) if settings.mode == "distil" else labels
     with adapters_in_dtype(model, model.backbone.dtype):
         found = model.all_exits(
             batch.groups,
-            moved(batch.numbers, device),
+            to_device(batch.features, device),
             asked,
             skip=dropped_layers(model.backbone.num_layers, settings.layer_dropout, (settings.seed, step)),
             offset=batch.offset,
@@ -161,7 +161,7 @@ def _losses(model: EarlyExitModel, batch: Batch, settings: ExitTraining, step: i
     if slates is None:
         slates = torch.repeat_interleave(torch.tensor([len(suffixes) for _, suffixes in batch.groups]))
     # Where the labels came from, the host as a rule: how many pairs there are would be read back from a GPU.
-    pairs = moved(_pairs(moved(slates, batch.labels.device), batch.labels), device)
+    pairs = to_device(_pairs(to_device(slates, batch.labels.device), batch.labels), device)
     teacher = found[-1].positive_probability.detach()
     losses = []
     for place, statistics in enumerate(found):
@@ -207,8 +207,8 @@ def _pairwise_loss(probability: torch.Tensor, pairs: torch.Tensor) -> torch.Tens
     """
     if not len(pairs):
         return probability.sum() * 0.0
-    odds = torch.logit(probability, eps=1e-6)
-    return nn.functional.softplus(odds[pairs[:, 1]] - odds[pairs[:, 0]]).mean()
+    logits = torch.logit(probability, eps=1e-6)
+    return nn.functional.softplus(logits[pairs[:, 1]] - logits[pairs[:, 0]]).mean()
 
 
 @contextmanager

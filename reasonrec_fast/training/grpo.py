@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from reasonrec_fast import ops
-from reasonrec_fast.devices import seed_random_numbers
+from reasonrec_fast.devices import seed_rng
 from reasonrec_fast.lm.decoder import Decoder
 from reasonrec_fast.lm.layout import within
 from reasonrec_fast.ops.policy_loss import Kind
@@ -186,7 +186,7 @@ def train_grpo(
     )  # fmt: skip
     loop.restore()
     sampler = _Sampler(checked, generate, reward, token_mask, decoder, settings, loop)
-    with loop.own_random_numbers():
+    with loop.fork_rng():
         while loop.steps_done < steps:
             iteration = loop.steps_done // settings.updates
             sampled = sampler.sample(iteration)
@@ -309,7 +309,7 @@ class _Sampler:
         seeds = [
             int(np.random.default_rng((self.settings.seed, iteration, place)).integers(2**62)) for place, _ in wanted
         ]
-        seed_random_numbers(seeds[0], self.loop.device)
+        seed_rng(seeds[0], self.loop.device)
         sampled = self.generate([self.prompts[index].tolist() for _, index in wanted], seeds)
         if len(sampled) != len(wanted):
             raise ValueError(f"generate: expected completions of {len(wanted)} prompts; got {len(sampled)}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
-from reasonrec_fast.devices import naming_what_did_not_fit, own_random_numbers, seed_random_numbers
+from reasonrec_fast.devices import explain_out_of_memory, fork_rng, seed_rng
 from reasonrec_fast.training.checkpoint import Checkpoint
 from reasonrec_fast.training.processes import broadcast_parameters, check_accelerator, gathered, sum_gradients
 from reasonrec_fast.training.progress import Progress
@@ -154,10 +154,10 @@ class StepLoop:
             group["lr"] = peak * factor
         self.optimizer.zero_grad(set_to_none=True)
         total: torch.Tensor | None = None
-        with naming_what_did_not_fit(name or f"the batch of step {self.steps_done}", self.device):
+        with explain_out_of_memory(name or f"the batch of step {self.steps_done}", self.device):
             for index in range(self.process, len(micro_batches), self.processes):
                 seed = self.seed * _STEP_STRIDE + self.steps_done + index * _PART_STRIDE
-                seed_random_numbers(seed, self.device)
+                seed_rng(seed, self.device)
                 with self.autocast():
                     value = loss(micro_batches[index])
                 if shares is not None:
@@ -195,7 +195,7 @@ class StepLoop:
             weight: of a micro-batch.
             save_every: steps between two saves; by default a minute lies between them. The last step is always stored.
         """
-        with self.own_random_numbers():
+        with self.fork_rng():
             while self.steps_done < steps:
                 batches = micro_batches(self.steps_done)
                 value = self.step(batches, loss, weights=None if weight is None else [weight(b) for b in batches])
@@ -267,9 +267,9 @@ class StepLoop:
         return found
 
     @contextmanager
-    def own_random_numbers(self) -> Iterator[None]:
+    def fork_rng(self) -> Iterator[None]:
         """Leave the caller's random numbers as they were; steps are taken inside."""
-        with own_random_numbers(self.device):
+        with fork_rng(self.device):
             yield
 
     def autocast(self) -> Any:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from reasonrec_fast import ops
-from reasonrec_fast.devices import moved, on_device
+from reasonrec_fast.devices import on_device, to_device
 from reasonrec_fast.ops.policy_loss import Kind, PolicyStatistics
 from reasonrec_fast.training.packed import OutputWeights, next_tokens, token_logprobs
 
@@ -122,9 +122,9 @@ def packed_policy_loss(
         output.weight,
         states.tokens,
         on_device(batch.advantages[batch.sequence_ids], device),
-        moved(batch.old_logprobs, device),
+        to_device(batch.old_logprobs, device),
         sequence_ids=on_device(sequence_ids, device),
-        reference_logprobs=moved(batch.reference_logprobs, device),
+        reference_logprobs=to_device(batch.reference_logprobs, device),
         bias=output.bias,
         temperature=temperature,
         clip=clip,

@@ -86,20 +86,20 @@ def guarantee_thresholds(
     for name, value in (("alpha", alpha), ("delta", delta)):
         if not 0 < value < 1:
             raise ValueError(f"{name}: expected a number in (0, 1); got {value}")
-    members = np.arange(losses.shape[1]) if groups is None else as_keys(groups, "groups")[1]
-    if groups is not None and len(members) != losses.shape[1]:
-        raise ValueError(f"groups: expected [{losses.shape[1]}]; got {list(members.shape)}")
-    count = int(members.max(initial=-1)) + 1
+    group_index = np.arange(losses.shape[1]) if groups is None else as_keys(groups, "groups")[1]
+    if groups is not None and len(group_index) != losses.shape[1]:
+        raise ValueError(f"groups: expected [{losses.shape[1]}]; got {list(group_index.shape)}")
+    count = int(group_index.max(initial=-1)) + 1
     if count < 2:
         raise ValueError(f"losses: expected at least 2 rows (or groups); got {count}")
     order = np.random.default_rng(seed).permutation(count)
     tests = np.zeros(count, dtype=bool)
     tests[order[count // 2 :]] = True
-    design, test = (np.flatnonzero(tests[members] == wanted) for wanted in (False, True))
+    design, test = (np.flatnonzero(tests[group_index] == wanted) for wanted in (False, True))
 
     def mean_of(rows: np.ndarray) -> Callable[[np.ndarray], float]:
         """Mean over the groups among some rows of their mean values."""
-        _, places, sizes = np.unique(members[rows], return_inverse=True, return_counts=True)
+        _, places, sizes = np.unique(group_index[rows], return_inverse=True, return_counts=True)
         return lambda values: float((np.bincount(places, values) / sizes).mean())
 
     layers = np.asarray(depths)

@@ -30,10 +30,10 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     logits = as_array(logits, "logits")
     logits = as_numbers(logits, "logits", dims=2 if logits.ndim == 2 else 1, infinite=True)
     same_length(labels=labels, logits=logits)
-    members = logits if logits.ndim == 2 else logits[:, None]
+    ensemble = logits if logits.ndim == 2 else logits[:, None]
 
     def loss(log_temperature: float) -> float:
-        scaled = np.clip(members / np.exp(log_temperature), -60, 60)
+        scaled = np.clip(ensemble / np.exp(log_temperature), -60, 60)
         yes = (1 / (1 + np.exp(-scaled))).mean(1)
         chosen = np.clip(np.where(labels == 1, yes, 1 - yes), 1e-12, None)
         return float(-np.log(chosen).mean())

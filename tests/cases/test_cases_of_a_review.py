@@ -154,7 +154,7 @@ def test_a_model_stored_without_knowledge_has_none(tmp_path):
 def test_training_goes_on_with_the_same_instructions_alone():
     """A checkpoint was told apart by the number of records."""
     model, seen = OptiRAG.__new__(OptiRAG), []
-    model.config = OptiRAGConfig(read_numbers=False)
+    model.config = OptiRAGConfig(read_dense_features=False)
     model.instruction_requests = lambda records: None
     model.calibrate = lambda *_, **__: None
     model._train = lambda requests, identity, *_: seen.append(identity)

@@ -91,7 +91,7 @@ def test_a_killed_save_leaves_no_mixture_of_two_models(tmp_path, monkeypatch, nu
 def tiny(tiny_backbone):
     return OptiRAGConfig(
         backbone=str(tiny_backbone), template="films", prefix_tokens=300, suffix_tokens=200, slate_size=4, exits=(1, 2),
-        samples=240, batch_slates=2, warm_start_steps=20, read_numbers=False, calibration_requests=10,
+        samples=240, batch_slates=2, warm_start_steps=20, read_dense_features=False, calibration_requests=10,
     )  # fmt: skip
 
 
@@ -501,7 +501,7 @@ def test_results_that_standard_output_does_not_take_are_one_line(tmp_path, monke
 
 
 def test_a_full_disk_names_the_file(tmp_path):
-    with pytest.raises(OSError, match="No space left") as found, files.replacing(tmp_path / "top.csv"):
+    with pytest.raises(OSError, match="No space left") as found, files.atomic_write(tmp_path / "top.csv"):
         raise OSError(28, "No space left on device")
     assert found.value.filename == str(tmp_path / "top.csv")
 

@@ -32,23 +32,23 @@ def knowledge():
     return Knowledge(data, Retriever.train(data, np.arange(300), EmbeddingConfig(dim=8, steps=2)))
 
 
-def numbers(knowledge, **columns):
+def dense_features(knowledge, **columns):
     data = load_interactions(pd.DataFrame(columns), allow_unlabelled=True)
     asked = knowledge.asked(data, np.flatnonzero(data.labels < 0))
     found = EvidenceBuilder(asked.table, knowledge.index("genres"), OptiRAGConfig().num_neighbours, asked.ticks)
-    return found.build(asked.rows).numbers
+    return found.build(asked.rows).dense_features
 
 
 def test_new_user_asked_in_seconds_of_a_model_trained_in_milliseconds(knowledge):
     moment = BEGIN + 20_000
     asked = {"user": ["new"], "item": ["f1"], "label": [None]}
-    seconds = numbers(knowledge, **asked, timestamp=[moment])
-    milliseconds = numbers(knowledge, **asked, timestamp=[moment * 1000 + 1])
+    seconds = dense_features(knowledge, **asked, timestamp=[moment])
+    milliseconds = dense_features(knowledge, **asked, timestamp=[moment * 1000 + 1])
     np.testing.assert_allclose(seconds, milliseconds)
     assert seconds[0, 5] > 0  # others have rated the item
 
 
 def test_what_was_learnt_is_copied_after_it_was_asked(knowledge):
     asked = {"user": ["u1"], "item": ["f1"], "label": [None], "timestamp": [(BEGIN + 20_000) * 1000 + 1]}
-    before = numbers(knowledge, **asked)
-    np.testing.assert_array_equal(numbers(pickle.loads(pickle.dumps(knowledge)), **asked), before)
+    before = dense_features(knowledge, **asked)
+    np.testing.assert_array_equal(dense_features(pickle.loads(pickle.dumps(knowledge)), **asked), before)

@@ -23,13 +23,13 @@ def test_vectors_are_read_by_position(form):
     assert [line.all(key).tolist() for key in (0, 1)] == [[4], [0, 2, 3]]
     assert line.before(1, 30).tolist() == [0, 2]
     assert line.count_before(1, form(np.array([30, 10, 31]))).tolist() == [2, 0, 3]
-    assert line.places_before(form(np.array([1, 0, 1])), form(np.array([11, 50, 31]))).tolist() == [2, 1, 4]
+    assert line.positions_before(form(np.array([1, 0, 1])), form(np.array([11, 50, 31]))).tolist() == [2, 1, 4]
 
 
 def test_nothing_at_all_has_a_timeline():
     line = Timeline([], [], 2)
     assert line.all(1).tolist() == [] and line.before(0, 5).tolist() == []
-    assert line.count_before(0, []).tolist() == [] and line.places_before([0, 1], 7).tolist() == [0, 0]
+    assert line.count_before(0, []).tolist() == [] and line.positions_before([0, 1], 7).tolist() == [0, 0]
 
 
 LINE = Timeline(KEYS, TIMES, 2)
@@ -51,7 +51,7 @@ LINE = Timeline(KEYS, TIMES, 2)
         (lambda: LINE.before(2, 1), r"key: expected one in \[0, 2\); got 2"),
         (lambda: LINE.before(0, float("nan")), "moments: expected whole numbers"),
         (lambda: LINE.count_before(0, [1.5]), "moments: expected whole numbers; got float64 1.5"),
-        (lambda: LINE.places_before([0, 9], [1, 1]), r"keys: expected indices in \[0, 2\); got 9 in row 1"),
+        (lambda: LINE.positions_before([0, 9], [1, 1]), r"keys: expected indices in \[0, 2\); got 9 in row 1"),
     ],
 )
 def test_what_is_no_timeline_is_refused(call, message):

@@ -28,7 +28,7 @@ def backbone():
 def ranker(backbone):
     """Heads after layers 1, 2 and 4 that read three features and correct a logit."""
     torch.manual_seed(1)
-    return EarlyExitRanker(EarlyExitModel(backbone, (1, 2), num_numbers=3, offset=True), Letters())
+    return EarlyExitRanker(EarlyExitModel(backbone, (1, 2), num_features=3, offset=True), Letters())
 
 
 @pytest.fixture
@@ -132,13 +132,13 @@ def test_what_does_not_fit_is_refused(ranker, given, backbone):
     ranker.policy = ExitPolicy(((1.0, 1.0),))
     with pytest.raises(ValueError, match="policy: expected 3 thresholds, one an exit but the last; got 2"):
         ranker.rank(texts(), **given)
-    plain = EarlyExitRanker(EarlyExitModel(backbone, (1, 2), num_numbers=3), Letters())
+    plain = EarlyExitRanker(EarlyExitModel(backbone, (1, 2), num_features=3), Letters())
     with pytest.raises(ValueError, match="offset: expected None"):
         plain.rank(texts(), **given)
     with pytest.raises(ValueError, match="features: expected .24, 3.; got None"):
         plain.rank(texts())
     with pytest.raises(ValueError, match="ensemble_size: expected 1 with an offset; got 2"):
-        EarlyExitModel(backbone, members=2, offset=True)
+        EarlyExitModel(backbone, ensemble_size=2, offset=True)
 
 
 def test_saved_ranker_has_its_offset(ranker, given, tmp_path, backbone):
@@ -200,7 +200,7 @@ def test_what_goes_with_requests_is_refused_where_it_does_not_fit():
     plain = EarlyExitRanker(EarlyExitModel(Decoder(tiny("Llama")), [1]), policy=None)
     with pytest.raises(ValueError, match="shallow, confidence: expected None for a model without depth 0"):
         plain.rank([([1], [2])], shallow=torch.tensor([5.0]))
-    deep = EarlyExitRanker(EarlyExitModel(Decoder(tiny("Llama")), [1], offset=True, members=1))
+    deep = EarlyExitRanker(EarlyExitModel(Decoder(tiny("Llama")), [1], offset=True, ensemble_size=1))
     with pytest.raises(ValueError, match=r"offset: expected \[3\], one a request; got \[2\]"):
         deep.rank([([1], [2])] * 3, offset=torch.zeros(2))
 
@@ -226,7 +226,7 @@ def test_groups_that_would_fail_others_do_not_join_their_batch(group, inputs, me
 
 def test_callers_with_and_without_strata_share_a_batch():
     """A caller without strata lent the first one to all of the batch."""
-    model = EarlyExitModel(Decoder(tiny("Llama")), [1], members=1)
+    model = EarlyExitModel(Decoder(tiny("Llama")), [1], ensemble_size=1)
     policy = ExitPolicy(((np.inf,), (-np.inf,)))
     ranker = EarlyExitRanker(model, policy=policy)
     pieces = []

@@ -24,7 +24,7 @@ GROUPS = [
 @pytest.fixture
 def model():
     torch.manual_seed(1)
-    return EarlyExitModel(Decoder(tiny("Llama")), (1, 2, 3), num_numbers=3).eval()
+    return EarlyExitModel(Decoder(tiny("Llama")), (1, 2, 3), num_features=3).eval()
 
 
 def plain_states(backbone, groups, depth=None):
@@ -83,17 +83,17 @@ def test_other_architectures_are_refused():
         Decoder(transformers.GPT2LMHeadModel(config))
 
 
-def numbers(rows=7):
+def features(rows=7):
     return torch.randn(rows, 3, generator=torch.Generator().manual_seed(2))
 
 
 def test_rows_leave_with_the_scores_of_their_exit(model):
     with torch.no_grad():
-        every = model.all_exits(GROUPS, numbers())
+        every = model.all_exits(GROUPS, features())
     scores = torch.stack([s.positive_probability for s in every])
     sure = (scores.log() - (-scores).log1p()).abs()
     thresholds = (float(sure[0].median()), float(sure[1].median()), float("inf"))
-    ranked = model.rank(GROUPS, numbers(), ExitPolicy((thresholds,)))
+    ranked = model.rank(GROUPS, features(), ExitPolicy((thresholds,)))
     for row in range(7):
         place = next((p for p, t in enumerate(thresholds) if sure[p, row] >= t - 1e-6), 3)
         assert int(ranked.depth[row]) == model.exits[place]
@@ -102,30 +102,30 @@ def test_rows_leave_with_the_scores_of_their_exit(model):
 
 
 def test_without_a_policy_all_read_all_layers(model):
-    ranked = model.rank(GROUPS, numbers())
+    ranked = model.rank(GROUPS, features())
     with torch.no_grad():
-        last = model.all_exits(GROUPS, numbers())[-1].positive_probability
+        last = model.all_exits(GROUPS, features())[-1].positive_probability
     torch.testing.assert_close(ranked.probability, last)
     assert (ranked.depth == 4).all()
 
 
 def test_everyone_may_leave_at_once(model):
-    ranked = model.rank(GROUPS, numbers(), ExitPolicy(((0.0, 0.0, 0.0),)))
+    ranked = model.rank(GROUPS, features(), ExitPolicy(((0.0, 0.0, 0.0),)))
     assert (ranked.depth == 1).all()
 
 
 def test_strata_have_their_own_thresholds(model):
     inf = float("inf")
     strata = torch.tensor([0, 1, 0, 1, 0, 0, 1])
-    ranked = model.rank(GROUPS, numbers(), ExitPolicy(((0.0, 0.0, 0.0), (inf, inf, inf))), strata)
+    ranked = model.rank(GROUPS, features(), ExitPolicy(((0.0, 0.0, 0.0), (inf, inf, inf))), strata)
     assert torch.equal(ranked.depth, torch.where(strata == 1, 4, 1))
 
 
 def test_trend_keeps_rows_whose_confidence_falls(model):
     with torch.no_grad():
-        every = model.all_exits(GROUPS, numbers())
+        every = model.all_exits(GROUPS, features())
     sure = torch.stack([(s.positive_probability.logit()).abs() for s in every])
-    ranked = model.rank(GROUPS, numbers(), ExitPolicy(((1e9, 0.0, 0.0),), trend=True))
+    ranked = model.rank(GROUPS, features(), ExitPolicy(((1e9, 0.0, 0.0),), trend=True))
     grown = sure[1] >= sure[0]
     assert torch.equal(ranked.depth[grown], torch.full((int(grown.sum()),), 2))
     assert (ranked.depth[~grown] > 2).all()
@@ -174,7 +174,7 @@ def test_texts_beyond_the_window_are_refused(family):
 
 
 def test_training_reaches_prefix_suffix_and_numbers(model):
-    statistics = model.all_exits(GROUPS, numbers(), torch.ones(7, dtype=torch.int64))
+    statistics = model.all_exits(GROUPS, features(), torch.ones(7, dtype=torch.int64))
     (-sum(s.target_logprob.mean() for s in statistics)).backward()
     embedded = model.backbone.base.embed_tokens.weight.grad.abs().sum(1)
     assert all(embedded[token] > 0 for token in (5, 10, 20, 30, 41))
@@ -213,10 +213,10 @@ def plain_last_layer(backbone):
 
 def test_skipped_layers_are_left_out(model):
     with torch.no_grad():
-        skipped = model.all_exits(GROUPS, numbers(), skip={1, 3})
+        skipped = model.all_exits(GROUPS, features(), skip={1, 3})
         model.backbone.base.layers = torch.nn.ModuleList(model.backbone.base.layers[i] for i in (1, 3))
         plain = plain_last_layer(model.backbone)
-    expected = model.heads[-1](plain, numbers()).probability
+    expected = model.heads[-1](plain, features()).probability
     torch.testing.assert_close(skipped[-1].probability, expected)
 
 

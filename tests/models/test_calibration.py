@@ -17,8 +17,8 @@ def exit_scores(noise, cold_share=0.3, rows=4000, seed=0):
     generator = np.random.default_rng(seed)
     truth = 1.5 * generator.normal(size=rows)
     labels = (generator.random(rows) < 1 / (1 + np.exp(-truth))).astype(np.int64)
-    odds = np.stack([truth + level * generator.normal(size=rows) for level in noise])[..., None]
-    return ExitScores(3 * odds, labels, generator.integers(0, 40, rows), generator.random(rows) < cold_share)
+    logits = np.stack([truth + level * generator.normal(size=rows) for level in noise])[..., None]
+    return ExitScores(3 * logits, labels, generator.integers(0, 40, rows), generator.random(rows) < cold_share)
 
 
 def test_limits_hold_and_temperatures_undo_overconfidence():
@@ -28,7 +28,7 @@ def test_limits_hold_and_temperatures_undo_overconfidence():
     assert found.temperatures[-1] == pytest.approx(3.0, rel=0.1)
     for scores, stratum in ((known, 0), (unrated, 1)):
         part = ~scores.cold if stratum == 0 else np.ones_like(scores.cold)
-        probability = 1 / (1 + np.exp(-scores.odds[..., 0] / np.array(found.temperatures)[:, None]))
+        probability = 1 / (1 + np.exp(-scores.logits[..., 0] / np.array(found.temperatures)[:, None]))
         exited, places = uncertainty.simulate(
             probability, confidence_of(probability, "ratio"), found.policy.thresholds[stratum]
         )
@@ -71,7 +71,7 @@ def test_a_promise_holds_on_other_users():
         config = OptiRAGConfig(max_disagreement=0.08)
         found = calibrate(known, None, DEPTHS, config)
         fresh = exit_scores((1.0, 0.3, 0.1), cold_share=0.0, rows=20_000, seed=1000 + seed)
-        probability = 1 / (1 + np.exp(-fresh.odds[..., 0] / np.array(found.temperatures)[:, None]))
+        probability = 1 / (1 + np.exp(-fresh.logits[..., 0] / np.array(found.temperatures)[:, None]))
         exited, places = uncertainty.simulate(
             probability, confidence_of(probability, "ratio"), found.policy.thresholds[0]
         )

@@ -187,7 +187,7 @@ def test_messages_are_as_loud_as_asked_for(files):
         (OptiRAGConfig, {"learning_rate": float("nan")}),
         (OptiRAGConfig, {"learning_rate": float("inf")}),
         (OptiRAGConfig, {"learning_rate": "5"}),
-        (OptiRAGConfig, {"read_numbers": 1}),
+        (OptiRAGConfig, {"read_dense_features": 1}),
         (OptiRAGConfig, {"backbone": None}),
         (OptiRAGConfig, {"measure": "luck"}),
         (OptiRAGConfig, {"retriever": {"dim": 8}}),

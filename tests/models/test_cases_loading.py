@@ -12,7 +12,7 @@ import time
 import pytest
 import torch
 
-from reasonrec_fast.files import cache_folder, make_folder_once, replacing, write_tensors
+from reasonrec_fast.files import atomic_write, cache_folder, create_folder_once, write_tensors
 from reasonrec_fast.lm import loading
 from reasonrec_fast.lm.loading import load_language_model
 
@@ -92,7 +92,7 @@ def _fill(folder, seconds):
         time.sleep(seconds)
         (temporary / "b").write_text("b")
 
-    make_folder_once(folder, fill)
+    create_folder_once(folder, fill)
 
 
 def test_of_two_processes_one_fills_and_a_killed_one_leaves_nothing(tmp_path):
@@ -148,7 +148,7 @@ def test_files_have_the_permissions_of_the_umask(tmp_path, mask):
     before = os.umask(mask)
     try:
         write_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(2)})
-        with replacing(tmp_path / "b.txt") as temporary:
+        with atomic_write(tmp_path / "b.txt") as temporary:
             temporary.write_text("b")
     finally:
         os.umask(before)

@@ -45,7 +45,7 @@ def test_training_on_other_records_does_not_go_on_from_a_checkpoint(config, tmp_
     def records(word):
         return [Instruction(f"Is it {word}?", f"case {number}", number % 2) for number in range(60)]
 
-    config = replace(config, read_numbers=False, samples=60, batch_slates=2)
+    config = replace(config, read_dense_features=False, samples=60, batch_slates=2)
     with pytest.raises(Killed):
         OptiRAG(config).fit_instructions(records("warm"), records("warm"), checkpoint=tmp_path / "a", progress=die)
     with pytest.raises(ValueError, match="checkpoint"):

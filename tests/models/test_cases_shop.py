@@ -268,7 +268,7 @@ def test_users_are_scored_alike_whoever_else_is_asked_for(ours, monkeypatch):
 def test_long_instructions_keep_both_ends(ours, caplog):
     from reasonrec_fast.data import Instruction
 
-    model = OptiRAG(replace(ours, read_numbers=False, prefix_tokens=60, suffix_tokens=20))
+    model = OptiRAG(replace(ours, read_dense_features=False, prefix_tokens=60, suffix_tokens=20))
     record = Instruction("Will the user like it?", "A" * 100 + "end", 1)
     with caplog.at_level(logging.WARNING, "reasonrec_fast"):
         (told,) = text(model, model.instruction_requests([record]))

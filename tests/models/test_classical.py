@@ -21,7 +21,7 @@ from reasonrec_fast.models.classical import (
     ItemKNNConfig,
     Popularity,
 )
-from reasonrec_fast.models.classical.clicks import _Batches
+from reasonrec_fast.models.classical.ctr import _Batches
 from reasonrec_fast.models.optirag.embeddings import EmbeddingConfig, GraphEmbeddings
 
 

@@ -25,7 +25,7 @@ def flipped(events, rows):
 
 
 def same(one, other):
-    assert np.array_equal(one.numbers, other.numbers)
+    assert np.array_equal(one.dense_features, other.dense_features)
     assert [(s.prefix, s.suffixes) for s in one.slates] == [(s.prefix, s.suffixes) for s in other.slates]
 
 
@@ -58,7 +58,7 @@ def test_events_of_the_same_moment_are_not_before(events, config, tokenizer):
     retriever = Retriever.train(events, parts.train, config.retriever)
     requests = RequestBuilder(still, parts.train, retriever, tokenizer, config).requests(parts.test)
     assert all("Nothing is known" in tokenizer.decode(slate.prefix) for slate in requests.slates)
-    assert (requests.numbers[:, 5] == 0).all()  # item_events
+    assert (requests.dense_features[:, 5] == 0).all()  # item_events
 
 
 def test_other_users_count_by_their_training_events_alone(events, config, tokenizer):
@@ -81,7 +81,7 @@ def test_own_earlier_events_of_any_part_count(events, config, tokenizer):
     assert len(own)
     one = RequestBuilder(events, parts.train, retriever, tokenizer, config).requests(row)
     other = RequestBuilder(flipped(events, own), parts.train, retriever, tokenizer, config).requests(row)
-    assert not np.array_equal(one.numbers, other.numbers)
+    assert not np.array_equal(one.dense_features, other.dense_features)
 
 
 @pytest.mark.parametrize("place", [5, 100, 300])
@@ -97,7 +97,7 @@ def test_training_request_does_not_know_its_own_edge(events, config, tokenizer, 
         requests = RequestBuilder(data, parts.train, retriever, tokenizer, config).training_requests()
         slate = next(s for s in requests.slates if place in s.rows)
         suffix = slate.suffixes[int(np.flatnonzero(slate.rows == place)[0])]
-        found.append((requests.numbers[place], suffix, slate))
+        found.append((requests.dense_features[place], suffix, slate))
     assert np.array_equal(found[0][0], found[1][0])
     assert found[0][1] == found[1][1]
 

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from reasonrec_fast.data import Catalog, Instruction, Interactions, split_by_time
 from reasonrec_fast.lm.loading import load_language_model
 from reasonrec_fast.models.optirag import OptiRAG, OptiRAGConfig
-from reasonrec_fast.models.optirag.evidence import NUMBERS, RETRIEVED
+from reasonrec_fast.models.optirag.evidence import DENSE_FEATURES, RETRIEVED
 from reasonrec_fast.models.optirag.full_depth import full_depth_scores
 from reasonrec_fast.models.optirag.prompt import Template
 from reasonrec_fast.models.optirag.retriever import Retriever
@@ -171,8 +171,8 @@ def test_without_retrieval_nothing_is_told_of_others(events, config):
     parts = split_by_time(events)
     fitted = OptiRAG(replace(config, retrieval="none")).fit(events, parts)
     requests = fitted.requests(events, parts.test)
-    assert (requests.numbers[:, [NUMBERS.index(name) for name in RETRIEVED]] == 0).all()
-    assert (requests.numbers[:, NUMBERS.index("item_events")] > 0).any()
+    assert (requests.dense_features[:, [DENSE_FEATURES.index(name) for name in RETRIEVED]] == 0).all()
+    assert (requests.dense_features[:, DENSE_FEATURES.index("item_events")] > 0).any()
     for slate in requests.slates:
         assert "imilar" not in fitted.tokenizer.decode([*slate.prefix, *slate.suffixes[0]])
 
@@ -218,7 +218,7 @@ def instructions(count, seed=0):
 
 
 def test_instructions_are_learned(config, tmp_path):
-    config = replace(config, read_numbers=False, samples=480, learning_rate=5e-3)
+    config = replace(config, read_dense_features=False, samples=480, learning_rate=5e-3)
     fitted = OptiRAG(config).fit_instructions(instructions(120), instructions(40, seed=1))
     assert fitted.evaluate_instructions(instructions(60, seed=2))["auc"] > 0.8
     fitted.save_pretrained(tmp_path)
@@ -226,10 +226,10 @@ def test_instructions_are_learned(config, tmp_path):
 
 
 def test_instructions_have_no_numbers(config):
-    with pytest.raises(ValueError, match="read_numbers=False"):
+    with pytest.raises(ValueError, match="read_dense_features=False"):
         OptiRAG(config).fit_instructions(instructions(4), instructions(4))
     with pytest.raises(ValueError, match="validation: expected both answers"):
-        OptiRAG(replace(config, read_numbers=False)).fit_instructions(instructions(4), instructions(1))
+        OptiRAG(replace(config, read_dense_features=False)).fit_instructions(instructions(4), instructions(1))
 
 
 def test_concurrent_callers_get_their_own_scores(events, fitted):
@@ -284,7 +284,7 @@ def test_exits_on_the_adapters_of_another_model(events, config, fitted, tmp_path
 def test_without_the_host_library_callers_rank_by_themselves(events, fitted, monkeypatch):
     requests = fitted.requests(events, split_by_time(events).test)
     expected = fitted.predict(requests)
-    monkeypatch.setattr("reasonrec_fast.early_exit.ranker.host_library_is_there", lambda: False)
+    monkeypatch.setattr("reasonrec_fast.early_exit.ranker.has_host_library", lambda: False)
     monkeypatch.setattr("reasonrec_fast.early_exit.ranker.SharedBatcher.use", None)
     np.testing.assert_allclose(fitted.predict(requests).probability, expected.probability, atol=1e-5)
 

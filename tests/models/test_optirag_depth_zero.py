@@ -16,7 +16,7 @@ from reasonrec_fast.evaluation import auc
 from reasonrec_fast.models.optirag import OptiRAG, OptiRAGConfig
 from reasonrec_fast.models.optirag.boosted import BoostedEvidence, out_of_fold_logits
 from reasonrec_fast.models.optirag.calibration import ExitScores, residual_scale
-from reasonrec_fast.models.optirag.evidence import NUMBERS, Evidence
+from reasonrec_fast.models.optirag.evidence import DENSE_FEATURES, Evidence
 from reasonrec_fast.models.optirag.prompt import PromptBuilder
 
 INF = float("inf")
@@ -88,7 +88,7 @@ def test_out_of_fold_logits_know_no_labels_of_their_fold():
     draws = np.random.default_rng(0)
     size = 2000
     evidence = Evidence(
-        draws.normal(size=(size, len(NUMBERS))).astype(np.float32),
+        draws.normal(size=(size, len(DENSE_FEATURES))).astype(np.float32),
         draws.integers(0, 5, (size, 2)),
         np.zeros((size, 4), np.int64),
         draws.normal(size=(size, 3, 2)).astype(np.float32),
@@ -142,13 +142,13 @@ def test_a_model_of_the_old_format_is_refused(fitted, tmp_path):
 
 
 def test_heads_may_stand_on_their_own(events, config, tmp_path):
-    model = OptiRAG(replace(config, boosted=False, members=2, samples=16)).fit(events, split_by_time(events))
+    model = OptiRAG(replace(config, boosted=False, ensemble_size=2, samples=16)).fit(events, split_by_time(events))
     requests = model.requests(events, split_by_time(events).test)
     assert requests.offset is None and model.depth_zero is None and (model.predict(requests).depth > 0).all()
     model.save_pretrained(tmp_path)
     assert {file.suffix for file in tmp_path.iterdir()} == {".safetensors", ".json"}
     with pytest.raises(ValueError, match="members: expected 1 with boosted=True"):
-        OptiRAGConfig(members=2)
+        OptiRAGConfig(ensemble_size=2)
 
 
 def test_a_scale_keeps_the_auc():
@@ -163,7 +163,7 @@ def test_a_scale_keeps_the_auc():
     assert 0 < share < 1
     assert auc(labels, tendency + share * residual) >= auc(labels, tendency)
     assert auc(labels, tendency + (share + 0.05) * residual) < auc(labels, tendency)
-    assert residual_scale(replace(scores, odds=(tendency - taste)[None, :, None]), 0) == 0
+    assert residual_scale(replace(scores, logits=(tendency - taste)[None, :, None]), 0) == 0
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])

@@ -35,4 +35,4 @@ def test_places_before_equals_counting_one_by_one(events):
     line = Timeline.of_users(events)
     users, moments = np.arange(events.num_users)[:, None], np.array([[-1, 0, 5000, 5001, 10**9]])
     expected = [[line.indptr[u] + line.count_before(u, m) for m in moments[0]] for u in range(events.num_users)]
-    assert np.array_equal(line.places_before(users, moments), expected)
+    assert np.array_equal(line.positions_before(users, moments), expected)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from reasonrec_fast.lm.decoder import _turned
+from reasonrec_fast.lm.decoder import apply_rotary
 from reasonrec_fast.lm.fused_layers import _add_and_norm, _feed_forward
 
 pytest.importorskip("triton")
@@ -70,8 +70,8 @@ def test_turned_in_place(dtype, heads, width, turned):
     key, before = key.unflatten(-1, (-1, width)), value.clone()
     angles = normal(5, turned // 2, seed=2).repeat(1, 2)
     cosines, sines = angles.cos().to(dtype), angles.sin().to(dtype)
-    exact = [_turned(x.double(), cosines.double(), sines.double()) for x in (query, key)]
-    expected = [_turned(x, cosines, sines) for x in (query, key)]
+    exact = [apply_rotary(x.double(), cosines.double(), sines.double()) for x in (query, key)]
+    expected = [apply_rotary(x, cosines, sines) for x in (query, key)]
     rotate(query, key, cosines, sines)
     for found, wide, rounded in zip((query, key), exact, expected, strict=True):
         near(found, wide, dtype)

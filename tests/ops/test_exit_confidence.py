@@ -12,11 +12,11 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 2e-5, to
 SHAPES = [(1, 1, 8), (5, 2, 70), (17, 3, 64), (33, 300, 20), (4, 64, 65)]
 
 
-def problem(batch, classes, width, members=1, dtype=torch.float32, seed=0):
+def problem(batch, classes, width, ensemble_size=1, dtype=torch.float32, seed=0):
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(batch, width, generator=generator, dtype=torch.float64).to(dtype)
-    heads = (0.3 * torch.randn(members, classes, width, generator=generator, dtype=torch.float64)).to(dtype)
-    bias = torch.randn(members, classes, generator=generator, dtype=torch.float64).to(dtype)
+    heads = (0.3 * torch.randn(ensemble_size, classes, width, generator=generator, dtype=torch.float64)).to(dtype)
+    bias = torch.randn(ensemble_size, classes, generator=generator, dtype=torch.float64).to(dtype)
     targets = torch.randint(classes, (batch,), generator=generator)
     return hidden, heads, bias, targets
 
@@ -46,13 +46,13 @@ def assert_equal_statistics(found, expected, tolerance):
     batch=st.integers(0, 40),
     classes=st.integers(1, 64),
     width=st.sampled_from([1, 7, 16, 33, 100]),
-    members=st.integers(1, 4),
+    ensemble_size=st.integers(1, 4),
     dtype=st.sampled_from(list(TOLERANCE)),
     measure=st.sampled_from(MEASURES),
 )
-def test_native_equals_reference(batch, classes, width, members, dtype, measure):
+def test_native_equals_reference(batch, classes, width, ensemble_size, dtype, measure):
     classes = 2 if measure == "ratio" else classes
-    hidden, heads, bias, targets = problem(batch, classes, width, members, dtype)
+    hidden, heads, bias, targets = problem(batch, classes, width, ensemble_size, dtype)
     found = ops.exit_confidence(hidden, heads, bias=bias, temperature=1.7, measure=measure, positive=0, targets=targets)
     assert_equal_statistics(found, in_float64(hidden, heads, bias, targets, measure), TOLERANCE[dtype])
     assert not found.exit.any()
@@ -97,17 +97,17 @@ def test_targets_out_of_range_are_named():
 
 @pytest.mark.parametrize("measure", MEASURES)
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("members", [1, 3])
+@pytest.mark.parametrize("ensemble_size", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_triton_equals_reference(shape, members, measure, dtype):
+def test_triton_equals_reference(shape, ensemble_size, measure, dtype):
     pytest.importorskip("triton")
     from reasonrec_fast.kernels.exit_confidence import exit_confidence as triton_exit_confidence
 
     batch, classes, width = shape
     classes = 2 if measure == "ratio" else classes
-    if members > 1 and classes > 64:
+    if ensemble_size > 1 and classes > 64:
         classes = 64
-    hidden, heads, bias, targets = problem(batch, classes, width, members, dtype)
+    hidden, heads, bias, targets = problem(batch, classes, width, ensemble_size, dtype)
     temperature = torch.tensor(1.7, dtype=torch.float64)
     found = triton_exit_confidence(hidden, heads, bias, temperature, measure, 0, targets)
     expected = in_float64(hidden, heads, bias, targets, measure)
@@ -149,12 +149,12 @@ def test_triton_joins_stretches_of_classes():
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-@pytest.mark.parametrize("members", [1, 3])
-def test_triton_row_with_nan_is_never_sure(members, measure):
+@pytest.mark.parametrize("ensemble_size", [1, 3])
+def test_triton_row_with_nan_is_never_sure(ensemble_size, measure):
     pytest.importorskip("triton")
     from reasonrec_fast.kernels.exit_confidence import exit_confidence as triton_exit_confidence
 
-    hidden, heads, bias, targets = problem(4, 2, 5, members)
+    hidden, heads, bias, targets = problem(4, 2, 5, ensemble_size)
     hidden[1] = torch.nan
     temperature = torch.tensor(1.0, dtype=torch.float64)
     found = triton_exit_confidence(hidden, heads, bias, temperature, measure, 1, targets[:0])
@@ -168,9 +168,9 @@ def test_many_classes_stream():
     assert_equal_statistics(found, in_float64(hidden, heads, bias, targets, "max_prob"), 2e-5)
 
 
-@pytest.mark.parametrize("members", [1, 3])
-def test_gradients(members):
-    hidden, heads, bias, targets = problem(4, 3, 5, members, torch.float64)
+@pytest.mark.parametrize("ensemble_size", [1, 3])
+def test_gradients(ensemble_size):
+    hidden, heads, bias, targets = problem(4, 3, 5, ensemble_size, torch.float64)
 
     def statistics(hidden, heads, bias):
         found = ops.exit_confidence(hidden, heads, bias=bias, temperature=1.3, targets=targets)
@@ -201,10 +201,10 @@ def test_gradients_of_many_classes(with_targets, with_bias):
     assert torch.autograd.gradcheck(statistics, inputs)
 
 
-@pytest.mark.parametrize("members", [1, 2])
+@pytest.mark.parametrize("ensemble_size", [1, 2])
 @pytest.mark.parametrize("with_targets", [False, True])
-def test_opcheck(members, with_targets):
-    hidden, heads, bias, targets = problem(4, 2, 5, members)
+def test_opcheck(ensemble_size, with_targets):
+    hidden, heads, bias, targets = problem(4, 2, 5, ensemble_size)
     hidden.requires_grad_()
     heads.requires_grad_()
     arguments = (hidden, heads, bias, torch.tensor(1.0, dtype=torch.float64), "ratio", 1)

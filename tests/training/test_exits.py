@@ -21,7 +21,7 @@ def model():
     config = LlamaConfig(
         vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=2, pad_token_id=0
     )
-    return EarlyExitModel(Decoder(LlamaForCausalLM(config)), (1, 2), members=2).eval()
+    return EarlyExitModel(Decoder(LlamaForCausalLM(config)), (1, 2), ensemble_size=2).eval()
 
 
 def batch(seed):
@@ -159,7 +159,7 @@ def test_losses_are_those_from_before_the_shared_loop(mode, dropout, expected):
         vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=2, pad_token_id=0,
         attention_dropout=0.1,
     )  # fmt: skip
-    model = EarlyExitModel(Decoder(LlamaForCausalLM(config)), (1, 2), members=2).eval()
+    model = EarlyExitModel(Decoder(LlamaForCausalLM(config)), (1, 2), ensemble_size=2).eval()
     losses = []
     train_exits(model, range(12), batch, replace(SETTINGS, mode=mode, layer_dropout=dropout, seed=3),
                 progress=lambda *told: losses.append(told[2]["loss"]))  # fmt: skip

@@ -425,7 +425,7 @@ class Recommender(PushToHub, nn.Module, ABC):
         rows = rows[data.labels[rows] != UNLABELLED]
         return auc(data.labels[rows], self.score(data.users[rows], data.items[rows]))
 
-    def _scores_of_pairs(self, users: np.ndarray) -> torch.Tensor:
+    def _scores_by_pairs(self, users: np.ndarray) -> torch.Tensor:
         """Scores of all items where a model's own way is that of pairs (:meth:`score`)."""
         items = self.sizes["items"]
         pairs = np.repeat(users, items), np.tile(np.arange(items), len(users))
@@ -433,7 +433,7 @@ class Recommender(PushToHub, nn.Module, ABC):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write weights and histories (safetensors), identifiers and settings (JSON); a model that is there already is
-        replaced when all is written (:func:`~reasonrec_fast.files.replacing_folder`).
+        replaced when all is written (:func:`~reasonrec_fast.files.atomic_write_folder`).
 
         Raises:
             DataError: a model that is not fitted; nothing is written.

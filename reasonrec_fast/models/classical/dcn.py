@@ -9,15 +9,15 @@ from typing import Literal
 import torch
 from torch import nn
 
-from reasonrec_fast.devices import own_random_numbers, seed_random_numbers
-from reasonrec_fast.models.classical.clicks import ClickConfig, ClickModel
+from reasonrec_fast.devices import fork_rng, seed_rng
+from reasonrec_fast.models.classical.ctr import CTRConfig, CTRModel
 from reasonrec_fast.models.classical.fields import FieldEmbeddings
 from reasonrec_fast.settings import Count, NotNegative, ShareBelowOne, Whole
 
 
 @dataclass(frozen=True)
-class DCNv2Config(ClickConfig):
-    """Hyper-parameters, beside those of :class:`~reasonrec_fast.models.classical.clicks.ClickConfig`.
+class DCNv2Config(CTRConfig):
+    """Hyper-parameters, beside those of :class:`~reasonrec_fast.models.classical.ctr.CTRConfig`.
 
     Attributes:
         cross_layers: the degree of the crosses, less one.
@@ -38,7 +38,7 @@ class DCNv2Config(ClickConfig):
         super().__post_init__()
 
 
-class DCNv2(ClickModel):
+class DCNv2(CTRModel):
     """``x[l + 1] = x[0] * (W[l] x[l] + b[l]) + x[l]`` (equation 1), ``x[0]`` being all fields' vectors in a row.
 
     Args:
@@ -58,8 +58,8 @@ class DCNv2(ClickModel):
     def make(self, sizes: dict[str, int]) -> None:
         config = self.config
         cpu = torch.device("cpu")
-        with own_random_numbers(cpu):
-            seed_random_numbers(config.seed, cpu)
+        with fork_rng(cpu):
+            seed_rng(config.seed, cpu)
             self.fields = FieldEmbeddings(sizes, config.dim, history=config.history > 0)
             nn.init.normal_(self.fields.table, std=0.05)
             width = self.fields.fields * config.dim
@@ -71,7 +71,7 @@ class DCNv2(ClickModel):
             self.deep = nn.Sequential(*layers)
             self.last = nn.Linear(widths[-1] + (width if config.structure == "parallel" else 0), 1)
 
-    def odds(self, vectors: torch.Tensor) -> torch.Tensor:
+    def logits(self, vectors: torch.Tensor) -> torch.Tensor:
         first = crossed = vectors.flatten(1)
         for layer in self.crosses:
             crossed = first * layer(crossed) + crossed

@@ -9,20 +9,20 @@ import torch
 from torch import nn
 
 from reasonrec_fast.devices import seeded_generator
-from reasonrec_fast.models.classical.clicks import ClickConfig, ClickModel
+from reasonrec_fast.models.classical.ctr import CTRConfig, CTRModel
 from reasonrec_fast.models.classical.fields import FieldEmbeddings
 from reasonrec_fast.settings import NotNegative
 
 
 @dataclass(frozen=True)
-class FMConfig(ClickConfig):
-    """Hyper-parameters of :class:`~reasonrec_fast.models.classical.clicks.ClickConfig`, with their defaults here."""
+class FMConfig(CTRConfig):
+    """Hyper-parameters of :class:`~reasonrec_fast.models.classical.ctr.CTRConfig`, with their defaults here."""
 
     learning_rate: NotNegative = 3e-3
     weight_decay: NotNegative = 0.3
 
 
-class FM(ClickModel):
+class FM(CTRModel):
     """Log-odds from a bias, a weight a field and the products of all pairs of fields' factors (equation 1).
 
     Args:
@@ -44,7 +44,7 @@ class FM(ClickModel):
         generator = seeded_generator(self.config.seed)
         nn.init.normal_(self.fields.table.detach()[:, 1:], std=0.05, generator=generator)
 
-    def odds(self, vectors: torch.Tensor) -> torch.Tensor:
+    def logits(self, vectors: torch.Tensor) -> torch.Tensor:
         summed = vectors.sum(1)
         pairs = summed[:, 1:].square().sum(-1) - vectors[:, :, 1:].square().sum((1, 2))
         return self.bias + summed[:, 0] + 0.5 * pairs
@@ -56,4 +56,4 @@ class FM(ClickModel):
         of_users = self.fields.of_users(users, self._liked(users))
         of_items = self.fields.of_items(np.arange(self.sizes["items"]))
         products = of_users[:, :, 1:].sum(1) @ of_items[:, :, 1:].sum(1).T
-        return self.odds(of_users)[:, None] + (self.odds(of_items) - self.bias) + products
+        return self.logits(of_users)[:, None] + (self.logits(of_items) - self.bias) + products

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from reasonrec_fast.data import DataError, Histories, Interactions
-from reasonrec_fast.devices import on_device, own_random_numbers, seed_random_numbers
+from reasonrec_fast.devices import fork_rng, on_device, seed_rng
 from reasonrec_fast.models.classical.base import Recommender
 from reasonrec_fast.models.classical.fields import distinct
 from reasonrec_fast.settings import Count, Whole, check_settings
@@ -188,7 +188,7 @@ class RecBole(Recommender):
 
         users = self.asked(users)
         if self.kind == "context":
-            return self._scores_of_pairs(users)
+            return self._scores_by_pairs(users)
         known = {"user_id": self._ids_of(users)}
         some = torch.arange(len(users), device=self.device)
         if self.kind == "sequential":
@@ -315,10 +315,10 @@ class RecBole(Recommender):
     def _seeded(self) -> Iterator[None]:
         """RecBole draws from the global generators, which are put back afterwards."""
         states = random.getstate(), np.random.get_state()
-        with own_random_numbers(self.device):
+        with fork_rng(self.device):
             random.seed(self.config.seed)
             np.random.seed(self.config.seed)
-            seed_random_numbers(self.config.seed, self.device)
+            seed_rng(self.config.seed, self.device)
             try:
                 yield
             finally:

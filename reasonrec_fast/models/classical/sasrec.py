@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from reasonrec_fast.data import DataError, Histories, Interactions
-from reasonrec_fast.devices import on_device, own_random_numbers, seed_random_numbers
+from reasonrec_fast.devices import fork_rng, on_device, seed_rng
 from reasonrec_fast.models.classical.base import VectorRecommender
 from reasonrec_fast.models.classical.sampled_softmax import cosine_cross_entropy
 from reasonrec_fast.models.classical.sequence_blocks import LiGRBlock, SASRecBlock
@@ -75,8 +75,8 @@ class SASRec(VectorRecommender):
         config = self.config
         block = {"sasrec": SASRecBlock, "ligr": LiGRBlock}[config.block]
         cpu = torch.device("cpu")
-        with own_random_numbers(cpu):
-            seed_random_numbers(config.seed, cpu)
+        with fork_rng(cpu):
+            seed_rng(config.seed, cpu)
             self.items = nn.Embedding(sizes["items"], config.dim)
             self.positions = nn.Embedding(config.max_length, config.dim)
             self.blocks = nn.ModuleList(block(config.dim, config.heads, config.dropout) for _ in range(config.layers))

@@ -155,5 +155,5 @@ def boosted_features(evidence: Evidence) -> np.ndarray:
     met = ~np.isnan(taste)
     with np.errstate(invalid="ignore"):
         mean = np.where(met, taste, 0).sum(1) / np.where(met.any(1), met.sum(1), np.nan)
-    parts = [evidence.numbers, taste.reshape(len(taste), -1), mean, evidence.votes]
+    parts = [evidence.dense_features, taste.reshape(len(taste), -1), mean, evidence.votes]
     return np.concatenate(parts, axis=1).astype(np.float32)

@@ -20,14 +20,14 @@ class ExitScores:
     """What every exit says of ``N`` validation requests.
 
     Attributes:
-        odds: logits of yes of each ensemble member at every head, at temperature 1, ``[H, N, K]``.
+        logits: logits of yes of each ensemble member at every head, at temperature 1, ``[H, N, K]``.
         labels, users: of the requests, ``[N]``.
         cold: whether nobody had rated the item, bool ``[N]``.
         offset: logits of depth 0, ``[N]``; None where exits begin with the first head.
         features: what depth 0 reads, ``[N, P]``, with ``offset``.
     """
 
-    odds: np.ndarray
+    logits: np.ndarray
     labels: np.ndarray
     users: np.ndarray
     cold: np.ndarray
@@ -37,13 +37,13 @@ class ExitScores:
     def of(self, rows: np.ndarray) -> ExitScores:
         """Of some of the requests (mask or indices)."""
         offset, features = (None if values is None else values[rows] for values in (self.offset, self.features))
-        return ExitScores(self.odds[:, rows], self.labels[rows], self.users[rows], self.cold[rows], offset, features)
+        return ExitScores(self.logits[:, rows], self.labels[rows], self.users[rows], self.cold[rows], offset, features)
 
     def scaled(self, scales: Sequence[float]) -> ExitScores:
         """With a share of what each head adds to the logit of depth 0."""
         assert self.offset is not None
         offset = self.offset.astype(np.float64)[:, None]
-        return replace(self, odds=offset + np.array(scales)[:, None, None] * (self.odds - offset))
+        return replace(self, logits=offset + np.array(scales)[:, None, None] * (self.logits - offset))
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,10 @@ def calibrate(
                 second, unrated = unrated.of(learns_unrated), unrated.of(~learns_unrated)
         # Six numbers of all requests are steadier; a promise needs exits that its test has not seen.
         steady = whole if config.max_disagreement is None else first
-        scales = tuple(residual_scale(steady, head) for head in range(len(first.odds)))
+        scales = tuple(residual_scale(steady, head) for head in range(len(first.logits)))
         first, known = first.scaled(scales), known.scaled(scales)
         second, unrated = (None if part is None else part.scaled(scales) for part in (second, unrated))
-    temperatures = [uncertainty.fit_temperature(odds, first.labels) for odds in first.odds]
+    temperatures = [uncertainty.fit_temperature(logits, first.labels) for logits in first.logits]
     if first.offset is not None:
         depth_zero = _fit_depth_zero([part for part in (first, second) if part is not None], temperatures, config)
     scores, confidence = exit_statistics(known, temperatures, depth_zero, config.measure)
@@ -186,7 +186,7 @@ def residual_scale(scores: ExitScores, head: int) -> float:
     """
     assert scores.offset is not None
     offset = scores.offset.astype(np.float64)
-    residual = scores.odds[head].mean(1) - offset
+    residual = scores.logits[head].mean(1) - offset
     least, best = evaluation.auc(scores.labels, offset), (-np.inf, 0.0)
     for share in np.linspace(0, 1, 21).tolist():
         values = offset + share * residual
@@ -199,7 +199,7 @@ def residual_scale(scores: ExitScores, head: int) -> float:
 def _fit_depth_zero(parts: Sequence[ExitScores], temperatures: Sequence[float], config: OptiRAGConfig) -> DepthZero:
     """From requests as they are and as if nobody had rated their items."""
     features, offset = (np.concatenate([getattr(part, name) for part in parts]) for name in ("features", "offset"))
-    deep = np.concatenate([probabilities(part.odds, temperatures)[-1] for part in parts])
+    deep = np.concatenate([probabilities(part.logits, temperatures)[-1] for part in parts])
     return DepthZero.fit(features, offset.astype(np.float64), log_odds(deep), seed=config.seed)
 
 
@@ -208,7 +208,7 @@ def exit_statistics(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities of yes and confidence at every exit, depth 0 included, ``[E, N]`` each. The confidence of depth 0
     is minus the predicted gain of going on."""
-    probability = probabilities(scores.odds, temperatures)
+    probability = probabilities(scores.logits, temperatures)
     confidence = confidence_of(probability, measure)
     if depth_zero is None or scores.offset is None or scores.features is None:
         return probability, confidence
@@ -258,9 +258,9 @@ def log_odds(probability: np.ndarray) -> np.ndarray:
     return np.log(bounded) - np.log1p(-bounded)
 
 
-def probabilities(odds: np.ndarray, temperatures: Sequence[float]) -> np.ndarray:
+def probabilities(logits: np.ndarray, temperatures: Sequence[float]) -> np.ndarray:
     """Mean probability of yes over the members, ``[E, N]``."""
-    return (1 / (1 + np.exp(-odds / np.array(temperatures)[:, None, None]))).mean(2)
+    return (1 / (1 + np.exp(-logits / np.array(temperatures)[:, None, None]))).mean(2)
 
 
 def _limits(scores: ExitScores, config: OptiRAGConfig) -> list[tuple[Callable[[np.ndarray], float], float]]:

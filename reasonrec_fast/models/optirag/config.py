@@ -40,11 +40,11 @@ class OptiRAGConfig:
         retrieval: how similar users are found: ``"gcn"``, ``"text"`` (embeddings of what they liked; a peer to
             compare with) or ``"none"`` (prompts and heads see nothing of similar users).
         num_neighbours: similar users who vote.
-        read_numbers: whether the heads read the retriever's numbers beside the hidden state.
+        read_dense_features: whether the heads read the retriever's numbers beside the hidden state.
         boosted: whether the exits stand on boosted trees that read the evidence: the trees' logit is that of depth 0,
             and the heads correct it. Heads that read no numbers stand on their own.
         exits: layers with heads; None spreads six over the depth.
-        members: ensemble size of each head; 1 where the heads correct boosted trees, as they all start at zero.
+        ensemble_size: ensemble size of each head; 1 where the heads correct boosted trees, as they all start at zero.
         lora_rank, lora_alpha: of the adapters on every linear layer.
         samples: training requests drawn (without replacement, again from the start when all were seen); None: as many
             as there are.
@@ -78,10 +78,10 @@ class OptiRAGConfig:
     layers: Count | None = None
     retrieval: Retrieval = "gcn"
     num_neighbours: Count = 100
-    read_numbers: bool = True
+    read_dense_features: bool = True
     boosted: bool = True
     exits: tuple[Count, ...] | None = None
-    members: Count = 1
+    ensemble_size: Count = 1
     lora_rank: Count = 8
     lora_alpha: Count = 16
     samples: Count | None = None
@@ -106,16 +106,16 @@ class OptiRAGConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.stands_on_trees and self.members > 1:
+        if self.stands_on_trees and self.ensemble_size > 1:
             raise ValueError(
                 f"members: expected 1 with boosted=True, where all heads of an ensemble would be the same; got "
-                f"{self.members}"
+                f"{self.ensemble_size}"
             )
 
     @property
     def stands_on_trees(self) -> bool:
         """Whether the exits begin at depth 0, with boosted trees."""
-        return self.boosted and self.read_numbers
+        return self.boosted and self.read_dense_features
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

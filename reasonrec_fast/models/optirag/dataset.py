@@ -15,7 +15,7 @@ from reasonrec_fast.early_exit.ranker import GroupInputs
 from reasonrec_fast.lm.layout import TokenGroup
 from reasonrec_fast.models.optirag.boosted import BoostedEvidence, boosted_features, out_of_fold_logits, take
 from reasonrec_fast.models.optirag.config import OptiRAGConfig
-from reasonrec_fast.models.optirag.evidence import NUMBERS, Evidence, EvidenceBuilder
+from reasonrec_fast.models.optirag.evidence import DENSE_FEATURES, Evidence, EvidenceBuilder
 from reasonrec_fast.models.optirag.index import EventIndex
 from reasonrec_fast.models.optirag.prompt import PromptBuilder, Slate, TokenIds
 from reasonrec_fast.models.optirag.retriever import Retriever
@@ -29,7 +29,7 @@ class Requests:
     Attributes:
         rows: rows of the interactions, ``[N]``.
         labels: int64 ``[N]``.
-        numbers: float32 ``[N, F]``, not standardised.
+        dense_features: float32 ``[N, F]``, not standardised.
         offset: logit of depth 0, float32 ``[N]``; None without boosted trees.
         features: what boosted trees read, float32 ``[N, P]``; None without them.
         cold: whether nobody had rated the item, bool ``[N]``.
@@ -38,7 +38,7 @@ class Requests:
 
     rows: np.ndarray
     labels: np.ndarray
-    numbers: np.ndarray
+    dense_features: np.ndarray
     offset: np.ndarray | None
     features: np.ndarray | None
     cold: np.ndarray
@@ -53,7 +53,7 @@ class Requests:
         """What the ranker reads of some slates."""
         rows = np.concatenate([slate.rows for slate in slates])
         inputs = GroupInputs(
-            torch.from_numpy(((self.numbers[rows] - mean) / scale).astype(np.float32)),
+            torch.from_numpy(((self.dense_features[rows] - mean) / scale).astype(np.float32)),
             None if self.offset is None else torch.from_numpy(self.offset[rows]),
             torch.from_numpy(self.cold[rows].astype(np.int64)),
         )
@@ -229,7 +229,7 @@ class RequestBuilder:
     def _visible(self, evidence: Evidence) -> Evidence:
         """Without what comes of similar users, where the settings want none."""
         if self.config.retrieval == "none":
-            EvidenceBuilder.forget_retrieved(evidence.numbers)
+            EvidenceBuilder.forget_retrieved(evidence.dense_features)
             evidence.votes[:] = 0
             evidence.taste[:, :, 1] = np.nan
         return evidence
@@ -243,7 +243,7 @@ class RequestBuilder:
         *,
         alone: bool = False,
     ) -> Requests:
-        cold = evidence.numbers[:, NUMBERS.index("item_events")] <= 0
+        cold = evidence.dense_features[:, DENSE_FEATURES.index("item_events")] <= 0
         features = None
         if offset is not None:
             features, offset = boosted_features(evidence), offset.astype(np.float32)
@@ -254,13 +254,13 @@ class RequestBuilder:
             return prompts.slates(rows, evidence, alone=alone, wanted=wanted)
 
         labels = prompts.interactions.labels[rows]
-        return Requests(rows, labels, evidence.numbers, offset, features, cold, write)
+        return Requests(rows, labels, evidence.dense_features, offset, features, cold, write)
 
 
 def _forget_items(builder: EvidenceBuilder, evidence: Evidence, rows: np.ndarray, which: np.ndarray) -> None:
-    hidden = evidence.numbers[which]
+    hidden = evidence.dense_features[which]
     builder.forget_items(hidden, rows[which])
-    evidence.numbers[which] = hidden
+    evidence.dense_features[which] = hidden
     evidence.votes[which] = 0
 
 

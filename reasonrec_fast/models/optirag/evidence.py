@@ -13,7 +13,7 @@ from reasonrec_fast.data.timeline import Timeline
 from reasonrec_fast.models.optirag.index import PRIOR_EVENTS, EventIndex, running, smoothed
 from reasonrec_fast.models.optirag.taste import Taste
 
-NUMBERS = (
+DENSE_FEATURES = (
     "user_rate",
     "user_recent_rate",
     "user_events",
@@ -26,7 +26,7 @@ NUMBERS = (
     "item_bias",
     "history_residual",
 )
-"""Columns of :attr:`Evidence.numbers`, in order."""
+"""Columns of :attr:`Evidence.dense_features`, in order."""
 
 RETRIEVED = ("vote", "vote_events", "graph_score", "history_residual")
 """Those that come from the retriever's embeddings; the others are counts of the user and of the item."""
@@ -43,7 +43,7 @@ class Evidence:
     """Evidence of ``N`` requests.
 
     Attributes:
-        numbers: float32 ``[N, len(NUMBERS)]``.
+        dense_features: float32 ``[N, len(DENSE_FEATURES)]``.
         votes: likes and all votes on the item among the similar users, int64 ``[N, 2]``.
         neighbours: similar users, nearest first, int64 ``[N, k]`` (-1: none).
         taste: for the item's first ``V`` attribute values, how much more often than usual the user
@@ -51,7 +51,7 @@ class Evidence:
             NaN where they met none.
     """
 
-    numbers: np.ndarray
+    dense_features: np.ndarray
     votes: np.ndarray
     neighbours: np.ndarray
     taste: np.ndarray
@@ -83,7 +83,7 @@ class EvidenceBuilder:
 
     def build(self, rows: np.ndarray) -> Evidence:
         """Evidence of the requests ``rows``, in their order."""
-        numbers = np.zeros((len(rows), len(NUMBERS)), dtype=np.float32)
+        dense_features = np.zeros((len(rows), len(DENSE_FEATURES)), dtype=np.float32)
         votes = np.zeros((len(rows), 2), dtype=np.int64)
         neighbours = np.full((len(rows), self.num_neighbours), -1, dtype=np.int64)
         users = self.interactions.users[rows]
@@ -91,7 +91,7 @@ class EvidenceBuilder:
         starts = np.flatnonzero(np.diff(users[order], prepend=-1))
         for places in np.split(order, starts[1:]):
             if len(places):
-                numbers[places], votes[places], neighbours[places] = self._of_user(rows[places])
+                dense_features[places], votes[places], neighbours[places] = self._of_user(rows[places])
         items, moments = self.interactions.items[rows], self.interactions.timestamps[rows]
         in_index = self.in_index(moments)
         base_rate = self.index.base_rate(in_index)
@@ -102,23 +102,25 @@ class EvidenceBuilder:
             ],
             axis=2,
         )
-        return Evidence(numbers, votes, neighbours, taste)
+        return Evidence(dense_features, votes, neighbours, taste)
 
     def in_index(self, moments: np.ndarray) -> np.ndarray:
         """Moments in the index's unit: an event is before one of them if it is before the moment."""
         return moments if self._ticks == 1 else -(-moments // self._ticks)
 
-    def forget_items(self, numbers: np.ndarray, rows: np.ndarray) -> None:
-        """Write into ``numbers [n, len(NUMBERS)]`` what requests ``rows`` would have if nobody had rated the item."""
-        for column, name in enumerate(NUMBERS):
+    def forget_items(self, dense_features: np.ndarray, rows: np.ndarray) -> None:
+        """Write into ``dense_features [n, F]`` what requests ``rows`` would have if nobody had rated the item."""
+        for column, name in enumerate(DENSE_FEATURES):
             if not name.startswith("user_"):
-                numbers[:, column] = 0.0
-        numbers[:, NUMBERS.index("item_rate")] = self.index.base_rate(self.in_index(self.interactions.timestamps[rows]))
+                dense_features[:, column] = 0.0
+        dense_features[:, DENSE_FEATURES.index("item_rate")] = self.index.base_rate(
+            self.in_index(self.interactions.timestamps[rows])
+        )
 
     @staticmethod
-    def forget_retrieved(numbers: np.ndarray) -> None:
-        """Write into ``numbers [n, len(NUMBERS)]`` what requests would have without a retriever."""
-        numbers[:, [NUMBERS.index(name) for name in RETRIEVED]] = 0.0
+    def forget_retrieved(dense_features: np.ndarray) -> None:
+        """Write into ``dense_features [n, len(DENSE_FEATURES)]`` what requests would have without a retriever."""
+        dense_features[:, [DENSE_FEATURES.index(name) for name in RETRIEVED]] = 0.0
 
     def _of_user(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         data = self.interactions
@@ -136,21 +138,21 @@ class EvidenceBuilder:
             self.num_neighbours,
             exclude=torch.full((len(rows),), user if user < self.index.events.num_users else -1),
         )
-        numbers = np.empty((len(rows), len(NUMBERS)), dtype=np.float32)
+        dense_features = np.empty((len(rows), len(DENSE_FEATURES)), dtype=np.float32)
         in_index = self.in_index(moments)
         base_rate = self.index.base_rate(in_index)
-        numbers[:, 0] = smoothed(likes[past], past, base_rate)
-        numbers[:, 1] = smoothed(likes[past] - likes[recent], past - recent, base_rate)
-        numbers[:, 2] = np.log1p(past)
-        votes = self._vote(numbers[:, 3:8], user, items, in_index, similarity.numpy(), neighbours.numpy())
-        numbers[:, 8] = (folded * self.index.vectors(items)).sum(1)
-        numbers[:, 9] = self.index.bias(items)
+        dense_features[:, 0] = smoothed(likes[past], past, base_rate)
+        dense_features[:, 1] = smoothed(likes[past] - likes[recent], past - recent, base_rate)
+        dense_features[:, 2] = np.log1p(past)
+        votes = self._vote(dense_features[:, 3:8], user, items, in_index, similarity.numpy(), neighbours.numpy())
+        dense_features[:, 8] = (folded * self.index.vectors(items)).sum(1)
+        dense_features[:, 9] = self.index.bias(items)
         # The history item by item: liked more or less than usual, weighted by likeness to the target.
         alike = self.index.directions(items) @ self.index.directions(data.items[history]).T
         weights = np.exp(_SHARPNESS * (alike - 1)) * (np.arange(len(history)) < past[:, None])
-        surprise = (weights * (labels - numbers[:, :1])).sum(1)
-        numbers[:, 10] = surprise / (weights.sum(1) + np.exp(_SHARPNESS * (_ALIKE - 1)))
-        return numbers, votes, neighbours.numpy()
+        surprise = (weights * (labels - dense_features[:, :1])).sum(1)
+        dense_features[:, 10] = surprise / (weights.sum(1) + np.exp(_SHARPNESS * (_ALIKE - 1)))
+        return dense_features, votes, neighbours.numpy()
 
     def _vote(
         self,

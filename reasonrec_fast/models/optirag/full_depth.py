@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from reasonrec_fast.devices import moved
+from reasonrec_fast.devices import to_device
 from reasonrec_fast.lm.decoder import Decoder
 from reasonrec_fast.models.optirag.dataset import Requests
 from reasonrec_fast.models.optirag.model import OptiRAG
@@ -26,7 +26,7 @@ def full_depth_scores(model: OptiRAG, requests: Requests) -> np.ndarray:
     engine = model.ranker.model
     last, _ = last_states(engine.backbone, **padded(prompts, engine.backbone.device))
     assert inputs.features is not None
-    given = inputs.features.to(last.device), moved(inputs.offset, last.device)
+    given = inputs.features.to(last.device), to_device(inputs.offset, last.device)
     found = engine.heads[-1](last, *given).positive_probability.cpu().numpy()
     scores = np.empty_like(found)
     scores[np.concatenate([slate.rows for slate in requests.slates])] = found

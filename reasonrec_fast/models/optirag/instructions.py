@@ -11,7 +11,7 @@ import numpy as np
 from reasonrec_fast.data.instructions import Instruction
 from reasonrec_fast.models.optirag.config import OptiRAGConfig
 from reasonrec_fast.models.optirag.dataset import Requests
-from reasonrec_fast.models.optirag.evidence import NUMBERS
+from reasonrec_fast.models.optirag.evidence import DENSE_FEATURES
 from reasonrec_fast.models.optirag.prompt import Slate
 
 _logger = logging.getLogger("reasonrec_fast")
@@ -45,7 +45,7 @@ def instruction_requests(records: Sequence[Instruction], tokenizer: Any, config:
     return Requests(
         rows=np.arange(len(records)),
         labels=np.array([record.label for record in records], dtype=np.int64),
-        numbers=np.zeros((len(records), len(NUMBERS)), dtype=np.float32),
+        dense_features=np.zeros((len(records), len(DENSE_FEATURES)), dtype=np.float32),
         offset=None,
         features=None,
         cold=np.zeros(len(records), dtype=bool),

@@ -15,7 +15,7 @@ import numpy as np
 from reasonrec_fast.arrays import as_tensor
 from reasonrec_fast.data.interactions import UNLABELLED, Catalog, Interactions
 from reasonrec_fast.data.overlay import Overlaid
-from reasonrec_fast.data.times import Moments, common, told_unit
+from reasonrec_fast.data.times import Moments, common, detect_unit
 from reasonrec_fast.files import read_json, read_tensors, write_json, write_tensors
 from reasonrec_fast.graph import InteractionGraph
 from reasonrec_fast.models.optirag.index import EventIndex
@@ -180,7 +180,7 @@ class Knowledge:
         graph = InteractionGraph.load(folder / "graph.safetensors")
         retriever = Retriever.from_items(graph, tensors["item_embeddings"], tensors["item_bias"])
         events = Interactions(users, items, labels, times, words["users"], catalog)
-        unit = words.get("time_unit", told_unit(times))
+        unit = words.get("time_unit", detect_unit(times))
         return cls(replace(events, time_unit=unit, like=words.get("like")), retriever)
 
 

@@ -24,7 +24,7 @@ from reasonrec_fast.data.interactions import UNLABELLED, Catalog, Interactions, 
 from reasonrec_fast.data.negatives import draw_negatives
 from reasonrec_fast.data.split import Split, checked_split, sample_of_users, split_by_time
 from reasonrec_fast.data.tables import TableLike, as_interactions
-from reasonrec_fast.devices import own_random_numbers, resolve_device, seed_random_numbers
+from reasonrec_fast.devices import fork_rng, resolve_device, seed_rng
 from reasonrec_fast.early_exit.depth_zero import DepthZero
 from reasonrec_fast.early_exit.engine import EarlyExitModel
 from reasonrec_fast.early_exit.policy import ExitPolicy
@@ -36,7 +36,7 @@ from reasonrec_fast.models.optirag.boosted import BoostedEvidence
 from reasonrec_fast.models.optirag.calibration import Calibration, ExitScores, calibrate
 from reasonrec_fast.models.optirag.config import OptiRAGConfig
 from reasonrec_fast.models.optirag.dataset import RequestBuilder, Requests, TrainingEvidence
-from reasonrec_fast.models.optirag.evidence import NUMBERS
+from reasonrec_fast.models.optirag.evidence import DENSE_FEATURES
 from reasonrec_fast.models.optirag.instructions import instruction_requests
 from reasonrec_fast.models.optirag.knowledge import Asked, Knowledge
 from reasonrec_fast.models.optirag.prompt import TokenIds
@@ -96,24 +96,24 @@ class OptiRAG(PushToHub):
         if self.config.layers is not None:
             backbone.keep_layers(self.config.layers)
         cpu = torch.device("cpu")
-        with own_random_numbers(cpu):
-            seed_random_numbers(self.config.seed, cpu)
+        with fork_rng(cpu):
+            seed_rng(self.config.seed, cpu)
             with warnings.catch_warnings():
                 # peft asks transformers by a name that is being replaced.
                 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
                 self.peft: Any = get_peft_model(language_model, lora)
-            seed_random_numbers(self.config.seed, cpu)
+            seed_rng(self.config.seed, cpu)
             model = EarlyExitModel(
                 backbone,
                 self.config.exits,
-                num_numbers=len(NUMBERS) if self.config.read_numbers else 0,
-                members=self.config.members,
+                num_features=len(DENSE_FEATURES) if self.config.read_dense_features else 0,
+                ensemble_size=self.config.ensemble_size,
                 offset=self.config.stands_on_trees,
             )
         self.peft.to(device)
         self.ranker = EarlyExitRanker(model, self.tokenizer, max_tokens=BATCH_TOKENS, device=device)
-        self.mean = np.zeros(len(NUMBERS), dtype=np.float32)
-        self.scale = np.ones(len(NUMBERS), dtype=np.float32)
+        self.mean = np.zeros(len(DENSE_FEATURES), dtype=np.float32)
+        self.scale = np.ones(len(DENSE_FEATURES), dtype=np.float32)
         self.booster: BoostedEvidence | None = None
         self.num_trees: int | None = None
         self.depth_zero: DepthZero | None = None
@@ -262,10 +262,12 @@ class OptiRAG(PushToHub):
             checkpoint, progress, parts: as in :meth:`fit`; there is no retriever.
 
         Raises:
-            ValueError: ``config.read_numbers`` (records have none), or one class alone.
+            ValueError: ``config.read_dense_features`` (records have none), or one class alone.
         """
-        if self.config.read_numbers:
-            raise ValueError("config: expected read_numbers=False for instructions, which have no numbers; got True")
+        if self.config.read_dense_features:
+            raise ValueError(
+                "config: expected read_dense_features=False for instructions, which have no numbers; got True"
+            )
         for name, part in (("records", records), ("validation", validation)):
             classes = sorted({record.label for record in part})
             if len(classes) != 2:
@@ -284,14 +286,14 @@ class OptiRAG(PushToHub):
         checkpoint: str | Path | None,
         progress: Progress | None,
     ) -> None:
-        deviation = requests.numbers.std(0)
-        self.mean = requests.numbers.mean(0)
+        deviation = requests.dense_features.std(0)
+        self.mean = requests.dense_features.mean(0)
         self.scale = np.where(deviation > 1e-6, deviation, 1.0).astype(np.float32)
         self.unmerge()
-        if self.config.read_numbers and not self.config.stands_on_trees:
+        if self.config.read_dense_features and not self.config.stands_on_trees:
             training.warm_start(
                 self.ranker.model,
-                torch.from_numpy((requests.numbers - self.mean) / self.scale),
+                torch.from_numpy((requests.dense_features - self.mean) / self.scale),
                 torch.from_numpy(requests.labels),
                 self.config.warm_start_steps,
                 self.config.seed,
@@ -403,7 +405,7 @@ class OptiRAG(PushToHub):
         self.merge()
         slates = requests.slates
         if not slates:
-            return np.empty((len(self.ranker.model.exits), 0, self.config.members))
+            return np.empty((len(self.ranker.model.exits), 0, self.config.ensemble_size))
         batch = requests.batch(slates, self.mean, self.scale)
         logits = self.ranker.exit_logits(batch.groups, batch.inputs, progress)
         ordered = np.empty_like(logits)
@@ -479,7 +481,7 @@ class OptiRAG(PushToHub):
         slates = requests.slates if not leaves.any() else requests.prompts(np.flatnonzero(~leaves))
         if slates:
             batch = requests.batch(slates, self.mean, self.scale)
-            inputs = batch.inputs if self.config.read_numbers else replace(batch.inputs, features=None)
+            inputs = batch.inputs if self.config.read_dense_features else replace(batch.inputs, features=None)
             ranked = self.ranker.rank_groups(batch.groups, inputs, early_exit=early_exit, progress=progress)
             rows = np.concatenate([slate.rows for slate in slates])
             probability[rows], depth[rows] = ranked.probability.numpy(), ranked.depth.numpy()

@@ -72,7 +72,7 @@ class Taste:
         """
         line, nobody = self.timeline, users < 0
         starts = line.indptr[np.where(nobody, 0, users)]
-        ends = np.where(nobody, starts, line.places_before(np.where(nobody, 0, users), moments[:, None]))
+        ends = np.where(nobody, starts, line.positions_before(np.where(nobody, 0, users), moments[:, None]))
         wanted = self.values.of(items)[:, :TARGET_VALUES]
         likes, events = self.counts(wanted[:, None, :], starts[:, :, None], ends[:, :, None])
         likes, events = likes.sum(1), events.sum(1)

@@ -18,26 +18,26 @@ from reasonrec_fast.training.exits import Batch, ExitTraining, Progress, train_e
 
 
 def warm_start(
-    model: EarlyExitModel, numbers: torch.Tensor, labels: torch.Tensor, steps: int, seed: int, batch: int = 2048
+    model: EarlyExitModel, dense_features: torch.Tensor, labels: torch.Tensor, steps: int, seed: int, batch: int = 2048
 ) -> None:
     """Teach the heads the numbers alone (the hidden state is held at zero); takes seconds.
 
     Args:
         model: whose heads are trained.
-        numbers: standardised, float32 ``[N, F]``.
+        dense_features: standardised, float32 ``[N, F]``.
         labels: int64 ``[N]``.
         steps, batch: of the training; the batches are drawn on the CPU, alike for every device.
         seed: of the batches.
     """
     device = model.backbone.device
-    numbers, labels = numbers.to(device), labels.to(device)
+    dense_features, labels = dense_features.to(device), labels.to(device)
     generator = seeded_generator(seed)
     optimizer = torch.optim.AdamW(model.heads.parameters(), lr=1e-2, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=max(steps, 2))
     nothing = torch.zeros(batch, model.backbone.hidden_size, device=device)
     for _ in range(steps):
         places = torch.randint(len(labels), (batch,), generator=generator).to(device, non_blocking=True)
-        found = [head(nothing, numbers[places], targets=labels[places]) for head in model.heads]
+        found = [head(nothing, dense_features[places], targets=labels[places]) for head in model.heads]
         loss = -sum(statistics.target_logprob.mean() for statistics in found)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

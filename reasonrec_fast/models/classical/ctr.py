@@ -20,13 +20,13 @@ from reasonrec_fast.models.classical.training import GradientConfig, train_by_gr
 from reasonrec_fast.settings import Count, Share, Whole
 from reasonrec_fast.training.progress import Progress
 
-Kind = TypeVar("Kind", bound="ClickModel")
+Kind = TypeVar("Kind", bound="CTRModel")
 
 _PAIRS = 8192  # scored at a time
 
 
 @dataclass(frozen=True)
-class ClickConfig(GradientConfig):
+class CTRConfig(GradientConfig):
     """Hyper-parameters, beside those of :class:`~reasonrec_fast.models.classical.training.GradientConfig`.
 
     Attributes:
@@ -53,7 +53,7 @@ class Events(NamedTuple):
     labels: np.ndarray
 
 
-class ClickModel(Recommender):
+class CTRModel(Recommender):
     """Base of the models of clicks.
 
     In training the history of an event is what its user had liked before it; afterwards it is the latest of
@@ -64,12 +64,12 @@ class ClickModel(Recommender):
         device: where the model lives.
     """
 
-    config: ClickConfig
+    config: CTRConfig
     learns_labels = True
     fields: FieldEmbeddings
 
     @abstractmethod
-    def odds(self, vectors: torch.Tensor) -> torch.Tensor:
+    def logits(self, vectors: torch.Tensor) -> torch.Tensor:
         """Log-odds ``[N]`` of fields' vectors ``[N, F, width]``."""
 
     def learn_rows(
@@ -95,25 +95,27 @@ class ClickModel(Recommender):
         )
 
     def _loss(self, batch: Events) -> torch.Tensor:
-        odds = self.odds(self.fields(batch.users, batch.items, batch.liked, hidden=batch.hidden))
-        labels = on_device(batch.labels.astype(np.float32), odds.device)
-        return functional.binary_cross_entropy_with_logits(odds.float(), labels)
+        logits = self.logits(self.fields(batch.users, batch.items, batch.liked, hidden=batch.hidden))
+        labels = on_device(batch.labels.astype(np.float32), logits.device)
+        return functional.binary_cross_entropy_with_logits(logits.float(), labels)
 
     def score(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Log-odds, float32 ``[N]``."""
-        return self._odds_of(*self.pairs(users, items)).cpu().numpy()
+        return self._logits_of_pairs(*self.pairs(users, items)).cpu().numpy()
 
     def scores(self, users: np.ndarray) -> torch.Tensor:
         users, items = self.asked(users), self.sizes["items"]
-        return self._odds_of(np.repeat(users, items), np.tile(np.arange(items), len(users))).view(len(users), items)
+        return self._logits_of_pairs(np.repeat(users, items), np.tile(np.arange(items), len(users))).view(
+            len(users), items
+        )
 
     @torch.inference_mode()
-    def _odds_of(self, users: np.ndarray, items: np.ndarray) -> torch.Tensor:
+    def _logits_of_pairs(self, users: np.ndarray, items: np.ndarray) -> torch.Tensor:
         """Log-odds of pairs, float32 ``[N]``."""
         found = torch.empty(len(users), device=self.device)
         for first in range(0, len(users), _PAIRS):
             some = slice(first, first + _PAIRS)
-            found[some] = self.odds(self.fields(users[some], items[some], self._liked(users[some]))).float()
+            found[some] = self.logits(self.fields(users[some], items[some], self._liked(users[some]))).float()
         return found
 
     def _liked(self, users: np.ndarray) -> Histories:
@@ -124,11 +126,11 @@ class ClickModel(Recommender):
 class _Batches:
     """Batches of an epoch."""
 
-    def __init__(self, config: ClickConfig, data: Interactions, train: np.ndarray) -> None:
+    def __init__(self, config: CTRConfig, data: Interactions, train: np.ndarray) -> None:
         self.config, self.data, self.train = config, data, train
         line = Timeline.of_users(data, train[data.labels[train] == 1])
         self.liked = Histories(line.indptr, data.items[line.rows])
-        self.ends = line.places_before(data.users[train], data.timestamps[train])
+        self.ends = line.positions_before(data.users[train], data.timestamps[train])
         self.begins = np.maximum(line.indptr[data.users[train]], self.ends - config.history)
 
     def __call__(self, epoch: int) -> Iterator[Events]:
