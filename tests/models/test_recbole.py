@@ -1,6 +1,7 @@
 """RecBole's models as ours, where RecBole is installed."""
 
 import importlib.util
+import pickle
 
 import numpy as np
 import pytest
@@ -81,3 +82,25 @@ def test_models_of_other_kinds_are_refused():
         RecBole(RecBoleConfig(model="KGAT"))
     with pytest.raises(ValueError, match="model: expected the name of a RecBole model; got 'Nothing'"):
         RecBole(RecBoleConfig(model="Nothing"))
+
+
+class _Touch:
+    """Unpickling one writes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@installed
+@pytest.mark.parametrize("name", ["dataset_save_path", "dataloaders_save_path"])
+def test_a_setting_makes_recbole_unpickle_nothing(cycles, tmp_path, name):
+    """A configuration may come from the hub, and RecBole unpickles what these of its settings name."""
+    stored, touched = tmp_path / "stored.pth", tmp_path / "touched"
+    stored.write_bytes(pickle.dumps(_Touch(touched)))
+    parts = split_by_time(cycles, "leave_one_out")
+    settings = {"hidden_size": 8, "train_batch_size": 64, "MAX_ITEM_LIST_LENGTH": 6, name: str(stored)}
+    RecBole(RecBoleConfig(model="LightSANs", settings=settings, epochs=1)).fit(cycles, parts.train)
+    assert not touched.exists()

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from causal_models import causal_model, with_lora
 
 from reasonrec_fast.training.grpo import GRPOTraining, train_grpo
@@ -402,3 +403,17 @@ def test_supervised_loss_is_the_policy_loss_of_advantage_one():
     supervised_loss(model, [SupervisedGroup([5, 6], [row.tolist() for row in rows])]).backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, wanted[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_under_autocast_the_old_policy_is_computed_as_the_loss_is(known):
+    """Else the ratio of the first update, which must be 1, is what bfloat16 rounds away, and may be clipped."""
+    model, ratios = with_lora(causal_model()), []
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    settings = GRPOTraining(iterations=1, prompts_per_iteration=2, learning_rate=0.01)
+    train_grpo(
+        model, [[5, 3, 8, 1], [6, 7, 2, 4]], sampler(model, logprobs=known), small_tokens, settings,
+        accelerator=accelerator, progress=lambda done, total, metrics: ratios.append(metrics["ratio_max"]),
+    )  # fmt: skip
+    assert len(ratios) == 1
+    assert ratios[0] == 1.0 if not known else ratios[0] != 1.0
