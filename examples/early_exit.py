@@ -24,9 +24,9 @@ def main(name: str = DEFAULT_MODEL) -> None:
     ranker = EarlyExitRanker.from_model(
         model, tokenizer, answers=("No", "Yes"), exits=(layers // 2, layers), prefix_cache_bytes=2**28
     )
-    full = ranker.rank(REQUESTS)
+    full = ranker.predict(REQUESTS)
     ranker.calibrate(REQUESTS, alpha=0.25)  # at most 25 % of answers change; give it a validation set
-    early = ranker.rank(REQUESTS)
+    early = ranker.predict(REQUESTS)
     for (viewer, film), probability, depth in zip(REQUESTS, early.probability, early.depth, strict=True):
         print(f"{probability:.3f} after {int(depth)} layers: {viewer[:20]}...{film.splitlines()[0]}")
     print(f"full depth differs by {(full.probability - early.probability).abs().max():.3f} at most")

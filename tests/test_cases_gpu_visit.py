@@ -42,7 +42,7 @@ def test_the_checks_see_a_replay(monkeypatch):
         def float(self):
             return self
 
-        def rank(self, *arguments, **named):
+        def predict(self, *arguments, **named):
             ranks.append(self)
             return SimpleNamespace(depth=torch.ones(4), probability=torch.tensor([0.1, 0.9, 0.2, 0.8]))
 

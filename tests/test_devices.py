@@ -25,6 +25,7 @@ from reasonrec_fast.cli.main import app
 from reasonrec_fast.data import Histories, Interactions, split_by_time
 from reasonrec_fast.devices import on_device, resolve_device, to_device
 from reasonrec_fast.early_exit import EarlyExitModel, ExitPolicy
+from reasonrec_fast.early_exit.requests import request_batches
 from reasonrec_fast.experiments.config import load_experiment
 from reasonrec_fast.experiments.runner import load_runs, run_experiment
 from reasonrec_fast.lm import Decoder
@@ -184,14 +185,14 @@ def numbers():
 def test_an_exit_reads_back_once(family, strata):
     model, inf = exiting(family), float("inf")
     policies = [None, ExitPolicy(((0.01, 0.02, 0.0), (inf, 0.0, 0.0))), ExitPolicy(((0.01, inf, inf), (inf,) * 3))]
-    expected = [model.rank(GROUPS, numbers(), policy, strata) for policy in policies]
+    expected = [model.predict(GROUPS, numbers(), policy, strata) for policy in policies]
     with pretended_device() as device:
         model.to(DEVICE)
         for policy, wanted, exits in zip(policies, expected, (0, 3, 3), strict=True):
             device.forget()
-            found = model.rank(GROUPS, numbers().to(DEVICE, non_blocking=True), policy, strata)
+            found = model.predict(GROUPS, numbers().to(DEVICE, non_blocking=True), policy, strata)
             looked = len([depth for depth in (1, 2, 3) if policy and (wanted.depth >= depth).any()])
-            assert device.reads == Counter({"engine._rank": looked} if looked else {}) and looked <= exits
+            assert device.reads == Counter({"engine._predict": looked} if looked else {}) and looked <= exits
             assert not device.waits
             assert isinstance(found.probability, OnDevice) and isinstance(found.depth, OnDevice)
             assert torch.equal(found.depth.cpu(), wanted.depth)
@@ -202,16 +203,16 @@ def test_a_model_on_the_cpu_takes_tensors_of_a_gpu():
     """It must not read them before they have arrived."""
     model, targets, strata = exiting("Llama"), torch.ones(ROWS, dtype=torch.int64), torch.tensor([0, 1, 0, 1, 1])
     policy = ExitPolicy(((0.01, 0.02, 0.0), (float("inf"), 0.0, 0.0)))
-    expected = model.rank(GROUPS, numbers(), policy, strata)
+    expected = model.predict(GROUPS, numbers(), policy, strata)
     with torch.no_grad():
         of_exits = model.all_exits(GROUPS, numbers(), targets)
     with pretended_device() as device, torch.no_grad():
         there = [tensor.to(DEVICE, non_blocking=True) for tensor in (numbers(), targets, strata)]
-        found = model.rank(GROUPS, there[0], policy, there[2])
+        found = model.predict(GROUPS, there[0], policy, there[2])
         assert torch.equal(found.depth, expected.depth) and torch.equal(found.probability, expected.probability)
         for one, other in zip(model.all_exits(GROUPS, *there[:2]), of_exits, strict=True):
             assert torch.equal(one.target_logprob, other.target_logprob)
-        assert device.reads == Counter({"engine.rank": 2, "engine.all_exits": 2})
+        assert device.reads == Counter({"engine.predict": 2, "engine.all_exits": 2})
 
 
 @pytest.mark.parametrize("family", ["Llama", "Gemma2"])
@@ -243,7 +244,7 @@ def ranker(**options):
 def test_a_ranker_moves_ranks_and_is_calibrated_anywhere(tmp_path):
     here = ranker(max_tokens=100)
     bound = here.calibrate(requests(200), alpha=0.2)
-    expected = here.rank(requests())
+    expected = here.predict(requests())
     with pretended_device() as device:
         there = ranker(max_tokens=100, device=DEVICE)
         assert there.device == DEVICE and all_there(there.model)
@@ -251,33 +252,33 @@ def test_a_ranker_moves_ranks_and_is_calibrated_anywhere(tmp_path):
         assert there.calibrate(requests(200), alpha=0.2) == bound
         assert set(device.reads) == {"ranker._all_exits"} and not device.waits
         batches = device.reads.total()
-        assert batches == len(list(there._batches(there.encode(requests(200)))))
+        assert batches == len(list(request_batches(there.encode(requests(200)), there.max_tokens, cached=False)))
         device.forget()
-        found = there.rank(requests()).cpu()
-        assert set(device.reads) == {"engine._rank", "engine.cpu"} and not device.waits
+        found = there.predict(requests()).cpu()
+        assert set(device.reads) == {"engine._predict", "scores.cpu"} and not device.waits
         torch.testing.assert_close(found.probability, expected.probability)
         there.save_pretrained(tmp_path)
         to_device = EarlyExitRanker.from_pretrained(tmp_path, tiny("Gemma2"), device=DEVICE)
-        torch.testing.assert_close(to_device.rank(requests()).cpu().probability, expected.probability)
+        torch.testing.assert_close(to_device.predict(requests()).cpu().probability, expected.probability)
     loaded = EarlyExitRanker.from_pretrained(tmp_path, tiny("Gemma2"))
     assert loaded.policy == here.policy
-    assert torch.equal(loaded.rank(requests()).depth, expected.depth)
+    assert torch.equal(loaded.predict(requests()).depth, expected.depth)
     with pytest.raises(ValueError, match="device: expected"):
         loaded.to("gpu")
 
 
 def test_a_ranker_that_moves_forgets_cached_prefixes():
     one = ranker(prefix_cache_bytes=1 << 20)
-    expected = one.rank(requests())
+    expected = one.predict(requests())
     for move in (one.to, one.model.to):  # the second behind the ranker's back
-        one.rank(requests())
+        one.predict(requests())
         assert len(one.cache)
         with pretended_device():
             move(DEVICE)
-            torch.testing.assert_close(one.rank(requests()).cpu().probability, expected.probability)
-            torch.testing.assert_close(one.rank(requests()).cpu().probability, expected.probability)
+            torch.testing.assert_close(one.predict(requests()).cpu().probability, expected.probability)
+            torch.testing.assert_close(one.predict(requests()).cpu().probability, expected.probability)
             one.to("cpu")
-        assert torch.equal(one.rank(requests()).probability, expected.probability)
+        assert torch.equal(one.predict(requests()).probability, expected.probability)
 
 
 def test_the_same_weights_elsewhere_are_others(monkeypatch):
@@ -452,9 +453,9 @@ def test_optirag_is_fitted_calibrated_and_saved_on_a_device(labelled, config, tm
             patch.setattr("reasonrec_fast.early_exit.ranker.has_host_library", lambda: False)
             device.forget()
             full = there.predict(asked, early_exit=False)
-            assert set(device.reads) == {"engine.cpu"} and not device.waits
+            assert set(device.reads) == {"scores.cpu"} and not device.waits
             early = there.predict(asked)
-            assert set(device.reads) == {"engine.cpu", "engine._rank"} and not device.waits
+            assert set(device.reads) == {"scores.cpu", "engine._predict"} and not device.waits
             loaded = OptiRAG.from_pretrained(tmp_path / "there", device=DEVICE)
             np.testing.assert_allclose(loaded.predict(asked).probability, early.probability, atol=5e-3)
         np.testing.assert_allclose(full.probability, expected[1].probability, atol=5e-3)
@@ -704,4 +705,4 @@ def test_out_of_memory_names_the_batch(monkeypatch):
 
     monkeypatch.setattr(Decoder, "embed", too_small)
     with pytest.raises(torch.OutOfMemoryError, match=r"a batch of 5 rows with 33 tokens did not fit .* 2 GiB"):
-        model.rank(GROUPS, numbers())
+        model.predict(GROUPS, numbers())

@@ -55,7 +55,7 @@ def _step(contender: str, model: EarlyExitModel, work: StoredWork) -> tuple[Run,
     model.cuda_graphs = contender != "reasonrec_fast_eager"
     if contender == "reasonrec_fast_exits":
         policy = spread_policy(model, work)
-        deepest = int(model.rank(work.groups, work.features, policy).depth.max())
+        deepest = int(model.predict(work.groups, work.features, policy).depth.max())
         return lambda: engine_stored.ours(model, work, policy), deepest
     runs = {
         "reasonrec_fast": engine_stored.ours,

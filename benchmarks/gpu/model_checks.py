@@ -41,13 +41,13 @@ def _engine(kind: str, dtype: torch.dtype, device: Cuda) -> dict[str, Any]:
     exact = random_ranker("cpu", dtype, tiny=device.tiny).float()
     model = random_ranker(device.kind, dtype, tiny=device.tiny)
     policy = spread_policy(exact, work) if kind == "exits" else None
-    expected = exact.rank(work.groups, work.features, policy)
+    expected = exact.predict(work.groups, work.features, policy)
     assert expected.probability.std() > 0.05, "the scores are all alike: nothing would be seen of an error"
     cache = PrefixCache(2**30) if kind == "cache" else None
     worst = 0.0
     # The first run is eager, the second captures the CUDA graphs of the layers, the third replays them.
     for _ in range(3 if device.kind == "cuda" and cache is None else 1):
-        result = model.rank(work.groups, work.features, policy, cache=cache)
+        result = model.predict(work.groups, work.features, policy, cache=cache)
         same_depth = result.depth.cpu() == expected.depth
         # Rounding to bfloat16 changes the exit of some rows.
         min_share = 1.0 if dtype == torch.float32 else 0.7
@@ -56,7 +56,7 @@ def _engine(kind: str, dtype: torch.dtype, device: Cuda) -> dict[str, Any]:
         )
         worst = max(worst, _compare(result.probability.cpu()[same_depth], expected.probability[same_depth], dtype))
     if cache is not None:
-        cached = model.rank(work.groups, work.features, cache=cache)
+        cached = model.predict(work.groups, work.features, cache=cache)
         assert cache.hits == len(work.groups), f"cache: expected {len(work.groups)} hits; got {cache.hits}"
         worst = max(worst, _compare(cached.probability.cpu(), expected.probability, dtype))
     _check_exits(model, work.groups, work.features)

@@ -73,7 +73,7 @@ def _ours(model: OptiRAG, work: Work, early_exit: bool) -> torch.Tensor:
     for groups, rows in batches_of(work.groups, TOKENS):
         part = slice(int(rows[0]), int(rows[-1]) + 1)
         given = work.features[part], policy, work.strata[part]
-        scores.append(model.ranker.model.rank(groups, *given, offset=work.offset[part]).probability)
+        scores.append(model.ranker.model.predict(groups, *given, offset=work.offset[part]).probability)
     return torch.cat(scores)
 
 

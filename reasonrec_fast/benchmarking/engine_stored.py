@@ -22,7 +22,7 @@ BATCH = 32
 
 def ours(model: EarlyExitModel, work: StoredWork, policy: ExitPolicy | None = None) -> torch.Tensor:
     """Probabilities ``[R]``."""
-    return model.rank(work.groups, work.features, policy).probability
+    return model.predict(work.groups, work.features, policy).probability
 
 
 @torch.inference_mode()
@@ -88,8 +88,8 @@ def _case(name: str, prompts: str, groups: int, exits: bool = False, device: str
 
 @torch.inference_mode()
 def at_exits(model: EarlyExitModel, work: StoredWork, policy: ExitPolicy | None) -> torch.Tensor:
-    """Probabilities at the exits that :meth:`EarlyExitModel.rank` chooses for the rows, from a pass without exits."""
-    depth = model.rank(work.groups, work.features, policy).depth
+    """Probabilities at the exits that :meth:`EarlyExitModel.predict` chooses for the rows, from a pass without exits."""
+    depth = model.predict(work.groups, work.features, policy).depth
     probabilities = torch.stack([s.positive_probability for s in model.all_exits(work.groups, work.features)])
     exits = torch.tensor(model.exits, device=depth.device)
     return probabilities.gather(0, torch.searchsorted(exits, depth)[None])[0]

@@ -16,14 +16,30 @@ from reasonrec_fast.ops.exit_confidence import Measure
 _UNITS = 256  # unit vectors that an LM head reads at a time
 
 
+MAX_ANSWERS = 64
+"""Of a head: an ensemble's probabilities are averaged without logits in memory up to here."""
+
+
+def default_measure(num_answers: int) -> Measure:
+    """The confidence that is read where none is named: the ratio that OptiRAG-Rec's heads are sure by, for two answers
+    alone; the margin of the two likeliest of more.
+
+    >>> default_measure(2), default_measure(5)
+    ('ratio', 'margin')
+    """
+    return "ratio" if num_answers == 2 else "margin"
+
+
 class ExitHead(nn.Module):
-    """An ensemble of ``K`` linear yes/no heads on a normalised hidden state and, beside it, some features.
+    """An ensemble of ``K`` linear heads over ``L`` answers (or levels) on a normalised hidden state and, beside it,
+    some features.
 
     The hidden state is RMS-normalised with a learned gain. The features (already standardised) enter as they are and
     through one small hidden layer, so that their effect need not be linear.
 
-    With an offset a head corrects a logit that is there already (that of depth 0): ``a * offset + b + residual(hidden,
-    features)``, where ``a`` starts at 1 and all else at 0, so that an untrained head answers what the offset says.
+    With an offset a head corrects logits that are there already (those of depth 0): ``a * offset + b + residual(hidden,
+    features)``, where ``a`` starts at 1 and all else at 0, so that an untrained head answers what the offset says. Of
+    two answers one logit comes, that of the second; of more answers one each.
     ``scale`` shrinks all that was learnt towards that start; calibration sets it.
 
     Args:
@@ -31,48 +47,60 @@ class ExitHead(nn.Module):
         num_features: width ``F`` of the features; 0 for none.
         ensemble_size: ``K``; 1 with an offset, as heads that start at zero stay alike.
         units: width of the features' hidden layer.
-        offset: whether the head corrects a logit.
+        num_answers: ``L``, at most :data:`MAX_ANSWERS`. The last one is the positive answer.
+        offset: whether the head corrects logits.
 
     Raises:
-        ValueError: an ensemble with an offset.
+        ValueError: an ensemble with an offset, or a number of answers outside 2 to 64.
     """
 
     temperature: torch.Tensor
     scale: torch.Tensor
 
     def __init__(
-        self, hidden_size: int, num_features: int = 0, ensemble_size: int = 2, units: int = 32, *, offset: bool = False
+        self,
+        hidden_size: int,
+        num_features: int = 0,
+        ensemble_size: int = 2,
+        units: int = 32,
+        *,
+        num_answers: int = 2,
+        offset: bool = False,
     ) -> None:
         super().__init__()
+        if not 2 <= num_answers <= MAX_ANSWERS:
+            raise ValueError(f"num_answers: expected 2 to {MAX_ANSWERS}; got {num_answers}")
         if offset and ensemble_size != 1:
             raise ValueError(f"ensemble_size: expected 1 with an offset; got {ensemble_size}")
         self.norm = nn.RMSNorm(hidden_size, eps=1e-5)
         self.units = nn.Linear(num_features, units) if num_features else None
         width = hidden_size + (num_features + units if num_features else 0)
-        weight = torch.randn(ensemble_size, 2, width) * width**-0.5 * 0.1
-        if offset:  # its column is the last, and counts for yes
-            weight = torch.cat([torch.zeros_like(weight), torch.tensor([[[0.0], [1.0]]])], -1)
+        weight = torch.randn(ensemble_size, num_answers, width) * width**-0.5 * 0.1
+        if offset:  # its columns are the last
+            weight = torch.cat([torch.zeros_like(weight), _offset_columns(num_answers)[None]], -1)
             self.register_buffer("scale", torch.ones(()))
-        self.offset = offset
+        self.num_answers, self.offset = num_answers, offset
         self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(torch.zeros(ensemble_size, 2))
+        self.bias = nn.Parameter(torch.zeros(ensemble_size, num_answers))
         self.register_buffer("temperature", torch.ones(()))
         self.softcap: float | None = None
 
     @torch.no_grad()
-    def start_from(self, causal: Any, tokens: Sequence[int]) -> None:
-        """Answer as a causal model's final norm and LM head do for two tokens (negative, positive).
+    def start_from(self, causal: Any, tokens: Sequence[Sequence[int]]) -> None:
+        """Answer as a causal model's final norm and LM head do for one token an answer, or for the mean of several.
 
         Args:
             causal: a model of transformers with ``model.norm`` and ``lm_head``.
-            tokens: two ids.
+            tokens: ids of each of the ``L`` answers.
         """
         norm, lm_head = causal.model.norm, causal.lm_head
         gain = norm.weight.float()
         # Gemma's norm multiplies by one plus its weight.
         self.norm.weight.copy_(1 + gain if causal.config.model_type.startswith("gemma") else gain)
         self.norm.eps = causal.config.rms_norm_eps
-        weight, bias = _rows_of(lm_head, tokens)
+        lengths = [len(ids) for ids in tokens]
+        parts = (part.split(lengths) for part in _rows_of(lm_head, [token for ids in tokens for token in ids]))
+        weight, bias = (torch.stack([rows.mean(0) for rows in part]) for part in parts)
         self.weight.copy_(weight.expand_as(self.weight))
         self.bias.copy_(bias.expand_as(self.bias))
         self.softcap = getattr(causal.config, "final_logit_softcapping", None)
@@ -87,12 +115,42 @@ class ExitHead(nn.Module):
                 shape = None if features is None else list(features.shape)
                 raise ValueError(f"features: expected [{len(hidden)}, {self.units.in_features}]; got {shape}")
             parts += [features, nn.functional.gelu(self.units(features))]
-        if self.offset != (offset is not None) or (offset is not None and offset.shape != (len(hidden),)):
-            wanted = f"[{len(hidden)}]" if self.offset else "None, as the heads stand on their own"
+        shape = [len(hidden)] if self.num_answers == 2 else [len(hidden), self.num_answers]
+        if self.offset != (offset is not None) or (offset is not None and list(offset.shape) != shape):
+            wanted = shape if self.offset else "None, as the heads stand on their own"
             raise ValueError(f"offset: expected {wanted}; got {None if offset is None else list(offset.shape)}")
         if offset is not None:
-            parts.append(offset.float()[:, None])
+            parts.append(offset.float().reshape(len(hidden), -1))
         return torch.cat(parts, -1)
+
+    def _operands(
+        self, hidden: torch.Tensor, features: torch.Tensor | None, offset: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Inputs ``[B, D']``, weights ``[K, L, D']`` and biases ``[K, L]`` of the linear heads."""
+        inputs = self.inputs(hidden, features, offset)
+        weight: torch.Tensor = self.weight
+        bias: torch.Tensor | None = self.bias
+        if self.offset:
+            columns = _offset_columns(self.num_answers).to(weight)
+            start = torch.zeros_like(weight)
+            start[..., -columns.shape[1] :] = columns
+            weight, bias = torch.lerp(start, weight, self.scale), self.bias * self.scale
+        if self.softcap is not None:  # Gemma 2 caps its logits: they are formed here, and taken as they are
+            logits = nn.functional.linear(inputs, weight[0], self.bias[0])
+            inputs, bias = self.softcap * torch.tanh(logits / self.softcap), None
+            weight = torch.eye(self.num_answers, dtype=logits.dtype, device=logits.device)[None]
+        return inputs, weight, bias
+
+    def distribution(
+        self, hidden: torch.Tensor, features: torch.Tensor | None = None, offset: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Probabilities of all answers, float32 ``[B, L]``, averaged over the ensemble; differentiable. The arguments
+        are those of :meth:`forward`."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            inputs, weight, bias = self._operands(hidden, features, offset)
+            logits = torch.einsum("bd,kld->bkl", inputs, weight)
+            logits = logits if bias is None else logits + bias
+            return (logits / self.temperature).softmax(-1).mean(1)
 
     def forward(
         self,
@@ -100,43 +158,44 @@ class ExitHead(nn.Module):
         features: torch.Tensor | None = None,
         offset: torch.Tensor | None = None,
         *,
-        measure: Measure = "ratio",
+        measure: Measure | None = None,
         threshold: float | torch.Tensor | None = None,
         previous: torch.Tensor | None = None,
         targets: torch.Tensor | None = None,
     ) -> ops.ExitStatistics:
-        """Statistics of the rows ``hidden [B, D]`` with ``features [B, F]`` and ``offset [B]``; class 1 is yes. Always
-        in float32.
+        """Statistics of the rows ``hidden [B, D]`` with ``features [B, F]`` and ``offset [B]`` (``[B, L]`` for more
+        than two answers); the last answer is the positive one. Always in float32.
+
+        Args:
+            hidden, features, offset: the rows.
+            measure, threshold, previous, targets: of :func:`~reasonrec_fast.ops.exit_confidence`; by default the
+                measure is :func:`default_measure`.
 
         Raises:
             ValueError: features or an offset that are missing, not wanted, or of another shape.
         """
         with torch.autocast(hidden.device.type, enabled=False):
-            inputs = self.inputs(hidden, features, offset)
-            weight: torch.Tensor = self.weight
-            bias: torch.Tensor | None = self.bias
-            if self.offset:
-                start = torch.zeros_like(weight)
-                start[:, 1, -1] = 1.0
-                weight, bias = torch.lerp(start, weight, self.scale), self.bias * self.scale
-            if self.softcap is not None:  # Gemma 2 caps its logits: they are formed here, and taken as they are
-                logits = nn.functional.linear(inputs, weight[0], self.bias[0])
-                inputs, bias = self.softcap * torch.tanh(logits / self.softcap), None
-                weight = torch.eye(2, dtype=logits.dtype, device=logits.device)
+            inputs, weight, bias = self._operands(hidden, features, offset)
             return ops.exit_confidence(
                 inputs,
                 weight,
                 bias=bias,
                 temperature=self.temperature,
-                measure=measure,
+                measure=measure or default_measure(self.num_answers),
+                positive=self.num_answers - 1,
                 threshold=threshold,
                 previous=previous,
                 targets=targets,
             )
 
 
+def _offset_columns(num_answers: int) -> torch.Tensor:
+    """How logits of depth 0 count for each answer at first: one for the second of two, else one each."""
+    return torch.tensor([[0.0], [1.0]]) if num_answers == 2 else torch.eye(num_answers)
+
+
 def _rows_of(lm_head: Any, tokens: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights ``[2, D]`` and biases ``[2]`` by which an LM head answers some tokens, in float32."""
+    """Weights ``[n, D]`` and biases ``[n]`` by which an LM head answers some tokens, in float32."""
     weight = lm_head.weight
     places = on_device(np.asarray(tokens, dtype=np.int64), weight.device)
     if type(lm_head) is nn.Linear:

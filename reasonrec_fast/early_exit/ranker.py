@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -14,68 +13,49 @@ import torch
 
 from reasonrec_fast.devices import on_device, resolve_device
 from reasonrec_fast.early_exit import storage
+from reasonrec_fast.early_exit.answers import Answers, Reading, answer_scores
 from reasonrec_fast.early_exit.batching import batches_of, num_tokens, pieces_of
-from reasonrec_fast.early_exit.engine import EarlyExitModel, Ranked
+from reasonrec_fast.early_exit.engine import EarlyExitModel
+from reasonrec_fast.early_exit.heads import default_measure
 from reasonrec_fast.early_exit.policy import ExitPolicy
-from reasonrec_fast.lm.decoder import Decoder, causal_parts
-from reasonrec_fast.lm.inputs import (
-    Text,
-    TextInput,
-    boundary,
-    common_prefix,
-    has_segments,
-    joined,
-    text_of,
+from reasonrec_fast.early_exit.requests import (
+    EncodedRequest,
+    GroupInputs,
+    Request,
+    check_groups,
+    encode_requests,
+    request_batches,
 )
-from reasonrec_fast.lm.layout import TokenGroup, text_groups, within
+from reasonrec_fast.early_exit.scores import RowScores, logit_confidence, put_logits
+from reasonrec_fast.lm.chat import PairPrompt
+from reasonrec_fast.lm.decoder import Decoder, causal_parts
+from reasonrec_fast.lm.layout import TokenGroup, within
+from reasonrec_fast.lm.output import OutputHead
 from reasonrec_fast.lm.prefix_cache import PrefixCache
 from reasonrec_fast.micro_batcher import SharedBatcher, has_host_library
-from reasonrec_fast.ops.exit_confidence import Measure, exit_confidence
+from reasonrec_fast.ops.exit_confidence import Measure
 from reasonrec_fast.pretrained import PushToHub
 from reasonrec_fast.uncertainty import Guarantee, Limit, choose_thresholds, guarantee_thresholds
 
-Request = tuple[str | TextInput, str | TextInput]
-"""What a user's candidates share, and one candidate: texts, token ids, or segments with embeddings among them."""
-
-EncodedRequest = tuple[list[int] | Text, int]
-"""A request's whole text, and how much of it its prefix is."""
+Prompt = Callable[[str, str], Request]
+"""Makes a request of a query and a document."""
 
 
 def disagreement(scores: np.ndarray, full: np.ndarray) -> np.ndarray:
     """1 where a score's answer is another than that of full depth, ``[..., N]``.
 
+    Args:
+        scores: probabilities of the positive of two answers ``[..., N]``, or of all answers ``[..., N, L]``.
+        full: those of full depth, ``[N]`` or ``[N, L]``.
+
     >>> disagreement(np.array([0.2, 0.9]), np.array([0.6, 0.7])).tolist()
     [1.0, 0.0]
+    >>> disagreement(np.array([[[0.2, 0.7, 0.1]]]), np.array([[0.5, 0.3, 0.2]])).tolist()
+    [[1.0]]
     """
+    if full.ndim == 2:
+        return (scores.argmax(-1) != full.argmax(-1)).astype(np.float64)
     return ((scores > 0.5) != (full > 0.5)).astype(np.float64)
-
-
-@dataclass(frozen=True)
-class GroupInputs:
-    """What goes with the ``R`` rows of token groups.
-
-    Attributes:
-        features: standardised, float32 ``[R, F]``; None for heads that read none.
-        offset: logits of depth 0, float32 ``[R]``, for heads that correct them; else None.
-        strata: row of the policy's thresholds, int64 ``[R]``; None: the first.
-    """
-
-    features: torch.Tensor | None = None
-    offset: torch.Tensor | None = None
-    strata: torch.Tensor | None = None
-
-    def of(self, rows: slice | np.ndarray) -> GroupInputs:
-        """Of some of the rows."""
-        at = torch.from_numpy(rows) if isinstance(rows, np.ndarray) else rows
-        return GroupInputs(
-            *(None if values is None else values[at] for values in (self.features, self.offset, self.strata))
-        )
-
-    @classmethod
-    def joined(cls, parts: Sequence[GroupInputs]) -> GroupInputs:
-        """One after the other; all have the same of the three."""
-        columns = zip(*((part.features, part.offset, part.strata) for part in parts), strict=True)
-        return cls(*(None if column[0] is None else torch.cat(column) for column in columns))
 
 
 @dataclass(frozen=True)
@@ -88,7 +68,7 @@ class _Piece:
 
 
 class EarlyExitRanker(PushToHub):
-    """Ranks candidates with a model that may stop before its last layer, or before its first.
+    """Scores and ranks candidates with a model that may stop before its last layer, or before its first.
 
     Requests whose prefix is the same form a group: what all of its texts begin with is read once. Groups are packed
     without padding. The ranker is where its model is; scores are left there.
@@ -96,16 +76,25 @@ class EarlyExitRanker(PushToHub):
     Where the heads correct a logit (``EarlyExitModel(..., offset=True)``) that logit comes with every request, and the
     exits begin at depth 0: who leaves there is never tokenised.
 
+    Answers whose tokens all count (``Answers.reading`` is ``"sum"`` or ``"mean"``) are scored exactly at full depth;
+    the heads of earlier exits choose among the same answers, and must be trained before calibration lets anyone leave
+    there.
+
     Args:
         model: backbone and heads (see :meth:`from_model`).
         tokenizer: of the backbone; needed for texts alone.
+        answers: what the heads choose from; None where nothing but labels is known of them.
+        output: the final norm and LM head, for answers that are scored by all of their tokens.
+        prompt: makes a request of a query and a document, for :meth:`rank` and pairs of texts alone; such as
+            :class:`~reasonrec_fast.lm.chat.PairPrompt` and :class:`~reasonrec_fast.lm.chat.ChatPrompt`. By default the
+            document follows the query as it stands.
         policy: when rows leave; None sends all through all layers. :meth:`calibrate` makes one.
         prefix_cache_bytes: of prefixes kept from call to call; 0 for none.
         max_tokens: of a batch; a group that is larger is divided.
         device: where to move the model; by default it stays where it is.
 
     Raises:
-        ValueError: ``max_tokens`` is not positive, or a device that is not there.
+        ValueError: ``max_tokens`` is not positive, answers that do not fit the heads, or a device that is not there.
     """
 
     def __init__(
@@ -113,6 +102,9 @@ class EarlyExitRanker(PushToHub):
         model: EarlyExitModel,
         tokenizer: Any = None,
         *,
+        answers: Answers | None = None,
+        output: OutputHead | None = None,
+        prompt: Prompt | None = None,
         policy: ExitPolicy | None = None,
         prefix_cache_bytes: int = 0,
         max_tokens: int = 4096,
@@ -120,11 +112,20 @@ class EarlyExitRanker(PushToHub):
     ) -> None:
         if max_tokens < 1:
             raise ValueError(f"max_tokens: expected at least 1; got {max_tokens}")
+        if answers is not None and len(answers.names) != model.num_answers:
+            raise ValueError(f"answers: expected {model.num_answers}, as the heads have; got {len(answers.names)}")
+        if (answers is not None and answers.whole) != (output is not None):
+            raise ValueError(
+                f"output: expected {'None' if output else 'the LM head'} for answers that are read by "
+                f"{None if answers is None else answers.reading!r}"
+            )
+        self.answers, self._output = answers, output
+        self.prompt: Prompt = PairPrompt() if prompt is None else prompt
         model = model.to(model.backbone.device if device is None else resolve_device(device))
         self.model, self.tokenizer, self.policy, self.max_tokens = model.eval(), tokenizer, policy, max_tokens
         self.cache = PrefixCache(prefix_cache_bytes) if prefix_cache_bytes else None
-        self._batcher: SharedBatcher[_Piece, Ranked] = SharedBatcher(
-            self._rank_pieces, max_size=max_tokens, max_wait_ms=0.0, capacity=1 << 62
+        self._batcher: SharedBatcher[_Piece, RowScores] = SharedBatcher(
+            self._predict_pieces, max_size=max_tokens, max_wait_ms=0.0, capacity=1 << 62
         )
 
     @classmethod
@@ -132,36 +133,39 @@ class EarlyExitRanker(PushToHub):
         cls,
         model: torch.nn.Module,
         tokenizer: Any,
-        answers: tuple[str, str] = ("No", "Yes"),
+        answers: Sequence[str] = ("No", "Yes"),
         *,
+        reading: Reading | None = None,
         exits: Sequence[int] | None = None,
         **options: Any,
     ) -> EarlyExitRanker:
-        """A ranker out of a causal model that was tuned to answer a question with one of two words.
+        """A ranker out of a causal model that was tuned to answer a question with one of some words.
 
-        Every head begins as the rows of the LM head for the first tokens of the two answers, behind the final norm, so
-        that full depth gives the model's own probabilities. Earlier exits are guesses until they are trained;
-        calibration finds out how far they may be trusted.
+        Every head begins as the rows of the LM head for the answers' first tokens (the mean of the rows of all of its
+        tokens, where they all count), behind the final norm. Full depth gives the model's own probabilities. Earlier
+        exits are guesses until they are trained; calibration finds out how far they may be trusted.
 
         Args:
             model: a causal or image-text-to-text model of transformers, LoRA or not.
             tokenizer: of the model.
-            answers: negative and positive, as they follow the prompt (mind a space in front).
+            answers: at least two, as they follow the prompt (mind a space in front); the last one is the positive
+                answer, of yes and no the second.
+            reading: by which tokens an answer is scored (:class:`~reasonrec_fast.early_exit.answers.Answers`); by
+                default the first alone where these differ, else all.
             exits: layers with heads; None spreads six over the depth.
-            options: of the ranker, ``device`` among them.
+            options: of the ranker, ``device`` and ``prompt`` among them.
 
         Raises:
             TypeError: a model of another family, or one without an LM head.
-            ValueError: both answers begin with the same token.
+            ValueError: answers that cannot be told apart, or fewer than two.
         """
-        causal = causal_parts(model)
-        tokens = [tokenizer(answer, add_special_tokens=False)["input_ids"][0] for answer in answers]
-        if tokens[0] == tokens[1]:
-            raise ValueError(f"answers: expected words that begin with different tokens; got {answers}")
-        ranker = EarlyExitModel(Decoder(model), exits, ensemble_size=1)
-        for head in ranker.heads:
+        causal, chosen = causal_parts(model), Answers.of(tokenizer, answers, reading)
+        exiting = EarlyExitModel(Decoder(model), exits, ensemble_size=1, num_answers=len(chosen.names))
+        tokens = chosen.token_ids if chosen.whole else [ids[:1] for ids in chosen.token_ids]
+        for head in exiting.heads:
             head.start_from(causal, tokens)
-        return cls(ranker, tokenizer, **options)
+        output = OutputHead(model) if chosen.whole else None
+        return cls(exiting, tokenizer, answers=chosen, output=output, **options)
 
     @property
     def device(self) -> torch.device:
@@ -178,7 +182,7 @@ class EarlyExitRanker(PushToHub):
             self.cache.clear()
         return self
 
-    def rank(
+    def predict(
         self,
         requests: Sequence[Request] | Callable[[np.ndarray], Sequence[Request]],
         *,
@@ -188,15 +192,16 @@ class EarlyExitRanker(PushToHub):
         confidence: np.ndarray | None = None,
         strata: np.ndarray | None = None,
         early_exit: bool = True,
-    ) -> Ranked:
-        """Probability of the positive answer for every request, in their order.
+    ) -> RowScores:
+        """Scores of every request, in their order: the probability of the positive answer, and those of all.
 
         Args:
-            requests: (prefix, candidate) pairs; or, with an offset, what makes those of the rows that it is given
-                (ascending, int64): it is asked for the requests that go on alone.
+            requests: (prefix, candidate) pairs, which are the model's whole prompt; or, with an offset, what makes
+                those of the rows that it is given (ascending, int64): it is asked for the requests that go on alone.
             features: standardised, float32 ``[R, F]``, for heads that read some.
-            offset: logits of depth 0, float32 ``[R]``, for heads that correct them.
-            shallow: logits of who leaves at depth 0, float32 ``[R]``; by default the offset.
+            offset: logits of depth 0, float32 ``[R]`` (``[R, L]`` for more than two answers), for heads that correct
+                them.
+            shallow: logits of who leaves at depth 0, as the offset has them; by default the offset.
             confidence: at depth 0, ``[R]``, larger is surer: minus the predicted gain of going on, for instance
                 (:class:`~reasonrec_fast.early_exit.depth_zero.DepthZero` makes both). By default that of ``shallow``,
                 by the policy's measure.
@@ -216,33 +221,72 @@ class EarlyExitRanker(PushToHub):
             raise ValueError("shallow, confidence: expected None for a model without depth 0; got one of them")
         if offset is not None and not callable(requests) and len(requests) != len(offset):
             raise ValueError(f"offset: expected [{len(requests)}], one a request; got [{len(offset)}]")
+        if offset is not None and self.model.num_answers > 2 and offset.shape[1:] != (self.model.num_answers,):
+            raise ValueError(f"offset: expected [{len(offset)}, {self.model.num_answers}]; got {list(offset.shape)}")
         size = len(requests) if offset is None else len(offset)  # type: ignore[arg-type]
         on, shallow = np.arange(size), offset if shallow is None else shallow
         if shallow is not None and early_exit and self.policy is not None:
             self.policy.check_exits(len(self.model.depths))
             if confidence is None:
-                confidence = logit_confidence(shallow, self.policy.measure)
+                confidence = logit_confidence(shallow, self.policy.measure, self.model.num_answers)
             on = np.flatnonzero(~self.policy.leaves_at_zero(confidence, strata))
-        probability = torch.empty(size, device=self.device)
-        depth = torch.zeros(size, dtype=torch.int64, device=self.device)
+        scores = RowScores.empty(size, self.model.num_answers, self.device)
+        scores.depth.zero_()
         if shallow is not None:
-            probability.copy_(torch.sigmoid(shallow.float()))
+            put_logits(scores, shallow)
         if len(on):
             chosen = requests(on) if callable(requests) else [requests[row] for row in on.tolist()]
             inputs = GroupInputs(features, offset, None if strata is None else torch.from_numpy(np.asarray(strata)))
-            ranked = self.rank_encoded(self.encode(chosen), inputs=inputs.of(on), early_exit=early_exit)
-            rows = on_device(on, self.device)
-            probability[rows], depth[rows] = ranked.probability, ranked.depth
-        return Ranked(probability, depth)
+            deeper = self.predict_encoded(self.encode(chosen), inputs=inputs.of(on), early_exit=early_exit)
+            scores.put(on_device(on, self.device), deeper)
+        return scores
 
-    def rank_groups(
+    def rank(
+        self, query: str, documents: Sequence[str], top_k: int | None = None, return_documents: bool = False
+    ) -> list[dict[str, Any]]:
+        """Order documents by how likely the positive answer is for each, as ``CrossEncoder.rank`` of
+        sentence-transformers does.
+
+        Args:
+            query: what all documents are asked about; it is read once.
+            documents: texts, at least one.
+            top_k: how many to return; None for all.
+            return_documents: whether the documents' texts are among the results.
+
+        Returns:
+            ``{"corpus_id": index of the document, "score": probability}``, and ``"text"`` if it is asked for; best
+            first, the lower index first of equal scores.
+
+        Raises:
+            TypeError: a query or document that is no text, or one text in place of several documents.
+            ValueError: no documents, or ``top_k`` below 1.
+        """
+        if isinstance(documents, str):
+            raise TypeError(f"documents: expected several texts; got one, {documents!r}")
+        if not len(documents):
+            raise ValueError("documents: expected at least one; got none")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k: expected at least 1; got {top_k}")
+        scores = self.predict([self.prompt(query, document) for document in documents]).probability.tolist()
+        order = sorted(range(len(documents)), key=lambda index: -scores[index])[:top_k]
+        results: list[dict[str, Any]] = [{"corpus_id": index, "score": scores[index]} for index in order]
+        if return_documents:
+            for result in results:
+                result["text"] = documents[result["corpus_id"]]
+        return results
+
+    def encode(self, requests: Sequence[Request]) -> list[EncodedRequest]:
+        """Every request's token ids (:func:`~reasonrec_fast.early_exit.requests.encode_requests`)."""
+        return encode_requests(requests, self.tokenizer, self.model.backbone)
+
+    def predict_groups(
         self,
         groups: Sequence[TokenGroup],
         inputs: GroupInputs | None = None,
         *,
         early_exit: bool = True,
         progress: Callable[[int], None] | None = None,
-    ) -> Ranked:
+    ) -> RowScores:
         """Scores of token groups that all go on from depth 0, on the CPU. Any number of threads may call it: they share
         batches.
 
@@ -257,7 +301,8 @@ class EarlyExitRanker(PushToHub):
                 of rows.
         """
         inputs, groups = inputs or GroupInputs(), list(groups)
-        self._check_groups(groups, inputs)
+        reads_features = self.model.heads[0].units is not None
+        check_groups(groups, inputs, self.model.backbone, features=reads_features, offset=self.model.offset)
         if inputs.strata is None:  # a batch may hold rows of other callers, which have some
             inputs = replace(
                 inputs, strata=torch.zeros(sum(len(suffixes) for _, suffixes in groups), dtype=torch.int64)
@@ -266,40 +311,23 @@ class EarlyExitRanker(PushToHub):
         for group in pieces_of(groups, self.max_tokens):
             pieces.append(_Piece(group, inputs.of(slice(row, row + len(group[1]))), early_exit))
             row += len(group[1])
-        probability, depth = torch.empty(row), torch.empty(row, dtype=torch.int64)
-        row = 0
-        for ranked in self._shared(pieces):
-            size = len(ranked.depth)
-            probability[row : row + size], depth[row : row + size] = ranked.probability, ranked.depth
+        scores, row = RowScores.empty(row, self.model.num_answers, torch.device("cpu")), 0
+        for part in self._shared(pieces):
+            size = len(part.depth)
+            scores.put(slice(row, row + size), part)
             row += size
             if progress is not None:
                 progress(size)
-        return Ranked(probability, depth)
+        return scores
 
-    def _check_groups(self, groups: Sequence[TokenGroup], inputs: GroupInputs) -> None:
-        """Refuse what would fail, or silently change, the batch that other callers share."""
-        backbone, rows = self.model.backbone, sum(len(suffixes) for _, suffixes in groups)
-        for number, (prefix, suffixes) in enumerate(text_groups(groups)):
-            if not suffixes or not all(map(len, suffixes)):
-                raise ValueError(f"groups: expected suffixes of at least one token; got none in group {number}")
-            backbone.check_length(len(prefix) + max(map(len, suffixes)), "groups")
-            for text in (prefix, *suffixes):
-                _check_text(text, backbone, "groups", f"group {number}")
-        wanted = {"features": self.model.heads[0].units is not None, "offset": self.model.offset}
-        for name, values in vars(inputs).items():
-            if name in wanted and (values is not None) != wanted[name]:
-                raise ValueError(f"inputs: expected {name} {'of all rows' if wanted[name] else 'None'}; got {values}")
-            if values is not None and len(values) != rows:
-                raise ValueError(f"inputs: expected {rows} {name}, one a row; got {len(values)}")
-
-    def _shared(self, pieces: list[_Piece]) -> Iterator[Ranked]:
+    def _shared(self, pieces: list[_Piece]) -> Iterator[RowScores]:
         """The scores of every piece, in order, from batches that concurrent callers share."""
         sizes = [num_tokens(piece.group) for piece in pieces]
         if not has_host_library():
             for part in within(sizes, self.max_tokens):
-                yield from self._rank_pieces([pieces[position] for position in part])
+                yield from self._predict_pieces([pieces[position] for position in part])
             return
-        futures: list[Future[Ranked]] = []
+        futures: list[Future[RowScores]] = []
         with self._batcher.use() as batcher:
             try:
                 futures = batcher.submit_all(pieces, sizes)
@@ -309,78 +337,64 @@ class EarlyExitRanker(PushToHub):
                 for future in futures:
                     future.cancel()
 
-    def _rank_pieces(self, pieces: list[_Piece]) -> list[Ranked]:
+    def _predict_pieces(self, pieces: list[_Piece]) -> list[RowScores]:
         """Those that may leave early and those that may not are batches of their own."""
-        results: dict[int, Ranked] = {}
+        results: dict[int, RowScores] = {}
         for early_exit in (True, False):
             positions = [position for position, piece in enumerate(pieces) if piece.early_exit == early_exit]
             if positions:
                 inputs = GroupInputs.joined([pieces[position].inputs for position in positions])
                 groups = [pieces[position].group for position in positions]
-                ranked = self._rank_batch(groups, inputs, early_exit).cpu()  # in one copy
-                results.update(zip(positions, split(ranked, [len(suffixes) for _, suffixes in groups]), strict=True))
+                scores = self._predict_batch(groups, inputs, early_exit).cpu()  # in one copy
+                results.update(zip(positions, scores.split([len(suffixes) for _, suffixes in groups]), strict=True))
         return [results[position] for position in range(len(pieces))]
 
-    def _rank_batch(self, groups: Sequence[TokenGroup], inputs: GroupInputs, early_exit: bool) -> Ranked:
-        return self.model.rank(
-            groups,
-            inputs.features,
-            self.policy if early_exit else None,
-            inputs.strata,
-            self.cache,
-            offset=inputs.offset,
-        )
+    @torch.inference_mode()
+    def _predict_batch(self, groups: Sequence[TokenGroup], inputs: GroupInputs, early_exit: bool) -> RowScores:
+        policy = self.policy if early_exit else None
+        if self._output is None:
+            return self.model.predict(
+                groups, inputs.features, policy, inputs.strata, self.cache, offset=inputs.offset
+            )  # fmt: skip
+        rows = sum(len(suffixes) for _, suffixes in groups)
+        if policy is None:
+            scores = RowScores.empty(rows, self.model.num_answers, self.device)
+            scores.depth.fill_(self.model.backbone.num_layers)
+            put_logits(scores, self._whole_answers(groups))
+            return scores
+        scores = self.model.predict(groups, inputs.features, policy, inputs.strata, self.cache, offset=inputs.offset)
+        deep = (scores.depth == self.model.backbone.num_layers).cpu().numpy()
+        if deep.any():
+            at = on_device(np.flatnonzero(deep), self.device)
+            exact = RowScores.empty(len(at), self.model.num_answers, self.device)
+            exact.depth.fill_(self.model.backbone.num_layers)
+            put_logits(exact, self._whole_answers(_chosen_rows(groups, deep)))
+            scores.put(at, exact)
+        return scores
 
-    def encode(self, requests: Sequence[Request]) -> list[EncodedRequest]:
-        """Every request's token ids (or its text with embeddings), and how many of them its prefix has."""
-        mixed = [place for place, pair in enumerate(requests) if has_segments(pair[0]) or has_segments(pair[1])]
-        if mixed:
-            requests = list(requests)
-            for place in mixed:
-                requests[place] = _in_one_form(requests[place])
-        if not all(any(map(len, request)) for request in requests):
-            raise ValueError("requests: expected (prefix, candidate) pairs with at least one token; got an empty one")
-        if any(isinstance(start, str) != isinstance(candidate, str) for start, candidate in requests):
-            raise ValueError("requests: expected two texts or two lists of token ids; got one of each")
-        texts = [place for place, request in enumerate(requests) if isinstance(request[0], str)]
-        if texts and self.tokenizer is None:
-            raise ValueError("requests: expected token ids, since there is no tokenizer; got texts")
-        encoded: dict[int, EncodedRequest] = {}
-        for place in mixed:
-            start, candidate = requests[place]
-            if isinstance(start, Text) or isinstance(candidate, Text):
-                encoded[place] = joined(start, candidate, "requests"), len(start)  # type: ignore[arg-type]
-        if texts:
-            pairs = [(str(requests[place][0]), str(requests[place][1])) for place in texts]
-            prefixes = list(dict.fromkeys(prefix for prefix, _ in pairs))
-            starts = dict(zip(prefixes, self.tokenizer(prefixes)["input_ids"], strict=True))
-            wholes = self.tokenizer([prefix + candidate for prefix, candidate in pairs])["input_ids"]
-            for place, (prefix, _), whole in zip(texts, pairs, wholes, strict=True):
-                # Where the two texts meet a token may span both.
-                encoded[place] = list(whole), common_prefix(starts[prefix], whole)
-        for place, (start, candidate) in enumerate(requests):
-            if place not in encoded:
-                encoded[place] = _whole([*start, *candidate], place), len(start)
-        for place, (text, _) in encoded.items():
-            _check_text(text, self.model.backbone, "requests", f"request {place}")
-        return [encoded[place] for place in range(len(requests))]
+    def _whole_answers(self, groups: Sequence[TokenGroup]) -> torch.Tensor:
+        """Logits of the answers at full depth, by all of their tokens: ``[R, L]``, or ``[R]`` of the second of two."""
+        assert self.answers is not None and self._output is not None
+        parts = [
+            answer_scores(self.model.backbone, self._output, batch, self.answers)
+            for batch, _ in batches_of(groups, self.max_tokens)
+        ]
+        scores = torch.cat(parts)
+        return scores[:, 1] - scores[:, 0] if self.model.num_answers == 2 else scores
 
-    def rank_encoded(
+    def predict_encoded(
         self,
         encoded: Sequence[EncodedRequest],
         *,
         inputs: GroupInputs | None = None,
         early_exit: bool = True,
-    ) -> Ranked:
-        """What :meth:`rank` does of requests that all go on from depth 0, as :meth:`encode` made them."""
+    ) -> RowScores:
+        """What :meth:`predict` does of requests that all go on from depth 0, as :meth:`encode` made them."""
         inputs = inputs or GroupInputs()
-        probability = torch.empty(len(encoded), device=self.device)
-        depth = torch.empty(len(encoded), dtype=torch.int64, device=self.device)
-        for groups, rows in self._batches(encoded):
-            ranked = self._rank_batch(groups, inputs.of(rows), early_exit)
-            positions = on_device(rows, self.device)
-            probability[positions], depth[positions] = ranked.probability, ranked.depth
-        return Ranked(probability, depth)
+        scores = RowScores.empty(len(encoded), self.model.num_answers, self.device)
+        for groups, rows in request_batches(encoded, self.max_tokens, cached=self.cache is not None):
+            scores.put(on_device(rows, self.device), self._predict_batch(groups, inputs.of(rows), early_exit))
+        return scores
 
     def calibrate(
         self,
@@ -390,7 +404,7 @@ class EarlyExitRanker(PushToHub):
         delta: float = 0.1,
         loss: Callable[[np.ndarray, np.ndarray], np.ndarray] = disagreement,
         users: np.ndarray | None = None,
-        measure: Measure = "ratio",
+        measure: Measure | None = None,
         trend: bool = False,
         features: torch.Tensor | None = None,
         offset: torch.Tensor | None = None,
@@ -403,12 +417,14 @@ class EarlyExitRanker(PushToHub):
         Args:
             requests: drawn as those to come will be.
             alpha, delta: the promise.
-            loss: from scores ``[E, N]`` of the exits and ``[N]`` of full depth to values in [0, 1], ``[E, N]``.
+            loss: from scores ``[E, N]`` of the exits and ``[N]`` of full depth to values in [0, 1], ``[E, N]``; of more
+                than two answers the scores are probabilities of all, ``[E, N, L]`` and ``[N, L]``.
             users: who asked, ``[N]``, where requests of a user go together: the promise is then of the mean over users.
-            measure, trend: of the policy.
-            features, offset, shallow, confidence: as :meth:`rank` will get them; what they come from must have been
+            measure, trend: of the policy; by default :func:`~reasonrec_fast.early_exit.heads.default_measure`.
+            features, offset, shallow, confidence: as :meth:`predict` will get them; what they come from must have been
                 learnt from other requests.
         """
+        measure = measure or default_measure(self.model.num_answers)
         scores, sureness = self._all_exits(requests, measure, GroupInputs(features, offset), shallow, confidence)
         guarantee = guarantee_thresholds(
             loss(scores, scores[-1]), sureness, self.model.depths, alpha=alpha, delta=delta, trend=trend, groups=users,
@@ -422,7 +438,8 @@ class EarlyExitRanker(PushToHub):
         requests: Sequence[Request],
         limits: Sequence[Limit],
         *,
-        measure: Measure = "ratio",
+        levels: Sequence[float] | None = None,
+        measure: Measure | None = None,
         trend: bool = False,
         features: torch.Tensor | None = None,
         offset: torch.Tensor | None = None,
@@ -430,8 +447,24 @@ class EarlyExitRanker(PushToHub):
         confidence: np.ndarray | None = None,
     ) -> ExitPolicy:
         """Choose the thresholds with the least depth that keep metrics (AUC, for instance) within limits on the
-        requests given; without a promise for others. The arguments are those of :meth:`calibrate`."""
+        requests given; without a promise for others. The arguments are those of :meth:`calibrate`.
+
+        Args:
+            limits: of metrics of the positive answer's probabilities ``[N]``; with ``levels``, of expected levels.
+            levels: what the answers stand for, ``[L]``; needed for more than two answers.
+
+        Raises:
+            ValueError: no levels for more than two answers, or not one an answer.
+        """
+        measure = measure or default_measure(self.model.num_answers)
+        if levels is None and self.model.num_answers > 2:
+            raise ValueError(f"levels: expected one for each of {self.model.num_answers} answers; got None")
         scores, sureness = self._all_exits(requests, measure, GroupInputs(features, offset), shallow, confidence)
+        if levels is not None:
+            if len(levels) != self.model.num_answers:
+                raise ValueError(f"levels: expected {self.model.num_answers}, one an answer; got {len(levels)}")
+            two = scores if scores.ndim == 3 else np.stack([1 - scores, scores], -1)
+            scores = two @ np.asarray(levels, dtype=np.float64)
         thresholds = choose_thresholds(
             scores, sureness, self.model.depths, limits, trend=trend, heads_from=int(self.model.offset)
         )
@@ -442,7 +475,8 @@ class EarlyExitRanker(PushToHub):
         """Write heads (safetensors), policy and bounds; the causal model and its tokenizer have a
         ``save_pretrained`` of their own."""
         cached = 0 if self.cache is None else self.cache.max_bytes
-        storage.save(folder, self.model, self.policy, max_tokens=self.max_tokens, prefix_cache_bytes=cached)
+        bounds = {"max_tokens": self.max_tokens, "prefix_cache_bytes": cached}
+        storage.save(folder, self.model, self.policy, self.answers, **bounds)
 
     @classmethod
     def from_pretrained(
@@ -451,6 +485,7 @@ class EarlyExitRanker(PushToHub):
         model: torch.nn.Module,
         tokenizer: Any = None,
         *,
+        prompt: Prompt | None = None,
         device: torch.device | str | None = None,
         revision: str | None = None,
         token: str | None = None,
@@ -461,6 +496,7 @@ class EarlyExitRanker(PushToHub):
             folder: of :meth:`save_pretrained`, or a repository of the Hugging Face hub.
             model: the causal model, LoRA or not.
             tokenizer: of the model.
+            prompt: makes a request of a query and a document; it is not stored.
             device: where to move the model; by default it stays where it is. Any device may have saved the heads.
             revision, token: of the repository.
 
@@ -469,8 +505,11 @@ class EarlyExitRanker(PushToHub):
             ValueError: the folder holds something else, belongs to a model of another shape, or a device that is not
                 there.
         """
-        heads, policy, bounds = storage.load(folder, Decoder(model), revision=revision, token=token)
-        return cls(heads, tokenizer, policy=policy, device=device, **bounds)  # type: ignore[arg-type]
+        heads, policy, answers, bounds = storage.load(folder, Decoder(model), revision=revision, token=token)
+        output = OutputHead(model) if answers is not None and answers.whole else None
+        return cls(
+            heads, tokenizer, answers=answers, output=output, prompt=prompt, policy=policy, device=device, **bounds
+        )  # type: ignore[arg-type]
 
     def exit_logits(
         self,
@@ -484,9 +523,14 @@ class EarlyExitRanker(PushToHub):
             groups: prefixes and suffixes, ``R`` rows.
             inputs: what goes with the rows.
             progress: is told how many rows were just scored.
+
+        Raises:
+            ValueError: more than two answers, or answers that are read by all of their tokens.
         """
         inputs = inputs or GroupInputs()
         heads = self.model.heads
+        if self.model.num_answers != 2 or self._output is not None:
+            raise ValueError(f"model: expected heads of two answers by their first tokens; got {self.answers}")
         logits = np.empty((len(heads), sum(len(suffixes) for _, suffixes in groups), len(heads[0].weight)))
         for batch, rows in batches_of(groups, self.max_tokens):
             statistics = self._exit_statistics(batch, inputs.of(rows), targets=torch.ones(len(rows), dtype=torch.int64))
@@ -504,108 +548,50 @@ class EarlyExitRanker(PushToHub):
         shallow: torch.Tensor | None,
         confidence: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and confidence at every exit, depth 0 included, ``[E, N]``."""
-        encoded = self.encode(requests)
-        both = np.empty((2, len(self.model.depths), len(encoded)))
+        """Scores ``[E, N]`` (``[E, N, L]`` for more than two answers) and confidence ``[E, N]`` at every exit, depth 0
+        included."""
+        encoded, exits = self.encode(requests), len(self.model.depths)
+        rest = (self.model.num_answers,) if self.model.num_answers > 2 else ()
+        scores, sureness = np.empty((exits, len(encoded), *rest)), np.empty((exits, len(encoded)))
         if inputs.offset is not None:
             shallow = inputs.offset if shallow is None else shallow
-            own = logit_confidence(shallow, measure) if confidence is None else confidence
-            both[0, 0], both[1, 0] = torch.sigmoid(shallow.float()).cpu().numpy(), own
-        behind = len(self.model.depths) - len(self.model.exits)
-        for groups, rows in self._batches(encoded):
-            exits = self._exit_statistics(groups, inputs.of(rows), measure=measure)
+            if confidence is None:
+                confidence = logit_confidence(shallow, measure, self.model.num_answers)
+            logits, sureness[0] = shallow.float().cpu(), confidence
+            scores[0] = (logits.softmax(-1) if rest else torch.sigmoid(logits)).numpy()
+        behind = exits - len(self.model.exits)
+        for groups, rows in request_batches(encoded, self.max_tokens, cached=self.cache is not None):
+            of_rows = inputs.of(rows)
             # One copy to the host a batch.
-            stacked = torch.stack([torch.stack([s.positive_probability, s.confidence]) for s in exits], 1)
-            both[:, behind:, rows] = stacked.cpu().numpy()
-        return both[0], both[1]
+            if rest:
+                both = self._distributions(groups, of_rows, measure)
+                stacked = torch.stack([torch.cat([d, confidence[:, None]], 1) for d, confidence in both]).cpu().numpy()
+                scores[behind:, rows], sureness[behind:, rows] = stacked[..., :-1], stacked[..., -1]
+            else:
+                statistics = self._exit_statistics(groups, of_rows, measure=measure)
+                pairs = torch.stack([torch.stack([s.positive_probability, s.confidence]) for s in statistics], 1)
+                scores[behind:, rows], sureness[behind:, rows] = pairs.cpu().numpy()
+            if self._output is not None:
+                logits = self._whole_answers(groups).cpu()
+                scores[-1, rows] = (logits.softmax(-1) if rest else torch.sigmoid(logits)).numpy()
+        return scores, sureness
 
     @torch.inference_mode()
     def _exit_statistics(self, groups: Sequence[TokenGroup], inputs: GroupInputs, **options: Any) -> Any:
         return self.model.all_exits(groups, inputs.features, offset=inputs.offset, **options)
 
-    def _batches(self, encoded: Sequence[EncodedRequest]) -> Iterator[tuple[list[TokenGroup], np.ndarray]]:
-        """Groups of at most ``max_tokens`` tokens together (one row at least), and the requests that their rows are."""
-        groups: list[TokenGroup] = []
-        order: list[int] = []
-        for prefix, positions in self._grouped(encoded):
-            groups.append((prefix, [encoded[position][0][len(prefix) :] for position in positions]))
-            order += positions
-        requests = np.array(order, dtype=np.int64)
-        for batch, rows in batches_of(groups, self.max_tokens):
-            yield batch, requests[rows]
-
-    def _grouped(self, encoded: Sequence[EncodedRequest]) -> Iterator[tuple[Any, list[int]]]:
-        """Prefixes, and the requests that begin with each."""
-        by_prefix: dict[tuple[int, ...] | Text, list[int]] = {}
-        for place, (ids, start) in enumerate(encoded):
-            # The last token is asked, so it is never shared.
-            prefix: Any = ids[: boundary(ids, min(start, len(ids) - 1))]
-            by_prefix.setdefault(prefix if isinstance(prefix, Text) else tuple(prefix), []).append(place)
-        for prefix, places in by_prefix.items():
-            ids, shared = encoded[places[0]][0], len(prefix)
-            if self.cache is None and len(places) > 1:
-                # Candidates may begin alike. A cached prefix ends where its text does, to be found again.
-                shared = min(min(common_prefix(ids, encoded[place][0]), len(encoded[place][0]) - 1) for place in places)
-            yield ids[: boundary(ids, shared)], places
+    @torch.inference_mode()
+    def _distributions(self, groups: Sequence[TokenGroup], inputs: GroupInputs, measure: Measure) -> Any:
+        return self.model.all_distributions(groups, inputs.features, measure, inputs.offset)
 
 
-def split(ranked: Ranked, sizes: Sequence[int]) -> list[Ranked]:
-    """Scores of parts that lie one after the other."""
-    parts = zip(ranked.probability.split(list(sizes)), ranked.depth.split(list(sizes)), strict=True)
-    return [Ranked(probability, depth) for probability, depth in parts]
-
-
-def logit_confidence(logits: torch.Tensor | np.ndarray, measure: Measure) -> np.ndarray:
-    """The confidence that ``exit_confidence`` gives the logits of yes, in the same shape, float64.
-
-    >>> logit_confidence(np.array([0.0, 2.0]), "ratio").tolist()
-    [0.0, 2.0]
-    """
-    values = torch.as_tensor(logits).detach().cpu().double()
-    heads = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
-    return exit_confidence(values.reshape(-1, 1), heads, measure=measure).confidence.reshape(values.shape).numpy()
-
-
-def _check_text(text: Any, backbone: Decoder, argument: str, owner: str) -> None:
-    """Refuse token ids and vectors that are not the backbone's; on a GPU such an id would end all work of the process.
-
-    Raises:
-        ValueError: which, and whose.
-    """
-    ids, most = text, backbone.vocabulary
-    if isinstance(text, Text):
-        ids = text.ids.tolist()
-        for _, segment in text.embeddings:
-            backbone.check_embeddings(segment, f"{argument}: {owner}")
-    if len(ids) and (min(ids) < 0 or max(ids) >= most):
-        strange = next(value for value in ids if not 0 <= value < most)
-        raise ValueError(f"{argument}: expected token ids in [0, {most}); got {strange} in {owner}")
-
-
-def _whole(ids: list[Any], request: int) -> list[int]:
-    """Token ids, of any type of whole numbers.
-
-    Raises:
-        TypeError: 1.5 is none.
-    """
-    try:
-        return list(map(index, ids))
-    except TypeError:
-        strange = next(value for value in ids if not _is_whole(value))
-        raise TypeError(f"requests: expected token ids, whole numbers; got {strange!r} in request {request}") from None
-
-
-def _is_whole(value: Any) -> bool:
-    try:
-        index(value)
-    except TypeError:
-        return False
-    return True
-
-
-def _in_one_form(request: Request) -> Request:
-    """A request whose segments, if it is given in any, are joined to texts."""
-    first: Any
-    second: Any
-    first, second = (text_of(text, "requests") if has_segments(text) else text for text in request)  # type: ignore[arg-type]
-    return first, second
+def _chosen_rows(groups: Sequence[TokenGroup], chosen: np.ndarray) -> list[TokenGroup]:
+    """Groups of some of their rows, bool ``[R]``."""
+    kept: list[TokenGroup] = []
+    row = 0
+    for prefix, suffixes in groups:
+        rows = [suffix for suffix, keep in zip(suffixes, chosen[row : row + len(suffixes)], strict=True) if keep]
+        if rows:
+            kept.append((prefix, rows))
+        row += len(suffixes)
+    return kept

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from reasonrec_fast.early_exit.answers import Answers
 from reasonrec_fast.early_exit.engine import EarlyExitModel
 from reasonrec_fast.early_exit.policy import ExitPolicy
 from reasonrec_fast.files import read_tensors, write_tensors
@@ -13,13 +14,20 @@ from reasonrec_fast.pretrained import load_folder, save_folder
 
 _ARCHITECTURE, _FORMAT = "early-exit-ranker", 1
 _HEADS = "heads.safetensors"
+Stored = tuple[EarlyExitModel, ExitPolicy | None, Answers | None, dict[str, int]]
 
 
 def save(
-    folder: str | Path, model: EarlyExitModel, policy: ExitPolicy | None, *, max_tokens: int, prefix_cache_bytes: int
+    folder: str | Path,
+    model: EarlyExitModel,
+    policy: ExitPolicy | None,
+    answers: Answers | None = None,
+    *,
+    max_tokens: int,
+    prefix_cache_bytes: int,
 ) -> None:
-    """Write heads, policy and bounds; the backbone is not written. A ranker that is there already is replaced as a
-    whole."""
+    """Write heads, policy, answers and bounds; the backbone is not written. A ranker that is there already is
+    replaced as a whole."""
     head = model.heads[0]
 
     def write(temporary: Path) -> dict[str, Any]:
@@ -30,6 +38,8 @@ def save(
             "members": len(head.weight),
             "num_features": 0 if head.units is None else head.units.in_features,
             "offset": model.offset,
+            "num_answers": model.num_answers,
+            "answers": None if answers is None else answers.to_dict(),
             "norm_eps": head.norm.eps,
             "softcap": head.softcap,
             "policy": None if policy is None else policy.to_dict(),
@@ -40,10 +50,8 @@ def save(
     save_folder(folder, _ARCHITECTURE, _FORMAT, (_HEADS,), write)
 
 
-def load(
-    folder: str | Path, backbone: Decoder, *, revision: str | None = None, token: str | None = None
-) -> tuple[EarlyExitModel, ExitPolicy | None, dict[str, int]]:
-    """What :func:`save` wrote, on the backbone given: the model, its policy, and ``max_tokens`` and
+def load(folder: str | Path, backbone: Decoder, *, revision: str | None = None, token: str | None = None) -> Stored:
+    """What :func:`save` wrote, on the backbone given: the model, its policy and answers, and ``max_tokens`` and
     ``prefix_cache_bytes`` by name.
 
     Raises:
@@ -51,7 +59,7 @@ def load(
         ValueError: the folder holds something else, or heads of a backbone of another shape.
     """
 
-    def read(folder: Path, stored: dict[str, Any]) -> tuple[EarlyExitModel, ExitPolicy | None, dict[str, int]]:
+    def read(folder: Path, stored: dict[str, Any]) -> Stored:
         if shape_of(backbone) != stored["backbone"]:
             raise ValueError(f"model: expected a backbone of {stored['backbone']}; got {shape_of(backbone)}")
         model = EarlyExitModel(
@@ -59,13 +67,15 @@ def load(
             stored["exits"],
             num_features=stored.get("num_features", 0),  # rankers of before there were any have neither
             ensemble_size=stored["members"],
+            num_answers=stored.get("num_answers", 2),
             offset=stored.get("offset", False),
         )
         model.heads.load_state_dict(read_tensors(folder / _HEADS))
         for head in model.heads:
             head.norm.eps, head.softcap = stored["norm_eps"], stored["softcap"]
         policy = None if stored["policy"] is None else ExitPolicy.from_dict(stored["policy"])
-        return model, policy, {name: stored[name] for name in ("max_tokens", "prefix_cache_bytes")}
+        answers = None if stored.get("answers") is None else Answers.from_dict(stored["answers"])
+        return model, policy, answers, {name: stored[name] for name in ("max_tokens", "prefix_cache_bytes")}
 
     return load_folder(folder, _ARCHITECTURE, _FORMAT, read, what="ranker", revision=revision, token=token)
 

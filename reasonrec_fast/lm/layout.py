@@ -208,6 +208,21 @@ def within(sizes: Sequence[int], most: int) -> list[range]:
     return parts
 
 
+def preceding_positions(layout: PackedLayout) -> np.ndarray:
+    """Position of the token before each token of the rows (continuations), int64 ``[C]``; -1 where there is none.
+
+    A row's first token follows the last token of its prefix.
+
+    >>> preceding_positions(PackedLayout.of([([5, 6], [[7], [8, 9]]), ([], [[4, 3]])])).tolist()
+    [1, 1, 3, -1, 5]
+    """
+    before = ranges(layout.row_start - 1, layout.suffix)
+    first = np.cumsum(layout.suffix) - layout.suffix
+    prefix = layout.prefix[layout.group]
+    before[first] = np.where(prefix > 0, layout.prefix_start[layout.group] + prefix - 1, -1)
+    return before
+
+
 def text_groups(groups: Sequence[TokenGroup]) -> Sequence[TokenGroup]:
     """Groups whose texts have the one form of :func:`~reasonrec_fast.lm.inputs.text_of`; those of ids alone are
     returned as they are."""

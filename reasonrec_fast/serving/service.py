@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from types import TracebackType
 
-from reasonrec_fast.early_exit.engine import Ranked
-from reasonrec_fast.early_exit.ranker import EarlyExitRanker, EncodedRequest, Request
+from reasonrec_fast.early_exit.ranker import EarlyExitRanker
+from reasonrec_fast.early_exit.requests import EncodedRequest, Request
+from reasonrec_fast.early_exit.scores import RowScores
 from reasonrec_fast.micro_batcher import MicroBatcher
 
 Encoded = list[EncodedRequest]
@@ -29,12 +30,12 @@ class RankingService:
     ) -> None:
         self._ranker, self._early_exit = ranker, early_exit
         self._tokenizer_lock = threading.Lock()
-        self._batcher: MicroBatcher[Encoded, Ranked] = MicroBatcher(
-            self._rank, max_size=ranker.max_tokens, max_wait_ms=max_wait_ms, capacity=queue_tokens
+        self._batcher: MicroBatcher[Encoded, RowScores] = MicroBatcher(
+            self._predict, max_size=ranker.max_tokens, max_wait_ms=max_wait_ms, capacity=queue_tokens
         )
 
-    def submit(self, requests: Sequence[Request]) -> Future[Ranked]:
-        """A future of what ``ranker.rank(requests)`` returns.
+    def submit(self, requests: Sequence[Request]) -> Future[RowScores]:
+        """A future of what ``ranker.predict(requests)`` returns.
 
         Raises:
             QueueFullError: too much is waiting; try again later or elsewhere.
@@ -62,8 +63,7 @@ class RankingService:
     ) -> None:
         self.close()
 
-    def _rank(self, calls: list[Encoded]) -> list[Ranked]:
-        found = self._ranker.rank_encoded([request for call in calls for request in call], early_exit=self._early_exit)
-        sizes = [len(call) for call in calls]
-        parts = zip(found.probability.split(sizes), found.depth.split(sizes), strict=True)
-        return [Ranked(probability, depth) for probability, depth in parts]
+    def _predict(self, calls: list[Encoded]) -> list[RowScores]:
+        requests = [request for call in calls for request in call]
+        scores = self._ranker.predict_encoded(requests, early_exit=self._early_exit)
+        return scores.split([len(call) for call in calls])

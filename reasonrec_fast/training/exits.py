@@ -41,9 +41,10 @@ class Batch:
 
     Attributes:
         groups: prefixes and suffixes of ``R`` rows.
-        labels: int64 ``[R]``.
+        labels: index of the right answer, int64 ``[R]``.
         features: float32 ``[R, F]``, or None for heads that read none.
-        offset: logits of depth 0, float32 ``[R]``, for heads that correct them; else None.
+        offset: logits of depth 0, float32 ``[R]`` (``[R, L]`` for more than two answers), for heads that correct them;
+            else None.
         slates: which rows are ranked against each other, int64 ``[R]``; by default those of a group.
 
     Tensors may be on any device; on the CPU nothing is read back from the model's.
@@ -124,8 +125,16 @@ def train_exits(
         progress: is told of every step and its ``loss``, which is read back for it.
         trackers, accelerator: as in :class:`~reasonrec_fast.training.loop.StepLoop`. A step has one micro-batch:
             more processes do not make it faster.
+
+    Raises:
+        ValueError: distillation or a pairwise loss for more than two answers.
     """
     settings = settings or ExitTraining()
+    if model.num_answers > 2 and (settings.mode == "distil" or settings.pairwise_weight):
+        raise ValueError(
+            f"settings: expected mode 'joint' or 'heads' and pairwise_weight 0 for {model.num_answers} answers; got "
+            f"{settings.mode!r} and {settings.pairwise_weight}"
+        )
     with _frozen(model.backbone, settings.mode == "heads"):
         loop = StepLoop(
             model, _optimizer(model, settings), seed=settings.seed, clip=1.0, schedule=warmup_cosine(len(items)),

@@ -14,26 +14,11 @@ from torch.utils.checkpoint import checkpoint
 from reasonrec_fast import ops
 from reasonrec_fast.devices import on_device
 from reasonrec_fast.lm.decoder import Decoder, unwrapped
-from reasonrec_fast.lm.layout import PackedLayout, TokenGroup, ranges
+from reasonrec_fast.lm.layout import PackedLayout, TokenGroup, preceding_positions
 from reasonrec_fast.lm.packed_batch import PackedBatch
 from reasonrec_fast.training.adapters import adapters_in_dtype
 
 _CAPPED_LOGITS = 1 << 24  # that are held at a time where they are capped
-
-
-def preceding_positions(layout: PackedLayout) -> np.ndarray:
-    """Position of the token before each token of the rows (continuations), int64 ``[C]``; -1 where there is none.
-
-    A row's first token follows the last token of its prefix.
-
-    >>> preceding_positions(PackedLayout.of([([5, 6], [[7], [8, 9]]), ([], [[4, 3]])])).tolist()
-    [1, 1, 3, -1, 5]
-    """
-    before = ranges(layout.row_start - 1, layout.suffix)
-    first = np.cumsum(layout.suffix) - layout.suffix
-    prefix = layout.prefix[layout.group]
-    before[first] = np.where(prefix > 0, layout.prefix_start[layout.group] + prefix - 1, -1)
-    return before
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def adapted(kind, family="Llama", seed=0):
 
 def check(ranker, model, requests):
     expected = plain(model, [[*prefix, *candidate] for prefix, candidate in requests])
-    torch.testing.assert_close(ranker.rank(requests).probability, expected, atol=3e-5, rtol=3e-4)
+    torch.testing.assert_close(ranker.predict(requests).probability, expected, atol=3e-5, rtol=3e-4)
     return expected
 
 
@@ -88,12 +88,12 @@ def test_the_cache_follows_what_is_switched():
 def test_the_cache_follows_modules_to_save():
     model = adapted("modules to save")
     requests, ranker = requests_of(3), ranker_of(model, prefix_cache_bytes=1 << 20)
-    ranker.rank(requests)
+    ranker.predict(requests)
     with model.disable_adapter():  # the heads are those of the ranker; the rest follows
-        found = ranker.rank(requests).probability
+        found = ranker.predict(requests).probability
         fresh = ranker_of(model)
         fresh.model.heads = copy.deepcopy(ranker.model.heads)
-        torch.testing.assert_close(found, fresh.rank(requests).probability, atol=3e-5, rtol=3e-4)
+        torch.testing.assert_close(found, fresh.predict(requests).probability, atol=3e-5, rtol=3e-4)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_gemma_3_caps_as_its_own_forward_does():
 def test_one_bad_token_spoils_no_other_call(ids, error, message):
     ranker = ranker_of(tiny("Llama"))
     good = [([1, 2], [3]), ([4], [5])]
-    expected = ranker.rank(good).probability
+    expected = ranker.predict(good).probability
     with RankingService(ranker, max_wait_ms=50.0) as service:
         futures = [service.submit(good)]
         with pytest.raises(error, match=message):
@@ -142,7 +142,7 @@ def test_one_bad_token_spoils_no_other_call(ids, error, message):
         futures.append(service.submit(good))
         for future in futures:
             torch.testing.assert_close(future.result(60).probability, expected)
-    assert torch.equal(ranker.rank([(torch.tensor([1, 2]), [torch.tensor(3)]), good[1]]).probability, expected)
+    assert torch.equal(ranker.predict([(torch.tensor([1, 2]), [torch.tensor(3)]), good[1]]).probability, expected)
 
 
 def test_a_text_that_a_rope_turns_otherwise_spoils_no_other_call():

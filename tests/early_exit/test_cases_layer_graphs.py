@@ -44,9 +44,9 @@ def ranker(family="Llama", **options):
 
 def same(model):
     model.cuda_graphs = False
-    expected = model.rank(GROUPS).probability
+    expected = model.predict(GROUPS).probability
     model.cuda_graphs = True
-    torch.testing.assert_close(model.rank(GROUPS).probability, expected, atol=2e-5, rtol=2e-4)
+    torch.testing.assert_close(model.predict(GROUPS).probability, expected, atol=2e-5, rtol=2e-4)
 
 
 def changes_the_mark(model, change):
@@ -201,7 +201,7 @@ def test_a_batch_that_could_not_be_copied_leaves_nothing_behind(graphs, monkeypa
     """Of the buffers nothing is known after a copy that failed half-way."""
     model = ranker()
     for _ in range(2):
-        model.rank(GROUPS)
+        model.predict(GROUPS)
     (buffers,) = graphs._state.buffers.values()
     prepared, rotary = buffers.holds
     other = layer_graphs.Prepared(prepared.size, prepared.tiles, prepared.plan.clone().zero_(), prepared.blocks)
@@ -336,10 +336,10 @@ def test_a_default_device_is_not_where_plans_are_made():
 
 def test_a_default_type_changes_no_scores():
     model = ranker()
-    expected = model.rank(GROUPS).probability
+    expected = model.predict(GROUPS).probability
     torch.set_default_dtype(torch.float64)
     try:
-        found = model.rank(GROUPS).probability
+        found = model.predict(GROUPS).probability
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(found, expected)

@@ -35,7 +35,7 @@ def test_a_long_text_does_not_turn_its_company(cached):
     """Phi-3 of 128k turns texts of more than 4,096 tokens otherwise; one long text would turn all of its batch so, and
     keys of a cache were turned as those of short texts."""
     model, more = ranker(), {"cache": PrefixCache(2**24)} if cached else {}
-    alone = model.rank([SHORT], **more).probability
+    alone = model.predict([SHORT], **more).probability
     with pytest.raises(ValueError, match="groups: expected at most 16 tokens a text.*'longrope'.*; got 3"):
-        model.rank([SHORT, LONG], **more)
-    torch.testing.assert_close(model.rank([SHORT, SHORT], **more).probability[:1], alone, atol=1e-5, rtol=0)
+        model.predict([SHORT, LONG], **more)
+    torch.testing.assert_close(model.predict([SHORT, SHORT], **more).probability[:1], alone, atol=1e-5, rtol=0)

@@ -10,7 +10,7 @@ from tiny import Letters, tiny
 from reasonrec_fast import EarlyExitRanker
 from reasonrec_fast.early_exit import EarlyExitModel, ExitPolicy
 from reasonrec_fast.early_exit.depth_zero import DepthZero
-from reasonrec_fast.early_exit.ranker import GroupInputs
+from reasonrec_fast.early_exit.requests import GroupInputs
 from reasonrec_fast.early_exit.trees import Trees
 from reasonrec_fast.evaluation import auc
 from reasonrec_fast.lm.decoder import Decoder
@@ -52,19 +52,19 @@ def trained(ranker):
 
 def test_heads_start_as_the_offset(ranker, given):
     probability = torch.sigmoid(given["offset"])
-    full = ranker.rank(texts(), **given, early_exit=False)
+    full = ranker.predict(texts(), **given, early_exit=False)
     assert torch.equal(full.depth, torch.full((ROWS,), 4))
     torch.testing.assert_close(full.probability, probability, atol=1e-6, rtol=1e-6)
     trained(ranker)
-    assert (ranker.rank(texts(), **given).probability - probability).abs().max() > 0.05
+    assert (ranker.predict(texts(), **given).probability - probability).abs().max() > 0.05
     for head in ranker.model.heads:  # what was learnt, shrunk to nothing
         head.scale.zero_()
-    torch.testing.assert_close(ranker.rank(texts(), **given).probability, probability, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(ranker.predict(texts(), **given).probability, probability, atol=1e-6, rtol=1e-6)
 
 
 def test_who_leaves_at_depth_zero_is_never_written_and_the_others_are_alone(ranker, given):
     trained(ranker)
-    full = ranker.rank(texts(), **given)
+    full = ranker.predict(texts(), **given)
     ranker.policy = ExitPolicy(((1.0, INF, INF),))
     asked = []
 
@@ -72,7 +72,7 @@ def test_who_leaves_at_depth_zero_is_never_written_and_the_others_are_alone(rank
         asked.extend(rows.tolist())
         return texts(rows)
 
-    ranked = ranker.rank(write, **given)
+    ranked = ranker.predict(write, **given)
     leaves = given["offset"].abs() >= 1.0
     assert 0 < leaves.sum() < ROWS and asked == torch.where(~leaves)[0].tolist()
     assert torch.equal(ranked.depth, torch.where(leaves, 0, 4))
@@ -85,25 +85,25 @@ def test_confidence_and_strata_of_the_caller_decide(ranker, given):
     ranker.policy = ExitPolicy(((0.5, INF, INF), (-INF, INF, INF)))
     confidence, strata = np.linspace(0, 1, ROWS), np.arange(ROWS) % 2
     shallow = given["offset"] + 1
-    ranked = ranker.rank(texts(), **given, shallow=shallow, confidence=confidence, strata=strata)
+    ranked = ranker.predict(texts(), **given, shallow=shallow, confidence=confidence, strata=strata)
     leaves = torch.from_numpy((confidence >= 0.5) | (strata == 1))
     assert torch.equal(ranked.depth == 0, leaves)
     assert torch.equal(ranked.probability[leaves], torch.sigmoid(shallow)[leaves])
-    nobody = ranker.rank(texts(), **given, confidence=np.full(ROWS, np.nan), strata=np.zeros(ROWS, np.int64))
+    nobody = ranker.predict(texts(), **given, confidence=np.full(ROWS, np.nan), strata=np.zeros(ROWS, np.int64))
     assert (nobody.depth > 0).all()  # what is not known goes on
 
 
 def test_everyone_may_leave(ranker, given):
     ranker.policy = ExitPolicy(((-INF, INF, INF),))
-    ranked = ranker.rank(lambda rows: pytest.fail("nobody goes on"), **given)
+    ranked = ranker.predict(lambda rows: pytest.fail("nobody goes on"), **given)
     assert (ranked.depth == 0).all()
 
 
 def test_groups_share_batches_and_divide(ranker, given):
     trained(ranker)
-    expected = ranker.rank(texts(), **given, early_exit=False).probability
+    expected = ranker.predict(texts(), **given, early_exit=False).probability
     ranker.max_tokens = 20
-    torch.testing.assert_close(ranker.rank(texts(), **given).probability, expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(ranker.predict(texts(), **given).probability, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_calibration_begins_at_depth_zero(ranker, given):
@@ -112,7 +112,7 @@ def test_calibration_begins_at_depth_zero(ranker, given):
     limits = [Limit(lambda values: auc(labels, values), 1.0)]
     policy = ranker.calibrate_within(texts(), limits, **given)
     assert len(policy.thresholds[0]) == len(ranker.model.depths) - 1 == 3
-    assert (ranker.rank(texts(), **given).depth == 0).all()  # anything may be lost
+    assert (ranker.predict(texts(), **given).depth == 0).all()  # anything may be lost
     guarantee = ranker.calibrate(texts(), alpha=0.3, delta=0.5, trend=True, **given)
     assert len(guarantee.thresholds) == 3
 
@@ -126,17 +126,17 @@ def test_trend_is_of_heads_alone():
 
 def test_what_does_not_fit_is_refused(ranker, given, backbone):
     with pytest.raises(ValueError, match="offset: expected one a request; got None"):
-        ranker.rank(texts(), features=given["features"])
+        ranker.predict(texts(), features=given["features"])
     with pytest.raises(ValueError, match="requests: expected a sequence"):
-        ranker.rank(texts, features=given["features"])
+        ranker.predict(texts, features=given["features"])
     ranker.policy = ExitPolicy(((1.0, 1.0),))
     with pytest.raises(ValueError, match="policy: expected 3 thresholds, one an exit but the last; got 2"):
-        ranker.rank(texts(), **given)
+        ranker.predict(texts(), **given)
     plain = EarlyExitRanker(EarlyExitModel(backbone, (1, 2), num_features=3), Letters())
     with pytest.raises(ValueError, match="offset: expected None"):
-        plain.rank(texts(), **given)
+        plain.predict(texts(), **given)
     with pytest.raises(ValueError, match="features: expected .24, 3.; got None"):
-        plain.rank(texts())
+        plain.predict(texts())
     with pytest.raises(ValueError, match="ensemble_size: expected 1 with an offset; got 2"):
         EarlyExitModel(backbone, ensemble_size=2, offset=True)
 
@@ -146,7 +146,7 @@ def test_saved_ranker_has_its_offset(ranker, given, tmp_path, backbone):
     ranker.policy = ExitPolicy(((1.0, 0.5, INF),))
     ranker.save_pretrained(tmp_path)
     loaded = EarlyExitRanker.from_pretrained(tmp_path, tiny("Llama"), Letters())
-    one, other = (model.rank(texts(), **given) for model in (ranker, loaded))
+    one, other = (model.predict(texts(), **given) for model in (ranker, loaded))
     assert torch.equal(one.probability, other.probability) and torch.equal(one.depth, other.depth)
 
 
@@ -199,10 +199,10 @@ def test_what_goes_with_requests_is_refused_where_it_does_not_fit():
     """Requests beyond the offset were dropped; a model without depth 0 answered from a logit that was given."""
     plain = EarlyExitRanker(EarlyExitModel(Decoder(tiny("Llama")), [1]), policy=None)
     with pytest.raises(ValueError, match="shallow, confidence: expected None for a model without depth 0"):
-        plain.rank([([1], [2])], shallow=torch.tensor([5.0]))
+        plain.predict([([1], [2])], shallow=torch.tensor([5.0]))
     deep = EarlyExitRanker(EarlyExitModel(Decoder(tiny("Llama")), [1], offset=True, ensemble_size=1))
     with pytest.raises(ValueError, match=r"offset: expected \[3\], one a request; got \[2\]"):
-        deep.rank([([1], [2])] * 3, offset=torch.zeros(2))
+        deep.predict([([1], [2])] * 3, offset=torch.zeros(2))
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_what_goes_with_requests_is_refused_where_it_does_not_fit():
 def test_groups_that_would_fail_others_do_not_join_their_batch(group, inputs, message):
     ranker = EarlyExitRanker(EarlyExitModel(Decoder(tiny("Llama")), [1]))
     with pytest.raises(ValueError, match=message):
-        ranker.rank_groups([group], GroupInputs(**inputs))
+        ranker.predict_groups([group], GroupInputs(**inputs))
 
 
 def test_callers_with_and_without_strata_share_a_batch():
@@ -231,8 +231,8 @@ def test_callers_with_and_without_strata_share_a_batch():
     ranker = EarlyExitRanker(model, policy=policy)
     pieces = []
     ranker._shared = lambda given: (pieces.extend(given), iter(()))[1]
-    ranker.rank_groups([([1], [[2], [3]])])
-    ranker.rank_groups([([1], [[2], [3]])], GroupInputs(strata=torch.ones(2, dtype=torch.int64)))
+    ranker.predict_groups([([1], [[2], [3]])])
+    ranker.predict_groups([([1], [[2], [3]])], GroupInputs(strata=torch.ones(2, dtype=torch.int64)))
     for order in (pieces, pieces[::-1]):
-        depths = [ranked.depth.tolist() for ranked in ranker._rank_pieces(order)]
+        depths = [ranked.depth.tolist() for ranked in ranker._predict_pieces(order)]
         assert depths == ([[model.depths[-1]] * 2, [1, 1]] if order is pieces else [[1, 1], [model.depths[-1]] * 2])

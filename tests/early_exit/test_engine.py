@@ -93,7 +93,7 @@ def test_rows_leave_with_the_scores_of_their_exit(model):
     scores = torch.stack([s.positive_probability for s in every])
     sure = (scores.log() - (-scores).log1p()).abs()
     thresholds = (float(sure[0].median()), float(sure[1].median()), float("inf"))
-    ranked = model.rank(GROUPS, features(), ExitPolicy((thresholds,)))
+    ranked = model.predict(GROUPS, features(), ExitPolicy((thresholds,)))
     for row in range(7):
         place = next((p for p, t in enumerate(thresholds) if sure[p, row] >= t - 1e-6), 3)
         assert int(ranked.depth[row]) == model.exits[place]
@@ -102,7 +102,7 @@ def test_rows_leave_with_the_scores_of_their_exit(model):
 
 
 def test_without_a_policy_all_read_all_layers(model):
-    ranked = model.rank(GROUPS, features())
+    ranked = model.predict(GROUPS, features())
     with torch.no_grad():
         last = model.all_exits(GROUPS, features())[-1].positive_probability
     torch.testing.assert_close(ranked.probability, last)
@@ -110,14 +110,14 @@ def test_without_a_policy_all_read_all_layers(model):
 
 
 def test_everyone_may_leave_at_once(model):
-    ranked = model.rank(GROUPS, features(), ExitPolicy(((0.0, 0.0, 0.0),)))
+    ranked = model.predict(GROUPS, features(), ExitPolicy(((0.0, 0.0, 0.0),)))
     assert (ranked.depth == 1).all()
 
 
 def test_strata_have_their_own_thresholds(model):
     inf = float("inf")
     strata = torch.tensor([0, 1, 0, 1, 0, 0, 1])
-    ranked = model.rank(GROUPS, features(), ExitPolicy(((0.0, 0.0, 0.0), (inf, inf, inf))), strata)
+    ranked = model.predict(GROUPS, features(), ExitPolicy(((0.0, 0.0, 0.0), (inf, inf, inf))), strata)
     assert torch.equal(ranked.depth, torch.where(strata == 1, 4, 1))
 
 
@@ -125,7 +125,7 @@ def test_trend_keeps_rows_whose_confidence_falls(model):
     with torch.no_grad():
         every = model.all_exits(GROUPS, features())
     sure = torch.stack([(s.positive_probability.logit()).abs() for s in every])
-    ranked = model.rank(GROUPS, features(), ExitPolicy(((1e9, 0.0, 0.0),), trend=True))
+    ranked = model.predict(GROUPS, features(), ExitPolicy(((1e9, 0.0, 0.0),), trend=True))
     grown = sure[1] >= sure[0]
     assert torch.equal(ranked.depth[grown], torch.full((int(grown.sum()),), 2))
     assert (ranked.depth[~grown] > 2).all()
@@ -170,7 +170,7 @@ def test_bad_groups(groups):
 def test_texts_beyond_the_window_are_refused(family):
     model = EarlyExitModel(Decoder(tiny(family, **({"sliding_window": 8} if family == "Mistral" else {}))))
     with pytest.raises(ValueError, match="groups: expected at most .* tokens a text"):
-        model.rank([([5] * (8 if family == "Mistral" else 256), [[6]])])
+        model.predict([([5] * (8 if family == "Mistral" else 256), [[6]])])
 
 
 def test_training_reaches_prefix_suffix_and_numbers(model):

@@ -65,7 +65,7 @@ def ranker(family="Llama", layers=2):
 
 def alone(model, groups, policy=None):
     model.cuda_graphs = False
-    found = model.rank(groups, policy=policy)
+    found = model.predict(groups, policy=policy)
     model.cuda_graphs = True
     return found
 
@@ -91,19 +91,19 @@ def test_scores_are_those_of_layers_one_by_one(recorder, family, exits):
         policy = halving(model, groups) if exits else None
         expected = alone(model, groups, policy)
         assert not exits or len(expected.depth.unique()) > 1
-        same(model.rank(groups, policy=policy), expected)
+        same(model.predict(groups, policy=policy), expected)
     assert recorder.recorded >= 2
     assert recorder.replayed > recorder.recorded
 
 
 def test_the_first_sight_of_a_size_records_nothing(recorder):
     model = ranker()
-    model.rank(GROUPS)
+    model.predict(GROUPS)
     assert recorder.recorded == 0
-    model.rank(OTHERS)  # of the same size
+    model.predict(OTHERS)  # of the same size
     assert recorder.recorded == 1
-    model.rank(LARGE)
-    model.rank(GROUPS)
+    model.predict(LARGE)
+    model.predict(GROUPS)
     assert (recorder.recorded, recorder.replayed) == (1, 2)
 
 
@@ -111,32 +111,32 @@ def test_what_is_not_finite_in_the_padding_reaches_nobody(recorder):
     model = ranker()
     longer = [([5] * 12, [[90] * 10])]
     for _ in range(2):
-        model.rank(longer)
+        model.predict(longer)
     weight = model.backbone.base.embed_tokens.weight
     with torch.no_grad():
         weight[90] = torch.nan
-    assert model.rank(longer).probability.isnan().all()
+    assert model.predict(longer).probability.isnan().all()
     assert recorder.replayed == 2
-    same(model.rank(GROUPS), alone(model, GROUPS))
+    same(model.predict(GROUPS), alone(model, GROUPS))
     assert recorder.replayed == 3
 
 
 def test_other_weights_are_recorded_anew(recorder):
     model = ranker()
     for _ in range(2):
-        model.rank(GROUPS)
+        model.predict(GROUPS)
     projection = model.backbone.base.layers[0].mlp.down_proj
     with torch.no_grad():
         projection.weight.mul_(3.0)  # in place: the graph reads it
-    same(model.rank(GROUPS), alone(model, GROUPS))
+    same(model.predict(GROUPS), alone(model, GROUPS))
     assert (recorder.recorded, recorder.replayed) == (1, 2)
     projection.weight = torch.nn.Parameter(projection.weight.detach() * 2)
     for _ in range(2):
-        same(model.rank(GROUPS), alone(model, GROUPS))
+        same(model.predict(GROUPS), alone(model, GROUPS))
     assert recorder.recorded == 2
     model.backbone.base.layers[0].mlp.down_proj = torch.nn.Linear(*reversed(projection.weight.shape), bias=False).eval()
     for _ in range(2):
-        same(model.rank(GROUPS), alone(model, GROUPS))
+        same(model.predict(GROUPS), alone(model, GROUPS))
     assert recorder.recorded == 3
 
 
@@ -157,20 +157,20 @@ def test_what_a_graph_would_not_do_runs(recorder):
     """Hooks, modules of others and dropout are not recorded, and count at once."""
     model = ranker()
     for _ in range(2):
-        model.rank(GROUPS)
+        model.predict(GROUPS)
     before = recorder.replayed
     layer = model.backbone.base.layers[0]
     hook = layer.mlp.register_forward_hook(lambda module, inputs, output: output * 2)
-    same(model.rank(GROUPS), alone(model, GROUPS))
+    same(model.predict(GROUPS), alone(model, GROUPS))
     hook.remove()
     other = Doubled(*reversed(layer.mlp.down_proj.weight.shape), bias=False).eval()
     layer.mlp.down_proj = other
-    same(model.rank(GROUPS), alone(model, GROUPS))
+    same(model.predict(GROUPS), alone(model, GROUPS))
     assert recorder.replayed == before
     layer.mlp.down_proj = torch.nn.Linear(*reversed(other.weight.shape), bias=False).eval()
     assert weights_mark(model.backbone) is not None
     layer.mlp.forward = lambda x: x  # as hooks of accelerate and patches set it
-    same(model.rank(GROUPS), alone(model, GROUPS))
+    same(model.predict(GROUPS), alone(model, GROUPS))
     assert recorder.replayed == before
     del layer.mlp.forward
     with everywhere(lambda module, inputs, output: None):
@@ -196,19 +196,19 @@ def test_adapters_are_recorded_once_they_are_merged(recorder):
     model = EarlyExitModel(Decoder(adapted), (1,)).eval()
     expected = alone(model, GROUPS)
     for _ in range(3):
-        same(model.rank(GROUPS), expected)
+        same(model.predict(GROUPS), expected)
     assert recorder.recorded == 0
     adapted.merge_adapter()
     for _ in range(3):
-        torch.testing.assert_close(model.rank(GROUPS).probability, expected.probability, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(model.predict(GROUPS).probability, expected.probability, atol=1e-4, rtol=1e-3)
     assert (recorder.recorded, recorder.replayed) == (1, 2)
     adapted.unmerge_adapter()
     with adapted.disable_adapter():
         plain = alone(model, GROUPS)
         for _ in range(2):
-            same(model.rank(GROUPS), plain)
+            same(model.predict(GROUPS), plain)
     assert (plain.probability - expected.probability).abs().max() > 1e-3
-    same(model.rank(GROUPS), alone(model, GROUPS))
+    same(model.predict(GROUPS), alone(model, GROUPS))
     assert recorder.recorded == 1
 
 
@@ -216,7 +216,7 @@ def test_the_least_recently_used_graph_goes(recorder, monkeypatch):
     monkeypatch.setattr(layer_graphs, "MOST_GRAPHS", 1)
     model = ranker()
     for groups in (GROUPS, GROUPS, LARGE, LARGE, GROUPS, GROUPS):
-        same(model.rank(groups), alone(model, groups))
+        same(model.predict(groups), alone(model, groups))
     assert recorder.recorded == 3
 
 
@@ -230,7 +230,7 @@ def test_a_recording_that_fails_is_told_once(monkeypatch, caplog):
     model = ranker()
     with caplog.at_level(logging.WARNING):
         for _ in range(4):
-            same(model.rank(GROUPS), alone(model, GROUPS))
+            same(model.predict(GROUPS), alone(model, GROUPS))
     assert [record.message for record in caplog.records] == [
         "early_exit: no CUDA graph (tried to allocate 2 GiB); layers run one by one (slower)"
     ]
@@ -239,7 +239,7 @@ def test_a_recording_that_fails_is_told_once(monkeypatch, caplog):
 def test_a_cache_of_prefixes_goes_layer_by_layer(recorder):
     model, cache = ranker(), PrefixCache(2**20)
     for _ in range(3):
-        same(model.rank(GROUPS, cache=cache), alone(model, GROUPS))
+        same(model.predict(GROUPS, cache=cache), alone(model, GROUPS))
     assert recorder.recorded == 0
     assert cache.hits > 0
 
@@ -252,7 +252,7 @@ def test_threads_do_not_meet(recorder):
     def work(place):
         for turn in range(4):
             which = (place + turn) % 3
-            same(model.rank(batches[which]), expected[which])
+            same(model.predict(batches[which]), expected[which])
 
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(work, range(3)))

@@ -58,20 +58,20 @@ def test_full_depth_is_the_plain_model(family, options):
         expected = plain(model, [[*prefix, *candidate] for prefix, candidate in requests])
         assert expected.std() > 0.05
         for _ in range(2):
-            torch.testing.assert_close(ranker.rank(requests).probability, expected, atol=2e-5, rtol=2e-4)
+            torch.testing.assert_close(ranker.predict(requests).probability, expected, atol=2e-5, rtol=2e-4)
 
 
 def test_texts_are_tokenized_whole(llama):
     ranker = ranker_of(llama)
     requests = [("abc", "de"), ("abc", "dx"), ("", "q"), ("abc", ""), ("zz", "abc")]
     expected = plain(llama, [Letters()(prefix + candidate)["input_ids"] for prefix, candidate in requests])
-    torch.testing.assert_close(ranker.rank(requests).probability, expected, atol=2e-5, rtol=2e-4)
+    torch.testing.assert_close(ranker.predict(requests).probability, expected, atol=2e-5, rtol=2e-4)
 
 
 def test_bfloat16(llama):
     requests = requests_of(0)
     expected = plain(llama, [[*prefix, *candidate] for prefix, candidate in requests])
-    found = ranker_of(tiny("Llama").bfloat16()).rank(requests).probability
+    found = ranker_of(tiny("Llama").bfloat16()).predict(requests).probability
     torch.testing.assert_close(found, expected, atol=0.05, rtol=0.1)
 
 
@@ -86,9 +86,9 @@ def test_lora_merged_and_not(llama):
     expected = plain(adapted, texts)
     assert (expected - plain(llama, texts)).abs().max() > 1e-3
     ranker = ranker_of(adapted, prefix_cache_bytes=1 << 20)
-    torch.testing.assert_close(ranker.rank(requests).probability, expected, atol=2e-5, rtol=2e-4)
+    torch.testing.assert_close(ranker.predict(requests).probability, expected, atol=2e-5, rtol=2e-4)
     adapted.merge_adapter()
-    torch.testing.assert_close(ranker.rank(requests).probability, expected, atol=2e-5, rtol=2e-4)
+    torch.testing.assert_close(ranker.predict(requests).probability, expected, atol=2e-5, rtol=2e-4)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -102,7 +102,7 @@ def test_a_cache_changes_nothing(llama, seed):
         policy = None if generator.random() < 0.2 else ExitPolicy((tuple(confidences),))
         uncached.policy = cached.policy = policy
         some = [requests[place] for place in generator.permutation(40)[:20]]
-        expected, found = uncached.rank(some), cached.rank(some)
+        expected, found = uncached.predict(some), cached.predict(some)
         assert torch.equal(found.depth, expected.depth)
         torch.testing.assert_close(found.probability, expected.probability, atol=1e-5, rtol=1e-4)
     assert cached.cache.hits > 0
@@ -113,8 +113,8 @@ def test_a_cached_prefix_is_not_read_again(llama):
     read = []
     llama.model.embed_tokens.register_forward_hook(lambda module, inputs, output: read.append(inputs[0].numel()))
     requests = [([3] * 30, [5, 6]), ([3] * 30, [7])]
-    ranker.rank(requests)
-    ranker.rank(requests)
+    ranker.predict(requests)
+    ranker.predict(requests)
     assert read == [33, 3]
 
 
@@ -123,7 +123,7 @@ def test_other_weights_empty_the_cache(how):
     model = tiny("Llama")
     ranker = ranker_of(model, prefix_cache_bytes=1 << 20)
     requests = requests_of(0)
-    before = ranker.rank(requests).probability
+    before = ranker.predict(requests).probability
     projection = model.model.layers[1].self_attn.v_proj
     with torch.no_grad():
         if how == "in place":
@@ -134,7 +134,7 @@ def test_other_weights_empty_the_cache(how):
             projection.load_state_dict({"weight": projection.weight * 2 + 0.1})
         else:
             projection.weight = torch.nn.Parameter(projection.weight * 2 + 0.1)
-    found = ranker.rank(requests).probability
+    found = ranker.predict(requests).probability
     assert not torch.allclose(found, before, atol=1e-4)
     expected = plain(model, [[*prefix, *candidate] for prefix, candidate in requests])
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-4)
@@ -165,7 +165,7 @@ def test_calibration_keeps_its_promise_on_the_rows_that_test(llama):
     requests = requests_of(0, 400)
     found = ranker.calibrate(requests, alpha=0.2)
     assert ranker.policy.thresholds == (found.thresholds,)
-    full, early = ranker.rank(requests, early_exit=False), ranker.rank(requests)
+    full, early = ranker.predict(requests, early_exit=False), ranker.predict(requests)
     assert early.depth.float().mean() < 4
     assert ((full.probability > 0.5) != (early.probability > 0.5)).float().mean() <= 0.25
 
@@ -173,10 +173,10 @@ def test_calibration_keeps_its_promise_on_the_rows_that_test(llama):
 def test_calibration_within_limits(llama):
     ranker = ranker_of(llama)
     requests = requests_of(0, 200)
-    full = ranker.rank(requests, early_exit=False).probability.numpy()
+    full = ranker.predict(requests, early_exit=False).probability.numpy()
     limit = Limit(lambda scores: -float(np.abs(scores - full).mean()), 0.02)
     ranker.calibrate_within(requests, [limit])
-    early = ranker.rank(requests)
+    early = ranker.predict(requests)
     assert np.abs(early.probability.numpy() - full).mean() <= 0.021
     assert early.depth.float().mean() < 4
 
@@ -191,7 +191,7 @@ def test_save_and_load(family, tmp_path):
     ranker.save_pretrained(tmp_path)
     loaded = EarlyExitRanker.from_pretrained(tmp_path, model, Letters())
     requests = requests_of(3)
-    expected, found = ranker.rank(requests), loaded.rank(requests)
+    expected, found = ranker.predict(requests), loaded.predict(requests)
     assert torch.equal(found.probability, expected.probability) and torch.equal(found.depth, expected.depth)
     assert loaded.policy == ranker.policy and loaded.max_tokens == 500 and loaded.cache.max_bytes == 1 << 20
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "heads.safetensors"]
@@ -213,7 +213,7 @@ def test_what_cannot_be_loaded(llama, tmp_path):
 def test_service_equals_serial(llama):
     ranker = ranker_of(llama, max_tokens=300)
     calls = [requests_of(seed, int(size)) for seed, size in enumerate(np.random.default_rng(0).integers(1, 7, 640))]
-    expected = [ranker.rank(call) for call in calls]
+    expected = [ranker.predict(call) for call in calls]
     found, answered = {}, Counter()
 
     def client(first):
@@ -250,16 +250,16 @@ def test_service_refuses_what_would_spoil_a_batch(llama):
 def test_bad_requests_are_refused(llama):
     ranker = ranker_of(llama)
     with pytest.raises(ValueError, match="requests: expected .* at least one token; got an empty one"):
-        ranker.rank([([], [])])
+        ranker.predict([([], [])])
     with pytest.raises(ValueError, match="at most 256 tokens a text; got 257"):
-        ranker.rank([([1] * 256, [2])])
+        ranker.predict([([1] * 256, [2])])
     with pytest.raises(ValueError, match="requests: expected two texts or two lists of token ids; got one of each"):
-        ranker.rank([("a", [2])])
+        ranker.predict([("a", [2])])
     ranker.tokenizer = None
     with pytest.raises(ValueError, match="requests: expected token ids"):
-        ranker.rank([("a", "b")])
+        ranker.predict([("a", "b")])
     with pytest.raises(ValueError, match="answers: expected words that begin with different tokens"):
-        EarlyExitRanker.from_model(llama, Letters(), ("yes", "yellow"))
+        EarlyExitRanker.from_model(llama, Letters(), ("yes", "yellow"), reading="first_token")
     with pytest.raises(TypeError, match="model: expected a causal model with lm_head; got LlamaModel"):
         EarlyExitRanker.from_model(llama.model, Letters())
     with pytest.raises(ValueError, match="max_tokens: expected at least 1; got 0"):

@@ -173,17 +173,17 @@ def test_a_ranker_moves(family, device, tmp_path):
     here = EarlyExitRanker.from_model(tiny(family), Letters(), ("n", "y"), exits=(1, 2, 3), prefix_cache_bytes=1 << 20)
     here.calibrate(requests(), alpha=0.2)
     here.save_pretrained(tmp_path)
-    expected = here.rank(requests(), early_exit=False).probability
+    expected = here.predict(requests(), early_exit=False).probability
     there = EarlyExitRanker.from_pretrained(tmp_path, tiny(family), device=device)
     assert there.device.type == device and there.policy == here.policy
     for ranker in (there, here.to(device)):
         for _ in range(2):
-            found = ranker.rank(requests(), early_exit=False).probability
+            found = ranker.predict(requests(), early_exit=False).probability
             assert found.device.type == device
             torch.testing.assert_close(found.cpu(), expected, atol=2e-3, rtol=0)
     there.calibrate(requests(), alpha=0.2)
-    assert there.rank(requests()).depth.float().mean() <= 4
-    torch.testing.assert_close(there.to("cpu").rank(requests(), early_exit=False).probability, expected)
+    assert there.predict(requests()).depth.float().mean() <= 4
+    torch.testing.assert_close(there.to("cpu").predict(requests(), early_exit=False).probability, expected)
 
 
 def test_an_exit_waits_once(device):
@@ -195,13 +195,13 @@ def test_an_exit_waits_once(device):
     groups = [([5, 6, 7, 8, 9], [[10, 11], [12], [13, 14, 15]]), ([], [[20, 21, 22]]), ([30] * 17, [[31, 32]])]
     policy = ExitPolicy(((0.0001, 1e9, 1e9),))
     for _ in range(3):
-        model.rank(groups, policy=policy)  # compiles, records, replays
+        model.predict(groups, policy=policy)  # compiles, records, replays
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
-            found = model.rank(groups, policy=policy)
+            found = model.predict(groups, policy=policy)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     waits = [f"{w.filename}:{w.lineno}: {w.message}" for w in told if "synchroniz" in str(w.message)]

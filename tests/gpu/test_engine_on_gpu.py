@@ -25,10 +25,10 @@ def models():
 def test_scores_are_those_of_the_cpu(models, work, exits, cached):
     here, there = models
     policy = spread_policy(here, work) if exits else None
-    expected = here.rank(work.groups, work.features, policy)
+    expected = here.predict(work.groups, work.features, policy)
     cache = PrefixCache(2**30) if cached else None
     for _ in range(2 if cached or not ON_GPU else 3):  # without a cache the third replays a graph
-        found = there.rank(work.groups, work.features, policy, cache=cache)
+        found = there.predict(work.groups, work.features, policy, cache=cache)
         assert torch.equal(found.depth.cpu(), expected.depth)
         torch.testing.assert_close(found.probability.cpu(), expected.probability, atol=2e-3, rtol=0)
     assert cache is None or cache.hits == len(work.groups)
@@ -37,9 +37,9 @@ def test_scores_are_those_of_the_cpu(models, work, exits, cached):
 
 def test_bfloat16_stays_near(models, work):
     model = random_ranker("cuda" if ON_GPU else "cpu", torch.bfloat16, tiny=not ON_GPU)
-    expected = models[0].rank(work.groups, work.features).probability
+    expected = models[0].predict(work.groups, work.features).probability
     for _ in range(3 if ON_GPU else 1):
-        difference = (model.rank(work.groups, work.features).probability.cpu() - expected).abs()
+        difference = (model.predict(work.groups, work.features).probability.cpu() - expected).abs()
         assert difference.mean() < 0.03
         assert difference.max() < 0.3
 

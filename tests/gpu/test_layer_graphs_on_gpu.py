@@ -20,7 +20,7 @@ def model():
 
 def alone(model, work, policy=None):
     model.cuda_graphs = False
-    found = model.rank(work.groups, work.features, policy)
+    found = model.predict(work.groups, work.features, policy)
     model.cuda_graphs = True
     return found
 
@@ -42,7 +42,7 @@ def test_scores_are_those_of_layers_one_by_one(model, exits):
     expected = [alone(model, work, policy) for work, policy in zip(works, policies, strict=True)]
     for _ in range(3):
         for work, policy, one in zip(works, policies, expected, strict=True):
-            same(model.rank(work.groups, work.features, policy), one)
+            same(model.predict(work.groups, work.features, policy), one)
     assert len(graphs_of(model)) >= 2
     assert not exits or len(expected[0].depth.unique()) > 1
 
@@ -56,7 +56,7 @@ def test_streams_and_threads(model):
         with torch.cuda.stream(torch.cuda.Stream()):
             for turn in range(8):
                 which = (place + turn) % 2
-                found = model.rank(works[which].groups, works[which].features)
+                found = model.predict(works[which].groups, works[which].features)
                 torch.cuda.current_stream().synchronize()
                 same(found, expected[which])
 
@@ -73,7 +73,7 @@ def test_two_models_are_recorded_and_replayed_at_once():
     def rank(place):
         with torch.cuda.stream(torch.cuda.Stream()):
             for _ in range(6):
-                found = models[place].rank(work.groups, work.features)
+                found = models[place].predict(work.groups, work.features)
                 torch.cuda.current_stream().synchronize()
                 same(found, expected[place])
 
@@ -90,12 +90,12 @@ def test_a_recording_that_fails_leaves_a_device_that_works(model, caplog):
     waits = layer_graphs.LayerGraphs(lambda run: recorder(lambda: (run(), torch.ones(1, device="cuda").item())))
     layer_graphs._of_backbones[other.backbone] = waits
     for _ in range(3):
-        same(other.rank(work.groups, work.features), expected)
+        same(other.predict(work.groups, work.features), expected)
     assert torch.cuda.current_stream() == before
     assert not torch.cuda.is_current_stream_capturing()
     assert sum("no CUDA graph" in record.message for record in caplog.records) == 1
     for _ in range(3):
-        model.rank(work.groups, work.features)  # others are recorded as ever
+        model.predict(work.groups, work.features)  # others are recorded as ever
     assert len(graphs_of(model)) >= 1
 
 
@@ -106,7 +106,7 @@ def test_a_second_device():
     work, found = stored_work("slates", groups=1), []
     models = [random_ranker(kind, torch.float32) for kind in ("cuda:0", "cuda:1")]
     for model in models:
-        found += [model.rank(work.groups, work.features).cpu() for _ in range(3)]
+        found += [model.predict(work.groups, work.features).cpu() for _ in range(3)]
     for other in found[1:]:
         same(other, found[0])
     assert all(len(graphs_of(model)) == 1 for model in models)
@@ -115,14 +115,14 @@ def test_a_second_device():
 def test_other_weights_and_copies():
     model, work = random_ranker("cuda", torch.float32), stored_work("slates", groups=1)
     for _ in range(3):
-        first = model.rank(work.groups, work.features).probability
+        first = model.predict(work.groups, work.features).probability
     other = copy.deepcopy(model)
     layer = model.backbone.base.layers[3].mlp.down_proj
     layer.weight = torch.nn.Parameter(layer.weight.detach() * 4)
     for _ in range(3):
-        same(model.rank(work.groups, work.features), alone(model, work))
+        same(model.predict(work.groups, work.features), alone(model, work))
     for _ in range(3):
-        torch.testing.assert_close(other.rank(work.groups, work.features).probability, first, atol=2e-3, rtol=0)
-    assert (model.rank(work.groups, work.features).probability - first).abs().max() > 1e-2
+        torch.testing.assert_close(other.predict(work.groups, work.features).probability, first, atol=2e-3, rtol=0)
+    assert (model.predict(work.groups, work.features).probability - first).abs().max() > 1e-2
     del model
     assert len(graphs_of(other)) == 1

@@ -56,6 +56,6 @@ def test_full_depth_is_the_plain_model(family, kind):
     for cached in (0, 1 << 20):
         ranker = EarlyExitRanker.from_model(model, Letters(), ANSWERS, exits=(1, 2), prefix_cache_bytes=cached)
         for _ in range(2):
-            torch.testing.assert_close(ranker.rank(REQUESTS).probability, expected, atol=3e-5, rtol=3e-4)
-        alone = torch.cat([ranker.rank([request]).probability for request in REQUESTS])
+            torch.testing.assert_close(ranker.predict(REQUESTS).probability, expected, atol=3e-5, rtol=3e-4)
+        alone = torch.cat([ranker.predict([request]).probability for request in REQUESTS])
         torch.testing.assert_close(alone, expected, atol=3e-5, rtol=3e-4)

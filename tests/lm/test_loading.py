@@ -71,7 +71,7 @@ def test_from_a_folder_to_scores(kind, tmp_path):
     assert expected.std() > 0.02
     ranker = EarlyExitRanker.from_model(model, loaded.tokenizer, exits=(2,), prefix_cache_bytes=1 << 20)
     requests = [([], text) for text in segments_of(model, inputs)]
-    torch.testing.assert_close(ranker.rank(requests).probability, expected, atol=3e-5, rtol=3e-4)
+    torch.testing.assert_close(ranker.predict(requests).probability, expected, atol=3e-5, rtol=3e-4)
 
 
 def test_a_language_model_comes_with_its_tokenizer(tmp_path):

@@ -70,10 +70,10 @@ def test_full_depth_is_the_model_itself(example, options):
     ranker = ranker_of(model, **options)
     for seed in range(2):
         for _ in range(2):
-            found = ranker.rank(requests_of(texts, seed)).probability
+            found = ranker.predict(requests_of(texts, seed)).probability
             torch.testing.assert_close(found, expected, **CLOSE)
     for request, score in zip(requests_of(texts), expected, strict=True):
-        torch.testing.assert_close(ranker.rank([request]).probability[0], score, **CLOSE)
+        torch.testing.assert_close(ranker.predict([request]).probability[0], score, **CLOSE)
 
 
 def test_images_change_the_scores(example):
@@ -88,7 +88,7 @@ def test_a_padded_batch_gives_each_text_its_own_images(example):
     kind, model, _, _ = example
     inputs = vlm_inputs(kind, TEXTS, seed=5)
     expected = own_scores(model, inputs)
-    found = ranker_of(model).rank([([], text) for text in segments_of(model, inputs)]).probability
+    found = ranker_of(model).predict([([], text) for text in segments_of(model, inputs)]).probability
     torch.testing.assert_close(found, expected, **CLOSE)
 
 
@@ -110,7 +110,7 @@ def test_candidates_share_images_before_them(example):
     for options in ({}, {"prefix_cache_bytes": 1 << 20}):
         ranker = ranker_of(model, **options)
         for some in (slice(0, 2), slice(0, 4), slice(2, 4)):
-            found = ranker.rank([(prefix, candidate) for candidate in candidates[some]]).probability
+            found = ranker.predict([(prefix, candidate) for candidate in candidates[some]]).probability
             torch.testing.assert_close(found, expected[some], **CLOSE)
     assert ranker.cache.hits == 2
 
@@ -121,10 +121,10 @@ def test_rows_leave_early_as_they_would_alone(example):
     policy = ExitPolicy(((0.5, 0.3, 0.1),))
     alone, together = ranker_of(model), ranker_of(model, prefix_cache_bytes=1 << 20)
     alone.policy = together.policy = policy
-    found = together.rank(requests)
+    found = together.predict(requests)
     assert len(set(found.depth.tolist())) > 1
     for place, request in enumerate(requests):
-        expected = alone.rank([request])
+        expected = alone.predict([request])
         assert expected.depth[0] == found.depth[place]
         torch.testing.assert_close(expected.probability[0], found.probability[place], **CLOSE)
 
@@ -152,7 +152,9 @@ def test_adapters_of_vision_language_models(kind):
         plain = examples(kind, model, count=1)[1]
     assert (plain - expected).abs().max() > 1e-3
     for options in ({}, {"prefix_cache_bytes": 1 << 20}):
-        torch.testing.assert_close(ranker_of(model, **options).rank(requests_of(texts)).probability, expected, **CLOSE)
+        torch.testing.assert_close(
+            ranker_of(model, **options).predict(requests_of(texts)).probability, expected, **CLOSE
+        )
 
 
 def test_positions_follow_the_models_own_rule():
@@ -184,7 +186,7 @@ def test_what_does_not_fit_is_refused():
 @pytest.mark.parametrize("kind", ["Llava", "Qwen2_5_VL"])
 def test_vectors_of_another_model_spoil_no_other_call(kind):
     ranker, good = ranker_of(tiny_vlm(kind)), ([1, 2], [3])
-    expected = ranker.rank([good]).probability
+    expected = ranker.predict([good]).probability
     narrow = Embeddings(torch.zeros(3, 16), b"narrow")
     axes = np.zeros((2 if kind == "Qwen2_5_VL" else 3, 3), dtype=np.int64)
     turned = Embeddings(torch.zeros(3, 32), b"turned", positions=axes)
@@ -229,11 +231,11 @@ def test_vectors_in_place_of_embeddings_of_text_models(family):
     ids = [3, 4, 5, 6, 7]
     vectors = backbone.embed(torch.tensor(ids)).detach()
     ranker = ranker_of(model, prefix_cache_bytes=1 << 20)
-    (expected,) = ranker.rank([(ids[:2], ids[2:])]).probability
+    (expected,) = ranker.predict([(ids[:2], ids[2:])]).probability
     for begin, end in ((0, 2), (1, 4), (3, 5), (0, 5)):
         text = text_of([ids[:begin], Embeddings.of(vectors[begin:end]), ids[end:]])
         for at in {text.boundary(at) for at in range(5)}:
-            found = ranker.rank([(text[:at], text[at:])] * 2).probability
+            found = ranker.predict([(text[:at], text[at:])] * 2).probability
             torch.testing.assert_close(found, expected.expand(2), **CLOSE)
 
 

@@ -142,12 +142,12 @@ def test_the_rankers_full_depth_is_the_plain_model(name, cached):
     assert expected.std() > 0.02
     ranker = EarlyExitRanker.from_model(model, Letters(), ("n", "y"), exits=(1, 2), prefix_cache_bytes=cached)
     for _ in range(2):
-        torch.testing.assert_close(ranker.rank(requests).probability, expected, **CLOSE)
+        torch.testing.assert_close(ranker.predict(requests).probability, expected, **CLOSE)
     ranker.policy = ExitPolicy(((0.4, 0.2),))
-    together = ranker.rank(requests)
+    together = ranker.predict(requests)
     assert len(set(together.depth.tolist())) > 1
     for place, request in enumerate(requests):
-        alone = ranker.rank([request])
+        alone = ranker.predict([request])
         assert alone.depth[0] == together.depth[place]
         torch.testing.assert_close(alone.probability[0], together.probability[place], **CLOSE)
 
@@ -259,13 +259,13 @@ def test_adapters(name, more):
     ranker = EarlyExitRanker.from_model(model, Letters(), ("n", "y"), exits=(1, 2), prefix_cache_bytes=1 << 20)
     first = own()
     for _ in range(2):
-        torch.testing.assert_close(ranker.rank(requests).probability, first, **CLOSE)
+        torch.testing.assert_close(ranker.predict(requests).probability, first, **CLOSE)
     if "modules_to_save" not in more:  # the ranker's heads are copies
         with model.disable_adapter():
             assert (own() - first).abs().max() > 1e-3
-            torch.testing.assert_close(ranker.rank(requests).probability, own(), **CLOSE)
+            torch.testing.assert_close(ranker.predict(requests).probability, own(), **CLOSE)
         model.merge_adapter()
-        torch.testing.assert_close(ranker.rank(requests).probability, first, **CLOSE)
+        torch.testing.assert_close(ranker.predict(requests).probability, first, **CLOSE)
 
 
 def test_bfloat16():
@@ -273,5 +273,5 @@ def test_bfloat16():
     no, yes = (Letters()(answer, add_special_tokens=False)["input_ids"][0] for answer in "ny")
     with torch.no_grad():
         expected = model(torch.tensor([[5, 6, 7, 8]])).logits[0, -1, [no, yes]].float().softmax(-1)[1]
-    found = EarlyExitRanker.from_model(model, Letters(), ("n", "y")).rank([([5, 6], [7, 8])]).probability[0]
+    found = EarlyExitRanker.from_model(model, Letters(), ("n", "y")).predict([([5, 6], [7, 8])]).probability[0]
     torch.testing.assert_close(found, expected, atol=0.05, rtol=0.1)

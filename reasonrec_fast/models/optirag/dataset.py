@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from reasonrec_fast.data.interactions import Interactions, joined
-from reasonrec_fast.early_exit.ranker import GroupInputs
+from reasonrec_fast.early_exit.requests import GroupInputs
 from reasonrec_fast.lm.layout import TokenGroup
 from reasonrec_fast.models.optirag.boosted import BoostedEvidence, boosted_features, out_of_fold_logits, take
 from reasonrec_fast.models.optirag.config import OptiRAGConfig

@@ -482,7 +482,7 @@ class OptiRAG(PushToHub):
         if slates:
             batch = requests.batch(slates, self.mean, self.scale)
             inputs = batch.inputs if self.config.read_dense_features else replace(batch.inputs, features=None)
-            ranked = self.ranker.rank_groups(batch.groups, inputs, early_exit=early_exit, progress=progress)
+            ranked = self.ranker.predict_groups(batch.groups, inputs, early_exit=early_exit, progress=progress)
             rows = np.concatenate([slate.rows for slate in slates])
             probability[rows], depth[rows] = ranked.probability.numpy(), ranked.depth.numpy()
         return Predictions(probability, depth)
