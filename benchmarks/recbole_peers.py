@@ -21,11 +21,11 @@ from reasonrec_fast.experiments.config import EvaluationConfig
 from reasonrec_fast.experiments.held_out import compared_on_test, metrics_on_test
 from reasonrec_fast.experiments.runner import machine, revision, versions
 from reasonrec_fast.files import write_json
-from reasonrec_fast.models.classical import DCNv2, DCNv2Config, LightGCN, LightGCNConfig, Recommender
+from reasonrec_fast.models.classical import ClassicalRecommender, DCNv2, DCNv2Config, LightGCN, LightGCNConfig
 from reasonrec_fast.models.classical.recbole import RecBole, RecBoleConfig
 
 
-def lightgcn(epochs: int, seed: int) -> tuple[Recommender, RecBole]:
+def lightgcn(epochs: int, seed: int) -> tuple[ClassicalRecommender, RecBole]:
     """RecBole's defaults, except three layers and the paper's regulariser (squared norms)."""
     ours = LightGCNConfig(
         dim=64, layers=3, batch=2048, learning_rate=1e-3, regularisation=1e-4, epochs=epochs, seed=seed
@@ -41,13 +41,13 @@ def lightgcn(epochs: int, seed: int) -> tuple[Recommender, RecBole]:
     return LightGCN(ours), RecBole(RecBoleConfig(model="LightGCN", settings=peer_settings, epochs=epochs, seed=seed))
 
 
-def dcnv2(epochs: int, seed: int) -> tuple[Recommender, RecBole]:
+def dcnv2(epochs: int, seed: int) -> tuple[ClassicalRecommender, RecBole]:
     """Each with its own defaults; RecBole's model does not use histories."""
     ours = DCNv2(DCNv2Config(epochs=epochs, patience=3, seed=seed))
     return ours, RecBole(RecBoleConfig(model="DCNV2", epochs=epochs, patience=3, seed=seed))
 
 
-def in_turns(ours: Recommender, peer: RecBole, data: Interactions, split: Split) -> dict[str, list[float]]:
+def in_turns(ours: ClassicalRecommender, peer: RecBole, data: Interactions, split: Split) -> dict[str, list[float]]:
     """Seconds of each epoch of both, without validation."""
     seconds: dict[str, list[float]] = {"ours": [], "recbole": []}
     peer.begin(data, split.train)
@@ -69,7 +69,7 @@ def in_turns(ours: Recommender, peer: RecBole, data: Interactions, split: Split)
     return seconds
 
 
-def best_of_both(ours: Recommender, peer: RecBole, data: Interactions, split: Split) -> dict[str, list[float]]:
+def best_of_both(ours: ClassicalRecommender, peer: RecBole, data: Interactions, split: Split) -> dict[str, list[float]]:
     """Seconds of the epochs of both, each with early stopping; the times include validation."""
     seconds: dict[str, list[float]] = {}
     for name, model in (("ours", ours), ("recbole", peer)):
@@ -87,7 +87,7 @@ def main(
     output: Annotated[Path | None, typer.Option("--json", help="where to write the record")] = None,
 ) -> None:
     """Train, time and test both."""
-    make: Callable[[int, int], tuple[Recommender, RecBole]]
+    make: Callable[[int, int], tuple[ClassicalRecommender, RecBole]]
     if case == "lightgcn":
         make, train, task = lightgcn, in_turns, "ranking"
         events = load_sequences(data / "amazon" / "beauty")

@@ -21,7 +21,7 @@ from reasonrec_fast.data import Catalog, Interactions
 from reasonrec_fast.experiments.runner import machine, revision, versions
 from reasonrec_fast.files import read_json, write_json
 from reasonrec_fast.memory import peak_bytes, reset_peak_memory, resident_bytes
-from reasonrec_fast.models.classical import LightGCN, LightGCNConfig, Recommender, SASRec, SASRecConfig
+from reasonrec_fast.models.classical import ClassicalRecommender, LightGCN, LightGCNConfig, SASRec, SASRecConfig
 
 STEPS = 40
 """Steps of LightGCN per epoch: each propagates over the whole graph, so the batch grows with the data."""
@@ -62,11 +62,11 @@ def power_law(events: int, seed: int = 0) -> Interactions:
     )  # fmt: skip
 
 
-def lightgcn(events: int, epochs: int) -> Recommender:
+def lightgcn(events: int, epochs: int) -> ClassicalRecommender:
     return LightGCN(LightGCNConfig(batch=-(-events // STEPS), epochs=epochs))
 
 
-def sasrec(events: int, epochs: int) -> Recommender:
+def sasrec(events: int, epochs: int) -> ClassicalRecommender:
     return SASRec(SASRecConfig(batch=512, negatives=2048, precision="float32", epochs=epochs))
 
 

@@ -530,7 +530,7 @@ MODELS = {
     "DCNv2": ({"dim": 4, "deep": (8,), "dropout": 0.0, **QUICK}, LOSS + FIELDS),
 }
 ONCE_A_FIT = {
-    "base._apply", "lightgcn.prepare", "sasrec.learn_rows", "fields.describe", "item_to_item.learn_from", "bias.learn",
+    "base._apply", "lightgcn.prepare", "sasrec.fit_rows", "fields.describe", "item_to_item.learn_from", "bias.learn",
     "popularity.learn",
 }  # fmt: skip
 # What scores and recommendations read back: one array, and two; ItemKNN's products are sparse ones of the host.
@@ -610,7 +610,7 @@ def test_sampled_classes_are_counted_once_a_step(clicks):
 
 def test_new_users_are_folded_in_on_a_device(clicks):
     model = made("LightGCN", "cpu").fit(clicks, np.arange(len(clicks)))
-    model.observe(Histories.from_lists([[1]] * 30 + [[2, 4, 6]]))
+    model.set_histories(Histories.from_lists([[1]] * 30 + [[2, 4, 6]]))
     expected = model.recommend(np.array([30, 2]), 3)
     with pretended_device() as device:
         model.to(DEVICE)

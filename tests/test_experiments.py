@@ -168,7 +168,7 @@ def test_configurations_of_the_package(name):
     [
         (("dim = 4", "width = 4"), "both.toml: models.BPR: expected average, batch, .*; got 'width'"),
         (
-            ('kind = "BPR"', 'kind = "Recommender"'),
+            ('kind = "BPR"', 'kind = "ClassicalRecommender"'),
             "models.kind: expected one of BPR, Bias, DCNv2, EASE, FM, ItemKNN, LightGCN, .*, SASRec; got",
         ),
         (('kind = "sequences"', 'kind = "web"'), "both.toml: datasets: kind: expected 'sequences', .*; got 'web'"),

@@ -57,8 +57,8 @@ def test_sampled_candidates_hold_the_target_and_nothing_else_of_the_user():
     found = evaluation.sampled_candidates(targets, np.arange(30), Histories.from_lists(lists), 200, negatives=99)
     again = evaluation.sampled_candidates(targets, np.arange(30), Histories.from_lists(lists), 200, negatives=99)
     assert found.shape == (30, 100) and np.array_equal(found, again)
-    for row, had in zip(found, lists, strict=True):
-        assert row[0] == had[-1] and len(set(row.tolist())) == 100 and not set(row[1:].tolist()) & set(had)
+    for row, seen in zip(found, lists, strict=True):
+        assert row[0] == seen[-1] and len(set(row.tolist())) == 100 and not set(row[1:].tolist()) & set(seen)
 
 
 def test_a_model_that_tells_nothing_apart_finds_no_target():

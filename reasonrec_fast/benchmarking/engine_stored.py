@@ -88,7 +88,7 @@ def _case(name: str, prompts: str, groups: int, exits: bool = False, device: str
 
 @torch.inference_mode()
 def at_exits(model: EarlyExitModel, work: StoredWork, policy: ExitPolicy | None) -> torch.Tensor:
-    """Probabilities at the exits that :meth:`EarlyExitModel.predict` chooses for the rows, from a pass without exits."""
+    """Probabilities at the exits that :meth:`EarlyExitModel.predict` chooses, from a pass without exits."""
     depth = model.predict(work.groups, work.features, policy).depth
     probabilities = torch.stack([s.positive_probability for s in model.all_exits(work.groups, work.features)])
     exits = torch.tensor(model.exits, device=depth.device)

@@ -46,7 +46,7 @@ from reasonrec_fast.settings import settings_from
 
 if TYPE_CHECKING:
     from reasonrec_fast.experiments.config import EvaluationConfig
-    from reasonrec_fast.models.classical import Recommender
+    from reasonrec_fast.models.classical import ClassicalRecommender
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -118,7 +118,7 @@ def fit(
         rows = (None, None) if parts is None else (parts.train, parts.validation)
         with progress_bar("Training") as update:
             recommender.fit(interactions, *rows, checkpoint=checkpoint, progress=training_progress(update))
-        recommender.observe_events(interactions, np.arange(len(interactions)))
+        recommender.set_histories_from(interactions, np.arange(len(interactions)))
         recommender.save_pretrained(output)
         checkpoint.unlink(missing_ok=True)
         say(f"Model written to {output}")
@@ -165,14 +165,14 @@ def recommend(
         table = None if users is None else read_table(users)
         if data is not None:
             history = load_data(data, None, options)
-            loaded.observe_table(history)
+            loaded.set_histories_from_table(history)
         if table is None:
             table = Table({"user": pa.array(loaded.known_users.ids, pa.string())}, Source())
-        asked = _users_of(loaded, table.renamed(names))
+        user_indices = _users_of(loaded, table.renamed(names))
         with progress_bar("Recommending") as update:
-            write_parts(output, table, ("rank", "item", "score"), _recommended(loaded, asked, k, update))
+            write_parts(output, table, ("rank", "item", "score"), _recommended(loaded, user_indices, k, update))
         if output != "-":
-            say(f"Recommendations for {len(asked)} users written to {output}")
+            say(f"Recommendations for {len(user_indices)} users written to {output}")
 
 
 @app.command()
@@ -212,7 +212,7 @@ def evaluate(
         check_measurable(events, parts, settings, data)
         new = np.unique(events.users[parts.test])
         _check_served(loaded, new, Source(data), [events.user_ids[user] for user in new])
-        loaded.observe_events(events, parts.train)
+        loaded.set_histories_from(events, parts.train)
         metrics, undefined = with_reasons(metrics_on_test(loaded, events, parts, settings))
         shown = Shown("metric", "value")
         for name, value in metrics.items():
@@ -221,7 +221,7 @@ def evaluate(
         typer.echo(json.dumps({"metrics": metrics, "undefined": undefined}))
 
 
-def _settings(kind: type[Recommender], config: Path | None, seed: int | None) -> Any:
+def _settings(kind: type[ClassicalRecommender], config: Path | None, seed: int | None) -> Any:
     """A model's settings, of a file."""
     settings: Any = settings_from(kind.config_type, {} if config is None else read_json(config), str(config))
     if seed is None:
@@ -244,7 +244,7 @@ def _measured(task: str, ks: str | None, negatives: int | None) -> EvaluationCon
     )
 
 
-def _users_of(model: Recommender, table: Table) -> np.ndarray:
+def _users_of(model: ClassicalRecommender, table: Table) -> np.ndarray:
     """Index of each row's user, int64 ``[N]``."""
     where = table.source
     if "user" not in table.columns:
@@ -259,7 +259,7 @@ def _users_of(model: Recommender, table: Table) -> np.ndarray:
     return found
 
 
-def _check_served(model: Recommender, users: np.ndarray, where: Source, names: list[str]) -> None:
+def _check_served(model: ClassicalRecommender, users: np.ndarray, where: Source, names: list[str]) -> None:
     """Refuse users who are new to a model that serves those of its training alone."""
     if model.serves_new_users or not len(users) or users.max() < model.sizes["users"]:
         return
@@ -270,7 +270,7 @@ def _check_served(model: Recommender, users: np.ndarray, where: Source, names: l
     )
 
 
-def _recommended(model: Recommender, users: np.ndarray, k: int, update: Update) -> Iterator[Part]:
+def _recommended(model: ClassicalRecommender, users: np.ndarray, k: int, update: Update) -> Iterator[Part]:
     """Rank, item and score of each user's best items, some users at a time."""
     items = pa.array(model.known_items.ids, pa.string())
     k = min(k, len(items))

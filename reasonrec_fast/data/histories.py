@@ -40,11 +40,11 @@ class Histories:
         return cls._of_rows(interactions, rows[interactions.labels[rows] == 1])
 
     @classmethod
-    def had(cls, interactions: Interactions, rows: np.ndarray) -> Histories:
+    def seen(cls, interactions: Interactions, rows: np.ndarray) -> Histories:
         """Histories of all labelled events among ``rows``: the seen items, liked or not.
 
         >>> events = Interactions.from_columns(["a", "a"], ["x", "y"], [1, 0], [3, 4])
-        >>> Histories.had(events, [0, 1]).of_user(0).tolist(), Histories.of(events, [0, 1]).of_user(0).tolist()
+        >>> Histories.seen(events, [0, 1]).of_user(0).tolist(), Histories.of(events, [0, 1]).of_user(0).tolist()
         ([0, 1], [0])
 
         Raises:

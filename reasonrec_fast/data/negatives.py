@@ -19,7 +19,7 @@ class NegativeSampler:
     Safe to use from several threads and in forked processes.
 
     Args:
-        histories: the items that are not drawn for each user. :meth:`Histories.had` excludes all seen items, liked or
+        histories: the items that are not drawn for each user. :meth:`Histories.seen` excludes all seen items, liked or
             not (for sampled candidates and recommendations); :meth:`Histories.of` excludes only liked items (for the
             training of BPR and LightGCN, where a disliked item may be a negative).
         num_items: ``I``, at least 1; negatives are in ``[0, I)``.
@@ -92,7 +92,7 @@ def draw_negatives(data: Interactions, rows: np.ndarray, known: np.ndarray, seed
     >>> draw_negatives(data, np.array([0]), np.arange(2), 0).items.tolist()
     [1]
     """
-    sampler = NegativeSampler(Histories.had(data, known), data.num_items)
+    sampler = NegativeSampler(Histories.seen(data, known), data.num_items)
     rows = rows[np.diff(sampler.indptr)[data.users[rows]] < data.num_items]
     items = sampler.draw(data.users[rows], 1, np.random.default_rng(seed))[:, 0]
     return replace(data.take(rows), items=items, labels=np.full(len(rows), UNLABELLED, dtype=np.int64))

@@ -88,7 +88,7 @@ def checked_split(interactions: Interactions, split: Split) -> Split:
     return Split(**{name: as_rows(rows, name, len(interactions), error=DataError) for name, rows in parts.items()})
 
 
-def check_not_learnt(data: Interactions, split: Split, learnt: np.ndarray, name: str) -> None:
+def check_not_learnt(data: Interactions, split: Split, fitted_events: np.ndarray, name: str) -> None:
     """Raise an error if a model was fitted on events of the test part: its metrics would measure memorisation.
 
     That happens if the data set has changed, or if a user's simultaneous events are in another order, since the order
@@ -96,14 +96,14 @@ def check_not_learnt(data: Interactions, split: Split, learnt: np.ndarray, name:
 
     Args:
         data, split: the events and their parts.
-        learnt: keys (:meth:`~reasonrec_fast.data.Interactions.keys`) of the events that the model was fitted on.
+        fitted_events: keys (:meth:`~reasonrec_fast.data.Interactions.keys`) of the events that the model was fitted on.
         name: of the events, for the error.
 
     Raises:
-        DataError: an event of the test part is among ``learnt``.
+        DataError: an event of the test part is among ``fitted_events``.
     """
     # An event that occurs twice may legitimately be in two parts.
-    learnt_only = np.setdiff1d(learnt, data.keys(np.concatenate([split.train, split.validation])))
+    learnt_only = np.setdiff1d(fitted_events, data.keys(np.concatenate([split.train, split.validation])))
     leaked = int(np.isin(data.keys(split.test), learnt_only).sum())
     if leaked:
         raise DataError(

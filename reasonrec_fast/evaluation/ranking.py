@@ -186,7 +186,7 @@ def sampled_candidates(
     Args:
         targets, users: integers ``[B]``.
         histories: items that are not drawn for each user, usually all seen items, liked or not
-            (:meth:`~reasonrec_fast.data.Histories.had`); a user's targets are never drawn.
+            (:meth:`~reasonrec_fast.data.Histories.seen`); a user's targets are never drawn.
         num_items: ``I``.
         negatives: distinct negatives per row.
         seed: of the random numbers.

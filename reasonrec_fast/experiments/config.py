@@ -101,7 +101,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         check_settings(self)
 
-    def made_for(self, seed: int) -> tuple[type[classical.Recommender], Any]:
+    def made_for(self, seed: int) -> tuple[type[classical.ClassicalRecommender], Any]:
         """The class of the model, and its configuration for one seed.
 
         Raises:
@@ -115,7 +115,7 @@ class ModelConfig:
         config: Any = settings_from(kind.config_type, self.settings, f"models.{self.title}")
         return kind, replace(config, seed=seed) if hasattr(config, "seed") else config
 
-    def make(self, seed: int, *, device: torch.device | str | None = None) -> classical.Recommender:
+    def make(self, seed: int, *, device: torch.device | str | None = None) -> classical.ClassicalRecommender:
         """The model, for one seed.
 
         Args:

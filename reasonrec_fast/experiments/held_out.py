@@ -11,7 +11,7 @@ from reasonrec_fast.data import DataError, Histories, Interactions, Split
 from reasonrec_fast.data.split import check_not_learnt
 from reasonrec_fast.evaluation import Interval
 from reasonrec_fast.experiments.config import EvaluationConfig
-from reasonrec_fast.models.classical import Recommender
+from reasonrec_fast.models.classical import ClassicalRecommender
 
 STRATA = ("popular", "middling", "rare"), ("short", "middling", "long")
 
@@ -57,10 +57,10 @@ def check_measurable(data: Interactions, split: Split, settings: EvaluationConfi
         if not (data.labels[rows] == 1).any():
             raise DataError(f"{name}: expected a positive event in the {part} part; got none in {len(rows)} events")
     if settings.negatives:
-        had = Histories.had(data, np.arange(len(data)))
+        seen = Histories.seen(data, np.arange(len(data)))
         users = data.users[split.test[data.labels[split.test] == 1]]
-        least = users[np.argmax(had.distinct_counts()[users])]
-        left = data.num_items - int(had.distinct_counts()[least])
+        least = users[np.argmax(seen.distinct_counts()[users])]
+        left = data.num_items - int(seen.distinct_counts()[least])
         if left < settings.negatives:
             raise DataError(
                 f"{name}: evaluation.negatives: expected at most {left}, the items that user "
@@ -84,7 +84,7 @@ def _reason(name: str) -> str:
 
 
 def metrics_on_test(
-    model: Recommender, data: Interactions, split: Split, settings: EvaluationConfig
+    model: ClassicalRecommender, data: Interactions, split: Split, settings: EvaluationConfig
 ) -> dict[str, float]:
     """Metrics of a fitted model on the test part.
 
@@ -96,7 +96,7 @@ def metrics_on_test(
     Raises:
         DataError: the model has learnt from events of the test part.
     """
-    check_not_learnt(data, split, model.learnt, "data")
+    check_not_learnt(data, split, model.fitted_events, "data")
     if settings.task == "ctr":
         users = data.users[split.test]
         return evaluation.ctr_metrics(data.labels[split.test], _probabilities(model, data, split), users)
@@ -104,7 +104,11 @@ def metrics_on_test(
 
 
 def compared_on_test(
-    ours: Recommender, theirs: Recommender, data: Interactions, split: Split, settings: EvaluationConfig
+    ours: ClassicalRecommender,
+    theirs: ClassicalRecommender,
+    data: Interactions,
+    split: Split,
+    settings: EvaluationConfig,
 ) -> dict[str, Interval]:
     """Differences between two fitted models on the test part, ours minus theirs, with 95 % intervals over resampled
     users: of every ranking metric, with a sign-flip test
@@ -115,7 +119,7 @@ def compared_on_test(
         DataError: one of them has learnt from events of the test part.
     """
     for model in (ours, theirs):
-        check_not_learnt(data, split, model.learnt, "data")
+        check_not_learnt(data, split, model.fitted_events, "data")
     if settings.task == "ctr":
         of_both = [model.score(data.users[split.test], data.items[split.test]) for model in (ours, theirs)]
         return evaluation.paired_differences(data.labels[split.test], data.users[split.test], *of_both)
@@ -123,15 +127,15 @@ def compared_on_test(
     return {name: evaluation.paired_means(values[0][name], values[1][name]) for name in values[0]}
 
 
-def _ranked(model: Recommender, data: Interactions, split: Split, settings: EvaluationConfig) -> Ranked:
+def _ranked(model: ClassicalRecommender, data: Interactions, split: Split, settings: EvaluationConfig) -> Ranked:
     before = np.sort(np.concatenate([split.train, split.validation]))
-    known, had, unreachable = Histories.of(data, before), Histories.had(data, before), 0
+    known, seen, unreachable = Histories.of(data, before), Histories.seen(data, before), 0
     if settings.validation_is_history:
-        model.observe(known, had=had)
+        model.set_histories(known, seen=seen)
     rows = split.test[data.labels[split.test] == 1]
     if settings.negatives:
         users, relevant = data.users[rows], Histories.from_lists(data.items[rows][:, None].tolist())
-        owned = Histories.had(data, np.arange(len(data)))
+        owned = Histories.seen(data, np.arange(len(data)))
         candidates = evaluation.sampled_candidates(
             data.items[rows], users, owned, data.num_items, negatives=settings.negatives
         )
@@ -140,11 +144,11 @@ def _ranked(model: Recommender, data: Interactions, split: Split, settings: Eval
     else:
         users, place = np.unique(data.users[rows], return_inverse=True)
         wanted = Histories.from_pairs(len(users), place, data.items[rows])
-        reachable = wanted.without(had.select(users))
+        reachable = wanted.without(seen.select(users))
         unreachable = len(wanted.items) - len(reachable.items)
         some = np.flatnonzero(reachable.lengths)
         users, relevant = users[some], reachable.select(some)
-        items = model.recommend(users, max(settings.ks), exclude=had).items
+        items = model.recommend(users, max(settings.ks), exclude=seen).items
     return Ranked(users, relevant, items, known, evaluation.ranking_metrics(items, relevant, settings.ks), unreachable)
 
 
@@ -170,7 +174,7 @@ def _means(found: Ranked, train: Histories, data: Interactions, settings: Evalua
     return metrics
 
 
-def _probabilities(model: Recommender, data: Interactions, split: Split) -> np.ndarray:
+def _probabilities(model: ClassicalRecommender, data: Interactions, split: Split) -> np.ndarray:
     validation, test = (
         model.score(data.users[rows], data.items[rows]).astype(np.float64) for rows in (split.validation, split.test)
     )

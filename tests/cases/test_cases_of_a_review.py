@@ -36,10 +36,10 @@ from reasonrec_fast.models.optirag.model import Predictions
 def purchases(users=30, items=20, each=8, seed=0):
     """Likes alone: what each of some users has had, one after the other, at random."""
     g = np.random.default_rng(seed)
-    had = np.stack([g.permutation(items)[:each] for _ in range(users)])
+    seen = np.stack([g.permutation(items)[:each] for _ in range(users)])
     names = np.repeat([f"u{user}" for user in range(users)], each)
     return Interactions.from_columns(
-        names, [f"i{item}" for item in had.ravel()], np.ones(had.size), np.tile(np.arange(each), users),
+        names, [f"i{item}" for item in seen.ravel()], np.ones(seen.size), np.tile(np.arange(each), users),
         extra_items=[f"i{item}" for item in range(items)],
     )  # fmt: skip
 
@@ -212,8 +212,8 @@ def test_events_of_items_that_are_not_known_take_the_place_of_what_was_had_too()
     """A customer of a table whose articles are all new kept what they had had before."""
     data = Interactions.from_columns(["a", "a", "b", "b"], ["x", "y", "y", "z"], [1] * 4, [1, 2, 1, 2])
     model = EASE().fit(data)
-    model.observe_table(Interactions.from_columns(["a", "c"], ["new", "x"], [1, 1], [5, 5]))
-    assert [model.had.of_user(user).tolist() for user in range(3)] == [[], [1, 2], [0]]
+    model.set_histories_from_table(Interactions.from_columns(["a", "c"], ["new", "x"], [1, 1], [5, 5]))
+    assert [model.seen.of_user(user).tolist() for user in range(3)] == [[], [1, 2], [0]]
 
 
 @pytest.mark.parametrize(("alone", "sizes"), [(True, [5, 5, 2]), (False, [12])])

@@ -37,12 +37,12 @@ def test_drawn_dislikes_do_not_tell_what_users_like_later():
     parts = split_by_time(data, validation=0.12, test=0.3)
     settings = FMConfig(epochs=25, patience=25, weight_decay=1e-3, hidden=0.0, learning_rate=0.02)
     model = FM(settings).fit(data, parts.train, parts.validation)
-    had = Histories.had(data, np.arange(len(data)))
+    seen = Histories.seen(data, np.arange(len(data)))
     every = np.arange(data.num_items)
     won = []
     for row in parts.test:
         user = data.users[row]
-        never = np.setdiff1d(every, had.of_user(user))
+        never = np.setdiff1d(every, seen.of_user(user))
         scores = model.score(np.full(len(never) + 1, user), np.append(never, data.items[row]))
         won.append((scores[-1] > scores[:-1]).mean())
     assert abs(np.mean(won) - 0.5) < 0.07
@@ -64,9 +64,9 @@ def test_likes_of_another_rating_are_refused_everywhere():
     """A model that was fitted with likes from 3 on took a history's from 4 on, without a word."""
     model = EASE().fit(load_interactions(RATED, like=3))
     with pytest.raises(DataError, match="like: expected 3 .*, as the model was fitted; got 4"):
-        model.observe_table(RATED)
-    model.observe_table(load_interactions(RATED, like=3))
-    model.observe_table(RATED.drop(columns="rating"))
+        model.set_histories_from_table(RATED)
+    model.set_histories_from_table(load_interactions(RATED, like=3))
+    model.set_histories_from_table(RATED.drop(columns="rating"))
 
 
 TOML = """seeds = [0]
@@ -157,8 +157,8 @@ def test_no_users_are_a_file_without_rows(kind, tmp_path):
 
 def test_users_who_had_nothing_that_is_known_are_told_of_too():
     model = EASE().fit(RATED.drop(columns="rating"))
-    model.observe_table(pd.DataFrame({"user": ["a", "b"], "item": ["new", "x"], "timestamp": [9, 9]}))
-    assert [model.had.of_user(user).tolist() for user in range(3)] == [[], [0], [1]]
+    model.set_histories_from_table(pd.DataFrame({"user": ["a", "b"], "item": ["new", "x"], "timestamp": [9, 9]}))
+    assert [model.seen.of_user(user).tolist() for user in range(3)] == [[], [0], [1]]
 
 
 @pytest.mark.parametrize(

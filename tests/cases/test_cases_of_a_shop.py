@@ -71,14 +71,14 @@ def test_any_order_of_days_is_the_same_test(fitted):
 
 def test_times_in_another_unit_are_the_same_events():
     events = load_interactions(purchases(), columns={"user": "customer", "item": "sku", "timestamp": "day"})
-    learnt = events.keys(split_by_time(events).train)
+    fitted_events = events.keys(split_by_time(events).train)
     fine = purchases()
     fine["day"] += [f" 00:00:00.{'0' * 5}{number % 2}" for number in range(len(fine))]
     others = load_interactions(fine, columns={"user": "customer", "item": "sku", "timestamp": "day"})
     assert (events.time_unit, others.time_unit) == ("s", "us")
-    check_not_learnt(events, split_by_time(events), learnt, "events")
+    check_not_learnt(events, split_by_time(events), fitted_events, "events")
     with pytest.raises(DataError, match="events: expected a test part that the model has not learnt from"):
-        check_not_learnt(others, split_by_time(others, validation=0.4, test=0.4), learnt, "events")
+        check_not_learnt(others, split_by_time(others, validation=0.4, test=0.4), fitted_events, "events")
 
 
 @pytest.mark.parametrize("asked, told", [(False, "event is a like"), (True, "row is a request")])

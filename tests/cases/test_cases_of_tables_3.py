@@ -80,5 +80,5 @@ def test_users_who_have_everything_leave_no_negatives():
 
 def test_requests_do_not_erase_what_a_user_has_had():
     model = ItemKNN().fit(pd.DataFrame({"user": list("aab"), "item": list("xyx"), "timestamp": [1, 2, 3]}))
-    model.observe_table(Interactions.from_columns(["a"], ["x"], [None], [9]))
-    assert model.had.of_user(0).tolist() == [0, 1]
+    model.set_histories_from_table(Interactions.from_columns(["a"], ["x"], [None], [9]))
+    assert model.seen.of_user(0).tolist() == [0, 1]

@@ -160,7 +160,7 @@ def test_what_cannot_be_drawn_from_is_refused(call, message):
 
 
 def test_rows_in_any_order_give_histories_in_time_order():
-    assert Histories.had(EVENTS, [2, 1, 0]).items.tolist() == [0, 1, 0]
+    assert Histories.seen(EVENTS, [2, 1, 0]).items.tolist() == [0, 1, 0]
     pairs = Histories.from_pairs(2, pd.Series([1, 0], index=[1, 0]), pd.Series([7, 8], index=[1, 0]))
     assert [pairs.of_user(user).tolist() for user in (0, 1)] == [[8], [7]]
 

@@ -61,8 +61,8 @@ def test_all_that_a_user_has_had_is_left_out(make, shop, tmp_path):
     for one in (model, type(model).from_pretrained(tmp_path)):
         found = one.recommend(np.arange(shop.num_users), 30).items
         for user, row in enumerate(found):
-            had = set(shop.items[rows][shop.users[rows] == user].tolist())
-            assert set(row.tolist()) - {-1} == set(range(shop.num_items)) - had
+            seen = set(shop.items[rows][shop.users[rows] == user].tolist())
+            assert set(row.tolist()) - {-1} == set(range(shop.num_items)) - seen
         liked = Histories.of(shop, rows)
         assert all(np.array_equal(one.histories.of_user(u), liked.of_user(u)) for u in range(shop.num_users))
 
@@ -109,10 +109,10 @@ REFUSED = [
         lambda m: m.recommend([0], 2, exclude=Histories(np.array([0, 9]), np.array([1]))),
         "histories: expected an indptr",
     ),
-    (lambda m: m.observe([[0]]), "histories: expected Histories; got list"),
+    (lambda m: m.set_histories([[0]]), "histories: expected Histories; got list"),
     (
-        lambda m: m.observe(Histories.from_lists([[0]]), had=Histories.from_lists([[0], [1]])),
-        "had: expected a vector like",
+        lambda m: m.set_histories(Histories.from_lists([[0]]), seen=Histories.from_lists([[0], [1]])),
+        "seen: expected a vector like",
     ),
 ]
 
@@ -132,7 +132,7 @@ def test_what_cannot_be_scored_is_refused(make, shop):
             make().fit(shop, rows)
         with pytest.raises(DataError, match=message.replace("train", "validation")):
             make().fit(shop, range(240), rows)
-    for call in (lambda m: m.score([0], [0]), lambda m: m.recommend([0], 1), lambda m: m.observe(model.had)):
+    for call in (lambda m: m.score([0], [0]), lambda m: m.recommend([0], 1), lambda m: m.set_histories(model.seen)):
         with pytest.raises(DataError, match="model: expected one that is fitted or loaded; got a new one"):
             call(make())
 
@@ -148,8 +148,8 @@ def test_a_broken_model_recommends_nothing(shop, kind):
 
 def test_repeated_items_fold_in_as_they_are_trained(shop):
     model = LightGCN(LightGCNConfig(dim=8, epochs=2)).fit(shop, np.arange(240))
-    once = model.observe(Histories.from_lists([*[[]] * 20, [1, 2, 3]])).scores([20])
-    again = model.observe(Histories.from_lists([*[[]] * 20, [1, 2, 1, 3, 3, 1]])).scores([20])
+    once = model.set_histories(Histories.from_lists([*[[]] * 20, [1, 2, 3]])).scores([20])
+    again = model.set_histories(Histories.from_lists([*[[]] * 20, [1, 2, 1, 3, 3, 1]])).scores([20])
     assert torch.equal(once, again)
 
 
@@ -191,7 +191,7 @@ def test_likes_alone_are_learned_beside_negatives_that_are_drawn(make, caplog):
     with caplog.at_level(logging.INFO, "reasonrec_fast"):
         model = make().fit(data, range(12))
     assert ("drawn as dislikes" in caplog.text) == isinstance(model, (Bias, FM, DCNv2))
-    assert np.array_equal(model.had.items, Histories.had(data, np.arange(12)).items)
+    assert np.array_equal(model.seen.items, Histories.seen(data, np.arange(12)).items)
     if isinstance(model, Bias):
         shown = np.unique(data.items)
         assert model.score([0] * 5, range(5))[shown].mean() > 0

@@ -137,8 +137,8 @@ def test_fit_recommend_evaluate(shop, model):
     assert list(found["customer"].unique()) == [customer(7), customer(2), customer(19)]
     assert list(found["mail"]) == ["g@x"] * 5 + ["b@x"] * 5 + ["s@x"] * 5
     assert list(found["rank"]) == [1, 2, 3, 4, 5] * 3
-    had = had_by_customer()
-    assert not any(item in had[user] for user, item in zip(found["customer"], found["item"], strict=True))
+    seen = had_by_customer()
+    assert not any(item in seen[user] for user, item in zip(found["customer"], found["item"], strict=True))
     loaded = load_recommender(shop / "model")
     best = loaded.recommend([customer(2)], 5)
     assert found["item"][5:10].tolist() == best.items[0].tolist()
@@ -154,8 +154,8 @@ def test_fit_recommend_evaluate(shop, model):
 def test_evaluation_is_that_of_the_training_part(shop, model, task):
     """What the saved model knows of the test part must not reach the metrics, whatever the order of the table."""
     assert fit(shop, model, "--split", "user_time").exit_code == 0
-    asked = ("--split", "user_time", "--task", task)
-    told = json.loads(evaluate(shop, *asked).stdout)["metrics"]
+    user_indices = ("--split", "user_time", "--task", task)
+    told = json.loads(evaluate(shop, *user_indices).stdout)["metrics"]
     data = load_interactions(
         shop / "events.csv", shop / "items.csv",
         columns={"user": "customer", "item": "sku", "timestamp": "bought_at", "rating": "stars"},
@@ -168,7 +168,7 @@ def test_evaluation_is_that_of_the_training_part(shop, model, task):
     )
     assert told == pytest.approx({n: None if np.isnan(v) else v for n, v in expected.items()}, abs=1e-6)
     shop_events().sample(frac=1.0, random_state=3).to_csv(shop / "shuffled.csv", index=False)
-    shuffled = json.loads(evaluate(shop, *asked, data="shuffled.csv").stdout)["metrics"]
+    shuffled = json.loads(evaluate(shop, *user_indices, data="shuffled.csv").stdout)["metrics"]
     assert shuffled == pytest.approx(told, abs=1e-6)
 
 
@@ -250,7 +250,7 @@ def test_new_users_come_with_their_events(shop):
     assert found["new"] == every - {article(1), article(2)}
     assert found[customer(2)] == every - {article(3)}  # what is told takes the place of what was known
     model = load_recommender(shop / "model")
-    model.observe_table(history.set_axis(["user", "item", "timestamp", "rating"], axis=1))
+    model.set_histories_from_table(history.set_axis(["user", "item", "timestamp", "rating"], axis=1))
     assert pd.read_csv(shop / "top.csv")["item"][:5].tolist() == model.recommend(["new"], 5).items[0].tolist()
 
 
@@ -402,7 +402,7 @@ def test_seeds_and_settings_reach_the_model(shop):
     assert fit(shop, "sasrec", "--seed", "7").exit_code == 0
     model = load_recommender(shop / "model")
     assert isinstance(model, SASRec) and model.config == SASRecConfig(**SETTINGS["sasrec"], seed=7)
-    assert model.like == 4.0 and len(model.learnt)
+    assert model.like == 4.0 and len(model.fitted_events)
 
 
 @pytest.mark.parametrize("name", ["SASRec", "sas-rec", "SAS_REC", " sas rec"])
@@ -426,7 +426,7 @@ def test_identifiers_of_a_model(tmp_path):
     assert set(model.known_users.ids) == set(events["user"]) and set(model.known_items.ids) == set(events["item"])
     with pytest.raises(DataError, match="expected one that is fitted"):
         _ = Popularity().known_users
-    model.observe(Histories.from_lists([[0]]))
+    model.set_histories(Histories.from_lists([[0]]))
     model.save_pretrained(tmp_path)
     (tmp_path / "identifiers.json").unlink()
     with pytest.raises(DataError, match="keeps identifiers"):

@@ -72,9 +72,9 @@ def test_answers_are_in_the_callers_identifiers(kind, tmp_path):
         assert by_name.items.tolist() == [
             [None if item < 0 else data.catalog.ids[item] for item in row] for row in by_index.items
         ]
-        had = {(user, item) for user, item in zip(table["user"], table["item"], strict=True)}
+        seen = {(user, item) for user, item in zip(table["user"], table["item"], strict=True)}
         for user, row in zip(data.user_ids[:3], by_name.items, strict=True):
-            assert not any((user, item) in had for item in row)
+            assert not any((user, item) in seen for item in row)
         names = [data.user_ids[0], data.user_ids[2]], [data.catalog.ids[5], data.catalog.ids[0]]
         assert np.array_equal(found.score(*names), found.score([0, 2], [5, 0]))
         assert np.array_equal(found.score(pd.Series(names[0], index=[4, 4]), names[1]), found.score([0, 2], [5, 0]))
@@ -86,7 +86,7 @@ def test_a_table_in_another_order_is_matched(kind, tmp_path):
     model.save_pretrained(tmp_path)
     names = sorted(set(table["user"]))
     before = model.recommend(names, 5)
-    loaded = type(model).from_pretrained(tmp_path).observe_table(shuffled(table))
+    loaded = type(model).from_pretrained(tmp_path).set_histories_from_table(shuffled(table))
     after = loaded.recommend(names, 5)
     assert np.array_equal(before.items, after.items)
     assert np.allclose(before.scores, after.scores, atol=1e-6)
@@ -96,7 +96,7 @@ def test_new_users_are_served_by_their_history(kind):
     model = MODELS[kind]().fit(frame())
     new = pd.DataFrame({"user": ["new", "new"], "item": ["sku/1", "sku/2"], "timestamp": [5, 6], "label": [1, 1]})
     before = model.recommend(["u-00003"], 5)
-    model.observe_table(new)
+    model.set_histories_from_table(new)
     assert np.array_equal(model.recommend(["u-00003"], 5).items, before.items)
     if kind == "bpr":
         with pytest.raises(DataError, match=r"users: expected indices in \[0, 12\); got 12 in row 0"):
@@ -109,9 +109,11 @@ def test_new_users_are_served_by_their_history(kind):
 def test_a_table_that_does_not_match_is_refused(kind, caplog):
     model = MODELS[kind]().fit(frame())
     with pytest.raises(DataError, match="data: expected items that the model knows; got 'B000'"):
-        model.observe_table(pd.DataFrame({"user": ["u-00001"], "item": ["B000"], "timestamp": [1], "label": [1]}))
+        model.set_histories_from_table(
+            pd.DataFrame({"user": ["u-00001"], "item": ["B000"], "timestamp": [1], "label": [1]})
+        )
     with caplog.at_level(logging.WARNING, "reasonrec_fast"):
-        model.observe_table(
+        model.set_histories_from_table(
             pd.DataFrame({"user": ["u-00001"] * 2, "item": ["B000", "sku/1"], "timestamp": [1, 2], "label": [1, 1]})
         )
     assert "1 of 2 events are of items that the model does not know" in caplog.text
@@ -169,7 +171,7 @@ def test_any_model_of_any_table_recommends_the_same_after_it_is_shuffled(tmp_pat
     for kind in (Popularity, ItemKNN, EASE):
         model = kind().fit(table)
         model.save_pretrained(tmp_path)
-        found = kind.from_pretrained(tmp_path).observe_table(shuffled(table, seed)).recommend(names, 3)
+        found = kind.from_pretrained(tmp_path).set_histories_from_table(shuffled(table, seed)).recommend(names, 3)
         assert np.array_equal(found.items, model.recommend(names, 3).items)
 
 

@@ -78,7 +78,7 @@ def test_models_of_clicks_score_who_is_new(tastes, kind, config):
     even = np.array([int(i) % 2 == 0 for i in tastes.catalog.ids])
     new = tastes.num_users + 3
     liked = [[]] * new + [np.flatnonzero(even)[:20].tolist()]
-    model.observe(Histories.from_lists(liked))
+    model.set_histories(Histories.from_lists(liked))
     scores = model.scores(np.array([new]))[0].numpy()
     unseen = np.array([int(i) >= 45 for i in tastes.catalog.ids])
     assert scores[even & unseen].min() > scores[~even & unseen].max()
@@ -106,32 +106,32 @@ def test_a_training_event_sees_what_came_before_it(tastes):
 
 
 def _had(histories, num_items):
-    had = np.zeros((histories.num_users, num_items))
+    seen = np.zeros((histories.num_users, num_items))
     for user in range(histories.num_users):
-        had[user, histories.of_user(user)] = 1
-    return had
+        seen[user, histories.of_user(user)] = 1
+    return seen
 
 
 def test_item_knn_and_ease_against_dense_references(tastes):
     histories = Histories.of(tastes, np.arange(1000))
-    had = _had(histories, tastes.num_items)
-    gram = had.T @ had
+    seen = _had(histories, tastes.num_items)
+    gram = seen.T @ seen
     norms = np.sqrt(np.diag(gram))
     like = gram / (norms[:, None] * norms + 2.0)
     np.fill_diagonal(like, 0)
     knn = ItemKNN(ItemKNNConfig(neighbours=tastes.num_items, shrinkage=2.0)).fit(tastes, np.arange(1000))
-    np.testing.assert_allclose(knn.scores(np.arange(60)).numpy(), had @ like, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(knn.scores(np.arange(60)).numpy(), seen @ like, rtol=1e-4, atol=1e-5)
     few = ItemKNN(ItemKNNConfig(neighbours=3, shrinkage=2.0)).fit(tastes, np.arange(1000))
     kept = np.zeros_like(like)
     for item, row in enumerate(like):
         nearest = np.argsort(-row, kind="stable")[:3]
         kept[item, nearest] = row[nearest]
-    np.testing.assert_allclose(few.scores(np.arange(60)).numpy(), had @ kept, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(few.scores(np.arange(60)).numpy(), seen @ kept, rtol=1e-4, atol=1e-5)
     inverse = np.linalg.inv(gram + 30.0 * np.eye(tastes.num_items))
     weights = -inverse / np.diag(inverse)
     np.fill_diagonal(weights, 0)
     ease = EASE(EASEConfig(regularisation=30.0)).fit(tastes, np.arange(1000))
-    np.testing.assert_allclose(ease.scores(np.arange(60)).numpy(), had @ weights, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(ease.scores(np.arange(60)).numpy(), seen @ weights, rtol=1e-3, atol=1e-5)
     with pytest.raises(DataError, match="data: expected at most max_items = 49 items; got 50"):
         EASE(EASEConfig(max_items=49)).fit(tastes, np.arange(10))
     with pytest.raises(ValueError, match="regularisation: expected a finite number above 0; got -1"):
@@ -150,7 +150,7 @@ def test_save_load_and_fold_in(tastes, tmp_path, model):
     for user, row in enumerate(found.items):
         assert not set(row.tolist()) & set(loaded.histories.of_user(user).tolist())
     histories = Histories.from_lists([*[[]] * 80, [1, 2, 3]])
-    new = loaded.observe(histories).recommend(np.array([80]), 3)
+    new = loaded.set_histories(histories).recommend(np.array([80]), 3)
     assert not {1, 2, 3} & set(new.items[0].tolist()) and np.isfinite(new.scores).all()
 
 

@@ -48,13 +48,13 @@ def test_light_sans_learns_what_comes_next(cycles, tmp_path):
         cycles, parts.train, parts.validation, progress=lambda *told: said.append(told)
     )
     assert said[0][:2] == (1, 15) and "validation" in said[0][2]
-    model.observe(Histories.of(cycles, np.sort(np.concatenate([parts.train, parts.validation]))))
+    model.set_histories(Histories.of(cycles, np.sort(np.concatenate([parts.train, parts.validation]))))
     found = model.recommend(cycles.users[parts.test], 1)
     assert (found.items[:, 0] == cycles.items[parts.test]).mean() > 0.8
     model.save_pretrained(tmp_path)
     loaded = RecBole.from_pretrained(tmp_path)
     assert np.array_equal(loaded.recommend(cycles.users[parts.test], 1).items, found.items)
-    new = loaded.observe(Histories.from_lists([*[[]] * 70, [3, 4, 5]])).recommend(np.array([70, 3]), 3)
+    new = loaded.set_histories(Histories.from_lists([*[[]] * 70, [3, 4, 5]])).recommend(np.array([70, 3]), 3)
     assert not {3, 4, 5} & set(new.items[0].tolist()) and not new.scores[1].any()
 
 

@@ -44,7 +44,7 @@ def groups():
 def test_sasrec_learns_what_comes_next(cycles, changes):
     parts = split_by_time(cycles, "leave_one_out")
     model = SASRec(replace(SASREC, **changes)).fit(cycles, parts.train, parts.validation)
-    model.observe(Histories.of(cycles, np.sort(np.concatenate([parts.train, parts.validation]))))
+    model.set_histories(Histories.of(cycles, np.sort(np.concatenate([parts.train, parts.validation]))))
     found = model.recommend(cycles.users[parts.test], 1).items[:, 0]
     assert (found == cycles.items[parts.test]).mean() > 0.9
 
@@ -77,13 +77,13 @@ def test_labels_that_come_later_change_nothing(cycles):
 
 def test_new_users_are_folded_in(cycles):
     model = SASRec(replace(SASREC, epochs=8)).fit(cycles, np.arange(len(cycles)))
-    model.observe(Histories.from_lists([[3, 4, 5], [], [0] * 30]))
+    model.set_histories(Histories.from_lists([[3, 4, 5], [], [0] * 30]))
     found = model.recommend(np.arange(3), 3)
     assert found.items.shape == (3, 3) and not {3, 4, 5} & set(found.items[0].tolist())
     assert np.isfinite(found.scores).all() and found.items[1].tolist() == [0, 1, 2] and not found.scores[1].any()
     assert np.array_equal(model.recommend(np.array([1]), 3).items, found.items[1:2])
     with pytest.raises(DataError, match=r"histories: expected items in \[0, 20\); got 3 to 20"):
-        model.observe(Histories.from_lists([[3, 20]]))
+        model.set_histories(Histories.from_lists([[3, 20]]))
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_factors_tell_the_kinds_apart(groups, kind, config):
             model.recommend(np.array([40]), 1, exclude=left_out)
     else:  # a new user
         even = [item for item in range(groups.num_items) if int(groups.catalog.ids[item]) % 2 == 0]
-        model.observe(Histories.from_lists([*[[]] * 40, even[:3]]))
+        model.set_histories(Histories.from_lists([*[[]] * 40, even[:3]]))
         assert set(model.recommend(np.array([40]), 5).items[0].tolist()) < set(even[3:])
 
 

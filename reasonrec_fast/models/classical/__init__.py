@@ -1,6 +1,6 @@
 """Classical recommenders: small, fast, and the baselines of every comparison."""
 
-from reasonrec_fast.models.classical.base import Recommendations, Recommender
+from reasonrec_fast.models.classical.base import ClassicalRecommender, Recommendations
 from reasonrec_fast.models.classical.bias import Bias, BiasConfig
 from reasonrec_fast.models.classical.bpr import BPR, BPRConfig
 from reasonrec_fast.models.classical.dcn import DCNv2, DCNv2Config
@@ -19,6 +19,7 @@ __all__ = [
     "BPRConfig",
     "Bias",
     "BiasConfig",
+    "ClassicalRecommender",
     "DCNv2",
     "DCNv2Config",
     "EASEConfig",
@@ -32,7 +33,6 @@ __all__ = [
     "RecBole",
     "RecBoleConfig",
     "Recommendations",
-    "Recommender",
     "SASRec",
     "SASRecConfig",
     "load_recommender",

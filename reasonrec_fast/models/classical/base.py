@@ -33,7 +33,7 @@ _WEIGHTS, _IDENTIFIERS = "model.safetensors", "identifiers.json"
 _BATCH = 2048  # users at a time
 _ENTRIES = 1 << 25  # scores of users and items at a time
 
-Kind = TypeVar("Kind", bound="Recommender")
+Kind = TypeVar("Kind", bound="ClassicalRecommender")
 
 
 class Recommendations(NamedTuple):
@@ -48,12 +48,12 @@ class Recommendations(NamedTuple):
     items: np.ndarray
 
 
-class Recommender(PushToHub, nn.Module, ABC):
+class ClassicalRecommender(PushToHub, nn.Module, ABC):
     """Base of the classical models: a torch module that is fitted to :class:`~reasonrec_fast.data.Interactions`.
 
     A model knows what each user liked (``histories``), which models that fold users in read, and what each has had,
-    liked or not (``had``), which recommendations leave out. :meth:`fit` sets both to the training events,
-    :meth:`observe` to anything else. Which events it was fitted on (``learnt``, their
+    liked or not (``seen``), which recommendations leave out. :meth:`fit` sets both to the training events,
+    :meth:`set_histories` to anything else. Which events it was fitted on (``fitted_events``, their
     :meth:`~reasonrec_fast.data.Interactions.keys`) and from which rating on they were likes (``like``) goes with it.
     Users and items are asked for as vectors of their indices, in any form
     (numpy, torch, pandas by position, lists).
@@ -82,16 +82,16 @@ class Recommender(PushToHub, nn.Module, ABC):
             raise TypeError(f"config: expected a {self.config_type.__name__}; got {type(self.config).__name__}")
         self.device = resolve_device(device)
         self.sizes: dict[str, int] = {}
-        self.histories = self.had = Histories.from_lists([])
+        self.histories = self.seen = Histories.from_lists([])
         self.training_digest = ""
-        self.learnt = np.zeros(0, dtype=np.uint64)
+        self.fitted_events = np.zeros(0, dtype=np.uint64)
         self.like: float | None = None
         self._users, self._items = Identifiers((), "users"), Identifiers((), "items")
 
     # What a model says for itself.
 
     @abstractmethod
-    def make(self, sizes: dict[str, int]) -> None:
+    def build_parameters(self, sizes: dict[str, int]) -> None:
         """Make parameters and buffers.
 
         Args:
@@ -99,7 +99,7 @@ class Recommender(PushToHub, nn.Module, ABC):
         """
 
     @abstractmethod
-    def learn_rows(
+    def fit_rows(
         self,
         data: Interactions,
         train: np.ndarray,
@@ -108,7 +108,7 @@ class Recommender(PushToHub, nn.Module, ABC):
         checkpoint: str | Path | None,
         progress: Progress | None,
     ) -> None:
-        """Train on rows that :meth:`fit` has looked at, and :meth:`observe` them."""
+        """Train on rows that :meth:`fit` has looked at, and :meth:`set_histories` them."""
 
     @abstractmethod
     def scores(self, users: np.ndarray) -> torch.Tensor:
@@ -131,7 +131,7 @@ class Recommender(PushToHub, nn.Module, ABC):
 
     @property
     def serves_new_users(self) -> bool:
-        """Whether users who were not there in training are served by what they have had (:meth:`observe_table`)."""
+        """Whether users who were not in training are served by their histories (:meth:`set_histories_from_table`)."""
         return True
 
     # What follows from that.
@@ -169,11 +169,14 @@ class Recommender(PushToHub, nn.Module, ABC):
         if self.learns_labels and (data.labels[train] == 1).all():
             table, rows, held_out = with_negatives(data, train, validation, getattr(self.config, "seed", 0))
         self.training_digest = _digest(table, rows, held_out)
-        self.learn_rows(table, rows, held_out, checkpoint=checkpoint, progress=progress)
+        self.fit_rows(table, rows, held_out, checkpoint=checkpoint, progress=progress)
         self._users, self._items = Identifiers(data.user_ids, "users"), Identifiers(data.catalog.ids, "items")
-        self.learnt, self.like = data.keys(np.concatenate([train, [] if validation is None else validation])), data.like
+        self.fitted_events, self.like = (
+            data.keys(np.concatenate([train, [] if validation is None else validation])),
+            data.like,
+        )
         if table is not data:
-            self.observe_events(data, train)
+            self.set_histories_from(data, train)
         return self
 
     def _restore(self, folder: Path, sizes: dict[str, int]) -> None:
@@ -196,7 +199,7 @@ class Recommender(PushToHub, nn.Module, ABC):
     def build(self: Kind, sizes: dict[str, int]) -> Kind:
         """Make parameters and buffers on the model's device."""
         self.sizes = sizes
-        self.make(sizes)
+        self.build_parameters(sizes)
         return self.to(self.device)
 
     def score(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
@@ -210,13 +213,25 @@ class Recommender(PushToHub, nn.Module, ABC):
         """
         users, items = self.pairs(users, items)
         found = np.empty(len(users), dtype=np.float32)
-        asked, place = np.unique(users, return_inverse=True)
-        for first in range(0, len(asked), self._block):
+        user_indices, place = np.unique(users, return_inverse=True)
+        for first in range(0, len(user_indices), self._block):
             rows = np.flatnonzero((place >= first) & (place < first + self._block))
-            of_users = self.scores(asked[first : first + self._block]).float()
+            of_users = self.scores(user_indices[first : first + self._block]).float()
             pairs = on_device(place[rows] - first, self.device), on_device(items[rows], self.device)
             found[rows] = of_users[pairs].cpu().numpy()
         return found
+
+    def score_events(self, data: Interactions, rows: np.ndarray) -> np.ndarray:
+        """Scores of events of a table whose users and items are the model's own, float64 ``[N]``.
+
+        A classical model scores by the histories that it was given (:meth:`set_histories`), whatever the events'
+        moments.
+
+        Args:
+            data: with the model's own indices.
+            rows: of the events, ``[N]``.
+        """
+        return self.score(data.users[rows], data.items[rows]).astype(np.float64)
 
     @torch.inference_mode()
     def recommend(self, users: np.ndarray, k: int, *, exclude: Histories | None = None) -> Recommendations:
@@ -227,24 +242,24 @@ class Recommender(PushToHub, nn.Module, ABC):
         Args:
             users: indices or identifiers (text), ``[B]``.
             k: how many, at least 0.
-            exclude: what to leave out, of all users; ``had`` by default.
+            exclude: what to leave out, of all users; ``seen`` by default.
 
         Raises:
             DataError: a user that the model or ``exclude`` does not know (with the row), an item among those that the
                 model does not know, or a model whose scores are NaN.
         """
         named = is_text(users)
-        users, k = self.asked(users), as_count(k, "k", error=DataError)
-        exclude = self.had if exclude is None else self._checked(exclude, "exclude")  # ours was looked at before
+        users, k = self.user_indices(users), as_count(k, "k", error=DataError)
+        exclude = self.seen if exclude is None else self._checked(exclude, "exclude")  # ours was looked at before
         exclude.known(users)
         found = Recommendations(
             np.full((len(users), k), -np.inf, dtype=np.float32), np.full((len(users), k), -1, dtype=np.int64)
         )
         best = self._retriever()
         for first in range(0, len(users), self._block):
-            asked = users[first : first + self._block]
-            values, items = best(asked, min(k, self.sizes["items"]), exclude.select(asked))
-            rows = slice(first, first + len(asked))
+            user_indices = users[first : first + self._block]
+            values, items = best(user_indices, min(k, self.sizes["items"]), exclude.select(user_indices))
+            rows = slice(first, first + len(user_indices))
             found.scores[rows, : values.shape[1]], found.items[rows, : items.shape[1]] = values.cpu(), items.cpu()
         broken = np.isnan(found.scores) | (np.isneginf(found.scores) & (found.items >= 0))
         if broken.any():
@@ -261,7 +276,7 @@ class Recommender(PushToHub, nn.Module, ABC):
         return max(min(_BATCH, _ENTRIES // max(self.sizes["items"], 1)), 1)
 
     def _retriever(self) -> Callable[[np.ndarray, int, Histories], tuple[torch.Tensor, torch.Tensor]]:
-        """What finds the best items of some users without some others."""
+        """Retrieves the top-k items for each user, excluding the items of the given histories."""
 
         def best(users: np.ndarray, k: int, exclude: Histories) -> tuple[torch.Tensor, torch.Tensor]:
             scores = self.scores(users).float()
@@ -273,25 +288,25 @@ class Recommender(PushToHub, nn.Module, ABC):
 
         return best
 
-    def observe(self: Kind, histories: Histories, *, had: Histories | None = None) -> Kind:
+    def set_histories(self: Kind, histories: Histories, *, seen: Histories | None = None) -> Kind:
         """Set what each user liked and has had (see the class).
 
         Args:
             histories: what each user liked, oldest first.
-            had: what recommendations leave out; the same by default.
+            seen: what recommendations leave out; the same by default.
 
         Raises:
-            DataError: an item that the model does not know (with its row), or other users in ``had``.
+            DataError: an item that the model does not know (with its row), or other users in ``seen``.
         """
         self.histories = self._checked(histories, "histories")
-        self.had = self.histories if had is None else self._checked(had, "had")
-        same_length(DataError, histories=self.histories.lengths, had=self.had.lengths)
+        self.seen = self.histories if seen is None else self._checked(seen, "seen")
+        same_length(DataError, histories=self.histories.lengths, seen=self.seen.lengths)
         return self
 
     @property
     def known_users(self) -> Identifiers:
         """The identifiers of the users whom the model knows, by index: those of training, and whom
-        :meth:`observe_table` added.
+        :meth:`set_histories_from_table` added.
 
         Raises:
             DataError: a model that is not fitted, or keeps no identifiers.
@@ -342,7 +357,7 @@ class Recommender(PushToHub, nn.Module, ABC):
         catalog = Catalog(items.ids, items.ids)
         return replace(some, users=places[some.users], items=known[some.items], user_ids=list(names), catalog=catalog)
 
-    def observe_table(self: Kind, data: Interactions | TableLike) -> Kind:
+    def set_histories_from_table(self: Kind, data: Interactions | TableLike) -> Kind:
         """Take the events of a table as all that its users have had; users whom it does not have keep what they had.
 
         Users who are new are served by their identifiers from here on, by models that fold users in.
@@ -359,19 +374,19 @@ class Recommender(PushToHub, nn.Module, ABC):
         # Of all events: who has had nothing but items that the model does not know is told of, too.
         who = np.unique(data.users[data.labels != UNLABELLED])
         told = np.array([users.index[data.user_ids[user]] for user in who], dtype=np.int64)
-        liked, had = (
+        liked, seen = (
             before.replaced(told, of(table, rows), table.num_users)
-            for before, of in ((self.histories, Histories.of), (self.had, Histories.had))
+            for before, of in ((self.histories, Histories.of), (self.seen, Histories.seen))
         )
-        self.observe(liked, had=had)
+        self.set_histories(liked, seen=seen)
         self._users = users
         return self
 
-    def observe_events(self: Kind, data: Interactions, rows: np.ndarray) -> Kind:
-        """:meth:`observe` what some rows tell."""
-        return self.observe(Histories.of(data, rows), had=Histories.had(data, rows))
+    def set_histories_from(self: Kind, data: Interactions, rows: np.ndarray) -> Kind:
+        """:meth:`set_histories` what some rows tell."""
+        return self.set_histories(Histories.of(data, rows), seen=Histories.seen(data, rows))
 
-    def asked(self, users: Any) -> np.ndarray:
+    def user_indices(self, users: Any) -> np.ndarray:
         """Indices of users, int64 ``[B]``, who are given by index (whole numbers) or by identifier (text).
 
         Raises:
@@ -390,9 +405,9 @@ class Recommender(PushToHub, nn.Module, ABC):
         """Indices of users and items, int64 ``[N]`` both, each given by index or by identifier.
 
         Raises:
-            DataError: as :meth:`asked`, an item that the model does not know (with its row), or not one a user.
+            DataError: as :meth:`user_indices`, an item that the model does not know (with its row), or not one a user.
         """
-        users = self.asked(users)
+        users = self.user_indices(users)
         if is_text(items):
             items = self._items.find(items)
         else:
@@ -412,10 +427,10 @@ class Recommender(PushToHub, nn.Module, ABC):
 
     def ndcg(self, data: Interactions, rows: np.ndarray, k: int = 10) -> float:
         """Mean NDCG@k of the users of some rows, whose positive items are to be found among all that the user has not
-        had: what ranking models stop early by. Items that the user has had before count for nothing."""
+        seen: what ranking models stop early by. Items that the user has had before count for nothing."""
         rows = rows[data.labels[rows] == 1]
         users, place = np.unique(data.users[rows], return_inverse=True)
-        relevant = Histories.from_pairs(len(users), place, data.items[rows]).without(self.had.select(users))
+        relevant = Histories.from_pairs(len(users), place, data.items[rows]).without(self.seen.select(users))
         values = ranking_metrics(self.recommend(users, k).items, relevant, [k])[f"ndcg@{k}"]
         known = values[~np.isnan(values)]
         return float(known.mean()) if len(known) else float("nan")
@@ -443,11 +458,11 @@ class Recommender(PushToHub, nn.Module, ABC):
 
     def _write_files(self, folder: Path) -> dict[str, Any]:
         tensors = {f"model.{name}": value for name, value in self.state_dict().items()}
-        kept = {"histories": self.histories} | ({} if self.had is self.histories else {"had": self.had})
+        kept = {"histories": self.histories} | ({} if self.seen is self.histories else {"had": self.seen})
         for name, histories in kept.items():
             tensors[f"{name}.indptr"] = torch.from_numpy(histories.indptr)
             tensors[f"{name}.items"] = torch.from_numpy(histories.items)
-        tensors["learnt"] = torch.from_numpy(self.learnt.view(np.int64))
+        tensors["learnt"] = torch.from_numpy(self.fitted_events.view(np.int64))
         write_tensors(folder / _WEIGHTS, tensors)
         write_json(folder / _IDENTIFIERS, {"users": list(self._users.ids), "items": list(self._items.ids)})
         self._write_more(folder)
@@ -489,7 +504,7 @@ class Recommender(PushToHub, nn.Module, ABC):
         model._restore(folder, stored["sizes"])
         tensors = read_tensors(folder / _WEIGHTS)
         if "learnt" in tensors:
-            model.learnt = tensors.pop("learnt").numpy().view(np.uint64)
+            model.fitted_events = tensors.pop("learnt").numpy().view(np.uint64)
         model.like, model.training_digest = stored.get("like"), stored.get("events", "")
         kept = [
             Histories(*(tensors.pop(f"{name}.{part}").numpy() for part in ("indptr", "items")))
@@ -506,7 +521,7 @@ class Recommender(PushToHub, nn.Module, ABC):
                     f"{folder}: expected identifiers of {users} users and {items} items, as the weights have; got "
                     f"{len(model._users)} and {len(model._items)}"
                 )
-        return model.eval().observe(kept[0], had=kept[-1] if len(kept) > 1 else None)
+        return model.eval().set_histories(kept[0], seen=kept[-1] if len(kept) > 1 else None)
 
 
 def _digest(data: Interactions, train: np.ndarray, validation: np.ndarray | None) -> str:
@@ -515,14 +530,14 @@ def _digest(data: Interactions, train: np.ndarray, validation: np.ndarray | None
     return " ".join(data.take(rows).digest() for rows in parts)
 
 
-class ClosedFormRecommender(Recommender):
+class ClosedFormRecommender(ClassicalRecommender):
     """A model that is fitted at once: it has no epochs, so there is nothing to stop early, go on with or tell of."""
 
     @abstractmethod
-    def learn(self, data: Interactions, train: np.ndarray) -> None:
+    def fit_closed_form(self, data: Interactions, train: np.ndarray) -> None:
         """Build the model and fill it from rows ``train``."""
 
-    def learn_rows(
+    def fit_rows(
         self,
         data: Interactions,
         train: np.ndarray,
@@ -531,11 +546,11 @@ class ClosedFormRecommender(Recommender):
         checkpoint: str | Path | None,
         progress: Progress | None,
     ) -> None:
-        self.learn(data, train)
-        self.observe_events(data, train)
+        self.fit_closed_form(data, train)
+        self.set_histories_from(data, train)
 
 
-class VectorRecommender(Recommender):
+class VectorRecommender(ClassicalRecommender):
     """A model whose score is the inner product of a user's and an item's vector; ``ops.topk`` retrieves."""
 
     @abstractmethod
@@ -550,16 +565,16 @@ class VectorRecommender(Recommender):
 
     def scores(self, users: np.ndarray) -> torch.Tensor:
         of_users, items = self.encoded()
-        return of_users(self.asked(users)) @ items.T
+        return of_users(self.user_indices(users)) @ items.T
 
     @torch.inference_mode()
     def score(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         users, items = self.pairs(users, items)
         of_users, vectors = self.encoded()
         found = torch.empty(len(users), device=self.device)
-        asked, place = np.unique(users, return_inverse=True)
-        starts = range(0, max(len(asked), 1), _BATCH)
-        rows_of = torch.cat([of_users(asked[first : first + _BATCH]) for first in starts])
+        user_indices, place = np.unique(users, return_inverse=True)
+        starts = range(0, max(len(user_indices), 1), _BATCH)
+        rows_of = torch.cat([of_users(user_indices[first : first + _BATCH]) for first in starts])
         for first in range(0, len(users), 1 << 18):
             rows = slice(first, first + (1 << 18))
             pairs = rows_of[on_device(place[rows], self.device)] * vectors[on_device(items[rows], self.device)]

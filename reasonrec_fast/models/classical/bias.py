@@ -48,11 +48,11 @@ class Bias(ClosedFormRecommender):
     of_users: torch.Tensor
     of_items: torch.Tensor
 
-    def make(self, sizes: dict[str, int]) -> None:
+    def build_parameters(self, sizes: dict[str, int]) -> None:
         self.register_buffer("of_users", torch.zeros(sizes["users"] + 1))  # the last one: of everybody else
         self.register_buffer("of_items", torch.zeros(sizes["items"]))
 
-    def learn(self, data: Interactions, train: np.ndarray) -> None:
+    def fit_closed_form(self, data: Interactions, train: np.ndarray) -> None:
         self.build({"users": data.num_users, "items": data.num_items})
         ones = [_one_hot(data.users[train], data.num_users), _one_hot(data.items[train], data.num_items)]
         regression = LogisticRegression(C=self.config.strength, max_iter=500)
@@ -69,7 +69,7 @@ class Bias(ClosedFormRecommender):
         return self.of_items.cpu().numpy()
 
     def scores(self, users: np.ndarray) -> torch.Tensor:
-        return self._of_users(self.asked(users))[:, None] + self.of_items
+        return self._of_users(self.user_indices(users))[:, None] + self.of_items
 
     def score(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Log-odds, float32 ``[N]``."""

@@ -63,7 +63,7 @@ class BPR(VectorRecommender):
     config_type: ClassVar[type] = BPRConfig
     config: BPRConfig
 
-    def make(self, sizes: dict[str, int]) -> None:
+    def build_parameters(self, sizes: dict[str, int]) -> None:
         generator = seeded_generator(self.config.seed)
         tables = [torch.empty(sizes[name], self.config.dim) for name in ("users", "items")]
         for table in tables:
@@ -74,7 +74,7 @@ class BPR(VectorRecommender):
     def serves_new_users(self) -> bool:
         return False
 
-    def learn_rows(
+    def fit_rows(
         self,
         data: Interactions,
         train: np.ndarray,
@@ -86,7 +86,7 @@ class BPR(VectorRecommender):
         histories = Histories.of(data, train)
         users, items = np.repeat(np.arange(data.num_users), histories.lengths), histories.items
         self.build({"users": data.num_users, "items": data.num_items, "edges": len(items)})
-        self.observe(histories, had=Histories.had(data, train))
+        self.set_histories(histories, seen=Histories.seen(data, train))
         self.prepare(users, items)
         sampler = NegativeSampler(histories, data.num_items)
         counts = np.bincount(items, minlength=data.num_items)
@@ -119,7 +119,7 @@ class BPR(VectorRecommender):
 
     def encoded(self) -> tuple[Callable[[np.ndarray], torch.Tensor], torch.Tensor]:
         users, items = self.scaled(self.vectors()).split([self.sizes["users"], self.sizes["items"]])
-        return lambda asked: self._of_users(users, asked), items
+        return lambda user_indices: self._of_users(users, user_indices), items
 
     def check_served(self, users: np.ndarray) -> None:
         as_index(users, "users", self.sizes["users"], error=DataError)

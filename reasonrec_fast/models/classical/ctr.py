@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from reasonrec_fast.data import Histories, Interactions, Timeline
 from reasonrec_fast.devices import on_device
-from reasonrec_fast.models.classical.base import Recommender
+from reasonrec_fast.models.classical.base import ClassicalRecommender
 from reasonrec_fast.models.classical.fields import FieldEmbeddings
 from reasonrec_fast.models.classical.training import GradientConfig, train_by_gradient
 from reasonrec_fast.settings import Count, Share, Whole
@@ -53,7 +53,7 @@ class Events(NamedTuple):
     labels: np.ndarray
 
 
-class CTRModel(Recommender):
+class CTRModel(ClassicalRecommender):
     """Base of the models of clicks.
 
     In training the history of an event is what its user had liked before it; afterwards it is the latest of
@@ -72,7 +72,7 @@ class CTRModel(Recommender):
     def logits(self, vectors: torch.Tensor) -> torch.Tensor:
         """Log-odds ``[N]`` of fields' vectors ``[N, F, width]``."""
 
-    def learn_rows(
+    def fit_rows(
         self,
         data: Interactions,
         train: np.ndarray,
@@ -83,7 +83,7 @@ class CTRModel(Recommender):
     ) -> None:
         self.build({"users": data.num_users, **FieldEmbeddings.sizes_of(data.catalog)})
         self.fields.describe(data.catalog, np.unique(data.users[train]), np.unique(data.items[train]))
-        self.observe_events(data, train)
+        self.set_histories_from(data, train)
 
         train_by_gradient(
             self,
@@ -104,7 +104,7 @@ class CTRModel(Recommender):
         return self._logits_of_pairs(*self.pairs(users, items)).cpu().numpy()
 
     def scores(self, users: np.ndarray) -> torch.Tensor:
-        users, items = self.asked(users), self.sizes["items"]
+        users, items = self.user_indices(users), self.sizes["items"]
         return self._logits_of_pairs(np.repeat(users, items), np.tile(np.arange(items), len(users))).view(
             len(users), items
         )

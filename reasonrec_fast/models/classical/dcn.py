@@ -55,7 +55,7 @@ class DCNv2(CTRModel):
     config_type = DCNv2Config
     config: DCNv2Config
 
-    def make(self, sizes: dict[str, int]) -> None:
+    def build_parameters(self, sizes: dict[str, int]) -> None:
         config = self.config
         cpu = torch.device("cpu")
         with fork_rng(cpu):

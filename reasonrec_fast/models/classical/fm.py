@@ -37,7 +37,7 @@ class FM(CTRModel):
 
     config_type = FMConfig
 
-    def make(self, sizes: dict[str, int]) -> None:
+    def build_parameters(self, sizes: dict[str, int]) -> None:
         # The first number of a vector is the field's weight, the others are its factors.
         self.fields = FieldEmbeddings(sizes, 1 + self.config.dim, history=self.config.history > 0)
         self.bias = nn.Parameter(torch.zeros(()))
@@ -51,7 +51,7 @@ class FM(CTRModel):
 
     @torch.inference_mode()
     def scores(self, users: np.ndarray) -> torch.Tensor:
-        users = self.asked(users)
+        users = self.user_indices(users)
         # What users' fields and items' fields say alone, and the product of their sums.
         of_users = self.fields.of_users(users, self._liked(users))
         of_items = self.fields.of_items(np.arange(self.sizes["items"]))

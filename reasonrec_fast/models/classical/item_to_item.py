@@ -18,17 +18,17 @@ _ROWS = 1024  # items whose neighbours are found at a time
 
 
 class ItemToItem(ClosedFormRecommender):
-    """What both share; whoever has a history is served (see :meth:`observe`)."""
+    """What both share; whoever has a history is served (see :meth:`set_histories`)."""
 
-    def learn(self, data: Interactions, train: np.ndarray) -> None:
+    def fit_closed_form(self, data: Interactions, train: np.ndarray) -> None:
         self.learn_from(self._matrix(Histories.of(data, train), data.num_items))
 
     @abstractmethod
-    def learn_from(self, had: csr_matrix) -> None:
+    def learn_from(self, seen: csr_matrix) -> None:
         """Build the model and fill it from who had what, ``[U, I]`` of ones."""
 
     def _of(self, users: np.ndarray) -> csr_matrix:
-        return self._matrix(self.histories.select(self.asked(users)), self.sizes["items"])
+        return self._matrix(self.histories.select(self.user_indices(users)), self.sizes["items"])
 
     @staticmethod
     def _matrix(histories: Histories, num_items: int) -> csr_matrix:
@@ -73,17 +73,17 @@ class ItemKNN(ItemToItem):
     indices: torch.Tensor
     values: torch.Tensor
 
-    def make(self, sizes: dict[str, int]) -> None:
+    def build_parameters(self, sizes: dict[str, int]) -> None:
         self.register_buffer("indptr", torch.zeros(sizes["items"] + 1, dtype=torch.int64))
         self.register_buffer("indices", torch.zeros(sizes["entries"], dtype=torch.int64))
         self.register_buffer("values", torch.zeros(sizes["entries"]))
 
-    def learn_from(self, had: csr_matrix) -> None:
-        columns = had.T.tocsr()
-        norms = np.sqrt(np.asarray(had.sum(axis=0), dtype=np.float64).ravel())
+    def learn_from(self, seen: csr_matrix) -> None:
+        columns = seen.T.tocsr()
+        norms = np.sqrt(np.asarray(seen.sum(axis=0), dtype=np.float64).ravel())
         indices, values, counts = [], [], []
         for first in range(0, columns.shape[0], _ROWS):
-            together = (columns[first : first + _ROWS] @ had).tocsr()
+            together = (columns[first : first + _ROWS] @ seen).tocsr()
             for place in range(together.shape[0]):
                 item = first + place
                 row = slice(together.indptr[place], together.indptr[place + 1])
@@ -95,7 +95,7 @@ class ItemKNN(ItemToItem):
                 indices.append(others[kept])
                 values.append(like[kept])
                 counts.append(len(kept))
-        self.build({"users": had.shape[0], "items": columns.shape[0], "entries": int(sum(counts))})
+        self.build({"users": seen.shape[0], "items": columns.shape[0], "entries": int(sum(counts))})
         self.indptr[1:] = torch.from_numpy(np.cumsum(counts))
         self.indices.copy_(torch.from_numpy(np.concatenate(indices)))
         self.values.copy_(torch.from_numpy(np.concatenate(values)))
@@ -140,23 +140,23 @@ class EASE(ItemToItem):
     config: EASEConfig
     weights: torch.Tensor
 
-    def make(self, sizes: dict[str, int]) -> None:
+    def build_parameters(self, sizes: dict[str, int]) -> None:
         self.register_buffer("weights", torch.zeros(sizes["items"], sizes["items"]))
 
     def check_events(self, data: Interactions, train: np.ndarray) -> None:
         if data.num_items > self.config.max_items:
             raise DataError(f"data: expected at most max_items = {self.config.max_items} items; got {data.num_items}")
 
-    def learn_from(self, had: csr_matrix) -> None:
-        items = had.shape[1]
-        gram = (had.T @ had).astype(np.float64).toarray(order="F")
+    def learn_from(self, seen: csr_matrix) -> None:
+        items = seen.shape[1]
+        gram = (seen.T @ seen).astype(np.float64).toarray(order="F")
         gram[np.diag_indices(items)] += self.config.regularisation
         # Symmetric and positive: its inverse from a Cholesky factor, in place, one triangle.
         factor, failed = lapack.dpotrf(gram, lower=True, overwrite_a=True)
         inverse, failed = lapack.dpotri(factor, lower=True, overwrite_c=True) if not failed else (factor, failed)
         if failed:
             raise DataError(f"regularisation: expected a positive number; got {self.config.regularisation}")
-        self.build({"users": had.shape[0], "items": items})
+        self.build({"users": seen.shape[0], "items": items})
         scale = -1 / np.diag(inverse)
         for first in range(0, items, _ROWS):  # B = -P / diag(P); column j by the j-th
             rows = slice(first, min(first + _ROWS, items))
@@ -166,7 +166,7 @@ class EASE(ItemToItem):
         self.weights.fill_diagonal_(0)
 
     def scores(self, users: np.ndarray) -> torch.Tensor:
-        had = self._of(users).tocoo()
-        places = torch.from_numpy(np.stack([had.row, had.col]).astype(np.int64))
-        sparse = torch.sparse_coo_tensor(places, torch.from_numpy(had.data), had.shape, check_invariants=True)
+        seen = self._of(users).tocoo()
+        places = torch.from_numpy(np.stack([seen.row, seen.col]).astype(np.int64))
+        sparse = torch.sparse_coo_tensor(places, torch.from_numpy(seen.data), seen.shape, check_invariants=True)
         return sparse.to(self.device) @ self.weights

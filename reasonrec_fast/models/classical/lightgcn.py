@@ -41,7 +41,7 @@ class LightGCN(BPR):
     >>> from reasonrec_fast.data import Histories, Interactions
     >>> data = Interactions.from_columns(["a", "a", "b"], ["x", "y", "y"], [1, 1, 1], [1, 2, 3])
     >>> model = LightGCN(LightGCNConfig(dim=4, epochs=2)).fit(data, np.arange(3))
-    >>> model.observe(Histories.from_lists([[0, 1], [1], [0]])).recommend(np.array([2]), 1).items.tolist()
+    >>> model.set_histories(Histories.from_lists([[0, 1], [1], [0]])).recommend(np.array([2]), 1).items.tolist()
     [[1]]
     """
 
@@ -49,8 +49,8 @@ class LightGCN(BPR):
     config: LightGCNConfig
     edges: torch.Tensor
 
-    def make(self, sizes: dict[str, int]) -> None:
-        super().make(sizes)
+    def build_parameters(self, sizes: dict[str, int]) -> None:
+        super().build_parameters(sizes)
         self.register_buffer("edges", torch.empty(2, sizes["edges"], dtype=torch.int64))
         self._graph: InteractionGraph | None = None
 

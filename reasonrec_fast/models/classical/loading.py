@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 
-from reasonrec_fast.models.classical.base import Recommender
+from reasonrec_fast.models.classical.base import ClassicalRecommender
 from reasonrec_fast.models.registry import CLASSICAL, class_of, load
 
-RECOMMENDERS: dict[str, type[Recommender]] = {name: class_of(name) for name in CLASSICAL}
+RECOMMENDERS: dict[str, type[ClassicalRecommender]] = {name: class_of(name) for name in CLASSICAL}
 """Every classical model, by the name of its class."""
 
 
-def recommender_named(name: str) -> type[Recommender]:
+def recommender_named(name: str) -> type[ClassicalRecommender]:
     """A model by its name, without regard to case and punctuation.
 
     Raises:
@@ -39,7 +39,7 @@ def load_recommender(
     device: torch.device | str | None = None,
     revision: str | None = None,
     token: str | None = None,
-) -> Recommender:
+) -> ClassicalRecommender:
     """Read a model that any classical model saved; the folder says which it is.
 
     Args:
@@ -60,5 +60,7 @@ def load_recommender(
     ...     load_recommender(folder).recommend(["b"], 1).items.tolist()
     [['x']]
     """
-    recommender: Recommender = load(folder, architectures=CLASSICAL, device=device, revision=revision, token=token)
+    recommender: ClassicalRecommender = load(
+        folder, architectures=CLASSICAL, device=device, revision=revision, token=token
+    )
     return recommender

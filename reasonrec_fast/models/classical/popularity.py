@@ -28,10 +28,10 @@ class Popularity(ClosedFormRecommender):
     config_type = PopularityConfig
     counts: torch.Tensor
 
-    def make(self, sizes: dict[str, int]) -> None:
+    def build_parameters(self, sizes: dict[str, int]) -> None:
         self.register_buffer("counts", torch.zeros(sizes["items"]))
 
-    def learn(self, data: Interactions, train: np.ndarray) -> None:
+    def fit_closed_form(self, data: Interactions, train: np.ndarray) -> None:
         self.build({"users": data.num_users, "items": data.num_items})
         counts = np.bincount(data.items[train], minlength=data.num_items)
         self.counts.copy_(torch.from_numpy(counts))
@@ -40,7 +40,7 @@ class Popularity(ClosedFormRecommender):
         """Whoever asks."""
 
     def scores(self, users: np.ndarray) -> torch.Tensor:
-        users = self.asked(users)
+        users = self.user_indices(users)
         return self.counts.expand(len(users), -1).clone()
 
     def score(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:

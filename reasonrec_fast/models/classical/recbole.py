@@ -1,4 +1,4 @@
-"""Any model of RecBole (Zhao et al. 2021, arXiv 2011.01731) as a :class:`Recommender`, where RecBole is installed."""
+"""Any model of RecBole (Zhao et al. 2021, arXiv 2011.01731) as one of ours, where RecBole is installed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import torch
 
 from reasonrec_fast.data import DataError, Histories, Interactions
 from reasonrec_fast.devices import fork_rng, on_device, seed_rng
-from reasonrec_fast.models.classical.base import Recommender
+from reasonrec_fast.models.classical.base import ClassicalRecommender
 from reasonrec_fast.models.classical.fields import distinct
 from reasonrec_fast.settings import Count, Whole, check_settings
 from reasonrec_fast.training.progress import Progress
@@ -49,7 +49,7 @@ class RecBoleConfig:
         check_settings(self)
 
 
-class RecBole(Recommender):
+class RecBole(ClassicalRecommender):
     """A model of RecBole, trained by RecBole's trainer and validated as our own are.
 
     General models learn who had what (and negatives that RecBole draws); sequential ones every next item of a history,
@@ -99,7 +99,7 @@ class RecBole(Recommender):
         if self.kind == "sequential":
             super().check_served(users)
 
-    def make(self, sizes: dict[str, int]) -> None:
+    def build_parameters(self, sizes: dict[str, int]) -> None:
         from recbole.data import create_dataset, data_preparation
         from recbole.utils import get_model
 
@@ -120,13 +120,13 @@ class RecBole(Recommender):
         if self.device != before and hasattr(self, "network"):
             # RecBole's models know their device, and keep tensors there that no module moves: they are made again.
             weights, training = self.network.state_dict(), self.network.training
-            self.make(self.sizes)
+            self.build_parameters(self.sizes)
             self.network.load_state_dict(weights)
             self.network.train(training)
             super()._apply(fn, recurse)
         return self
 
-    def learn_rows(
+    def fit_rows(
         self,
         data: Interactions,
         train: np.ndarray,
@@ -159,7 +159,7 @@ class RecBole(Recommender):
         """Make the model, untrained, for some events."""
         self._write(data, train)
         self.build({"users": data.num_users, "items": data.num_items})
-        self.observe_events(data, train)
+        self.set_histories_from(data, train)
 
     def epochs(self) -> Iterator[tuple[int, int, float]]:
         """Train an epoch a turn: its number, how many there are, its loss."""
@@ -186,7 +186,7 @@ class RecBole(Recommender):
     def scores(self, users: np.ndarray) -> torch.Tensor:
         from recbole.data.interaction import Interaction
 
-        users = self.asked(users)
+        users = self.user_indices(users)
         if self.kind == "context":
             return self._scores_by_pairs(users)
         known = {"user_id": self._ids_of(users)}
@@ -202,8 +202,8 @@ class RecBole(Recommender):
             known |= {"item_id_list": lists, "item_length": ends}
         found = torch.zeros(len(users), self.sizes["items"], device=self.device)
         if len(some):
-            asked = Interaction({name: value[some] for name, value in known.items()})
-            found[some] = self.network.full_sort_predict(asked).view(len(some), -1)[:, self.item_ids].float()
+            user_indices = Interaction({name: value[some] for name, value in known.items()})
+            found[some] = self.network.full_sort_predict(user_indices).view(len(some), -1)[:, self.item_ids].float()
         return found
 
     @torch.inference_mode()

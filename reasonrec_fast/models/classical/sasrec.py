@@ -59,8 +59,8 @@ class SASRecConfig(GradientConfig):
 class SASRec(VectorRecommender):
     """A causal transformer over a user's items; the next item is the one whose vector is nearest to its state.
 
-    It has no parameter of any user: whoever has a history can be served (see :meth:`observe`); for others all scores
-    are 0.
+    It has no parameter of any user: whoever has a history can be served (see :meth:`set_histories`); for others all
+    scores are 0.
 
     Args:
         config: hyper-parameters.
@@ -71,7 +71,7 @@ class SASRec(VectorRecommender):
     config: SASRecConfig
     shares: torch.Tensor
 
-    def make(self, sizes: dict[str, int]) -> None:
+    def build_parameters(self, sizes: dict[str, int]) -> None:
         config = self.config
         block = {"sasrec": SASRecBlock, "ligr": LiGRBlock}[config.block]
         cpu = torch.device("cpu")
@@ -93,7 +93,7 @@ class SASRec(VectorRecommender):
                 "train: expected a user with at least two positive events, of which the second is learned; got none"
             )
 
-    def learn_rows(
+    def fit_rows(
         self,
         data: Interactions,
         train: np.ndarray,
@@ -105,7 +105,7 @@ class SASRec(VectorRecommender):
         config, liked = self.config, Histories.of(data, train)
         users = np.flatnonzero(liked.lengths >= 2)
         self.build({"users": data.num_users, "items": data.num_items})
-        self.observe(liked, had=Histories.had(data, train))
+        self.set_histories(liked, seen=Histories.seen(data, train))
         counts = np.bincount(self.histories.items, minlength=data.num_items)
         self.shares.copy_(torch.from_numpy(counts / max(len(self.histories.items), 1)))
 

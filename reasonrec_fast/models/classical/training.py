@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from reasonrec_fast.models.classical.base import Recommender
+from reasonrec_fast.models.classical.base import ClassicalRecommender
 from reasonrec_fast.precision import fast_dtype
 from reasonrec_fast.settings import Count, NotNegative, ShareBelowOne, Whole, check_settings
 from reasonrec_fast.training.epochs import EpochTraining, train_epochs
@@ -44,14 +44,14 @@ class GradientConfig:
         check_settings(self)
 
 
-def product_dtype(model: Recommender) -> torch.dtype:
+def product_dtype(model: ClassicalRecommender) -> torch.dtype:
     """What ``precision`` of a model's configuration means on its device."""
     precision = model.config.precision
     return fast_dtype(model.device) if precision == "auto" else getattr(torch, precision)
 
 
 def train_by_gradient(
-    model: Recommender,
+    model: ClassicalRecommender,
     batches: Callable[[int], Iterator[Any]],
     loss: Callable[[Any], torch.Tensor],
     *,

@@ -37,10 +37,10 @@ class Taste:
         self.timeline = timeline
         self.values = values if isinstance(values, ItemValues) else ItemValues(values, {})
         self._span = len(timeline.rows) + 1
-        had = self.values.of(items[timeline.rows])
-        place, column = np.nonzero(had >= 0)
-        order = np.lexsort((place, had[place, column]))
-        place, value = place[order], had[place, column][order]
+        seen = self.values.of(items[timeline.rows])
+        place, column = np.nonzero(seen >= 0)
+        order = np.lexsort((place, seen[place, column]))
+        place, value = place[order], seen[place, column][order]
         # Sorted by value, then by place in the timeline: a stretch of events of one value is a stretch here.
         self._keys = value * self._span + place
         self._likes = _running(labels[timeline.rows][place])
