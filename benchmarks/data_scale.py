@@ -23,7 +23,7 @@ import typer
 
 from reasonrec_fast.data import Interactions, load_interactions
 from reasonrec_fast.data.interactions import Catalog
-from reasonrec_fast.experiments.demo import PRETRAINED
+from reasonrec_fast.models.optirag.packaged import MOVIELENS
 from reasonrec_fast.experiments.runner import machine, versions
 from reasonrec_fast.graph import InteractionGraph
 from reasonrec_fast.models.optirag import OptiRAG
@@ -126,7 +126,7 @@ def one_request(rows: int, requests: int = 200) -> dict[str, Any]:
         events.users[labels == 1], events.items[labels == 1], num_users=users, num_items=items
     )
     vectors = torch.randn(items, 64, generator=torch.Generator().manual_seed(0))
-    model = OptiRAG.from_pretrained(PRETRAINED / "movielens", device="cpu")
+    model = OptiRAG.from_pretrained(MOVIELENS, device="cpu")
     model.knowledge = Knowledge(events, Retriever.from_items(graph, vectors, torch.zeros(items)))
     requests_of_users = [
         Interactions.from_columns([f"u{user}"], [catalog.ids[item]], [None], [1_700_000_001])

@@ -435,14 +435,14 @@ def test_optirag_is_fitted_calibrated_and_saved_on_a_device(labelled, config, tm
     events, split = labelled
     settings = replace(config, samples=24, retriever=EmbeddingConfig(dim=8, steps=3, batch=64))
     rows = split.test[:60]
-    here = OptiRAG(settings, device="cpu").fit(events, split)
+    here = OptiRAG(settings, device="cpu").fit(events, split.train, split.validation)
     asked = here.requests(events, rows)
     expected = here.predict(asked), here.predict(asked, early_exit=False)
     with pretended_device() as device:
         there = OptiRAG(settings, device=DEVICE)
         assert there.device == DEVICE and all_there(there.peft) and all_there(there.ranker.model)
         device.forget()
-        there.fit(events, split, progress=lambda *told: None)
+        there.fit(events, split.train, split.validation, progress=lambda *told: None)
         assert set(device.reads) <= OPTIRAG_FIT, device.reads
         nobody_at_zero = tuple((float("inf"), *row[1:]) for row in there.policy.thresholds)
         there.ranker.policy = replace(there.policy, thresholds=nobody_at_zero)
@@ -530,8 +530,8 @@ MODELS = {
     "DCNv2": ({"dim": 4, "deep": (8,), "dropout": 0.0, **QUICK}, LOSS + FIELDS),
 }
 ONCE_A_FIT = {
-    "base._apply", "lightgcn.prepare", "sasrec.fit_rows", "fields.describe", "item_to_item.learn_from", "bias.learn",
-    "popularity.learn",
+    "base._apply", "lightgcn.prepare", "sasrec.fit_rows", "fields.describe", "item_to_item.learn_from",
+    "bias.fit_closed_form", "popularity.fit_closed_form",
 }  # fmt: skip
 # What scores and recommendations read back: one array, and two; ItemKNN's products are sparse ones of the host.
 RESULTS = ("base.score", "bias.score", "popularity.score", "ctr.score")

@@ -160,7 +160,7 @@ def test_configurations_of_the_package(name):
     experiment = load_experiment(name)
     assert experiment.name == name and experiment.seeds in ((0,), (0, 1, 2))
     for model in experiment.models:
-        assert getattr(model.make(1).config, "seed", 1) == 1
+        assert getattr(model.make(experiment.evaluation.task, 1).config, "seed", 1) == 1
 
 
 @pytest.mark.parametrize(
@@ -169,11 +169,12 @@ def test_configurations_of_the_package(name):
         (("dim = 4", "width = 4"), "both.toml: models.BPR: expected average, batch, .*; got 'width'"),
         (
             ('kind = "BPR"', 'kind = "ClassicalRecommender"'),
-            "models.kind: expected one of BPR, Bias, DCNv2, EASE, FM, ItemKNN, LightGCN, .*, SASRec; got",
+            "models.kind: expected one of BPR, Bias, DCNv2, EASE, FM, ItemKNN, LightGCN, .*, SASRec, optirag for",
         ),
         (('kind = "sequences"', 'kind = "web"'), "both.toml: datasets: kind: expected 'sequences', .*; got 'web'"),
         (("seeds", "seed"), "both.toml: expected models, datasets, evaluation, seeds, device; got 'seed'"),
-        (("ks = [1, 3]", "task = 'judge'"), "evaluation: task: expected 'ranking' or 'ctr'; got 'judge'"),
+        (("ks = [1, 3]", "task = 'taste'"), "task: expected 'ranking', 'ctr', 'explanation' or 'judge'; got 'taste'"),
+        (("ks = [1, 3]", "task = 'judge'"), "models.kind: expected one of FeatureJudge for task 'judge'; got 'BPR'"),
         (("[[models]]", "[models]"), "both.toml: expected TOML"),
         (("dim = 8", "dim = 9"), "both.toml: models.small: heads: expected a divisor of dim 9; got 2"),
         (("dim = 8", "dropout = nan"), "both.toml: models.small: dropout: expected a finite number in .0, 1.; got nan"),

@@ -92,7 +92,7 @@ def _optirag(device: Cuda) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         config = _config(Path(folder, "backbone"))
         for index, (fit_device, other_device) in enumerate((("cpu", device.kind), (device.kind, "cpu"))):
-            model = OptiRAG(config, device=fit_device).fit(events, parts)
+            model = OptiRAG(config, device=fit_device).fit(events, parts.train, parts.validation)
             model.save_pretrained(Path(folder, str(index)))
             # Compare two loaded models: saving rounds adapters to bfloat16.
             fitted_model, other_model = (

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from reasonrec_fast.data import Interactions, Split, load_movielens_small, split_by_time
-from reasonrec_fast.experiments.demo import PRETRAINED
+from reasonrec_fast.models.optirag.packaged import MOVIELENS
 from reasonrec_fast.lm.layout import TokenGroup
 from reasonrec_fast.models.optirag import OptiRAG
 from reasonrec_fast.models.optirag.dataset import RequestBuilder, Requests
@@ -44,9 +44,10 @@ def movielens_model() -> tuple[OptiRAG, Interactions, Split]:
     """The demo's model with merged adapters; trains its retriever, which takes seconds."""
     data = load_movielens_small()
     split = split_by_time(data)
-    model = OptiRAG.from_pretrained(PRETRAINED / "movielens", device="cpu")
+    model = OptiRAG.from_pretrained(MOVIELENS, device="cpu")
     model.refit_retriever(data, split.train)
-    model.merge()
+    with model.adapters.merged():
+        pass  # they stay in the weights
     return model, data, split
 
 

@@ -162,7 +162,7 @@ def training_progress(update: Update) -> Progress:
     """A bar's ``update`` as training calls it."""
 
     def progress(done: int, total: int, metrics: Mapping[str, float] = NO_METRICS, part: str = "") -> None:
-        update(done, total, metrics_text(metrics), **({"part": part} if part else {}))
+        update(done, total, metrics_text(metrics), **({"part": part[:1].upper() + part[1:]} if part else {}))
 
     return progress
 

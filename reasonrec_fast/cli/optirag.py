@@ -98,15 +98,11 @@ def train(
         if adapters is not None:
             model.load_adapters(adapters)
         with progress_bar("Training") as update:
-            watched: dict[str, Any] = {
-                "checkpoint": checkpoint,
-                "progress": training_progress(update),
-                "parts": lambda part, done, total: update(done, total, part=part.capitalize()),
-            }
+            watched: dict[str, Any] = {"checkpoint": checkpoint, "progress": training_progress(update)}
             if instructions:
                 model.fit_instructions(records, held_out, **watched)
             else:
-                model.fit(interactions, parts, **watched)
+                model.fit(interactions, parts.train, parts.validation, **watched)
         model.save_pretrained(output, knowledge=not without_knowledge)
         checkpoint.unlink(missing_ok=True)
         say(f"Model written to {output}")
@@ -246,13 +242,13 @@ def pareto(
     with clear_errors():
         check_writable(output / "pareto.json")
         from reasonrec_fast.cli.pareto import plot
-        from reasonrec_fast.experiments.demo import PRETRAINED
+        from reasonrec_fast.models.optirag.packaged import MOVIELENS
         from reasonrec_fast.experiments.pareto import pareto as measure
 
         place = resolve_device(device)
         interactions = load_data("movielens-small", None)
         parts = split_by_time(interactions)
-        loaded = load_model(model or PRETRAINED / "movielens", place)
+        loaded = load_model(model or MOVIELENS, place)
         loaded.refit_retriever(interactions, parts.train)
         points = measure(loaded, interactions, parts, sample=test, timed=timed)
         write_json(output / "pareto.json", [asdict(point) for point in points])

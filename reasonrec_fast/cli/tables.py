@@ -22,11 +22,9 @@ import typer
 
 from reasonrec_fast.data import (
     Interactions,
-    load_interactions,
-    load_movielens_100k,
-    load_movielens_small,
 )
 from reasonrec_fast.data.columns import as_column
+from reasonrec_fast.data.datasets import load_events
 from reasonrec_fast.data.reading import Table
 from reasonrec_fast.data.split import SplitKind
 from reasonrec_fast.files import atomic_write, check_writable
@@ -103,9 +101,9 @@ def load_data(data: str, items: Path | None, options: TableOptions | None = None
         raise ValueError(
             f"--items, --like, --columns, --time-unit, --time-format: expected a table of yours; got {data}"
         )
-    if data == "movielens-small":
-        return load_movielens_small()
-    return load_movielens_100k(data) if named else load_interactions(data, items, **values)
+    if named:
+        return load_events(data if data == "movielens-small" else "movielens-100k", data)
+    return load_events("table", data, items, **values)
 
 
 def is_movielens(data: str) -> bool:

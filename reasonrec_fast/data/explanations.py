@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -36,6 +38,58 @@ class Explanation:
     user_profile: str
     item_profile: str
     explanation: str
+
+    @property
+    def query(self) -> ExplanationQuery:
+        """The pair without its explanation."""
+        return ExplanationQuery(self.user, self.item, self.title, self.user_profile, self.item_profile)
+
+
+@dataclass(frozen=True)
+class ExplanationQuery:
+    """A pair whose explanation is to be written: all of an :class:`Explanation` but the reference."""
+
+    user: int
+    item: int
+    title: str
+    user_profile: str
+    item_profile: str
+
+
+@dataclass(frozen=True)
+class ExplanationSplit:
+    """Explanations for training, validation and test."""
+
+    train: tuple[Explanation, ...]
+    validation: tuple[Explanation, ...]
+    test: tuple[Explanation, ...]
+
+    def digest(self) -> str:
+        """SHA-256 of all lines, 32 hexadecimal digits."""
+        parts = [[list(vars(line).values()) for line in part] for part in (self.train, self.validation, self.test)]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def load_explanation_split(folder: str | Path) -> ExplanationSplit:
+    """Read ``explanations_{train,valid,test}.jsonl`` of a folder.
+
+    Raises:
+        DataError: a file is missing or broken, a part is empty, or a pair of the test part is in another one.
+    """
+    train, validation, test = (
+        tuple(load_explanations(Path(folder, f"explanations_{part}.jsonl"))) for part in get_args(Part)
+    )
+    for name, part in (("train", train), ("test", test)):
+        if not part:
+            raise DataError(f"{folder}: expected explanations in the {name} part; got none")
+    known = {(line.user, line.item) for line in (*train, *validation)}
+    for row, line in enumerate(test):
+        if (line.user, line.item) in known:
+            raise DataError(
+                f"{folder}: expected other pairs in the test part than before; got user {line.user} and item "
+                f"{line.item} in row {row}"
+            )
+    return ExplanationSplit(train, validation, test)
 
 
 def load_explanations(path: str | Path) -> list[Explanation]:

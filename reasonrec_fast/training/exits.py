@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
 Mode = Literal["joint", "heads", "distil"]
 
-Parts = Callable[[str, int, int], None]
-"""Called with the name of a part of fitting that is not of steps, how much of it is done, and of how much."""
-
 Item = TypeVar("Item")
 
 

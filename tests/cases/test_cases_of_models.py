@@ -17,7 +17,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from reasonrec_fast import InteractionGraph, Split, files, ops, split_by_time
+from reasonrec_fast import InteractionGraph, files, ops, split_by_time
 from reasonrec_fast.cli.main import app
 from reasonrec_fast.data import Instruction, load_interactions
 from reasonrec_fast.experiments.config import EvaluationConfig, load_experiment
@@ -471,9 +471,9 @@ def test_only_labelled_events_are_evaluated(asked):
 def test_a_split_of_any_rows_is_learnt(asked):
     model, data = asked[0], load_interactions(frame(size=160))
     parts = split_by_time(data)
-    model.fit(data, Split(parts.train.tolist()[::-1], pd.Series(parts.validation), parts.test))
+    model.fit(data, parts.train.tolist()[::-1], pd.Series(parts.validation))
     with pytest.raises(ValueError, match=r"train: expected indices in \[0, 160\); got 160"):
-        model.fit(data, Split([0, 160], parts.validation, parts.test))
+        model.fit(data, [0, 160], parts.validation)
 
 
 def test_one_user_is_learnt_from(asked):

@@ -140,7 +140,9 @@ def test_optirag_is_the_same_on_both(events, config, device, tmp_path, monkeypat
         prefix_tokens=120, suffix_tokens=60,
         retriever=EmbeddingConfig(dim=8, steps=5, batch=64),
     )  # fmt: skip
-    here, there = (OptiRAG(settings, device=kind).fit(events, split) for kind in ("cpu", device))
+    here, there = (
+        OptiRAG(settings, device=kind).fit(events, split.train, split.validation) for kind in ("cpu", device)
+    )
     asked = here.requests(events, split.test[:24])
     assert there.device.type == device
     same(there.predict(asked, early_exit=False).probability, here.predict(asked, early_exit=False).probability, 1e-2)

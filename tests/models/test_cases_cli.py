@@ -92,7 +92,7 @@ def test_lines_say_the_time_that_is_left(monkeypatch, capsys):
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("begun", [True, False])
 def test_a_stopped_training_says_how_to_go_on(files, monkeypatch, number, status, begun):
-    def fit(self, interactions, split, *, checkpoint, progress, parts):
+    def fit(self, data, train, validation, *, checkpoint, progress):
         if begun:
             checkpoint.parent.mkdir()
             checkpoint.write_bytes(b"")

@@ -111,7 +111,8 @@ def test_likes_alone_are_learned(ours, caplog):
     bought = events[events["label"] == 1].drop(columns="label")
     data = load_interactions(bought, catalog)
     with caplog.at_level(logging.INFO, "reasonrec_fast"):
-        model = OptiRAG(replace(ours, samples=96, warm_start_steps=60)).fit(data, parts := split_by_time(data))
+        parts = split_by_time(data)
+        model = OptiRAG(replace(ours, samples=96, warm_start_steps=60)).fit(data, parts.train, parts.validation)
     assert "events are likes alone" in caplog.text
     assert (model.knowledge.events.labels == 1).all()
     metrics = model.evaluate(data, parts.test)

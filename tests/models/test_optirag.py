@@ -22,7 +22,7 @@ from reasonrec_fast.models.optirag.text_retrieval import item_vectors
 
 @pytest.fixture
 def fitted(events, config):
-    return OptiRAG(config).fit(events, split_by_time(events))
+    return OptiRAG(config).fit(events)
 
 
 def test_fit_predict_evaluate(events, fitted):
@@ -57,18 +57,24 @@ def test_killed_training_goes_on_to_the_same_model(events, config, tmp_path):
     class Killed(Exception):
         pass
 
-    def die(step, steps, loss):
-        if step == 26:
+    def die(step, steps, metrics, part):
+        if part == "training" and step == 26:
             raise Killed
 
     config = replace(config, samples=140, slate_size=2, batch_slates=2)
     parts = split_by_time(events)
-    whole = OptiRAG(config).fit(events, parts, checkpoint=tmp_path / "whole.safetensors")
+    whole = OptiRAG(config).fit(events, parts.train, parts.validation, checkpoint=tmp_path / "whole.safetensors")
     with pytest.raises(Killed):
-        OptiRAG(config).fit(events, parts, checkpoint=tmp_path / "killed.safetensors", progress=die)
+        OptiRAG(config).fit(
+            events, parts.train, parts.validation, checkpoint=tmp_path / "killed.safetensors", progress=die
+        )
     steps = []
     resumed = OptiRAG(config).fit(
-        events, parts, checkpoint=tmp_path / "killed.safetensors", progress=lambda step, *_: steps.append(step)
+        events,
+        parts.train,
+        parts.validation,
+        checkpoint=tmp_path / "killed.safetensors",
+        progress=lambda step, steps_, metrics, part: steps.append(step) if part == "training" else None,
     )
     assert steps[0] == 26  # the state after step 25 was stored
     for (name, one), (_, other) in zip(
@@ -80,9 +86,11 @@ def test_killed_training_goes_on_to_the_same_model(events, config, tmp_path):
 def test_checkpoint_of_another_run_is_refused(events, config, tmp_path):
     parts = split_by_time(events)
     config = replace(config, samples=16)
-    OptiRAG(config).fit(events, parts, checkpoint=tmp_path / "state.safetensors")
+    OptiRAG(config).fit(events, parts.train, parts.validation, checkpoint=tmp_path / "state.safetensors")
     with pytest.raises(ValueError, match="is of another run"):
-        OptiRAG(replace(config, seed=1)).fit(events, parts, checkpoint=tmp_path / "state.safetensors")
+        OptiRAG(replace(config, seed=1)).fit(
+            events, parts.train, parts.validation, checkpoint=tmp_path / "state.safetensors"
+        )
 
 
 def test_new_users_and_items_are_scored(events, fitted):
@@ -147,13 +155,13 @@ def test_checkpoint_of_another_architecture(events, fitted, tmp_path):
 
 def test_one_class_cannot_be_learned(events, config):
     data = replace(events, labels=np.zeros_like(events.labels))
-    with pytest.raises(ValueError, match="split: expected both classes in train, or likes alone.*; got labels .0."):
-        OptiRAG(config).fit(data, split_by_time(data))
+    with pytest.raises(ValueError, match="train: expected both classes, or likes alone.*; got labels .0."):
+        OptiRAG(config).fit(data)
     parts = split_by_time(events)
     mixed = events.labels.copy()
     mixed[parts.validation] = 1
     with pytest.raises(ValueError, match="split: expected both classes in validation.*; got labels .1."):
-        OptiRAG(config).fit(replace(events, labels=mixed), parts)
+        OptiRAG(config).fit(replace(events, labels=mixed), parts.train, parts.validation)
 
 
 def test_wrong_settings():
@@ -169,7 +177,7 @@ def test_wrong_settings():
 
 def test_without_retrieval_nothing_is_told_of_others(events, config):
     parts = split_by_time(events)
-    fitted = OptiRAG(replace(config, retrieval="none")).fit(events, parts)
+    fitted = OptiRAG(replace(config, retrieval="none")).fit(events, parts.train, parts.validation)
     requests = fitted.requests(events, parts.test)
     assert (requests.dense_features[:, [DENSE_FEATURES.index(name) for name in RETRIEVED]] == 0).all()
     assert (requests.dense_features[:, DENSE_FEATURES.index("item_events")] > 0).any()
@@ -179,7 +187,7 @@ def test_without_retrieval_nothing_is_told_of_others(events, config):
 
 def test_fewer_layers(events, config, tmp_path):
     parts = split_by_time(events)
-    fitted = OptiRAG(replace(config, layers=2, exits=(1,))).fit(events, parts)
+    fitted = OptiRAG(replace(config, layers=2, exits=(1,))).fit(events, parts.train, parts.validation)
     requests = fitted.requests(events, parts.test)
     full = fitted.predict(requests, early_exit=False)
     assert (full.depth == 2).all()
@@ -206,7 +214,7 @@ def test_text_retrieval(events, config):
     vectors = item_vectors(catalog)
     alike = torch.nn.functional.normalize(vectors) @ torch.nn.functional.normalize(vectors).T
     assert alike[2, 3] > alike[2, 5] and alike[5, 7] > alike[5, 0]
-    fitted = OptiRAG(replace(config, retrieval="text", samples=16)).fit(events, split_by_time(events))
+    fitted = OptiRAG(replace(config, retrieval="text", samples=16)).fit(events)
     assert np.isfinite(fitted.predict(fitted.requests(events, np.arange(500, 520))).probability).all()
 
 
@@ -272,7 +280,7 @@ def test_cold_threads_merge_once(events, fitted, tmp_path, monkeypatch):
 def test_exits_on_the_adapters_of_another_model(events, config, fitted, tmp_path):
     fitted.save_pretrained(tmp_path, knowledge=False)
     heads_only = replace(config, exit_training="heads", exits=(1, 3))
-    model = OptiRAG(heads_only).load_adapters(tmp_path).fit(events, split_by_time(events))
+    model = OptiRAG(heads_only).load_adapters(tmp_path).fit(events)
     adapters = {name: p for name, p in model.peft.named_parameters() if "lora_" in name}
     for name, parameter in fitted.peft.named_parameters():
         if "lora_" in name:

@@ -31,7 +31,7 @@ def cached():
 @pytest.fixture
 def fitted(events, config, cached):
     if "model" not in cached:
-        model = cached["model"] = OptiRAG(config).fit(events, split_by_time(events))
+        model = cached["model"] = OptiRAG(config).fit(events)
         # The tiny model has nothing to add to the trees: a teacher that differs from them by what a feature tells.
         requests = model.requests(events, np.arange(len(events)))
         deep = requests.offset + np.argsort(np.argsort(requests.features[:, 0])) / len(events)
@@ -142,7 +142,7 @@ def test_a_model_of_the_old_format_is_refused(fitted, tmp_path):
 
 
 def test_heads_may_stand_on_their_own(events, config, tmp_path):
-    model = OptiRAG(replace(config, boosted=False, ensemble_size=2, samples=16)).fit(events, split_by_time(events))
+    model = OptiRAG(replace(config, boosted=False, ensemble_size=2, samples=16)).fit(events)
     requests = model.requests(events, split_by_time(events).test)
     assert requests.offset is None and model.depth_zero is None and (model.predict(requests).depth > 0).all()
     model.save_pretrained(tmp_path)

@@ -72,6 +72,7 @@ class ClassicalRecommender(PushToHub, nn.Module, ABC):
     """
 
     config_type: ClassVar[type]
+    ranks_all_items: bool = True
     learns_labels: bool = False
     """Whether dislikes teach it too."""
 

@@ -22,9 +22,9 @@ def full_depth_scores(model: OptiRAG, requests: Requests) -> np.ndarray:
     """
     groups, inputs, _ = requests.batch(requests.slates, model.mean, model.scale)
     prompts = [[*prefix, *suffix] for prefix, suffixes in groups for suffix in suffixes]
-    model.merge()
     engine = model.ranker.model
-    last, _ = last_states(engine.backbone, **padded(prompts, engine.backbone.device))
+    with model.adapters.merged():
+        last, _ = last_states(engine.backbone, **padded(prompts, engine.backbone.device))
     assert inputs.features is not None
     given = inputs.features.to(last.device), to_device(inputs.offset, last.device)
     found = engine.heads[-1](last, *given).positive_probability.cpu().numpy()

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import threading
 import warnings
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,11 +28,12 @@ from reasonrec_fast.early_exit.depth_zero import DepthZero
 from reasonrec_fast.early_exit.engine import EarlyExitModel
 from reasonrec_fast.early_exit.policy import ExitPolicy
 from reasonrec_fast.early_exit.ranker import EarlyExitRanker
+from reasonrec_fast.lm.adapters import AdapterMerger
 from reasonrec_fast.lm.decoder import Decoder
 from reasonrec_fast.lm.loading import load_language_model
 from reasonrec_fast.models.optirag import storage, training
 from reasonrec_fast.models.optirag.boosted import BoostedEvidence
-from reasonrec_fast.models.optirag.calibration import Calibration, ExitScores, calibrate
+from reasonrec_fast.models.optirag.calibration import Calibration, ExitScores, calibrate, log_odds
 from reasonrec_fast.models.optirag.config import OptiRAGConfig
 from reasonrec_fast.models.optirag.dataset import RequestBuilder, Requests, TrainingEvidence
 from reasonrec_fast.models.optirag.evidence import DENSE_FEATURES
@@ -45,7 +45,7 @@ from reasonrec_fast.models.optirag.template import AUTO, Template, template_for
 from reasonrec_fast.models.optirag.text_retrieval import item_vectors
 from reasonrec_fast.precision import fast_dtype
 from reasonrec_fast.pretrained import PushToHub
-from reasonrec_fast.training.exits import Parts, Progress
+from reasonrec_fast.training.progress import NO_METRICS, Progress, named_part
 
 _logger = logging.getLogger("reasonrec_fast")
 _REQUESTS = 4096  # whose prompts are in memory at a time
@@ -66,14 +66,14 @@ class Predictions:
     depth: np.ndarray
 
 
-def _say_nothing(part: str, done: int, total: int) -> None:
-    """In place of ``parts`` that nobody gave."""
+def _ignore(done: int, total: int, metrics: Mapping[str, float] = NO_METRICS, part: str = "") -> None:
+    """In place of ``progress`` that nobody gave."""
 
 
 class OptiRAG(PushToHub):
     """CTR prediction by retrieved evidence, a language model and early exit.
 
-    Make one with ``OptiRAG(config).fit(interactions, split)`` or :meth:`from_pretrained`.
+    Make one with ``OptiRAG(config).fit(events, split.train, split.validation)`` or :meth:`from_pretrained`.
 
     The language model computes in the type that its device is fastest in. The retriever trains on the device too; what
     it found, and evidence and prompts, are made on the host.
@@ -85,6 +85,9 @@ class OptiRAG(PushToHub):
     Raises:
         ValueError: a device that is not there.
     """
+
+    config_type: ClassVar[type] = OptiRAGConfig
+    ranks_all_items: bool = False
 
     def __init__(self, config: OptiRAGConfig | None = None, *, device: torch.device | str | None = None) -> None:
         self.config = config or OptiRAGConfig()
@@ -121,7 +124,8 @@ class OptiRAG(PushToHub):
         self.knowledge: Knowledge | None = None
         self._ids = TokenIds(self.tokenizer)
         self.template = None if self.config.template == AUTO else Template.load(self.config.template)
-        self._merged, self._merging = False, threading.Lock()
+        self.adapters = AdapterMerger(self.peft)
+        self.fitted_events = np.zeros(0, dtype=np.uint64)
 
     @property
     def device(self) -> torch.device:
@@ -141,25 +145,34 @@ class OptiRAG(PushToHub):
         """
         device = resolve_device(device)
         old, new = self.ranker.model.backbone.dtype, fast_dtype(device)
-        if old != new:
-            self.unmerge()  # adapters are float32, and stay so
-            for name, parameter in self.peft.named_parameters():
+        with self.adapters.unmerged():  # adapters are float32, and stay so
+            for name, parameter in self.peft.named_parameters() if old != new else ():
                 if parameter.dtype == old and "lora_" not in name:
                     parameter.data = parameter.data.to(new)
-        self.peft.to(device)
-        self.ranker.to(device)
+            self.peft.to(device)
+            self.ranker.to(device)
         return self
 
     # Fitting
 
+    def check_events(self, data: Interactions, train: np.ndarray) -> None:
+        """Find before any work that rows ``train`` teach the model nothing.
+
+        Raises:
+            ValueError: one class alone, and not likes.
+        """
+        labels = set(np.unique(data.labels[train]).tolist())
+        if labels not in ({0, 1}, {1}):
+            raise ValueError(f"train: expected events of both labels, or likes alone; got labels {sorted(labels)}")
+
     def fit(
         self,
-        interactions: Interactions | TableLike,
-        split: Split | None = None,
+        data: Interactions | TableLike,
+        train: np.ndarray | None = None,
+        validation: np.ndarray | None = None,
         *,
         checkpoint: str | Path | None = None,
         progress: Progress | None = None,
-        parts: Parts | None = None,
     ) -> OptiRAG:
         """Train the retriever, the adapters and the heads on the training part; calibrate on validation.
 
@@ -167,24 +180,27 @@ class OptiRAG(PushToHub):
         same part are drawn and taken for not liked; no prompt tells of them.
 
         Args:
-            interactions: every event, or a DataFrame or a file of them.
-            split: its parts; by default by each user's time.
+            data: every event, or a DataFrame or a file of them.
+            train, validation: rows; by default the parts of :func:`~reasonrec_fast.data.split_by_time`, by each user's
+                time.
             checkpoint: file of the training state; a run that was killed goes on from it.
-            progress: is told of every step.
-            parts: is told of the rest: ``"retriever"``, ``"requests"`` (evidence and prompts), ``"calibration"``.
+            progress: is told of every part: ``"retriever"``, ``"requests"`` (evidence and prompts), ``"training"``
+                (every step and its loss) and ``"calibration"``.
 
         Raises:
-            ValueError: a part without events, or with one class alone while the other has both.
+            TypeError: a split in place of rows.
+            ValueError: one of the two parts alone, a part without events, or with one class alone while the other has
+                both, or too few users in validation for ``config.max_disagreement``.
         """
-        interactions = as_interactions(interactions)
-        split = split_by_time(interactions) if split is None else checked_split(interactions, split)
+        interactions = as_interactions(data)
+        split = _split_of(interactions, train, validation)
         parts_of = {"train": split.train, "validation": split.validation}
         labels = {name: set(np.unique(interactions.labels[rows]).tolist()) for name, rows in parts_of.items()}
         implicit = labels == {"train": {1}, "validation": {1}}
         for name in () if implicit else parts_of:
             if labels[name] != {0, 1}:
                 raise ValueError(
-                    f"split: expected both classes in {name}, or likes alone in train and validation; got labels "
+                    f"{name}: expected both classes, or likes alone in train and validation; got labels "
                     f"{sorted(labels[name])}"
                 )
         known_by = {"train": split.train, "validation": np.union1d(split.train, split.validation)}
@@ -197,30 +213,46 @@ class OptiRAG(PushToHub):
                          sum(map(len, drawn)))  # fmt: skip
         self.template = template_for(self.config.template, interactions.take(split.train))
         self._tell_what_prompts_read(interactions.catalog)
-        tell = parts or _say_nothing
-        tell("retriever", 0, 1)
+        report = progress or _ignore
+        report(0, 1, NO_METRICS, "retriever")
         self._train_retriever(interactions, split.train)
         known = self._known()
-        tell("requests", 0, 1)
+        report(0, 1, NO_METRICS, "requests")
         # What is drawn for validation has no label in the table, so that it is nobody's history.
         table, places = joined(interactions, drawn[1])
         builder = self._builder(table, places[0][split.train])
-        validation = np.sort(np.concatenate([places[0][split.validation], places[1]]))
+        held_out = np.sort(np.concatenate([places[0][split.validation], places[1]]))
+        # Half of them teach depth 0.
+        size = self.config.calibration_requests * (2 if self.config.stands_on_trees else 1)
+        chosen = _of_both_labels(table, held_out, size, self.config.seed)
+        self._check_promise(table.users[chosen])
         training = builder.training_evidence(drawn[0] if implicit else None)
         if self.config.stands_on_trees:
             self.booster = builder.booster = BoostedEvidence.fit(
-                training.evidence, training.labels, builder.visible_evidence(validation),
-                np.maximum(table.labels[validation], 0), seed=self.config.seed,
+                training.evidence, training.labels, builder.visible_evidence(held_out),
+                np.maximum(table.labels[held_out], 0), seed=self.config.seed,
             )  # fmt: skip
             self.num_trees = self.booster.num_trees
         identity = {"events": interactions.digest(), "train": known.events.digest()}
-        self._train(builder.training_requests(training), identity, checkpoint, progress)
-        tell("calibration", 0, 1)
-        # Half of them teach depth 0.
-        size = self.config.calibration_requests * (2 if self.config.stands_on_trees else 1)
-        chosen = _of_both_labels(table, validation, size, self.config.seed)
-        self.calibrate(*self._calibration_requests(builder, chosen), parts=parts)
+        self._train(builder.training_requests(training), identity, checkpoint, named_part(progress, "training"))
+        report(0, 1, NO_METRICS, "calibration")
+        self.calibrate(*self._calibration_requests(builder, chosen), progress=named_part(progress, "calibration"))
+        self.fitted_events = interactions.keys(np.concatenate([split.train, split.validation]))
         return self
+
+    def _check_promise(self, users: np.ndarray) -> None:
+        """Refuse, before training, a promise that too few users are there to choose and to test.
+
+        Raises:
+            ValueError: fewer users than that.
+        """
+        least = 4 if self.config.stands_on_trees else 2
+        count = len(np.unique(users))
+        if self.config.max_disagreement is not None and count < least:
+            raise ValueError(
+                f"validation: expected at least {least} users for max_disagreement={self.config.max_disagreement}; got "
+                f"{count}"
+            )
 
     def _calibration_requests(
         self, builder: RequestBuilder, rows: np.ndarray
@@ -253,13 +285,12 @@ class OptiRAG(PushToHub):
         *,
         checkpoint: str | Path | None = None,
         progress: Progress | None = None,
-        parts: Parts | None = None,
     ) -> OptiRAG:
         """Train the adapters and the heads on instruction records, and calibrate on others.
 
         Args:
             records, validation: questions answered with yes or no.
-            checkpoint, progress, parts: as in :meth:`fit`; there is no retriever.
+            checkpoint, progress: as in :meth:`fit`; there is no retriever.
 
         Raises:
             ValueError: ``config.read_dense_features`` (records have none), or one class alone.
@@ -272,11 +303,13 @@ class OptiRAG(PushToHub):
             classes = sorted({record.label for record in part})
             if len(classes) != 2:
                 raise ValueError(f"{name}: expected both answers; got labels {classes}")
-        tell = parts or _say_nothing
-        tell("requests", 0, 1)
-        self._train(self.instruction_requests(records), {"records": _digest(records)}, checkpoint, progress)
-        tell("calibration", 0, 1)
-        self.calibrate((self.instruction_requests(validation), np.arange(len(validation))), parts=parts)
+        report = progress or _ignore
+        report(0, 1, NO_METRICS, "requests")
+        requests = self.instruction_requests(records)
+        self._train(requests, {"records": _digest(records)}, checkpoint, named_part(progress, "training"))
+        report(0, 1, NO_METRICS, "calibration")
+        held_out = self.instruction_requests(validation), np.arange(len(validation))
+        self.calibrate(held_out, progress=named_part(progress, "calibration"))
         return self
 
     def _train(
@@ -289,19 +322,19 @@ class OptiRAG(PushToHub):
         deviation = requests.dense_features.std(0)
         self.mean = requests.dense_features.mean(0)
         self.scale = np.where(deviation > 1e-6, deviation, 1.0).astype(np.float32)
-        self.unmerge()
-        if self.config.read_dense_features and not self.config.stands_on_trees:
-            training.warm_start(
-                self.ranker.model,
-                torch.from_numpy((requests.dense_features - self.mean) / self.scale),
-                torch.from_numpy(requests.labels),
-                self.config.warm_start_steps,
-                self.config.seed,
-            )
-        training.train(
-            self.ranker.model, requests, self.mean, self.scale, self.config, checkpoint=checkpoint, progress=progress,
-            fingerprint=identity,
-        )  # fmt: skip
+        with self.adapters.unmerged():
+            if self.config.read_dense_features and not self.config.stands_on_trees:
+                training.warm_start(
+                    self.ranker.model,
+                    torch.from_numpy((requests.dense_features - self.mean) / self.scale),
+                    torch.from_numpy(requests.labels),
+                    self.config.warm_start_steps,
+                    self.config.seed,
+                )
+            training.train(
+                self.ranker.model, requests, self.mean, self.scale, self.config, checkpoint=checkpoint,
+                progress=progress, fingerprint=identity,
+            )  # fmt: skip
 
     def refit_retriever(self, interactions: Interactions, train_rows: np.ndarray) -> None:
         """Train the retriever and grow the boosted trees, as many as the model was trained with (a minute); remember
@@ -356,22 +389,22 @@ class OptiRAG(PushToHub):
         known: tuple[Requests, np.ndarray],
         unrated: tuple[Requests, np.ndarray] | None = None,
         *,
-        parts: Parts | None = None,
+        progress: Progress | None = None,
     ) -> None:
         """Scale the heads, teach depth 0 and choose the exit thresholds; see :func:`calibration.calibrate`.
 
         Args:
             known: validation requests, and the user of each ``[N]``.
             unrated: validation requests with their items shown as if nobody had rated them, and the users.
-            parts: is told how many requests are scored.
+            progress: is told how many requests are scored.
         """
         done, total = 0, len(known[0].rows) + (0 if unrated is None else len(unrated[0].rows))
 
         def advance(count: int) -> None:
             nonlocal done
             done += count
-            if parts is not None:
-                parts("calibration", done, total)
+            if progress is not None:
+                progress(done, total)
 
         scores = self.exit_scores(*known, progress=advance)
         hidden = None if unrated is None else self.exit_scores(*unrated, progress=advance)
@@ -402,12 +435,12 @@ class OptiRAG(PushToHub):
 
     def exit_odds(self, requests: Requests, progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Logits of yes of every ensemble member at every head, float64 ``[E, N, K]``, at the present temperatures."""
-        self.merge()
         slates = requests.slates
         if not slates:
             return np.empty((len(self.ranker.model.exits), 0, self.config.ensemble_size))
         batch = requests.batch(slates, self.mean, self.scale)
-        logits = self.ranker.exit_logits(batch.groups, batch.inputs, progress)
+        with self.adapters.merged():
+            logits = self.ranker.exit_logits(batch.groups, batch.inputs, progress)
         ordered = np.empty_like(logits)
         ordered[:, np.concatenate([slate.rows for slate in slates])] = logits
         return ordered
@@ -468,7 +501,6 @@ class OptiRAG(PushToHub):
             early_exit: False reads every layer.
             progress: is told how many requests were just scored.
         """
-        self.merge()
         probability = np.empty(len(requests.rows), dtype=np.float32)
         depth = np.zeros(len(requests.rows), dtype=np.int64)
         leaves = self._leaves_at_zero(requests) if early_exit else np.zeros(len(requests.rows), dtype=bool)
@@ -482,7 +514,8 @@ class OptiRAG(PushToHub):
         if slates:
             batch = requests.batch(slates, self.mean, self.scale)
             inputs = batch.inputs if self.config.read_dense_features else replace(batch.inputs, features=None)
-            ranked = self.ranker.predict_groups(batch.groups, inputs, early_exit=early_exit, progress=progress)
+            with self.adapters.merged():
+                ranked = self.ranker.predict_groups(batch.groups, inputs, early_exit=early_exit, progress=progress)
             rows = np.concatenate([slate.rows for slate in slates])
             probability[rows], depth[rows] = ranked.probability.numpy(), ranked.depth.numpy()
         return Predictions(probability, depth)
@@ -521,6 +554,11 @@ class OptiRAG(PushToHub):
             )
             probability[places], depth[places] = found.probability, found.depth
         return Predictions(probability, depth)
+
+    def score_events(self, data: Interactions, rows: np.ndarray) -> np.ndarray:
+        """Logits of events as of their own moments, float64 ``[N]`` in the order of ``rows``: evidence, and whoever
+        goes on through the language model."""
+        return log_odds(self.predict_rows(data, rows).probability.astype(np.float64))
 
     def like_of(self, columns: Container[str], given: float | None = None) -> float | None:
         """From which rating on the rows of a table with some columns are likes: as in training, or as given.
@@ -612,8 +650,8 @@ class OptiRAG(PushToHub):
             ValueError: they do not fit this backbone and rank.
         """
         adapter = storage.saved_adapter(Path(folder))
-        self.unmerge()
-        storage.copy_weights(dict(self.peft.named_parameters()), adapter, "adapters")
+        with self.adapters.unmerged():
+            storage.copy_weights(dict(self.peft.named_parameters()), adapter, "adapters")
         return self
 
     @classmethod
@@ -661,19 +699,17 @@ class OptiRAG(PushToHub):
     def _item_vectors(self, catalog: Catalog) -> torch.Tensor | None:
         return item_vectors(catalog, device=self.device) if self.config.retrieval == "text" else None
 
-    def merge(self) -> None:
-        """Add the adapters to the weights, once, whoever asks: inference then costs no more than the plain model."""
-        with self._merging:
-            if not self._merged:
-                self.peft.merge_adapter()
-                self._merged = True
 
-    def unmerge(self) -> None:
-        """Take the adapters out again, so that they can train: nothing may be predicting."""
-        with self._merging:
-            if self._merged:
-                self.peft.unmerge_adapter()
-                self._merged = False
+def _split_of(interactions: Interactions, train: Any, validation: Any) -> Split:
+    """The parts to learn from; of the test part nothing is read."""
+    if isinstance(train, Split):
+        raise TypeError("train: expected rows; got a Split: give split.train, split.validation")
+    if (train is None) != (validation is None):
+        missing = "train" if train is None else "validation"
+        raise ValueError(f"{missing}: expected rows, as the other part has some; got None")
+    if train is None:
+        return split_by_time(interactions)
+    return checked_split(interactions, Split(train, validation, np.zeros(0, dtype=np.int64)))
 
 
 def _some_at_a_time(users: np.ndarray, *, whole_users: bool) -> Iterator[np.ndarray]:

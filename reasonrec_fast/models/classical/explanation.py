@@ -1,0 +1,224 @@
+"""Explanations without a language model: what a writer must beat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from reasonrec_fast.data.errors import DataError
+from reasonrec_fast.data.explanations import Explanation, ExplanationQuery
+from reasonrec_fast.files import read_json, write_json
+from reasonrec_fast.pretrained import PushToHub, load_folder, save_folder
+from reasonrec_fast.settings import Count, check_settings
+from reasonrec_fast.training.progress import Progress
+
+_FORMAT = 1
+_TEXTS = "texts.json"
+
+Kind = TypeVar("Kind", bound="TextWriter")
+
+
+@dataclass(frozen=True)
+class TextWriterConfig:
+    """No settings."""
+
+
+class TextWriter(PushToHub):
+    """Base of the writers: texts that were learnt, kept as JSON.
+
+    Args:
+        config: settings.
+        device: of no meaning, as nothing here is a tensor; for the signature that all systems share.
+    """
+
+    config_type: ClassVar[type] = TextWriterConfig
+
+    def __init__(self, config: Any = None, *, device: torch.device | str | None = None) -> None:
+        self.config = self.config_type() if config is None else config
+        if not isinstance(self.config, self.config_type):
+            raise TypeError(f"config: expected a {self.config_type.__name__}; got {type(self.config).__name__}")
+        self.texts: dict[str, Any] | None = None
+
+    def fit(
+        self: Kind,
+        train: Sequence[Explanation],
+        validation: Sequence[Explanation] = (),
+        *,
+        checkpoint: str | Path | None = None,
+        progress: Progress | None = None,
+    ) -> Kind:
+        """Learn from explanations; validation, checkpoint and progress are of no use here.
+
+        Raises:
+            DataError: no explanations.
+        """
+        if not len(train):
+            raise DataError("train: expected at least one explanation; got none")
+        self.texts = self._learned(train)
+        self._prepare()
+        return self
+
+    def explain(self, queries: Sequence[ExplanationQuery]) -> list[str]:
+        """A text for each pair.
+
+        Raises:
+            DataError: a writer that is not fitted or loaded.
+            TypeError: something else than pairs.
+        """
+        if self.texts is None:
+            raise DataError("model: expected one that is fitted or loaded; got a new one")
+        for row, query in enumerate(queries):
+            if not isinstance(query, ExplanationQuery):
+                raise TypeError(f"queries: expected ExplanationQuery; got {type(query).__name__} in row {row}")
+        return self._written(list(queries)) if len(queries) else []
+
+    def _learned(self, train: Sequence[Explanation]) -> dict[str, Any]:
+        """What the writer keeps of the training part."""
+        return {}
+
+    def _prepare(self) -> None:
+        """Make ready what follows from the kept texts."""
+
+    def _written(self, queries: Sequence[ExplanationQuery]) -> list[str]:
+        raise NotImplementedError
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write texts and settings (JSON); a model that is there already is replaced as a whole.
+
+        Raises:
+            DataError: a writer that is not fitted; nothing is written.
+        """
+        if self.texts is None:
+            raise DataError("model: expected one that is fitted or loaded; got a new one")
+        texts = self.texts
+
+        def write(temporary: Path) -> Mapping[str, Any]:
+            write_json(temporary / _TEXTS, texts)
+            return {"config": asdict(self.config)}
+
+        save_folder(folder, type(self).__name__, _FORMAT, (_TEXTS,), write)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Kind],
+        folder: str | Path,
+        *,
+        device: torch.device | str | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> Kind:
+        """Read what :meth:`save_pretrained` wrote.
+
+        Args:
+            folder: the model, or a repository of the Hugging Face hub.
+            device: of no meaning.
+            revision, token: of the repository.
+
+        Raises:
+            FileNotFoundError: nothing was saved there.
+            ValueError: the folder holds something else.
+        """
+
+        def read(folder: Path, stored: dict[str, Any]) -> Kind:
+            model = cls(cls.config_type(**stored["config"]))
+            model.texts = read_json(folder / _TEXTS)
+            model._prepare()
+            return model
+
+        return load_folder(folder, cls.__name__, _FORMAT, read, revision=revision, token=token)
+
+
+class ConstantText(TextWriter):
+    """One text for every pair: the training explanation that is most like all the others (the largest inner product
+    with the mean of all, in tf-idf). Metrics of word overlap like it, and it says nothing of any pair."""
+
+    def _learned(self, train: Sequence[Explanation]) -> dict[str, Any]:
+        texts = [line.explanation for line in train]
+        vectors = _vectorizer().fit_transform(texts)
+        mean = np.asarray(vectors.mean(0)).ravel()
+        return {"text": texts[int(np.argmax(vectors @ mean))]}
+
+    def _written(self, queries: Sequence[ExplanationQuery]) -> list[str]:
+        assert self.texts is not None
+        return [self.texts["text"]] * len(queries)
+
+
+@dataclass(frozen=True)
+class ProfileTextConfig:
+    """Settings.
+
+    Attributes:
+        template: with ``{title}`` and ``{item_profile}``; braces within them stay as they are.
+    """
+
+    template: str = "The user would enjoy {title}. {item_profile}"
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        for field in ("{title}", "{item_profile}"):
+            if self.template.count(field) != 1:
+                raise ValueError(f"template: expected {field} once; got {self.template!r}")
+
+
+class ProfileText(TextWriter):
+    """The item's title and profile in a template: what is known of the item, and nothing of the user."""
+
+    config_type = ProfileTextConfig
+
+    def _written(self, queries: Sequence[ExplanationQuery]) -> list[str]:
+        before, middle = self.config.template.split("{item_profile}")
+        values = [(query.title, query.item_profile) for query in queries]
+        return [
+            before.replace("{title}", title) + profile + middle.replace("{title}", title) for title, profile in values
+        ]
+
+
+@dataclass(frozen=True)
+class NearestTextConfig:
+    """Settings.
+
+    Attributes:
+        words: longest run of words that counts as a feature of a text.
+    """
+
+    words: Count = 2
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+class NearestText(TextWriter):
+    """The explanation of the training pair whose title and profiles are nearest, by the cosine of their tf-idf; of
+    pairs that are equally near, the first."""
+
+    config_type = NearestTextConfig
+
+    def _learned(self, train: Sequence[Explanation]) -> dict[str, Any]:
+        return {
+            "pairs": [_description(line.query) for line in train],
+            "explanations": [line.explanation for line in train],
+        }
+
+    def _prepare(self) -> None:
+        assert self.texts is not None
+        self._vectorizer = _vectorizer(self.config.words)
+        self._vectors = self._vectorizer.fit_transform(self.texts["pairs"])
+
+    def _written(self, queries: Sequence[ExplanationQuery]) -> list[str]:
+        assert self.texts is not None
+        found = self._vectorizer.transform([_description(query) for query in queries]) @ self._vectors.T
+        return [self.texts["explanations"][int(row.toarray().argmax())] for row in found]
+
+
+def _description(query: ExplanationQuery) -> str:
+    return "\n".join((query.title, query.item_profile, query.user_profile))
+
+
+def _vectorizer(words: int = 1) -> TfidfVectorizer:
+    return TfidfVectorizer(ngram_range=(1, words), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")

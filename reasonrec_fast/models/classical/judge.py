@@ -1,0 +1,184 @@
+"""A judge of image quality without a language model: ridge regression on the features of a frozen image encoder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from sklearn.linear_model import RidgeCV
+
+from reasonrec_fast.data.errors import DataError
+from reasonrec_fast.data.images import ImageSource
+from reasonrec_fast.data.opinions import Opinions
+from reasonrec_fast.files import read_tensors, write_tensors
+from reasonrec_fast.lm.image_encoder import ImageEncoder, encoder_identity, first_difference
+from reasonrec_fast.lm.vision import CachedEncoder, load_image_encoder
+from reasonrec_fast.pretrained import PushToHub, load_folder, save_folder
+from reasonrec_fast.settings import check_settings
+from reasonrec_fast.training.progress import Progress
+
+_FORMAT = 1
+_WEIGHTS = "model.safetensors"
+_BLOCK = 64  # images between two reports of progress
+_PENALTIES = tuple(np.logspace(0, 6, 13))
+
+
+@dataclass(frozen=True)
+class FeatureJudgeConfig:
+    """Settings.
+
+    Attributes:
+        encoder: of images, as :func:`~reasonrec_fast.lm.vision.load_image_encoder` names it.
+        sizes: longest sides that an EfficientNet-Lite reads an image at.
+    """
+
+    encoder: str = "efficientnet-lite0"
+    sizes: tuple[int, ...] = (512, 256)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+class FeatureJudge(PushToHub):
+    """Ridge regression of mean opinion scores on standardised image features; its penalty is the best of thirteen by
+    leave-one-out on the training images (generalised cross-validation).
+
+    Args:
+        config: settings.
+        device: of the encoder; by default the GPU where there is one.
+        cache: folder that keeps features from call to call; None for none.
+
+    Raises:
+        FileNotFoundError: the encoder's packages are not installed.
+        ValueError: an unknown encoder, sizes that make no sense, or a device that is not there.
+    """
+
+    config_type: ClassVar[type] = FeatureJudgeConfig
+
+    def __init__(
+        self,
+        config: FeatureJudgeConfig | None = None,
+        *,
+        device: torch.device | str | None = None,
+        cache: str | Path | None = None,
+    ) -> None:
+        self.config = config or FeatureJudgeConfig()
+        sizes = self.config.sizes if self.config.encoder.startswith("efficientnet") else None
+        encoder = load_image_encoder(self.config.encoder, sizes=sizes, device=device)
+        self.encoder: ImageEncoder = encoder if cache is None else CachedEncoder(encoder, cache)
+        self.weights: dict[str, np.ndarray] = {}
+
+    def fit(
+        self,
+        train: Opinions,
+        validation: Opinions | None = None,
+        *,
+        checkpoint: str | Path | None = None,
+        progress: Progress | None = None,
+    ) -> FeatureJudge:
+        """Learn from images.
+
+        Args:
+            train: images and scores, at least ten.
+            validation, checkpoint: of no use here: the fit is closed.
+            progress: is told how many images were read.
+
+        Raises:
+            DataError: too few images, scores that are all the same, or an image that cannot be read.
+        """
+        if len(train) < 10 or not np.ptp(train.scores):
+            raise DataError(f"train: expected ten images of different scores at least; got {len(train)}")
+        features = self._features(train.images, train.folder, progress)
+        mean, scale = features.mean(0), features.std(0)
+        scale[scale < 1e-9] = 1.0
+        ridge = RidgeCV(_PENALTIES).fit((features - mean) / scale, train.scores)
+        self.weights = {
+            "mean": mean, "scale": scale, "coefficients": ridge.coef_, "intercept": np.array([ridge.intercept_]),
+            "penalty": np.array([ridge.alpha_]),
+        }  # fmt: skip
+        return self
+
+    def score(self, images: Sequence[ImageSource], *, folder: str | os.PathLike[str] | None = None) -> np.ndarray:
+        """Scores in the units of the training scores, float64 ``[N]``.
+
+        Args:
+            images: what :func:`~reasonrec_fast.data.images.read_image` takes.
+            folder: that relative paths are in, and that they may not leave.
+
+        Raises:
+            DataError: a judge that is not fitted or loaded, or an image that cannot be read (with its row).
+        """
+        self._check_fitted()
+        features = (self._features(images, folder, None) - self.weights["mean"]) / self.weights["scale"]
+        # Sums of a row alone: a product of matrices may depend on how many rows there are.
+        return (features * self.weights["coefficients"]).sum(1) + self.weights["intercept"][0]
+
+    def _features(
+        self, images: Sequence[ImageSource], folder: str | os.PathLike[str] | None, progress: Progress | None
+    ) -> np.ndarray:
+        blocks = []
+        for start in range(0, len(images), _BLOCK):
+            part = images[start : start + _BLOCK]
+            try:
+                blocks.append(self.encoder.encode(part, folder=folder).flatten(1).double().numpy())
+            except DataError as error:
+                raise DataError(f"images {start} to {start + len(part) - 1}: {error}") from error
+            if progress is not None:
+                progress(start + len(part), len(images), {})
+        return np.concatenate(blocks) if blocks else np.zeros((0, self.encoder.tokens * self.encoder.width))
+
+    def _check_fitted(self) -> None:
+        if not self.weights:
+            raise DataError("model: expected one that is fitted or loaded; got a new one")
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write weights (safetensors) and settings (JSON); a model that is there already is replaced as a whole.
+
+        Raises:
+            DataError: a judge that is not fitted; nothing is written.
+        """
+        self._check_fitted()
+
+        def write(temporary: Path) -> Mapping[str, Any]:
+            write_tensors(temporary / _WEIGHTS, {name: torch.from_numpy(value) for name, value in self.weights.items()})
+            return {"config": asdict(self.config), "encoder": encoder_identity(self.encoder)}
+
+        save_folder(folder, type(self).__name__, _FORMAT, (_WEIGHTS,), write)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        device: torch.device | str | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> FeatureJudge:
+        """Read what :meth:`save_pretrained` wrote.
+
+        Args:
+            folder: the model, or a repository of the Hugging Face hub.
+            device: of the encoder.
+            revision, token: of the repository.
+
+        Raises:
+            FileNotFoundError: nothing was saved there, or the encoder's packages are not installed.
+            ValueError: the folder holds something else, or features of another encoder than is installed.
+        """
+
+        def read(folder: Path, stored: dict[str, Any]) -> FeatureJudge:
+            settings = stored["config"] | {"sizes": tuple(stored["config"]["sizes"])}
+            model = cls(FeatureJudgeConfig(**settings), device=device)
+            difference = first_difference(stored["encoder"], encoder_identity(model.encoder))
+            if difference is not None:
+                name, expected, got = difference
+                raise ValueError(f"{folder}: expected the encoder's {name} to be {expected}; got {got}")
+            model.weights = {name: value.numpy() for name, value in read_tensors(folder / _WEIGHTS).items()}
+            return model
+
+        return load_folder(folder, cls.__name__, _FORMAT, read, revision=revision, token=token)

