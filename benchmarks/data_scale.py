@@ -23,11 +23,11 @@ import typer
 
 from reasonrec_fast.data import Interactions, load_interactions
 from reasonrec_fast.data.interactions import Catalog
-from reasonrec_fast.models.optirag.packaged import MOVIELENS
 from reasonrec_fast.experiments.runner import machine, versions
 from reasonrec_fast.graph import InteractionGraph
 from reasonrec_fast.models.optirag import OptiRAG
 from reasonrec_fast.models.optirag.knowledge import Knowledge
+from reasonrec_fast.models.optirag.packaged import MOVIELENS
 from reasonrec_fast.models.optirag.retriever import Retriever
 
 READERS = ("pandas", "reasonrec_fast")

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from reasonrec_fast.data import Interactions, Split, load_movielens_small, split_by_time
-from reasonrec_fast.models.optirag.packaged import MOVIELENS
 from reasonrec_fast.lm.layout import TokenGroup
 from reasonrec_fast.models.optirag import OptiRAG
 from reasonrec_fast.models.optirag.dataset import RequestBuilder, Requests
+from reasonrec_fast.models.optirag.packaged import MOVIELENS
 from reasonrec_fast.models.optirag.prompt import Slate
 
 

@@ -13,7 +13,7 @@ from reasonrec_fast.cli.console import DeviceOption, at_least_one, clear_errors,
 from reasonrec_fast.files import atomic_write, check_writable, write_json
 
 if TYPE_CHECKING:
-    from reasonrec_fast.experiments.demo import Comparison, Record
+    from reasonrec_fast.experiments.demo import Comparison, SystemRecord
 
 
 def demo(
@@ -37,7 +37,7 @@ def demo(
     say(f"Written to {output}; {time.perf_counter() - begin:.0f} s")
 
 
-def _table(records: list[Record]) -> Table:
+def _table(records: list[SystemRecord]) -> Table:
     columns = ("system", "AUC", "GAUC", "unrated", "log-loss", "req/s", "p50 ms", "p95 ms", "depth", "rated", "cold")
     caption = "unrated: GAUC on films without a training rating; depth: mean layers read, and by kind of film"
     table = Table(title=f"{records[0].requests} held-out MovieLens requests", caption=caption)
@@ -68,7 +68,7 @@ def _differences(found: Comparison) -> Table:
     return table
 
 
-def _plot(records: list[Record], path: Path) -> None:
+def _plot(records: list[SystemRecord], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")

@@ -242,8 +242,8 @@ def pareto(
     with clear_errors():
         check_writable(output / "pareto.json")
         from reasonrec_fast.cli.pareto import plot
-        from reasonrec_fast.models.optirag.packaged import MOVIELENS
         from reasonrec_fast.experiments.pareto import pareto as measure
+        from reasonrec_fast.models.optirag.packaged import MOVIELENS
 
         place = resolve_device(device)
         interactions = load_data("movielens-small", None)

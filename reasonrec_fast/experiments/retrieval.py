@@ -75,9 +75,7 @@ def compare_retrieval(
         builder, places = model.request_builder(interactions)
         requests = builder.requests(places[rows])
         scores[kind] = model.predict(requests, early_exit=False).probability
-        linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-        train_features = builder.training_requests().dense_features
-        linear.fit(train_features, builder.training_labels)
+        linear = evidence_regression(builder.training_requests().dense_features, builder.training_labels)
         evidence[kind] = linear.decision_function(requests.dense_features)
     labels, users = interactions.labels[rows], interactions.users[rows]
     unrated = ~np.isin(interactions.items[rows], interactions.items[split.train])
