@@ -257,10 +257,10 @@ class Decoder(nn.Module):
             return self.rotary_of(hidden, positions.expand(self.position_axes, -1))
         kinds = sorted(set(getattr(self.base.config, "layer_types", None) or ()))
         if hasattr(rotary, "layer_types"):
-            found = {kind: rotary(hidden, positions, kind) for kind in kinds}
+            tables = {kind: rotary(hidden, positions, kind) for kind in kinds}
         else:
-            found = dict.fromkeys([*kinds, ""], rotary(hidden, positions))
-        return {kind: (cosines[0], sines[0]) for kind, (cosines, sines) in found.items()}
+            tables = dict.fromkeys([*kinds, ""], rotary(hidden, positions))
+        return {kind: (cosines[0], sines[0]) for kind, (cosines, sines) in tables.items()}
 
     def pre_norm(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
         """What the attention of layer ``index`` (from 0) reads, ``[T, D]``.
@@ -281,38 +281,38 @@ class Decoder(nn.Module):
             return None
         config = self.base.config
         known = (getattr(config, "rope_parameters", None) or {}).get("original_max_position_embeddings")
-        found = known or getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings
-        return int(found)
+        length = known or getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings
+        return int(length)
 
-    def queries(self, index: int, pre_norm: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+    def queries(self, index: int, normalized: torch.Tensor, rotary: Rotary) -> torch.Tensor:
         """``[T, H, d]``, turned by position; ``rotary`` holds those of the ``T`` tokens."""
-        return apply_rotary(self.projected_queries(index, pre_norm), *rotary[self.kind(index)])
+        return apply_rotary(self.projected_queries(index, normalized), *rotary[self.kind(index)])
 
-    def projected_queries(self, index: int, pre_norm: torch.Tensor) -> torch.Tensor:
+    def projected_queries(self, index: int, normalized: torch.Tensor) -> torch.Tensor:
         """``[T, H, d]``, not turned yet."""
         attention = self.base.layers[index].self_attn
         if hasattr(attention, "qkv_proj"):
-            query = _part(attention.qkv_proj, pre_norm, slice(0, self._query_width(attention)))
+            query = _part(attention.qkv_proj, normalized, slice(0, self._query_width(attention)))
         else:
-            query = attention.q_proj(pre_norm)
+            query = attention.q_proj(normalized)
         query = query.unflatten(-1, (-1, attention.head_dim))
         if hasattr(attention, "q_norm"):
             query = attention.q_norm(query)
         return query
 
-    def keys_values(self, index: int, pre_norm: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor]:
+    def keys_values(self, index: int, normalized: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys, turned by position, and values, ``[T, G, d]`` each."""
-        key, value = self.projected_keys_values(index, pre_norm)
+        key, value = self.projected_keys_values(index, normalized)
         return apply_rotary(key, *rotary[self.kind(index)]), value
 
-    def projected_keys_values(self, index: int, pre_norm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def projected_keys_values(self, index: int, normalized: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys, not turned yet, and values, ``[T, G, d]`` each."""
         attention = self.base.layers[index].self_attn
         if hasattr(attention, "qkv_proj"):
-            both = _part(attention.qkv_proj, pre_norm, slice(self._query_width(attention), None))
+            both = _part(attention.qkv_proj, normalized, slice(self._query_width(attention), None))
             key, value = both.chunk(2, -1)
         else:
-            key, value = attention.k_proj(pre_norm), attention.v_proj(pre_norm)
+            key, value = attention.k_proj(normalized), attention.v_proj(normalized)
         key, value = (x.unflatten(-1, (-1, attention.head_dim)) for x in (key, value))
         if hasattr(attention, "k_norm"):
             key = attention.k_norm(key)
@@ -330,13 +330,13 @@ class Decoder(nn.Module):
         }
 
     def finish(self, index: int, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        """The layer's output ``[T, D]`` from its input and what its attention found, ``[T, H, d]``."""
+        """The layer's output ``[T, D]`` from its input and what its attention gave, ``[T, H, d]``."""
         layer = self.base.layers[index]
-        found = layer.self_attn.o_proj(attended.flatten(1))
+        projected = layer.self_attn.o_proj(attended.flatten(1))
         if hasattr(layer, "pre_feedforward_layernorm"):  # Gemma 2 and 3 norm what is added, too
-            hidden = hidden + layer.post_attention_layernorm(found)
+            hidden = hidden + layer.post_attention_layernorm(projected)
             return hidden + layer.post_feedforward_layernorm(layer.mlp(layer.pre_feedforward_layernorm(hidden)))
-        hidden = hidden + found
+        hidden = hidden + projected
         return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
 
     def kind(self, index: int) -> str:

@@ -175,9 +175,9 @@ class DecodingBatch:
                 return ops.packed_attention(queries, *stored(keys, values), segments, **scores)
 
             return run_layer(decoder.base.layers[index], hidden, positions, rotary[decoder.kind(index)], attend)
-        pre_norm = decoder.pre_norm(index, hidden)
-        keys, values = stored(*decoder.keys_values(index, pre_norm, rotary))
-        queries = decoder.queries(index, pre_norm, rotary)
+        normalized = decoder.pre_norm(index, hidden)
+        keys, values = stored(*decoder.keys_values(index, normalized, rotary))
+        queries = decoder.queries(index, normalized, rotary)
         attended = ops.packed_attention(queries, keys, values, segments, **self._scores[index])
         return decoder.finish(index, hidden, attended)
 

@@ -28,30 +28,30 @@ def run_layers(
     from reasonrec_fast.kernels.decoder_layer import rotate
 
     layers = backbone.base.layers
-    pre_norm = _add_and_norm(hidden, None, layers[first - 1].input_layernorm)[1]
+    normalized = _add_and_norm(hidden, None, layers[first - 1].input_layernorm)[1]
     for index in range(first - 1, last):
         layer = layers[index]
-        query = backbone.projected_queries(index, pre_norm)
-        key, value = backbone.projected_keys_values(index, pre_norm)
+        query = backbone.projected_queries(index, normalized)
+        key, value = backbone.projected_keys_values(index, normalized)
         rotate(query, key, *rotary[backbone.kind(index)])
         scores = backbone.scores(index)
         attended = attention_kernels.packed_attention(
             query, key, value, plan, blocks, scores["scale"], scores["softcap"] or 0.0
         )
-        found = layer.self_attn.o_proj(attended.flatten(1))
+        output = layer.self_attn.o_proj(attended.flatten(1))
         around = hasattr(layer, "pre_feedforward_layernorm")  # Gemma 2 and 3 norm what is added, too
         if around:
-            found = _add_and_norm(found, None, layer.post_attention_layernorm)[1]
-        hidden, pre_norm = _add_and_norm(
-            found, hidden, layer.pre_feedforward_layernorm if around else layer.post_attention_layernorm
+            output = _add_and_norm(output, None, layer.post_attention_layernorm)[1]
+        hidden, normalized = _add_and_norm(
+            output, hidden, layer.pre_feedforward_layernorm if around else layer.post_attention_layernorm
         )
-        found = _feed_forward(layer.mlp, pre_norm)
+        output = _feed_forward(layer.mlp, normalized)
         if around:
-            found = _add_and_norm(found, None, layer.post_feedforward_layernorm)[1]
+            output = _add_and_norm(output, None, layer.post_feedforward_layernorm)[1]
         if index + 1 < last:
-            hidden, pre_norm = _add_and_norm(found, hidden, layers[index + 1].input_layernorm)
+            hidden, normalized = _add_and_norm(output, hidden, layers[index + 1].input_layernorm)
         else:
-            hidden = hidden + found
+            hidden = hidden + output
     return hidden
 
 

@@ -105,22 +105,24 @@ def _of_tiles(base: Any, pixels: torch.Tensor, mask: torch.Tensor | None) -> Ite
             yield pixels.new_empty(0, base.config.text_config.hidden_size), None
             continue
         shown = None if mask is None else mask[row].to(tiles.device)[present][None]
-        found = base.get_image_features(pixel_values=tiles[present][None], pixel_attention_mask=shown, return_dict=True)
-        yield _joined_features(found), None
+        features = base.get_image_features(
+            pixel_values=tiles[present][None], pixel_attention_mask=shown, return_dict=True
+        )
+        yield _joined_features(features), None
 
 
 def _of_pictures(base: Any, pixels: torch.Tensor, sizes: Any) -> Iterator[tuple[torch.Tensor, None]]:
     """LLaVA: pictures of one size, or (with a tower that wants to know) of the sizes given."""
     for number in range(len(pixels)):
         more = {} if sizes is None else {"image_sizes": sizes[number : number + 1]}
-        found = base.get_image_features(
+        features = base.get_image_features(
             pixel_values=pixels[number : number + 1].to(base.dtype),
             vision_feature_layer=base.config.vision_feature_layer,
             vision_feature_select_strategy=base.config.vision_feature_select_strategy,
             return_dict=True,
             **more,
         )
-        yield _joined_features(found), None
+        yield _joined_features(features), None
 
 
 def _of_patches(
@@ -128,14 +130,14 @@ def _of_patches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Qwen2-VL, Qwen2.5-VL: patches of all images one after the other."""
     for grid, patches in zip(grids, pixels.split(counts), strict=True):
-        found = base.get_image_features(patches, grid[None].to(pixels.device), return_dict=True)
-        yield _joined_features(found), grid.cpu()
+        features = base.get_image_features(patches, grid[None].to(pixels.device), return_dict=True)
+        yield _joined_features(features), grid.cpu()
 
 
-def _joined_features(found: Any) -> torch.Tensor:
+def _joined_features(features: Any) -> torch.Tensor:
     """``[n, D]``, of whatever a release of transformers returns."""
-    found = getattr(found, "pooler_output", found)
-    parts = [found] if isinstance(found, torch.Tensor) else list(found)
+    features = getattr(features, "pooler_output", features)
+    parts = [features] if isinstance(features, torch.Tensor) else list(features)
     return torch.cat([part.flatten(0, -2) for part in parts])
 
 

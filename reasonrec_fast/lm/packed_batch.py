@@ -108,9 +108,9 @@ class PackedBatch:
         if not backbone.splits_layers:
             self.hidden = self._whole_layer(index)
             return
-        pre_norm = backbone.pre_norm(index, self.hidden)
-        keys, values, prefix_keys = self._keys_values(index, pre_norm)
-        queries = backbone.queries(index, pre_norm, self._rotary)
+        normalized = backbone.pre_norm(index, self.hidden)
+        keys, values, prefix_keys = self._keys_values(index, normalized)
+        queries = backbone.queries(index, normalized, self._rotary)
         if self._segments is None:
             self._segments = self.layout.segments(prefix_keys=prefix_keys)
         attended = ops.packed_attention(queries, keys, values, self._segments, **backbone.scores(index))
@@ -124,10 +124,10 @@ class PackedBatch:
             self._whole_output = self._whole_layer(depth - 1, read_on=True)
             return self._whole_output[self._on_device(self.layout.last)]
         backbone, index, layout = self.backbone, depth - 1, self.layout
-        pre_norm = backbone.pre_norm(index, self.hidden)
-        keys, values, prefix_keys = self._keys_values(index, pre_norm, read_on=True)
+        normalized = backbone.pre_norm(index, self.hidden)
+        keys, values, prefix_keys = self._keys_values(index, normalized, read_on=True)
         last = self._on_device(layout.last)
-        queries = backbone.queries(index, pre_norm[last], self._rotary_at(layout.positions[..., layout.last]))
+        queries = backbone.queries(index, normalized[last], self._rotary_at(layout.positions[..., layout.last]))
         segments = layout.segments("last", prefix_keys=prefix_keys)
         attended = ops.packed_attention(queries, keys, values, segments, **backbone.scores(index))
         found = backbone.finish(index, self.hidden[last], attended)
@@ -162,8 +162,8 @@ class PackedBatch:
         new = torch.empty_like(self.hidden).index_copy_(0, last, found)
         if len(rest):
             hidden = self.hidden[rest]
-            pre_norm = backbone.pre_norm(index, hidden)
-            queries = backbone.queries(index, pre_norm, self._rotary_at(layout.positions[..., ~layout.is_last]))
+            normalized = backbone.pre_norm(index, hidden)
+            queries = backbone.queries(index, normalized, self._rotary_at(layout.positions[..., ~layout.is_last]))
             segments = layout.segments("rest", prefix_keys=prefix_keys, row_keys=row_keys)
             attended = ops.packed_attention(queries, keys, values, segments, **backbone.scores(index))
             new.index_copy_(0, rest, backbone.finish(index, hidden, attended))
@@ -174,14 +174,14 @@ class PackedBatch:
         self._keep_groups(range(len(self._known)))
 
     def _keys_values(
-        self, index: int, pre_norm: torch.Tensor, *, read_on: bool = False
+        self, index: int, normalized: torch.Tensor, *, read_on: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
         """Keys and values of the tokens and, behind them, of prefixes that are away; first key of each prefix.
 
         Args:
             read_on: whether prefixes can later be read on from here.
         """
-        keys, values = self.backbone.keys_values(index, pre_norm, self._rotary)
+        keys, values = self.backbone.keys_values(index, normalized, self._rotary)
         return self._with_prefixes(index, keys, values, read_on=read_on)
 
     def _with_prefixes(
