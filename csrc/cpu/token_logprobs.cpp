@@ -170,7 +170,9 @@ Results backward(const Tensor& hidden, const Tensor& weight, const Tensor& bias,
   Tensor grad_weight = torch::stable::new_empty(weight, {classes, width});
   Tensor grad_bias = torch::stable::new_zeros(hidden, {bias.numel() > 0 ? classes : 0}, wide);
   const int64_t tallest = std::max<int64_t>(kBlockBytes / (std::max<int64_t>(padded, 1) * sizeof(T)) / kStretch, 1) * kStretch;
-  Tensor block = torch::stable::new_empty(hidden, {std::min(tallest, classes), padded});
+  // Zeros: with AMX, oneDNN reads up to 31 columns beyond those of a bfloat16 view and multiplies them by zero, and what
+  // was never written may be NaN.
+  Tensor block = torch::stable::new_zeros(hidden, {std::min(tallest, classes), padded});
   for (int64_t begin = 0; begin < classes; begin += tallest) {
     const int64_t end = std::min(begin + tallest, classes);
     T* out = block.mutable_data_ptr<T>();

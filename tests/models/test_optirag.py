@@ -160,7 +160,7 @@ def test_one_class_cannot_be_learned(events, config):
     parts = split_by_time(events)
     mixed = events.labels.copy()
     mixed[parts.validation] = 1
-    with pytest.raises(ValueError, match="split: expected both classes in validation.*; got labels .1."):
+    with pytest.raises(ValueError, match="validation: expected both classes.*; got labels .1."):
         OptiRAG(config).fit(replace(events, labels=mixed), parts.train, parts.validation)
 
 
