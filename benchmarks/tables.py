@@ -19,7 +19,12 @@ from reasonrec_fast.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "early-exit.md")
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "docs" / "results.md",
+    ROOT / "docs" / "early-exit.md",
+    ROOT / "docs" / "evaluate.md",
+)
 BLOCK = re.compile(r"<!-- (?P<kind>[a-z-]+): (?P<names>[^>]*?) -->\n.*?<!-- end -->", re.DOTALL)
 
 Row = Sequence[str]

@@ -39,12 +39,12 @@ from reasonrec_fast.models.optirag.dataset import RequestBuilder, Requests, Trai
 from reasonrec_fast.models.optirag.evidence import DENSE_FEATURES
 from reasonrec_fast.models.optirag.instructions import instruction_requests
 from reasonrec_fast.models.optirag.knowledge import Asked, Knowledge
-from reasonrec_fast.models.optirag.prompt import TokenIds
 from reasonrec_fast.models.optirag.retriever import Retriever
 from reasonrec_fast.models.optirag.template import AUTO, Template, template_for
 from reasonrec_fast.models.optirag.text_retrieval import item_vectors
 from reasonrec_fast.precision import fast_dtype
 from reasonrec_fast.pretrained import PushToHub
+from reasonrec_fast.prompts.tokens import TokenIds
 from reasonrec_fast.training.progress import NO_METRICS, Progress, named_part
 
 _logger = logging.getLogger("reasonrec_fast")

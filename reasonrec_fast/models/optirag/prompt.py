@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
@@ -12,9 +10,9 @@ from reasonrec_fast.data.interactions import Catalog, Interactions
 from reasonrec_fast.models.optirag.evidence import Evidence, EvidenceBuilder
 from reasonrec_fast.models.optirag.taste import TARGET_VALUES
 from reasonrec_fast.models.optirag.template import LEVELS, Template
+from reasonrec_fast.prompts import Section, TokenIds, fit_budget
 
 _SHARED_ITEMS = 3
-_TEXTS = 1 << 17  # titles and phrases whose token ids are kept
 
 
 @dataclass(frozen=True)
@@ -34,18 +32,6 @@ class Slate:
     @property
     def num_tokens(self) -> int:
         return len(self.prefix) + sum(map(len, self.suffixes))
-
-
-class TokenIds:
-    """Token ids of texts, those of late kept; any number of threads may ask.
-
-    Args:
-        tokenizer: a Hugging Face tokenizer.
-    """
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.start: list[int] = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        self.of = lru_cache(_TEXTS)(lambda text: tuple(tokenizer(text, add_special_tokens=False)["input_ids"]))
 
 
 class PromptBuilder:
@@ -151,7 +137,13 @@ class PromptBuilder:
         known = catalog.titles[item] != catalog.ids[item] or attributes
         described = "".join(f", {value}" for value in attributes[:TARGET_VALUES])
         target = words.target.format(title=self._title(item), attributes=described) if known else words.unknown_target
-        return [*self._ids(target)[: max(self.suffix_tokens - len(tail), 0)], *tail][-self.suffix_tokens :]
+        ids = self._ids(target)
+        if len(ids) + len(tail) <= self.suffix_tokens:
+            return [*ids, *tail]
+        sections = [Section("target", [ids], "cut_end"), Section("tail", [tail], "cut_start", priority=1)]
+        fitted = fit_budget(sections, self.suffix_tokens).text
+        assert isinstance(fitted, list)
+        return fitted
 
     def _taste(self, item: int, taste: np.ndarray) -> str:
         """The target's attribute values, each with how the user likes it, then how similar users do."""
