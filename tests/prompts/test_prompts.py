@@ -140,10 +140,10 @@ def test_draws_depend_on_seed_and_key_alone():
         ({"wordings": []}, "wordings: expected at least one"),
         ({"wordings": [{"name": "w", "prefix": "", "suffix": "[[no field]]"}]}, r"expected \[\[ and \]\] in pairs"),
         ({"wordings": [{"name": "w", "prefix": "", "suffix": "[[{title}"}]}, r"expected \[\[ and \]\] in pairs"),
-        ({"wordings": [{"name": "w", "prefix": "", "suffix": "{Title}"}]}, "expected braces around names of fields alone"),
+        ({"wordings": [{"name": "w", "prefix": "", "suffix": "{Title}"}]}, "expected braces around names of fields"),
         ({"wordings": [{"name": "w", "prefix": ""}]}, "wording 0: expected name, prefix, suffix, answers, system; got"),
         ({"wordings": [{"name": "w", "prefix": "", "suffix": "", "answers": "yes"}]}, "wording 0: expected texts; got"),
-        ({"wordings": [{"name": "w", "prefix": "", "suffix": "", "answers": ["a", "a"]}]}, "answers: expected different"),
+        ({"wordings": [{"name": "w", "prefix": "", "suffix": "", "answers": ["a", "a"]}]}, "expected different ones"),
         ({"more": 1}, "expected fields, task, wordings; got"),
     ],
 )  # fmt: skip
