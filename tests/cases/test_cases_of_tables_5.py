@@ -40,7 +40,7 @@ def test_columns_of_recbole_keep_their_names(tmp_path):
 class _Words:
     bos_token_id = None
 
-    def __call__(self, text, add_special_tokens):
+    def __call__(self, text, **options):
         return {"input_ids": text.split(" ")}
 
 
