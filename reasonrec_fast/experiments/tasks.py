@@ -13,7 +13,7 @@ import torch
 from reasonrec_fast import evaluation
 from reasonrec_fast.data import DataError, split_by_time
 from reasonrec_fast.data.explanations import ExplanationSplit
-from reasonrec_fast.data.opinions import OpinionSplit
+from reasonrec_fast.data.opinions import OpinionSplit, check_readable
 from reasonrec_fast.experiments.config import DatasetConfig, EvaluationConfig
 from reasonrec_fast.experiments.held_out import check_measurable, check_rankable, metrics_on_test
 from reasonrec_fast.models.base import Explainer, Judge
@@ -102,6 +102,9 @@ class JudgeTask:
     def check_model(self, model: Judge, settings: EvaluationConfig) -> None:
         if len(self.data.test) < 5:
             raise DataError(f"test: expected at least five images; got {len(self.data.test)}")
+        for part in (self.data.train, self.data.validation, self.data.test):
+            if part is not None:
+                check_readable(part)
 
     def fit(self, model: Judge, checkpoint: Path, progress: Progress | None) -> None:
         model.fit(self.data.train, self.data.validation, checkpoint=checkpoint, progress=progress)

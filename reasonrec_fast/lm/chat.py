@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,17 @@ from reasonrec_fast.lm.inputs import common_prefix
 
 FIELDS = ("query", "document")
 _QUERY, _DOCUMENT = "\ue000query\ue000", "\ue000document\ue000"  # of a private area: in no text
+
+
+def literal_tokenizer(tokenizer: Any) -> Any:
+    """A copy of a tokenizer for which no text is a control token: ``<|im_end|>`` is the characters that it is made of.
+
+    A copy, because a fast tokenizer keeps the choice in itself from call to call: threads that ask one tokenizer both
+    ways get each other's.
+    """
+    literal = copy.deepcopy(tokenizer)
+    literal.split_special_tokens = True
+    return literal
 
 
 @dataclass(frozen=True)
@@ -71,7 +83,8 @@ class ChatPrompt:
     ) -> None:
         if not getattr(tokenizer, "chat_template", None):
             raise ValueError("tokenizer: expected one with a chat template; got none")
-        self.tokenizer, self.pair = tokenizer, PairPrompt(template)
+        self.pair = PairPrompt(template)
+        self._plain, self._literal = copy.deepcopy(tokenizer), literal_tokenizer(tokenizer)
         messages = [] if system is None else [{"role": "system", "content": system}]
         messages.append({"role": "user", "content": "".join(self.pair(_QUERY, _DOCUMENT))})
         rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) + answer
@@ -111,7 +124,7 @@ class ChatPrompt:
     def _ids(self, pieces: Sequence[str]) -> list[int]:
         """Of pieces of which the first, third and fifth are the template's, and the others are texts."""
         if self._control is None or not any(self._control.search(text) for text in pieces[1::2]):
-            return list(self.tokenizer("".join(pieces), add_special_tokens=False)["input_ids"])
+            return list(self._plain("".join(pieces), add_special_tokens=False)["input_ids"])
         runs: list[str] = [""]  # texts between control tokens, and those tokens, in turns
         for index, piece in enumerate(pieces):
             parts = [piece] if index % 2 else re.split(f"({self._control.pattern})", piece)
@@ -122,7 +135,7 @@ class ChatPrompt:
             if index % 2:
                 ids.append(self._special[run])
             elif run:
-                ids += self.tokenizer(run, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+                ids += self._literal(run, add_special_tokens=False)["input_ids"]
         return ids
 
 

@@ -175,7 +175,7 @@ class PromptTemplate:
                     f"{source}: wording {number}: expected name, prefix, suffix, answers, system; got {stored!r}"
                 )
             answers = stored.get("answers", [])
-            texts = [value for name, value in stored.items() if name != "answers" and value is not None]
+            texts = [stored[name] for name in _TEXTS if name != "system" or stored.get(name) is not None]
             if not isinstance(answers, list) or not all(isinstance(text, str) for text in [*texts, *answers]):
                 raise ValueError(f"{source}: wording {number}: expected texts; got {stored!r}")
             wordings.append(Wording(**{**stored, "answers": tuple(answers)}))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+from reasonrec_fast.lm.chat import literal_tokenizer
+
 _TEXTS = 1 << 17  # whose token ids are kept
 
 
@@ -22,8 +24,5 @@ class TokenIds:
 
     def __init__(self, tokenizer: Any) -> None:
         self.start: list[int] = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-
-        def ids(text: str) -> tuple[int, ...]:
-            return tuple(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
-
-        self.of = lru_cache(_TEXTS)(ids)
+        literal = literal_tokenizer(tokenizer)
+        self.of = lru_cache(_TEXTS)(lambda text: tuple(literal(text, add_special_tokens=False)["input_ids"]))

@@ -1,6 +1,8 @@
 """Templates, budgets and token ids: values that stay what they are, and prompts that fit."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -141,6 +143,7 @@ def test_draws_depend_on_seed_and_key_alone():
         ({"wordings": [{"name": "w", "prefix": "", "suffix": "[[no field]]"}]}, r"expected \[\[ and \]\] in pairs"),
         ({"wordings": [{"name": "w", "prefix": "", "suffix": "[[{title}"}]}, r"expected \[\[ and \]\] in pairs"),
         ({"wordings": [{"name": "w", "prefix": "", "suffix": "{Title}"}]}, "expected braces around names of fields"),
+        ({"wordings": [{"name": None, "prefix": "", "suffix": ""}]}, "wording 0: expected texts; got"),
         ({"wordings": [{"name": "w", "prefix": ""}]}, "wording 0: expected name, prefix, suffix, answers, system; got"),
         ({"wordings": [{"name": "w", "prefix": "", "suffix": "", "answers": "yes"}]}, "wording 0: expected texts; got"),
         ({"wordings": [{"name": "w", "prefix": "", "suffix": "", "answers": ["a", "a"]}]}, "expected different ones"),
@@ -178,6 +181,28 @@ def test_no_text_is_a_control_token(tokenizer):
         assert not control & set(token_ids.of(text)) and tokenizer.decode(token_ids.of(text)) == text
     for text in ("The Matrix", " (Drama, Comedy)", "Amélie\n"):
         assert list(token_ids.of(text)) == tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_threads_that_ask_the_same_tokenizer_otherwise(tokenizer):
+    """A fast tokenizer keeps in itself whether control tokens are read: one thread turned it on for another."""
+    token_ids, chat = TokenIds(tokenizer), ChatPrompt(tokenizer)
+    control, wanted = tokenizer.convert_tokens_to_ids("<|im_end|>"), chat("a", "b")
+    wanted = [*wanted[0], *wanted[1]].count(control)
+    stop = threading.Event()
+
+    def ask_otherwise():
+        while not stop.is_set():
+            assert control in tokenizer("a<|im_end|>", add_special_tokens=False)["input_ids"]
+
+    with ThreadPoolExecutor(6) as pool:
+        others = [pool.submit(ask_otherwise) for _ in range(2)]
+        texts = [pool.submit(token_ids.of, f"{number}<|im_end|>") for number in range(2000)]
+        chats = [pool.submit(chat, "a", f"{number}<|im_end|>") for number in range(500)]
+        assert not any(control in text.result() for text in texts)
+        assert all([*c.result()[0], *c.result()[1]].count(control) == wanted for c in chats)
+        stop.set()
+        for other in others:
+            other.result()
 
 
 def test_conversations_are_those_of_the_tokenizer(tokenizer):
