@@ -305,3 +305,32 @@ def test_what_a_model_knew_does_not_outlive_it(events, fitted, tmp_path):
     assert loaded.knowledge is None
     with pytest.raises(RuntimeError, match="no retriever yet"):
         loaded.requests(events)
+
+
+def test_a_move_to_where_it_is_changes_no_bit(fitted, events):
+    """Adapters that are taken out of the weights and added again leave them rounded."""
+    requests = fitted.requests(events, split_by_time(events).test)
+    expected = fitted.predict(requests, early_exit=False).probability
+    weights = {name: value.clone() for name, value in fitted.peft.state_dict().items()}
+    fitted.to("cpu")
+    assert all(torch.equal(value, weights[name]) for name, value in fitted.peft.state_dict().items())
+    np.testing.assert_array_equal(fitted.predict(requests, early_exit=False).probability, expected)
+
+
+def test_a_split_in_place_of_rows_is_named(events, config):
+    parts = split_by_time(events)
+    with pytest.raises(TypeError, match=r"train: expected rows; got a Split: give split\.train, split\.validation"):
+        OptiRAG(config).fit(events, parts)
+    with pytest.raises(ValueError, match="validation: expected rows, as the other part has some; got None"):
+        OptiRAG(config).fit(events, parts.train)
+
+
+def test_a_promise_to_too_few_users_is_refused_before_training(events, config):
+    parts = split_by_time(events)
+    few = parts.validation[np.isin(events.users[parts.validation], np.unique(events.users[parts.validation])[:3])]
+    told = []
+    with pytest.raises(ValueError, match=r"validation: expected at least 4 users for max_disagreement=0\.2; got 3"):
+        OptiRAG(replace(config, max_disagreement=0.2)).fit(
+            events, parts.train, few, progress=lambda *values: told.append(values[3])
+        )
+    assert "training" not in told

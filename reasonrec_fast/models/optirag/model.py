@@ -145,12 +145,13 @@ class OptiRAG(PushToHub):
         """
         device = resolve_device(device)
         old, new = self.ranker.model.backbone.dtype, fast_dtype(device)
-        with self.adapters.unmerged():  # adapters are float32, and stay so
-            for name, parameter in self.peft.named_parameters() if old != new else ():
-                if parameter.dtype == old and "lora_" not in name:
-                    parameter.data = parameter.data.to(new)
-            self.peft.to(device)
-            self.ranker.to(device)
+        if old != new:  # else they stay as they are: what is taken out again is rounded
+            with self.adapters.unmerged():  # adapters are float32, and stay so
+                for name, parameter in self.peft.named_parameters():
+                    if parameter.dtype == old and "lora_" not in name:
+                        parameter.data = parameter.data.to(new)
+        self.peft.to(device)
+        self.ranker.to(device)
         return self
 
     # Fitting
