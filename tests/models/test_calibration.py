@@ -62,22 +62,62 @@ def test_measures_agree_with_their_definitions():
     np.testing.assert_allclose(confidence_of(p, "entropy"), 1 - entropy / np.log(2), atol=1e-9)
 
 
-def test_a_promise_holds_on_other_users():
-    """Thresholds from few users keep the promised disagreement on many others, as often as they should."""
-    kept = []
-    for seed in range(40):
-        known = exit_scores((1.0, 0.3, 0.1), cold_share=0.0, rows=600, seed=seed)
-        known = replace(known, users=np.arange(600))
-        config = OptiRAGConfig(max_disagreement=0.08)
-        found = calibrate(known, None, DEPTHS, config)
-        fresh = exit_scores((1.0, 0.3, 0.1), cold_share=0.0, rows=20_000, seed=1000 + seed)
-        probability = 1 / (1 + np.exp(-fresh.logits[..., 0] / np.array(found.temperatures)[:, None]))
-        exited, places = uncertainty.simulate(
-            probability, confidence_of(probability, "ratio"), found.policy.thresholds[0]
-        )
-        kept.append(((exited > 0.5) != (probability[-1] > 0.5)).mean() <= 0.08)
+def promised(users, *, noise=(1.0, 0.3, 0.1), cold_share=0.0, seed=0):
+    """Exits of ``users`` users with one request each."""
+    return replace(exit_scores(noise, cold_share, users, seed), users=np.arange(users))
+
+
+def test_both_promises_hold_on_other_users():
+    """Thresholds from few users keep the promised disagreement on many others, in both strata at once."""
+    kept, depths = [], []
+    for seed in range(30):
+        known, unrated = (promised(1200, noise=noise, seed=seed) for noise in ((1.0, 0.3, 0.1), (1.5, 0.5, 0.1)))
+        found = calibrate(known, unrated, DEPTHS, OptiRAGConfig(max_disagreement=0.08))
+        within = []
+        for stratum, noise in enumerate(((1.0, 0.3, 0.1), (1.5, 0.5, 0.1))):
+            fresh = promised(10_000, noise=noise, seed=1000 + seed)
+            probability = 1 / (1 + np.exp(-fresh.logits[..., 0] / np.array(found.temperatures)[:, None]))
+            exited, positions = uncertainty.simulate(
+                probability, confidence_of(probability, "ratio"), found.policy.thresholds[stratum]
+            )
+            within.append(((exited > 0.5) != (probability[-1] > 0.5)).mean() <= 0.08)
+            depths.append(positions.mean())
+        kept.append(all(within))
     assert np.mean(kept) >= 0.9
-    assert places.mean() < 1.9  # and rows do leave
+    assert np.mean(depths) < 1.9  # and rows do leave
+
+
+def test_two_promises_share_their_probability_of_failing():
+    """30 users who never disagree have a p-value of 0.92 ** 30 = 0.082: enough for one promise, not for each of two."""
+    config = OptiRAGConfig(max_disagreement=0.08)
+    few, many = (promised(count, noise=(0.0, 0.0, 0.0)) for count in (120, 160))  # 0.92 ** 40 = 0.036
+    leaves = {
+        name: tuple(bool(np.isfinite(row).any()) for row in calibrate(*parts, DEPTHS, config).policy.thresholds)
+        for name, parts in {"one": (few, None), "two": (few, few), "two of more users": (many, many)}.items()
+    }
+    assert leaves == {"one": (True, False), "two": (False, False), "two of more users": (True, True)}
+    only_unrated = replace(few, cold=np.ones(120, dtype=bool))  # a stratum without anybody takes no share
+    policy = calibrate(only_unrated, few, DEPTHS, config).policy
+    assert [bool(np.isfinite(row).any()) for row in policy.thresholds] == [False, True]
+
+
+def test_what_tests_a_promise_fits_no_temperature():
+    known, config = promised(40), OptiRAGConfig(max_disagreement=0.08)
+    expected = calibrate(known, None, DEPTHS, config).temperatures
+    changes = 0
+    for user in range(40):
+        logits = known.logits.copy()
+        logits[:, user] *= -2
+        changes += calibrate(replace(known, logits=logits), None, DEPTHS, config).temperatures != expected
+    assert changes == 20
+
+
+def test_a_promise_needs_both_labels_in_both_halves_of_the_users():
+    known = promised(40)
+    known = replace(known, labels=(np.arange(40) == 3).astype(np.int64))
+    message = "both halves of the users, for max_disagreement=0.1; got 40 users, of whom 39 have label 0 and 1 have lab"
+    with pytest.raises(ValueError, match=message):
+        calibrate(known, None, DEPTHS, OptiRAGConfig(max_disagreement=0.1))
 
 
 def test_requests_of_one_user_each_have_no_gauc_to_keep():

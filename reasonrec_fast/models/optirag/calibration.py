@@ -15,6 +15,9 @@ from reasonrec_fast.early_exit.scores import logit_confidence
 from reasonrec_fast.models.optirag.config import OptiRAGConfig
 from reasonrec_fast.ops.exit_confidence import Measure
 
+DELTA = 0.1
+"""Probability, over calibration sets, that the promises of ``max_disagreement`` may fail: any of them."""
+
 
 @dataclass(frozen=True)
 class ExitScores:
@@ -72,13 +75,18 @@ def calibrate(
 ) -> Calibration:
     """Fit a temperature for every head and choose the least depth within the configured losses.
 
-    Requests whose item somebody has rated and those whose item nobody has (cold) have thresholds of their own: only
-    the text knows anything of the latter.
+    Requests whose item somebody has rated (warm) and those whose item nobody has (cold) have thresholds of their own:
+    only the text says anything about the latter.
 
-    With depth 0 the heads are scaled first (:func:`residual_scale`). Then the requests of one half of the users teach
+    With depth 0 the heads are scaled first (:func:`residual_scale`). Then the requests of one half of the users train
     depth 0, and those of the other half choose the thresholds, so that these rest on predictions for users whom depth 0
     has not seen. Where there are too few users for both halves to have both labels, the requests are divided, and where
     a label is too rare for that, all requests do both.
+
+    With ``max_disagreement`` scales, temperatures and depth 0 come from one half of the users, with or without depth 0,
+    and the thresholds of both strata are tested on the other half. The two promises hold jointly with probability
+    ``1 - DELTA``: each may fail with ``DELTA / 2`` (Bonferroni's bound, which needs no independence: the same users are
+    in both strata), or with ``DELTA`` where the other stratum has nobody to test and reads every layer.
 
     Args:
         known: validation requests as they are.
@@ -88,25 +96,30 @@ def calibrate(
         config: the losses, and how confidence is measured.
 
     Raises:
-        ValueError: with ``max_disagreement``, fewer than two requests of a label.
+        ValueError: with ``max_disagreement``, fewer users than :func:`check_promise` needs.
     """
+    promise = config.max_disagreement is not None
+    if promise:
+        check_promise(known.labels, known.users, config)
     depth_zero: DepthZero | None = None
     scales: tuple[float, ...] = ()
-    whole, first, second = known, known, unrated
+    all_known, fit_known, fit_unrated = known, known, unrated
+    if promise or known.offset is not None:
+        fit_mask, unrated_mask = _halves(known, unrated, config)
+        if fit_mask is not None:
+            fit_known, known = known.of(fit_mask), known.of(~fit_mask)
+            if unrated is not None and unrated_mask is not None:
+                fit_unrated, unrated = unrated.of(unrated_mask), unrated.of(~unrated_mask)
     if known.offset is not None:
-        learns, learns_unrated = _halves(known, unrated, config)
-        if learns is not None:
-            first, known = known.of(learns), known.of(~learns)
-            if unrated is not None and learns_unrated is not None:
-                second, unrated = unrated.of(learns_unrated), unrated.of(~learns_unrated)
-        # Six numbers of all requests are steadier; a promise needs exits that its test has not seen.
-        steady = whole if config.max_disagreement is None else first
-        scales = tuple(residual_scale(steady, head) for head in range(len(first.logits)))
-        first, known = first.scaled(scales), known.scaled(scales)
-        second, unrated = (None if part is None else part.scaled(scales) for part in (second, unrated))
-    temperatures = [uncertainty.fit_temperature(logits, first.labels) for logits in first.logits]
-    if first.offset is not None:
-        depth_zero = _fit_depth_zero([part for part in (first, second) if part is not None], temperatures, config)
+        # One share a head is steadier from all requests; a promise needs exits that its test has not seen.
+        scale_from = fit_known if promise else all_known
+        scales = tuple(residual_scale(scale_from, head) for head in range(len(known.logits)))
+        fit_known, known = fit_known.scaled(scales), known.scaled(scales)
+        fit_unrated, unrated = (None if part is None else part.scaled(scales) for part in (fit_unrated, unrated))
+    temperatures = [uncertainty.fit_temperature(logits, fit_known.labels) for logits in fit_known.logits]
+    if fit_known.offset is not None:
+        parts = [part for part in (fit_known, fit_unrated) if part is not None]
+        depth_zero = _fit_depth_zero(parts, temperatures, config)
     scores, confidence = exit_statistics(known, temperatures, depth_zero, config.measure)
     warm, cold = ~known.cold, known.cold
 
@@ -120,13 +133,18 @@ def calibrate(
 
         return of_all
 
+    cold_users = np.zeros(0, dtype=np.int64) if unrated is None else unrated.users
+    tested = sum(_can_be_tested(users) for users in (known.users[warm], cold_users))
+    delta = DELTA / max(tested, 1)
     limits = [uncertainty.Limit(with_cold(metric), loss) for metric, loss in _limits(known, config)]
-    warm_thresholds = _thresholds(scores[:, warm], confidence[:, warm], depths, limits, known.users[warm], config)
+    warm_thresholds = _thresholds(
+        scores[:, warm], confidence[:, warm], depths, limits, known.users[warm], delta, config
+    )
     cold_thresholds = tuple(float("inf") for _ in depths[:-1])
     if unrated is not None and len(unrated.labels):
         limits = [uncertainty.Limit(metric, loss) for metric, loss in _limits(unrated, config)]
-        of_unrated = exit_statistics(unrated, temperatures, depth_zero, config.measure)
-        cold_thresholds = _thresholds(*of_unrated, depths, limits, unrated.users, config)
+        unrated_statistics = exit_statistics(unrated, temperatures, depth_zero, config.measure)
+        cold_thresholds = _thresholds(*unrated_statistics, depths, limits, unrated.users, delta, config)
     exited = np.empty_like(scores[-1])
     for rows, thresholds in ((warm, warm_thresholds), (cold, cold_thresholds)):
         exited[rows], _ = uncertainty.simulate(
@@ -144,39 +162,68 @@ def calibrate(
     )
 
 
+def check_promise(labels: np.ndarray, users: np.ndarray, config: OptiRAGConfig) -> None:
+    """Refuse a promise for which there are too few users: one half of them is calibrated on, the other half lays out
+    policies and tests them, and either half needs both labels. It can be called before there are any scores.
+
+    Args:
+        labels, users: of the validation requests, ``[N]``, in any order.
+        config: ``max_disagreement`` and ``seed``; without a promise nothing is refused.
+
+    Raises:
+        ValueError: fewer than four users, or a half of one label.
+
+    >>> check_promise(np.array([0, 1, 1]), np.array([0, 1, 2]), OptiRAGConfig(max_disagreement=0.1))
+    Traceback (most recent call last):
+    ValueError: validation: expected at least 4 users for max_disagreement=0.1; got 3
+    """
+    if config.max_disagreement is None:
+        return
+    count = len(np.unique(users))
+    if count < 4:
+        raise ValueError(
+            f"validation: expected at least 4 users for max_disagreement={config.max_disagreement}; got {count}"
+        )
+    chosen = _half_of_users(users, np.random.default_rng((config.seed, 1)))
+    if not _both_labels(labels, np.isin(users, chosen)):
+        having = [len(np.unique(users[labels == label])) for label in (0, 1)]
+        raise ValueError(
+            f"validation: expected both labels in both halves of the users, for "
+            f"max_disagreement={config.max_disagreement}; got {count} users, of whom {having[0]} have label 0 and "
+            f"{having[1]} have label 1"
+        )
+
+
+def _half_of_users(users: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """One half of the users, at random."""
+    unique = np.unique(users)
+    # Not in the order in which the requests' users were drawn: those of the unrated ones came first there.
+    return generator.permutation(unique)[: max(len(unique) // 2, 1)]
+
+
 def _halves(
     known: ExitScores, unrated: ExitScores | None, config: OptiRAGConfig
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Which of the requests, and of those shown as unrated, teach depth 0; bool ``[N]`` each. None where a label is too
-    rare to be in both halves: then all requests do both.
-
-    Raises:
-        ValueError: a label that is too rare for a promise, which needs requests that depth 0 has not seen.
-    """
+    """Which of the requests, and of those shown as unrated, train depth 0; bool ``[N]`` each. None where a label is too
+    rare to be in both halves: then all requests do both."""
     generator = np.random.default_rng((config.seed, 1))
-    users = np.unique(known.users)
-    # Not in the order in which the requests' users were drawn: those of the unrated ones came first there.
-    chosen = generator.permutation(users)[: max(len(users) // 2, 1)]
-    learns = np.isin(known.users, chosen)
-    if _both_labels(known, learns):
-        return learns, None if unrated is None else np.isin(unrated.users, chosen)
-    learns = np.zeros(len(known.labels), dtype=bool)
+    chosen = _half_of_users(known.users, generator)
+    mask = np.isin(known.users, chosen)
+    if _both_labels(known.labels, mask):
+        return mask, None if unrated is None else np.isin(unrated.users, chosen)
+    # Not reached with a promise (check_promise): requests of one user would be on both sides of its test.
+    mask = np.zeros(len(known.labels), dtype=bool)
     for label in (0, 1):
         of_label = generator.permutation(np.flatnonzero(known.labels == label))
-        learns[of_label[: len(of_label) // 2]] = True
-    if not _both_labels(known, learns):
-        if config.max_disagreement is None:
-            return None, None
-        raise ValueError(
-            f"split: expected at least two validation requests of each label, for max_disagreement; got "
-            f"{int((known.labels == 0).sum())} and {int((known.labels == 1).sum())}"
-        )
-    return learns, None if unrated is None else generator.permutation(len(unrated.labels)) % 2 == 0
+        mask[of_label[: len(of_label) // 2]] = True
+    if not _both_labels(known.labels, mask):
+        return None, None
+    return mask, None if unrated is None else generator.permutation(len(unrated.labels)) % 2 == 0
 
 
-def _both_labels(scores: ExitScores, chosen: np.ndarray) -> bool:
-    """Whether the chosen requests have both labels, and the others too."""
-    return all(len(np.unique(scores.labels[part])) == 2 for part in (chosen, ~chosen))
+def _both_labels(labels: np.ndarray, mask: np.ndarray) -> bool:
+    """Whether the requests of the mask have both labels, and the others too."""
+    return all(len(np.unique(labels[part])) == 2 for part in (mask, ~mask))
 
 
 def residual_scale(scores: ExitScores, head: int) -> float:
@@ -223,11 +270,12 @@ def _thresholds(
     depths: Sequence[int],
     limits: Sequence[uncertainty.Limit],
     users: np.ndarray,
+    delta: float,
     config: OptiRAGConfig,
 ) -> tuple[float, ...]:
-    """With the promise that is asked for, over users; else the least depth within the limits. Of nothing that could
-    tell, nobody leaves early."""
-    if not scores.shape[1]:
+    """Thresholds of one stratum: with a promise over users that fails with probability ``delta`` at most, else the
+    least depth within the limits. Without requests, or users to test a promise on, nobody leaves early."""
+    if not scores.shape[1] or (config.max_disagreement is not None and not _can_be_tested(users)):
         return tuple(float("inf") for _ in depths[:-1])
     heads_from = int(depths[0] == 0)
     if config.max_disagreement is None:
@@ -235,9 +283,14 @@ def _thresholds(
             scores, confidence, depths, limits, trend=config.trend, heads_from=heads_from
         )
     return uncertainty.guarantee_thresholds(
-        disagreement(scores, scores[-1]), confidence, depths, alpha=config.max_disagreement, trend=config.trend,
-        groups=users, heads_from=heads_from,
+        disagreement(scores, scores[-1]), confidence, depths, alpha=config.max_disagreement, delta=delta,
+        trend=config.trend, groups=users, heads_from=heads_from,
     ).thresholds  # fmt: skip
+
+
+def _can_be_tested(users: np.ndarray) -> bool:
+    """Whether a stratum has the two users that lay out policies and test them."""
+    return len(np.unique(users)) > 1
 
 
 def confidence_of(probability: np.ndarray, measure: Measure) -> np.ndarray:

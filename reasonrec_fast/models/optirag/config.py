@@ -59,12 +59,12 @@ class OptiRAGConfig:
         pairwise_weight: of the loss that ranks what a user liked above what they did not, within a slate.
         folds: parts of the users whose evidence comes from a retriever that never saw them.
         measure, trend: how confidence is measured, and whether it must not have fallen since the exit before.
-        calibration_requests: validation requests (of whole users) that thresholds come from; with boosted trees as many
-            others scale the heads and teach depth 0.
+        calibration_requests: validation requests (of whole users) that thresholds come from; with boosted trees, or
+            ``max_disagreement``, as many others scale the heads and train depth 0.
         max_auc_loss, max_gauc_loss: what early exit may cost on validation.
-        max_disagreement: instead of them a promise, one for items that somebody has rated and one for items shown as
-            if nobody had: each with 90 % probability over calibration sets, early exit answers at most this share of a
-            user's requests of that kind otherwise than full depth (mean over users; Learn then Test). For
+        max_disagreement: instead of them two promises, one for items that somebody has rated and one for items shown
+            as if nobody had. With 90 % probability over calibration sets both hold: early exit answers at most this
+            share of a user's requests of either kind otherwise than full depth (mean over users; Learn then Test). For
             validation sets that are too small for the losses above to carry over.
         seed: of everything random.
         retriever: LightGCN's settings.

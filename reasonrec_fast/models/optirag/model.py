@@ -33,7 +33,7 @@ from reasonrec_fast.lm.decoder import Decoder
 from reasonrec_fast.lm.loading import load_language_model
 from reasonrec_fast.models.optirag import storage, training
 from reasonrec_fast.models.optirag.boosted import BoostedEvidence
-from reasonrec_fast.models.optirag.calibration import Calibration, ExitScores, calibrate, log_odds
+from reasonrec_fast.models.optirag.calibration import Calibration, ExitScores, calibrate, check_promise, log_odds
 from reasonrec_fast.models.optirag.config import OptiRAGConfig
 from reasonrec_fast.models.optirag.dataset import RequestBuilder, Requests, TrainingEvidence
 from reasonrec_fast.models.optirag.evidence import DENSE_FEATURES
@@ -191,7 +191,8 @@ class OptiRAG(PushToHub):
         Raises:
             TypeError: a split in place of rows.
             ValueError: one of the two parts alone, a part without events, or with one class alone while the other has
-                both, or too few users in validation for ``config.max_disagreement``.
+                both, or too few users in validation for ``config.max_disagreement`` (see
+                :func:`~reasonrec_fast.models.optirag.calibration.check_promise`).
         """
         interactions = as_interactions(data)
         split = _split_of(interactions, train, validation)
@@ -223,10 +224,11 @@ class OptiRAG(PushToHub):
         table, places = joined(interactions, drawn[1])
         builder = self._builder(table, places[0][split.train])
         held_out = np.sort(np.concatenate([places[0][split.validation], places[1]]))
-        # Half of them teach depth 0.
-        size = self.config.calibration_requests * (2 if self.config.stands_on_trees else 1)
+        # One half of the users trains depth 0, and tempers the heads that a promise is made of.
+        promise = self.config.max_disagreement is not None
+        size = self.config.calibration_requests * (2 if self.config.stands_on_trees or promise else 1)
         chosen = _of_both_labels(table, held_out, size, self.config.seed)
-        self._check_promise(table.users[chosen])
+        check_promise(np.maximum(table.labels[chosen], 0), table.users[chosen], self.config)
         training = builder.training_evidence(drawn[0] if implicit else None)
         if self.config.stands_on_trees:
             self.booster = builder.booster = BoostedEvidence.fit(
@@ -240,20 +242,6 @@ class OptiRAG(PushToHub):
         self.calibrate(*self._calibration_requests(builder, chosen), progress=named_part(progress, "calibration"))
         self.fitted_events = interactions.keys(np.concatenate([split.train, split.validation]))
         return self
-
-    def _check_promise(self, users: np.ndarray) -> None:
-        """Refuse, before training, a promise that too few users are there to choose and to test.
-
-        Raises:
-            ValueError: fewer users than that.
-        """
-        least = 4 if self.config.stands_on_trees else 2
-        count = len(np.unique(users))
-        if self.config.max_disagreement is not None and count < least:
-            raise ValueError(
-                f"validation: expected at least {least} users for max_disagreement={self.config.max_disagreement}; got "
-                f"{count}"
-            )
 
     def _calibration_requests(
         self, builder: RequestBuilder, rows: np.ndarray
@@ -304,6 +292,8 @@ class OptiRAG(PushToHub):
             classes = sorted({record.label for record in part})
             if len(classes) != 2:
                 raise ValueError(f"{name}: expected both answers; got labels {classes}")
+        # Each record is a user of its own.
+        check_promise(np.array([record.label for record in validation]), np.arange(len(validation)), self.config)
         report = progress or _ignore
         report(0, 1, NO_METRICS, "requests")
         requests = self.instruction_requests(records)
