@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 _logger = logging.getLogger("reasonrec_fast")
 
-Request = TypeVar("Request")
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -32,7 +32,7 @@ class QueueFullError(RuntimeError):
     """The queue is at its capacity; retry later or elsewhere."""
 
 
-class MicroBatcher(Generic[Request, Result]):
+class MicroBatcher(Generic[Item, Result]):
     """Gathers requests of any number of threads and answers them in batches (queue: ``csrc/host/batcher.h``).
 
     A batch starts when it is full, or before its oldest request has waited ``max_wait_ms`` (the queue releases it after
@@ -56,7 +56,7 @@ class MicroBatcher(Generic[Request, Result]):
 
     def __init__(
         self,
-        handle: Callable[[list[Request]], Sequence[Result]],
+        handle: Callable[[list[Item]], Sequence[Result]],
         *,
         max_size: int = 64,
         max_wait_ms: float = 5.0,
@@ -78,12 +78,12 @@ class MicroBatcher(Generic[Request, Result]):
         self._handle, self._capacity = handle, capacity
         self._queue = _host.Batcher(max_size, max_wait_ms / 1000, capacity)
         self._ids = itertools.count()
-        self._waiting: dict[int, tuple[Request, Future[Result]]] = {}
+        self._waiting: dict[int, tuple[Item, Future[Result]]] = {}
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
         for thread in self._threads:
             thread.start()
 
-    def submit(self, request: Request, *, size: int = 1) -> Future[Result]:
+    def submit(self, request: Item, *, size: int = 1) -> Future[Result]:
         """A future of the result.
 
         Args:
@@ -96,7 +96,7 @@ class MicroBatcher(Generic[Request, Result]):
         """
         return self.submit_all([request], [size])[0]
 
-    def submit_all(self, requests: Sequence[Request], sizes: Sequence[int]) -> list[Future[Result]]:
+    def submit_all(self, requests: Sequence[Item], sizes: Sequence[int]) -> list[Future[Result]]:
         """Futures of several results. Either all requests enter the queue or none, next to each other.
 
         Raises:
@@ -128,7 +128,7 @@ class MicroBatcher(Generic[Request, Result]):
         for thread in self._threads:
             thread.join()
 
-    def __enter__(self) -> MicroBatcher[Request, Result]:
+    def __enter__(self) -> MicroBatcher[Item, Result]:
         return self
 
     def __exit__(
@@ -144,7 +144,7 @@ class MicroBatcher(Generic[Request, Result]):
             if batch:
                 self._answer(batch)
 
-    def _answer(self, batch: list[tuple[Request, Future[Result]]]) -> None:
+    def _answer(self, batch: list[tuple[Item, Future[Result]]]) -> None:
         try:
             results = self._handle([request for request, _ in batch])
             if len(results) != len(batch):
@@ -157,7 +157,7 @@ class MicroBatcher(Generic[Request, Result]):
             future.set_result(result)
 
 
-class SharedBatcher(Generic[Request, Result]):
+class SharedBatcher(Generic[Item, Result]):
     """A :class:`MicroBatcher` that exists while it is in use: concurrent users share it, and its threads end with the
     last of them.
 
@@ -171,13 +171,13 @@ class SharedBatcher(Generic[Request, Result]):
     1
     """
 
-    def __init__(self, handle: Callable[[list[Request]], Sequence[Result]], **options: Any) -> None:
+    def __init__(self, handle: Callable[[list[Item]], Sequence[Result]], **options: Any) -> None:
         self._handle, self._options = handle, options
         self._lock, self._users = threading.Lock(), 0
-        self._batcher: MicroBatcher[Request, Result] | None = None
+        self._batcher: MicroBatcher[Item, Result] | None = None
 
     @contextmanager
-    def use(self) -> Iterator[MicroBatcher[Request, Result]]:
+    def use(self) -> Iterator[MicroBatcher[Item, Result]]:
         """A context with the shared batcher; the last one to leave closes it."""
         with self._lock:
             if self._batcher is None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from reasonrec_fast.data.datasets import EVENTS
 from reasonrec_fast.devices import device_name, resolve_device
 from reasonrec_fast.experiments.config import DatasetConfig, EvaluationConfig, Experiment, ModelConfig
 from reasonrec_fast.experiments.held_out import with_reasons
@@ -30,7 +31,8 @@ class Run:
 
     Attributes:
         config: name of the experiment.
-        model, dataset, split, seed: what was run, model and data set by their names in reports.
+        model, dataset, split, seed: what was run, model and data set by their names in reports; ``"files"`` is the
+            split of data that come divided.
         settings: of model and evaluation, as the file gives them.
         metrics: on the test part; None where one is undefined.
         seconds: of fitting.
@@ -159,9 +161,10 @@ def _prepared(
     device: torch.device,
 ) -> Run:  # fmt: skip
     """A run whose figures are still missing."""
+    parts = dataset.split if dataset.kind in EVENTS else "files"
     settings = json.loads(json.dumps({"model": model.settings, "evaluation": asdict(experiment.evaluation)}))
     return Run(
-        experiment.name, model.title, title, dataset.split, seed, settings, {}, 0.0, None, revision(),
+        experiment.name, model.title, title, parts, seed, settings, {}, 0.0, None, revision(),
         versions(), machine(device), digest, kind=model.kind,
     )  # fmt: skip
 

@@ -19,6 +19,7 @@ from reasonrec_fast.devices import on_device, seeded_generator
 from reasonrec_fast.models.classical.base import VectorRecommender
 from reasonrec_fast.models.classical.sampled_softmax import cosine_cross_entropy
 from reasonrec_fast.models.classical.training import GradientConfig, product_dtype, train_by_gradient
+from reasonrec_fast.models.graph_embeddings import bpr_loss
 from reasonrec_fast.settings import Count, NotNegative, Positive, Whole
 from reasonrec_fast.training.progress import Progress
 
@@ -144,6 +145,6 @@ class BPR(VectorRecommender):
         else:
             touched = torch.cat([user, positive + first, negative + first])
             of_user, liked, other = vectors[touched].chunk(3)
-            loss = functional.softplus((of_user * (other - liked)).sum(-1)).mean()
+            loss = bpr_loss(of_user, liked, other)
         size = self.embedding[touched].square().sum() / (2 * len(user))
         return loss + config.regularisation * size

@@ -14,6 +14,7 @@ from reasonrec_fast.data import DataError
 from reasonrec_fast.devices import on_device
 from reasonrec_fast.graph import InteractionGraph
 from reasonrec_fast.models.classical.bpr import BPR, BPRConfig
+from reasonrec_fast.models.graph_embeddings import propagate
 from reasonrec_fast.settings import Whole
 
 
@@ -80,7 +81,7 @@ class LightGCN(BPR):
         return self._graph
 
     def vectors(self) -> torch.Tensor:
-        return ops.aggregate(self.graph, self.embedding, layers=self.config.layers, combine="mean")
+        return propagate(self.graph, self.embedding, self.config.layers)
 
     def _of_users(self, vectors: torch.Tensor, users: np.ndarray) -> torch.Tensor:
         known = users < len(vectors)

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from reasonrec_fast import ops
 from reasonrec_fast.devices import on_device, seeded_generator
 from reasonrec_fast.graph import InteractionGraph
+from reasonrec_fast.models.graph_embeddings import bpr_loss, propagate
 from reasonrec_fast.settings import Count, NotNegative, Share, Whole, check_settings
 
 
@@ -71,7 +71,7 @@ class GraphEmbeddings(nn.Module):
 
     def embeddings(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Final embeddings of users ``[U, D]`` and items ``[I, D]``."""
-        joined = ops.aggregate(self.graph, self.embedding, layers=self.config.layers, combine="mean")
+        joined = propagate(self.graph, self.embedding, self.config.layers)
         return joined[: self.graph.num_users], joined[self.graph.num_users :]
 
     def fit(self, disliked: InteractionGraph | None = None) -> GraphEmbeddings:
@@ -85,16 +85,16 @@ class GraphEmbeddings(nn.Module):
         if not self.graph.num_edges:
             return self  # nobody likes anything, so there is nothing to learn
         sampler = _TripleSampler(self.graph, disliked, config.disliked_share, config.seed)
+        # Not on the step loop: OneCycleLR moves Adam's momentum with the rate, which the loop's schedules do not.
         optimizer = torch.optim.Adam([self.embedding], lr=config.learning_rate)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=config.steps)
         offset = self.graph.num_users
         for _ in range(config.steps):
             triples = [on_device(part, self.embedding.device) for part in sampler.draw(config.batch)]
             user, liked, other = triples[0], triples[1] + offset, triples[2] + offset
-            final = ops.aggregate(self.graph, self.embedding, layers=config.layers, combine="mean")
-            margin = (final[user] * (final[liked] - final[other])).sum(-1)
+            final = propagate(self.graph, self.embedding, config.layers)
             size = sum(self.embedding[index].pow(2).sum() for index in (user, liked, other))
-            loss = nn.functional.softplus(-margin).mean() + config.weight_decay * size / (2 * config.batch)
+            loss = bpr_loss(final[user], final[liked], final[other]) + config.weight_decay * size / (2 * config.batch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

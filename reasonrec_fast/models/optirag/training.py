@@ -32,6 +32,7 @@ def warm_start(
     device = model.backbone.device
     dense_features, labels = dense_features.to(device), labels.to(device)
     generator = seeded_generator(seed)
+    # Not on the step loop: OneCycleLR moves the momentum with the rate, which the loop's schedules do not.
     optimizer = torch.optim.AdamW(model.heads.parameters(), lr=1e-2, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=max(steps, 2))
     nothing = torch.zeros(batch, model.backbone.hidden_size, device=device)
