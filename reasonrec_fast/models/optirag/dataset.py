@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from reasonrec_fast.data.interactions import Interactions, joined
+from reasonrec_fast.data.interactions import Catalog, Interactions, joined
 from reasonrec_fast.early_exit.requests import GroupInputs
 from reasonrec_fast.lm.layout import TokenGroup
 from reasonrec_fast.models.optirag.boosted import BoostedEvidence, boosted_features, out_of_fold_logits, take
@@ -20,6 +21,8 @@ from reasonrec_fast.models.optirag.index import EventIndex
 from reasonrec_fast.models.optirag.prompt import PromptBuilder, Slate, TokenIds
 from reasonrec_fast.models.optirag.retriever import Retriever
 from reasonrec_fast.models.optirag.template import Template, template_for
+
+_logger = logging.getLogger("reasonrec_fast")
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,12 @@ class RequestBuilder:
         offset = None if self.booster is None else self.booster.logits(evidence)
         return self._with_prompts(self.prompts, rows, evidence, offset, alone=alone)
 
+    def validation_requests(self, rows: np.ndarray, *, unrated: bool = False) -> tuple[Requests, np.ndarray]:
+        """:meth:`requests` to calibrate on, with negatives that were drawn (and have no label) as not liked; and their
+        users, ``[N]``."""
+        requests = self.requests(rows, unrated=unrated)
+        return replace(requests, labels=np.maximum(requests.labels, 0)), self.interactions.users[rows]
+
     def visible_evidence(self, rows: np.ndarray) -> Evidence:
         """Evidence of rows outside the training part, as far as the settings let the model see it."""
         return self._visible(self.evidence.build(rows))
@@ -255,6 +264,20 @@ class RequestBuilder:
 
         labels = prompts.interactions.labels[rows]
         return Requests(rows, labels, evidence.dense_features, offset, features, cold, write)
+
+
+def log_template_fields(template: Template, catalog: Catalog) -> None:
+    """Log what prompts read of the items; warn of attributes that they do not read, and of items without titles."""
+    read = [name for name in template.attributes if name in catalog.attributes]
+    unread = [name for name in catalog.attributes if name not in read]
+    _logger.info("prompts tell of an item its title%s", "".join(f", {name}" for name in read))
+    if unread:
+        _logger.warning("no prompt reads the attributes %s", ", ".join(unread))
+    if all(title == item for title, item in zip(catalog.titles, catalog.ids, strict=True)):
+        _logger.warning(
+            "no item has a title: the language model reads identifiers, which tell it nothing; give a table of the "
+            "items with a column 'title'"
+        )
 
 
 def _forget_items(builder: EvidenceBuilder, evidence: Evidence, rows: np.ndarray, which: np.ndarray) -> None:

@@ -29,7 +29,7 @@ KNOWLEDGE_FILES = ("events.safetensors", "graph.safetensors", "items.json")
 
 
 @dataclass(frozen=True)
-class Asked:
+class MatchedRequests:
     """A table's requests in a model's own indices.
 
     Attributes:
@@ -76,7 +76,7 @@ class Knowledge:
         found: EventIndex = known[attribute]
         return found
 
-    def asked(self, other: Interactions, rows: np.ndarray) -> Asked:
+    def match(self, other: Interactions, rows: np.ndarray) -> MatchedRequests:
         """The requests of another table, matched by identifiers, with all that their users did.
 
         Nothing of the training events is copied but what these users did: the cost is that of the requests. Users and
@@ -114,8 +114,8 @@ class Knowledge:
         rows_of = [columns[name][order] for name in _COLUMNS]
         table = Interactions(rows_of[0], rows_of[1], rows_of[2], rows_of[3], match.user_ids, match.catalog,
                              time_unit=unit)  # fmt: skip
-        asked = place[first][len(mine) + np.searchsorted(chosen, rows)]
-        return Asked(table, asked, _ticks(self.events.time_unit, unit))
+        request_rows = place[first][len(mine) + np.searchsorted(chosen, rows)]
+        return MatchedRequests(table, request_rows, _ticks(self.events.time_unit, unit))
 
     def _match(self, other: Interactions) -> _Match:
         """Of a table's identifiers with ours; that of the last table is kept."""
