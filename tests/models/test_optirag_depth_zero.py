@@ -147,7 +147,7 @@ def test_heads_may_stand_on_their_own(events, config, tmp_path):
     assert requests.offset is None and model.depth_zero is None and (model.predict(requests).depth > 0).all()
     model.save_pretrained(tmp_path)
     assert {file.suffix for file in tmp_path.iterdir()} == {".safetensors", ".json"}
-    with pytest.raises(ValueError, match="members: expected 1 with boosted=True"):
+    with pytest.raises(ValueError, match="ensemble_size: expected 1 with boosted=True"):
         OptiRAGConfig(ensemble_size=2)
 
 

@@ -27,7 +27,7 @@ _logger = logging.getLogger("reasonrec_fast")
 
 @dataclass(frozen=True)
 class Requests:
-    """Requests with their evidence; their prompts are written when they are needed, of those alone that need one.
+    """Requests with their evidence; prompts are written only for requests that need one, when they need it.
 
     Attributes:
         rows: rows of the interactions, ``[N]``.
@@ -35,8 +35,8 @@ class Requests:
         dense_features: float32 ``[N, F]``, not standardised.
         offset: logit of depth 0, float32 ``[N]``; None without boosted trees.
         features: what boosted trees read, float32 ``[N, P]``; None without them.
-        cold: whether nobody had rated the item, bool ``[N]``.
-        prompts: slates of some of the requests, whose places (ascending) it takes.
+        cold: whether the item had no rating, bool ``[N]``.
+        prompts: writes slates of some of the requests, from their ascending indices.
     """
 
     rows: np.ndarray
@@ -49,7 +49,7 @@ class Requests:
 
     @cached_property
     def slates(self) -> list[Slate]:
-        """Prompts of all requests; a slate's ``rows`` are places in ``rows``."""
+        """Prompts of all requests; a slate's ``rows`` are indices into ``rows``."""
         return self.prompts(np.arange(len(self.rows)))
 
     def batch(self, slates: Sequence[Slate], mean: np.ndarray, scale: np.ndarray) -> SlateBatch:
@@ -68,8 +68,8 @@ class SlateBatch(NamedTuple):
 
     Attributes:
         groups: prefixes and suffixes.
-        inputs: standardised numbers, logits of depth 0, and which thresholds hold: those of stratum 1 where nobody had
-            rated the item.
+        inputs: standardised dense features, logits of depth 0, and strata of the thresholds: 1 where the item had no
+            rating, else 0.
         labels: int64 ``[R]``.
     """
 
@@ -85,9 +85,9 @@ class TrainingEvidence:
     Attributes:
         table: the requests: the training events, and with them negatives that were drawn.
         labels: 0 or 1, int64 ``[N]``.
-        folds: of each request, int64 ``[N]``: those of a user are in one.
+        folds: of each request, int64 ``[N]``: all requests of a user have the same.
         evidence: of each request.
-        builder: whose histories the prompts tell.
+        builder: of the histories in the prompts.
     """
 
     table: Interactions
@@ -101,7 +101,7 @@ class RequestBuilder:
     """Makes requests from rows of one table.
 
     Args:
-        interactions: the table: requests and what their users did.
+        interactions: the table: requests and events of their users.
         train_rows: the rows that others may learn from; None where ``index`` is given.
         retriever: trained on those rows.
         tokenizer: of the backbone, or its :class:`~reasonrec_fast.models.optirag.prompt.TokenIds`.
@@ -212,9 +212,9 @@ class RequestBuilder:
         return TrainingEvidence(table, np.maximum(table.labels, 0), fold[table.users], evidence, builder)
 
     def training_requests(self, training: TrainingEvidence | None = None) -> Requests:
-        """Requests of the training events. No evidence knows its own edge: a user's evidence comes from a retriever
-        that was trained without that user, who is folded in from what they did before, and the logit of depth 0 from
-        trees that were grown without them.
+        """Requests of the training events. No evidence depends on its own edge: a user's evidence comes from a
+        retriever that was trained without that user, who is folded in from what they did before, and the logit of
+        depth 0 from trees that were grown without them.
 
         A share of the requests shows its item as if nobody had rated it, so that the model learns to read the text.
 
@@ -232,11 +232,11 @@ class RequestBuilder:
                 training.evidence, training.labels, training.folds, shown, training.folds, self.booster.num_trees,
                 seed=config.seed,
             )  # fmt: skip
-        found = self._with_prompts(self._prompts(training.builder), rows, shown, offset)
-        return replace(found, labels=training.labels)
+        requests = self._with_prompts(self._prompts(training.builder), rows, shown, offset)
+        return replace(requests, labels=training.labels)
 
     def _visible(self, evidence: Evidence) -> Evidence:
-        """Without what comes of similar users, where the settings want none."""
+        """Without evidence from similar users, where the settings exclude it."""
         if self.config.retrieval == "none":
             EvidenceBuilder.forget_retrieved(evidence.dense_features)
             evidence.votes[:] = 0
@@ -257,10 +257,10 @@ class RequestBuilder:
         if offset is not None:
             features, offset = boosted_features(evidence), offset.astype(np.float32)
 
-        def write(places: np.ndarray) -> list[Slate]:
-            wanted = np.zeros(len(rows), dtype=bool)
-            wanted[places] = True
-            return prompts.slates(rows, evidence, alone=alone, wanted=wanted)
+        def write(indices: np.ndarray) -> list[Slate]:
+            mask = np.zeros(len(rows), dtype=bool)
+            mask[indices] = True
+            return prompts.slates(rows, evidence, alone=alone, wanted=mask)
 
         labels = prompts.interactions.labels[rows]
         return Requests(rows, labels, evidence.dense_features, offset, features, cold, write)
@@ -288,5 +288,5 @@ def _forget_items(builder: EvidenceBuilder, evidence: Evidence, rows: np.ndarray
 
 
 def suffix_tokens(config: OptiRAGConfig, template: Template) -> int:
-    """The budget of a suffix: what the settings say, else by what the template tells of the target."""
+    """The token budget of a suffix: that of the settings, else by whether the template has attributes of the target."""
     return config.suffix_tokens or (40 if template.target_attributes else 24)
