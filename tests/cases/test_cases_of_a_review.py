@@ -157,7 +157,7 @@ def test_training_goes_on_with_the_same_instructions_alone():
     model.config = OptiRAGConfig(read_dense_features=False)
     model.instruction_requests = lambda records: None
     model.calibrate = lambda *_, **__: None
-    model._train = lambda requests, identity, *_: seen.append(identity)
+    model.train_requests = lambda requests, identity, *_: seen.append(identity)
     for text in ("a", "b", "a"):
         records = [Instruction(text, "", label) for label in (0, 1)]
         model.fit_instructions(records, records)

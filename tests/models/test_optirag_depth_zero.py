@@ -104,7 +104,7 @@ def test_out_of_fold_logits_know_no_labels_of_their_fold():
 
 
 def test_trees_stop_by_validation_or_by_number():
-    with pytest.raises(ValueError, match="validation, num_trees: expected one of the two; got neither"):
+    with pytest.raises(ValueError, match="validation, num_trees: expected exactly one of the two; got neither"):
         BoostedEvidence.fit(None, np.zeros(0))
 
 
