@@ -1,6 +1,7 @@
 """``reasonrec-fast evaluate`` on every task: explanations, judging, and OptiRAG beside the others, on tiny data."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,9 +11,10 @@ from typer.testing import CliRunner
 
 import reasonrec_fast
 from reasonrec_fast.cli.main import app
-from reasonrec_fast.data import DataError
+from reasonrec_fast.data import DataError, split_by_time
 from reasonrec_fast.data.explanations import Explanation, ExplanationQuery, load_explanation_split
 from reasonrec_fast.data.opinions import Opinions, load_opinion_split, load_opinions
+from reasonrec_fast.experiments import held_out
 from reasonrec_fast.experiments.config import load_experiment
 from reasonrec_fast.experiments.runner import run_experiment
 from reasonrec_fast.models.base import Explainer, Judge, Recommender
@@ -27,6 +29,7 @@ from reasonrec_fast.models.classical.explanation import (
 from reasonrec_fast.models.classical.judge import FeatureJudge, FeatureJudgeConfig
 from reasonrec_fast.models.optirag import OptiRAG
 from reasonrec_fast.models.registry import ARCHITECTURES, TASKS, class_of
+from reasonrec_fast.settings import settings_from
 
 THINGS = ("tea", "books", "bikes", "bread")
 
@@ -245,6 +248,38 @@ def test_optirag_is_evaluated(tmp_path, events, tiny_backbone, task, more):
     assert 0 < metrics["optirag"][name] < 1
     again = run_experiment(load_experiment(tmp_path / "e.toml"), tmp_path, tmp_path / "r.jsonl")
     assert [run.metrics for run in again] == list(metrics.values())  # nothing is fitted again
+
+
+def test_candidates_are_scored_by_what_was_known_before_the_target(events, tiny_backbone):
+    """Not by the target's label or item, by later events, or by other targets; by the user's earlier events."""
+    settings = {"template": "films", "prefix_tokens": 300, "suffix_tokens": 200, "slate_size": 4, "num_neighbours": 5,
+                "exits": [1, 2], "samples": 96, "folds": 2, "backbone": str(tiny_backbone),
+                "retriever": {"dim": 8, "steps": 10, "batch": 128}}  # fmt: skip
+    split = split_by_time(events, "user_time")
+    model = OptiRAG(settings_from(OptiRAG.config_type, settings, "settings"), device="cpu")
+    model.fit(events, split.train, split.validation)
+    rows = split.test[events.labels[split.test] == 1][:6]
+    others = np.random.default_rng(0).integers(0, events.num_items, (len(rows), 4))
+    candidates = np.column_stack([events.items[rows], others])
+    scores = held_out._score_candidates(model, events, rows, candidates).reshape(candidates.shape)
+    row, of_row = int(rows[-1]), candidates[-1:]
+
+    def changed(which, **columns):
+        values = {name: getattr(events, name).copy() for name in columns}
+        for name, change in columns.items():
+            values[name][which] = change(values[name][which])
+        return held_out._score_candidates(model, replace(events, **values), rows[-1:], of_row)
+
+    def flip(labels):
+        return 1 - labels
+
+    later = np.flatnonzero(events.timestamps > events.timestamps[row])
+    earlier = (events.users == events.users[row]) & (events.timestamps < events.timestamps[row])
+    np.testing.assert_array_equal(changed([], labels=flip), scores[-1])
+    np.testing.assert_array_equal(changed([row], labels=flip), scores[-1])
+    np.testing.assert_array_equal(changed([row], items=lambda items: (items + 7) % events.num_items), scores[-1])
+    np.testing.assert_array_equal(changed(later, labels=flip), scores[-1])
+    assert np.abs(changed(np.flatnonzero(earlier), labels=flip) - scores[-1]).max() > 0
 
 
 @pytest.mark.parametrize(
