@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -13,14 +14,18 @@ Rule = Literal["keep", "drop", "drop_first", "drop_last", "cut_start", "cut_end"
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a prompt that is shortened by one rule.
+    """A part of a prompt, and how it is shortened.
 
     Attributes:
-        name: in errors and in what is told of the rest.
+        name: of the section, in errors and in :attr:`Fitted.dropped`.
         parts: token ids or :class:`~reasonrec_fast.lm.inputs.Embeddings` (an image counts its vectors), in order.
-        rule: ``"keep"`` all of it; ``"drop"`` all of it; ``"drop_first"`` or ``"drop_last"``, part by part;
-            ``"cut_start"`` or ``"cut_end"``, token by token (embeddings whole).
-        priority: sections of the lowest are shortened first, of one priority the last one first.
+        rule: ``"keep"``: never; ``"drop"``: as a whole; ``"drop_first"``, ``"drop_last"``: part by part;
+            ``"cut_start"``, ``"cut_end"``: token by token, but embeddings as a whole.
+        priority: sections of the lowest priority are shortened first; of the same priority, the last one.
+
+    Raises:
+        TypeError: parts of something else than whole numbers or embeddings, such as a text.
+        ValueError: an unknown rule, or a negative token id.
     """
 
     name: str
@@ -31,6 +36,10 @@ class Section:
     def __post_init__(self) -> None:
         if self.rule not in get_args(Rule):
             raise ValueError(f"rule: expected one of {', '.join(get_args(Rule))}; got {self.rule!r} in {self.name!r}")
+        if isinstance(self.parts, str | bytes | Embeddings) or not isinstance(self.parts, Iterable):
+            raise TypeError(f"parts: expected lists of token ids; got {self.parts!r} in {self.name!r}")
+        parts = tuple(_checked_part(part, f"{row} of {self.name!r}") for row, part in enumerate(self.parts))
+        object.__setattr__(self, "parts", parts)
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,7 @@ class Fitted:
 
     Attributes:
         text: token ids, or a text with embeddings among them.
-        dropped: tokens that each section lost, by name; sections that lost none are left out.
+        dropped: tokens that each section lost, by name; without the sections that lost none.
     """
 
     text: list[int] | Text
@@ -49,41 +58,41 @@ class Fitted:
 def fit_budget(sections: Sequence[Section], budget: int) -> Fitted:
     """The sections one after the other, shortened until they have at most ``budget`` tokens.
 
-    As little is dropped as the rules allow: a section is shortened only after all of lower priority have nothing left
-    to lose, and no further than is needed. The result is that of writing what is left alone.
+    As little is dropped as the rules allow: a section is shortened only after those of lower priority have nothing left
+    to lose, and no further than needed. The result equals the remaining parts written one after the other.
 
     Args:
         sections: in the order of the prompt, with different names.
         budget: tokens, at least 0.
 
     Raises:
-        ValueError: a negative budget, a name twice, or sections that are kept and have more tokens than that.
+        TypeError: a budget that is no whole number.
+        ValueError: a negative budget, a name twice, or sections of rule ``"keep"`` with more tokens than the budget.
 
     >>> history = Section("history", [[1, 2], [3, 4], [5]], "drop_first")
     >>> fit_budget([history, Section("question", [[9]])], 4)
     Fitted(text=[3, 4, 5, 9], dropped={'history': 2})
     """
-    if budget < 0:
-        raise ValueError(f"budget: expected at least 0 tokens; got {budget}")
+    check_budget(budget)
     names = [section.name for section in sections]
     if len(set(names)) < len(names):
         raise ValueError(f"sections: expected different names; got {names}")
-    parts = [list(section.parts) for section in sections]
-    excess = sum(len(part) for some in parts for part in some) - budget
+    remaining: list[list[Any]] = [list(section.parts) for section in sections]
+    excess = sum(_length(parts) for parts in remaining) - budget
     dropped: dict[str, int] = {}
     for index in sorted(range(len(sections)), key=lambda index: (sections[index].priority, -index)):
         if excess <= 0:
             break
-        before = sum(map(len, parts[index]))
-        _shorten(parts[index], sections[index].rule, excess)
-        lost = before - sum(map(len, parts[index]))
+        before = _length(remaining[index])
+        remaining[index] = _shortened(remaining[index], sections[index].rule, excess)
+        lost = before - _length(remaining[index])
         excess -= lost
         if lost:
             dropped[names[index]] = lost
     if excess > 0:
         kept = ", ".join(section.name for section in sections if section.rule == "keep")
         raise ValueError(f"budget: expected at least {budget + excess} tokens for {kept}; got {budget}")
-    flat: list[Any] = [part for some in parts for part in some if len(part)]
+    flat = [part for parts in remaining for part in parts if len(part)]
     if any(isinstance(part, Embeddings) for part in flat):
         text = text_of(flat, "sections")
         assert isinstance(text, Text)
@@ -91,14 +100,47 @@ def fit_budget(sections: Sequence[Section], budget: int) -> Fitted:
     return Fitted([token for part in flat for token in part], dropped)
 
 
-def _shorten(parts: list[Any], rule: Rule, excess: int) -> None:
-    """Drop at least ``excess`` tokens of a section, if its rule allows it."""
-    if rule == "drop":
-        parts.clear()
-    while parts and excess > 0 and rule != "keep":
-        end = 0 if rule in ("drop_first", "cut_start") else -1
-        part = parts[end]
+def check_budget(budget: Any) -> None:
+    """Refuse a budget that is no whole number (``TypeError``), or a negative one (``ValueError``)."""
+    if isinstance(budget, bool) or not hasattr(budget, "__index__"):
+        raise TypeError(f"budget: expected a whole number of tokens; got {budget!r}")
+    if budget < 0:
+        raise ValueError(f"budget: expected at least 0 tokens; got {budget}")
+
+
+def _shortened(parts: list[Any], rule: Rule, excess: int) -> list[Any]:
+    """The parts without at least ``excess`` tokens, as far as the rule allows; no further than needed."""
+    if rule in ("keep", "drop"):
+        return parts if rule == "keep" else []
+    from_start = rule in ("drop_first", "cut_start")
+    order = list(parts) if from_start else parts[::-1]  # those that are dropped first come first
+    for index, part in enumerate(order):
+        if excess <= 0:
+            order = order[index:]
+            break
         if rule in ("cut_start", "cut_end") and not isinstance(part, Embeddings) and len(part) > excess:
-            parts[end] = part[excess:] if end == 0 else part[: len(part) - excess]
-            return
-        excess -= len(parts.pop(end))
+            rest = part[excess:] if from_start else part[: len(part) - excess]
+            order = [rest, *order[index + 1 :]]
+            break
+        excess -= len(part)
+    else:
+        order = []
+    return order if from_start else order[::-1]
+
+
+def _length(parts: Sequence[Any]) -> int:
+    return sum(map(len, parts))
+
+
+def _checked_part(part: Any, where: str) -> Any:
+    if isinstance(part, Embeddings):
+        return part
+    try:
+        ids = None if isinstance(part, str | bytes) else list(map(operator.index, part))
+    except TypeError:
+        ids = None
+    if ids is None:
+        raise TypeError(f"parts: expected token ids, whole numbers; got {part!r} in part {where}")
+    if ids and min(ids) < 0:
+        raise ValueError(f"parts: expected token ids of at least 0; got {min(ids)} in part {where}")
+    return ids

@@ -1,36 +1,49 @@
-"""Templates as data: what a prompt says, in several wordings."""
+"""Templates as data: the text of a prompt, in several wordings."""
 
 from __future__ import annotations
 
 import hashlib
-import re
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import index
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from reasonrec_fast.files import read_json
+from reasonrec_fast.prompts.fields import check_fields, field_names, fill_fields, is_field_name, split_optional
 
 FOLDER = Path(__file__).resolve().parent / "templates"
-"""The templates that come with the package."""
+"""The templates of the package."""
 
 Task = Literal["ctr", "sequential", "direct", "explanation", "judge"]
 FieldKind = Literal["text", "identifier"]
-_FIELD = re.compile(r"\{([a-z_]+)\}")
-_OPTIONAL = re.compile(r"\[\[(.*?)\]\]", re.DOTALL)
+_KEYS = ("version", "task", "fields", "wordings")
+_TEXTS = ("name", "prefix", "suffix", "system")
+
+
+class Identifier(str):
+    """An item's or a user's identifier (a number, an ASIN). Fields of the kind ``"text"`` refuse it.
+
+    >>> load_template("ctr").render({"history": "Alien", "title": Identifier("B000OEXLKE")})
+    Traceback (most recent call last):
+    ValueError: ctr.json: title: expected a text; got the identifier 'B000OEXLKE', which needs a field of that kind
+    """
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True)
 class Wording:
-    """One way to say it.
+    """One formulation of a prompt.
 
     Attributes:
         name: of the wording.
-        prefix: what all candidates of a query share, with ``{field}``s; what stands in ``[[`` and ``]]`` is left out
-            where a field in it has no value.
-        suffix: what one candidate adds.
-        answers: what the model may answer; empty where it writes freely.
-        system: what a conversation's system turn says.
+        prefix: text that all candidates of a query share, with ``{field}`` placeholders; a part within ``[[`` and
+            ``]]`` is left out where one of its fields has no value.
+        suffix: text of one candidate, of the same form.
+        answers: the texts that a model chooses between, least positive first; empty where it writes freely.
+        system: the system message, without placeholders; None where the prompt is no conversation.
     """
 
     name: str
@@ -39,29 +52,55 @@ class Wording:
     answers: tuple[str, ...] = ()
     system: str | None = None
 
+    @property
+    def fields(self) -> frozenset[str]:
+        """Names of the fields that the wording has placeholders for."""
+        return frozenset(field_names(self.prefix) + field_names(self.suffix))
+
+    @property
+    def required(self) -> frozenset[str]:
+        """Names of the fields that must have a value: those outside ``[[ ]]``.
+
+        >>> sorted(load_template("ctr").wording("plain").required)
+        ['history', 'title']
+        """
+        parts = split_optional(self.prefix, self.name) + split_optional(self.suffix, self.name)
+        return frozenset(name for optional, part in parts if not optional for name in field_names(part))
+
 
 @dataclass(frozen=True)
 class PromptTemplate:
     """A prompt in several wordings.
 
     Attributes:
-        task: that it is for.
-        fields: name to kind. An ``"identifier"`` says which item it is and nothing of what it is; texts must be read
-            from titles, attributes and the like.
+        task: one of :data:`Task`.
+        fields: name to kind: ``"text"`` for titles, attributes and other descriptions, ``"identifier"`` for an
+            :class:`Identifier`, which names an item without describing it.
         wordings: the first one is the default.
-        source: file, for errors.
+        version: of the template, at least 1; raised by its author with every change.
+        source: name of the file, for errors.
+
+    Raises:
+        TypeError: a version that is no whole number.
+        ValueError: an unknown task or kind, an unknown or unused field, wordings of the same name or with different
+            numbers of answers, or a placeholder or mark of another form.
     """
 
     task: Task
     fields: Mapping[str, FieldKind]
     wordings: tuple[Wording, ...]
+    version: int = 1
     source: str = field(default="template", compare=False)
 
     def __post_init__(self) -> None:
         if self.task not in get_args(Task):
             raise ValueError(f"{self.source}: task: expected one of {', '.join(get_args(Task))}; got {self.task!r}")
+        if not isinstance(self.version, int) or isinstance(self.version, bool):
+            raise TypeError(f"{self.source}: version: expected a whole number; got {self.version!r}")
+        if self.version < 1:
+            raise ValueError(f"{self.source}: version: expected at least 1; got {self.version}")
         for name, kind in self.fields.items():
-            if not _FIELD.fullmatch(f"{{{name}}}") or kind not in get_args(FieldKind):
+            if not is_field_name(name) or kind not in get_args(FieldKind):
                 raise ValueError(
                     f"{self.source}: fields: expected small letters and kinds {', '.join(get_args(FieldKind))}; "
                     f"got {name!r}: {kind!r}"
@@ -70,22 +109,22 @@ class PromptTemplate:
         if not names or len(set(names)) < len(names):
             raise ValueError(f"{self.source}: wordings: expected at least one, of different names; got {names}")
         for wording in self.wordings:
-            for part in ("prefix", "suffix"):
-                self._check(getattr(wording, part), f"{self.source}: {wording.name}: {part}")
-            if len(set(wording.answers)) < len(wording.answers):
-                raise ValueError(
-                    f"{self.source}: {wording.name}: answers: expected different ones; got {wording.answers}"
-                )
+            self._check(wording, f"{self.source}: {wording.name}")
+        unused = [name for name in self.fields if not any(name in wording.fields for wording in self.wordings)]
+        if unused:
+            raise ValueError(f"{self.source}: fields: expected each in a wording; {unused[0]!r} is in none")
 
-    def _check(self, text: str, where: str) -> None:
-        unknown = [name for name in _FIELD.findall(text) if name not in self.fields]
-        if unknown:
-            raise ValueError(f"{where}: expected fields {', '.join(self.fields)}; got {unknown[0]!r}")
-        rest = _OPTIONAL.sub("", text)
-        if "[[" in rest or "]]" in rest or any(not _FIELD.search(inner) for inner in _OPTIONAL.findall(text)):
-            raise ValueError(f"{where}: expected [[ and ]] in pairs around a field; got {text!r}")
-        if re.sub(_FIELD, "", text).count("{") or re.sub(_FIELD, "", text).count("}"):
-            raise ValueError(f"{where}: expected braces around names of fields alone; got {text!r}")
+    def _check(self, wording: Wording, where: str) -> None:
+        for part in ("prefix", "suffix"):
+            check_fields(getattr(wording, part), self.fields, f"{where}: {part}")
+            split_optional(getattr(wording, part), f"{where}: {part}")
+        if wording.system is not None:
+            check_fields(wording.system, (), f"{where}: system")
+        if len(set(wording.answers)) < len(wording.answers) or "" in wording.answers:
+            raise ValueError(f"{where}: answers: expected different ones, none empty; got {wording.answers}")
+        count = len(self.wordings[0].answers)
+        if len(wording.answers) != count:
+            raise ValueError(f"{where}: answers: expected {count}, as in the first wording; got {wording.answers}")
 
     def wording(self, which: int | str = 0) -> Wording:
         """A wording by its index or name.
@@ -101,25 +140,35 @@ class PromptTemplate:
         raise ValueError(f"wording: expected one of {', '.join(names)} or its index; got {which!r}")
 
     def draw(self, seed: int, key: str | int) -> Wording:
-        """A wording for training, uniformly at random: by the seed and the request's key alone, whatever else is drawn.
+        """A wording for training, uniformly at random; it depends on the seed and the request's key alone.
+
+        Args:
+            seed: of the training run; NumPy's integers count as Python's.
+            key: of the request, the same wherever the request stands.
+
+        Raises:
+            TypeError: a seed that is no whole number, or a key that is neither text nor whole number.
 
         >>> template = load_template("ctr")
         >>> template.draw(0, "user 3, item 5") is template.draw(0, "user 3, item 5")
         True
         """
-        digest = hashlib.blake2b(repr((seed, key)).encode(), digest_size=8).digest()
+        plain = str(key) if isinstance(key, str) else index(key)
+        digest = hashlib.blake2b(repr((index(seed), plain)).encode("utf-8", "surrogatepass"), digest_size=8).digest()
         return self.wordings[int.from_bytes(digest, "little") % len(self.wordings)]
 
     def render(self, values: Mapping[str, str | None], which: int | str | Wording = 0) -> tuple[str, str]:
-        """Prefix and suffix.
+        """Prefix and suffix of a prompt.
 
         Args:
-            values: of the fields; None (or nothing) for no value. What looks like a field within a value stays as it
-            is. which: the wording.
+            values: by field; None, or no entry, where there is none. They are inserted as they are: braces and brackets
+                within them have no meaning. A value whose field the wording has no placeholder for is not used.
+            which: the wording, or its index or name.
 
         Raises:
             TypeError: a value that is no text.
-            ValueError: a value of no field, or a field outside ``[[ ]]`` without a value.
+            ValueError: a value of an unknown field, an :class:`Identifier` for a field of another kind, or no value
+                for a field outside ``[[ ]]``.
 
         >>> load_template("ctr").render({"history": "Alien; {title}", "title": "Heat"}, "plain")[1]
         ' Heat?\\nAnswer:'
@@ -130,70 +179,76 @@ class PromptTemplate:
                 raise ValueError(f"{self.source}: expected values of {', '.join(self.fields)}; got {name!r}")
             if value is not None and not isinstance(value, str):
                 raise TypeError(f"{self.source}: {name}: expected a text; got {value!r}")
-        given = {name: value for name, value in values.items() if value is not None}
-        prefix, suffix = (
-            self._filled(text, given, f"{self.source}: {wording.name}") for text in (wording.prefix, wording.suffix)
-        )
-        return prefix, suffix
+            if isinstance(value, Identifier) and self.fields[name] != "identifier":
+                raise ValueError(
+                    f"{self.source}: {name}: expected a text; got the identifier {str(value)!r}, which needs a field "
+                    "of that kind"
+                )
+        present = {name: str(value) for name, value in values.items() if value is not None}
+        where = f"{self.source}: {wording.name}"
+        return _filled(wording.prefix, present, where), _filled(wording.suffix, present, where)
 
-    def _filled(self, text: str, given: Mapping[str, str], where: str) -> str:
-        def optional(match: re.Match[str]) -> str:
-            return match[1] if all(name in given for name in _FIELD.findall(match[1])) else ""
-
-        def value(match: re.Match[str]) -> str:
-            if match[1] not in given:
-                raise ValueError(f"{where}: expected a value of {match[1]!r}; got none")
-            return given[match[1]]
-
-        return _FIELD.sub(value, _OPTIONAL.sub(optional, text))
+    @property
+    def digest(self) -> str:
+        """Of everything but ``source``, 16 hexadecimal digits: part of the identity of a result or a model."""
+        return hashlib.blake2b(json.dumps(self.to_dict(), sort_keys=True).encode(), digest_size=8).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """As a file holds it."""
+        """The contents of a template's file."""
         wordings = []
         for wording in self.wordings:
             stored = {name: value for name, value in vars(wording).items() if value not in (None, ())}
             wordings.append(stored | ({"answers": list(wording.answers)} if wording.answers else {}))
-        return {"task": self.task, "fields": dict(self.fields), "wordings": wordings}
+        return {"version": self.version, "task": self.task, "fields": dict(self.fields), "wordings": wordings}
 
     @classmethod
     def from_dict(cls, values: Any, source: str = "template") -> PromptTemplate:
-        """What :meth:`to_dict` made, or a file's contents.
+        """The template of :meth:`to_dict`, or of a file's contents.
 
         Raises:
-            ValueError: not of that form.
+            TypeError: see the class.
+            ValueError: another form; see the class, too.
         """
-        known = {"task", "fields", "wordings"}
-        if not isinstance(values, dict) or set(values) != known or not isinstance(values["fields"], dict):
-            got = sorted(values) if isinstance(values, dict) else values
-            raise ValueError(f"{source}: expected {', '.join(sorted(known))}; got {got}")
-        wordings = []
-        for number, stored in enumerate(values["wordings"]):
-            if not isinstance(stored, dict) or not {"name", "prefix", "suffix"} <= set(stored) <= set(_TEXTS) | {
-                "answers"
-            }:
-                raise ValueError(
-                    f"{source}: wording {number}: expected name, prefix, suffix, answers, system; got {stored!r}"
-                )
-            answers = stored.get("answers", [])
-            texts = [stored[name] for name in _TEXTS if name != "system" or stored.get(name) is not None]
-            if not isinstance(answers, list) or not all(isinstance(text, str) for text in [*texts, *answers]):
-                raise ValueError(f"{source}: wording {number}: expected texts; got {stored!r}")
-            wordings.append(Wording(**{**stored, "answers": tuple(answers)}))
-        return cls(values["task"], values["fields"], tuple(wordings), source)
+        valid = isinstance(values, dict) and set(values) == set(_KEYS)
+        if not valid or not isinstance(values["fields"], dict) or not isinstance(values["wordings"], list):
+            form = (
+                {name: type(value).__name__ for name, value in values.items()} if isinstance(values, dict) else values
+            )
+            raise ValueError(f"{source}: expected {', '.join(_KEYS)} (fields by name, a list of wordings); got {form}")
+        wordings = tuple(_wording(stored, f"{source}: wording {row}") for row, stored in enumerate(values["wordings"]))
+        return cls(values["task"], values["fields"], wordings, values["version"], source)
 
 
-_TEXTS = ("name", "prefix", "suffix", "system")
+def _filled(text: str, present: Mapping[str, str], where: str) -> str:
+    """A text with its values, without the optional parts that miss one. The text is divided before any value is
+    inserted, so that brackets within a value are no marks."""
+    return "".join(
+        fill_fields(part, present, where)
+        for optional, part in split_optional(text, where)
+        if not optional or all(name in present for name in field_names(part))
+    )
+
+
+def _wording(stored: Any, where: str) -> Wording:
+    known = {*_TEXTS, "answers"}
+    if not isinstance(stored, dict) or not {"name", "prefix", "suffix"} <= set(stored) <= known:
+        raise ValueError(f"{where}: expected name, prefix, suffix, answers, system; got {stored!r}")
+    answers = stored.get("answers", [])
+    texts = [stored[name] for name in _TEXTS if name != "system" or stored.get(name) is not None]
+    if not isinstance(answers, list) or not all(isinstance(text, str) for text in [*texts, *answers]):
+        raise ValueError(f"{where}: expected texts; got {stored!r}")
+    return Wording(**{**stored, "answers": tuple(answers)})
 
 
 def load_template(name: str | Path) -> PromptTemplate:
     """Read a template.
 
     Args:
-        name: of one in the package, or the path of a JSON file.
+        name: of a template of the package, or the path of a JSON file.
 
     Raises:
         FileNotFoundError: neither.
-        ValueError: not of the form of :meth:`PromptTemplate.to_dict`.
+        TypeError, ValueError: contents of another form than :meth:`PromptTemplate.to_dict` has.
 
     >>> load_template("judge").wording().answers[-1]
     'excellent'

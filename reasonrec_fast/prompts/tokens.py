@@ -6,23 +6,41 @@ from functools import lru_cache
 from typing import Any
 
 from reasonrec_fast.lm.chat import literal_tokenizer
+from reasonrec_fast.lm.detokenizer import special_tokens
 
-_TEXTS = 1 << 17  # whose token ids are kept
+_CACHED_TEXTS = 1 << 17
 
 
 class TokenIds:
-    """Token ids of texts, those of late kept; any number of threads may ask.
+    """Token ids of texts, the most recently used cached; safe to call from any number of threads.
 
-    A text such as ``<|im_end|>`` is read as the characters that it is made of: a title cannot end a turn.
+    Texts never become control tokens, which are those that the tokenizer declares special: ``<|im_end|>`` within a
+    title is read as the characters that it consists of, so that a title cannot end a turn.
 
     Args:
-        tokenizer: a Hugging Face tokenizer.
+        tokenizer: a Hugging Face tokenizer; it stays unchanged.
 
     Attributes:
-        start: what a prompt begins with: the token of the beginning, where the tokenizer has one.
+        of: token ids of a text, a tuple. ``ValueError`` refuses a text that the tokenizer cannot read without control
+            tokens: Unigram, WordPiece and word-level models read some texts so whatever they are told.
+        start: the token ids that a prompt begins with: the beginning-of-sequence token, where the tokenizer has one.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self.start: list[int] = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        literal = literal_tokenizer(tokenizer)
-        self.of = lru_cache(_TEXTS)(lambda text: tuple(literal(text, add_special_tokens=False)["input_ids"]))
+        self._literal = literal_tokenizer(tokenizer)
+        self._control = special_tokens(tokenizer) - {tokenizer.unk_token_id}
+        self.of = lru_cache(_CACHED_TEXTS)(self.encode)
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """As :attr:`of`, without the cache: for texts that do not come again."""
+        ids = tuple(self._literal(text, add_special_tokens=False)["input_ids"])
+        # Unigram, WordPiece and word-level models have control tokens in their own vocabulary, and no setting of the
+        # tokenizer takes them out of it.
+        control = self._control.intersection(ids)
+        if control:
+            names = self._literal.convert_ids_to_tokens(sorted(control))
+            raise ValueError(
+                f"text: expected one that this tokenizer can read without control tokens; got {names} in {text!r}"
+            )
+        return ids

@@ -3,15 +3,27 @@
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reasonrec_fast.data.interactions import Catalog
 from reasonrec_fast.lm.chat import ChatPrompt
 from reasonrec_fast.lm.inputs import Embeddings, Text
-from reasonrec_fast.prompts import PromptTemplate, Section, TokenIds, Wording, fit_budget, load_template
+from reasonrec_fast.prompts import (
+    Identifier,
+    PromptTemplate,
+    Section,
+    TokenIds,
+    Wording,
+    fit_budget,
+    item_title,
+    load_template,
+)
 from reasonrec_fast.prompts.budget import Rule
 from reasonrec_fast.prompts.template import FOLDER
 
@@ -78,6 +90,72 @@ def test_an_image_counts_its_vectors_and_stays_whole():
     assert fitted.text == [7, 8, 9] and fitted.dropped == {"image": 5}
 
 
+@st.composite
+def sections_with_images(draw):
+    some = draw(sections())
+    image = Embeddings(torch.zeros(draw(st.integers(1, 5)), 2), b"image")
+    for section in some:
+        if draw(st.booleans()):
+            at = draw(st.integers(0, len(section.parts)))
+            parts = [*section.parts[:at], image, *section.parts[at:]]
+            some[some.index(section)] = Section(section.name, parts, section.rule, section.priority)
+    return some
+
+
+def elements(some):
+    """Token ids, and for each vector of an image its place in it: what of a section is where."""
+    rows = []
+    for section in some:
+        for part in section.parts:
+            rows += [("image", row) for row in range(len(part))] if isinstance(part, Embeddings) else part
+    return rows
+
+
+def flat(text):
+    return elements([Section("text", text.segments if isinstance(text, Text) else [text])])
+
+
+@settings(max_examples=200, deadline=None)
+@given(sections_with_images(), st.integers(0, 60))
+def test_what_remains_is_written_as_if_it_was_all(some, budget):
+    try:
+        fitted = fit_budget(some, budget)
+    except ValueError:
+        assert length([section for section in some if section.rule == "keep"]) > budget
+        return
+    assert len(fitted.text) <= budget and len(fitted.text) + sum(fitted.dropped.values()) == length(some)
+    expected = []
+    for section in some:
+        lost, parts = fitted.dropped.get(section.name, 0), list(section.parts)
+        if section.rule == "drop" and lost:
+            parts = []
+        ends = {"drop_first": 0, "cut_start": 0, "drop_last": -1, "cut_end": -1}
+        while lost > 0 and parts:
+            end = ends[section.rule]
+            if len(parts[end]) > lost:
+                assert section.rule.startswith("cut") and not isinstance(parts[end], Embeddings)
+                parts[end] = parts[end][lost:] if end == 0 else parts[end][:-lost]
+                lost = 0
+            else:
+                lost -= len(parts.pop(end))
+        expected.append(Section(section.name, parts))
+    assert flat(fitted.text) == elements(expected)
+    again = fit_budget(expected, budget)
+    assert again.text == fitted.text and not again.dropped
+
+
+def test_sections_of_something_else_are_refused():
+    for parts in (["a text"], "a text", [1, 2], [[1.5]], [None], None, [[[1]]]):
+        with pytest.raises(TypeError, match="parts: expected .* in .*'history'"):
+            Section("history", parts)
+    with pytest.raises(ValueError, match="parts: expected token ids of at least 0; got -1 in part 1 of 'history'"):
+        Section("history", [[1], [2, -1]])
+    for budget in (2.0, "2", None, True):
+        with pytest.raises(TypeError, match="budget: expected a whole number of tokens; got"):
+            fit_budget([], budget)
+    assert fit_budget([Section("history", [np.array([3, 4])])], np.int64(2)).text == [3, 4]
+
+
 def test_budgets_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="budget: expected at least 0 tokens; got -1"):
         fit_budget([], -1)
@@ -88,6 +166,8 @@ def test_budgets_that_make_no_sense_are_refused():
 
 
 # Templates
+
+W = {"name": "w", "prefix": "", "suffix": "{title}"}
 
 
 def test_templates_of_the_package_have_several_wordings():
@@ -131,6 +211,32 @@ def test_draws_depend_on_seed_and_key_alone():
     assert drawn[::-1] == [template.draw(0, key).name for key in reversed(range(300))]
     assert all(70 < drawn.count(wording.name) < 130 for wording in template.wordings)
     assert drawn != [template.draw(1, key).name for key in range(300)]
+    assert drawn == [template.draw(np.int32(0), np.int64(key)).name for key in range(300)]
+    assert template.draw(0, np.str_("user 3")) is template.draw(0, "user 3")
+    for seed, key in ((0.5, 1), (0, 1.5), (0, None)):
+        with pytest.raises(TypeError):
+            template.draw(seed, key)
+
+
+def test_no_identifier_is_a_text():
+    with pytest.raises(ValueError, match=r"ctr\.json: title: expected a text; got the identifier 'B000OEXLKE'"):
+        load_template("ctr").render({"history": "Alien", "title": Identifier("B000OEXLKE")})
+    fields = {"title": "text", "number": "identifier"}
+    template = PromptTemplate("direct", fields, (Wording("w", "", "{number}: {title}"),))
+    assert template.render({"number": Identifier("17"), "title": "Heat"}) == ("", "17: Heat")
+    catalog = Catalog(["a", "b"], ["Piano, The", "b"])
+    assert [item_title(catalog, item) for item in range(2)] == ["The Piano", None]
+
+
+def test_a_template_is_known_by_its_digest():
+    template = load_template("ctr")
+    assert template.digest == PromptTemplate.from_dict(template.to_dict(), "elsewhere").digest
+    others = [
+        replace(template, version=2),
+        replace(template, wordings=template.wordings[::-1]),
+        load_template("direct"),
+    ]
+    assert len({template.digest, *(other.digest for other in others)}) == 4
 
 
 @pytest.mark.parametrize(
@@ -138,7 +244,7 @@ def test_draws_depend_on_seed_and_key_alone():
     [
         ({"task": "guess"}, "task: expected one of ctr, .*; got 'guess'"),
         ({"fields": {"title": "number"}}, "fields: expected small letters and kinds text, identifier; got 'title'"),
-        ({"fields": {}}, "w: suffix: expected fields ; got 'title'"),
+        ({"fields": {}}, "w: suffix: expected no field; got 'title'"),
         ({"wordings": []}, "wordings: expected at least one"),
         ({"wordings": [{"name": "w", "prefix": "", "suffix": "[[no field]]"}]}, r"expected \[\[ and \]\] in pairs"),
         ({"wordings": [{"name": "w", "prefix": "", "suffix": "[[{title}"}]}, r"expected \[\[ and \]\] in pairs"),
@@ -147,17 +253,30 @@ def test_draws_depend_on_seed_and_key_alone():
         ({"wordings": [{"name": "w", "prefix": ""}]}, "wording 0: expected name, prefix, suffix, answers, system; got"),
         ({"wordings": [{"name": "w", "prefix": "", "suffix": "", "answers": "yes"}]}, "wording 0: expected texts; got"),
         ({"wordings": [{"name": "w", "prefix": "", "suffix": "", "answers": ["a", "a"]}]}, "expected different ones"),
-        ({"more": 1}, "expected fields, task, wordings; got"),
+        ({"wordings": [W | {"answers": ["a", ""]}]}, "w: answers: expected different ones, none empty"),
+        ({"wordings": [W, W | {"name": "v", "answers": ["a", "b"]}]}, "v: answers: expected 0, as in the first"),
+        ({"wordings": [W | {"suffix": "[[{title} [[x]] ]]"}]}, r"w: suffix: expected \[\[ and \]\] in pairs"),
+        ({"wordings": [W | {"suffix": "]]{title}[["}]}, r"w: suffix: expected \[\[ and \]\] in pairs"),
+        ({"wordings": [W | {"suffix": "[[[{title}]]]"}]}, r"w: suffix: expected \[\[ and \]\] in pairs"),
+        ({"wordings": [W | {"system": "Judge {title}."}]}, "w: system: expected no field; got 'title'"),
+        ({"wordings": W}, "expected version, task, fields, wordings"),
+        ({"fields": {"title": "text", "unused": "text"}}, "expected each in a wording; 'unused' is in none"),
+        ({"version": 0}, "version: expected at least 1; got 0"),
+        ({"more": 1}, "expected version, task, fields, wordings"),
     ],
 )  # fmt: skip
 def test_files_of_another_form_are_refused(tmp_path, change, message):
-    good = {"task": "ctr", "fields": {"title": "text"}, "wordings": [{"name": "w", "prefix": "", "suffix": "{title}"}]}
+    good = {"version": 1, "task": "ctr", "fields": {"title": "text"}, "wordings": [W]}
     path = tmp_path / "own.json"
     path.write_text(json.dumps(good))
     assert load_template(path).wordings == (Wording("w", "", "{title}"),)
     path.write_text(json.dumps(good | change))
     with pytest.raises(ValueError, match=message):
         load_template(path)
+    if "version" in change:
+        path.write_text(json.dumps(good | {"version": 1.5}))
+        with pytest.raises(TypeError, match="version: expected a whole number; got 1.5"):
+            load_template(path)
     for missing in ("nothing", "../ctr", str(tmp_path / "none.json")):
         with pytest.raises(FileNotFoundError, match=r"name: expected a \.json file"):
             load_template(missing)
