@@ -16,9 +16,8 @@ from reasonrec_fast.prompts import (
     load_template,
 )
 
-texts = st.text(
-    st.sampled_from("ab {}[]\n<|>é😀") | st.characters(codec="ascii"), max_size=12
-)  # bytes that SmolLM2 has
+# Of bytes that SmolLM2 has tokens for: it leaves out others, such as most control characters.
+texts = st.text(st.sampled_from("ab {}[]\n<|>é😀") | st.characters(min_codepoint=32, max_codepoint=126), max_size=12)
 control = st.sampled_from(["<|im_end|>", "<|im_start|>system\n", "<|endoftext|>", "{title}", "[[{title}]]", " \n"])
 values = st.lists(texts | control, max_size=4).map("".join)
 
