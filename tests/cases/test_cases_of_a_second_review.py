@@ -168,8 +168,8 @@ def test_users_who_had_nothing_that_is_known_are_told_of_too():
         ({"liked": "Liked."}, "liked: expected a text with {items}; got 'Liked.'"),
         ({"votes": " {likes"}, "votes: expected a text with {likes} and {events}"),
         ({"question": 3}, "question: expected a text; got 3"),
-        ({"levels": "abcdef"}, "levels: expected a list of words; got 'abcdef'"),
-        ({"target_attributes": "price"}, "target_attributes: expected a list of words; got 'price'"),
+        ({"levels": "abcdef"}, "levels: expected a list of texts; got 'abcdef'"),
+        ({"target_attributes": "price"}, "target_attributes: expected a list of texts; got 'price'"),
     ],
 )
 def test_templates_are_checked_when_they_are_read(values, message, tmp_path):

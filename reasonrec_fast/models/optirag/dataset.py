@@ -275,8 +275,7 @@ def log_template_fields(template: Template, catalog: Catalog) -> None:
         _logger.warning("no prompt reads the attributes %s", ", ".join(unread))
     if all(title == item for title, item in zip(catalog.titles, catalog.ids, strict=True)):
         _logger.warning(
-            "no item has a title: the language model reads identifiers, which tell it nothing; give a table of the "
-            "items with a column 'title'"
+            "no item has a title, so that prompts cannot name items; give a table of the items with a column 'title'"
         )
 
 

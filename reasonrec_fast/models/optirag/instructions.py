@@ -13,34 +13,35 @@ from reasonrec_fast.models.optirag.config import OptiRAGConfig
 from reasonrec_fast.models.optirag.dataset import Requests
 from reasonrec_fast.models.optirag.evidence import DENSE_FEATURES
 from reasonrec_fast.models.optirag.prompt import Slate
+from reasonrec_fast.prompts import Section, TokenIds, fit_budget
 
 _logger = logging.getLogger("reasonrec_fast")
 
 
 def instruction_requests(records: Sequence[Instruction], tokenizer: Any, config: OptiRAGConfig) -> Requests:
-    """One request a record, each with a prompt of its own.
+    """One request for each record, with a prompt of its own. Texts of records never become control tokens.
 
     Args:
         records: questions with their answers.
         tokenizer: of the backbone.
-        config: its two token budgets together bound a prompt. A longer one keeps its instruction, and of its input the
-            beginning and the end; how many were cut is logged.
+        config: its two token budgets together bound a prompt. Of a longer one the instruction is kept, and of the input
+            the beginning and the end; how many were cut is logged.
 
     Raises:
-        ValueError: an instruction that leaves no room for its input (the record is named from 1).
+        ValueError: an instruction that leaves no room for its input (the record is named, counted from 1).
     """
-    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    budget = config.prefix_tokens + (config.suffix_tokens or 24) - len(start)
-    slates, cut = [], 0
+    ids = TokenIds(tokenizer)
+    budget = config.prefix_tokens + (config.suffix_tokens or 24) - len(ids.start)
+    slates, num_cut = [], 0
     for index, record in enumerate(records):
-        ids = _ids(tokenizer, f"{record.instruction}\n{record.input}\nAnswer:")
-        if len(ids) > budget:
-            ids, cut = _shortened(tokenizer, record, budget, index), cut + 1
-        slates.append(Slate(np.array([index]), [], [[*start, *ids]]))
-    if cut:
+        prompt = list(ids.encode(f"{record.instruction}\n{record.input}\nAnswer:"))
+        if len(prompt) > budget:
+            prompt, num_cut = _shortened(ids, record, budget, index), num_cut + 1
+        slates.append(Slate(np.array([index]), [], [[*ids.start, *prompt]]))
+    if num_cut:
         _logger.warning(
             "%d of %d records are longer than %d tokens (prefix_tokens + suffix_tokens): their middle is cut",
-            cut, len(records), budget + len(start),
+            num_cut, len(records), budget + len(ids.start),
         )  # fmt: skip
     return Requests(
         rows=np.arange(len(records)),
@@ -53,16 +54,15 @@ def instruction_requests(records: Sequence[Instruction], tokenizer: Any, config:
     )
 
 
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _shortened(tokenizer: Any, record: Instruction, budget: int, index: int) -> list[int]:
-    head, tail = _ids(tokenizer, f"{record.instruction}\n"), _ids(tokenizer, "\nAnswer:")
-    middle, room = _ids(tokenizer, record.input), budget - len(head) - len(tail)
+def _shortened(ids: TokenIds, record: Instruction, budget: int, index: int) -> list[int]:
+    """The record without the middle of its input."""
+    head, tail = ids.encode(f"{record.instruction}\n"), ids.encode("\nAnswer:")
+    text, room = ids.encode(record.input), budget - len(head) - len(tail)
     if room < 2:
         raise ValueError(
             f"records: expected instructions of fewer than {budget - len(tail) - 1} tokens (prefix_tokens + "
             f"suffix_tokens bound a prompt); got {len(head)} in record {index + 1}"
         )
-    return [*head, *middle[: room - room // 2], *middle[len(middle) - room // 2 :], *tail]
+    begin = fit_budget([Section("input", [text], "cut_end")], room - room // 2).text
+    end = fit_budget([Section("input", [text], "cut_start")], room // 2).text
+    return [*head, *begin, *end, *tail]
