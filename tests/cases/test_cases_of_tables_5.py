@@ -38,7 +38,8 @@ def test_columns_of_recbole_keep_their_names(tmp_path):
 
 
 class _Words:
-    bos_token_id = None
+    bos_token_id = unk_token_id = None
+    all_special_ids = ()
 
     def __call__(self, text, **options):
         return {"input_ids": text.split(" ")}
@@ -46,9 +47,10 @@ class _Words:
 
 def test_a_later_request_is_told_what_happened_since_an_earlier_one():
     g = np.random.default_rng(0)
+    items = pd.DataFrame({"id": [f"f{i}" for i in range(9)], "title": [f"Film-{i}" for i in range(9)]})
     data = load_interactions(
         pd.DataFrame({"user": [f"u{u}" for u in g.integers(0, 9, 99)], "item": [f"f{i}" for i in g.integers(0, 9, 99)],
-                      "label": g.integers(0, 2, 99), "timestamp": range(99)})
+                      "label": g.integers(0, 2, 99), "timestamp": range(99)}), items,
     )  # fmt: skip
     known = Knowledge(data, Retriever.train(data, np.arange(99), EmbeddingConfig(dim=8, steps=2)))
     rows = [("n", "f1", 1, 100), ("n", "f2", None, 200), ("n", "f3", 0, 300), ("n", "f4", None, 400)]
@@ -56,7 +58,7 @@ def test_a_later_request_is_told_what_happened_since_an_earlier_one():
     def prefix(rows):
         """Of the request of f4."""
         table = load_interactions(
-            pd.DataFrame(rows, columns=["user", "item", "label", "timestamp"]), allow_unlabelled=True
+            pd.DataFrame(rows, columns=["user", "item", "label", "timestamp"]), items, allow_unlabelled=True
         )
         asked = known.match(table, np.flatnonzero(table.labels < 0))
         builder = RequestBuilder(asked.table, None, known.retriever, TokenIds(_Words()), OptiRAGConfig(),
@@ -64,6 +66,7 @@ def test_a_later_request_is_told_what_happened_since_an_earlier_one():
         found = builder.requests(asked.rows, alone=True)
         return next(slate.prefix for slate in found.slates if len(found.rows) - 1 in slate.rows)
 
+    assert any("Film-3" in word for word in prefix(rows))
     assert prefix(rows) == prefix([row for row in rows if row[1] != "f2"])
 
 

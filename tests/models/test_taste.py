@@ -17,21 +17,22 @@ def test_equals_plain_counting(events):
     rows = generator.choice(len(events), 50, replace=False)
     users = generator.integers(-1, events.num_users, (50, 4))
     moments, base = events.timestamps[rows], np.full(50, 0.4)
-    found = taste.lift(events.items[rows], users, moments, base)
-    for row, group, moment, values in zip(rows, users, moments, found, strict=True):
-        met = [e for e in train for u in group if events.users[e] == u and events.timestamps[e] < moment]
-        usual = (sum(events.labels[met]) + 2.0) / (len(met) + 5)
-        for place, value in enumerate(genres[events.items[row]]):
-            having = [e for e in met if value in genres[events.items[e]]]
+    result = taste.lift(events.items[rows], users, moments, base)
+    for row, group, moment, lifts in zip(rows, users, moments, result, strict=True):
+        past = [e for e in train for u in group if events.users[e] == u and events.timestamps[e] < moment]
+        usual = (sum(events.labels[past]) + 2.0) / (len(past) + 5)
+        values = genres[events.items[row]]
+        for index, value in enumerate(values):
+            having = [e for e in past if value in genres[events.items[e]]]
             if having:
                 rate = (sum(events.labels[having]) + 5 * usual) / (len(having) + 5)
-                assert np.isclose(values[place], rate - usual, atol=1e-6)
+                assert np.isclose(lifts[index], rate - usual, atol=1e-6)
             else:
-                assert np.isnan(values[place])
-        assert np.isnan(values[len(genres[events.items[row]]) :]).all()
+                assert np.isnan(lifts[index])
+        assert np.isnan(lifts[len(values) :]).all()
 
 
-def test_places_before_equals_counting_one_by_one(events):
+def test_positions_before_equal_counting_key_by_key(events):
     line = Timeline.of_users(events)
     users, moments = np.arange(events.num_users)[:, None], np.array([[-1, 0, 5000, 5001, 10**9]])
     expected = [[line.indptr[u] + line.count_before(u, m) for m in moments[0]] for u in range(events.num_users)]
