@@ -33,7 +33,8 @@ class OptiRAGConfig:
     Attributes:
         backbone: language model: a name, a folder or a GGUF file.
         template: wording of the prompts: ``"auto"`` is made for the attributes that the items have
-            (:func:`~reasonrec_fast.models.optirag.template.make_template`); ``"films"``, ``"items"`` or a JSON file.
+            (:func:`~reasonrec_fast.models.optirag.template.make_template`); ``"films"``, ``"items"`` or a JSON file,
+            each with the name of another wording behind a colon (``"films:brief"``).
         prefix_tokens, suffix_tokens, slate_size: token budgets, and candidates that share a prefix. A suffix has by
             default 24 tokens, and 40 where the template has attributes of the target.
         layers: how many of the backbone's layers are kept; None for all.
