@@ -22,7 +22,7 @@ class TokenIds:
 
     Attributes:
         of: token ids of a text, a tuple. ``ValueError`` refuses a text that the tokenizer cannot read without control
-            tokens: Unigram, WordPiece and word-level models read some texts so whatever they are told.
+            tokens: Unigram, WordPiece and word-level models always read some texts that way.
         start: the token ids that a prompt begins with: the beginning-of-sequence token, where the tokenizer has one.
     """
 
