@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 from reasonrec_fast.data import Interactions
 from reasonrec_fast.devices import on_device
-from reasonrec_fast.models.classical.base import ClosedFormRecommender
+from reasonrec_fast.models.classical.closed_form import ClosedFormRecommender
 from reasonrec_fast.settings import Positive, check_settings
 
 

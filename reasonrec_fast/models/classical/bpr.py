@@ -16,9 +16,9 @@ from reasonrec_fast.arrays import as_index
 from reasonrec_fast.data import DataError, Histories, Interactions
 from reasonrec_fast.data.negatives import NegativeSampler
 from reasonrec_fast.devices import on_device, seeded_generator
-from reasonrec_fast.models.classical.base import VectorRecommender
 from reasonrec_fast.models.classical.sampled_softmax import cosine_cross_entropy
 from reasonrec_fast.models.classical.training import GradientConfig, product_dtype, train_by_gradient
+from reasonrec_fast.models.classical.vectors import VectorRecommender
 from reasonrec_fast.models.graph_embeddings import bpr_loss
 from reasonrec_fast.settings import Count, NotNegative, Positive, Whole
 from reasonrec_fast.training.progress import Progress

@@ -11,7 +11,7 @@ from scipy.linalg import lapack
 from scipy.sparse import csr_matrix
 
 from reasonrec_fast.data import DataError, Histories, Interactions
-from reasonrec_fast.models.classical.base import ClosedFormRecommender
+from reasonrec_fast.models.classical.closed_form import ClosedFormRecommender
 from reasonrec_fast.settings import Count, NotNegative, Positive, check_settings
 
 _ROWS = 1024  # items whose neighbours are found at a time

@@ -9,7 +9,7 @@ import torch
 
 from reasonrec_fast.data import Interactions
 from reasonrec_fast.devices import on_device
-from reasonrec_fast.models.classical.base import ClosedFormRecommender
+from reasonrec_fast.models.classical.closed_form import ClosedFormRecommender
 
 
 @dataclass(frozen=True)

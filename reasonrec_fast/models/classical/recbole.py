@@ -188,7 +188,9 @@ class RecBole(ClassicalRecommender):
 
         users = self.user_indices(users)
         if self.kind == "context":
-            return self._scores_by_pairs(users)
+            items = self.sizes["items"]
+            scores = self.score(np.repeat(users, items), np.tile(np.arange(items), len(users)))
+            return torch.from_numpy(scores).view(len(users), items).to(self.device)
         known = {"user_id": self._ids_of(users)}
         some = torch.arange(len(users), device=self.device)
         if self.kind == "sequential":

@@ -63,3 +63,9 @@ def checked_rows(
     if validation is not None:
         validation = as_rows(validation, "validation", len(data), error=DataError)
     return train, validation
+
+
+def digest_of_rows(data: Interactions, train: np.ndarray, validation: np.ndarray | None) -> str:
+    """Digest of the events that determine a training: those that are learnt and those that stop it."""
+    parts = [train] if validation is None else [train, validation]
+    return " ".join(data.take(rows).digest() for rows in parts)

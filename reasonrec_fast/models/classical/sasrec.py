@@ -14,10 +14,10 @@ from torch.nn import functional
 
 from reasonrec_fast.data import DataError, Histories, Interactions
 from reasonrec_fast.devices import fork_rng, on_device, seed_rng
-from reasonrec_fast.models.classical.base import VectorRecommender
 from reasonrec_fast.models.classical.sampled_softmax import cosine_cross_entropy
 from reasonrec_fast.models.classical.sequence_blocks import LiGRBlock, SASRecBlock
 from reasonrec_fast.models.classical.training import GradientConfig, product_dtype, train_by_gradient
+from reasonrec_fast.models.classical.vectors import VectorRecommender
 from reasonrec_fast.settings import Count, Positive, ShareBelowOne, Whole
 from reasonrec_fast.training.progress import Progress
 
