@@ -1,4 +1,4 @@
-"""Classical recommenders: small, fast, and the baselines of every comparison."""
+"""Classical recommenders: small and fast, the baselines of every comparison."""
 
 from reasonrec_fast.models.classical.base import ClassicalRecommender
 from reasonrec_fast.models.classical.bias import Bias, BiasConfig

@@ -35,7 +35,7 @@ class UserItemModule(nn.Module, ABC):
         self._users, self._items = Identifiers((), "users"), Identifiers((), "items")
 
     def check_served(self, users: np.ndarray) -> None:
-        """Refuse users whom the model cannot score: by default, those whom ``histories`` does not have.
+        """Refuse users that the model cannot score: by default, those that ``histories`` does not have.
 
         Raises:
             DataError: such a user (with the row).
@@ -90,7 +90,7 @@ class UserItemModule(nn.Module, ABC):
     def matched(self, data: Interactions | TableLike) -> Interactions:
         """A table in the model's own indices, matched by identifiers.
 
-        Users whom the model does not know get the next indices. Events of items that the model does not know are left
+        Users that the model does not know get the next indices. Events of items that the model does not know are left
         out, and the log says how many.
 
         Args:
@@ -129,7 +129,7 @@ class UserItemModule(nn.Module, ABC):
         """Indices of users, int64 ``[B]``, who are given by index (whole numbers) or by identifier (text).
 
         Raises:
-            DataError: not a vector of indices of at least 0 or of known identifiers, a user whom the model cannot score
+            DataError: not a vector of indices of at least 0 or of known identifiers, a user that the model cannot score
                 (with the row), or a model that is not fitted.
         """
         self._check_fitted()
