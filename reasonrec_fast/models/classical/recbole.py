@@ -189,8 +189,8 @@ class RecBole(ClassicalRecommender):
         users = self.user_indices(users)
         if self.kind == "context":
             items = self.sizes["items"]
-            scores = self.score(np.repeat(users, items), np.tile(np.arange(items), len(users)))
-            return torch.from_numpy(scores).view(len(users), items).to(self.device)
+            of_pairs = self.score(np.repeat(users, items), np.tile(np.arange(items), len(users)))
+            return torch.from_numpy(of_pairs).view(len(users), items).to(self.device)
         known = {"user_id": self._ids_of(users)}
         rows = torch.arange(len(users), device=self.device)
         if self.kind == "sequential":
