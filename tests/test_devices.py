@@ -32,7 +32,7 @@ from reasonrec_fast.lm import Decoder
 from reasonrec_fast.lm.prefix_cache import weights_mark
 from reasonrec_fast.models import classical
 from reasonrec_fast.models.optirag import OptiRAG
-from reasonrec_fast.models.optirag import model as optirag_model
+from reasonrec_fast.models.optirag import scorer as optirag_scorer
 from reasonrec_fast.models.optirag.embeddings import EmbeddingConfig, GraphEmbeddings
 from reasonrec_fast.precision import fast_dtype
 from reasonrec_fast.training import epochs
@@ -418,7 +418,7 @@ def test_training_goes_on_on_another_device(tmp_path, monkeypatch, caplog, there
 
 @pytest.fixture
 def labelled(events, monkeypatch):
-    monkeypatch.setattr(optirag_model, "fast_dtype", lambda device: torch.float32)
+    monkeypatch.setattr(optirag_scorer, "fast_dtype", lambda device: torch.float32)
     return events, split_by_time(events)
 
 
@@ -459,7 +459,7 @@ def test_optirag_is_fitted_calibrated_and_saved_on_a_device(labelled, config, tm
             loaded = OptiRAG.from_pretrained(tmp_path / "there", device=DEVICE)
             np.testing.assert_allclose(loaded.predict(asked).probability, early.probability, atol=5e-3)
         np.testing.assert_allclose(full.probability, expected[1].probability, atol=5e-3)
-        logits = there.to("cpu").exit_odds(asked)
+        logits = there.to("cpu").exit_logits(asked)
         assert there.device == torch.device("cpu")
     np.testing.assert_allclose(there.predict(asked, early_exit=False).probability, full.probability, atol=1e-5)
     assert logits.shape[1] == len(rows)
@@ -470,7 +470,7 @@ def test_optirag_is_fitted_calibrated_and_saved_on_a_device(labelled, config, tm
 
 def test_the_language_model_takes_the_type_of_its_device(config, monkeypatch):  # noqa: F811
     kinds = {"cpu": torch.float32, "meta": torch.bfloat16}
-    monkeypatch.setattr(optirag_model, "fast_dtype", lambda device: kinds[device.type])
+    monkeypatch.setattr(optirag_scorer, "fast_dtype", lambda device: kinds[device.type])
     model = OptiRAG(config, device="cpu")
     assert model.ranker.model.backbone.dtype == torch.float32
     with pretended_device():

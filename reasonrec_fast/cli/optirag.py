@@ -52,7 +52,7 @@ from reasonrec_fast.files import check_writable, read_json, write_json
 
 if TYPE_CHECKING:
     from reasonrec_fast.models.optirag import OptiRAG, OptiRAGConfig
-    from reasonrec_fast.models.optirag.model import Predictions
+    from reasonrec_fast.models.optirag.scorer import Predictions
 
 app = typer.Typer(no_args_is_help=True, help="OptiRAG-Rec: click-through prediction with early exit.")
 

@@ -131,9 +131,11 @@ class ExitHead(nn.Module):
         weight: torch.Tensor = self.weight
         bias: torch.Tensor | None = self.bias
         if self.offset:
-            columns = _offset_columns(self.num_answers).to(weight)
-            start = torch.zeros_like(weight)
-            start[..., -columns.shape[1] :] = columns
+            start = torch.zeros_like(weight)  # made where the weights are: a copy from the host would be waited for
+            if self.num_answers == 2:
+                start[:, 1, -1] = 1.0
+            else:
+                start[..., -self.num_answers :].diagonal(dim1=-2, dim2=-1).fill_(1.0)
             weight, bias = torch.lerp(start, weight, self.scale), self.bias * self.scale
         if self.softcap is not None:  # Gemma 2 caps its logits: they are formed here, and taken as they are
             logits = nn.functional.linear(inputs, weight[0], self.bias[0])

@@ -92,7 +92,7 @@ def compare_exits(
         model = trained(place, settings, interactions, split, progress, adapters=adapters, device=device)
         seconds = None if known else time.perf_counter() - begin
         requests = model.requests(interactions, rows)
-        scores = model.exit_odds(requests).mean(2)
+        scores = model.exit_logits(requests).mean(2)
         early: tuple[float | None, float | None, float | None] = (None, None, None)
         if len(model.ranker.model.exits) > 1:
             found = model.predict(requests)

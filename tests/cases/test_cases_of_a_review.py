@@ -30,7 +30,7 @@ from reasonrec_fast.models.classical.lightgcn import LightGCNConfig
 from reasonrec_fast.models.classical.sasrec import SASRecConfig
 from reasonrec_fast.models.optirag import OptiRAG, OptiRAGConfig, storage
 from reasonrec_fast.models.optirag.knowledge import KNOWLEDGE_FILES
-from reasonrec_fast.models.optirag.model import Predictions
+from reasonrec_fast.models.optirag.scorer import Predictions
 
 
 def purchases(users=30, items=20, each=8, seed=0):
@@ -157,7 +157,7 @@ def test_training_goes_on_with_the_same_instructions_alone():
     model.config = OptiRAGConfig(read_dense_features=False)
     model.instruction_requests = lambda records: None
     model.calibrate = lambda *_, **__: None
-    model._train = lambda requests, identity, *_: seen.append(identity)
+    model.train_requests = lambda requests, identity, *_: seen.append(identity)
     for text in ("a", "b", "a"):
         records = [Instruction(text, "", label) for label in (0, 1)]
         model.fit_instructions(records, records)
@@ -219,7 +219,7 @@ def test_events_of_items_that_are_not_known_take_the_place_of_what_was_had_too()
 @pytest.mark.parametrize(("alone", "sizes"), [(True, [5, 5, 2]), (False, [12])])
 def test_the_requests_of_one_user_are_scored_some_at_a_time(alone, sizes, monkeypatch):
     """All of a shop's guests are one user: the prompts of ten million requests were in memory at once."""
-    monkeypatch.setattr("reasonrec_fast.models.optirag.model._REQUESTS", 5)
+    monkeypatch.setattr("reasonrec_fast.models.optirag.rows.CHUNK_REQUESTS", 5)
     model, asked = OptiRAG.__new__(OptiRAG), []
     model.requests = lambda table, rows, *, alone: asked.append(rows) or rows
     model.predict = lambda rows, **_: Predictions(rows.astype(np.float32), rows)

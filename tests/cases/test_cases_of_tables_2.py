@@ -34,7 +34,7 @@ def knowledge():
 
 def dense_features(knowledge, **columns):
     data = load_interactions(pd.DataFrame(columns), allow_unlabelled=True)
-    asked = knowledge.asked(data, np.flatnonzero(data.labels < 0))
+    asked = knowledge.match(data, np.flatnonzero(data.labels < 0))
     found = EvidenceBuilder(asked.table, knowledge.index("genres"), OptiRAGConfig().num_neighbours, asked.ticks)
     return found.build(asked.rows).dense_features
 

@@ -58,7 +58,7 @@ def test_a_later_request_is_told_what_happened_since_an_earlier_one():
         table = load_interactions(
             pd.DataFrame(rows, columns=["user", "item", "label", "timestamp"]), allow_unlabelled=True
         )
-        asked = known.asked(table, np.flatnonzero(table.labels < 0))
+        asked = known.match(table, np.flatnonzero(table.labels < 0))
         builder = RequestBuilder(asked.table, None, known.retriever, TokenIds(_Words()), OptiRAGConfig(),
                                  index=known.index("genres"), ticks=asked.ticks)  # fmt: skip
         found = builder.requests(asked.rows, alone=True)

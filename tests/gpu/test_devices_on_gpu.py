@@ -20,7 +20,7 @@ from reasonrec_fast.early_exit import EarlyExitModel, ExitPolicy
 from reasonrec_fast.lm import Decoder
 from reasonrec_fast.models import classical
 from reasonrec_fast.models.optirag import OptiRAG
-from reasonrec_fast.models.optirag import model as optirag_model
+from reasonrec_fast.models.optirag import scorer as optirag_scorer
 from reasonrec_fast.models.optirag.embeddings import EmbeddingConfig
 from reasonrec_fast.precision import fast_dtype
 from reasonrec_fast.training import epochs
@@ -133,7 +133,7 @@ def test_a_training_on_the_gpu_goes_on_to_the_same_weights(clicks, device, tmp_p
 
 
 def test_optirag_is_the_same_on_both(events, config, device, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(optirag_model, "fast_dtype", lambda device: torch.float32)
+    monkeypatch.setattr(optirag_scorer, "fast_dtype", lambda device: torch.float32)
     split = split_by_time(events)
     settings = replace(
         config, boosted=find_spec("lightgbm") is not None, samples=16, warm_start_steps=5, calibration_requests=20,

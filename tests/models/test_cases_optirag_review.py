@@ -28,7 +28,7 @@ def test_optirag_tells_and_refuses_likes_of_another_rating(config, caplog):
     with pytest.raises(DataError, match="like: expected 3 .*; got 4"):
         model.evaluate(load_interactions(RATED), np.arange(5))
     with caplog.at_level(logging.WARNING, "reasonrec_fast"):
-        model.knowledge.asked(load_interactions(RATED), np.arange(5))
+        model.knowledge.match(load_interactions(RATED), np.arange(5))
     assert "ratings of 3 and more were likes; in these requests' history of 4" in caplog.text
 
 
@@ -68,5 +68,5 @@ def test_requests_of_nobody_and_nothing_that_is_known_are_told(caplog):
     known = knowledge(load_interactions(RATED))
     for user, told in (("A", True), ("a", False)):
         caplog.clear()
-        known.asked(Interactions.from_columns([user], ["X"], [None], [9]), np.arange(1))
+        known.match(Interactions.from_columns([user], ["X"], [None], [9]), np.arange(1))
         assert ("none of 1 users and 1 items was there in training, such as 'A' and 'X'" in caplog.text) == told

@@ -258,7 +258,7 @@ def test_users_are_scored_alike_whoever_else_is_asked_for(ours, monkeypatch):
     model = OptiRAG(ours).fit(data)
     rows = np.arange(300, 400)
     whole = model.predict_rows(data, rows)
-    monkeypatch.setattr("reasonrec_fast.models.optirag.model._REQUESTS", 7)
+    monkeypatch.setattr("reasonrec_fast.models.optirag.rows.CHUNK_REQUESTS", 7)
     parts = model.predict_rows(data, rows)
     assert np.allclose(whole.probability, parts.probability, atol=1e-5) and np.array_equal(whole.depth, parts.depth)
 

@@ -172,7 +172,7 @@ def test_wrong_settings():
     with pytest.raises(ValueError, match="template: expected one of"):
         Template.load("poems")
     with pytest.raises(RuntimeError, match="no retriever yet"):
-        OptiRAG._known(type("Unfitted", (), {"knowledge": None})())
+        OptiRAG._fitted_knowledge(type("Unfitted", (), {"knowledge": None})())
 
 
 def test_without_retrieval_nothing_is_told_of_others(events, config):

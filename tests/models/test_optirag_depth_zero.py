@@ -104,7 +104,7 @@ def test_out_of_fold_logits_know_no_labels_of_their_fold():
 
 
 def test_trees_stop_by_validation_or_by_number():
-    with pytest.raises(ValueError, match="validation, num_trees: expected one of the two; got neither"):
+    with pytest.raises(ValueError, match="validation, num_trees: expected exactly one of the two; got neither"):
         BoostedEvidence.fit(None, np.zeros(0))
 
 
@@ -147,7 +147,7 @@ def test_heads_may_stand_on_their_own(events, config, tmp_path):
     assert requests.offset is None and model.depth_zero is None and (model.predict(requests).depth > 0).all()
     model.save_pretrained(tmp_path)
     assert {file.suffix for file in tmp_path.iterdir()} == {".safetensors", ".json"}
-    with pytest.raises(ValueError, match="members: expected 1 with boosted=True"):
+    with pytest.raises(ValueError, match="ensemble_size: expected 1 with boosted=True"):
         OptiRAGConfig(ensemble_size=2)
 
 

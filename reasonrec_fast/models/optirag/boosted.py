@@ -1,7 +1,7 @@
 """The exit at depth 0: gradient-boosted trees on the evidence that the language model reads.
 
-As a row of the demo they are the strongest cheap rival; in a model they give the logit that the exits in the language
-model correct, and what leaves with it costs no token.
+In the demo they are the strongest cheap baseline; in a model they give the logit that the exits in the language model
+correct, and requests that exit with it cost no token.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SETTINGS = {
 
 
 class BoostedEvidence:
-    """LightGBM (Ke et al. 2017) on all of the evidence that is a number.
+    """LightGBM (Ke et al. 2017) on all numeric evidence.
 
     Args:
         trees: whose raw score is the logit of a like.
@@ -76,7 +76,7 @@ class BoostedEvidence:
 
         if (validation is None) == (num_trees is None):
             raise ValueError(
-                "validation, num_trees: expected one of the two; got "
+                "validation, num_trees: expected exactly one of the two; got "
                 + ("neither" if num_trees is None else f"validation and num_trees={num_trees}")
             )
         data = lightgbm.Dataset(boosted_features(train), labels)
@@ -118,12 +118,12 @@ def out_of_fold_logits(
 ) -> np.ndarray:  # fmt: skip
     """Logits of training requests, each from trees that were grown without any request of its fold.
 
-    What corrects the trees must not learn from how well they remember their own training rows.
+    The heads that correct the trees must not learn from logits that remember the labels of their own rows.
 
     Args:
         train: evidence of the training requests, out of fold itself.
         labels: of them, 0 or 1, ``[N]``.
-        folds: of each, int64 ``[N]``: those of a user are in one.
+        folds: of each, int64 ``[N]``: all requests of a user have the same.
         others: evidence of the requests that are scored: those of ``train``, or more.
         other_folds: of each of them, int64 ``[M]``.
         num_trees: in every fold, as many as the whole model has.
@@ -135,7 +135,7 @@ def out_of_fold_logits(
     logits = np.empty(len(other_folds))
     for fold in np.unique(other_folds):
         inside, outside = other_folds == fold, folds != fold
-        if not outside.any():  # all requests are one user's: nothing is known of others
+        if not outside.any():  # all requests are of this fold: there is nothing to grow trees from
             logits[inside] = 0.0
             continue
         trees = BoostedEvidence.fit(take(train, outside), labels[outside], num_trees=num_trees, seed=seed)
@@ -149,11 +149,11 @@ def take(evidence: Evidence, rows: np.ndarray) -> Evidence:
 
 
 def boosted_features(evidence: Evidence) -> np.ndarray:
-    """The numbers, the tastes (of each value of the item's attribute, and averaged) and the votes, float32 ``[N, F]``;
-    NaN where somebody met none of the values."""
+    """The dense features, the tastes (of each value of the item's attribute, and averaged) and the votes, float32
+    ``[N, F]``; NaN where there is no event with any of the values."""
     taste = evidence.taste
-    met = ~np.isnan(taste)
+    present = ~np.isnan(taste)
     with np.errstate(invalid="ignore"):
-        mean = np.where(met, taste, 0).sum(1) / np.where(met.any(1), met.sum(1), np.nan)
+        mean = np.where(present, taste, 0).sum(1) / np.where(present.any(1), present.sum(1), np.nan)
     parts = [evidence.dense_features, taste.reshape(len(taste), -1), mean, evidence.votes]
     return np.concatenate(parts, axis=1).astype(np.float32)

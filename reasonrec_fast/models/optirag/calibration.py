@@ -21,14 +21,14 @@ DELTA = 0.1
 
 @dataclass(frozen=True)
 class ExitScores:
-    """What every exit says of ``N`` validation requests.
+    """Logits of every exit for ``N`` validation requests.
 
     Attributes:
         logits: logits of yes of each ensemble member at every head, at temperature 1, ``[H, N, K]``.
         labels, users: of the requests, ``[N]``.
-        cold: whether nobody had rated the item, bool ``[N]``.
+        cold: whether the item had no rating, bool ``[N]``.
         offset: logits of depth 0, ``[N]``; None where exits begin with the first head.
-        features: what depth 0 reads, ``[N, P]``, with ``offset``.
+        features: features that depth 0 reads, ``[N, P]``, with ``offset``.
     """
 
     logits: np.ndarray
@@ -39,12 +39,12 @@ class ExitScores:
     features: np.ndarray | None = None
 
     def of(self, rows: np.ndarray) -> ExitScores:
-        """Of some of the requests (mask or indices)."""
+        """Scores of some of the requests (mask or indices)."""
         offset, features = (None if values is None else values[rows] for values in (self.offset, self.features))
         return ExitScores(self.logits[:, rows], self.labels[rows], self.users[rows], self.cold[rows], offset, features)
 
     def scaled(self, scales: Sequence[float]) -> ExitScores:
-        """With a share of what each head adds to the logit of depth 0."""
+        """With a share (one for each head) of what the head adds to the logit of depth 0."""
         assert self.offset is not None
         offset = self.offset.astype(np.float64)[:, None]
         return replace(self, logits=offset + np.array(scales)[:, None, None] * (self.logits - offset))
@@ -52,14 +52,14 @@ class ExitScores:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What calibration finds.
+    """The result of calibration.
 
     Attributes:
         temperatures: of the heads.
-        policy: when rows leave.
+        policy: when requests exit.
         platt: slope and intercept of Platt scaling on the logits of the scores, for ``"early_exit"`` and
             ``"full_depth"``.
-        scales: of what the heads learnt, where they correct the logit of depth 0; else none.
+        scales: shares of the heads' residuals, where they correct the logit of depth 0; else none.
         depth_zero: None where exits begin with the first head.
     """
 
@@ -76,7 +76,7 @@ def calibrate(
     """Fit a temperature for every head and choose the least depth within the configured losses.
 
     Requests whose item somebody has rated (warm) and those whose item nobody has (cold) have thresholds of their own:
-    only the text says anything about the latter.
+    for the latter only the text carries information.
 
     With depth 0 the heads are scaled first (:func:`residual_scale`). Then the requests of one half of the users train
     depth 0, and those of the other half choose the thresholds, so that these rest on predictions for users whom depth 0
@@ -227,10 +227,10 @@ def _both_labels(labels: np.ndarray, mask: np.ndarray) -> bool:
 
 
 def residual_scale(scores: ExitScores, head: int) -> float:
-    """How much of what a head adds to the logit of depth 0 is taken: the share, of twenty equal steps, with the largest
+    """The share of a head's residual that is added to the logit of depth 0: that, of 0, 0.05, ..., 1, with the largest
     GAUC among those whose AUC is not below that of the logit alone.
 
-    A head that learnt to rank within users also moves users as a whole, which the pooled AUC pays for.
+    A head trained to rank within users also shifts all scores of a user, at the cost of the pooled AUC.
     """
     assert scores.offset is not None
     offset = scores.offset.astype(np.float64)
@@ -245,7 +245,7 @@ def residual_scale(scores: ExitScores, head: int) -> float:
 
 
 def _fit_depth_zero(parts: Sequence[ExitScores], temperatures: Sequence[float], config: OptiRAGConfig) -> DepthZero:
-    """From requests as they are and as if nobody had rated their items."""
+    """Fit depth 0 on requests as they are and with their items shown as unrated."""
     features, offset = (np.concatenate([getattr(part, name) for part in parts]) for name in ("features", "offset"))
     deep = np.concatenate([probabilities(part.logits, temperatures)[-1] for part in parts])
     return DepthZero.fit(features, offset.astype(np.float64), log_odds(deep), seed=config.seed)
@@ -255,7 +255,7 @@ def exit_statistics(
     scores: ExitScores, temperatures: Sequence[float], depth_zero: DepthZero | None, measure: Measure
 ) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities of yes and confidence at every exit, depth 0 included, ``[E, N]`` each. The confidence of depth 0
-    is minus the predicted gain of going on."""
+    is minus the predicted gain of reading on."""
     probability = probabilities(scores.logits, temperatures)
     confidence = confidence_of(probability, measure)
     if depth_zero is None or scores.offset is None or scores.features is None:
@@ -313,12 +313,12 @@ def log_odds(probability: np.ndarray) -> np.ndarray:
 
 
 def probabilities(logits: np.ndarray, temperatures: Sequence[float]) -> np.ndarray:
-    """Mean probability of yes over the members, ``[E, N]``."""
+    """Mean probability of yes over the ensemble members, ``[E, N]``."""
     return (1 / (1 + np.exp(-logits / np.array(temperatures)[:, None, None]))).mean(2)
 
 
 def _limits(scores: ExitScores, config: OptiRAGConfig) -> list[tuple[Callable[[np.ndarray], float], float]]:
-    """Metrics, and what they may lose; GAUC where some user has both answers."""
+    """Metrics, and how much of each may be lost; GAUC where some user has both labels."""
     labels, users = scores.labels, scores.users
 
     def auc(values: np.ndarray) -> float:
@@ -327,7 +327,7 @@ def _limits(scores: ExitScores, config: OptiRAGConfig) -> list[tuple[Callable[[n
     def gauc(values: np.ndarray) -> float:
         return evaluation.gauc(labels, values, users)
 
-    found: list[tuple[Callable[[np.ndarray], float], float]] = [(auc, config.max_auc_loss)]
+    limits: list[tuple[Callable[[np.ndarray], float], float]] = [(auc, config.max_auc_loss)]
     if not np.isnan(gauc(labels.astype(np.float64))):
-        found.append((gauc, config.max_gauc_loss))
-    return found
+        limits.append((gauc, config.max_gauc_loss))
+    return limits

@@ -28,21 +28,21 @@ AtLeastTwo = Annotated[int, Bound("of at least 2", lambda value: value >= 2)]
 
 @dataclass(frozen=True)
 class OptiRAGConfig:
-    """What a model is and how it is trained.
+    """Settings of a model and of its training.
 
     Attributes:
         backbone: language model: a name, a folder or a GGUF file.
         template: wording of the prompts: ``"auto"`` is made for the attributes that the items have
             (:func:`~reasonrec_fast.models.optirag.template.make_template`); ``"films"``, ``"items"`` or a JSON file.
         prefix_tokens, suffix_tokens, slate_size: token budgets, and candidates that share a prefix. A suffix has by
-            default 24 tokens, and 40 where the template tells attributes of the target.
+            default 24 tokens, and 40 where the template has attributes of the target.
         layers: how many of the backbone's layers are kept; None for all.
-        retrieval: how similar users are found: ``"gcn"``, ``"text"`` (embeddings of what they liked; a peer to
-            compare with) or ``"none"`` (prompts and heads see nothing of similar users).
+        retrieval: how similar users are retrieved: ``"gcn"``, ``"text"`` (embeddings of the texts of liked items; a
+            baseline) or ``"none"`` (no evidence from similar users in prompts and dense features).
         num_neighbours: similar users who vote.
-        read_dense_features: whether the heads read the retriever's numbers beside the hidden state.
+        read_dense_features: whether the heads read the dense features of the evidence beside the hidden state.
         boosted: whether the exits stand on boosted trees that read the evidence: the trees' logit is that of depth 0,
-            and the heads correct it. Heads that read no numbers stand on their own.
+            and the heads correct it. Heads without dense features stand on their own.
         exits: layers with heads; None spreads six over the depth.
         ensemble_size: ensemble size of each head; 1 where the heads correct boosted trees, as they all start at zero.
         lora_rank, lora_alpha: of the adapters on every linear layer.
@@ -53,19 +53,20 @@ class OptiRAGConfig:
         depth_decay: factor on the adapters' rate for each layer below the last (the depth-aware schedule); 1: off.
         exit_training: ``"joint"``, ``"heads"`` (the adapters stay as they are) or ``"distil"`` (exits learn from the
             last one); see :class:`reasonrec_fast.training.exits.ExitTraining`.
-        layer_dropout: share of steps that leave out the last layer but one, falling to 0 at the first.
-        warm_start_steps: steps in which the heads first learn from the numbers alone.
-        cold_share: share of training requests whose item is shown as if nobody had rated it.
-        pairwise_weight: of the loss that ranks what a user liked above what they did not, within a slate.
+        layer_dropout: share of steps that skip the last layer but one, falling to 0 at the first layer.
+        warm_start_steps: steps in which the heads first learn from the dense features alone.
+        cold_share: share of training requests whose item is shown as unrated.
+        pairwise_weight: weight of the loss that ranks a user's liked items above the others of the slate.
         folds: parts of the users whose evidence comes from a retriever that never saw them.
-        measure, trend: how confidence is measured, and whether it must not have fallen since the exit before.
+        measure, trend: how confidence is measured, and whether a request exits only where it has not fallen since
+            the exit before.
         calibration_requests: validation requests (of whole users) that thresholds come from; with boosted trees, or
             ``max_disagreement``, as many others scale the heads and train depth 0.
         max_auc_loss, max_gauc_loss: what early exit may cost on validation.
-        max_disagreement: instead of them two promises, one for items that somebody has rated and one for items shown
-            as if nobody had. With 90 % probability over calibration sets both hold: early exit answers at most this
-            share of a user's requests of either kind otherwise than full depth (mean over users; Learn then Test). For
-            validation sets that are too small for the losses above to carry over.
+        max_disagreement: instead of them two promises, one for rated items and one for items shown as unrated. With
+            90 % probability over calibration sets both hold: early exit answers at most this share of a user's requests
+            of either kind otherwise than full depth (mean over users; Learn then Test). For validation sets that are
+            too small for the losses above to carry over.
         seed: of everything random.
         retriever: LightGCN's settings.
     """
@@ -108,7 +109,7 @@ class OptiRAGConfig:
         check_settings(self)
         if self.stands_on_trees and self.ensemble_size > 1:
             raise ValueError(
-                f"members: expected 1 with boosted=True, where all heads of an ensemble would be the same; got "
+                f"ensemble_size: expected 1 with boosted=True, where all heads of an ensemble would be the same; got "
                 f"{self.ensemble_size}"
             )
 
@@ -126,10 +127,10 @@ class OptiRAGConfig:
 
         Args:
             values: fields by name.
-            place: where they are from, for errors.
+            place: their source, for errors.
 
         Raises:
-            ValueError: an unknown key, or a value that makes no sense.
+            ValueError: an unknown key, or a value out of its range.
 
         >>> OptiRAGConfig.from_dict({"samples": 10}).samples
         10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from reasonrec_fast.data.interactions import Interactions, joined
+from reasonrec_fast.data.interactions import Catalog, Interactions, joined
 from reasonrec_fast.early_exit.requests import GroupInputs
 from reasonrec_fast.lm.layout import TokenGroup
 from reasonrec_fast.models.optirag.boosted import BoostedEvidence, boosted_features, out_of_fold_logits, take
@@ -21,10 +22,12 @@ from reasonrec_fast.models.optirag.prompt import PromptBuilder, Slate, TokenIds
 from reasonrec_fast.models.optirag.retriever import Retriever
 from reasonrec_fast.models.optirag.template import Template, template_for
 
+_logger = logging.getLogger("reasonrec_fast")
+
 
 @dataclass(frozen=True)
 class Requests:
-    """Requests with their evidence; their prompts are written when they are needed, of those alone that need one.
+    """Requests with their evidence; prompts are written only for requests that need one, when they need it.
 
     Attributes:
         rows: rows of the interactions, ``[N]``.
@@ -32,8 +35,8 @@ class Requests:
         dense_features: float32 ``[N, F]``, not standardised.
         offset: logit of depth 0, float32 ``[N]``; None without boosted trees.
         features: what boosted trees read, float32 ``[N, P]``; None without them.
-        cold: whether nobody had rated the item, bool ``[N]``.
-        prompts: slates of some of the requests, whose places (ascending) it takes.
+        cold: whether the item had no rating, bool ``[N]``.
+        prompts: writes slates of some of the requests, from their ascending indices.
     """
 
     rows: np.ndarray
@@ -46,7 +49,7 @@ class Requests:
 
     @cached_property
     def slates(self) -> list[Slate]:
-        """Prompts of all requests; a slate's ``rows`` are places in ``rows``."""
+        """Prompts of all requests; a slate's ``rows`` are indices into ``rows``."""
         return self.prompts(np.arange(len(self.rows)))
 
     def batch(self, slates: Sequence[Slate], mean: np.ndarray, scale: np.ndarray) -> SlateBatch:
@@ -65,8 +68,8 @@ class SlateBatch(NamedTuple):
 
     Attributes:
         groups: prefixes and suffixes.
-        inputs: standardised numbers, logits of depth 0, and which thresholds hold: those of stratum 1 where nobody had
-            rated the item.
+        inputs: standardised dense features, logits of depth 0, and strata of the thresholds: 1 where the item had no
+            rating, else 0.
         labels: int64 ``[R]``.
     """
 
@@ -82,9 +85,9 @@ class TrainingEvidence:
     Attributes:
         table: the requests: the training events, and with them negatives that were drawn.
         labels: 0 or 1, int64 ``[N]``.
-        folds: of each request, int64 ``[N]``: those of a user are in one.
+        folds: of each request, int64 ``[N]``: all requests of a user have the same.
         evidence: of each request.
-        builder: whose histories the prompts tell.
+        builder: of the histories in the prompts.
     """
 
     table: Interactions
@@ -98,7 +101,7 @@ class RequestBuilder:
     """Makes requests from rows of one table.
 
     Args:
-        interactions: the table: requests and what their users did.
+        interactions: the table: requests and events of their users.
         train_rows: the rows that others may learn from; None where ``index`` is given.
         retriever: trained on those rows.
         tokenizer: of the backbone, or its :class:`~reasonrec_fast.models.optirag.prompt.TokenIds`.
@@ -173,6 +176,12 @@ class RequestBuilder:
         offset = None if self.booster is None else self.booster.logits(evidence)
         return self._with_prompts(self.prompts, rows, evidence, offset, alone=alone)
 
+    def validation_requests(self, rows: np.ndarray, *, unrated: bool = False) -> tuple[Requests, np.ndarray]:
+        """:meth:`requests` to calibrate on, with negatives that were drawn (and have no label) as not liked; and their
+        users, ``[N]``."""
+        requests = self.requests(rows, unrated=unrated)
+        return replace(requests, labels=np.maximum(requests.labels, 0)), self.interactions.users[rows]
+
     def visible_evidence(self, rows: np.ndarray) -> Evidence:
         """Evidence of rows outside the training part, as far as the settings let the model see it."""
         return self._visible(self.evidence.build(rows))
@@ -203,9 +212,9 @@ class RequestBuilder:
         return TrainingEvidence(table, np.maximum(table.labels, 0), fold[table.users], evidence, builder)
 
     def training_requests(self, training: TrainingEvidence | None = None) -> Requests:
-        """Requests of the training events. No evidence knows its own edge: a user's evidence comes from a retriever
-        that was trained without that user, who is folded in from what they did before, and the logit of depth 0 from
-        trees that were grown without them.
+        """Requests of the training events. No evidence depends on its own edge: a user's evidence comes from a
+        retriever that was trained without that user, who is folded in from what they did before, and the logit of
+        depth 0 from trees that were grown without them.
 
         A share of the requests shows its item as if nobody had rated it, so that the model learns to read the text.
 
@@ -223,11 +232,11 @@ class RequestBuilder:
                 training.evidence, training.labels, training.folds, shown, training.folds, self.booster.num_trees,
                 seed=config.seed,
             )  # fmt: skip
-        found = self._with_prompts(self._prompts(training.builder), rows, shown, offset)
-        return replace(found, labels=training.labels)
+        requests = self._with_prompts(self._prompts(training.builder), rows, shown, offset)
+        return replace(requests, labels=training.labels)
 
     def _visible(self, evidence: Evidence) -> Evidence:
-        """Without what comes of similar users, where the settings want none."""
+        """Without evidence from similar users, where the settings exclude it."""
         if self.config.retrieval == "none":
             EvidenceBuilder.forget_retrieved(evidence.dense_features)
             evidence.votes[:] = 0
@@ -248,13 +257,27 @@ class RequestBuilder:
         if offset is not None:
             features, offset = boosted_features(evidence), offset.astype(np.float32)
 
-        def write(places: np.ndarray) -> list[Slate]:
-            wanted = np.zeros(len(rows), dtype=bool)
-            wanted[places] = True
-            return prompts.slates(rows, evidence, alone=alone, wanted=wanted)
+        def write(indices: np.ndarray) -> list[Slate]:
+            mask = np.zeros(len(rows), dtype=bool)
+            mask[indices] = True
+            return prompts.slates(rows, evidence, alone=alone, wanted=mask)
 
         labels = prompts.interactions.labels[rows]
         return Requests(rows, labels, evidence.dense_features, offset, features, cold, write)
+
+
+def log_template_fields(template: Template, catalog: Catalog) -> None:
+    """Log what prompts read of the items; warn of attributes that they do not read, and of items without titles."""
+    read = [name for name in template.attributes if name in catalog.attributes]
+    unread = [name for name in catalog.attributes if name not in read]
+    _logger.info("prompts tell of an item its title%s", "".join(f", {name}" for name in read))
+    if unread:
+        _logger.warning("no prompt reads the attributes %s", ", ".join(unread))
+    if all(title == item for title, item in zip(catalog.titles, catalog.ids, strict=True)):
+        _logger.warning(
+            "no item has a title: the language model reads identifiers, which tell it nothing; give a table of the "
+            "items with a column 'title'"
+        )
 
 
 def _forget_items(builder: EvidenceBuilder, evidence: Evidence, rows: np.ndarray, which: np.ndarray) -> None:
@@ -265,5 +288,5 @@ def _forget_items(builder: EvidenceBuilder, evidence: Evidence, rows: np.ndarray
 
 
 def suffix_tokens(config: OptiRAGConfig, template: Template) -> int:
-    """The budget of a suffix: what the settings say, else by what the template tells of the target."""
+    """The token budget of a suffix: that of the settings, else by whether the template has attributes of the target."""
     return config.suffix_tokens or (40 if template.target_attributes else 24)

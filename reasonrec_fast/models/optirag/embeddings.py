@@ -25,7 +25,7 @@ class EmbeddingConfig:
         steps: Adam steps, each over ``batch`` pairs.
         batch: (user, liked, other) triples a step.
         learning_rate, weight_decay: Adam's rate, and the L2 weight on the triples' layer-0 embeddings.
-        disliked_share: share of triples whose other item is one that the user disliked (the rest are unseen items).
+        disliked_share: share of triples whose other item is an item that the user disliked (the rest are unseen items).
         seed: of the initial embeddings and of the sampling.
     """
 
@@ -83,7 +83,7 @@ class GraphEmbeddings(nn.Module):
         """
         config = self.config
         if not self.graph.num_edges:
-            return self  # nobody likes anything, so there is nothing to learn
+            return self  # there are no likes, so there is nothing to learn
         sampler = _TripleSampler(self.graph, disliked, config.disliked_share, config.seed)
         # Not on the step loop: OneCycleLR moves Adam's momentum with the rate, which the loop's schedules do not.
         optimizer = torch.optim.Adam([self.embedding], lr=config.learning_rate)

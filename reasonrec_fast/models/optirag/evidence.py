@@ -1,4 +1,4 @@
-"""What the retriever knows of a request, as of its moment: numbers for the heads and facts for the prompt."""
+"""Evidence of a request as of its moment: dense features for the heads and facts for the prompt."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ RETRIEVED = ("vote", "vote_events", "graph_score", "history_residual")
 _RECENT = 10
 _SHARPNESS = 10.0
 """How fast the weight of an item of the history falls with its cosine to the target."""
-_ALIKE = 0.7
-"""A history needs about one item of this cosine before its verdict counts by half."""
+_HALF_WEIGHT_COSINE = 0.7
+"""A history's residual counts by half once it holds about one item of this cosine to the target."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Evidence:
         neighbours: similar users, nearest first, int64 ``[N, k]`` (-1: none).
         taste: for the item's first ``V`` attribute values, how much more often than usual the user
             (column 0) and the similar users (column 1) liked items that have it, float32 ``[N, V, 2]``;
-            NaN where they met none.
+            NaN where they have no event with the value.
     """
 
     dense_features: np.ndarray
@@ -65,21 +65,21 @@ class EvidenceBuilder:
 
     Args:
         table: the requests (rows whose label may be unknown) and what their users did, with the indices of ``index``;
-            users and items that came after it have higher ones.
-        index: of the training events, that others are known by.
+            users and items that are new to it have higher ones.
+        index: of the training events, the source of what other users did.
         num_neighbours: similar users who vote.
-        ticks: of the table's unit of time in one of the index's.
+        ticks: units of time of the table in one unit of the index.
     """
 
     def __init__(self, table: Interactions, index: EventIndex, num_neighbours: int = 100, ticks: int = 1) -> None:
         self.interactions, self.index, self.num_neighbours, self._ticks = table, index, num_neighbours, ticks
         self.histories = Timeline.of_users(table, np.flatnonzero(table.labels != UNLABELLED))
         values = index.values
-        catalog, known = table.catalog, index.events.catalog
-        if catalog is not known:
-            values = values.told(_told_later(catalog, known, index.attribute))
+        catalog, trained_catalog = table.catalog, index.events.catalog
+        if catalog is not trained_catalog:
+            values = values.with_changes(_changed_values(catalog, trained_catalog, index.attribute))
         self._own_taste = Taste(self.histories, table.labels, table.items, values)
-        self._others_taste = index.taste.told(values)
+        self._others_taste = index.taste.with_values(values)
 
     def build(self, rows: np.ndarray) -> Evidence:
         """Evidence of the requests ``rows``, in their order."""
@@ -89,9 +89,9 @@ class EvidenceBuilder:
         users = self.interactions.users[rows]
         order = np.argsort(users, kind="stable")
         starts = np.flatnonzero(np.diff(users[order], prepend=-1))
-        for places in np.split(order, starts[1:]):
-            if len(places):
-                dense_features[places], votes[places], neighbours[places] = self._of_user(rows[places])
+        for indices in np.split(order, starts[1:]):
+            if len(indices):
+                dense_features[indices], votes[indices], neighbours[indices] = self._of_user(rows[indices])
         items, moments = self.interactions.items[rows], self.interactions.timestamps[rows]
         in_index = self.in_index(moments)
         base_rate = self.index.base_rate(in_index)
@@ -105,11 +105,13 @@ class EvidenceBuilder:
         return Evidence(dense_features, votes, neighbours, taste)
 
     def in_index(self, moments: np.ndarray) -> np.ndarray:
-        """Moments in the index's unit: an event is before one of them if it is before the moment."""
+        """Moments in the index's unit, rounded up: an event of the index is before the result exactly where it is
+        before the moment."""
         return moments if self._ticks == 1 else -(-moments // self._ticks)
 
     def forget_items(self, dense_features: np.ndarray, rows: np.ndarray) -> None:
-        """Write into ``dense_features [n, F]`` what requests ``rows`` would have if nobody had rated the item."""
+        """Write into ``dense_features [n, F]`` what requests ``rows`` would have if nobody had rated
+        their items."""
         for column, name in enumerate(DENSE_FEATURES):
             if not name.startswith("user_"):
                 dense_features[:, column] = 0.0
@@ -147,11 +149,11 @@ class EvidenceBuilder:
         votes = self._vote(dense_features[:, 3:8], user, items, in_index, similarity.numpy(), neighbours.numpy())
         dense_features[:, 8] = (folded * self.index.vectors(items)).sum(1)
         dense_features[:, 9] = self.index.bias(items)
-        # The history item by item: liked more or less than usual, weighted by likeness to the target.
-        alike = self.index.directions(items) @ self.index.directions(data.items[history]).T
-        weights = np.exp(_SHARPNESS * (alike - 1)) * (np.arange(len(history)) < past[:, None])
-        surprise = (weights * (labels - dense_features[:, :1])).sum(1)
-        dense_features[:, 10] = surprise / (weights.sum(1) + np.exp(_SHARPNESS * (_ALIKE - 1)))
+        # How much more or less than usual each item of the history was liked, weighted by its cosine to the target.
+        cosine = self.index.directions(items) @ self.index.directions(data.items[history]).T
+        weights = np.exp(_SHARPNESS * (cosine - 1)) * (np.arange(len(history)) < past[:, None])
+        residual = (weights * (labels - dense_features[:, :1])).sum(1)
+        dense_features[:, 10] = residual / (weights.sum(1) + np.exp(_SHARPNESS * (_HALF_WEIGHT_COSINE - 1)))
         return dense_features, votes, neighbours.numpy()
 
     def _vote(
@@ -163,7 +165,8 @@ class EvidenceBuilder:
         similarity: np.ndarray,
         neighbours: np.ndarray,
     ) -> np.ndarray:
-        """What others made of each item before each moment: everyone (columns 0-2), similar users (3-4)."""
+        """Writes statistics of other users' events with each item before each moment, of all users (columns 0-2) and of
+        similar users (3-4); returns likes and events of similar users, int64 ``[n, 2]``."""
         data = self.index.events
         counts = np.zeros((len(items), 2), dtype=np.int64)
         weight = np.zeros(data.num_users, dtype=np.float32)
@@ -186,12 +189,12 @@ class EvidenceBuilder:
         return counts
 
 
-def _told_later(catalog: Catalog, known: Catalog, attribute: str) -> dict[int, tuple[str, ...]]:
-    """Values of the items that a table tells of and the training events did not, or not so."""
+def _changed_values(catalog: Catalog, trained: Catalog, attribute: str) -> dict[int, tuple[str, ...]]:
+    """Values by item, of those that are new to the training catalogue or have other values there."""
     column = catalog.attributes.get(attribute)
     if column is None:
         return {}
     if isinstance(column, Overlaid):
         return dict(column.changes)
-    before = known.attributes.get(attribute, [()] * len(known))
+    before = trained.attributes.get(attribute, [()] * len(trained))
     return {item: values for item, values in enumerate(column) if item >= len(before) or values != before[item]}

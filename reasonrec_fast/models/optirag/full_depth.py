@@ -26,10 +26,10 @@ def full_depth_scores(model: OptiRAG, requests: Requests) -> np.ndarray:
     with model.adapters.merged():
         last, _ = last_states(engine.backbone, **padded(prompts, engine.backbone.device))
     assert inputs.features is not None
-    given = inputs.features.to(last.device), to_device(inputs.offset, last.device)
-    found = engine.heads[-1](last, *given).positive_probability.cpu().numpy()
-    scores = np.empty_like(found)
-    scores[np.concatenate([slate.rows for slate in requests.slates])] = found
+    head_inputs = inputs.features.to(last.device), to_device(inputs.offset, last.device)
+    probability = engine.heads[-1](last, *head_inputs).positive_probability.cpu().numpy()
+    scores = np.empty_like(probability)
+    scores[np.concatenate([slate.rows for slate in requests.slates])] = probability
     return scores
 
 
@@ -47,14 +47,14 @@ def padded(prompts: list[list[int]], device: torch.device) -> dict[str, Any]:
 
 
 def last_states(backbone: Decoder, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the last layer says of the last tokens, before the final norm (which the heads read, as everywhere in this
-    package) and after it, ``[B, D]`` each."""
+    """Hidden states of the last tokens after the last layer, before the final norm (which the heads read, as everywhere
+    in this package) and after it, ``[B, D]`` each."""
     caught: list[torch.Tensor] = []
     hook = backbone.base.layers[-1].register_forward_hook(
-        lambda module, given, output: caught.append(output[0] if isinstance(output, tuple) else output)
+        lambda module, arguments, output: caught.append(output[0] if isinstance(output, tuple) else output)
     )
     try:
-        found = backbone.base(**inputs)
+        output = backbone.base(**inputs)
     finally:
         hook.remove()
-    return caught[0][:, -1], found.last_hidden_state[:, -1]
+    return caught[0][:, -1], output.last_hidden_state[:, -1]

@@ -1,4 +1,4 @@
-"""What the training events tell of everybody: prepared once, and shared by all requests and threads."""
+"""Statistics of the training events: computed once, and shared by all requests and threads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PRIOR_OF_BASE_RATE = 100.0
 class EventIndex:
     """Training events by user and by item, with their running counts, and the retriever's vectors.
 
-    Items that came after it have an index of ``num_items`` and more: nobody has rated them and their vectors are zero.
+    Items that are new to it have indices from ``num_items`` on: they have no ratings, and their vectors are zero.
 
     Args:
         events: the training events alone, all labelled.
@@ -34,26 +34,26 @@ class EventIndex:
         self.residuals = self._residuals()
         self.values = ItemValues.of_column(events.catalog.attributes.get(attribute), events.num_items)
         self.taste = Taste(self.by_user, events.labels, events.items, self.values)
-        self._messages = _with_nothing(retriever.item_messages())
-        self._vectors = _with_nothing(retriever.item_embeddings)
-        self._directions = _with_nothing(torch.nn.functional.normalize(retriever.item_embeddings))
+        self._messages = _with_zero_row(retriever.item_messages())
+        self._vectors = _with_zero_row(retriever.item_embeddings)
+        self._directions = _with_zero_row(torch.nn.functional.normalize(retriever.item_embeddings))
         self._bias = np.append(retriever.item_bias.numpy(), np.float32(0))
 
     def messages(self, items: np.ndarray) -> np.ndarray:
         """What items contribute to users who like them, float32 ``[N, D]``."""
-        return self._messages[self._known(items)]
+        return self._messages[self._row(items)]
 
     def vectors(self, items: np.ndarray) -> np.ndarray:
         """Embeddings of items, float32 ``[N, D]``."""
-        return self._vectors[self._known(items)]
+        return self._vectors[self._row(items)]
 
     def directions(self, items: np.ndarray) -> np.ndarray:
-        """The same as unit vectors."""
-        return self._directions[self._known(items)]
+        """Embeddings of items as unit vectors, float32 ``[N, D]``."""
+        return self._directions[self._row(items)]
 
     def bias(self, items: np.ndarray) -> np.ndarray:
-        """Log-odds that items bring, float32 ``[N]``."""
-        return self._bias[self._known(items)]
+        """Log-odds of a like that the items themselves add, float32 ``[N]``."""
+        return self._bias[self._row(items)]
 
     def of_item(self, item: int, moment: int) -> np.ndarray:
         """Rows of an item's events strictly before a moment, oldest first."""
@@ -64,11 +64,12 @@ class EventIndex:
         return self.by_user.before(user, moment) if user < self.events.num_users else np.zeros(0, dtype=np.int64)
 
     def base_rate(self, moments: np.ndarray) -> np.ndarray:
-        """Share of likes among all events strictly before each moment, drawn to a half while they are few."""
+        """Share of likes among all events strictly before each moment, shrunk towards 0.5 while they are few."""
         past = np.searchsorted(self.events.timestamps, moments, side="left")
         return (self._likes[past] + 0.5 * _PRIOR_OF_BASE_RATE) / (past + _PRIOR_OF_BASE_RATE)
 
-    def _known(self, items: np.ndarray) -> np.ndarray:
+    def _row(self, items: np.ndarray) -> np.ndarray:
+        """Rows of items; that of all new items is the last, of zeros."""
         return np.minimum(items, self.events.num_items)
 
     def _residuals(self) -> np.ndarray:
@@ -90,10 +91,10 @@ def running(values: np.ndarray) -> np.ndarray:
 
 
 def smoothed(likes: Any, events: Any, base_rate: Any) -> Any:
-    """Like rates, drawn to a base rate while events are few."""
+    """Like rates, shrunk towards a base rate while events are few."""
     return (likes + PRIOR_EVENTS * base_rate) / (events + PRIOR_EVENTS)
 
 
-def _with_nothing(vectors: torch.Tensor) -> np.ndarray:
+def _with_zero_row(vectors: torch.Tensor) -> np.ndarray:
     """With a row of zeros at the end."""
     return np.concatenate([vectors.numpy(), np.zeros_like(vectors.numpy(), shape=(1, vectors.shape[1]))])

@@ -1,4 +1,4 @@
-"""Requests from instruction records: the text is all that there is, no retriever and no numbers."""
+"""Requests from instruction records: text alone, without retriever and dense features."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def instruction_requests(records: Sequence[Instruction], tokenizer: Any, config:
         records: questions with their answers.
         tokenizer: of the backbone.
         config: its two token budgets together bound a prompt. A longer one keeps its instruction, and of its input the
-            beginning and the end; how many were cut is told in the log.
+            beginning and the end; how many were cut is logged.
 
     Raises:
         ValueError: an instruction that leaves no room for its input (the record is named from 1).
@@ -32,11 +32,11 @@ def instruction_requests(records: Sequence[Instruction], tokenizer: Any, config:
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     budget = config.prefix_tokens + (config.suffix_tokens or 24) - len(start)
     slates, cut = [], 0
-    for place, record in enumerate(records):
+    for index, record in enumerate(records):
         ids = _ids(tokenizer, f"{record.instruction}\n{record.input}\nAnswer:")
         if len(ids) > budget:
-            ids, cut = _shortened(tokenizer, record, budget, place), cut + 1
-        slates.append(Slate(np.array([place]), [], [[*start, *ids]]))
+            ids, cut = _shortened(tokenizer, record, budget, index), cut + 1
+        slates.append(Slate(np.array([index]), [], [[*start, *ids]]))
     if cut:
         _logger.warning(
             "%d of %d records are longer than %d tokens (prefix_tokens + suffix_tokens): their middle is cut",
@@ -49,7 +49,7 @@ def instruction_requests(records: Sequence[Instruction], tokenizer: Any, config:
         offset=None,
         features=None,
         cold=np.zeros(len(records), dtype=bool),
-        prompts=lambda places: [slates[place] for place in places],
+        prompts=lambda indices: [slates[index] for index in indices],
     )
 
 
@@ -57,12 +57,12 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _shortened(tokenizer: Any, record: Instruction, budget: int, place: int) -> list[int]:
+def _shortened(tokenizer: Any, record: Instruction, budget: int, index: int) -> list[int]:
     head, tail = _ids(tokenizer, f"{record.instruction}\n"), _ids(tokenizer, "\nAnswer:")
     middle, room = _ids(tokenizer, record.input), budget - len(head) - len(tail)
     if room < 2:
         raise ValueError(
             f"records: expected instructions of fewer than {budget - len(tail) - 1} tokens (prefix_tokens + "
-            f"suffix_tokens bound a prompt); got {len(head)} in record {place + 1}"
+            f"suffix_tokens bound a prompt); got {len(head)} in record {index + 1}"
         )
     return [*head, *middle[: room - room // 2], *middle[len(middle) - room // 2 :], *tail]

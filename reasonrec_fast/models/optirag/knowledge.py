@@ -1,4 +1,4 @@
-"""What a fitted model knows of the world: the training events, and the retriever trained on them."""
+"""The training events of a fitted model, and the retriever trained on them."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ KNOWLEDGE_FILES = ("events.safetensors", "graph.safetensors", "items.json")
 
 
 @dataclass(frozen=True)
-class Asked:
+class MatchedRequests:
     """A table's requests in a model's own indices.
 
     Attributes:
         table: the requests, and what their users did; users and items that are new have indices of their own.
-        rows: of the requests in it, in the order in which they were asked, int64 ``[R]``.
-        ticks: of its unit of time in one of the training events'.
+        rows: of the requests in it, in the order of the request, int64 ``[R]``.
+        ticks: units of time of ``table`` in one unit of the training events.
     """
 
     table: Interactions
@@ -44,7 +44,8 @@ class Asked:
 
 
 class _Match(NamedTuple):
-    """Where a table's users and items are among ours; all identifiers, and our catalogue with what it tells."""
+    """A table's users and items as indices of ours (new ones after ours); all identifiers, and our catalogue with
+    the changes of the table's."""
 
     user_ids: Sequence[str]
     users: np.ndarray
@@ -65,60 +66,59 @@ class Knowledge:
     retriever: Retriever
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copies and other processes get what was learnt; what is prepared from it is prepared anew there."""
+        """Copies and other processes get the fields alone, and compute caches anew."""
         return Knowledge, (self.events, self.retriever)
 
     def index(self, attribute: str) -> EventIndex:
-        """What all requests share; made once."""
-        known = self.__dict__.setdefault("_indices", {})
-        if attribute not in known:
-            known[attribute] = EventIndex(self.events, self.retriever, attribute)
-        found: EventIndex = known[attribute]
-        return found
+        """What all requests share; computed once for an attribute."""
+        indices: dict[str, EventIndex] = self.__dict__.setdefault("_indices", {})
+        if attribute not in indices:
+            indices[attribute] = EventIndex(self.events, self.retriever, attribute)
+        return indices[attribute]
 
-    def asked(self, other: Interactions, rows: np.ndarray) -> Asked:
+    def match(self, other: Interactions, rows: np.ndarray) -> MatchedRequests:
         """The requests of another table, matched by identifiers, with all that their users did.
 
-        Nothing of the training events is copied but what these users did: the cost is that of the requests. Users and
-        items that are new get new indices; the retriever knows nothing of them (a user is folded in from their history
-        wherever they are needed). A title or an attribute that the other table tells replaces the training's. An event
-        that is in both is there once, as a training event.
+        Of the training events only those of these users are copied, so that the cost is that of the requests. New users
+        and items get new indices; the retriever has no embeddings of them (a user is folded in from their history where
+        it is needed). A title or an attribute in the other table replaces the training's. An event in both tables
+        appears once, as a training event.
 
         Args:
-            other: requests, and what the users did besides.
-            rows: which of its rows are asked for.
+            other: requests, and other events of their users.
+            rows: which of its rows are requests.
 
         Raises:
-            DataError: one table's times are a clock's and the other's a counter's.
+            DataError: one table has clock times and the other a counter.
         """
         match = self._match(other)
         chosen = other.rows_of(other.users[rows])
-        theirs = other.take(chosen)
-        known = match.users[np.unique(theirs.users)]
-        mine = self.events.take(self.events.rows_of(known[known < self.events.num_users]))
-        # In the finer unit of all training events and theirs, whether or not these users are among the former.
+        other_events = other.take(chosen)
+        users = match.users[np.unique(other_events.users)]
+        own_events = self.events.take(self.events.rows_of(users[users < self.events.num_users]))
+        # The finer unit of the two tables, whether or not these users have training events: it must not depend on them.
         trained = Moments(self.events.timestamps[:1], self.events.time_unit)
-        _, their_times, unit = common(trained, theirs.moments, "timestamps")
-        mine_times, _, _ = common(mine.moments, Moments(np.zeros(1, dtype=np.int64), unit), "timestamps")
+        _, other_times, unit = common(trained, other_events.moments, "timestamps")
+        own_times, _, _ = common(own_events.moments, Moments(np.zeros(1, dtype=np.int64), unit), "timestamps")
         columns = {
-            "users": np.concatenate([mine.users, match.users[theirs.users]]),
-            "items": np.concatenate([mine.items, match.items[theirs.items]]),
-            "labels": np.concatenate([mine.labels, theirs.labels]),
-            "timestamps": np.concatenate([mine_times, their_times]),
+            "users": np.concatenate([own_events.users, match.users[other_events.users]]),
+            "items": np.concatenate([own_events.items, match.items[other_events.items]]),
+            "labels": np.concatenate([own_events.labels, other_events.labels]),
+            "timestamps": np.concatenate([own_times, other_times]),
         }
-        first = _first_of_equals(columns, len(mine))
+        first = _first_of_equals(columns, len(own_events))
         kept = np.flatnonzero(first == np.arange(len(first)))
         order = kept[np.argsort(columns["timestamps"][kept], kind="stable")]
-        place = np.empty(len(first), dtype=np.int64)
-        place[order] = np.arange(len(order))
+        position = np.empty(len(first), dtype=np.int64)
+        position[order] = np.arange(len(order))
         rows_of = [columns[name][order] for name in _COLUMNS]
         table = Interactions(rows_of[0], rows_of[1], rows_of[2], rows_of[3], match.user_ids, match.catalog,
                              time_unit=unit)  # fmt: skip
-        asked = place[first][len(mine) + np.searchsorted(chosen, rows)]
-        return Asked(table, asked, _ticks(self.events.time_unit, unit))
+        request_rows = position[first][len(own_events) + np.searchsorted(chosen, rows)]
+        return MatchedRequests(table, request_rows, _ticks(self.events.time_unit, unit))
 
     def _match(self, other: Interactions) -> _Match:
-        """Of a table's identifiers with ours; that of the last table is kept."""
+        """Match a table's identifiers with ours; the result for the last table is kept."""
         last: tuple[weakref.ref[Interactions], _Match] | None = self.__dict__.get("_last")
         if last is not None and last[0]() is other:
             return last[1]
@@ -131,17 +131,17 @@ class Knowledge:
         likes = self.events.like, other.like
         if None not in likes and likes[0] != likes[1] and (other.labels != UNLABELLED).any():
             _logger.warning("in training ratings of %g and more were likes; in these requests' history of %g", *likes)
-        found = _Match(user_ids, users, items, catalog)
-        self.__dict__["_last"] = weakref.ref(other), found
-        return found
+        result = _Match(user_ids, users, items, catalog)
+        self.__dict__["_last"] = weakref.ref(other), result
+        return result
 
     @cached_property
     def _user_index(self) -> dict[str, int]:
-        return {name: place for place, name in enumerate(self.events.user_ids)}
+        return {name: index for index, name in enumerate(self.events.user_ids)}
 
     @cached_property
     def _item_index(self) -> dict[str, int]:
-        return {name: place for place, name in enumerate(self.events.catalog.ids)}
+        return {name: index for index, name in enumerate(self.events.catalog.ids)}
 
     def save(self, folder: Path) -> None:
         """Write :data:`KNOWLEDGE_FILES` (each whole or not at all)."""
@@ -190,11 +190,11 @@ def _ticks(coarse: str, fine: str) -> int:
     return int(common(Moments(np.array([1]), coarse), Moments(np.array([1]), fine), "timestamps")[0][0])  # type: ignore[arg-type]
 
 
-def _matched(index: Mapping[str, int], mine: Sequence[str], theirs: Sequence[str]) -> tuple[Sequence[str], np.ndarray]:
-    """The identifiers of both, and where theirs are."""
+def _matched(index: Mapping[str, int], own: Sequence[str], other: Sequence[str]) -> tuple[Sequence[str], np.ndarray]:
+    """The identifiers of both, and the indices of the other's among them."""
     new: dict[str, int] = {}
-    places = [index[name] if name in index else new.setdefault(name, len(mine) + len(new)) for name in theirs]
-    return Overlaid(mine, {place: name for name, place in new.items()}), np.array(places, dtype=np.int64)
+    indices = [index[name] if name in index else new.setdefault(name, len(own) + len(new)) for name in other]
+    return Overlaid(own, {index: name for name, index in new.items()}), np.array(indices, dtype=np.int64)
 
 
 def _first_of_equals(columns: Mapping[str, np.ndarray], count: int) -> np.ndarray:
@@ -207,25 +207,25 @@ def _first_of_equals(columns: Mapping[str, np.ndarray], count: int) -> np.ndarra
     return np.where((first < count) & (rows >= count), first, rows)
 
 
-def _overlaid(mine: Catalog, theirs: Catalog, ids: Sequence[str], item_map: np.ndarray) -> Catalog:
-    """Our catalogue with what theirs tells."""
-    size = len(mine)
+def _overlaid(own: Catalog, other: Catalog, ids: Sequence[str], item_map: np.ndarray) -> Catalog:
+    """Our catalogue with the titles and attributes of the other in place of ours, where it has any."""
+    size = len(own)
     titles: dict[int, str] = {}
-    for item, place in enumerate(item_map.tolist()):
-        title = theirs.titles[item]
-        if place >= size or (title != theirs.ids[item] and title != mine.titles[place]):
-            titles[place] = title
+    for item, index in enumerate(item_map.tolist()):
+        title = other.titles[item]
+        if index >= size or (title != other.ids[item] and title != own.titles[index]):
+            titles[index] = title
     attributes: dict[str, Sequence[tuple[str, ...]]] = {}
-    for name in dict.fromkeys([*mine.attributes, *theirs.attributes]):
-        told = theirs.attributes.get(name, [()] * len(theirs))
-        own = mine.attributes.get(name)
+    for name in dict.fromkeys([*own.attributes, *other.attributes]):
+        other_column = other.attributes.get(name, [()] * len(other))
+        own_column = own.attributes.get(name)
         changes = {
-            place: told[item]
-            for item, place in enumerate(item_map.tolist())
-            if place >= size or (told[item] and (own is None or told[item] != own[place]))
+            index: other_column[item]
+            for item, index in enumerate(item_map.tolist())
+            if index >= size or (other_column[item] and (own_column is None or other_column[item] != own_column[index]))
         }
-        attributes[name] = Overlaid(own if own is not None else Nothing(size), changes)
-    return Catalog(ids, Overlaid(mine.titles, titles), attributes)
+        attributes[name] = Overlaid(own_column if own_column is not None else Nothing(size), changes)
+    return Catalog(ids, Overlaid(own.titles, titles), attributes)
 
 
 class Nothing(Sequence[tuple[str, ...]]):

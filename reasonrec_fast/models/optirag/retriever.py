@@ -19,13 +19,15 @@ from reasonrec_fast.models.optirag.embeddings import EmbeddingConfig, GraphEmbed
 class Retriever:
     """Item embeddings and the graph of likes that they were trained on.
 
-    A user is wherever they are needed one propagation of their items' embeddings: known and new users alike, so that
-    someone who came after training is found without refitting. All of it is on the CPU, where evidence is made.
+    A user's embedding is one propagation of the embeddings of their liked items, computed where it is needed, for users
+    of the training events and new ones alike: new users need no refitting. All tensors are on the CPU, where evidence
+    is built.
 
     Attributes:
         graph: likes among the training events.
         item_embeddings: float32 ``[I, D]``; zero for items without a training event.
-        item_bias: log-odds of a like that the item itself brings, float32 ``[I]``; zero where nothing is known.
+        item_bias: log-odds of a like that the item itself adds, float32 ``[I]``; zero for items without a training
+            event.
         user_embeddings: float32 ``[U, D]``; zero for users without a liked item.
     """
 
@@ -73,8 +75,8 @@ class Retriever:
     @classmethod
     def from_items(cls, graph: InteractionGraph, item_embeddings: torch.Tensor, item_bias: torch.Tensor) -> Retriever:
         """A retriever from a graph, and embeddings and biases of its items."""
-        nobody = item_embeddings.new_zeros(graph.num_users, item_embeddings.shape[1])
-        users, _ = ops.aggregate(graph, (nobody, item_embeddings), layers=1)
+        zeros = item_embeddings.new_zeros(graph.num_users, item_embeddings.shape[1])
+        users, _ = ops.aggregate(graph, (zeros, item_embeddings), layers=1)
         return cls(graph, item_embeddings, item_bias, users)
 
     def item_messages(self) -> torch.Tensor:
@@ -92,7 +94,7 @@ class Retriever:
 
         Args:
             queries: user embeddings ``[B, D]``.
-            exclude: one user index a query that must not be returned, int64 ``[B]`` (-1 for none).
+            exclude: for each query a user index that must not be returned, int64 ``[B]`` (-1 for none).
 
         Returns:
             similarities ``[B, k]`` and users ``[B, k]``; slots without a user, and users without embedding, hold
@@ -100,11 +102,11 @@ class Retriever:
         """
         exclusions = None
         if exclude is not None:
-            known = (exclude >= 0).long()
-            exclusions = (torch.cat([known.new_zeros(1), known.cumsum(0)]), exclude[exclude >= 0])
-        found = ops.topk(torch.nn.functional.normalize(queries), self._user_directions, k, exclude=exclusions)
-        nobody = (found.indices < 0) | (found.values <= 0)
-        return found.values.masked_fill(nobody, 0.0), found.indices.masked_fill(nobody, -1)
+            counts = (exclude >= 0).long()
+            exclusions = (torch.cat([counts.new_zeros(1), counts.cumsum(0)]), exclude[exclude >= 0])
+        result = ops.topk(torch.nn.functional.normalize(queries), self._user_directions, k, exclude=exclusions)
+        empty = (result.indices < 0) | (result.values <= 0)
+        return result.values.masked_fill(empty, 0.0), result.indices.masked_fill(empty, -1)
 
     @cached_property
     def _user_directions(self) -> torch.Tensor:

@@ -29,17 +29,17 @@ Model = TypeVar("Model")
 
 @dataclass(frozen=True)
 class Stored:
-    """What is kept of a model.
+    """The parts of a saved model.
 
     Attributes:
         config: settings.
         adapter: weights of the adapters by name.
         heads: weights of the heads by name.
         mean, scale: of the dense features.
-        policy: when requests leave.
+        policy: when requests exit.
         platt: slope and intercept by kind of score.
         num_trees: of the boosted trees.
-        depth_zero: who goes on from the boosted trees.
+        depth_zero: decides which requests go on from the boosted trees.
         booster, knowledge: of the training events; None where these are not kept.
         template: wording of the prompts.
     """
@@ -58,7 +58,7 @@ class Stored:
     template: Template | None
 
     def save(self, folder: Path) -> None:
-        """Write adapters (bfloat16), heads, settings and what the model knows; a model that is there already is
+        """Write adapters (bfloat16), heads, settings and training events; an older model in the folder is
         replaced as a whole."""
         files = (_ADAPTER, _HEADS, *KNOWLEDGE_FILES, _TEMPLATE, _BOOSTER, *FILES.values())
         save_folder(folder, ARCHITECTURE, FORMAT, files, self._write)
@@ -117,7 +117,7 @@ def require_model(folder: Path) -> None:
     """Refuse a folder without a model, before any work.
 
     Raises:
-        FileNotFoundError: nothing was saved there.
+        FileNotFoundError: there is no model in the folder.
         ValueError: the folder holds something else.
     """
     checked_settings(folder, ARCHITECTURE, FORMAT, older=OLDER)

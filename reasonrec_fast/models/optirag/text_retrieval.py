@@ -1,4 +1,4 @@
-"""Item embeddings from texts: the peer that the GCN retriever is compared with."""
+"""Item embeddings from texts: the baseline that the GCN retriever is compared with."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class TextEncoder:
     """all-MiniLM-L6-v2: the mean of the last layer's tokens, normalised.
 
     Args:
-        device: where it computes; by default the GPU where there is one.
+        device: where the encoder runs; by default the GPU where there is one.
 
     Raises:
         FileNotFoundError: the package is not installed.
-        ValueError: a device that is not there.
+        ValueError: a device that is not available.
     """
 
     def __init__(self, device: torch.device | str | None = None) -> None:
@@ -65,7 +65,7 @@ def item_texts(catalog: Catalog) -> list[str]:
 
 
 def item_vectors(catalog: Catalog, *, device: torch.device | str | None = None) -> torch.Tensor:
-    """Embeddings of all items on the CPU, float32 ``[I, 384]``, centred: without that every user is like every other.
+    """Embeddings of all items on the CPU, float32 ``[I, 384]``, centred: otherwise all users are similar.
 
     Args:
         catalog: the items.

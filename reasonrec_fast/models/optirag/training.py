@@ -1,4 +1,4 @@
-"""What OptiRAG-Rec adds to the training of exits: slates in a seeded order, heads that know the numbers first."""
+"""OptiRAG-Rec's training of exits: slates in a seeded order, and heads that start from the dense features."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from reasonrec_fast.training.exits import Batch, ExitTraining, Progress, train_e
 def warm_start(
     model: EarlyExitModel, dense_features: torch.Tensor, labels: torch.Tensor, steps: int, seed: int, batch: int = 2048
 ) -> None:
-    """Teach the heads the numbers alone (the hidden state is held at zero); takes seconds.
+    """Train the heads on the dense features alone (the hidden state is held at zero); takes seconds.
 
     Args:
         model: whose heads are trained.
@@ -35,11 +35,11 @@ def warm_start(
     # Not on the step loop: OneCycleLR moves the momentum with the rate, which the loop's schedules do not.
     optimizer = torch.optim.AdamW(model.heads.parameters(), lr=1e-2, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=max(steps, 2))
-    nothing = torch.zeros(batch, model.backbone.hidden_size, device=device)
+    zeros = torch.zeros(batch, model.backbone.hidden_size, device=device)
     for _ in range(steps):
-        places = torch.randint(len(labels), (batch,), generator=generator).to(device, non_blocking=True)
-        found = [head(nothing, dense_features[places], targets=labels[places]) for head in model.heads]
-        loss = -sum(statistics.target_logprob.mean() for statistics in found)
+        indices = torch.randint(len(labels), (batch,), generator=generator).to(device, non_blocking=True)
+        results = [head(zeros, dense_features[indices], targets=labels[indices]) for head in model.heads]
+        loss = -sum(statistics.target_logprob.mean() for statistics in results)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -62,11 +62,11 @@ def train(
     Args:
         model: adapters and heads require gradients, nothing else does.
         requests: training requests.
-        mean, scale: of the numbers.
+        mean, scale: of the dense features.
         config: settings.
         checkpoint: file of the training state.
         fingerprint: what identifies the run besides the configuration.
-        progress: is told of every step.
+        progress: called after every step.
     """
 
     def load(slates: list[Slate]) -> Batch:
@@ -94,8 +94,8 @@ def _batches(requests: Requests, config: OptiRAGConfig) -> list[list[Slate]]:
     def endless() -> Iterator[Slate]:
         generator = np.random.default_rng(config.seed)
         while requests.slates:
-            for place in generator.permutation(len(requests.slates)):
-                yield requests.slates[place]
+            for index in generator.permutation(len(requests.slates)):
+                yield requests.slates[index]
 
     drawn, count = [], 0
     for slate in endless():
