@@ -180,7 +180,7 @@ def test_another_model_in_the_folder_of_one(tmp_path):
         raise KilledError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("reasonrec_fast.models.classical.base.write_json", killed)
+        patch.setattr("reasonrec_fast.models.classical.storage.write_json", killed)
         with pytest.raises(KilledError):
             second.save_pretrained(tmp_path / "model")
     found = load_recommender(tmp_path / "model")

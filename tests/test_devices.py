@@ -530,11 +530,11 @@ MODELS = {
     "DCNv2": ({"dim": 4, "deep": (8,), "dropout": 0.0, **QUICK}, LOSS + FIELDS),
 }
 ONCE_A_FIT = {
-    "base._apply", "lightgcn.prepare", "sasrec.fit_rows", "fields.describe", "item_to_item.learn_from",
+    "base._apply", "lightgcn.prepare", "sasrec.fit_rows", "fields.describe", "item_to_item.fit_interactions",
     "bias.fit_closed_form", "popularity.fit_closed_form",
 }  # fmt: skip
 # What scores and recommendations read back: one array, and two; ItemKNN's products are sparse ones of the host.
-RESULTS = ("base.score", "bias.score", "popularity.score", "ctr.score")
+RESULTS = ("base.score", "vectors.score", "bias.score", "popularity.score", "ctr.score")
 
 
 def made(name, device):
@@ -583,7 +583,7 @@ def test_a_classical_model_lives_on_a_device(clicks, name, tmp_path):
         products = device.reads.pop("item_to_item.scores", 0)
         assert products == (6 if name == "ItemKNN" else 0)
         (score,) = set(RESULTS) & set(device.reads)
-        assert device.reads <= Counter({score: 1, "base.recommend": 2}) + GRAPH, device.reads
+        assert device.reads <= Counter({score: 1, "retrieval.retrieve": 2}) + GRAPH, device.reads
         assert set(device.waits) <= {"item_to_item.scores"}, device.waits
         there.save_pretrained(tmp_path / "there")
         here.save_pretrained(tmp_path / "here")
@@ -616,7 +616,7 @@ def test_new_users_are_folded_in_on_a_device(clicks):
         model.to(DEVICE)
         device.forget()
         found = model.recommend(np.array([30, 2]), 3)
-        assert device.reads <= Counter({"base.recommend": 2}) + GRAPH and not device.waits
+        assert device.reads <= Counter({"retrieval.retrieve": 2}) + GRAPH and not device.waits
     assert np.array_equal(found.items, expected.items)
 
 

@@ -217,11 +217,11 @@ def _score(
     label = label_of(table.renamed(values["columns"]).columns, values["columns"])
     values["like"] = model.like_of({label} if label else (), values["like"])
     events = read_events(table, items, allow_unlabelled=True, **values)
-    places = events.places
-    rows = np.flatnonzero(events.interactions.labels[places] < 0)
+    interaction_rows = events.interaction_rows
+    rows = np.flatnonzero(events.interactions.labels[interaction_rows] < 0)
     _require_requests(rows, data)
     return rows, model.predict_rows(
-        events.interactions, places[rows], early_exit=early_exit, progress=counting(update, len(rows))
+        events.interactions, interaction_rows[rows], early_exit=early_exit, progress=counting(update, len(rows))
     )
 
 

@@ -337,3 +337,14 @@ def _attribute_text(value: Any) -> str | None:
 
 def _is_float(value: object) -> bool:
     return isinstance(value, float | np.floating)
+
+
+def check_distinct_names(names: Sequence[str], source: Source) -> None:
+    """Refuse duplicate column names; unnamed columns may occur several times.
+
+    Raises:
+        DataError: a name that occurs twice.
+    """
+    duplicates = sorted({name for name in names if name and list(names).count(name) > 1})
+    if duplicates:
+        raise DataError(f"{source.path or 'table'}: expected columns of different names; got {duplicates[0]!r} twice")

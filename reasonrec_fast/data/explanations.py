@@ -14,8 +14,8 @@ import pandas as pd
 
 from reasonrec_fast.data.errors import DataError
 from reasonrec_fast.data.interactions import Catalog, Interactions
-from reasonrec_fast.data.reading import contents, records
 from reasonrec_fast.data.split import Split
+from reasonrec_fast.data.text_files import contents, records
 
 Part = Literal["train", "valid", "test"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from reasonrec_fast.data.errors import DataError
 from reasonrec_fast.data.interactions import UNLABELLED
-from reasonrec_fast.data.reading import contents, parsed, records, text_lines
+from reasonrec_fast.data.text_files import contents, parsed, records, text_lines
 
 _ANSWERS = {"yes": 1, "no": 0}
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from reasonrec_fast.data.errors import DataError
 from reasonrec_fast.data.interactions import Catalog, Interactions
-from reasonrec_fast.data.reading import contents, text_lines
+from reasonrec_fast.data.text_files import contents, text_lines
 from reasonrec_fast.files import read_json
 
 

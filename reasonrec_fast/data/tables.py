@@ -44,7 +44,7 @@ class Events:
     kept: np.ndarray | None
 
     @property
-    def places(self) -> np.ndarray:
+    def interaction_rows(self) -> np.ndarray:
         """Row of ``interactions`` for each row of the table, int64 ``[R]``."""
         size = len(self.interactions if self.kept is None else self.kept)
         indices = np.arange(size) if self.kept is None else self.kept
@@ -245,7 +245,7 @@ def _labels(
             row = int((known & (distinct != 0) & (distinct != 1))[codes].argmax())
             raise source.wrong(name, row, "0 or 1", distinct[codes[row]])
         return np.where(missing, UNLABELLED, distinct == 1)[codes].astype(np.int64), None
-    hint = "" if like is not None else " (--like, like= says otherwise)"
+    hint = "" if like is not None else " (--like, like= sets another)"
     like = like if like is not None else 1.0 if binary and known.any() else LIKE
     labels = np.where(missing, UNLABELLED, distinct >= like).astype(np.int64)
     if known.any():

@@ -185,7 +185,7 @@ def test_scores_of_all_items_are_few_at_a_time(monkeypatch):
 
     model = FM(FMConfig(epochs=1)).fit(RATED)
     expected = model.recommend([0, 1, 2], 2)
-    monkeypatch.setattr(base, "_ENTRIES", 3)
+    monkeypatch.setattr(base, "_SCORES_PER_BLOCK", 3)
     sizes = []
     scores = model.scores
     monkeypatch.setattr(model, "scores", lambda users: sizes.append(len(users)) or scores(users))

@@ -59,7 +59,7 @@ def test_a_model_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypa
     def full(path, value):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("reasonrec_fast.models.classical.base.write_json", full)
+    monkeypatch.setattr("reasonrec_fast.models.classical.storage.write_json", full)
     with pytest.raises(OSError, match="No space left"):
         Popularity().fit(frame(1, name="other")).save_pretrained(tmp_path)
     users = ["u-00001", "u-00007"]
@@ -538,7 +538,7 @@ def test_a_model_that_is_replaced_while_it_is_read_is_no_mixture(tmp_path, monke
         after.save_pretrained(tmp_path)
         return found
 
-    monkeypatch.setattr("reasonrec_fast.models.classical.base.read_tensors", replaced)
+    monkeypatch.setattr("reasonrec_fast.models.classical.storage.read_tensors", replaced)
     with pytest.raises(ValueError, match="other models took its place while it was read, 10 times; load it again"):
         load_recommender(tmp_path)
     before.save_pretrained(tmp_path)
@@ -550,7 +550,7 @@ def test_a_model_that_is_replaced_while_it_is_read_is_no_mixture(tmp_path, monke
             saved.append(after.save_pretrained(tmp_path))
         return found
 
-    monkeypatch.setattr("reasonrec_fast.models.classical.base.read_tensors", replaced_once)
+    monkeypatch.setattr("reasonrec_fast.models.classical.storage.read_tensors", replaced_once)
     assert load_recommender(tmp_path).known_items.ids == after.known_items.ids
     monkeypatch.undo()
     assert load_recommender(tmp_path).known_items.ids == after.known_items.ids

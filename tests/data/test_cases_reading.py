@@ -7,8 +7,8 @@ import weakref
 
 import pytest
 
-from reasonrec_fast.data import DataError, reading
-from reasonrec_fast.data.reading import _WholeLineEnds
+from reasonrec_fast.data import DataError, delimited, reading
+from reasonrec_fast.data.delimited import _WholeLineEnds
 
 
 def test_no_thread_of_arrow_holds_a_file_that_was_read(tmp_path, monkeypatch):
@@ -21,7 +21,7 @@ def test_no_thread_of_arrow_holds_a_file_that_was_read(tmp_path, monkeypatch):
             super().__init__(file)
             files.append(weakref.ref(self))
 
-    monkeypatch.setattr(reading, "_WholeLineEnds", Watched)
+    monkeypatch.setattr(delimited, "_WholeLineEnds", Watched)
     for _ in range(100):
         reading.read_table(tmp_path / "a.csv")
         assert files.pop()() is None

@@ -306,7 +306,7 @@ def test_ratings_of_one_alone_are_likes(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "reasonrec_fast"):
         data = csv(tmp_path, table_of([1, 1, 1]))
     assert (data.labels.tolist(), data.like) == ([1, 1, 1], 1.0)
-    assert "rating: 1 and more is a like (--like, like= says otherwise): 100 % of 3 ratings" in caplog.text
+    assert "rating: 1 and more is a like (--like, like= sets another): 100 % of 3 ratings" in caplog.text
 
 
 def test_the_user_says_what_a_like_is(tmp_path, caplog):
@@ -315,7 +315,7 @@ def test_the_user_says_what_a_like_is(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "reasonrec_fast"):
         data = csv(tmp_path, table_of([3.5, 4, 5]))
     assert (data.labels.tolist(), data.like) == ([0, 1, 1], 4.0)
-    assert "rating: 4 and more is a like (--like, like= says otherwise): 67 % of 3 ratings" in caplog.text
+    assert "rating: 4 and more is a like (--like, like= sets another): 67 % of 3 ratings" in caplog.text
 
 
 def test_events_without_labels_are_likes(tmp_path):
@@ -385,7 +385,7 @@ def test_requests_twice_are_two(tmp_path):
     path = write(tmp_path / "e.csv", "user,item,timestamp,label\nb,y,9,\na,x,1,1\nb,y,9,\na,x,1,1\n")
     found = read_events(path, allow_unlabelled=True)
     assert found.interactions.labels.tolist() == [1, -1, -1]
-    assert found.places.tolist() == [1, 0, 2, 0]
+    assert found.interaction_rows.tolist() == [1, 0, 2, 0]
 
 
 def test_items_twice_keep_what_the_first_knew(tmp_path):

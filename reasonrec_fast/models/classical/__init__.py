@@ -1,6 +1,6 @@
-"""Classical recommenders: small, fast, and the baselines of every comparison."""
+"""Classical recommenders: small and fast, the baselines of every comparison."""
 
-from reasonrec_fast.models.classical.base import ClassicalRecommender, Recommendations
+from reasonrec_fast.models.classical.base import ClassicalRecommender
 from reasonrec_fast.models.classical.bias import Bias, BiasConfig
 from reasonrec_fast.models.classical.bpr import BPR, BPRConfig
 from reasonrec_fast.models.classical.dcn import DCNv2, DCNv2Config
@@ -10,6 +10,7 @@ from reasonrec_fast.models.classical.lightgcn import LightGCN, LightGCNConfig
 from reasonrec_fast.models.classical.loading import load_recommender
 from reasonrec_fast.models.classical.popularity import Popularity, PopularityConfig
 from reasonrec_fast.models.classical.recbole import RecBole, RecBoleConfig
+from reasonrec_fast.models.classical.retrieval import Recommendations
 from reasonrec_fast.models.classical.sasrec import SASRec, SASRecConfig
 
 __all__ = [

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 from reasonrec_fast.data import Interactions
 from reasonrec_fast.devices import on_device
-from reasonrec_fast.models.classical.base import ClosedFormRecommender
+from reasonrec_fast.models.classical.closed_form import ClosedFormRecommender
 from reasonrec_fast.settings import Positive, check_settings
 
 
@@ -34,7 +34,7 @@ class Bias(ClosedFormRecommender):
 
     Args:
         config: hyper-parameters.
-        device: where the model lives; the regression is fitted on the CPU.
+        device: of the model; the regression is fitted on the CPU.
 
     >>> events = Interactions.from_columns(["a", "a", "b"], ["x", "y", "x"], [1, 0, 1], [1, 2, 3])
     >>> scores = Bias().fit(events, np.arange(3)).score(np.array([0, 0]), np.array([0, 1]))
@@ -49,7 +49,9 @@ class Bias(ClosedFormRecommender):
     of_items: torch.Tensor
 
     def build_parameters(self, sizes: dict[str, int]) -> None:
-        self.register_buffer("of_users", torch.zeros(sizes["users"] + 1))  # the last one: of everybody else
+        self.register_buffer(
+            "of_users", torch.zeros(sizes["users"] + 1)
+        )  # the last one: of users who were not in training
         self.register_buffer("of_items", torch.zeros(sizes["items"]))
 
     def fit_closed_form(self, data: Interactions, train: np.ndarray) -> None:
@@ -62,10 +64,10 @@ class Bias(ClosedFormRecommender):
         self.of_items.copy_(torch.from_numpy(items))
 
     def check_served(self, users: np.ndarray) -> None:
-        """Whoever asks."""
+        """Every user is served: new ones have a bias of 0."""
 
     def item_bias(self) -> np.ndarray:
-        """What each item adds to the log-odds, float32 ``[I]``."""
+        """Contribution of each item to the log-odds, float32 ``[I]``."""
         return self.of_items.cpu().numpy()
 
     def scores(self, users: np.ndarray) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Matrix factorisation trained with BPR (Rendle et al. 2009), and what LightGCN shares with it."""
+"""Matrix factorisation trained with BPR (Rendle et al. 2009), and the base of LightGCN."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from reasonrec_fast.arrays import as_index
 from reasonrec_fast.data import DataError, Histories, Interactions
 from reasonrec_fast.data.negatives import NegativeSampler
 from reasonrec_fast.devices import on_device, seeded_generator
-from reasonrec_fast.models.classical.base import VectorRecommender
 from reasonrec_fast.models.classical.sampled_softmax import cosine_cross_entropy
 from reasonrec_fast.models.classical.training import GradientConfig, product_dtype, train_by_gradient
+from reasonrec_fast.models.classical.vectors import VectorRecommender
 from reasonrec_fast.models.graph_embeddings import bpr_loss
 from reasonrec_fast.settings import Count, NotNegative, Positive, Whole
 from reasonrec_fast.training.progress import Progress
@@ -54,7 +54,7 @@ class BPR(VectorRecommender):
 
     Args:
         config: hyper-parameters.
-        device: where the model lives.
+        device: of the model.
 
     >>> data = Interactions.from_columns(["a", "a", "b"], ["x", "y", "y"], [1, 1, 1], [1, 2, 3])
     >>> BPR(BPRConfig(dim=4, epochs=2)).fit(data, np.arange(3)).recommend(np.array([1]), 1).items.tolist()
@@ -98,9 +98,9 @@ class BPR(VectorRecommender):
             generator = np.random.default_rng((self.config.seed, epoch))
             order = generator.permutation(len(users))
             for first in range(0, len(order), size):
-                some = order[first : first + size]
-                negatives = sampler.draw(users[some], 1, generator)[:, 0]
-                yield users[some], items[some], negatives
+                batch = order[first : first + size]
+                negatives = sampler.draw(users[batch], 1, generator)[:, 0]
+                yield users[batch], items[batch], negatives
 
         train_by_gradient(
             self,
@@ -112,10 +112,10 @@ class BPR(VectorRecommender):
         )
 
     def prepare(self, users: np.ndarray, items: np.ndarray) -> None:
-        """Take what the model needs of the positive training events ``[E]``."""
+        """Store what the model needs of the positive training events, ``[E]`` both, before training."""
 
     def vectors(self) -> torch.Tensor:
-        """Of all users, then all items, ``[U + I, D]``."""
+        """Vectors of all users, then all items, ``[U + I, D]``."""
         return self.embedding
 
     def encoded(self) -> tuple[Callable[[np.ndarray], torch.Tensor], torch.Tensor]:
@@ -129,7 +129,7 @@ class BPR(VectorRecommender):
         return vectors[on_device(users, self.device)]
 
     def scaled(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Vectors as they are compared: of unit length where the loss is over cosines."""
+        """Vectors as they are scored: of unit length where the loss is over cosines."""
         return functional.normalize(vectors, dim=-1) if self.config.loss == "softmax" else vectors
 
     def _loss(self, triples: Triples, shares: torch.Tensor) -> torch.Tensor:
@@ -141,10 +141,10 @@ class BPR(VectorRecommender):
                 vectors[user], vectors[first:], positive, temperature=config.temperature, negatives=config.negatives,
                 shares=shares, dtype=product_dtype(self),
             )  # fmt: skip
-            touched = torch.cat([user, positive + first])
+            batch_rows = torch.cat([user, positive + first])
         else:
-            touched = torch.cat([user, positive + first, negative + first])
-            of_user, liked, other = vectors[touched].chunk(3)
+            batch_rows = torch.cat([user, positive + first, negative + first])
+            of_user, liked, other = vectors[batch_rows].chunk(3)
             loss = bpr_loss(of_user, liked, other)
-        size = self.embedding[touched].square().sum() / (2 * len(user))
+        size = self.embedding[batch_rows].square().sum() / (2 * len(user))
         return loss + config.regularisation * size

@@ -1,4 +1,4 @@
-"""What models of clicks share: fields, training by cross-entropy on events, early stopping by AUC."""
+"""Base of the CTR models: fields, training by cross-entropy on events, early stopping by AUC."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class CTRConfig(GradientConfig):
     Attributes:
         dim: width of a field's vector.
         history: liked items that are pooled, the latest; 0 for no such field.
-        hidden: share of training events whose user, and of those whose item, is taken for one without events, so that
-            new ones can be scored.
+        hidden: share of training events whose user, and of those whose item, is treated as one without events, so that
+            new users and items can be scored.
     """
 
     dim: Count = 16
@@ -54,14 +54,14 @@ class Events(NamedTuple):
 
 
 class CTRModel(ClassicalRecommender):
-    """Base of the models of clicks.
+    """Base of the CTR models.
 
-    In training the history of an event is what its user had liked before it; afterwards it is the latest of
-    ``histories``. Users and items that were not in training are scored by their history and attributes.
+    In training the history of an event is what its user liked before it; in scoring it is the end of ``histories``.
+    Users and items that were not in training are scored by their history and attributes.
 
     Args:
         config: hyper-parameters.
-        device: where the model lives.
+        device: of the model.
     """
 
     config: CTRConfig
@@ -112,11 +112,11 @@ class CTRModel(ClassicalRecommender):
     @torch.inference_mode()
     def _logits_of_pairs(self, users: np.ndarray, items: np.ndarray) -> torch.Tensor:
         """Log-odds of pairs, float32 ``[N]``."""
-        found = torch.empty(len(users), device=self.device)
+        scores = torch.empty(len(users), device=self.device)
         for first in range(0, len(users), _PAIRS):
-            some = slice(first, first + _PAIRS)
-            found[some] = self.logits(self.fields(users[some], items[some], self._liked(users[some]))).float()
-        return found
+            rows = slice(first, first + _PAIRS)
+            scores[rows] = self.logits(self.fields(users[rows], items[rows], self._liked(users[rows]))).float()
+        return scores
 
     def _liked(self, users: np.ndarray) -> Histories:
         ends = self.histories.indptr[self.histories.known(users) + 1]
@@ -137,8 +137,8 @@ class _Batches:
         generator = np.random.default_rng((self.config.seed, epoch))
         order = generator.permutation(len(self.train))
         for first in range(0, len(order), self.config.batch):
-            some = order[first : first + self.config.batch]
-            rows = self.train[some]
-            hidden = generator.random((2, len(some))) < self.config.hidden
-            liked = self.liked.spans(self.begins[some], self.ends[some])
+            batch = order[first : first + self.config.batch]
+            rows = self.train[batch]
+            hidden = generator.random((2, len(batch))) < self.config.hidden
+            liked = self.liked.spans(self.begins[batch], self.ends[batch])
             yield Events(self.data.users[rows], self.data.items[rows], liked, hidden, self.data.labels[rows])

@@ -43,7 +43,7 @@ class DCNv2(CTRModel):
 
     Args:
         config: hyper-parameters.
-        device: where the model lives.
+        device: of the model.
 
     >>> import numpy as np
     >>> from reasonrec_fast.data import Interactions

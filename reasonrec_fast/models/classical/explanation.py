@@ -1,4 +1,4 @@
-"""Explanations without a language model: what a writer must beat."""
+"""Explanations without a language model: the baselines of every writer."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TextWriter(PushToHub):
 
     Args:
         config: settings.
-        device: of no meaning, as nothing here is a tensor; for the signature that all systems share.
+        device: unused, as a writer has no tensors; part of the signature that all systems share.
     """
 
     config_type: ClassVar[type] = TextWriterConfig
@@ -53,7 +53,7 @@ class TextWriter(PushToHub):
         checkpoint: str | Path | None = None,
         progress: Progress | None = None,
     ) -> Kind:
-        """Learn from explanations; validation, checkpoint and progress are of no use here.
+        """Learn from explanations; validation, checkpoint and progress are unused.
 
         Raises:
             DataError: no explanations.
@@ -69,7 +69,7 @@ class TextWriter(PushToHub):
 
         Raises:
             DataError: a writer that is not fitted or loaded.
-            TypeError: something else than pairs.
+            TypeError: an element that is no query (with its row).
         """
         if self.texts is None:
             raise DataError("model: expected one that is fitted or loaded; got a new one")
@@ -83,7 +83,7 @@ class TextWriter(PushToHub):
         return {}
 
     def _prepare(self) -> None:
-        """Make ready what follows from the kept texts."""
+        """Compute what is derived from the kept texts, after fitting and after loading."""
 
     def _written(self, queries: Sequence[ExplanationQuery]) -> list[str]:
         raise NotImplementedError
@@ -117,7 +117,7 @@ class TextWriter(PushToHub):
 
         Args:
             folder: the model, or a repository of the Hugging Face hub.
-            device: of no meaning.
+            device: unused.
             revision, token: of the repository.
 
         Raises:
@@ -136,7 +136,7 @@ class TextWriter(PushToHub):
 
 class ConstantText(TextWriter):
     """One text for every pair: the training explanation that is most like all the others (the largest inner product
-    with the mean of all, in tf-idf). Metrics of word overlap like it, and it says nothing of any pair."""
+    with the mean of all, in tf-idf). It scores well on metrics of word overlap, although it depends on no pair."""
 
     def _learned(self, train: Sequence[Explanation]) -> dict[str, Any]:
         texts = [line.explanation for line in train]
@@ -212,8 +212,8 @@ class NearestText(TextWriter):
 
     def _written(self, queries: Sequence[ExplanationQuery]) -> list[str]:
         assert self.texts is not None
-        found = self._vectorizer.transform([_description(query) for query in queries]) @ self._vectors.T
-        return [self.texts["explanations"][int(row.toarray().argmax())] for row in found]
+        similarities = self._vectorizer.transform([_description(query) for query in queries]) @ self._vectors.T
+        return [self.texts["explanations"][int(row.toarray().argmax())] for row in similarities]
 
 
 def _description(query: ExplanationQuery) -> str:

@@ -1,4 +1,4 @@
-"""What models of clicks read of an event: its user, its item, the item's attributes and the user's history."""
+"""The fields of an event that CTR models read: its user, its item, the item's attributes and the user's history."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from reasonrec_fast.devices import on_device
 class FieldEmbeddings(nn.Module):
     """One vector a field and event: the mean over its values, zeros where it has none.
 
-    Fields are the user, the item, each attribute of the catalogue, and, where ``history`` says so, the items that the
-    user liked before. Liked items have vectors of their own. Users and items without training events share one of
-    theirs.
+    Fields are the user, the item, each attribute of the catalogue and, with ``history``, the items that the user liked
+    before. Liked items have vectors of their own. All users without training events share one vector, and so do all
+    items without.
 
     Args:
         sizes: ``users``, ``items``, ``attributes`` (how many), ``values`` (of all attributes together) and
@@ -47,7 +47,7 @@ class FieldEmbeddings(nn.Module):
 
     @staticmethod
     def sizes_of(catalog: Catalog) -> dict[str, int]:
-        """The sizes that a catalogue decides."""
+        """The sizes that a catalogue determines."""
         columns = list(catalog.attributes.values())
         return {
             "items": len(catalog),
@@ -57,24 +57,24 @@ class FieldEmbeddings(nn.Module):
         }
 
     def describe(self, catalog: Catalog, users: np.ndarray, items: np.ndarray) -> None:
-        """Take the attributes of items, and which users and items training has."""
+        """Set the attributes of items, and which users and items have training events."""
         self._host, first, placed = None, 0, 0
-        for number, column in enumerate(catalog.attributes.values()):
-            index = {value: place for place, value in enumerate(distinct(column), start=first)}
+        for row, column in enumerate(catalog.attributes.values()):
+            index = {value: number for number, value in enumerate(distinct(column), start=first)}
             ends = placed + np.concatenate([[0], np.cumsum([len(entry) for entry in column], dtype=np.int64)])
-            self.offsets[number] = torch.from_numpy(ends)
+            self.offsets[row] = torch.from_numpy(ends)
             self.values[placed : ends[-1]] = torch.tensor([index[v] for entry in column for v in entry])
             first, placed = first + len(index), int(ends[-1])
         self.known[on_device(np.concatenate([users, items + self.first_item]), self.known.device)] = True
 
     @property
     def fields(self) -> int:
-        """How many there are."""
+        """The number of fields, ``F``."""
         return 2 + self.sizes["attributes"] + self.history
 
     @property
     def host(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """``offsets``, ``values`` and ``known`` where indices are made; fetched once from a GPU."""
+        """``offsets``, ``values`` and ``known`` on the host, where indices are computed; copied once from a GPU."""
         if self._host is None:
             self._host = self.offsets.cpu().numpy(), self.values.cpu().numpy(), self.known.cpu().numpy()
         return self._host
@@ -87,7 +87,7 @@ class FieldEmbeddings(nn.Module):
         Args:
             users, items: int64 ``[N]``.
             liked: one row an event.
-            hidden: whose user, and whose item, is taken for one without training events, bool ``[2, N]``.
+            hidden: events whose user, and whose item, is treated as one without training events, bool ``[2, N]``.
 
         Returns:
             ``[N, F, width]``.
@@ -96,11 +96,11 @@ class FieldEmbeddings(nn.Module):
         return self._pooled([*self._user_bags(users, liked, hidden[0]), *self._item_bags(items, hidden[1])])
 
     def of_users(self, users: np.ndarray, liked: Histories) -> torch.Tensor:
-        """What :meth:`forward` begins with, ``[B, 1 or 2, width]``."""
+        """The first fields of :meth:`forward`, user and history, ``[B, 1 or 2, width]``."""
         return self._pooled(self._user_bags(users, liked, np.False_))
 
     def of_items(self, items: np.ndarray) -> torch.Tensor:
-        """What :meth:`forward` ends with, ``[B, 1 + attributes, width]``."""
+        """The last fields of :meth:`forward`, item and attributes, ``[B, 1 + attributes, width]``."""
         return self._pooled(self._item_bags(items, np.False_))
 
     def _user_bags(self, users: np.ndarray, liked: Histories, hidden: np.ndarray | np.bool_) -> list[Histories]:
@@ -114,8 +114,8 @@ class FieldEmbeddings(nn.Module):
         other, (offsets, values, _) = self.first_value - 1, self.host
         bags = [self._single(np.where(hidden, other, items + self.first_item), other)]
         for ends in offsets:
-            some = Histories(ends, values).select(items)
-            bags.append(Histories(some.indptr, some.items + self.first_value))
+            bag = Histories(ends, values).select(items)
+            bags.append(Histories(bag.indptr, bag.items + self.first_value))
         return bags
 
     def _single(self, index: np.ndarray, other: int) -> Histories:
@@ -133,5 +133,5 @@ class FieldEmbeddings(nn.Module):
 
 
 def distinct(column: Sequence[tuple[str, ...]]) -> list[str]:
-    """Values of an attribute, in order."""
+    """The distinct values of an attribute, sorted."""
     return sorted({value for entry in column for value in entry})

@@ -16,7 +16,7 @@ from reasonrec_fast.settings import NotNegative
 
 @dataclass(frozen=True)
 class FMConfig(CTRConfig):
-    """Hyper-parameters of :class:`~reasonrec_fast.models.classical.ctr.CTRConfig`, with their defaults here."""
+    """Hyper-parameters of :class:`~reasonrec_fast.models.classical.ctr.CTRConfig`, with other defaults."""
 
     learning_rate: NotNegative = 3e-3
     weight_decay: NotNegative = 0.3
@@ -27,7 +27,7 @@ class FM(CTRModel):
 
     Args:
         config: hyper-parameters.
-        device: where the model lives.
+        device: of the model.
 
     >>> from reasonrec_fast.data import Interactions
     >>> data = Interactions.from_columns(["a", "a", "b"], ["x", "y", "x"], [1, 0, 1], [1, 2, 3])
@@ -52,7 +52,7 @@ class FM(CTRModel):
     @torch.inference_mode()
     def scores(self, users: np.ndarray) -> torch.Tensor:
         users = self.user_indices(users)
-        # What users' fields and items' fields say alone, and the product of their sums.
+        # The logits of users' fields and of items' fields alone, and the product of their sums.
         of_users = self.fields.of_users(users, self._liked(users))
         of_items = self.fields.of_items(np.arange(self.sizes["items"]))
         products = of_users[:, :, 1:].sum(1) @ of_items[:, :, 1:].sum(1).T

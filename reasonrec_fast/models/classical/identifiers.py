@@ -1,4 +1,4 @@
-"""The identifiers of a model's users and items: asked in them, it answers in them."""
+"""The identifiers of a model's users and items, and their indices."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Identifiers:
     """Identifiers by index, and the index of each.
 
     Args:
-        ids: one a user or an item.
+        ids: of each user or item, in the order of their indices.
         what: ``"users"`` or ``"items"``, for errors.
 
     >>> Identifiers(["u-7", "u-9"], "users").find(["u-9", "u-7"]).tolist()
@@ -34,25 +34,27 @@ class Identifiers:
 
     @cached_property
     def index(self) -> dict[str, int]:
-        """Where each is."""
-        return {name: place for place, name in enumerate(self.ids)}
+        """The index of each identifier."""
+        return {name: position for position, name in enumerate(self.ids)}
 
     def find(self, names: Any) -> np.ndarray:
-        """Indices of some identifiers, int64 ``[N]``.
+        """Indices of identifiers, int64 ``[N]``.
 
         Raises:
-            DataError: one that the model does not know (with its row), or a model that was saved without any.
+            DataError: an unknown identifier (with its row), or a model that was saved without identifiers.
         """
-        found = texts(as_column(names, self._what), Source(), self._what).to_pylist()
-        if not self.ids and found:
+        queries = texts(as_column(names, self._what), Source(), self._what).to_pylist()
+        if not self.ids and queries:
             raise DataError(
-                f"{self._what}: expected indices, as the model keeps no identifiers; got {found[0]!r} in row 0"
+                f"{self._what}: expected indices, as the model keeps no identifiers; got {queries[0]!r} in row 0"
             )
-        places = [self.index.get(name, -1) for name in found]
-        if -1 in places:
-            row = places.index(-1)
-            raise DataError(f"{self._what}: expected identifiers that the model knows; got {found[row]!r} in row {row}")
-        return np.array(places, dtype=np.int64)
+        indices = [self.index.get(name, -1) for name in queries]
+        if -1 in indices:
+            row = indices.index(-1)
+            raise DataError(
+                f"{self._what}: expected identifiers that the model knows; got {queries[row]!r} in row {row}"
+            )
+        return np.array(indices, dtype=np.int64)
 
     def named(self, index: np.ndarray) -> np.ndarray:
         """Identifiers of indices of any shape; None for -1."""
@@ -64,7 +66,7 @@ class Identifiers:
 
 
 def is_text(values: Any) -> bool:
-    """Whether a caller asks by identifiers: text, rather than numbers.
+    """Whether users or items are given as identifiers (text) rather than as indices.
 
     >>> is_text(["a"]), is_text(np.array([1])), is_text(pd.Series(["a"])), is_text(())
     (True, False, True, False)

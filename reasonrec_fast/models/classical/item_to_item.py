@@ -11,23 +11,23 @@ from scipy.linalg import lapack
 from scipy.sparse import csr_matrix
 
 from reasonrec_fast.data import DataError, Histories, Interactions
-from reasonrec_fast.models.classical.base import ClosedFormRecommender
+from reasonrec_fast.models.classical.closed_form import ClosedFormRecommender
 from reasonrec_fast.settings import Count, NotNegative, Positive, check_settings
 
-_ROWS = 1024  # items whose neighbours are found at a time
+_ROWS = 1024  # items whose neighbours are computed at a time
 
 
 class ItemToItem(ClosedFormRecommender):
-    """What both share; whoever has a history is served (see :meth:`set_histories`)."""
+    """Base of both; scores every user who has a history (see :meth:`set_histories`)."""
 
     def fit_closed_form(self, data: Interactions, train: np.ndarray) -> None:
-        self.learn_from(self._matrix(Histories.of(data, train), data.num_items))
+        self.fit_interactions(self._matrix(Histories.of(data, train), data.num_items))
 
     @abstractmethod
-    def learn_from(self, seen: csr_matrix) -> None:
-        """Build the model and fill it from who had what, ``[U, I]`` of ones."""
+    def fit_interactions(self, liked: csr_matrix) -> None:
+        """Build the model and fill it from the matrix of liked items, ones, float32 ``[U, I]``."""
 
-    def _of(self, users: np.ndarray) -> csr_matrix:
+    def _matrix_of(self, users: np.ndarray) -> csr_matrix:
         return self._matrix(self.histories.select(self.user_indices(users)), self.sizes["items"])
 
     @staticmethod
@@ -45,7 +45,7 @@ class ItemKNNConfig:
 
     Attributes:
         neighbours: of each item.
-        shrinkage: added to the product of norms, so that likeness of few common users counts less.
+        shrinkage: added to the product of norms, so that similarity over few common users counts less.
     """
 
     neighbours: Count = 100
@@ -56,11 +56,12 @@ class ItemKNNConfig:
 
 
 class ItemKNN(ItemToItem):
-    """Sums over a user's items the likeness to their nearest neighbours (Sarwar et al. 2001; cosine, shrunk).
+    """Scores an item by its summed similarity to the items of the user that it is a nearest neighbour of (Sarwar et al.
+    2001; shrunk cosine).
 
     Args:
         config: hyper-parameters.
-        device: where the model lives and gives its scores; the sparse products are on the CPU.
+        device: of the model and its scores; the sparse products are on the CPU.
 
     >>> data = Interactions.from_columns(["a", "a", "b", "b", "c"], ["x", "y", "x", "y", "x"], [1] * 5, range(5))
     >>> ItemKNN().fit(data, np.arange(5)).recommend(np.array([2]), 1).items.tolist()
@@ -78,24 +79,24 @@ class ItemKNN(ItemToItem):
         self.register_buffer("indices", torch.zeros(sizes["entries"], dtype=torch.int64))
         self.register_buffer("values", torch.zeros(sizes["entries"]))
 
-    def learn_from(self, seen: csr_matrix) -> None:
-        columns = seen.T.tocsr()
-        norms = np.sqrt(np.asarray(seen.sum(axis=0), dtype=np.float64).ravel())
+    def fit_interactions(self, liked: csr_matrix) -> None:
+        columns = liked.T.tocsr()
+        norms = np.sqrt(np.asarray(liked.sum(axis=0), dtype=np.float64).ravel())
         indices, values, counts = [], [], []
         for first in range(0, columns.shape[0], _ROWS):
-            together = (columns[first : first + _ROWS] @ seen).tocsr()
-            for place in range(together.shape[0]):
-                item = first + place
-                row = slice(together.indptr[place], together.indptr[place + 1])
-                others, common = together.indices[row], together.data[row]
+            common_users = (columns[first : first + _ROWS] @ liked).tocsr()
+            for offset in range(common_users.shape[0]):
+                item = first + offset
+                row = slice(common_users.indptr[offset], common_users.indptr[offset + 1])
+                others, common = common_users.indices[row], common_users.data[row]
                 others, common = others[others != item], common[others != item]
-                like = common / (norms[item] * norms[others] + self.config.shrinkage)
+                similarity = common / (norms[item] * norms[others] + self.config.shrinkage)
                 # Ties: the lower index first, so that the same data give the same model.
-                kept = np.lexsort((others, -like))[: self.config.neighbours]
-                indices.append(others[kept])
-                values.append(like[kept])
-                counts.append(len(kept))
-        self.build({"users": seen.shape[0], "items": columns.shape[0], "entries": int(sum(counts))})
+                nearest = np.lexsort((others, -similarity))[: self.config.neighbours]
+                indices.append(others[nearest])
+                values.append(similarity[nearest])
+                counts.append(len(nearest))
+        self.build({"users": liked.shape[0], "items": columns.shape[0], "entries": int(sum(counts))})
         self.indptr[1:] = torch.from_numpy(np.cumsum(counts))
         self.indices.copy_(torch.from_numpy(np.concatenate(indices)))
         self.values.copy_(torch.from_numpy(np.concatenate(values)))
@@ -103,8 +104,8 @@ class ItemKNN(ItemToItem):
     def scores(self, users: np.ndarray) -> torch.Tensor:
         items = self.sizes["items"]
         parts = (part.cpu().numpy() for part in (self.values, self.indices, self.indptr))
-        found = self._of(users) @ csr_matrix(tuple(parts), shape=(items, items))
-        return torch.from_numpy(found.toarray().astype(np.float32)).to(self.device)
+        scores = self._matrix_of(users) @ csr_matrix(tuple(parts), shape=(items, items))
+        return torch.from_numpy(scores.toarray().astype(np.float32)).to(self.device)
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,8 @@ class EASEConfig:
 
     Attributes:
         regularisation: added to the diagonal of the Gram matrix.
-        max_items: refuse catalogues that are larger: the matrix is dense, 4 bytes a pair of items to keep and 8 more
-            while it is inverted.
+        max_items: larger catalogues are refused: the matrix is dense, 4 bytes a pair of items, and 8 more during the
+            inversion.
     """
 
     regularisation: Positive = 250.0
@@ -125,11 +126,11 @@ class EASEConfig:
 
 
 class EASE(ItemToItem):
-    """The linear model in closed form of Steck 2019 (arXiv 1905.03375, equation 8): no item speaks for itself.
+    """The linear model in closed form of Steck 2019 (arXiv 1905.03375, equation 8), whose diagonal is zero.
 
     Args:
         config: hyper-parameters.
-        device: where the model lives and multiplies; the inverse is found on the CPU.
+        device: of the weights and of products; the inverse is computed on the CPU.
 
     >>> data = Interactions.from_columns(["a", "a", "b", "b", "c"], ["x", "y", "x", "y", "x"], [1] * 5, range(5))
     >>> EASE().fit(data, np.arange(5)).recommend(np.array([2]), 1).items.tolist()
@@ -147,16 +148,16 @@ class EASE(ItemToItem):
         if data.num_items > self.config.max_items:
             raise DataError(f"data: expected at most max_items = {self.config.max_items} items; got {data.num_items}")
 
-    def learn_from(self, seen: csr_matrix) -> None:
-        items = seen.shape[1]
-        gram = (seen.T @ seen).astype(np.float64).toarray(order="F")
+    def fit_interactions(self, liked: csr_matrix) -> None:
+        items = liked.shape[1]
+        gram = (liked.T @ liked).astype(np.float64).toarray(order="F")
         gram[np.diag_indices(items)] += self.config.regularisation
-        # Symmetric and positive: its inverse from a Cholesky factor, in place, one triangle.
+        # Symmetric and positive definite: inverted in place from its Cholesky factor, one triangle.
         factor, failed = lapack.dpotrf(gram, lower=True, overwrite_a=True)
         inverse, failed = lapack.dpotri(factor, lower=True, overwrite_c=True) if not failed else (factor, failed)
         if failed:
             raise DataError(f"regularisation: expected a positive number; got {self.config.regularisation}")
-        self.build({"users": seen.shape[0], "items": items})
+        self.build({"users": liked.shape[0], "items": items})
         scale = -1 / np.diag(inverse)
         for first in range(0, items, _ROWS):  # B = -P / diag(P); column j by the j-th
             rows = slice(first, min(first + _ROWS, items))
@@ -166,7 +167,7 @@ class EASE(ItemToItem):
         self.weights.fill_diagonal_(0)
 
     def scores(self, users: np.ndarray) -> torch.Tensor:
-        seen = self._of(users).tocoo()
-        places = torch.from_numpy(np.stack([seen.row, seen.col]).astype(np.int64))
-        sparse = torch.sparse_coo_tensor(places, torch.from_numpy(seen.data), seen.shape, check_invariants=True)
+        liked = self._matrix_of(users).tocoo()
+        positions = torch.from_numpy(np.stack([liked.row, liked.col]).astype(np.int64))
+        sparse = torch.sparse_coo_tensor(positions, torch.from_numpy(liked.data), liked.shape, check_invariants=True)
         return sparse.to(self.device) @ self.weights

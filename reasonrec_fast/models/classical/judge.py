@@ -55,7 +55,7 @@ class FeatureJudge(PushToHub):
 
     Raises:
         FileNotFoundError: the encoder's packages are not installed.
-        ValueError: an unknown encoder, sizes that make no sense, or a device that is not there.
+        ValueError: an unknown encoder, invalid sizes, or a device that this machine does not have.
     """
 
     config_type: ClassVar[type] = FeatureJudgeConfig
@@ -85,8 +85,8 @@ class FeatureJudge(PushToHub):
 
         Args:
             train: images and scores, at least ten.
-            validation, checkpoint: of no use here: the fit is closed.
-            progress: is told how many images were read.
+            validation, checkpoint: unused: the fit is in closed form.
+            progress: called with the number of images read.
 
         Raises:
             DataError: too few images, scores that are all the same, or an image that cannot be read.

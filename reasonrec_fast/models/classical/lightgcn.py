@@ -30,14 +30,14 @@ class LightGCNConfig(BPRConfig):
 
 
 class LightGCN(BPR):
-    """Embeddings that are propagated over the graph of training, whole in every step.
+    """Embeddings of users and items, propagated over the whole graph of training in every step.
 
-    Users who were not there in training (indices from ``U``) are folded in: they are what propagation over their
-    ``histories`` makes of their items, with no embedding of their own.
+    Users who were not in training (indices from ``U``) are folded in: their vectors are propagated from the items of
+    their ``histories``, with no embedding of their own.
 
     Args:
         config: hyper-parameters.
-        device: where the model lives.
+        device: of the model.
 
     >>> from reasonrec_fast.data import Histories, Interactions
     >>> data = Interactions.from_columns(["a", "a", "b"], ["x", "y", "y"], [1, 1, 1], [1, 2, 3])
@@ -68,12 +68,12 @@ class LightGCN(BPR):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> LightGCN:
         super()._apply(fn, recurse)
-        self._graph = None  # it is made again where the edges are now
+        self._graph = None  # built again on the new device
         return self
 
     @property
     def graph(self) -> InteractionGraph:
-        """Of training."""
+        """The graph of training."""
         if self._graph is None:
             self._graph = InteractionGraph.from_edges(
                 *self.edges, num_users=self.sizes["users"], num_items=self.sizes["items"]
@@ -87,15 +87,15 @@ class LightGCN(BPR):
         known = users < len(vectors)
         if known.all() or not self.config.layers:
             return super()._of_users(vectors, users)
-        found = vectors.new_empty(len(users), self.config.dim)
-        found[on_device(np.flatnonzero(known), self.device)] = super()._of_users(vectors, users[known])
-        found[on_device(np.flatnonzero(~known), self.device)] = self._folded_in(users[~known])
-        return found
+        result = vectors.new_empty(len(users), self.config.dim)
+        result[on_device(np.flatnonzero(known), self.device)] = super()._of_users(vectors, users[known])
+        result[on_device(np.flatnonzero(~known), self.device)] = self._folded_in(users[~known])
+        return result
 
     def _folded_in(self, users: np.ndarray) -> torch.Tensor:
-        # As in the graph, an item that the user has had twice is one edge.
+        # As in the graph, a repeated item is one edge.
         layers, histories = self.config.layers, self.histories.select(users).distinct()
-        # Layer k of a user is made of layer k - 1 of its items; its own layer 0 is nothing.
+        # Layer k of a user is propagated from layer k - 1 of its items; its own layer 0 is zero.
         below = ops.aggregate(self.graph, self.embedding, layers=layers - 1, combine="sum")[self.sizes["users"] :]
         items = on_device(histories.items, self.device)
         rows = on_device(np.repeat(np.arange(len(users)), histories.lengths), self.device)

@@ -1,4 +1,4 @@
-"""The classical models by their names: of a class, as a user writes it, and of a saved model."""
+"""The classical models by name, and loading a saved model of any class."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ def load_recommender(
     revision: str | None = None,
     token: str | None = None,
 ) -> ClassicalRecommender:
-    """Read a model that any classical model saved; the folder says which it is.
+    """Read a model that any classical model saved; its ``config.json`` names the class.
 
     Args:
         folder: what ``save_pretrained`` wrote: a folder, or a repository of the Hugging Face hub.
-        device: where it lives from now on; by default the GPU where there is one.
+        device: of the model; by default the GPU where there is one.
         revision, token: of the repository.
 
     Raises:
         FileNotFoundError: nothing was saved there.
-        ValueError: the folder holds something else, or a device that is not there.
+        ValueError: the folder holds something else, or a device that this machine does not have.
 
     >>> import tempfile
     >>> from reasonrec_fast.data import Interactions

@@ -1,4 +1,4 @@
-"""Item popularity: the floor of every comparison."""
+"""Item popularity: the simplest baseline."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import torch
 
 from reasonrec_fast.data import Interactions
 from reasonrec_fast.devices import on_device
-from reasonrec_fast.models.classical.base import ClosedFormRecommender
+from reasonrec_fast.models.classical.closed_form import ClosedFormRecommender
 
 
 @dataclass(frozen=True)
 class PopularityConfig:
-    """There is nothing to choose."""
+    """No settings."""
 
 
 class Popularity(ClosedFormRecommender):
-    """Scores an item by its number of training events, whoever asks.
+    """Scores an item by its number of training events, the same for every user.
 
     >>> events = Interactions.from_columns(["a", "b"], ["x", "x"], [1, 0], [1, 2])
     >>> Popularity().fit(events, np.array([0, 1])).score(np.array([0]), np.array([0])).tolist()
@@ -37,7 +37,7 @@ class Popularity(ClosedFormRecommender):
         self.counts.copy_(torch.from_numpy(counts))
 
     def check_served(self, users: np.ndarray) -> None:
-        """Whoever asks."""
+        """Every user is served alike."""
 
     def scores(self, users: np.ndarray) -> torch.Tensor:
         users = self.user_indices(users)

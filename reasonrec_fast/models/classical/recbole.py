@@ -52,15 +52,15 @@ class RecBoleConfig:
 class RecBole(ClassicalRecommender):
     """A model of RecBole, trained by RecBole's trainer and validated as our own are.
 
-    General models learn who had what (and negatives that RecBole draws); sequential ones every next item of a history,
-    and they serve whoever has one; context-aware ones learn labels from users, items and the items' attributes.
+    General models learn the positive events (and negatives that RecBole draws); sequential ones every next item of a
+    history, and they serve every user who has one; context-aware ones learn labels from users, items and attributes.
 
     RecBole keeps the states of a training as pickles, which this package does not write: a training that is killed
     begins anew. Saving keeps the training events too, because RecBole builds its models from them.
 
     Args:
         config: what to train.
-        device: where the model lives.
+        device: of the model.
 
     Raises:
         ModuleNotFoundError: RecBole is not installed.
@@ -118,7 +118,7 @@ class RecBole(ClassicalRecommender):
         before = self.device
         super()._apply(fn, recurse)
         if self.device != before and hasattr(self, "network"):
-            # RecBole's models know their device, and keep tensors there that no module moves: they are made again.
+            # RecBole's models keep tensors on their device that are no buffers and do not move: build the model again.
             weights, training = self.network.state_dict(), self.network.training
             self.build_parameters(self.sizes)
             self.network.load_state_dict(weights)
@@ -156,13 +156,13 @@ class RecBole(ClassicalRecommender):
         self.eval()
 
     def begin(self, data: Interactions, train: np.ndarray) -> None:
-        """Make the model, untrained, for some events."""
+        """Build the untrained model for the training events."""
         self._write(data, train)
         self.build({"users": data.num_users, "items": data.num_items})
         self.set_histories_from(data, train)
 
     def epochs(self) -> Iterator[tuple[int, int, float]]:
-        """Train an epoch a turn: its number, how many there are, its loss."""
+        """Train, yielding after each epoch its number from 1, the number of epochs and its loss."""
         from recbole.utils import get_trainer
 
         # The trainer writes its events for TensorBoard into the working directory.
@@ -188,23 +188,25 @@ class RecBole(ClassicalRecommender):
 
         users = self.user_indices(users)
         if self.kind == "context":
-            return self._scores_by_pairs(users)
+            items = self.sizes["items"]
+            of_pairs = self.score(np.repeat(users, items), np.tile(np.arange(items), len(users)))
+            return torch.from_numpy(of_pairs).view(len(users), items).to(self.device)
         known = {"user_id": self._ids_of(users)}
-        some = torch.arange(len(users), device=self.device)
+        rows = torch.arange(len(users), device=self.device)
         if self.kind == "sequential":
             length = self._max_length
-            rows, sizes = self.histories.latest(users, length)
-            some = on_device(np.flatnonzero(sizes), self.device)
+            latest, lengths = self.histories.latest(users, length)
+            rows = on_device(np.flatnonzero(lengths), self.device)
             lists = torch.zeros(len(users), length, dtype=torch.int64, device=self.device)
-            lists[:, : rows.shape[1]] = self.item_ids[on_device(rows, self.device)]
-            ends = on_device(sizes, self.device)
+            lists[:, : latest.shape[1]] = self.item_ids[on_device(latest, self.device)]
+            ends = on_device(lengths, self.device)
             lists *= torch.arange(length, device=self.device) < ends[:, None]
             known |= {"item_id_list": lists, "item_length": ends}
-        found = torch.zeros(len(users), self.sizes["items"], device=self.device)
-        if len(some):
-            user_indices = Interaction({name: value[some] for name, value in known.items()})
-            found[some] = self.network.full_sort_predict(user_indices).view(len(some), -1)[:, self.item_ids].float()
-        return found
+        scores = torch.zeros(len(users), self.sizes["items"], device=self.device)
+        if len(rows):
+            queries = Interaction({name: value[rows] for name, value in known.items()})
+            scores[rows] = self.network.full_sort_predict(queries).view(len(rows), -1)[:, self.item_ids].float()
+        return scores
 
     @torch.inference_mode()
     def score(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
@@ -214,13 +216,13 @@ class RecBole(ClassicalRecommender):
         users, items = self.pairs(users, items)
         from recbole.data.interaction import Interaction
 
-        found = np.empty(len(users), dtype=np.float32)
+        scores = np.empty(len(users), dtype=np.float32)
         for first in range(0, len(users), _PAIRS):
-            some = slice(first, first + _PAIRS)
-            ids = self.item_ids[on_device(items[some], self.device)]
-            pairs = Interaction({"user_id": self._ids_of(users[some]).cpu(), "item_id": ids.cpu()})
-            found[some] = self.network.predict(self.dataset.join(pairs).to(self.device)).cpu().numpy()
-        return found
+            rows = slice(first, first + _PAIRS)
+            ids = self.item_ids[on_device(items[rows], self.device)]
+            pairs = Interaction({"user_id": self._ids_of(users[rows]).cpu(), "item_id": ids.cpu()})
+            scores[rows] = self.network.predict(self.dataset.join(pairs).to(self.device)).cpu().numpy()
+        return scores
 
     def _write_more(self, folder: Path) -> None:
         """The events of training go to ``dataset``, in RecBole's own text files."""
@@ -238,8 +240,8 @@ class RecBole(ClassicalRecommender):
         return torch.where(on_device(users == known, self.device), ids, 0)
 
     def _write(self, data: Interactions, train: np.ndarray) -> None:
-        """The training events in RecBole's form, with indices as tokens; RecBole asks for parts to validate and test
-        on, which hold the first event alone."""
+        """The training events in RecBole's form, with indices as tokens; RecBole requires parts to validate and
+        test on, which hold the first event alone."""
         self._folder = tempfile.TemporaryDirectory(prefix="reasonrec-fast-")
         folder = Path(self._folder.name) / _NAME
         folder.mkdir()
@@ -253,11 +255,11 @@ class RecBole(ClassicalRecommender):
             header = "user_id:token\titem_id:token\tlabel:float"
             events = zip(data.users[rows].tolist(), data.items[rows].tolist(), data.labels[rows].tolist(), strict=True)
             lines = [f"{user}\t{item}\t{label}" for user, item, label in events]
-        for part, some in (("train", lines), ("valid", lines[:1]), ("test", lines[:1])):
-            (folder / f"{_NAME}.{part}.inter").write_text("\n".join([header, *some]) + "\n", encoding="utf-8")
+        for part, part_lines in (("train", lines), ("valid", lines[:1]), ("test", lines[:1])):
+            (folder / f"{_NAME}.{part}.inter").write_text("\n".join([header, *part_lines]) + "\n", encoding="utf-8")
         # Values as numbers, so that nothing in a name is taken for a separator.
         columns = [_numbered(column) for column in data.catalog.attributes.values()]
-        items = ["\t".join(["item_id:token", *(f"a{place}:token_seq" for place in range(len(columns)))])]
+        items = ["\t".join(["item_id:token", *(f"a{number}:token_seq" for number in range(len(columns)))])]
         items += ["\t".join(map(str, row)) for row in zip(range(data.num_items), *columns, strict=True)]
         (folder / f"{_NAME}.item").write_text("\n".join(items) + "\n", encoding="utf-8")
         users = ["user_id:token", *map(str, range(data.num_users))]
@@ -269,7 +271,7 @@ class RecBole(ClassicalRecommender):
         assert self._folder is not None
 
         class OurConfig(Config):
-            """Without what the command line says, which is not RecBole's."""
+            """Without RecBole's parsing of the command line, which has no arguments of RecBole."""
 
             def _load_cmd_line(self) -> dict[str, Any]:
                 return {}
@@ -313,7 +315,7 @@ class RecBole(ClassicalRecommender):
 
     @contextlib.contextmanager
     def _seeded(self) -> Iterator[None]:
-        """RecBole draws from the global generators, which are put back afterwards."""
+        """RecBole draws from the global generators, which are restored afterwards."""
         states = random.getstate(), np.random.get_state()
         with fork_rng(self.device):
             random.seed(self.config.seed)
@@ -339,5 +341,5 @@ def _next_items(data: Interactions, train: np.ndarray, length: int) -> list[str]
 
 
 def _numbered(column: Sequence[tuple[str, ...]]) -> list[str]:
-    index = {value: place for place, value in enumerate(distinct(column))}
+    index = {value: number for number, value in enumerate(distinct(column))}
     return [" ".join(str(index[value]) for value in entry) for entry in column]

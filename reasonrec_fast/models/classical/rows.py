@@ -1,4 +1,4 @@
-"""What a classical model is trained on: rows that were looked at, and negatives where there are likes alone."""
+"""The rows that a classical model is trained on: checked, and with negatives where there are likes alone."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _logger = logging.getLogger("reasonrec_fast")
 def with_negatives(
     data: Interactions, train: np.ndarray, validation: np.ndarray | None, seed: int
 ) -> tuple[Interactions, np.ndarray, np.ndarray | None]:
-    """The table with negatives of the training rows and, where these are likes alone, of the validation rows: items
-    that a user has had in neither that part nor the one before it. What comes later has no say in it."""
+    """The table with drawn negatives for the training rows and, where these are likes alone, for the validation rows:
+    items that a user has had in neither that part nor the one before it. Later events do not affect the draw."""
     parts = [train] if validation is None else [train, validation]
     drawn = []
     for number, rows in enumerate(parts):
         if (data.labels[rows] == 1).all():
-            found = draw_negatives(data, rows, np.unique(np.concatenate(parts[: number + 1])), seed + number)
-            drawn.append(replace(found, labels=np.zeros_like(found.labels)))
+            negatives = draw_negatives(data, rows, np.unique(np.concatenate(parts[: number + 1])), seed + number)
+            drawn.append(replace(negatives, labels=np.zeros_like(negatives.labels)))
         else:
             drawn.append(data.take(rows[:0]))
     if not len(drawn[0]):
@@ -34,9 +34,11 @@ def with_negatives(
         )
     _logger.info("training events are likes alone: %d items that their users have not had are drawn as dislikes",
                  sum(map(len, drawn)))  # fmt: skip
-    table, places = joined(data, *drawn)
-    found_rows = [np.sort(np.concatenate([places[0][rows], new])) for rows, new in zip(parts, places[1:], strict=True)]
-    return table, found_rows[0], None if validation is None else found_rows[1]
+    table, positions = joined(data, *drawn)
+    with_drawn = [
+        np.sort(np.concatenate([positions[0][rows], new])) for rows, new in zip(parts, positions[1:], strict=True)
+    ]
+    return table, with_drawn[0], None if validation is None else with_drawn[1]
 
 
 def checked_rows(
@@ -50,16 +52,22 @@ def checked_rows(
         labels: whether the model learns labels: it then trains on labelled events alone.
 
     Raises:
-        DataError: rows that the table does not have, one twice, or none to learn from.
+        DataError: rows outside the table, a duplicate row, no row, or no positive event.
     """
     train = as_rows(train, "train", len(data), error=DataError)
     if not len(train):
         raise DataError("train: expected at least one row; got none")
-    of_train = data.labels[train]
-    if not (of_train == 1).any():
+    labels_of_train = data.labels[train]
+    if not (labels_of_train == 1).any():
         raise DataError(f"train: expected at least one positive event; got none in {len(train)} rows")
     if labels:
-        train = train[of_train != UNLABELLED]
+        train = train[labels_of_train != UNLABELLED]
     if validation is not None:
         validation = as_rows(validation, "validation", len(data), error=DataError)
     return train, validation
+
+
+def digest_of_rows(data: Interactions, train: np.ndarray, validation: np.ndarray | None) -> str:
+    """Digest of the events that determine a training: those that are learnt and those that stop it."""
+    parts = [train] if validation is None else [train, validation]
+    return " ".join(data.take(rows).digest() for rows in parts)

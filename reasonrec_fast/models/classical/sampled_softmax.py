@@ -25,9 +25,9 @@ def cosine_cross_entropy(
         items: ``[I, D]``.
         targets: int64 ``[B]``.
         temperature: divides the cosines.
-        negatives: items drawn at random, which are told apart together with the batch's targets; 0 for all items.
-        shares: of every item among targets in general, ``[I]``; with ``negatives``, what corrects a logit for how
-            likely the item was to be there (logQ, Yi et al. 2019).
+        negatives: items drawn at random; with the batch's targets they are the classes of the softmax. 0 for all items.
+        shares: share of every item among all targets, ``[I]``; with ``negatives`` it corrects a logit for the
+            probability that the item was drawn (logQ, Yi et al. 2019).
         dtype: of the product.
 
     >>> loss = cosine_cross_entropy(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), temperature=1.0)

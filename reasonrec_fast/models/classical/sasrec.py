@@ -14,10 +14,10 @@ from torch.nn import functional
 
 from reasonrec_fast.data import DataError, Histories, Interactions
 from reasonrec_fast.devices import fork_rng, on_device, seed_rng
-from reasonrec_fast.models.classical.base import VectorRecommender
 from reasonrec_fast.models.classical.sampled_softmax import cosine_cross_entropy
 from reasonrec_fast.models.classical.sequence_blocks import LiGRBlock, SASRecBlock
 from reasonrec_fast.models.classical.training import GradientConfig, product_dtype, train_by_gradient
+from reasonrec_fast.models.classical.vectors import VectorRecommender
 from reasonrec_fast.settings import Count, Positive, ShareBelowOne, Whole
 from reasonrec_fast.training.progress import Progress
 
@@ -59,12 +59,12 @@ class SASRecConfig(GradientConfig):
 class SASRec(VectorRecommender):
     """A causal transformer over a user's items; the next item is the one whose vector is nearest to its state.
 
-    It has no parameter of any user: whoever has a history can be served (see :meth:`set_histories`); for others all
-    scores are 0.
+    It has no parameter of any user: every user who has a history can be served (see :meth:`set_histories`); for others
+    all scores are 0.
 
     Args:
         config: hyper-parameters.
-        device: where the model lives.
+        device: of the model.
     """
 
     config_type = SASRecConfig
@@ -84,7 +84,7 @@ class SASRec(VectorRecommender):
             self.dropout = nn.Dropout(config.dropout)
             for embedding in (self.items, self.positions):
                 nn.init.normal_(embedding.weight, std=0.02)
-        # Share of each item among what a batch asks for; set by fit, and of no use after it.
+        # Share of each item among the targets; set by fit, and unused after it.
         self.register_buffer("shares", torch.zeros(sizes["items"]), persistent=False)
 
     def check_events(self, data: Interactions, train: np.ndarray) -> None:
@@ -119,7 +119,7 @@ class SASRec(VectorRecommender):
         )
 
     def loss(self, users: np.ndarray) -> torch.Tensor:
-        """Cross-entropy of every next item of some users' histories."""
+        """Mean cross-entropy of every next item in the histories of ``users``."""
         config = self.config
         rows, sizes = self.histories.latest(users, config.max_length + 1)
         inside = np.arange(rows.shape[1] - 1) < sizes[:, None] - 1
@@ -146,17 +146,17 @@ class SASRec(VectorRecommender):
         return self._of_users, functional.normalize(self.items.weight, dim=-1)
 
     def _of_users(self, users: np.ndarray) -> torch.Tensor:
-        found = self.items.weight.new_zeros(len(users), self.config.dim)
+        states = self.items.weight.new_zeros(len(users), self.config.dim)
         lengths = self.histories.lengths[self.histories.known(users)]
-        order = np.argsort(lengths, kind="stable")  # alike in length, so that little is padded
-        order = order[lengths[order] > 0]  # who has had nothing is like nothing
+        order = np.argsort(lengths, kind="stable")  # similar lengths together, so that little is padded
+        order = order[lengths[order] > 0]  # without a history the state is zero
         for first in range(0, len(order), _USERS):
-            some = order[first : first + _USERS]
-            rows, sizes = self.histories.latest(users[some], self.config.max_length)
-            states = self(on_device(rows, self.device))
-            state = states[torch.arange(len(some), device=self.device), on_device(sizes - 1, self.device)]
-            found[on_device(some, self.device)] = functional.normalize(state, dim=-1)
-        return found
+            rows = order[first : first + _USERS]
+            items, sizes = self.histories.latest(users[rows], self.config.max_length)
+            outputs = self(on_device(items, self.device))
+            last = outputs[torch.arange(len(rows), device=self.device), on_device(sizes - 1, self.device)]
+            states[on_device(rows, self.device)] = functional.normalize(last, dim=-1)
+        return states
 
     def _batches(self, users: np.ndarray, generator: np.random.Generator) -> Iterator[np.ndarray]:
         """Users in random batches of about equal lengths, so that little is padded."""
@@ -166,5 +166,5 @@ class SASRec(VectorRecommender):
         for first in range(0, len(mixed), size * 32):
             part = mixed[first : first + size * 32]
             part = part[np.argsort(self.histories.lengths[part], kind="stable")]
-            batches += [part[place : place + size] for place in range(0, len(part), size)]
-        return (batches[place] for place in generator.permutation(len(batches)))
+            batches += [part[start : start + size] for start in range(0, len(part), size)]
+        return (batches[number] for number in generator.permutation(len(batches)))

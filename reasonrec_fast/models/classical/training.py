@@ -22,11 +22,11 @@ class GradientConfig:
 
     Attributes:
         batch: examples a step.
-        epochs, patience: at most, and without a better validation value.
+        epochs, patience: epochs at most, and epochs without a better validation value before stopping.
         learning_rate, weight_decay, warmup: of AdamW; warm-up in steps.
-        average: decay of the moving average of the weights, which is what is validated and kept; 0 for none.
-        precision: of products while training, ``"float32"``, ``"bfloat16"`` or ``"auto"``: what the device is faster
-            in.
+        average: decay of the moving average of the weights, which is validated and kept; 0 for none.
+        precision: of products while training, ``"float32"``, ``"bfloat16"`` or ``"auto"``: the fastest of
+            the device.
         seed: of initial weights, order and negatives.
     """
 
@@ -45,7 +45,7 @@ class GradientConfig:
 
 
 def product_dtype(model: ClassicalRecommender) -> torch.dtype:
-    """What ``precision`` of a model's configuration means on its device."""
+    """The dtype of products: ``precision`` of a model's configuration, on its device."""
     precision = model.config.precision
     return fast_dtype(model.device) if precision == "auto" else getattr(torch, precision)
 
