@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from reasonrec_fast.devices import on_device
+from reasonrec_fast.early_exit.batching import batches_of
 from reasonrec_fast.early_exit.heads import MAX_ANSWERS
 from reasonrec_fast.lm.decoder import Decoder
 from reasonrec_fast.lm.inputs import joined
@@ -38,6 +39,8 @@ class Answers:
     reading: Reading
 
     def __post_init__(self) -> None:
+        if len(self.names) != len(self.token_ids):
+            raise ValueError(f"token_ids: expected those of {len(self.names)} answers; got {len(self.token_ids)}")
         if not 2 <= len(self.names) <= MAX_ANSWERS:
             raise ValueError(f"answers: expected 2 to {MAX_ANSWERS}; got {len(self.names)}")
         if self.reading not in READINGS:
@@ -64,11 +67,11 @@ class Answers:
             reading: by default ``"first_token"`` where these differ, else ``"sum"``.
 
         Raises:
-            TypeError: a single text, or an answer that is no text.
+            TypeError: a single text, texts in no order, or an answer that is no text.
             ValueError: fewer than 2 answers or more than 64, an answer without tokens, or two that are the same.
         """
-        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-            raise TypeError(f"answers: expected several texts; got {names!r}")
+        if isinstance(names, str | Set | Mapping) or not all(isinstance(name, str) for name in names):
+            raise TypeError(f"answers: expected several texts in order, the positive one last; got {names!r}")
         token_ids = tuple(tuple(tokenizer(name, add_special_tokens=False)["input_ids"]) for name in names)
         if reading is None:
             first = [ids[:1] for ids in token_ids]
@@ -79,6 +82,17 @@ class Answers:
     def whole(self) -> bool:
         """Whether all tokens of an answer count at full depth."""
         return self.reading != "first_token"
+
+    def check_vocabulary(self, size: int) -> None:
+        """Refuse tokens of another model; on a GPU such an id would end all work of the process.
+
+        Raises:
+            ValueError: an id outside ``[0, size)``, and whose.
+        """
+        for name, ids in zip(self.names, self.token_ids, strict=True):
+            for token in ids:
+                if not 0 <= token < size:
+                    raise ValueError(f"answers: expected token ids in [0, {size}); got {token} in {name!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -91,7 +105,9 @@ class Answers:
 
 
 @torch.inference_mode()
-def answer_scores(decoder: Decoder, output: OutputHead, groups: Sequence[TokenGroup], answers: Answers) -> torch.Tensor:
+def answer_scores(
+    decoder: Decoder, output: OutputHead, groups: Sequence[TokenGroup], answers: Answers, max_tokens: int
+) -> torch.Tensor:
     """Log-scores of whole answers behind each row's text at full depth, before the softmax, float32 ``[R, L]``.
 
     A prefix is computed once for its rows. A row's own tokens are computed once for all of its answers where that is
@@ -102,6 +118,7 @@ def answer_scores(decoder: Decoder, output: OutputHead, groups: Sequence[TokenGr
         output: the final norm and LM head.
         groups: prefixes and suffixes, ``R`` rows.
         answers: with :attr:`Answers.whole`.
+        max_tokens: of a batch, answers included (one answer of one row at least).
     """
     lengths = np.array([len(ids) for ids in answers.token_ids])
     expanded: list[TokenGroup] = []
@@ -112,20 +129,35 @@ def answer_scores(decoder: Decoder, output: OutputHead, groups: Sequence[TokenGr
             expanded.append((prefix, rows))
         else:
             expanded += [(joined(prefix, suffix), list(answers.token_ids)) for suffix in suffixes]
-    layout = PackedLayout.of(expanded)
-    count = np.tile(lengths, len(layout.suffix) // len(lengths))  # tokens of the answer at the end of each row
-    chosen = ranges(np.cumsum(layout.suffix) - count, count)
-    tokens = np.tile(np.concatenate([np.array(ids) for ids in answers.token_ids]), len(count) // len(lengths))
-    batch = PackedBatch(decoder, expanded)
+    sums = [
+        _answer_logprobs(decoder, output, batch, answers, rows % len(lengths))
+        for batch, rows in batches_of(expanded, max_tokens)
+    ]
+    return torch.cat(sums).view(-1, len(lengths))
+
+
+def _answer_logprobs(
+    decoder: Decoder, output: OutputHead, groups: Sequence[TokenGroup], answers: Answers, chosen: np.ndarray
+) -> torch.Tensor:
+    """Sums or means of the log-probabilities of the answers at the end of rows, float32 ``[R]``.
+
+    Args:
+        decoder, output, answers: of :func:`answer_scores`.
+        groups: prefixes and suffixes, ``R`` rows that end with an answer.
+        chosen: index of that answer, int64 ``[R]``.
+    """
+    layout = PackedLayout.of(groups)
+    count = np.array([len(ids) for ids in answers.token_ids])[chosen]
+    cells = ranges(np.cumsum(layout.suffix) - count, count)
+    tokens = np.concatenate([np.array(answers.token_ids[index]) for index in chosen.tolist()])
+    batch = PackedBatch(decoder, groups)
     for depth in range(1, decoder.num_layers + 1):
         batch.layer(depth)
-    before = on_device(preceding_positions(layout)[chosen], decoder.device)
+    before = on_device(preceding_positions(layout)[cells], decoder.device)
     logprobs, _ = output.statistics(output.normalize(batch.hidden[before]), on_device(tokens, decoder.device))
     # A row of a matrix is summed in one order; sums by index_add would have any on a GPU.
-    table = logprobs.new_zeros(len(count), int(lengths.max()))
-    cells = np.repeat(np.arange(len(count)), count), ranges(np.zeros_like(count), count)
-    table[on_device(cells[0], table.device), on_device(cells[1], table.device)] = logprobs
+    table = logprobs.new_zeros(len(count), int(count.max()))
+    rows, columns = np.repeat(np.arange(len(count)), count), ranges(np.zeros_like(count), count)
+    table[on_device(rows, table.device), on_device(columns, table.device)] = logprobs
     sums = table.sum(-1)
-    if answers.reading == "mean":
-        sums = sums / on_device(count.astype(np.float32), table.device)
-    return sums.view(-1, len(lengths))
+    return sums / on_device(count.astype(np.float32), table.device) if answers.reading == "mean" else sums

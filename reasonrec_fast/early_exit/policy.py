@@ -31,8 +31,10 @@ class ExitPolicy:
         """Refuse a model with another number of exits, that of depth 0 included.
 
         Raises:
-            ValueError: strata with other than ``count - 1`` thresholds.
+            ValueError: no stratum, or one with other than ``count - 1`` thresholds.
         """
+        if not self.thresholds:
+            raise ValueError("policy: expected thresholds of at least one stratum; got none")
         for stratum, row in enumerate(self.thresholds):
             if len(row) != count - 1:
                 raise ValueError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from reasonrec_fast.devices import on_device, resolve_device
 from reasonrec_fast.early_exit import storage
 from reasonrec_fast.early_exit.answers import Answers, Reading, answer_scores
 from reasonrec_fast.early_exit.batching import batches_of, num_tokens, pieces_of
+from reasonrec_fast.early_exit.checks import check_leaving, check_strata, checked_inputs
 from reasonrec_fast.early_exit.engine import EarlyExitModel
 from reasonrec_fast.early_exit.heads import default_measure
 from reasonrec_fast.early_exit.policy import ExitPolicy
@@ -29,7 +31,7 @@ from reasonrec_fast.early_exit.requests import (
 from reasonrec_fast.early_exit.scores import RowScores, logit_confidence, put_logits
 from reasonrec_fast.lm.chat import PairPrompt
 from reasonrec_fast.lm.decoder import Decoder, causal_parts
-from reasonrec_fast.lm.layout import TokenGroup, within
+from reasonrec_fast.lm.layout import TokenGroup, text_groups, within
 from reasonrec_fast.lm.output import OutputHead
 from reasonrec_fast.lm.prefix_cache import PrefixCache
 from reasonrec_fast.micro_batcher import SharedBatcher, has_host_library
@@ -119,6 +121,13 @@ class EarlyExitRanker(PushToHub):
                 f"output: expected {'None' if output else 'the LM head'} for answers that are read by "
                 f"{None if answers is None else answers.reading!r}"
             )
+        if answers is not None:
+            answers.check_vocabulary(model.backbone.vocabulary)
+            if answers.whole and (model.offset or model.heads[0].units is not None):
+                raise ValueError(
+                    f"answers: expected reading 'first_token' for heads with an offset or features, of which the "
+                    f"model's own answers know nothing; got {answers.reading!r}"
+                )
         self.answers, self._output = answers, output
         self.prompt: Prompt = PairPrompt() if prompt is None else prompt
         model = model.to(model.backbone.device if device is None else resolve_device(device))
@@ -145,6 +154,10 @@ class EarlyExitRanker(PushToHub):
         tokens, where they all count), behind the final norm. Full depth gives the model's own probabilities. Earlier
         exits are guesses until they are trained; calibration finds out how far they may be trusted.
 
+        Heads are copies: adapters on the LM head or the final norm that are switched or scaled later do not reach them
+        (those on layers do). Make another ranker then, or read answers with ``"sum"``, which is the model's own at full
+        depth whatever is switched.
+
         Args:
             model: a causal or image-text-to-text model of transformers, LoRA or not.
             tokenizer: of the model.
@@ -161,6 +174,7 @@ class EarlyExitRanker(PushToHub):
         """
         causal, chosen = causal_parts(model), Answers.of(tokenizer, answers, reading)
         exiting = EarlyExitModel(Decoder(model), exits, ensemble_size=1, num_answers=len(chosen.names))
+        chosen.check_vocabulary(exiting.backbone.vocabulary)
         tokens = chosen.token_ids if chosen.whole else [ids[:1] for ids in chosen.token_ids]
         for head in exiting.heads:
             head.start_from(causal, tokens)
@@ -211,32 +225,32 @@ class EarlyExitRanker(PushToHub):
         Raises:
             TypeError: token ids that are no whole numbers.
             ValueError: an empty request, texts without a tokenizer, ids that the backbone does not know, a text that is
-                too long, or an offset that is missing or not wanted.
+                too long (the longest answer's tokens included, where they all count), or inputs that are missing, not
+                wanted, of another shape, or not finite.
         """
         if offset is None and callable(requests):
             raise ValueError("requests: expected a sequence, as only an offset tells which go on; got a function")
-        if self.model.offset != (offset is not None):
-            raise ValueError(f"offset: expected {'one a request' if self.model.offset else 'None'}; got {offset}")
-        if offset is None and (shallow is not None or confidence is not None):
-            raise ValueError("shallow, confidence: expected None for a model without depth 0; got one of them")
-        if offset is not None and not callable(requests) and len(requests) != len(offset):
-            raise ValueError(f"offset: expected [{len(requests)}], one a request; got [{len(offset)}]")
-        if offset is not None and self.model.num_answers > 2 and offset.shape[1:] != (self.model.num_answers,):
-            raise ValueError(f"offset: expected [{len(offset)}, {self.model.num_answers}]; got {list(offset.shape)}")
-        size = len(requests) if offset is None else len(offset)  # type: ignore[arg-type]
-        on, shallow = np.arange(size), offset if shallow is None else shallow
-        if shallow is not None and early_exit and self.policy is not None:
-            self.policy.check_exits(len(self.model.depths))
+        size = len(offset) if callable(requests) and offset is not None else len(requests)  # type: ignore[arg-type]
+        given = features, offset, shallow, confidence, strata
+        inputs, shallow, confidence = checked_inputs(self.model, size, *given)
+        policy, on = self.policy if early_exit else None, np.arange(size)
+        check_strata(inputs.strata, policy)
+        if shallow is not None and policy is not None:
+            policy.check_exits(len(self.model.depths))
             if confidence is None:
-                confidence = logit_confidence(shallow, self.policy.measure, self.model.num_answers)
-            on = np.flatnonzero(~self.policy.leaves_at_zero(confidence, strata))
+                confidence = logit_confidence(shallow, policy.measure, self.model.num_answers)
+            rows_of = None if inputs.strata is None else inputs.strata.cpu().numpy()
+            leaving = policy.leaves_at_zero(confidence, rows_of)
+            check_leaving(shallow, leaving)
+            on = np.flatnonzero(~leaving)
         scores = RowScores.empty(size, self.model.num_answers, self.device)
         scores.depth.zero_()
         if shallow is not None:
             put_logits(scores, shallow)
         if len(on):
             chosen = requests(on) if callable(requests) else [requests[row] for row in on.tolist()]
-            inputs = GroupInputs(features, offset, None if strata is None else torch.from_numpy(np.asarray(strata)))
+            if len(chosen) != len(on):
+                raise ValueError(f"requests: expected {len(on)}, one a row that goes on; got {len(chosen)}")
             deeper = self.predict_encoded(self.encode(chosen), inputs=inputs.of(on), early_exit=early_exit)
             scores.put(on_device(on, self.device), deeper)
         return scores
@@ -258,16 +272,22 @@ class EarlyExitRanker(PushToHub):
             first, the lower index first of equal scores.
 
         Raises:
-            TypeError: a query or document that is no text, or one text in place of several documents.
-            ValueError: no documents, or ``top_k`` below 1.
+            TypeError: a query or document that is no text, or documents that are not a sequence of texts.
+            ValueError: no documents, ``top_k`` below 1, or a document whose score is NaN.
         """
-        if isinstance(documents, str):
-            raise TypeError(f"documents: expected several texts; got one, {documents!r}")
-        if not len(documents):
+        if isinstance(documents, str | Set | Mapping):
+            raise TypeError(f"documents: expected a sequence of texts; got {documents!r}")
+        documents = list(documents)  # a table's column is read by position
+        if not documents:
             raise ValueError("documents: expected at least one; got none")
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k: expected at least 1; got {top_k}")
         scores = self.predict([self.prompt(query, document) for document in documents]).probability.tolist()
+        for index, score in enumerate(scores):
+            if math.isnan(score):
+                raise ValueError(
+                    f"documents: expected such as the model gives numbers for; got nan for document {index}"
+                )
         order = sorted(range(len(documents)), key=lambda index: -scores[index])[:top_k]
         results: list[dict[str, Any]] = [{"corpus_id": index, "score": scores[index]} for index in order]
         if return_documents:
@@ -277,7 +297,26 @@ class EarlyExitRanker(PushToHub):
 
     def encode(self, requests: Sequence[Request]) -> list[EncodedRequest]:
         """Every request's token ids (:func:`~reasonrec_fast.early_exit.requests.encode_requests`)."""
-        return encode_requests(requests, self.tokenizer, self.model.backbone)
+        encoded = encode_requests(requests, self.tokenizer, self.model.backbone)
+        if encoded:
+            self.check_length(max(len(text) for text, _ in encoded), "requests")
+        return encoded
+
+    def check_length(self, tokens: int, argument: str) -> None:
+        """Refuse texts that are too long, with the longest answer behind them where all of its tokens count.
+
+        Raises:
+            ValueError: ``tokens``, of the longest, are more.
+        """
+        backbone, answer = self.model.backbone, 0
+        if self.answers is not None and self.answers.whole:
+            answer = max(map(len, self.answers.token_ids))
+        if answer and tokens <= backbone.max_length < tokens + answer:
+            raise ValueError(
+                f"{argument}: expected at most {backbone.max_length - answer} tokens a text, before {answer} of the "
+                f"longest answer; got {tokens}"
+            )
+        backbone.check_length(tokens, argument)
 
     def predict_groups(
         self,
@@ -303,6 +342,10 @@ class EarlyExitRanker(PushToHub):
         inputs, groups = inputs or GroupInputs(), list(groups)
         reads_features = self.model.heads[0].units is not None
         check_groups(groups, inputs, self.model.backbone, features=reads_features, offset=self.model.offset)
+        if groups:
+            longest = max(len(prefix) + max(map(len, suffixes)) for prefix, suffixes in text_groups(groups))
+            self.check_length(longest, "groups")
+        check_strata(inputs.strata, self.policy if early_exit else None)
         if inputs.strata is None:  # a batch may hold rows of other callers, which have some
             inputs = replace(
                 inputs, strata=torch.zeros(sum(len(suffixes) for _, suffixes in groups), dtype=torch.int64)
@@ -375,11 +418,7 @@ class EarlyExitRanker(PushToHub):
     def _whole_answers(self, groups: Sequence[TokenGroup]) -> torch.Tensor:
         """Logits of the answers at full depth, by all of their tokens: ``[R, L]``, or ``[R]`` of the second of two."""
         assert self.answers is not None and self._output is not None
-        parts = [
-            answer_scores(self.model.backbone, self._output, batch, self.answers)
-            for batch, _ in batches_of(groups, self.max_tokens)
-        ]
-        scores = torch.cat(parts)
+        scores = answer_scores(self.model.backbone, self._output, groups, self.answers, self.max_tokens)
         return scores[:, 1] - scores[:, 0] if self.model.num_answers == 2 else scores
 
     def predict_encoded(
@@ -550,11 +589,12 @@ class EarlyExitRanker(PushToHub):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Scores ``[E, N]`` (``[E, N, L]`` for more than two answers) and confidence ``[E, N]`` at every exit, depth 0
         included."""
+        given = inputs.features, inputs.offset, shallow, confidence, inputs.strata
+        inputs, shallow, confidence = checked_inputs(self.model, len(requests), *given)
         encoded, exits = self.encode(requests), len(self.model.depths)
         rest = (self.model.num_answers,) if self.model.num_answers > 2 else ()
         scores, sureness = np.empty((exits, len(encoded), *rest)), np.empty((exits, len(encoded)))
-        if inputs.offset is not None:
-            shallow = inputs.offset if shallow is None else shallow
+        if shallow is not None:
             if confidence is None:
                 confidence = logit_confidence(shallow, measure, self.model.num_answers)
             logits, sureness[0] = shallow.float().cpu(), confidence
@@ -574,6 +614,11 @@ class EarlyExitRanker(PushToHub):
             if self._output is not None:
                 logits = self._whole_answers(groups).cpu()
                 scores[-1, rows] = (logits.softmax(-1) if rest else torch.sigmoid(logits)).numpy()
+        strange = np.isnan(scores).reshape(exits, len(encoded), -1).any((0, 2))
+        if strange.any():  # NaN would agree with itself
+            raise ValueError(
+                f"requests: expected such as the model gives numbers for; got nan for request {strange.argmax()}"
+            )
         return scores, sureness
 
     @torch.inference_mode()

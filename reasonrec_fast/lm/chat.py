@@ -4,15 +4,41 @@ from __future__ import annotations
 
 import copy
 import re
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reasonrec_fast.lm.detokenizer import special_tokens
+from jinja2.exceptions import TemplateError
+from transformers import AddedToken
+
 from reasonrec_fast.lm.inputs import common_prefix
 
 FIELDS = ("query", "document")
-_QUERY, _DOCUMENT = "\ue000query\ue000", "\ue000document\ue000"  # of a private area: in no text
+PROBES = (
+    ("a", "b"),
+    ("", ""),
+    (" \n\t a \n\t ", " \n\t b \n\t "),
+    ("  a  ", "  b  "),
+    ("\n\n\na\n\n\n", "\n\n\nb\n\n\n"),
+    ("\u00a0\u3000a", "b\u3000\u00a0"),
+    (
+        "Üß İ  e\u0301 \u00e9 日本 \U0001f600 A\r\nA",
+        '"it\'s" \\ \\n / & &amp; < > <b>c</b> {{ d }} {% e %} {# f #} % $ `',
+    ),
+    ("<think>a</think>b", "c</think>d<think> /no_think /think"),
+    ("<tool_response>a</tool_response>", "<tool_response>b</tool_response>"),
+    ("<tool_call>a</tool_call>", "[TOOL_CALLS] [INST] a [/INST] <<SYS>> b <</SYS>>"),
+    ("http://a.b/c?d=e&f=g#h", "1.\ta\n2.\tb\n- c\n\n\n\n# d\n    e  \n"),
+    ("word " * 400, "x" * 5000),
+)
+"""Queries and documents for which a :class:`ChatPrompt` must be what the tokenizer's chat template makes of them."""
+
+_MARK = "\ue000"  # of a private area: in no template
+_STRIPS = ("", "lr", "l", "r", "R")
+"""What chat templates take off: blanks on the left or right of the user's turn; ``"R"``: on the right of all up to its
+end, as Llama 2's, which puts the system's words in front."""
+_AS_IT_STANDS = "tokenizer: expected a chat template that writes the user's turn as it stands"
 
 
 def literal_tokenizer(tokenizer: Any) -> Any:
@@ -59,8 +85,11 @@ class PairPrompt:
 class ChatPrompt:
     """A query and a document as a conversation, by the chat template of a tokenizer, up to where the model answers.
 
-    Token ids are those of the tokenizer's own ``apply_chat_template``. Only the template writes control tokens: a text
-    such as ``<|im_end|>`` within a query or a document is read as the characters that it is made of.
+    Token ids are those of the tokenizer's own ``apply_chat_template``, which is tried with :data:`PROBES`. Only the
+    template writes control tokens: a text such as ``<|im_end|>`` within a query or a document is read as the characters
+    that it is made of. Control tokens are those that the tokenizer marks as special (``<think>`` often is not).
+
+    The template is read once: a date that it writes is that of the moment when the prompt was made.
 
     Args:
         tokenizer: of transformers, with a chat template.
@@ -69,8 +98,10 @@ class ChatPrompt:
         answer: what the model's turn begins with, such as ``"Relevance: "``.
 
     Raises:
-        ValueError: a tokenizer without a chat template, a template of another form, or one that does not write the
-            user's turn as it stands.
+        TypeError: a system or answer that is no text.
+        ValueError: a tokenizer without a chat template; a chat template that refuses the conversation, leaves out the
+            system's turn, or writes the user's turn otherwise than as it stands, with or without the blanks around it;
+            or a tokenizer of which control tokens and texts cannot be told apart.
     """
 
     def __init__(
@@ -83,26 +114,75 @@ class ChatPrompt:
     ) -> None:
         if not getattr(tokenizer, "chat_template", None):
             raise ValueError("tokenizer: expected one with a chat template; got none")
+        for name, text in (("system", system), ("answer", answer)):
+            if text is not None and not isinstance(text, str):
+                raise TypeError(f"{name}: expected a text; got {text!r}")
         self.pair = PairPrompt(template)
-        self._plain, self._literal = copy.deepcopy(tokenizer), literal_tokenizer(tokenizer)
-        messages = [] if system is None else [{"role": "system", "content": system}]
-        messages.append({"role": "user", "content": "".join(self.pair(_QUERY, _DOCUMENT))})
-        rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) + answer
-        pieces = re.split(f"({_QUERY}|{_DOCUMENT})", rendered)
-        if pieces[1::2] != [_QUERY, _DOCUMENT]:
-            raise ValueError("tokenizer: expected a chat template that writes the user's turn as it stands, once")
-        head, tail = (self.pair.template.split(f"{{{field}}}")[side] for field, side in (("query", 0), ("document", 1)))
-        if not pieces[0].endswith(head) or not pieces[4].startswith(tail):
-            raise ValueError("tokenizer: expected a chat template that writes the user's turn as it stands, once")
-        self._begin, self._end = pieces[0].removesuffix(head), pieces[4].removeprefix(tail)
-        self._between = head, pieces[2], tail
-        messages[-1]["content"] = f" \n{_QUERY} \n"
-        padded = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        self._strips = f" \n{_QUERY} \n" not in padded  # Llama 3 and others do
-        ids = special_tokens(tokenizer)
-        self._special = {text: token for text, token in tokenizer.get_vocab().items() if token in ids}
-        names = sorted(map(re.escape, self._special), key=len, reverse=True)
-        self._control = re.compile("|".join(names)) if names else None
+        first, rest = template.split("{query}")
+        self._between = first, *rest.split("{document}")
+        turns = [] if system is None else [{"role": "system", "content": system}]
+
+        def render(content: str) -> str:
+            messages = [*turns, {"role": "user", "content": content}]
+            try:
+                return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+            except (TemplateError, TypeError, KeyError, AttributeError) as error:
+                raise ValueError(f"tokenizer: expected a chat template for {messages}; got {error}") from error
+
+        pieces = render(_MARK).split(_MARK)
+        if len(pieces) != 2:
+            raise ValueError(f"{_AS_IT_STANDS} once; got it {len(pieces) - 1} times")
+        if system is not None and system.strip() not in pieces[0]:
+            raise ValueError("system: expected a chat template that writes the system's turn; got one that does not")
+        self._begin, self._end = pieces
+        before, middle, after = self._between
+        written = [render(before + query + middle + document + after) for query, document in PROBES]
+        for self._strips in _STRIPS:
+            if written == ["".join(self._pieces(*probe)) for probe in PROBES]:
+                break
+        else:
+            raise ValueError(f"{_AS_IT_STANDS}; got one that changes it")
+        self._end += answer
+        self._prepare(tokenizer)
+        for probe, text in zip(PROBES, written, strict=True):
+            # The tokenizer itself reads control tokens in texts; and it warns of long ones.
+            if len(text) > 1000 or (self._control is not None and any(map(self._control.search, probe))):
+                continue
+            prefix, suffix = self(*probe)
+            if prefix + suffix != list(tokenizer(text + answer, add_special_tokens=False)["input_ids"]):
+                raise ValueError(
+                    "tokenizer: expected one in which control tokens and texts can be told apart (a fast one, of "
+                    f"transformers' tokenizers backend); got {type(tokenizer).__name__}"
+                )
+
+    def _prepare(self, tokenizer: Any) -> None:
+        """A tokenizer for which no text is a control token, and stand-ins for those that the template writes.
+
+        Stand-ins are tokens of their own in that tokenizer: what lies between control tokens is read as it would be
+        between them, blanks that a control token takes and marks of a text's beginning included. Their names are
+        drawn at random, so that no text can contain one.
+        """
+        before, middle, after = self._between
+        parts = self._begin + before, middle, after + self._end
+        added = {token.content: (index, token) for index, token in tokenizer.added_tokens_decoder.items()}
+        special = {content: found for content, found in added.items() if found[1].special}
+        names = "|".join(sorted(map(re.escape, special), key=len, reverse=True))
+        self._control = re.compile(names) if names else None
+        self._literal, nonce = literal_tokenizer(tokenizer), secrets.token_hex(16)
+        self._stand_ins: dict[str, str] = {}
+        self._control_ids: dict[int, int] = {}
+        for content in dict.fromkeys(name for part in parts for name in (re.findall(names, part) if names else ())):
+            index, token = special[content]
+            stand_in = AddedToken(
+                f"{_MARK}{nonce}-{index}{_MARK}",
+                lstrip=token.lstrip,
+                rstrip=token.rstrip,
+                single_word=token.single_word,
+                normalized=False,
+            )
+            self._literal.add_tokens([stand_in])
+            self._stand_ins[content] = stand_in.content
+            self._control_ids[self._literal.convert_tokens_to_ids(stand_in.content)] = index
 
     def __call__(self, query: str, document: str) -> tuple[list[int], list[int]]:
         """Token ids of what the query's documents share, and of the rest of the conversation.
@@ -111,32 +191,44 @@ class ChatPrompt:
             TypeError: a query or document that is no text.
         """
         _check_texts(query, document)
-        head, middle, tail = self._between
-        turn = [head, query, middle, document, tail]
-        if self._strips:
-            turn = _lstripped(turn)
-            turn = [piece[::-1] for piece in _lstripped([piece[::-1] for piece in reversed(turn)])][::-1]
-        turn[0], turn[4] = self._begin + turn[0], turn[4] + self._end
-        whole = self._ids(turn)
-        shared = common_prefix(self._ids(turn[:3]), whole)
+        pieces = self._pieces(query, document)
+        whole = self._ids(pieces)
+        shared = common_prefix(self._ids(pieces[:3]), whole)
         return whole[:shared], whole[shared:]
 
+    def _pieces(self, query: str, document: str) -> list[str]:
+        """The conversation: the first, third and fifth piece are the template's, the others are the texts."""
+        before, middle, after = self._between
+        pieces = _stripped([before, query, middle, document, after], self._strips)
+        pieces[0] = self._begin + pieces[0]
+        if "R" in self._strips:
+            pieces = _stripped(pieces, "r")
+        pieces[4] += self._end
+        return pieces
+
     def _ids(self, pieces: Sequence[str]) -> list[int]:
-        """Of pieces of which the first, third and fifth are the template's, and the others are texts."""
-        if self._control is None or not any(self._control.search(text) for text in pieces[1::2]):
-            return list(self._plain("".join(pieces), add_special_tokens=False)["input_ids"])
-        runs: list[str] = [""]  # texts between control tokens, and those tokens, in turns
-        for index, piece in enumerate(pieces):
-            parts = [piece] if index % 2 else re.split(f"({self._control.pattern})", piece)
-            runs[-1] += parts[0]
-            runs += parts[1:]
-        ids: list[int] = []
-        for index, run in enumerate(runs):
-            if index % 2:
-                ids.append(self._special[run])
-            elif run:
-                ids += self._literal(run, add_special_tokens=False)["input_ids"]
-        return ids
+        """Of the first of :meth:`_pieces`, or all."""
+        if self._control is not None:
+            pieces = [
+                piece if index % 2 else self._control.sub(lambda match: self._stand_ins[match[0]], piece)
+                for index, piece in enumerate(pieces)
+            ]
+        ids = self._literal("".join(pieces), add_special_tokens=False)["input_ids"]
+        return [self._control_ids.get(token, token) for token in ids]
+
+
+def _stripped(pieces: Sequence[str], sides: str) -> list[str]:
+    """Pieces without the blanks that all of them together begin with (``"l"`` in ``sides``) or end with (``"r"``).
+
+    >>> _stripped([" ", "", "\\n a", " b", " "], "lr")
+    ['', '', 'a', ' b', '']
+    """
+    result = list(pieces)
+    if "l" in sides:
+        result = _lstripped(result)
+    if "r" in sides:
+        result = [piece[::-1] for piece in _lstripped([piece[::-1] for piece in reversed(result)])][::-1]
+    return result
 
 
 def _lstripped(pieces: Sequence[str]) -> list[str]:

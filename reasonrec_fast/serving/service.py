@@ -47,8 +47,6 @@ class RankingService:
         with self._tokenizer_lock:
             encoded = self._ranker.encode(requests)
         tokens = sum(len(ids) for ids, _ in encoded)
-        # Before it joins the batch of others.
-        self._ranker.model.backbone.check_length(max(len(ids) for ids, _ in encoded), "requests")
         return self._batcher.submit(encoded, size=tokens)
 
     def close(self) -> None:

@@ -186,7 +186,7 @@ def test_an_offset_of_more_answers():
         (lambda: Answers.of(Letters(), ("a",)), ValueError, "answers: expected 2 to 64; got 1"),
         (lambda: Answers.of(Letters(), ("a", "")), ValueError, "at least one token in each; got none in ''"),
         (lambda: Answers.of(Letters(), ("ab", "ab")), ValueError, "different ones; got the tokens of 'ab' twice"),
-        (lambda: Answers.of(Letters(), "yes"), TypeError, "answers: expected several texts; got 'yes'"),
+        (lambda: Answers.of(Letters(), "yes"), TypeError, "positive one last; got 'yes'"),
         (lambda: Answers.of(Letters(), ("a", 1)), TypeError, "answers: expected several texts"),
         (lambda: Answers.of(Letters(), ("ab", "ac"), "first_token"), ValueError, "begin with different tokens"),
         (lambda: Answers.of(Letters(), ("a", "b"), "last"), ValueError, "reading: expected one of"),

@@ -201,7 +201,7 @@ def test_what_goes_with_requests_is_refused_where_it_does_not_fit():
     with pytest.raises(ValueError, match="shallow, confidence: expected None for a model without depth 0"):
         plain.predict([([1], [2])], shallow=torch.tensor([5.0]))
     deep = EarlyExitRanker(EarlyExitModel(Decoder(tiny("Llama")), [1], offset=True, ensemble_size=1))
-    with pytest.raises(ValueError, match=r"offset: expected \[3\], one a request; got \[2\]"):
+    with pytest.raises(ValueError, match=r"offset: expected \[3\]; got \[2\]"):
         deep.predict([([1], [2])] * 3, offset=torch.zeros(2))
 
 

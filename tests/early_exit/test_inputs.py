@@ -1,0 +1,316 @@
+"""What goes with requests is held to them, answers to the model; whole answers of every model; rankers of before."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pandas
+import peft
+import pytest
+import torch
+from test_answers import LEVELS, ONE_TOKEN, plain, ranker_of, requests_of
+from tiny import VISION_LANGUAGE, Letters, tiny, tiny_vlm, vlm_inputs
+
+from reasonrec_fast import EarlyExitRanker
+from reasonrec_fast.early_exit import Answers, EarlyExitModel, ExitPolicy
+from reasonrec_fast.early_exit.requests import GroupInputs
+from reasonrec_fast.lm import segments_of
+from reasonrec_fast.lm.decoder import Decoder
+from reasonrec_fast.lm.output import OutputHead
+from reasonrec_fast.serving import RankingService
+
+INF, NAN = float("inf"), float("nan")
+REQUESTS = [([1, 2], [3, row + 4]) for row in range(5)]
+OFFSET = torch.tensor([3.0, -3.0, 0.1, 0.2, -0.1])
+CLOSE = {"atol": 2e-4, "rtol": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny("Llama")
+
+
+def with_offset(model, thresholds=None, **options):
+    policy = None if thresholds is None else ExitPolicy(thresholds, "ratio")
+    return EarlyExitRanker(EarlyExitModel(Decoder(model), [1], offset=True, **options), policy=policy)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"offset": OFFSET[:, None]}, r"offset: expected \[5\]; got \[5, 1\]"),
+        ({"offset": OFFSET[:4]}, r"offset: expected \[5\]; got \[4\]"),
+        ({"offset": torch.tensor([0, NAN, 0, 0, 0])}, "offset: expected finite numbers; got others in row 1"),
+        ({"offset": torch.tensor([0, 0, INF, 0, 0])}, "offset: expected finite numbers; got others in row 2"),
+        ({"shallow": OFFSET[:1]}, r"shallow: expected \[5\]; got \[1\]"),
+        ({"confidence": np.zeros(1)}, r"confidence: expected \[5\]; got \[1\]"),
+        ({"confidence": np.zeros(3)}, r"confidence: expected \[5\]; got \[3\]"),
+        ({"strata": np.zeros(1, int)}, r"strata: expected \[5\]; got \[1\]"),
+        ({"strata": np.full(5, -1)}, r"strata: expected rows of the policy's thresholds, \[0, 1\); got -1 in row 0"),
+        ({"strata": np.arange(5)}, r"strata: expected rows of the policy's thresholds, \[0, 1\); got 1 in row 1"),
+        ({"shallow": OFFSET * NAN, "confidence": np.arange(5)}, "leaves at depth 0; got nan in row 1"),
+        ({"features": torch.zeros(5, 1)}, r"features: expected None, as the heads read none; got \[5, 1\]"),
+    ],
+)
+def test_inputs_of_other_rows_are_refused(model, given, message):
+    """One row was spread over all, rows too many were read from the beginning, stratum -1 was the last."""
+    ranker = with_offset(model, ((1.0, INF),))
+    with pytest.raises(ValueError, match=message):
+        ranker.predict(REQUESTS, **{"offset": OFFSET, **given})
+    if "strata" not in given and "shallow" not in given:
+        with pytest.raises(ValueError, match=message):
+            ranker.calibrate(REQUESTS, alpha=0.5, **{"offset": OFFSET, **given})
+
+
+def test_inputs_as_arrays_and_what_may_be_unknown(model):
+    ranker = with_offset(model, ((1.0, INF),))
+    expected = ranker.predict(REQUESTS, offset=OFFSET)
+    assert expected.depth.tolist() == [0, 0, 4, 4, 4]
+    arrays = ranker.predict(REQUESTS, offset=OFFSET.numpy(), strata=[0] * 5)
+    assert torch.equal(arrays.probability, expected.probability) and torch.equal(arrays.depth, expected.depth)
+    unknown = ranker.predict(REQUESTS, offset=OFFSET, shallow=torch.tensor([3.0, NAN, NAN, 0, 0]))  # NaN goes on
+    assert unknown.depth.tolist() == [0, 4, 4, 4, 4] and unknown.probability.isfinite().all()
+    for wrong in (1, 2):  # one row was the answer of all
+        with pytest.raises(ValueError, match=f"requests: expected 3, one a row that goes on; got {wrong}"):
+            ranker.predict(lambda rows, wrong=wrong: REQUESTS[:wrong], offset=OFFSET)
+    with pytest.raises(TypeError, match=r"strata: expected whole numbers; got torch.float64"):
+        ranker.predict(REQUESTS, offset=OFFSET, strata=np.zeros(5))
+
+
+def test_inputs_of_more_answers_and_of_features(model):
+    offset = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    for shallow in (offset[0], offset[:1]):
+        with pytest.raises(ValueError, match=r"shallow: expected \[5, 3\]"):
+            with_offset(model, num_answers=3).predict(REQUESTS, offset=offset, shallow=shallow)
+    ranker = EarlyExitRanker(EarlyExitModel(Decoder(model), [1], num_features=2))
+    features = torch.randn(7, 2)
+    for wrong in (features, features[:4], None, features[:5] * NAN):
+        with pytest.raises(ValueError, match="features: expected"):
+            ranker.predict(REQUESTS, features=wrong)
+    assert ranker.predict(REQUESTS, features=features[:5]).probability.isfinite().all()
+
+
+def test_policies_of_another_size(model):
+    ranker = ranker_of(model, LEVELS)
+    for policy, message in (
+        (ExitPolicy(((0.5,),), "margin"), "policy: expected 2 thresholds, one an exit but the last; got 1"),
+        (ExitPolicy((), "margin"), "policy: expected thresholds of at least one stratum; got none"),
+    ):
+        ranker.policy = policy
+        with pytest.raises(ValueError, match=message):
+            ranker.predict(REQUESTS)
+        assert ranker.predict(REQUESTS, early_exit=False).depth.tolist() == [4] * 5
+    ranker.policy = ExitPolicy(((INF, INF),), "margin")
+    with pytest.raises(ValueError, match="strata: expected rows of the policy's thresholds"):
+        ranker.predict_groups([([1], [[2]])], GroupInputs(strata=torch.tensor([-1])))
+
+
+# Answers
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: Answers(("a", "b"), ((5,), (6,), (7,)), "sum"), ValueError, "expected those of 2 answers; got 3"),
+        (lambda: Answers.of(Letters(), {"No", "Yes"}), TypeError, "several texts in order, the positive one last"),
+        (lambda: Answers.of(Letters(), {"No": 0, "Yes": 1}), TypeError, "several texts in order"),
+    ],
+)
+def test_answers_that_are_no_answers(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_answers_of_another_model(model):
+    for ids, strange in (((5, 1000), 1000), ((5, -3), -3)):
+        with pytest.raises(ValueError, match=rf"answers: expected token ids in \[0, 97\); got {strange} in 'a'"):
+            EarlyExitRanker(
+                EarlyExitModel(Decoder(model), [1]),
+                answers=Answers(("a", "b"), (ids, (5, 6)), "sum"),
+                output=OutputHead(model),
+            )
+
+    class Larger(Letters):
+        def __call__(self, text, add_special_tokens=True):
+            return {"input_ids": [100 + ord(letter) for letter in text]}
+
+    with pytest.raises(ValueError, match=r"answers: expected token ids in \[0, 97\); got 210 in 'n'"):
+        EarlyExitRanker.from_model(model, Larger(), ("n", "y"))
+    for options in ({"offset": True}, {"num_features": 2}):  # full depth would read neither
+        with pytest.raises(ValueError, match="answers: expected reading 'first_token' for heads with an offset or"):
+            EarlyExitRanker(
+                EarlyExitModel(Decoder(model), [1], **options),
+                answers=Answers.of(Letters(), ("no", "na")),
+                output=OutputHead(model),
+            )
+
+
+def test_a_text_without_room_for_the_answers_fails_nobody_else(model):
+    """It was found out within the batch that callers share, and failed them all."""
+    ranker, good = ranker_of(model, LEVELS), requests_of(5, 6)
+    expected = ranker.predict(good).probabilities
+    longest = ([5] * 100, [6] * (256 - 100 - 4))
+    full = ranker.predict([longest]).probabilities
+    torch.testing.assert_close(full, plain(model, [[*longest[0], *longest[1]]], LEVELS, "sum"), **CLOSE)
+    longer, message = (
+        ([5] * 101, longest[1]),
+        "expected at most 252 tokens a text, before 4 of the longest answer; got 253",
+    )
+    for call in (lambda: ranker.predict([longer]), lambda: ranker.predict_groups([(longer[0], [longer[1]])])):
+        with pytest.raises(ValueError, match=message):
+            call()
+    with RankingService(ranker, max_wait_ms=50.0) as service:
+        with pytest.raises(ValueError, match=message):
+            [service.submit(good), service.submit([longer])]
+        torch.testing.assert_close(service.submit(good).result().probabilities, expected, atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="expected at most 256 tokens a text; got 300"):
+        ranker.predict([([5] * 200, [6] * 100)])
+
+
+@pytest.mark.parametrize("reading", ["sum", "mean"])
+def test_batches_hold_no_more_than_their_tokens(model, monkeypatch, reading):
+    """A row is read once for each answer; batches were counted without them."""
+    from reasonrec_fast.early_exit import answers as module
+
+    sizes = []
+    original = module.PackedBatch
+
+    def counted(decoder, groups, *more):
+        batch = original(decoder, groups, *more)
+        sizes.append((batch.layout.num_tokens, batch.layout.num_rows))
+        return batch
+
+    monkeypatch.setattr(module, "PackedBatch", counted)
+    requests = requests_of(6, 12)
+    for most in (1, 40, 4096):
+        sizes.clear()
+        scores = ranker_of(model, LEVELS, reading, max_tokens=most).predict(requests)
+        assert all(tokens <= most or rows == 1 for tokens, rows in sizes) and (len(sizes) > 1) == (most < 4096)
+        torch.testing.assert_close(
+            scores.probabilities, plain(model, [[*p, *c] for p, c in requests], LEVELS, reading), **CLOSE
+        )
+
+
+@torch.no_grad()
+def plain_vlm(model, inputs, answers):
+    scores = []
+    for answer in answers:
+        ids = Letters()(answer, add_special_tokens=False)["input_ids"]
+        length, more = inputs["input_ids"].shape[1], dict(inputs)
+        more["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([ids])], 1)
+        more["attention_mask"] = torch.ones_like(more["input_ids"])
+        if "mm_token_type_ids" in more:
+            more["mm_token_type_ids"] = torch.nn.functional.pad(more["mm_token_type_ids"], (0, len(ids)))
+        logits = model(**more).logits[0, length - 1 : -1].float()
+        scores.append(logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).sum())
+    return torch.stack(scores).softmax(-1)
+
+
+@pytest.mark.parametrize("kind", VISION_LANGUAGE)
+def test_whole_answers_behind_images(kind):
+    """Behind an image that ends the text too; wherever the text is divided."""
+    model, texts, expected = tiny_vlm(kind), [], []
+    for seed, text in enumerate([[1, 5, "image", 6], [1, "image", 3, "image", 8, 9], [1, "image"], [1, 2, 3]]):
+        inputs = vlm_inputs(kind, [text], seed=seed)
+        texts += segments_of(model, inputs)
+        expected.append(plain_vlm(model, inputs, LEVELS))
+    expected = torch.stack(expected)
+    assert expected.log().std(0).max() > 0.1
+    for half in (0, 1, 2):
+        requests = []
+        for text in texts:
+            at = len(text) * half // 2
+            at = text.boundary(at) if hasattr(text, "boundary") else at
+            requests.append((text[:at], text[at:]))
+        for options in ({}, {"max_tokens": 15, "prefix_cache_bytes": 1 << 20}):
+            scores = ranker_of(model, LEVELS, **options).predict(requests)
+            torch.testing.assert_close(scores.probabilities.log(), expected.log(), atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "modules_to_save"])
+def test_whole_answers_follow_adapters_of_the_head(kind):
+    """As docs say: heads are copies, and answers that are read whole are the model's own."""
+    options = {
+        "lora": {"target_modules": ["q_proj", "lm_head"]},
+        "dora": {"target_modules": ["v_proj", "lm_head"], "use_dora": True},
+        "modules_to_save": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "norm"]},
+    }[kind]
+    torch.manual_seed(0)
+    model = peft.get_peft_model(tiny("Llama"), peft.LoraConfig(r=4, init_lora_weights=False, **options)).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "modules_to_save" in name:
+                weight.add_(torch.randn_like(weight) * 0.3)
+    requests = requests_of(7, 6)
+    texts, ranker = [[*p, *c] for p, c in requests], ranker_of(model, ONE_TOKEN, "sum", prefix_cache_bytes=1 << 20)
+    on = plain(model, texts, ONE_TOKEN, "sum")
+    torch.testing.assert_close(ranker.predict(requests).probabilities, on, **CLOSE)
+    with model.disable_adapter():
+        off = plain(model, texts, ONE_TOKEN, "sum")
+        torch.testing.assert_close(ranker.predict(requests).probabilities, off, **CLOSE)
+    assert (on - off).abs().max() > 1e-2
+
+
+def test_threads_with_whole_answers(model):
+    requests = [requests_of(seed, 5) for seed in range(8)]
+    _, margins = ranker_of(model, LEVELS)._all_exits(
+        [pair for some in requests for pair in some], "margin", GroupInputs(), None, None
+    )
+    policy = ExitPolicy(((float(np.median(margins[0])) + 1e-4, INF),), "margin")
+    expected = [ranker_of(model, LEVELS, policy=policy).predict(some) for some in requests]
+    assert {1, 4} <= {depth for scores in expected for depth in scores.depth.tolist()}
+    ranker = ranker_of(model, LEVELS, policy=policy, prefix_cache_bytes=1 << 14)
+
+    def call(number):
+        groups = [(list(prefix), [list(candidate)]) for prefix, candidate in requests[number % 8]]
+        return ranker.predict_groups(groups) if number % 3 else ranker.predict(requests[number % 8])
+
+    with ThreadPoolExecutor(8) as pool:
+        for number, scores in enumerate(pool.map(call, range(48))):
+            torch.testing.assert_close(scores.probabilities, expected[number % 8].probabilities, atol=1e-5, rtol=1e-4)
+
+
+# Documents, NaN, rankers of before
+
+
+def test_documents_of_a_table_and_nan(model):
+    ranker = ranker_of(model, ("n", "y"))
+    documents = ["tea", "cups", "pots"]
+    expected = ranker.rank("q", documents, return_documents=True)
+    column = pandas.Series(documents, index=[2, 0, 1])  # read by position
+    assert ranker.rank("q", column, return_documents=True) == expected
+    assert ranker.rank("q", (document for document in documents), return_documents=True) == expected
+    for wrong in ({"tea", "cups"}, {"tea": 1}):
+        with pytest.raises(TypeError, match="documents: expected a sequence of texts; got"):
+            ranker.rank("q", wrong)
+    broken = tiny("Llama")
+    with torch.no_grad():
+        broken.model.embed_tokens.weight[Letters()("b", add_special_tokens=False)["input_ids"][0]] = NAN
+    for answers in (("n", "y"), ("no", "na")):
+        ranker = ranker_of(broken, answers)
+        with pytest.raises(ValueError, match="got nan for document 1"):  # it was among the results, in no order
+            ranker.rank("q", ["a", "b", "c"])
+        with pytest.raises(ValueError, match="got nan for request 1"):
+            ranker.calibrate([("q", "a"), ("q", "b"), ("q", "c")] * 20, alpha=0.5)
+
+
+def test_rankers_of_before_load(model, tmp_path):
+    """Written without answers, their number, features or an offset: two, by their first tokens."""
+    ranker, requests = ranker_of(model, ("n", "y")), requests_of(8, 12)
+    ranker.policy = ExitPolicy(((1.0, 2.0),))
+    expected = ranker.predict(requests)
+    ranker.save_pretrained(tmp_path / "ranker")
+    path = tmp_path / "ranker" / "config.json"
+    stored = json.loads(path.read_text())
+    for name in ("answers", "num_answers", "num_features", "offset"):
+        del stored[name]
+    path.write_text(json.dumps(stored))
+    loaded = EarlyExitRanker.from_pretrained(tmp_path / "ranker", model, Letters())
+    scores = loaded.predict(requests)
+    assert loaded.answers is None and loaded.model.num_answers == 2 and loaded.policy == ranker.policy
+    assert torch.equal(scores.probability, expected.probability) and torch.equal(scores.depth, expected.depth)
+    assert torch.equal(scores.probabilities, expected.probabilities)
+    assert loaded.rank("q", ["tea", "cups"]) == ranker.rank("q", ["tea", "cups"])
+    loaded.save_pretrained(tmp_path / "again")
+    again = EarlyExitRanker.from_pretrained(tmp_path / "again", model, Letters())
+    assert torch.equal(again.predict(requests).probability, expected.probability)
