@@ -100,14 +100,14 @@ REASONREC_INLINE void sum_columns(const Visit<T, Index>& visit, int64_t row, int
   }
   const Acc root = visit.inverse_root[row], scale = root * visit.kept_scale;
   for (int v = 0; v < NV; ++v) {
-    const int64_t place = row * visit.width + column + v * L;
+    const int64_t position = row * visit.width + column + v * L;
     const Vec<Acc, L> layer = sums[v] * scale;
     if (visit.scaled) store_narrow(visit.scaled + row * visit.slab + column + v * L, layer * root);
     if (visit.weight == 0) continue;
     Vec<Acc, L> total = layer * visit.weight;
-    if (!visit.first) total += load<L>(visit.total + place);
-    else if (visit.x_weight != 0) total += load_wide<L>(visit.x + place) * visit.x_weight;
-    if (visit.last) store_narrow(visit.out + place, total); else store(visit.total + place, total);
+    if (!visit.first) total += load<L>(visit.total + position);
+    else if (visit.x_weight != 0) total += load_wide<L>(visit.x + position) * visit.x_weight;
+    if (visit.last) store_narrow(visit.out + position, total); else store(visit.total + position, total);
   }
 }
 
@@ -124,14 +124,14 @@ REASONREC_INLINE void sum_last_columns(const Visit<T, Index>& visit, int64_t row
   }
   const Acc root = visit.inverse_root[row], scale = root * visit.kept_scale;
   for (int64_t c = column; c < visit.slab; ++c) {
-    const int64_t place = row * visit.width + c;
+    const int64_t position = row * visit.width + c;
     const Acc layer = sums[c - column] * scale;
     if (visit.scaled) visit.scaled[row * visit.slab + c] = static_cast<T>(layer * root);
     if (visit.weight == 0) continue;
     Acc total = layer * visit.weight;
-    if (!visit.first) total += visit.total[place];
-    else if (visit.x_weight != 0) total += static_cast<Acc>(visit.x[place]) * visit.x_weight;
-    if (visit.last) visit.out[place] = static_cast<T>(total); else visit.total[place] = total;
+    if (!visit.first) total += visit.total[position];
+    else if (visit.x_weight != 0) total += static_cast<Acc>(visit.x[position]) * visit.x_weight;
+    if (visit.last) visit.out[position] = static_cast<T>(total); else visit.total[position] = total;
   }
 }
 

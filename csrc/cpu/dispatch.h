@@ -17,15 +17,15 @@ namespace reasonrec {
 
 #ifdef REASONREC_X86
 inline bool has_v4() {
-  static const bool found = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  return found;
+  static const bool supported = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  return supported;
 }
 
 inline bool has_v3() {
-  static const bool found = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                            __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c");
-  return found;
+  static const bool supported = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                                __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c");
+  return supported;
 }
 
 template <typename Kernel, typename... Args>

@@ -29,7 +29,7 @@ struct Problem {
   const T *hidden, *heads;
   const Accumulator<T>* bias;  // may be null
   const int64_t* targets;      // may be null
-  int64_t rows, members, classes, width, positive;
+  int64_t rows, ensemble, classes, width, positive;
   Measure measure;
   Accumulator<T> inverse_temperature;
 };
@@ -47,8 +47,8 @@ struct Sixteen {
   Acc probability[kLanes], positive[kLanes], confidence[kLanes], entropy[kLanes];
   Acc prediction[kLanes];
 
-  Sixteen(int64_t members, int64_t classes)
-      : logits(members * classes * kLanes), mean(classes * kLanes), logsumexp(members * kLanes) {}
+  Sixteen(int64_t ensemble, int64_t classes)
+      : logits(ensemble * classes * kLanes), mean(classes * kLanes), logsumexp(ensemble * kLanes) {}
 };
 
 // log(sum(e^x)) over [count][stride], per lane.
@@ -66,21 +66,21 @@ REASONREC_INLINE Vec<Acc, L> logsumexp_of(const Acc* x, int64_t count, int64_t s
 
 struct FewClasses {
   template <int W, typename Acc>
-  static REASONREC_INLINE void run(Sixteen<Acc>& s, int64_t members, int64_t classes, int64_t positive,
+  static REASONREC_INLINE void run(Sixteen<Acc>& s, int64_t ensemble, int64_t classes, int64_t positive,
                                    Measure measure) {
     constexpr int L = W / sizeof(Acc);
     using V = Vec<Acc, L>;
     std::fill(s.mean.begin(), s.mean.end(), Acc(0));
     for (int64_t at = 0; at < kLanes; at += L) {
       Acc *all_logits = s.logits.data() + at, *mean = s.mean.data() + at;
-      for (int64_t k = 0; k < members; ++k) {
+      for (int64_t k = 0; k < ensemble; ++k) {
         Acc* logits = all_logits + k * classes * kLanes;
         const V logsumexp = logsumexp_of<L>(logits, classes, kLanes);
         store(s.logsumexp.data() + k * kLanes + at, logsumexp);
         for (int64_t c = 0; c < classes; ++c) {
           const V logprob = load<L>(logits + c * kLanes) - logsumexp;
           store(logits + c * kLanes, logprob);
-          store(mean + c * kLanes, load<L>(mean + c * kLanes) + exp_of(logprob) / static_cast<Acc>(members));
+          store(mean + c * kLanes, load<L>(mean + c * kLanes) + exp_of(logprob) / static_cast<Acc>(ensemble));
         }
       }
       V best = load<L>(mean), second = {}, prediction = {}, entropy = {};
@@ -102,8 +102,8 @@ struct FewClasses {
       if (measure == Measure::kRatio) {
         const Acc *zero = all_logits, *one = all_logits + kLanes;
         const int64_t next = 2 * kLanes;
-        const V ratio = members == 1 ? load<L>(zero) - load<L>(one)
-                                     : logsumexp_of<L>(zero, members, next) - logsumexp_of<L>(one, members, next);
+        const V ratio = ensemble == 1 ? load<L>(zero) - load<L>(one)
+                                      : logsumexp_of<L>(zero, ensemble, next) - logsumexp_of<L>(one, ensemble, next);
         confidence = ratio < V{} ? -ratio : ratio;
       }
       store(s.probability + at, best), store(s.positive + at, load<L>(mean + positive * kLanes));
@@ -115,28 +115,28 @@ struct FewClasses {
 template <typename T>
 void run_few_classes(const Problem<T>& p, const Outputs<Accumulator<T>>& out) {
   using Acc = Accumulator<T>;
-  const int64_t columns = p.members * p.classes, blocks = (p.rows + kLanes - 1) / kLanes;
+  const int64_t columns = p.ensemble * p.classes, blocks = (p.rows + kLanes - 1) / kLanes;
   std::vector<Few<T>> heads;
   for (int64_t first = 0; first < columns; first += kFewRows) {
     heads.emplace_back(p.heads + first * p.width, std::min(kFewRows, columns - first), p.width);
   }
   torch::stable::parallel_for(0, blocks, 4, [&](int64_t begin, int64_t end) {
-    Sixteen<Acc> s(p.members, p.classes);
+    Sixteen<Acc> s(p.ensemble, p.classes);
     for (int64_t block = begin; block < end; ++block) {
       const int64_t first = block * kLanes, count = std::min(kLanes, p.rows - first);
       for (size_t group = 0; group < heads.size(); ++group) {
         heads[group].multiply(p.hidden + first * p.width, count, s.logits.data() + group * kFewRows * kLanes, 1, kLanes);
       }
       scale_logits(s.logits.data(), kLanes, columns, p.bias, p.inverse_temperature);
-      dispatch<FewClasses>(s, p.members, p.classes, p.positive, p.measure);
+      dispatch<FewClasses>(s, p.ensemble, p.classes, p.positive, p.measure);
       for (int64_t row = 0; row < count; ++row) {
         const int64_t b = first + row;
         out.prediction[b] = static_cast<int64_t>(s.prediction[row]), out.probability[b] = s.probability[row];
         out.positive[b] = s.positive[row], out.confidence[b] = s.confidence[row], out.entropy[b] = s.entropy[row];
-        for (int64_t k = 0; k < p.members; ++k) {
-          out.logsumexp[b * p.members + k] = s.logsumexp[k * kLanes + row];
+        for (int64_t k = 0; k < p.ensemble; ++k) {
+          out.logsumexp[b * p.ensemble + k] = s.logsumexp[k * kLanes + row];
           if (p.targets) {
-            out.target_logprob[b * p.members + k] = s.logits[(k * p.classes + p.targets[b]) * kLanes + row];
+            out.target_logprob[b * p.ensemble + k] = s.logits[(k * p.classes + p.targets[b]) * kLanes + row];
           }
         }
       }
@@ -183,10 +183,10 @@ Results exit_confidence(Tensor hidden, Tensor heads, Tensor bias, Tensor tempera
                         int64_t positive, Tensor targets) {
   hidden = torch::stable::contiguous(hidden), heads = torch::stable::contiguous(heads);
   targets = torch::stable::contiguous(targets);
-  const int64_t rows = hidden.size(0), members = heads.size(0), classes = heads.size(1), width = heads.size(2);
+  const int64_t rows = hidden.size(0), ensemble = heads.size(0), classes = heads.size(1), width = heads.size(2);
   STD_TORCH_CHECK(hidden.dim() == 2 && hidden.size(1) == width, "hidden: expected as many columns as heads");
-  STD_TORCH_CHECK(members == 1 || classes <= kMaxEnsembleClasses, "heads: an ensemble has at most 64 classes");
-  STD_TORCH_CHECK(classes > 0 && members > 0, "heads: expected at least one class");
+  STD_TORCH_CHECK(ensemble == 1 || classes <= kMaxEnsembleClasses, "heads: an ensemble has at most 64 classes");
+  STD_TORCH_CHECK(classes > 0 && ensemble > 0, "heads: expected at least one class");
   STD_TORCH_CHECK(positive >= 0 && positive < classes, "positive: expected a class");
   const ScalarType type = hidden.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   bias = torch::stable::contiguous(torch::stable::to(bias, type));
@@ -196,7 +196,7 @@ Results exit_confidence(Tensor hidden, Tensor heads, Tensor bias, Tensor tempera
   };
   Tensor prediction = torch::stable::new_empty(hidden, {rows}, ScalarType::Long);
   Tensor probability = column(-1), positive_probability = column(-1), confidence = column(-1), entropy = column(-1);
-  Tensor logsumexp = column(members), target_logprob = column(targets.numel() > 0 ? members : 0);
+  Tensor logsumexp = column(ensemble), target_logprob = column(targets.numel() > 0 ? ensemble : 0);
   const int64_t* target = targets.numel() > 0 ? targets.const_data_ptr<int64_t>() : nullptr;
   for (int64_t b = 0; target != nullptr && b < rows; ++b) {
     STD_TORCH_CHECK(target[b] >= 0 && target[b] < classes, "targets: expected classes in [0, ", classes, "); got ",
@@ -210,7 +210,7 @@ Results exit_confidence(Tensor hidden, Tensor heads, Tensor bias, Tensor tempera
                              bias.numel() > 0 ? bias.const_data_ptr<Acc>() : nullptr,
                              target,
                              rows,
-                             members,
+                             ensemble,
                              classes,
                              width,
                              positive,

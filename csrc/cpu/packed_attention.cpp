@@ -139,21 +139,21 @@ class Attention {
         some[lane] = static_cast<int32_t>(segment.seen + (first + std::min(lane, rows - 1)) / repeats);
         top[lane] = -std::numeric_limits<Acc>::infinity();
       }
-      const int64_t own_place = (prefix.count + tile_) * lanes;
-      scores_.resize(own_place + (own.count + tile_) * lanes);
-      Acc* const own_scores = scores_.data() + own_place;
+      const int64_t own_offset = (prefix.count + tile_) * lanes;
+      scores_.resize(own_offset + (own.count + tile_) * lanes);
+      Acc* const own_scores = scores_.data() + own_offset;
       multiply_keys(prefix, head, lanes, scores_.data());
       multiply_keys(own, head, lanes, own_scores);
       dispatch<ScaleScores>(scores_.data(), lanes, prefix.count, all, of_.scale_, of_.cap_, top);
       dispatch<ScaleScores>(own_scores, lanes, own.count, some, of_.scale_, of_.cap_, top);
-      found_.assign((of_.width_ + tile_) * lanes, 0);
+      output_.assign((of_.width_ + tile_) * lanes, 0);
       add_values(prefix, head, lanes, scores_.data(), top, total);
       add_values(own, head, lanes, own_scores, top, total);
       for (int64_t row = 0; row < rows; ++row) {
         const int64_t token = segment.query_begin + (first + row) / repeats;
         E* to = of_.out_ + (token * of_.heads_ + head * repeats + (first + row) % repeats) * of_.width_;
         const Acc share = 1 / total[row];
-        for (int64_t c = 0; c < of_.width_; ++c) put(to + c, found_[c * lanes + row] * share);
+        for (int64_t c = 0; c < of_.width_; ++c) put(to + c, output_[c * lanes + row] * share);
       }
     }
 
@@ -179,12 +179,12 @@ class Attention {
     void multiply_keys(const Keys& keys, int64_t head, int64_t lanes, Acc* scores) {
       const int64_t stride = of_.key_heads_ * of_.width_;
       for (int64_t k = 0; k < keys.count; k += tile_) {
-        const int64_t place = keys.begin + k;
-        const E* rows = of_.key_ + place * stride + head * of_.width_;
+        const int64_t position = keys.begin + k;
+        const E* rows = of_.key_ + position * stride + head * of_.width_;
         int64_t apart = stride;
-        if (place + tile_ > of_.keys_) {  // rows past the end are multiplied, but the results are not used
+        if (position + tile_ > of_.keys_) {  // rows past the end are multiplied, but the results are not used
           edge_.assign(tile_ * of_.width_, 0);
-          for (int64_t row = 0; row < of_.keys_ - place; ++row) {
+          for (int64_t row = 0; row < of_.keys_ - position; ++row) {
             std::copy(rows + row * stride, rows + row * stride + of_.width_, edge_.data() + row * of_.width_);
           }
           rows = edge_.data(), apart = of_.width_;
@@ -201,14 +201,14 @@ class Attention {
       const E* values = of_.values_.data() + head * of_.width_ * of_.keys_ + keys.begin;
       for (int64_t c = 0; c < of_.width_; c += tile_) {
         multiply_tile(weights_.data(), values + c * of_.keys_, of_.keys_, keys.count, lanes, part_.data());
-        for (int64_t i = 0; i < tile_ * lanes; ++i) found_[c * lanes + i] += part_[i];
+        for (int64_t i = 0; i < tile_ * lanes; ++i) output_[c * lanes + i] += part_[i];
       }
     }
 
     const Attention& of_;
     const int64_t tile_;
     std::vector<Step<E>> queries_, weights_;
-    std::vector<Acc> scores_, part_, found_;
+    std::vector<Acc> scores_, part_, output_;
     std::vector<E> edge_;
   };
 
@@ -252,8 +252,8 @@ void run(const Tensor& query, const Tensor& key, const Tensor& value, const Segm
     typename Attention<E>::Worker worker(attention);
     for (int64_t unit; begin < end && (unit = next.fetch_add(1)) < starts[count];) {
       const int64_t s = std::upper_bound(starts.begin(), starts.end(), unit) - starts.begin() - 1;
-      const int64_t panels = (starts[s + 1] - starts[s]) / key_heads, place = unit - starts[s];
-      worker.run(segments[s], place / panels, place % panels * kPanelRows);
+      const int64_t panels = (starts[s + 1] - starts[s]) / key_heads, index = unit - starts[s];
+      worker.run(segments[s], index / panels, index % panels * kPanelRows);
     }
   });
 }

@@ -16,16 +16,17 @@ namespace {
 
 #ifdef REASONREC_X86
 bool has_bf16() {
-  static const bool found = has_v4() && __builtin_cpu_supports("avx512bf16");
-  return found;
+  static const bool supported = has_v4() && __builtin_cpu_supports("avx512bf16");
+  return supported;
 }
 
 // A process must request the use of the AMX tile registers from the system, once for all threads.
 bool has_amx() {
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
-  static const bool found = has_bf16() && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
-                            syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-  return found;
+  static const bool supported = has_bf16() && __builtin_cpu_supports("amx-tile") &&
+                                __builtin_cpu_supports("amx-bf16") &&
+                                syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return supported;
 }
 #else
 bool has_bf16() { return false; }
@@ -174,16 +175,17 @@ void Few<T>::multiply_with(const U* rows, const U* streamed, int64_t count, Accu
   for (int64_t first = 0; first < count; first += step) {
     const U* pointers[kLanes];
     for (int64_t s = 0; s < step; ++s) pointers[s] = streamed + std::min(first + s, count - 1) * width_;
-    Accumulator<T> found[kLanes];
+    Accumulator<T> products[kLanes];
     if constexpr (std::is_same_v<U, uint16_t>) {
 #ifdef REASONREC_X86
-      few_bf16(held_, rows, width_, pointers, found);
+      few_bf16(held_, rows, width_, pointers, products);
 #endif
     } else {
-      dispatch<FewRows>(held_, rows, width_, pointers, found);
+      dispatch<FewRows>(held_, rows, width_, pointers, products);
     }
     for (int64_t s = 0; s < std::min(step, count - first); ++s) {
-      for (int64_t r = 0; r < count_; ++r) out[(first + s) * streamed_stride + r * row_stride] = found[s * held_ + r];
+      Accumulator<T>* to = out + (first + s) * streamed_stride;
+      for (int64_t r = 0; r < count_; ++r) to[r * row_stride] = products[s * held_ + r];
     }
   }
 }

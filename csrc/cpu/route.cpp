@@ -73,7 +73,7 @@ Four route_budget(Tensor uncertainty, int64_t count) {
   int64_t* bounds = offsets.mutable_data_ptr<int64_t>();
   bounds[0] = 0, bounds[1] = rows - count, bounds[2] = rows;
   int64_t* sorted = order.mutable_data_ptr<int64_t>();
-  int64_t* place = inverse.mutable_data_ptr<int64_t>();
+  int64_t* position = inverse.mutable_data_ptr<int64_t>();
   int64_t* goes = destination.mutable_data_ptr<int64_t>();
   with_floating_type(uncertainty, "uncertainty", [&](auto element) {
     using T = decltype(element);
@@ -87,7 +87,7 @@ Four route_budget(Tensor uncertainty, int64_t count) {
       const bool tied = keys[row] == last && equals > 0;
       const int64_t target = count > 0 && (keys[row] > last || tied);
       equals -= tied;
-      goes[row] = target, place[row] = next[target], sorted[next[target]++] = row;
+      goes[row] = target, position[row] = next[target], sorted[next[target]++] = row;
     }
   });
   return {order, inverse, offsets, destination};
@@ -109,9 +109,9 @@ Three partition(Tensor destination, int64_t destinations) {
   for (int64_t d = 0; d < destinations; ++d) bounds[d + 1] += bounds[d];
   std::vector<int64_t> next(bounds, bounds + destinations);
   int64_t* sorted = order.mutable_data_ptr<int64_t>();
-  int64_t* place = inverse.mutable_data_ptr<int64_t>();
+  int64_t* position = inverse.mutable_data_ptr<int64_t>();
   for (int64_t row = 0; row < rows; ++row) {
-    place[row] = next[goes[row]], sorted[next[goes[row]]++] = row;
+    position[row] = next[goes[row]], sorted[next[goes[row]]++] = row;
   }
   return {order, inverse, offsets};
 }

@@ -37,13 +37,14 @@ struct AddLogits {
     for (int64_t at = 0; at < lanes; at += L) {
       V best = load<L>(s.best + at), second = load<L>(s.second + at);
       const V before = best;
-      Mask<V> argmax = bits_as<Mask<V>>(load<L>(s.argmax + at)), place = Mask<V>{} + static_cast<Place<Acc>>(first);
-      for (int64_t c = 0; c < count; ++c, place += 1) {
+      Mask<V> argmax = bits_as<Mask<V>>(load<L>(s.argmax + at));
+      Mask<V> index = Mask<V>{} + static_cast<ClassIndex<Acc>>(first);
+      for (int64_t c = 0; c < count; ++c, index += 1) {
         const V l = load<L>(logits + c * lanes + at);
         const Mask<V> above = l > best;
         second = above ? best : larger(l, second);
         best = above ? l : best;
-        argmax = above ? place : argmax;
+        argmax = above ? index : argmax;
       }
       const V zero = {}, none = broadcast<V>(-std::numeric_limits<Acc>::infinity()), far = broadcast<V>(-87);
       // Bound the distance at -87, where e^x is about 1e-38: a mask of -3e38 would overflow in the product below.
@@ -69,8 +70,8 @@ struct ScaleLogits {
     for (int64_t c = 0; c < count; ++c) {
       const Acc shift = bias == nullptr ? Acc(0) : bias[c];
       for (int64_t at = 0; at < lanes; at += L) {
-        Acc* place = logits + c * lanes + at;
-        store(place, (load<L>(place) + shift) * scale);
+        Acc* entry = logits + c * lanes + at;
+        store(entry, (load<L>(entry) + shift) * scale);
       }
     }
   }
@@ -105,13 +106,13 @@ std::vector<RowSum<Accumulator<T>>> Softmax<T>::statistics() const {
                                  int64_t count) {
     dispatch<AddLogits>(parts[panel * stretches + stretch], logits, lanes, first - stretch * kStretch, count);
   });
-  std::vector<RowSum<Acc>> found(rows_);
+  std::vector<RowSum<Acc>> sums(rows_);
   for (int64_t row = 0; row < rows_; ++row) {
     for (int64_t stretch = 0; stretch < stretches; ++stretch) {
-      found[row].add(parts[row / kPanelRows * stretches + stretch], row % kPanelRows, stretch * kStretch);
+      sums[row].add(parts[row / kPanelRows * stretches + stretch], row % kPanelRows, stretch * kStretch);
     }
   }
-  return found;
+  return sums;
 }
 
 template <typename T>

@@ -16,20 +16,20 @@ namespace reasonrec {
 
 // A class index within a stretch, as wide as Acc, so that it fits the same vector lanes.
 template <typename Acc>
-using Place = std::conditional_t<sizeof(Acc) == 4, int32_t, int64_t>;
+using ClassIndex = std::conditional_t<sizeof(Acc) == 4, int32_t, int64_t>;
 
 // Statistics of a stretch of classes for the rows of a panel. Sums are relative to `best`.
 template <typename Acc>
 struct LaneStatistics {
   Acc best[kPanelRows], second[kPanelRows];       // the two largest logits
   Acc sum[kPanelRows], weighted[kPanelRows];      // of e^(l - best), and of that times (l - best)
-  Place<Acc> argmax[kPanelRows];                  // within the stretch
+  ClassIndex<Acc> argmax[kPanelRows];             // within the stretch
 
   LaneStatistics() {
     const Acc nothing = -std::numeric_limits<Acc>::infinity();
     std::fill(best, best + kPanelRows, nothing), std::fill(second, second + kPanelRows, nothing);
     std::fill(sum, sum + kPanelRows, Acc(0)), std::fill(weighted, weighted + kPanelRows, Acc(0));
-    std::fill(argmax, argmax + kPanelRows, Place<Acc>(0));
+    std::fill(argmax, argmax + kPanelRows, ClassIndex<Acc>(0));
   }
 };
 
@@ -40,16 +40,16 @@ struct RowSum {
   int64_t argmax = 0;
 
   void add(const LaneStatistics<Acc>& part, int64_t lane, int64_t first) {
-    const double theirs = part.best[lane], top = std::max(best, theirs);
-    const Shift ours_to = to(best, top), theirs_to = to(theirs, top);
-    weighted = ours_to.factor * (weighted + sum * ours_to.by) +
-               theirs_to.factor * (part.weighted[lane] + part.sum[lane] * theirs_to.by);
-    sum = ours_to.factor * sum + theirs_to.factor * part.sum[lane];
-    if (theirs > best) {
+    const double part_best = part.best[lane], top = std::max(best, part_best);
+    const Shift own_to = to(best, top), part_to = to(part_best, top);
+    weighted = own_to.factor * (weighted + sum * own_to.by) +
+               part_to.factor * (part.weighted[lane] + part.sum[lane] * part_to.by);
+    sum = own_to.factor * sum + part_to.factor * part.sum[lane];
+    if (part_best > best) {
       second = std::max(best, static_cast<double>(part.second[lane]));
-      best = theirs, argmax = first + part.argmax[lane];
+      best = part_best, argmax = first + part.argmax[lane];
     } else {
-      second = std::max(second, theirs);
+      second = std::max(second, part_best);
     }
   }
 

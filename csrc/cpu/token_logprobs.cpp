@@ -63,11 +63,11 @@ Results token_logprobs(Tensor hidden, Tensor weight, Tensor bias, Tensor tokens,
     const Softmax<T> softmax = softmax_of<T>(hidden, weight, bias, temperature);
     Acc* out = logprobs.mutable_data_ptr<Acc>();
     softmax.logits_of(wanted.data(), count, out);
-    const auto found = softmax.statistics();
+    const auto sums = softmax.statistics();
     for (int64_t b = 0; b < rows; ++b) {
-      const double lse = found[b].logsumexp();
+      const double lse = sums[b].logsumexp();
       logsumexp.mutable_data_ptr<Acc>()[b] = static_cast<Acc>(lse);
-      entropy.mutable_data_ptr<Acc>()[b] = static_cast<Acc>(found[b].entropy());
+      entropy.mutable_data_ptr<Acc>()[b] = static_cast<Acc>(sums[b].entropy());
       for (int64_t at = b * count; at < (b + 1) * count; ++at) {
         if (wanted[at] >= 0) out[at] = static_cast<Acc>(out[at] - lse);
       }
@@ -99,9 +99,9 @@ struct GradientOfLogits {
       const V lse = load<L>(rows.logsumexp.data() + row), all = load<L>(rows.through_all.data() + row);
       const V through = load<L>(rows.through_entropy.data() + row), entropy = load<L>(rows.entropy.data() + row);
       for (int64_t c = 0; c < count; ++c) {
-        Acc* place = logits + c * lanes + at;
-        const V raw = load<L>(place) - lse, logprob = raw < far ? far : raw;
-        store(place, exp_of(logprob) * (all - through * (logprob + entropy)) * scale);
+        Acc* entry = logits + c * lanes + at;
+        const V raw = load<L>(entry) - lse, logprob = raw < far ? far : raw;
+        store(entry, exp_of(logprob) * (all - through * (logprob + entropy)) * scale);
       }
     }
   }
@@ -131,10 +131,10 @@ struct AddValues {
 
 // A given token of a row, and the gradient of its log-probability.
 template <typename Acc>
-struct Asked {
+struct TokenGradient {
   int64_t token, row;
   Acc gradient;
-  bool operator<(const Asked& other) const {
+  bool operator<(const TokenGradient& other) const {
     return token < other.token || (token == other.token && row < other.row);
   }
 };
@@ -151,7 +151,7 @@ Results backward(const Tensor& hidden, const Tensor& weight, const Tensor& bias,
   const Softmax<T> softmax = softmax_of<T>(hidden, weight, bias, temperature);
   const Acc scale = static_cast<Acc>(1.0 / temperature.const_data_ptr<double>()[0]);
   RowGradients<Acc> of_rows(padded);
-  std::vector<Asked<Acc>> asked;
+  std::vector<TokenGradient<Acc>> given;
   for (int64_t b = 0; b < rows; ++b) {
     of_rows.logsumexp[b] = logsumexp.const_data_ptr<Acc>()[b], of_rows.entropy[b] = entropy.const_data_ptr<Acc>()[b];
     of_rows.through_entropy[b] = grad_entropy.const_data_ptr<Acc>()[b];
@@ -160,10 +160,10 @@ Results backward(const Tensor& hidden, const Tensor& weight, const Tensor& bias,
       if (wanted[at] < 0) continue;
       const Acc gradient = grad_logprobs.const_data_ptr<Acc>()[at];
       of_rows.through_all[b] -= gradient;
-      asked.push_back({wanted[at], b, gradient});
+      given.push_back({wanted[at], b, gradient});
     }
   }
-  std::sort(asked.begin(), asked.end());
+  std::sort(given.begin(), given.end());
 
   const ScalarType wide = wide_type(hidden);
   Tensor grad_hidden = torch::stable::new_zeros(hidden, {rows, width}, wide);
@@ -180,8 +180,8 @@ Results backward(const Tensor& hidden, const Tensor& weight, const Tensor& bias,
                                           int64_t height) {
       const int64_t first_row = panel * kPanelRows;
       dispatch<GradientOfLogits>(of_rows, first_row, logits, lanes, height, scale);
-      auto next = std::lower_bound(asked.begin(), asked.end(), Asked<Acc>{first, -1, 0});
-      for (; next != asked.end() && next->token < first + height; ++next) {
+      auto next = std::lower_bound(given.begin(), given.end(), TokenGradient<Acc>{first, -1, 0});
+      for (; next != given.end() && next->token < first + height; ++next) {
         const int64_t lane = next->row - first_row;
         if (lane >= 0 && lane < kPanelRows) logits[(next->token - first) * lanes + lane] += next->gradient * scale;
       }

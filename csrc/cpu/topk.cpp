@@ -23,11 +23,11 @@ constexpr int64_t kMostPanels = 4;
 constexpr int64_t kLeastStretch = 4096;  // items; shorter stretches would spend most of their time on filling heaps
 
 template <typename Acc>
-struct Found {
+struct Match {
   Acc score;
   int64_t item;
   // Whether this item ranks before the other.
-  bool operator<(const Found& other) const {
+  bool operator<(const Match& other) const {
     return score > other.score || (score == other.score && item < other.item);
   }
 };
@@ -41,20 +41,20 @@ class Exclusions {
     STD_TORCH_CHECK(rows.numel() == batch, "exclude: expected ", batch, " rows, one a query; got ", rows.numel());
     const int64_t* bounds = indptr.const_data_ptr<int64_t>();
     const int64_t* items = indices.const_data_ptr<int64_t>();
-    const int64_t* place = rows.const_data_ptr<int64_t>();
+    const int64_t* csr = rows.const_data_ptr<int64_t>();
     for (int64_t row = 0; row < batch; ++row) {
-      STD_TORCH_CHECK(place[row] >= 0 && place[row] + 1 < indptr.numel(), "exclude: expected rows of the CSR; got ",
-                      place[row], " in row ", row);
-      const int64_t begin = bounds[place[row]], end = bounds[place[row] + 1];
+      STD_TORCH_CHECK(csr[row] >= 0 && csr[row] + 1 < indptr.numel(), "exclude: expected rows of the CSR; got ",
+                      csr[row], " in row ", row);
+      const int64_t begin = bounds[csr[row]], end = bounds[csr[row] + 1];
       STD_TORCH_CHECK(begin >= 0 && begin <= end && end <= indices.numel(), "exclude: expected an indptr that rises within ",
-                      indices.numel(), " indices; got ", begin, " to ", end, " in row ", place[row]);
+                      indices.numel(), " indices; got ", begin, " to ", end, " in row ", csr[row]);
       starts_[row + 1] = starts_[row] + end - begin;
     }
     items_.resize(starts_[batch]);
     torch::stable::parallel_for(0, batch, 64, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         const auto first = items_.begin() + starts_[row], last = items_.begin() + starts_[row + 1];
-        std::copy(items + bounds[place[row]], items + bounds[place[row] + 1], first);
+        std::copy(items + bounds[csr[row]], items + bounds[csr[row] + 1], first);
         if (!std::is_sorted(first, last)) std::sort(first, last);
       }
     });
@@ -71,10 +71,10 @@ class Exclusions {
     return std::lower_bound(items_.begin() + starts_[row], items_.begin() + starts_[row + 1], item) - items_.begin();
   }
 
-  // Whether a row excludes an item. Items must ascend from call to call: `place` is a cursor that only moves forward.
-  bool has(int64_t row, int64_t item, int64_t& place) const {
-    while (place < starts_[row + 1] && items_[place] < item) ++place;
-    return place < starts_[row + 1] && items_[place] == item;
+  // Whether a row excludes an item. Items must ascend from call to call: `cursor` only moves forward.
+  bool has(int64_t row, int64_t item, int64_t& cursor) const {
+    while (cursor < starts_[row + 1] && items_[cursor] < item) ++cursor;
+    return cursor < starts_[row + 1] && items_[cursor] == item;
   }
 
  private:
@@ -90,42 +90,42 @@ class Best {
   // What a score must exceed; NaN while the heap is not full, since `score <= NaN` is false for every score.
   Acc bar() const { return heap_.size() < k_ ? std::numeric_limits<Acc>::quiet_NaN() : heap_.front().score; }
 
-  void offer(Found<Acc> found) {
+  void offer(Match<Acc> match) {
     if (heap_.size() < k_) {
-      heap_.push_back(found);
+      heap_.push_back(match);
       std::push_heap(heap_.begin(), heap_.end());
-    } else if (found < heap_.front()) {
-      replace_worst(found);
+    } else if (match < heap_.front()) {
+      replace_worst(match);
     }
   }
 
-  const std::vector<Found<Acc>>& found() const { return heap_; }
+  const std::vector<Match<Acc>>& matches() const { return heap_; }
 
  private:
   // Moves the worse child up until the new item fits: half the comparisons of a pop and a push.
-  void replace_worst(Found<Acc> found) {
+  void replace_worst(Match<Acc> match) {
     size_t hole = 0;
     for (size_t child = 1; child < k_; child = 2 * hole + 1) {
       if (child + 1 < k_) child += heap_[child] < heap_[child + 1];
-      if (!(found < heap_[child])) break;
+      if (!(match < heap_[child])) break;
       heap_[hole] = heap_[child], hole = child;
     }
-    heap_[hole] = found;
+    heap_[hole] = match;
   }
 
   size_t k_;
-  std::vector<Found<Acc>> heap_;
+  std::vector<Match<Acc>> heap_;
 };
 
 // bits[c][lanes / 16]: the lanes of scores[count][lanes] with !(score <= bar), which includes a NaN score or bar.
 template <typename Acc>
 void above_generic(const Acc* scores, int64_t lanes, int64_t count, const Acc* bars, uint16_t* bits) {
   for (int64_t at = 0; at < count * lanes; at += kLanes) {
-    uint32_t found = 0;
+    uint32_t mask = 0;
     for (int64_t lane = 0; lane < kLanes; ++lane) {
-      found |= static_cast<uint32_t>(!(scores[at + lane] <= bars[(at + lane) % lanes])) << lane;
+      mask |= static_cast<uint32_t>(!(scores[at + lane] <= bars[(at + lane) % lanes])) << lane;
     }
-    bits[at / kLanes] = static_cast<uint16_t>(found);
+    bits[at / kLanes] = static_cast<uint16_t>(mask);
   }
 }
 
@@ -139,12 +139,12 @@ REASONREC_V4 void above_v4(const float* scores, int64_t lanes, int64_t count, co
 
 REASONREC_V3 void above_v3(const float* scores, int64_t lanes, int64_t count, const float* bars, uint16_t* bits) {
   for (int64_t at = 0; at < count * lanes; at += kLanes) {
-    uint32_t found = 0;
+    uint32_t mask = 0;
     for (int64_t lane = 0; lane < kLanes; lane += 8) {
       const __m256 score = _mm256_loadu_ps(scores + at + lane), bar = _mm256_loadu_ps(bars + at % lanes + lane);
-      found |= static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(score, bar, _CMP_NLE_UQ))) << lane;
+      mask |= static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(score, bar, _CMP_NLE_UQ))) << lane;
     }
-    bits[at / kLanes] = static_cast<uint16_t>(found);
+    bits[at / kLanes] = static_cast<uint16_t>(mask);
   }
 }
 #endif
@@ -163,16 +163,16 @@ void above(const Acc* scores, int64_t lanes, int64_t count, const Acc* bars, uin
 // Offers scores[count][lanes] of items first, first + 1, ... to the rows of a panel.
 template <typename Acc>
 void offer(const Acc* scores, int64_t lanes, int64_t rows, int64_t first, int64_t count, int64_t first_row,
-           const Exclusions& excluded, int64_t* places, Best<Acc>* best, Acc* bars) {
+           const Exclusions& excluded, int64_t* cursors, Best<Acc>* best, Acc* bars) {
   uint16_t bits[kMostTileRows * kPanelRows / kLanes];
   above(scores, lanes, count, bars, bits);
   for (int64_t at = 0; at < count * lanes; at += kLanes) {
     for (uint32_t left = bits[at / kLanes]; left != 0; left &= left - 1) {
-      const int64_t place = at + __builtin_ctz(left), row = place % lanes, item = first + place / lanes;
-      if (row >= rows || scores[place] <= bars[row] || excluded.has(first_row + row, item, places[row])) {
+      const int64_t index = at + __builtin_ctz(left), row = index % lanes, item = first + index / lanes;
+      if (row >= rows || scores[index] <= bars[row] || excluded.has(first_row + row, item, cursors[row])) {
         continue;
       }
-      best[row].offer({std::isnan(scores[place]) ? -std::numeric_limits<Acc>::infinity() : scores[place], item});
+      best[row].offer({std::isnan(scores[index]) ? -std::numeric_limits<Acc>::infinity() : scores[index], item});
       bars[row] = best[row].bar();
     }
   }
@@ -198,14 +198,14 @@ void run(const T* queries, const T* items, int64_t batch, int64_t count, int64_t
   torch::stable::parallel_for(0, groups * stretches, 1, [&](int64_t begin, int64_t end) {
     Tiles<T> tiles(items, count, width);
     std::vector<Acc> scores(kMostTileRows * kPanelRows), bars(group * kPanelRows);
-    std::vector<int64_t> places(group * kPanelRows);
+    std::vector<int64_t> cursors(group * kPanelRows);
     for (int64_t work = begin; work < end; ++work) {
       const int64_t stretch = work % stretches, first_panel = work / stretches * group;
       const int64_t start = stretch * stretch_items, stop = std::min(start + stretch_items, count);
       std::fill(bars.begin(), bars.end(), Best<Acc>(1).bar());
       for (int64_t lane = 0; lane < group * kPanelRows; ++lane) {
         const int64_t row = first_panel * kPanelRows + lane;
-        if (row < batch) places[lane] = excluded.from(row, start);
+        if (row < batch) cursors[lane] = excluded.from(row, start);
       }
       for (int64_t first = start; first < stop; first += tile) {
         const int64_t height = std::min(tile, stop - first);
@@ -219,7 +219,7 @@ void run(const T* queries, const T* items, int64_t batch, int64_t count, int64_t
             tiles.multiply(panels, panel, scores.data(), panel - first_panel, last_panel - first_panel);
           }
           offer(scores.data(), lanes, std::min(kPanelRows, batch - first_row), first, height, first_row, excluded,
-                places.data() + (panel - first_panel) * kPanelRows,
+                cursors.data() + (panel - first_panel) * kPanelRows,
                 best.data() + (stretch * num_panels + panel) * kPanelRows,
                 bars.data() + (panel - first_panel) * kPanelRows);
         }
@@ -227,18 +227,18 @@ void run(const T* queries, const T* items, int64_t batch, int64_t count, int64_t
     }
   });
   torch::stable::parallel_for(0, batch, 16, [&](int64_t begin, int64_t end) {
-    std::vector<Found<Acc>> found;
+    std::vector<Match<Acc>> matches;
     for (int64_t row = begin; row < end; ++row) {
-      found.clear();
+      matches.clear();
       for (int64_t stretch = 0; stretch < stretches; ++stretch) {
-        const auto& part = best[stretch * num_panels * kPanelRows + row].found();
-        found.insert(found.end(), part.begin(), part.end());
+        const auto& part = best[stretch * num_panels * kPanelRows + row].matches();
+        matches.insert(matches.end(), part.begin(), part.end());
       }
-      std::sort(found.begin(), found.end());
+      std::sort(matches.begin(), matches.end());
       for (int64_t slot = 0; slot < k; ++slot) {
-        const bool there = slot < static_cast<int64_t>(found.size());
-        values[row * k + slot] = there ? found[slot].score : -std::numeric_limits<Acc>::infinity();
-        indices[row * k + slot] = there ? found[slot].item : -1;
+        const bool there = slot < static_cast<int64_t>(matches.size());
+        values[row * k + slot] = there ? matches[slot].score : -std::numeric_limits<Acc>::infinity();
+        indices[row * k + slot] = there ? matches[slot].item : -1;
       }
     }
   });
@@ -253,15 +253,15 @@ std::tuple<Tensor, Tensor> topk(Tensor queries, Tensor items, int64_t k, Tensor 
                   "items: expected the width and dtype of queries");
   const ScalarType type = queries.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   Tensor values = torch::stable::new_empty(queries, {batch, k}, type);
-  Tensor found = torch::stable::new_empty(queries, {batch, k}, ScalarType::Long);
-  if (batch == 0 || k == 0) return {values, found};
+  Tensor top_items = torch::stable::new_empty(queries, {batch, k}, ScalarType::Long);
+  if (batch == 0 || k == 0) return {values, top_items};
   const Exclusions excluded(indptr, indices, rows, batch, count);
   with_floating_type(queries, "queries", [&](auto element) {
     using T = decltype(element);
     run<T>(queries.const_data_ptr<T>(), items.const_data_ptr<T>(), batch, count, width, k, excluded,
-           values.mutable_data_ptr<Accumulator<T>>(), found.mutable_data_ptr<int64_t>());
+           values.mutable_data_ptr<Accumulator<T>>(), top_items.mutable_data_ptr<int64_t>());
   });
-  return {values, found};
+  return {values, top_items};
 }
 
 }  // namespace

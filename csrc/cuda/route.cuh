@@ -51,34 +51,34 @@ __global__ void destination_key_kernel(const int64_t* destination, int64_t rows,
 
 // The first `count` rows, in descending order of their keys, get destination 1.
 __global__ void mark_kernel(const int64_t* by_key, int64_t rows, int64_t count, int64_t* destination) {
-  const int64_t place = row_of_thread();
-  if (place < rows) destination[by_key[place]] = place < count;
+  const int64_t position = row_of_thread();
+  if (position < rows) destination[by_key[position]] = position < count;
 }
 
 // delegated_before: number of earlier rows with destination 1.
-__global__ void place_kernel(const int64_t* destination, const int64_t* delegated_before, int64_t rows, int64_t count,
-                             int64_t* order, int64_t* inverse, int64_t* offsets) {
+__global__ void scatter_kernel(const int64_t* destination, const int64_t* delegated_before, int64_t rows, int64_t count,
+                               int64_t* order, int64_t* inverse, int64_t* offsets) {
   const int64_t row = row_of_thread();
   if (row == 0) offsets[0] = 0, offsets[1] = rows - count, offsets[2] = rows;
   if (row >= rows) return;
   const int64_t before = delegated_before[row];
-  const int64_t place = destination[row] != 0 ? rows - count + before : row - before;
-  inverse[row] = place;
-  order[place] = row;
+  const int64_t position = destination[row] != 0 ? rows - count + before : row - before;
+  inverse[row] = position;
+  order[position] = row;
 }
 
 __global__ void invert_kernel(const int64_t* order, int64_t rows, int64_t* inverse) {
-  const int64_t place = row_of_thread();
-  if (place < rows) inverse[order[place]] = place;
+  const int64_t position = row_of_thread();
+  if (position < rows) inverse[order[position]] = position;
 }
 
 // The offset of each destination among the sorted ones, and the total.
 __global__ void offsets_kernel(const uint32_t* sorted, int64_t rows, int64_t destinations, int64_t* offsets) {
-  const int64_t place = row_of_thread();
-  if (place > rows) return;
-  const int64_t before = place == 0 ? -1 : static_cast<int64_t>(sorted[place - 1]);
-  const int64_t here = place == rows ? destinations : static_cast<int64_t>(sorted[place]);
-  for (int64_t d = before + 1; d <= here; ++d) offsets[d] = place;
+  const int64_t position = row_of_thread();
+  if (position > rows) return;
+  const int64_t previous = position == 0 ? -1 : static_cast<int64_t>(sorted[position - 1]);
+  const int64_t current = position == rows ? destinations : static_cast<int64_t>(sorted[position]);
+  for (int64_t d = previous + 1; d <= current; ++d) offsets[d] = position;
 }
 
 template <typename Device, typename T>
@@ -92,7 +92,7 @@ void route_budget_steps(Device& device, const T* uncertainty, int64_t rows, int6
   device.sort_falling(keys, sorted, inverse, order, rows);
   device.launch(mark_kernel, rows, order, rows, count, destination);
   device.exclusive_sum(destination, before, rows);
-  device.launch(place_kernel, rows + 1, destination, before, rows, count, order, inverse, offsets);
+  device.launch(scatter_kernel, rows + 1, destination, before, rows, count, order, inverse, offsets);
 }
 
 constexpr int64_t kMostDestinations = int64_t(1) << 31;  // sort keys have 32 bits

@@ -75,12 +75,12 @@ CsrGraph<Index> build_graph(const int64_t* users, const int64_t* items, int64_t 
   threads = static_cast<int>(std::clamp<int64_t>(4 * edges / widest, 1, std::max(threads, 1)));
   Array<Index> by_item_user(edges), by_item_item(edges), sorted(edges), start(num_users + 1), count(num_items + 1);
   counting_sort<Index>(edges, num_items, threads, [&](int64_t e) { return items[e]; }, count.data(),
-                       [&](int64_t e, int64_t place) {
-                         by_item_user[place] = static_cast<Index>(users[e]);
-                         by_item_item[place] = static_cast<Index>(items[e]);
+                       [&](int64_t e, int64_t position) {
+                         by_item_user[position] = static_cast<Index>(users[e]);
+                         by_item_item[position] = static_cast<Index>(items[e]);
                        });
   counting_sort<Index>(edges, num_users, threads, [&](int64_t e) { return by_item_user[e]; }, start.data(),
-                       [&](int64_t e, int64_t place) { sorted[place] = by_item_item[e]; });
+                       [&](int64_t e, int64_t position) { sorted[position] = by_item_item[e]; });
   CsrGraph<Index> graph{Array<Index>(num_users + 1), Array<Index>(), Array<Index>(num_items + 1), Array<Index>()};
   graph.user_indptr[0] = 0;
   in_shares(num_users, threads, [&](int, int64_t first, int64_t last) {
@@ -102,7 +102,7 @@ CsrGraph<Index> build_graph(const int64_t* users, const int64_t* items, int64_t 
   });
   counting_sort<Index>(kept, num_items, threads, [&](int64_t e) { return graph.user_indices[e]; },
                        graph.item_indptr.data(),
-                       [&](int64_t e, int64_t place) { graph.item_indices[place] = owner[e]; });
+                       [&](int64_t e, int64_t position) { graph.item_indices[position] = owner[e]; });
   return graph;
 }
 

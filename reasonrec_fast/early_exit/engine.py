@@ -126,7 +126,7 @@ class EarlyExitModel(nn.Module):
         last = on_device(batch.layout.last, self.backbone.device)
         for depth in range(1, self.backbone.num_layers + 1):
             if depth == self.backbone.num_layers:
-                results.append(read(heads[depth], batch.look(depth)))
+                results.append(read(heads[depth], batch.peek_last(depth)))
                 break
             if depth not in skip:
                 batch.layer(depth)
@@ -209,7 +209,7 @@ class EarlyExitModel(nn.Module):
             if stay == rows:
                 break
             rows -= stay
-            batch.stay(np.array(order[stay:]))
+            batch.keep(np.array(order[stay:]))
         else:
             inputs = [batch.advance(self.backbone.num_layers), *_of_rows(given, alive)]
             scores.probability[alive] = self.heads[-1](*inputs).positive_probability

@@ -1,4 +1,4 @@
-"""Language models on packed batches: a decoder taken apart, shared prefixes, and what is cached of them."""
+"""Language models on packed batches: decoders run layer by layer, shared prefixes, and their cache."""
 
 from reasonrec_fast.lm.adapters import AdapterMerger
 from reasonrec_fast.lm.decoder import Decoder

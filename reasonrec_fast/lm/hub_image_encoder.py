@@ -1,4 +1,4 @@
-"""Any image encoder that transformers knows, by folder or hub name: SigLIP, DINOv2, CLIP's vision part, ResNet."""
+"""Image encoders of transformers, by folder or hub name: SigLIP, DINOv2, CLIP's vision part, ResNet."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from reasonrec_fast.data.images import MAX_PIXELS, ImageSource, RGBImage, read_i
 from reasonrec_fast.devices import resolve_device, to_device
 from reasonrec_fast.lm.image_encoder import checked_batch_size, filled_batches, weights_digest
 
-_LARGEST_RATIO = 100  # of the sides: a processor that scales the shorter one would make a huge image of a thin one
+_LARGEST_RATIO = 100  # of the sides: a processor that scales the shorter side would make a huge image of a thin one
 _PROBE = (64, 64, 3)
 _NOT_THE_MODELS = ("transformers_version", "architectures", "dtype")  # in a configuration
 
@@ -70,7 +70,7 @@ class HubImageEncoder:
         self._model = getattr(model, "vision_model", model).to(self.device).eval().requires_grad_(False)
         prefix = "vision_model." if self._model is not model else ""
         missing = {key.removeprefix(prefix) for key in loading["missing_keys"] if key.startswith(prefix)}
-        # Many checkpoints have no pooler; what makes no patch feature may be missing.
+        # Many checkpoints have no pooler; weights that patch features do not use may be missing.
         used = missing if features == "pooled" else {key for key in missing if not key.startswith(("pooler.", "head."))}
         if used:
             raise ValueError(

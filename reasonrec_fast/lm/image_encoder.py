@@ -1,4 +1,4 @@
-"""What every image encoder offers, and what they share."""
+"""The protocol of image encoders, and their shared helpers."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class ImageEncoder(Protocol):
 
 
 def encoder_identity(encoder: ImageEncoder) -> dict[str, Any]:
-    """What tells an encoder's features from those of any other, as JSON gives it back (tuples are lists)."""
+    """The identity of an encoder's features: name, weights and settings, as JSON returns them (tuples are lists)."""
     identity = {
         "encoder": encoder.name,
         "weights": encoder.digest,
@@ -117,7 +117,7 @@ def checked_batch_size(batch_size: int | None, device: torch.device) -> int:
 def filled_batches(rows: Sequence[torch.Tensor], batch_size: int) -> Iterator[tuple[slice, torch.Tensor]]:
     """Stacks of exactly ``batch_size`` tensors of one shape, the last one filled up with zeros.
 
-    A library may sum in another order at another batch size; so a row's result would depend on how many came with it.
+    A library may sum in another order at another batch size, and a row's result would depend on the number of rows.
 
     >>> [(span, batch.tolist()) for span, batch in filled_batches([torch.ones(1)] * 3, 2)]
     [(slice(0, 2, None), [[1.0], [1.0]]), (slice(2, 3, None), [[1.0], [0.0]])]

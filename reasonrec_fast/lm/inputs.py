@@ -1,4 +1,4 @@
-"""What a language model reads: texts of token ids, and of vectors in place of token embeddings."""
+"""Inputs of a language model: texts of token ids and of vectors in place of token embeddings."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ import torch
 class Embeddings:
     """Vectors that a model reads in place of token embeddings: an image, an item's vector, a latent thought.
 
-    Caches and groups tell contents apart by ``key`` (and ``positions``), not by ``values``: whoever gives a key
-    promises that other values have another one. :meth:`of` makes the key from the values.
+    Caches and groups distinguish contents by ``key`` (and ``positions``), not by ``values``: a caller that gives a key
+    must give different keys for different values. :meth:`of` computes the key from the values.
 
     Args:
         values: input of the first layer, floating point ``[N, D]``, on any device; a decoder reads them in its own
             dtype. They may require gradients.
         key: of the content, at least one byte.
         positions: for models with several position axes (Qwen2-VL, Qwen2.5-VL), int64 ``[A, N]`` of at least 0,
-            counted from the position where the vectors begin; None: they follow each other as tokens do.
-        extent: with ``positions``, by how much the text behind the vectors is further on than where they begin; by
-            default one more than the largest position.
+            relative to the position where the vectors begin; None: consecutive, as of tokens.
+        extent: with ``positions``, the number of positions that the vectors take up; by default one more than the
+            largest position.
 
     Raises:
         TypeError: values that are no floating-point tensor, or a key that is not bytes.
-        ValueError: another shape, no vector, an empty key, values that are not finite (looked for on a CPU alone), or
+        ValueError: another shape, no vector, an empty key, values that are not finite (checked on a CPU only), or
             positions or an extent that are negative or do not fit.
     """
 
@@ -68,7 +68,7 @@ class Embeddings:
                 raise ValueError(f"extent: expected at least 0; got {self.extent}")
         axes = b"" if self.positions is None else self.positions.tobytes()
         self.identity: tuple[Any, ...] = (key, len(values), self.extent, axes)
-        """What tells this content from another."""
+        """Key, length and positions: equal for equal contents."""
 
     @classmethod
     def of(
@@ -77,7 +77,7 @@ class Embeddings:
         positions: np.ndarray | torch.Tensor | None = None,
         extent: int | None = None,
     ) -> Embeddings:
-        """With a key made from the values, which are read back from a GPU once.
+        """Embeddings with a key computed from the values, which are copied from a GPU once.
 
         >>> Embeddings.of(torch.ones(2, 3)) == Embeddings.of(torch.ones(2, 3))
         True
@@ -110,13 +110,13 @@ def values_key(values: torch.Tensor) -> bytes:
 
 
 class Text(Sequence[Any]):
-    """Token ids and :class:`Embeddings`, at least one of the latter; made by :func:`text_of`, immutable.
+    """A text of token ids and :class:`Embeddings`, at least one of the latter; made by :func:`text_of`, immutable.
 
-    It is a sequence as a list of token ids is one: its length is that of its ids and vectors together, and slices end
-    where a segment of vectors ends or begins. Texts of the same content are equal and have the same hash.
+    It is a sequence, as a list of token ids is: its length is the number of ids and vectors, and slices do not divide a
+    segment of vectors. Texts of the same content are equal and have the same hash.
 
     Attributes:
-        segments: tuples of ids and :class:`Embeddings`, no two tuples beside each other.
+        segments: tuples of ids and :class:`Embeddings`; adjacent tuples are merged.
     """
 
     def __init__(self, segments: Sequence[tuple[int, ...] | Embeddings]) -> None:
@@ -131,7 +131,7 @@ class Text(Sequence[Any]):
     @overload
     def __getitem__(self, at: slice) -> TextInput: ...
     def __getitem__(self, at: int | slice) -> Any:
-        """An element (an id, or what tells a vector from others), or a part.
+        """An element (a token id, or the identity and offset of a vector), or a slice.
 
         Raises:
             ValueError: a slice with steps, or one that divides vectors.
@@ -142,8 +142,8 @@ class Text(Sequence[Any]):
                 raise ValueError(f"slice: expected a step of 1; got {step}")
             return self._part(begin, end)
         at = range(len(self))[at]
-        number = bisect_right(self._ends, at)
-        segment, offset = self.segments[number], at - (self._ends[number] - len(self.segments[number]))
+        part = bisect_right(self._ends, at)
+        segment, offset = self.segments[part], at - (self._ends[part] - len(self.segments[part]))
         return segment[offset] if isinstance(segment, tuple) else (*segment.identity, offset)
 
     def __iter__(self) -> Iterator[Any]:
@@ -172,7 +172,7 @@ class Text(Sequence[Any]):
         return _joined_segments(parts)
 
     def boundary(self, at: int) -> int:
-        """The last place of at most ``at`` where the text may be divided."""
+        """The last index of at most ``at`` at which the text may be divided."""
         for segment, stop in zip(self.segments, self._ends, strict=True):
             start = stop - len(segment)
             if start < at < stop and isinstance(segment, Embeddings):
@@ -181,7 +181,7 @@ class Text(Sequence[Any]):
 
     @property
     def embeddings(self) -> list[tuple[int, Embeddings]]:
-        """Where each segment of vectors begins."""
+        """The segments of vectors, with their start indices."""
         return [
             (stop - len(segment), segment)
             for segment, stop in zip(self.segments, self._ends, strict=True)
@@ -190,7 +190,7 @@ class Text(Sequence[Any]):
 
     @cached_property
     def ids(self) -> np.ndarray:
-        """Token ids, int64 ``[len]``; 0 where there are vectors."""
+        """Token ids, int64 ``[len]``; 0 for vectors."""
         return np.concatenate(
             [
                 np.array(part, dtype=np.int64) if isinstance(part, tuple) else np.zeros(len(part), dtype=np.int64)
@@ -208,7 +208,7 @@ class Text(Sequence[Any]):
             else:
                 key, count, extent, axes = segment.identity
                 parts = [b"embeddings", key, np.array([count, extent]).tobytes(), axes]
-            for part in parts:  # each with its length, so that no two lists of parts read alike
+            for part in parts:  # each with its length, so that different lists of parts have different digests
                 digest.update(len(part).to_bytes(8, "little"))
                 digest.update(part)
         return b"\x01" + digest.digest()
@@ -233,13 +233,13 @@ TextInput = Sequence[int] | Sequence[Segment] | Text
 
 
 def text_of(text: TextInput, argument: str = "text") -> list[int] | Text | Sequence[int]:
-    """A text in the one form that the rest reads: token ids as they are given, or a :class:`Text`.
+    """A text in its normal form: token ids as they are given, or a :class:`Text`.
 
-    Segments of ids alone become a list of ids, so that a text has one form however it was divided.
+    Segments of ids alone become a list of ids, so that the form does not depend on how a text was divided.
 
     Args:
         text: token ids (a sequence of whole numbers, an array or a tensor ``[N]``), segments, or a :class:`Text`.
-        argument: that errors name.
+        argument: the name of the text in error messages.
 
     Raises:
         TypeError: a segment that is neither token ids nor :class:`Embeddings`.
@@ -281,7 +281,7 @@ def has_segments(text: Any) -> bool:
 
 
 def joined(first: TextInput, second: TextInput, argument: str = "text") -> list[int] | Text:
-    """One text behind the other.
+    """The concatenation of two texts.
 
     >>> joined([1, 2], [[3], [4]])
     [1, 2, 3, 4]
@@ -293,7 +293,7 @@ def joined(first: TextInput, second: TextInput, argument: str = "text") -> list[
 
 
 def content_key(text: Sequence[int] | Text) -> bytes:
-    """Bytes that two texts (as :func:`text_of` returns them) share only if all of their content is the same.
+    """Bytes that are equal for two texts (as :func:`text_of` returns them) only if their contents are.
 
     Token ids are their own key, int64 (a multiple of 8 bytes); a text with embeddings has a digest of 33 bytes.
 
@@ -304,25 +304,25 @@ def content_key(text: Sequence[int] | Text) -> bytes:
 
 
 def common_prefix(first: Sequence[int] | Text, second: Sequence[int] | Text) -> int:
-    """Length of what two texts (as :func:`text_of` returns them) both begin with.
+    """Length of the common prefix of two texts (as :func:`text_of` returns them).
 
     >>> image = Embeddings(torch.zeros(5, 4), b"an image")
     >>> common_prefix([1, 2, 3], [1, 2, 4]), common_prefix(text_of([[1], image, [2]]), text_of([[1], image, [3]]))
     (2, 6)
     """
-    for place, (a, b) in enumerate(zip(first, second, strict=False)):
+    for position, (a, b) in enumerate(zip(first, second, strict=False)):
         if a != b:
-            return place
+            return position
     return min(len(first), len(second))
 
 
 def boundary(text: Sequence[int] | Text, at: int) -> int:
-    """The last place of at most ``at`` where a text may be divided: vectors of one segment stay together."""
+    """The last index of at most ``at`` at which a text may be divided: a segment of vectors is not divided."""
     return text.boundary(at) if isinstance(text, Text) else min(at, len(text))
 
 
 def extent(text: Sequence[int] | Text) -> int:
-    """Position behind a text that begins at position 0: its length, unless embeddings have positions of their own."""
+    """Position after a text that begins at position 0: its length, unless embeddings have positions of their own."""
     if not isinstance(text, Text):
         return len(text)
     return sum(part.extent if isinstance(part, Embeddings) else len(part) for part in text.segments)

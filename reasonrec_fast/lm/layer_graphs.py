@@ -1,9 +1,9 @@
-"""Runs of whole layers as CUDA graphs: one launch where each layer alone takes some forty.
+"""Consecutive layers as CUDA graphs: one launch instead of some forty for each layer.
 
-A graph has fixed shapes. A batch is therefore padded, to one of few sizes: the padding is a text of its own behind the
-others, whose tokens see none but each other. Hidden states, rotary parts and the tiles of the attention are copied into
-buffers that the graph reads. A size that is seen for the first time runs layer by layer, so that sizes which never come
-again cost no recording.
+A graph has fixed shapes. A batch is therefore padded to one of a few sizes; the padding is a separate text at the end,
+whose tokens attend to each other alone. Hidden states, rotary parts and the tiles of the attention are copied into
+buffers that the graph reads. The first batch of a size runs layer by layer, so that sizes that occur once are not
+recorded.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from reasonrec_fast.ops.packed_attention import MOST_WIDTH
 
 _logger = logging.getLogger(__name__)
 MOST_GRAPHS = 256
-"""Graphs of a backbone; the least recently used goes first."""
+"""Graphs of a backbone; the least recently used is evicted first."""
 _LEAST = 64
 
 Run = Callable[[], None]
@@ -46,11 +46,11 @@ def padded_size(count: int) -> int:
 
 @dataclass
 class _Buffers:
-    """What the graphs of one size read and write.
+    """The memory that the graphs of one size read and write.
 
     Attributes:
-        plan: tiles of the attention, and behind them the bounds of every token; on the device.
-        holds: what was last written into ``plan`` and ``rotary``.
+        plan: tiles of the attention, followed by the bounds of every token; on the device.
+        holds: the sources that were last copied into ``plan`` and ``rotary``.
     """
 
     hidden: torch.Tensor
@@ -61,12 +61,12 @@ class _Buffers:
 
 @dataclass
 class Prepared:
-    """A layout as a graph wants it: made once, while the rows are the same.
+    """The input of a graph that depends on the layout alone; reused while the rows are the same.
 
     Attributes:
-        size: tokens with the padding.
-        tiles: of the attention, with the padding.
-        plan: both as :class:`_Buffers` has them, on the host.
+        size: tokens, including the padding.
+        tiles: of the attention, including the padding.
+        plan: as in :class:`_Buffers`, on the host.
     """
 
     size: int
@@ -83,10 +83,10 @@ class _State:
 
 
 class LayerGraphs:
-    """The graphs of a backbone. Any number of threads may use it; they wait for each other.
+    """The graphs of a backbone. Any number of threads may use it; calls are serialised.
 
     Args:
-        record: makes a graph of a function that has run before, and returns what replays it.
+        record: records a graph of a function, and returns a function that replays it.
     """
 
     def __init__(self, record: Callable[[Run], Run] | None = None) -> None:
@@ -108,14 +108,14 @@ class LayerGraphs:
             rows = np.concatenate([rows, [[tokens, size - tokens, 0, 0, tokens, 1]]])
         blocks = kernels.choose_blocks(backbone.dtype, _head_width(backbone), size * heads)
         tiles, bounds = kernels.plan_tiles(rows, size, size, kernels.tile_tokens(blocks, heads // groups))
-        count = 1 << max(len(tiles) - 1, 31).bit_length()  # a program of an empty tile ends at once
-        plan = torch.zeros(count * 6 + 2 * size, dtype=torch.int32, device="cpu")  # whatever the default is
+        count = 1 << max(len(tiles) - 1, 31).bit_length()  # a program with an empty tile returns at once
+        plan = torch.zeros(count * 6 + 2 * size, dtype=torch.int32, device="cpu")  # not torch's default device
         plan[: tiles.size] = torch.from_numpy(tiles.reshape(-1))
         plan[count * 6 :] = torch.from_numpy(bounds.reshape(-1))
         return Prepared(size, count, plan, blocks)
 
     def follow(self, backbone: Decoder) -> bool:
-        """Whether the layers may be recorded; what reads memory of other weights, or other modules, is dropped."""
+        """Whether the layers may be recorded; graphs of other modules or of other weights' memory are dropped."""
         mark = weights_mark(backbone)
         with self._lock:
             if mark is not None and mark != self._state.mark:
@@ -127,7 +127,7 @@ class LayerGraphs:
         self, backbone: Decoder, first: int, last: int, hidden: torch.Tensor, rotary: Rotary, prepared: Prepared
     ) -> torch.Tensor | None:
         """Output ``[T, D]`` of the layers ``first`` to ``last`` (from 1), or None where there is no graph (yet)."""
-        # Kernels are launched on the present device, and a recording is of its stream.
+        # Kernels are launched on the current device, and its current stream is recorded.
         with self._lock, library.device_of("early_exit", [hidden]):
             if self._broken:
                 return None
@@ -141,26 +141,26 @@ class LayerGraphs:
             if state.graphs[key] is None:
                 try:
                     state.graphs[key] = self._record(lambda: _layers(backbone, first, last, buffers, prepared))
-                except Exception as problem:  # too little memory, a layer that waits for the host, no room on a chip
+                except Exception as problem:  # e.g. out of memory, or a layer that synchronises with the host
                     self._broken = True
                     self._finish()
                     self._state = _State()
                     reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
                     _logger.warning("early_exit: no CUDA graph (%s); layers run one by one (slower)", reason)
                     return None
-                self._fill(hidden, rotary, prepared)  # the run before the recording has written its output
+                self._fill(hidden, rotary, prepared)  # the warm-up run has overwritten the input
                 self._drop_old()
             replay = state.graphs[key]
             assert replay is not None
             replay()
-            found = buffers.hidden[: len(hidden)].clone()
+            output = buffers.hidden[: len(hidden)].clone()
             if hidden.device.type == "cuda":
                 self._stream = torch.cuda.current_stream(hidden.device)
                 self._done = self._stream.record_event()
-            return found
+            return output
 
     def _finish(self) -> None:
-        """Wait for replays, whose memory is about to go."""
+        """Wait for replays before their memory is freed."""
         if self._done is not None:
             self._done.synchronize()
 
@@ -171,29 +171,29 @@ class LayerGraphs:
                 stream.wait_event(self._done)
 
     def _fill(self, hidden: torch.Tensor, rotary: Rotary, prepared: Prepared) -> _Buffers:
-        """The buffers of a size, with this batch in them."""
-        where, count = (prepared.size, prepared.tiles), len(hidden)
-        buffers = self._state.buffers.get(where)
+        """The buffers of a size, with this batch copied into them."""
+        key, count = (prepared.size, prepared.tiles), len(hidden)
+        buffers = self._state.buffers.get(key)
         if buffers is None:
             pairs = {
                 id(cosines): (_rows(cosines, prepared.size), _rows(sines, prepared.size))
                 for cosines, sines in rotary.values()
             }
-            buffers = self._state.buffers[where] = _Buffers(
+            buffers = self._state.buffers[key] = _Buffers(
                 _rows(hidden, prepared.size),
                 {kind: pairs[id(cosines)] for kind, (cosines, _) in rotary.items()},
                 torch.zeros_like(prepared.plan, device=hidden.device),
             )
         buffers.hidden[:count].copy_(hidden)
-        plan_there, rotary_there = buffers.holds
+        plan_held, rotary_held = buffers.holds
         buffers.holds = (None, None)  # should a copy fail
-        if plan_there is not prepared:
+        if plan_held is not prepared:
             buffers.plan.copy_(to_device(prepared.plan, hidden.device))
-        if rotary_there is not rotary:
-            seen: set[int] = set()
+        if rotary_held is not rotary:
+            copied: set[int] = set()
             for kind, (cosines, sines) in rotary.items():
-                if id(cosines) not in seen:
-                    seen.add(id(cosines))
+                if id(cosines) not in copied:
+                    copied.add(id(cosines))
                     buffers.rotary[kind][0][:count].copy_(cosines)
                     buffers.rotary[kind][1][:count].copy_(sines)
         buffers.holds = (prepared, rotary)
@@ -211,19 +211,20 @@ class LayerGraphs:
 
 
 def _layers(backbone: Decoder, first: int, last: int, buffers: _Buffers, prepared: Prepared) -> None:
-    """Take the layers, from the buffer of hidden states into it."""
+    """Run the layers in place on the buffer of hidden states."""
     from reasonrec_fast.kernels.packed_attention import Plan
 
     tiles, bounds = buffers.plan[: prepared.tiles * 6], buffers.plan[prepared.tiles * 6 :]
     plan = Plan(tiles.view(-1, 6), bounds.view(2, -1))
-    found = run_layers(backbone, first, last, buffers.hidden, buffers.rotary, plan, prepared.blocks)
-    buffers.hidden.copy_(found)
+    output = run_layers(backbone, first, last, buffers.hidden, buffers.rotary, plan, prepared.blocks)
+    buffers.hidden.copy_(output)
 
 
 class _CudaGraphs:
-    """Records into one pool of memory: graphs of a backbone run one after the other.
+    """Records CUDA graphs with a shared memory pool, since the graphs of a backbone never run concurrently.
 
-    On a stream of its own: cuBLAS has a workspace for each stream, and graphs of several backbones may run at once.
+    It has its own stream: cuBLAS has a workspace for each stream, and graphs of several backbones may run
+    concurrently.
     """
 
     def __init__(self) -> None:
@@ -231,19 +232,19 @@ class _CudaGraphs:
         self._stream: Any = None
 
     def __call__(self, run: Run) -> Run:
-        run()  # compiles what is not, and lets libraries choose
+        run()  # compiles kernels, and lets libraries choose theirs
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         if self._stream is None or self._stream.device != stream.device:
             self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(stream.device)
         try:
-            # Other threads may go on with CUDA meanwhile, but for another recording.
+            # Other threads may use CUDA meanwhile, except for recording.
             with (
                 _recording,
                 torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
             ):
                 run()
         finally:
-            torch.cuda.set_stream(stream)  # a capture that fails leaves its own
+            torch.cuda.set_stream(stream)  # a failed capture does not restore it
         return graph.replay
 
 
@@ -252,9 +253,9 @@ _making, _recording = threading.Lock(), threading.Lock()
 
 
 def layer_graphs(backbone: Decoder) -> LayerGraphs | None:
-    """The graphs of a backbone, where it can have them: on a GPU, in evaluation, nothing else watching."""
+    """The graphs of a backbone; None if it is not on a GPU or not :func:`usable`, or during a capture."""
     if backbone.device.type != "cuda":
-        if _of_backbones:  # it may have been on a GPU, whose memory its graphs hold
+        if _of_backbones:  # it may have been on a GPU, whose memory its graphs still hold
             with _making:
                 _of_backbones.pop(backbone, None)
         return None
@@ -267,7 +268,7 @@ def layer_graphs(backbone: Decoder) -> LayerGraphs | None:
 
 
 def usable(backbone: Decoder) -> bool:
-    """Whether layers may be recorded as they would run now, wherever they lie."""
+    """Whether the layers may be recorded in the current mode, on any device."""
     if backbone.training or backbone.dtype == torch.float64 or _head_width(backbone) > MOST_WIDTH:
         return False
     if torch.nn.modules.module._has_any_global_hook():
@@ -280,47 +281,47 @@ def usable(backbone: Decoder) -> bool:
 
 
 def weights_mark(backbone: Decoder) -> tuple[Any, ...] | None:
-    """Which modules with which memory the layers are; None where a graph would not do what they do.
+    """The identity of the layers' modules and of their memory; None if a graph would not compute the same.
 
-    Values may change in place; settings of modules (an epsilon, a scale) are read when they are recorded. Modules of
-    others (but merged layers of peft), hooks, a ``forward`` of the instance, as hooks of accelerate and patches set it,
-    tensors of other kinds (quantised ones) and modules in training run, and are not recorded.
+    Weights may change in place; settings of modules (an epsilon, a scale) are fixed when they are recorded. None is
+    returned for modules of other packages (except merged layers of peft), hooks, an instance's own ``forward`` (set by
+    accelerate's hooks and by patches), other kinds of tensors (such as quantised ones) and modules in training mode.
     """
-    found: list[Any] = [torch.backends.cuda.matmul.fp32_precision]  # as the older setting makes it, too
+    mark: list[Any] = [torch.backends.cuda.matmul.fp32_precision]  # which the older setting changes, too
     modules = list(backbone.base.layers)
-    while modules:  # in a loop of its own: `Module.modules` takes three times as long
+    while modules:  # faster than `Module.modules` by a factor of three
         module = modules.pop()
         parts = module.__dict__
         if parts["training"] or parts["_forward_hooks"] or parts["_forward_pre_hooks"] or "forward" in parts:
             return None
         kind: Any = type(module)
-        maker = _maker(kind)
-        if maker == "peft" and hasattr(kind, "active_adapters"):
-            if not hasattr(kind, "merged"):  # of several modules one runs
-                found += [tuple(module.active_adapters), module.disable_adapters]
+        package = _package_of(kind)
+        if package == "peft" and hasattr(kind, "active_adapters"):
+            if not hasattr(kind, "merged"):  # one of several modules runs
+                mark += [tuple(module.active_adapters), module.disable_adapters]
             elif not module.merged or module.disable_adapters:
                 return None
             else:
-                found.append(tuple(module.merged_adapters))
-        elif maker not in ("torch", "transformers", "peft"):
+                mark.append(tuple(module.merged_adapters))
+        elif package not in ("torch", "transformers", "peft"):
             return None
-        found += [ref(module), kind]  # an address may be given again
+        mark += [ref(module), kind]  # the address of a freed module may be reused
         for tensors in (parts["_parameters"], parts["_buffers"]):
             for tensor in tensors.values():
                 if tensor is not None:
                     if type(tensor) not in _TENSORS:
                         return None
-                    found += [tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype]
+                    mark += [tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype]
         modules.extend(child for child in parts["_modules"].values() if child is not None)
-    return tuple(found)
+    return tuple(mark)
 
 
 _TENSORS = (torch.nn.Parameter, torch.Tensor)
 
 
 @cache
-def _maker(kind: Any) -> str:
-    """The package that a class comes from."""
+def _package_of(kind: Any) -> str:
+    """The top-level package of a class."""
     return kind.__module__.partition(".")[0]
 
 

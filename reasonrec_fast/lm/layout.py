@@ -1,4 +1,4 @@
-"""Where each token of a packed batch lies: shared prefixes, and the suffixes that read them."""
+"""Layout of a packed batch: shared prefixes, and the suffixes that attend to them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ TokenGroup = tuple[TextInput, Sequence[TextInput]]
 class PackedLayout:
     """One flat sequence of ``T`` tokens: group after group, each its prefix and then its suffixes, without padding.
 
-    A row is one suffix; rows are numbered in the order in which they lie. A prefix may be *away*: its tokens are not
-    among the ``T``, because its keys and values are known from elsewhere. Everything here lies on the host.
+    A row is one suffix; rows are numbered in the order of the sequence. A prefix is *resident* if its tokens are among
+    the ``T``, and *cached* if only its keys and values are known. All arrays are on the host.
 
     Attributes:
         prefix: tokens of each group's prefix, int64 ``[G]``.
-        here: whether the prefix is among the tokens, bool ``[G]``.
+        resident: whether the prefix's tokens are among the ``T``, bool ``[G]``.
         suffix: tokens of each row, int64 ``[R]``.
         group: of each row, int64 ``[R]``, ascending.
         axes: where embeddings have positions of their own: those of the tokens of each prefix, and of each row, int64
@@ -32,14 +32,14 @@ class PackedLayout:
     """
 
     prefix: np.ndarray
-    here: np.ndarray
+    resident: np.ndarray
     suffix: np.ndarray
     group: np.ndarray
     axes: tuple[list[np.ndarray], list[np.ndarray]] | None = None
 
     @classmethod
     def of(cls, groups: Sequence[TokenGroup]) -> PackedLayout:
-        """The layout of some groups, all prefixes here.
+        """The layout of some groups, all prefixes resident.
 
         Raises:
             TypeError: a segment that is neither token ids nor embeddings.
@@ -67,7 +67,7 @@ class PackedLayout:
 
     @property
     def num_tokens(self) -> int:
-        return int(self.suffix.sum() + self.prefix[self.here].sum())
+        return int(self.suffix.sum() + self.prefix[self.resident].sum())
 
     @property
     def longest(self) -> int:
@@ -76,18 +76,18 @@ class PackedLayout:
 
     @cached_property
     def row_start(self) -> np.ndarray:
-        """Place of each row's first token."""
+        """Index of each row's first token."""
         # Tokens of prefixes up to and with the row's own, and of the rows before it.
-        return np.cumsum(self.prefix * self.here)[self.group] + np.cumsum(self.suffix) - self.suffix
+        return np.cumsum(self.prefix * self.resident)[self.group] + np.cumsum(self.suffix) - self.suffix
 
     @cached_property
     def prefix_start(self) -> np.ndarray:
-        """Place of each prefix's first token; of no meaning where it is away."""
+        """Index of each prefix's first token; undefined where the prefix is cached."""
         return self.row_start[np.searchsorted(self.group, np.arange(len(self.prefix)))] - self.prefix
 
     @property
     def last(self) -> np.ndarray:
-        """Place of each row's last token, int64 ``[R]``."""
+        """Index of each row's last token, int64 ``[R]``."""
         return self.row_start + self.suffix - 1
 
     @cached_property
@@ -98,69 +98,70 @@ class PackedLayout:
             prefixes, rows = self.axes
             parts, row = [], 0
             for group, count in enumerate(np.bincount(self.group, minlength=len(self.prefix)).tolist()):
-                parts += [prefixes[group]] * bool(self.here[group]) + rows[row : row + count]
+                parts += [prefixes[group]] * bool(self.resident[group]) + rows[row : row + count]
                 row += count
             return np.concatenate(parts, 1)
-        placed = np.empty(self.num_tokens, dtype=np.int64)
-        lengths = self.prefix[self.here]
-        placed[ranges(self.prefix_start[self.here], lengths)] = ranges(np.zeros_like(lengths), lengths)
-        placed[ranges(self.row_start, self.suffix)] = ranges(self.prefix[self.group], self.suffix)
-        return placed
+        positions = np.empty(self.num_tokens, dtype=np.int64)
+        lengths = self.prefix[self.resident]
+        positions[ranges(self.prefix_start[self.resident], lengths)] = ranges(np.zeros_like(lengths), lengths)
+        positions[ranges(self.row_start, self.suffix)] = ranges(self.prefix[self.group], self.suffix)
+        return positions
 
     @cached_property
     def is_last(self) -> np.ndarray:
         """Whether a token is the last of its row, bool ``[T]``."""
-        found = np.zeros(self.num_tokens, dtype=bool)
-        found[self.last] = True
-        return found
+        last = np.zeros(self.num_tokens, dtype=bool)
+        last[self.last] = True
+        return last
 
     def keep(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, PackedLayout]:
-        """The layout of some rows alone; prefixes that nobody reads any more leave too.
+        """The layout of some rows alone, without the prefixes that none of them reads.
 
         Args:
             rows: ascending row numbers, at least one.
 
         Returns:
-            the places of the tokens that stay, int64 ``[t]``; the groups that stay; and their layout, in which row
-            ``i`` is ``rows[i]``.
+            the indices of the tokens that are kept, int64 ``[t]``; the groups that are kept; and their layout, in which
+            row ``i`` is ``rows[i]``.
         """
         groups, group = np.unique(self.group[rows], return_inverse=True)
         axes = None
         if self.axes is not None:
             axes = [self.axes[0][group] for group in groups], [self.axes[1][row] for row in rows]
-        kept = PackedLayout(self.prefix[groups], self.here[groups], self.suffix[rows], group, axes)
+        kept = PackedLayout(self.prefix[groups], self.resident[groups], self.suffix[rows], group, axes)
         stays = np.zeros(self.num_tokens, dtype=bool)
         stays[ranges(self.row_start[rows], self.suffix[rows])] = True
-        here = groups[self.here[groups]]
-        stays[ranges(self.prefix_start[here], self.prefix[here])] = True
+        resident = groups[self.resident[groups]]
+        stays[ranges(self.prefix_start[resident], self.prefix[resident])] = True
         return np.flatnonzero(stays), groups, kept
 
-    def bring(self, groups: np.ndarray) -> tuple[np.ndarray, PackedLayout]:
-        """The layout with the prefixes of some groups here that were away.
+    def restore(self, groups: np.ndarray) -> tuple[np.ndarray, PackedLayout]:
+        """The layout after the tokens of some cached prefixes were added: these prefixes become resident.
 
         Returns:
-            for every token of the new layout its place among the tokens so far with the new ones (in the order of
-            ``groups``) behind them, int64 ``[t]``.
+            for every token of the new layout its index in the previous tokens followed by the added ones (in the order
+            of ``groups``), int64 ``[t]``.
         """
-        here = self.here.copy()
-        here[groups] = True
-        new = replace(self, here=here)
-        places = np.empty(new.num_tokens, dtype=np.int64)
-        brought = ranges(new.prefix_start[groups], self.prefix[groups])
-        places[brought] = self.num_tokens + np.arange(len(brought))
+        resident = self.resident.copy()
+        resident[groups] = True
+        new = replace(self, resident=resident)
+        indices = np.empty(new.num_tokens, dtype=np.int64)
+        added = ranges(new.prefix_start[groups], self.prefix[groups])
+        indices[added] = self.num_tokens + np.arange(len(added))
         others = np.ones(new.num_tokens, dtype=bool)
-        others[brought] = False
-        places[others] = np.arange(self.num_tokens)
-        return places, new
+        others[added] = False
+        indices[others] = np.arange(self.num_tokens)
+        return indices, new
 
     def segments(
         self, tokens: str = "all", *, prefix_keys: np.ndarray | None = None, row_keys: np.ndarray | None = None
     ) -> torch.Tensor:
-        """What ``ops.packed_attention`` computes for some of the tokens.
+        """Segments of ``ops.packed_attention`` for some of the tokens.
 
         Args:
             tokens: ``"all"``, ``"last"`` (of each row) or ``"rest"`` (all others).
-            prefix_keys, row_keys: first key of each prefix ``[G]`` and row ``[R]``; by default where their tokens lie.
+            prefix_keys, row_keys: first key of each prefix ``[G]`` and row ``[R]``; by default the indices of their
+                tokens.
         """
         prefix_keys = self.prefix_start if prefix_keys is None else prefix_keys
         row_keys = self.row_start if row_keys is None else row_keys
@@ -170,11 +171,11 @@ class PackedLayout:
         rows[:, 2], rows[:, 3] = prefix_keys[self.group], self.prefix[self.group]
         rows[:, 4], rows[:, 5] = row_keys, self.suffix if last else 1
         rows[rows[:, 3] == 0, 2] = 0
-        if not last and self.here.any():
-            own = np.zeros((int(self.here.sum()), 6), dtype=np.int64)
-            own[:, 1], own[:, 4], own[:, 5] = self.prefix[self.here], prefix_keys[self.here], 1
+        if not last and self.resident.any():
+            own = np.zeros((int(self.resident.sum()), 6), dtype=np.int64)
+            own[:, 1], own[:, 4], own[:, 5] = self.prefix[self.resident], prefix_keys[self.resident], 1
             # A group's prefix goes before its rows.
-            order = np.argsort(np.concatenate([2 * np.flatnonzero(self.here), 2 * self.group + 1]), kind="stable")
+            order = np.argsort(np.concatenate([2 * np.flatnonzero(self.resident), 2 * self.group + 1]), kind="stable")
             rows = np.concatenate([own, rows])[order]
         rows = rows[rows[:, 1] > 0]
         rows[:, 0] = np.cumsum(rows[:, 1]) - rows[:, 1]
@@ -182,7 +183,7 @@ class PackedLayout:
 
 
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """``[start, start + length)`` of each, one after the other.
+    """The concatenated ranges ``[start, start + length)``.
 
     >>> ranges(np.array([5, 0]), np.array([2, 3])).tolist()
     [5, 6, 0, 1, 2]
@@ -192,18 +193,18 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def within(sizes: Sequence[int], most: int) -> list[range]:
-    """Neighbours together, as many as their sizes allow; one that is larger alone stands alone.
+    """Consecutive parts whose sizes add up to at most ``most``; a larger element is a part of its own.
 
     >>> within([3, 2, 9, 1], most=5)
     [range(0, 2), range(2, 3), range(3, 4)]
     """
     parts: list[range] = []
     filled = most
-    for place, size in enumerate(sizes):
+    for index, size in enumerate(sizes):
         if filled + size > most:
-            parts.append(range(place, place))
+            parts.append(range(index, index))
             filled = 0
-        parts[-1] = range(parts[-1].start, place + 1)
+        parts[-1] = range(parts[-1].start, index + 1)
         filled += size
     return parts
 
@@ -224,7 +225,7 @@ def preceding_positions(layout: PackedLayout) -> np.ndarray:
 
 
 def text_groups(groups: Sequence[TokenGroup]) -> Sequence[TokenGroup]:
-    """Groups whose texts have the one form of :func:`~reasonrec_fast.lm.inputs.text_of`; those of ids alone are
+    """Groups whose texts are normalised by :func:`~reasonrec_fast.lm.inputs.text_of`; groups of token ids alone are
     returned as they are."""
     for prefix, suffixes in groups:
         if has_segments(prefix) or any(map(has_segments, suffixes)):
@@ -247,7 +248,7 @@ def flat_ids(groups: Sequence[TokenGroup]) -> np.ndarray:
 
 
 def flat_inputs(groups: Sequence[TokenGroup]) -> tuple[np.ndarray, list[tuple[int, Embeddings]]]:
-    """Token ids in the order of :meth:`PackedLayout.of`, int64 ``[T]``, with 0 in the place of vectors, and where each
+    """Token ids in the order of :meth:`PackedLayout.of`, int64 ``[T]``, with 0 for vectors, and the index at which each
     segment of vectors begins."""
     parts = [part for prefix, suffixes in groups for part in (prefix, *suffixes)]
     if not any(isinstance(part, Text) for part in parts):
@@ -255,7 +256,7 @@ def flat_inputs(groups: Sequence[TokenGroup]) -> tuple[np.ndarray, list[tuple[in
     ids, vectors, begin = [], [], 0
     for part in parts:
         if isinstance(part, Text):
-            vectors += [(begin + place, segment) for place, segment in part.embeddings]
+            vectors += [(begin + offset, segment) for offset, segment in part.embeddings]
             ids.append(part.ids)
         else:
             ids.append(np.asarray(part, dtype=np.int64))

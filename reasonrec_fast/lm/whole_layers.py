@@ -1,8 +1,8 @@
-"""Layers of any decoder of transformers on a packed batch: their own code, with our attention in its place.
+"""Runs the layers of any decoder of transformers on a packed batch, with packed attention in place of their own.
 
-transformers' layers look their attention up by the name in their configuration (``AttentionInterface``). A layer is
-run through a copy of its outer modules, whose weights and inner modules are the model's own and whose attention has the
-name of ours; the model itself, which other threads may be running, stays as it is.
+Layers of transformers look up their attention by its name in the configuration (``AttentionInterface``). A layer is
+run as a shallow copy, which shares its weights and inner modules and whose configuration names the packed attention;
+the model itself, which other threads may be running, is not changed.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from reasonrec_fast import ops
 from reasonrec_fast.lm.layout import PackedLayout
 
 NAME = "reasonrec_fast_packed"
-"""Of the attention, among those of transformers."""
+"""Name of the packed attention in transformers' registry."""
 
 _WITHOUT_EFFECT = {
     "cache_position", "is_causal", "output_attentions", "output_router_logits", "position_embeddings", "position_ids",
     "sliding_window", "use_cache",
 }  # fmt: skip
-"""Arguments that other attentions of transformers read and that change nothing here: texts are causal, and no longer
-than a window (:attr:`~reasonrec_fast.lm.decoder.Decoder.max_length`)."""
+"""Arguments of transformers' attentions that do not change the result: texts are causal, and no longer than a window
+ (:attr:`~reasonrec_fast.lm.decoder.Decoder.max_length`)."""
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]], torch.Tensor]
-"""From queries ``[T, H, d]``, keys and values ``[T, G, d]`` and how scores are scaled, capped and dropped (arguments of
-``ops.packed_attention``) to ``[T, H, d]``."""
+"""The attention: takes queries ``[T, H, d]``, keys and values ``[T, G, d]`` and the scale, cap and dropout of the
+scores (arguments of ``ops.packed_attention``), and returns ``[T, H, d]``."""
 
 
 class _Call:
-    """One run of a layer, in which its attention is asked for once."""
+    """A run of a layer, in which its attention is to be called once."""
 
     def __init__(self, attend: Attend) -> None:
         self.attend, self.count = attend, 0
@@ -58,8 +58,8 @@ def run_layer(
         attend: the attention.
 
     Raises:
-        TypeError: the layer does not ask for its attention by transformers' interface exactly once, or for one that
-            reads something else than queries, keys and values.
+        TypeError: the layer does not call its attention by transformers' interface exactly once, or with inputs other
+            than queries, keys and values.
     """
     call = _Call(attend)
     arguments = {
@@ -78,10 +78,10 @@ def run_layer(
 
 
 def check_layers(base: Any, title: str) -> None:
-    """Refuse decoders whose layers cannot be run here, as far as their form tells.
+    """Refuse decoders whose layers cannot be run on packed batches, as far as their configuration and modules show.
 
     Raises:
-        TypeError: what is in the way is named.
+        TypeError: the reason is named.
     """
     config = base.config
     layers = getattr(base, "layers", None)
@@ -130,7 +130,7 @@ def _copy_with_packed_attention(layer: nn.Module, call: _Call) -> nn.Module:
 
 
 def _outer_copy(module: nn.Module) -> nn.Module:
-    """A module of the same parameters, buffers and inner modules."""
+    """A shallow copy of a module, with the same parameters, buffers and inner modules."""
     new = object.__new__(type(module))
     new.__dict__.update(module.__dict__)
     new.__dict__["_modules"] = dict(module._modules)
@@ -174,8 +174,8 @@ AttentionInterface.register(NAME, _packed_attention)
 
 @torch.no_grad()
 def check_outputs(decoder: Any) -> None:
-    """Refuse a decoder that is more than embeddings, layers and a norm: its own forward is compared with what a packed
-    batch makes of two short texts that share a prefix.
+    """Refuse a decoder that is more than embeddings, layers and a norm: its own forward is compared with a packed batch
+    on two short texts that share a prefix.
 
     Raises:
         TypeError: they differ.
@@ -184,7 +184,7 @@ def check_outputs(decoder: Any) -> None:
     modes = [(module, module.training) for module in base.modules()]
     base.eval()
     try:
-        ids = [(7 * place + 3) % min(decoder.vocabulary, 89) for place in range(14)]
+        ids = [(7 * index + 3) % min(decoder.vocabulary, 89) for index in range(14)]
         group = (ids[:5], [ids[5:9], ids[9:14]])
         packed = base.norm(_packed_hidden(decoder, group))[5:]
         own = torch.cat(
@@ -197,7 +197,7 @@ def check_outputs(decoder: Any) -> None:
         for module, mode in modes:
             module.training = mode
     errors = (packed - own).float().norm(dim=-1) / own.float().norm(dim=-1).clamp_min(1e-12)
-    # Rounding may send single tokens to other experts; what is missing is missing for most tokens.
+    # Rounding may route single tokens to other experts, whereas a missing part changes most tokens.
     if not errors.median() < (1e-3 if decoder.dtype in (torch.float32, torch.float64) else 0.1):
         raise TypeError(
             f"model: expected a decoder of token embeddings, layers and a norm alone; the own forward of "
@@ -206,7 +206,7 @@ def check_outputs(decoder: Any) -> None:
 
 
 def _packed_hidden(decoder: Any, group: tuple[list[int], list[list[int]]]) -> torch.Tensor:
-    """Output ``[T, D]`` of the last layer for a prefix and its suffixes, the prefix read once."""
+    """Output ``[T, D]`` of the last layer for a prefix and its suffixes; the prefix is computed once."""
     layout = PackedLayout.of([group])
     segments, positions = layout.segments(), torch.from_numpy(layout.positions).to(decoder.device)
     hidden = decoder.embed(
@@ -241,15 +241,15 @@ class ScaledHead(nn.Module):
 
 @torch.no_grad()
 def check_head(causal: Any, base: Any, lm_head: Any) -> None:
-    """Refuse a causal model whose logits are not those of an RMS norm and a linear LM head (with Gemma's cap).
+    """Refuse a causal model whose logits are not computed by an RMS norm and a linear LM head (with Gemma's cap).
 
     Raises:
-        TypeError: what is otherwise is named.
+        TypeError: the difference is named.
     """
     norm, config, device = base.norm, base.config, lm_head.weight.device
     x = torch.linspace(-1, 2, config.hidden_size, device=device, dtype=norm.weight.dtype).sin()[None] + 0.5
     eps = getattr(config, "rms_norm_eps", None)
-    kind = type(getattr(norm, "original_module", norm)).__name__  # peft wraps norms that it saves
+    kind = type(getattr(norm, "original_module", norm)).__name__  # peft wraps the norms that it saves
     if eps is None or not _close(nn.functional.rms_norm(x, x.shape[-1:], norm.weight, eps), norm(x)):
         raise TypeError(
             f"model: expected a final norm that divides by the root mean square (rms_norm_eps, weight); got "
@@ -258,7 +258,7 @@ def check_head(causal: Any, base: Any, lm_head: Any) -> None:
     modes = [(module, module.training) for module in causal.modules()]
     causal.eval()
     try:
-        ids = torch.tensor([[(5 * place + 2) % min(config.vocab_size, 83) for place in range(6)]], device=device)
+        ids = torch.tensor([[(5 * index + 2) % min(config.vocab_size, 83) for index in range(6)]], device=device)
         own = causal(input_ids=ids, use_cache=False).logits[0]
         logits = lm_head(base(input_ids=ids, use_cache=False)[0][0])
     finally:

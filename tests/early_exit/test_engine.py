@@ -56,7 +56,7 @@ def test_packed_equals_plain(family, seed):
         batch = PackedBatch(backbone, groups)
         for depth in range(1, backbone.num_layers):
             batch.layer(depth)
-        packed = backbone.base.norm(batch.look(backbone.num_layers))
+        packed = backbone.base.norm(batch.peek_last(backbone.num_layers))
         plain = plain_states(backbone, groups)
     torch.testing.assert_close(packed, plain, atol=2e-5, rtol=2e-4)
 
@@ -69,9 +69,9 @@ def test_rows_that_stay_equal_plain(family):
         batch, plain = PackedBatch(backbone, groups), {d: plain_states(backbone, groups, d) for d in (1, 2, 3)}
         alive = np.arange(batch.layout.num_rows)
         for depth in (1, 2, 3):
-            torch.testing.assert_close(batch.look(depth), plain[depth][alive], atol=2e-5, rtol=2e-4)
+            torch.testing.assert_close(batch.peek_last(depth), plain[depth][alive], atol=2e-5, rtol=2e-4)
             staying = np.flatnonzero(generator.random(len(alive)) < 0.6)
-            batch.go_on(depth, staying)
+            batch.finish_layer(depth, staying)
             alive = alive[staying]
             torch.testing.assert_close(batch.hidden[batch.layout.last], plain[depth][alive], atol=2e-5, rtol=2e-4)
         assert 0 < len(alive) < 10
@@ -193,7 +193,7 @@ def test_packed_gradients_equal_plain(family):
     batch = PackedBatch(backbone, GROUPS)
     for depth in range(1, backbone.num_layers):
         batch.layer(depth)
-    packed = gradient(batch.look(backbone.num_layers))
+    packed = gradient(batch.peek_last(backbone.num_layers))
     torch.testing.assert_close(packed, gradient(plain_last_layer(backbone)), atol=1e-5, rtol=1e-3)
 
 

@@ -80,7 +80,7 @@ def test_packed_equals_own_forward(model):
         batch = PackedBatch(backbone, GROUPS, kept)
         for depth in (1, 2, 3):
             batch.layer(depth)
-        torch.testing.assert_close(backbone.base.norm(batch.look(4)), expected, **CLOSE)
+        torch.testing.assert_close(backbone.base.norm(batch.peek_last(4)), expected, **CLOSE)
         batch.end()
     assert cache.hits == 3
 
@@ -93,9 +93,9 @@ def test_rows_that_stay_equal_own_forward(model):
         batch = PackedBatch(backbone, GROUPS, kept)
         alive = np.arange(batch.layout.num_rows)
         for depth in (1, 2, 3):
-            torch.testing.assert_close(batch.look(depth), expected[depth][alive], **CLOSE)
+            torch.testing.assert_close(batch.peek_last(depth), expected[depth][alive], **CLOSE)
             staying = np.sort(generator.permutation(len(alive))[: max(1, len(alive) - 2)])
-            batch.go_on(depth, staying)
+            batch.finish_layer(depth, staying)
             alive = alive[staying]
             torch.testing.assert_close(batch.hidden[batch.layout.last], expected[depth][alive], **CLOSE)
         batch.end()
@@ -112,7 +112,7 @@ def test_batch_mates_change_no_score(model):
         batch = PackedBatch(backbone, groups)
         for depth in (1, 2, 3):
             batch.layer(depth)
-        return batch.look(4)[0]
+        return batch.peek_last(4)[0]
 
     alone = state([text])
     others = [([place, place + 1], [[place + 2] * 7]) for place in range(3, 60, 3)]
