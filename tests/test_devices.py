@@ -410,7 +410,7 @@ def test_training_goes_on_on_another_device(tmp_path, monkeypatch, caplog, there
             found = train(second, kill_at=99)
     torch.testing.assert_close(found, expected)
     (line,) = caplog.messages
-    assert f"was written on {first.type} and goes on on {second.type}" in line
+    assert f"was written on {first.type} and resumes on {second.type}" in line
 
 
 # OptiRAG

@@ -101,7 +101,7 @@ def fit(
     Recommendations leave those out, and models that read histories read them all, whatever part they were in.
     """
     checkpoint = output / "training.safetensors"
-    with clear_errors(lambda: f"the same command goes on from {output}" if checkpoint.is_file() else nothing_written()):
+    with clear_errors(lambda: f"the same command resumes from {output}" if checkpoint.is_file() else nothing_written()):
         from reasonrec_fast.models.classical.loading import recommender_named
 
         kind = recommender_named(model)

@@ -342,7 +342,7 @@ def compare_retrieval(
 
 
 def _goes_on_from(folder: Path) -> str:
-    return f"the same command goes on from {folder}"
+    return f"the same command resumes from {folder}"
 
 
 def _train_and_validation(records: list[Instruction]) -> tuple[list[Instruction], list[Instruction]]:

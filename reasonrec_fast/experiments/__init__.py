@@ -1,1 +1,1 @@
-"""Whole experiments: the demo."""
+"""Experiments: the demo, comparisons, and TOML experiments."""

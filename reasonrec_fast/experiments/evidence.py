@@ -1,4 +1,4 @@
-"""What evidence is worth without a language model."""
+"""A baseline on the evidence alone, without a language model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sklearn.preprocessing import StandardScaler
 
 
 def evidence_regression(dense_features: np.ndarray, labels: np.ndarray) -> Pipeline:
-    """A logistic regression on standardised evidence, fitted: the simplest rival of whatever else reads it.
+    """A fitted logistic regression on standardised evidence: the simplest baseline.
 
     Args:
         dense_features: of the training requests, ``[N, F]``.

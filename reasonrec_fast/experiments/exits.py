@@ -1,4 +1,4 @@
-"""Ways to train exits, compared: jointly, with the heads alone, by self-distillation, with layer dropout."""
+"""Compares ways to train exits: jointly, the heads alone, by self-distillation, and with layer dropout."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ KINDS = (LAST, "joint, depth-aware", "joint", "heads alone", "distilled", "layer
 
 @dataclass(frozen=True)
 class ExitRecord:
-    """One way to train.
+    """Results of one way to train.
 
     Attributes:
         kind: one of :data:`KINDS`.
         exits: layers.
-        auc, gauc: of everyone who leaves at that exit, one an exit.
+        auc, gauc: of all requests, at each exit.
         early_auc, early_gauc, early_depth: with thresholds calibrated on validation; None without early exits.
-        seconds: of fitting, calibration included; None where the model was there already.
+        seconds: of fitting, including calibration; None if the model existed already.
     """
 
     kind: str
@@ -67,17 +67,17 @@ def compare_exits(
     device: torch.device | str | None = None,
     progress: Progress | None = None,
 ) -> list[ExitRecord]:
-    """Train one model a kind on the same requests, and score the same test requests at every exit.
+    """Train a model of each kind on the same requests, and score the same test requests at every exit.
 
-    ``"heads alone"`` puts heads on the model of the first kind, whose backbone then stays as it is.
+    ``"heads alone"`` trains heads on the backbone of the first kind, which is not changed.
 
     Args:
-        folder: where the models are kept; one that is there already is not trained again.
-        config: of all, but for how exits are trained.
+        folder: of the models; existing models are not trained again.
+        config: of all kinds, except for the training of exits.
         layers: of the backbone.
         sample: test requests to score (whole users); None for all.
         device: of :class:`~reasonrec_fast.models.optirag.OptiRAG`.
-        progress: is told of every training step.
+        progress: called after every training step.
     """
     interactions = load_movielens_small()
     split = split_by_time(interactions)
@@ -85,21 +85,21 @@ def compare_exits(
     labels, users = interactions.labels[rows], interactions.users[rows]
     records = []
     for kind in KINDS:
-        place = Path(folder) / kind.replace(", ", "-").replace(" ", "-")
-        known, begin = (place / "config.json").is_file(), time.perf_counter()
+        target = Path(folder) / kind.replace(", ", "-").replace(" ", "-")
+        existed, begin = (target / "config.json").is_file(), time.perf_counter()
         adapters = Path(folder) / LAST.replace(" ", "-") if kind == "heads alone" else None
         settings = settings_of(kind, config, layers)
-        model = trained(place, settings, interactions, split, progress, adapters=adapters, device=device)
-        seconds = None if known else time.perf_counter() - begin
+        model = trained(target, settings, interactions, split, progress, adapters=adapters, device=device)
+        seconds = None if existed else time.perf_counter() - begin
         requests = model.requests(interactions, rows)
         scores = model.exit_logits(requests).mean(2)
         early: tuple[float | None, float | None, float | None] = (None, None, None)
         if len(model.ranker.model.exits) > 1:
-            found = model.predict(requests)
+            predictions = model.predict(requests)
             early = (
-                evaluation.auc(labels, found.probability),
-                evaluation.gauc(labels, found.probability, users),
-                float(np.mean(found.depth)),
+                evaluation.auc(labels, predictions.probability),
+                evaluation.gauc(labels, predictions.probability, users),
+                float(np.mean(predictions.depth)),
             )
         records.append(
             ExitRecord(

@@ -1,4 +1,4 @@
-"""What a fitted model is worth on the test part."""
+"""Metrics of a fitted model on the test part."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ STRATA = ("popular", "middling", "rare"), ("short", "middling", "long")
 
 
 class TestRanking(NamedTuple):
-    """What a model ranked for the test part.
+    """A model's rankings for the test part.
 
     Attributes:
-        users: of each row, int64 ``[B]``: everybody who has something to find that recommendations do not leave out;
-            where candidates are sampled, one row a target.
-        relevant: what each row should find.
+        users: of each row, int64 ``[B]``: the users with a target that is not excluded; with sampled candidates, a row
+            for each target.
+        relevant: the targets of each row.
         items: best first, int64 ``[B, K]``; -1 for none.
-        known: what every user had liked before.
+        known: the items that every user liked before.
         values: metrics of each row, ``[B]`` each.
-        unreachable: targets that their users have had before, which no recommendation can find; they do not count.
+        unreachable: number of targets that their users have seen before, which are excluded from recommendations and
+            not measured.
     """
 
     users: np.ndarray
@@ -41,11 +42,11 @@ class TestRanking(NamedTuple):
 
 
 def check_measurable(data: Interactions, split: Split, settings: EvaluationConfig, name: str) -> None:
-    """Find before anything is fitted what cannot be measured on a data set.
+    """Refuse a data set, before any model is fitted, on which the evaluation cannot be measured.
 
     Raises:
-        DataError: no event to find in the test part, a part without both labels where these are told apart, or users
-            without so many items to draw as candidates.
+        DataError: no positive event in the training or test part, for CTR a part without both labels, or a user with
+            too few unseen items to sample candidates from.
     """
     if settings.task == "ctr":
         for part in ("train", "validation", "test"):
@@ -72,10 +73,10 @@ def check_measurable(data: Interactions, split: Split, settings: EvaluationConfi
 
 
 def check_rankable(model: Recommender, settings: EvaluationConfig) -> None:
-    """Find before any work that a model cannot rank as it is asked to.
+    """Refuse, before any work, a model that does not support the ranking settings.
 
     Raises:
-        ValueError: it scores given candidates alone, or always reads validation events as history.
+        ValueError: the model only scores given candidates, or always uses validation events as history.
     """
     if settings.task != "ranking" or isinstance(model, ClassicalRecommender):
         return
@@ -91,7 +92,7 @@ def check_rankable(model: Recommender, settings: EvaluationConfig) -> None:
 
 
 def with_reasons(metrics: dict[str, float]) -> tuple[dict[str, float | None], dict[str, str]]:
-    """Metrics with None for those that have no value, and why these have none.
+    """Metrics with None for undefined values, and the reasons why they are undefined.
 
     >>> with_reasons({"auc": 0.5, "gauc": float("nan")})
     ({'auc': 0.5, 'gauc': None}, {'gauc': 'no user with both labels'})
@@ -110,13 +111,13 @@ def metrics_on_test(
 ) -> dict[str, float]:
     """Metrics of a fitted model on the test part.
 
-    Ranking: means over users, and NDCG at the middle cutoff by how popular the target is and how long the history
-    (thirds of the training events, and of the users). A target that its user has had before is left out of every
-    recommendation: ``unreachable`` counts those, and the means are over the rest. CTR: of
-    probabilities scaled on validation (Platt).
+    For ranking: means over users, and NDCG at the middle cutoff by popularity of the target and length of the history
+    (thirds of the training events, and of the users). Targets that the user has seen before are excluded from all
+    recommendations: ``unreachable`` is their number, and the means are over the others. For CTR: of probabilities that
+    are calibrated on validation by Platt scaling.
 
     Raises:
-        DataError: the model has learnt from events of the test part.
+        DataError: the model was trained on events of the test part.
     """
     check_not_learnt(data, split, model.fitted_events, "data")
     if settings.task == "ctr":
@@ -126,32 +127,32 @@ def metrics_on_test(
 
 
 def compared_on_test(
-    ours: ClassicalRecommender,
-    theirs: ClassicalRecommender,
+    model: ClassicalRecommender,
+    baseline: ClassicalRecommender,
     data: Interactions,
     split: Split,
     settings: EvaluationConfig,
 ) -> dict[str, Interval]:
-    """Differences between two fitted models on the test part, ours minus theirs, with 95 % intervals over resampled
+    """Differences between two fitted models on the test part, model minus baseline, with 95 % bootstrap intervals over
     users: of every ranking metric, with a sign-flip test
     (:func:`~reasonrec_fast.evaluation.paired_means`), or of AUC and GAUC
     (:func:`~reasonrec_fast.evaluation.paired_differences`).
 
     Raises:
-        DataError: one of them has learnt from events of the test part.
+        DataError: a model was trained on events of the test part.
     """
-    for model in (ours, theirs):
-        check_not_learnt(data, split, model.fitted_events, "data")
+    for compared in (model, baseline):
+        check_not_learnt(data, split, compared.fitted_events, "data")
     if settings.task == "ctr":
-        of_both = [model.score_events(data, split.test) for model in (ours, theirs)]
-        return evaluation.paired_differences(data.labels[split.test], data.users[split.test], *of_both)
-    values = [_ranked(model, data, split, settings).values for model in (ours, theirs)]
+        scores = [compared.score_events(data, split.test) for compared in (model, baseline)]
+        return evaluation.paired_differences(data.labels[split.test], data.users[split.test], *scores)
+    values = [_ranked(compared, data, split, settings).values for compared in (model, baseline)]
     return {name: evaluation.paired_means(values[0][name], values[1][name]) for name in values[0]}
 
 
 def _ranked(model: Recommender, data: Interactions, split: Split, settings: EvaluationConfig) -> TestRanking:
-    before = np.sort(np.concatenate([split.train, split.validation]))
-    known, seen, unreachable = Histories.of(data, before), Histories.seen(data, before), 0
+    earlier = np.sort(np.concatenate([split.train, split.validation]))
+    known, seen, unreachable = Histories.of(data, earlier), Histories.seen(data, earlier), 0
     if settings.validation_is_history and isinstance(model, ClassicalRecommender):
         model.set_histories(known, seen=seen)
     rows = split.test[data.labels[split.test] == 1]
@@ -164,13 +165,13 @@ def _ranked(model: Recommender, data: Interactions, split: Split, settings: Eval
         scores = _score_candidates(model, data, rows, candidates)
         items = evaluation.rank_candidates(candidates, scores.reshape(candidates.shape))
     else:
-        users, place = np.unique(data.users[rows], return_inverse=True)
-        wanted = Histories.from_pairs(len(users), place, data.items[rows])
+        users, user_rows = np.unique(data.users[rows], return_inverse=True)
+        wanted = Histories.from_pairs(len(users), user_rows, data.items[rows])
         reachable = wanted.without(seen.select(users))
         unreachable = len(wanted.items) - len(reachable.items)
         some = np.flatnonzero(reachable.lengths)
         users, relevant = users[some], reachable.select(some)
-        assert isinstance(model, ClassicalRecommender)  # check_rankable has refused others
+        assert isinstance(model, ClassicalRecommender)  # others are refused by check_rankable
         items = model.recommend(users, max(settings.ks), exclude=seen).items
     return TestRanking(
         users, relevant, items, known, evaluation.ranking_metrics(items, relevant, settings.ks), unreachable
@@ -178,40 +179,40 @@ def _ranked(model: Recommender, data: Interactions, split: Split, settings: Eval
 
 
 def _score_candidates(model: Recommender, data: Interactions, rows: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """Scores of candidates ``[N, C]`` for the users of events and at their moments, ``[N * C]``."""
+    """Scores of candidates ``[N, C]`` for the users and moments of events, ``[N * C]``."""
     users = np.repeat(data.users[rows], candidates.shape[1])
-    if isinstance(model, ClassicalRecommender):  # which knows of no moments
+    if isinstance(model, ClassicalRecommender):  # whose scores do not depend on the moment
         return model.score(users, candidates.ravel())
-    # Behind all events of the same moment, so that no candidate is another one's history: they have no label.
-    asked = replace(
+    # After all events of the same moment, and without labels, so that no candidate is another candidate's history.
+    queries = replace(
         data, users=users, items=candidates.ravel(), labels=np.full(len(users), UNLABELLED),
         timestamps=np.repeat(data.timestamps[rows], candidates.shape[1]),
     )  # fmt: skip
-    order = np.argsort(asked.timestamps, kind="stable")
-    table, positions = joined(data, asked.take(order))
+    order = np.argsort(queries.timestamps, kind="stable")
+    table, positions = joined(data, queries.take(order))
     scores = np.empty(len(users))
     scores[order] = model.score_events(table, positions[1])
     return scores
 
 
-def _means(found: TestRanking, train: Histories, data: Interactions, settings: EvaluationConfig) -> dict[str, float]:
+def _means(ranking: TestRanking, train: Histories, data: Interactions, settings: EvaluationConfig) -> dict[str, float]:
     metrics = {
         name: float(np.nanmean(value)) if np.isfinite(value).any() else float("nan")
-        for name, value in found.values.items()
+        for name, value in ranking.values.items()
     }
-    metrics["unreachable"] = float(found.unreachable)
+    metrics["unreachable"] = float(ranking.unreachable)
     counts = np.bincount(train.items, minlength=data.num_items)
-    top = found.items[:, : max(settings.ks)]
+    top = ranking.items[:, : max(settings.ks)]
     metrics["coverage"] = evaluation.coverage(top, data.num_items)
     metrics["novelty"] = evaluation.novelty(top, counts)
     name = f"ndcg@{sorted(settings.ks)[len(settings.ks) // 2]}"
-    lengths = found.known.lengths[found.users]
+    lengths = ranking.known.lengths[ranking.users]
     strata = (
-        evaluation.popularity_strata(found.relevant.items[found.relevant.indptr[:-1]], counts),
+        evaluation.popularity_strata(ranking.relevant.items[ranking.relevant.indptr[:-1]], counts),
         np.searchsorted(np.quantile(lengths, (1 / 3, 2 / 3)) if len(lengths) else lengths, lengths, side="left"),
     )
     for words, stratum, of in zip(STRATA, strata, ("target", "history"), strict=True):
-        for part, value in evaluation.by_stratum(found.values[name], stratum).items():
+        for part, value in evaluation.by_stratum(ranking.values[name], stratum).items():
             metrics[f"{name}/{words[part]}-{of}"] = value
     return metrics
 

@@ -1,4 +1,4 @@
-"""What accuracy costs in speed: AUC against requests per second over exit thresholds."""
+"""Trade-off between accuracy and speed: AUC against requests per second over exit thresholds."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from reasonrec_fast.models.optirag.dataset import Requests
 from reasonrec_fast.models.optirag.full_depth import full_depth_scores
 
 AUC_LOSSES = (0.0, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
-"""What a policy may cost on validation; GAUC may cost two and a half times as much."""
+"""Allowed losses of AUC on validation; the allowed loss of GAUC is two and a half times as large."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One way to score.
+    """Accuracy and speed of one way to score.
 
     Attributes:
-        kind: ``"thresholds"``, ``"one exit"`` (everyone leaves at the same layer), ``"full depth"`` (packed) or
+        kind: ``"thresholds"``, ``"one exit"`` (all requests leave at the same layer), ``"full depth"`` (packed) or
             ``"transformers"`` (full depth, every prompt in full).
-        label: what tells it from others of its kind.
+        label: distinguishes points of a kind.
         auc, gauc: on the test requests.
         depth: mean layers read.
-        requests_per_s: median over rounds in turns, from token ids to scores.
+        requests_per_s: median over rounds, from token ids to scores.
     """
 
     kind: str
@@ -47,38 +47,38 @@ def pareto(
     """Points of a model with early exits.
 
     Args:
-        model: with a retriever; its calibration is the same afterwards.
+        model: with a retriever; its calibration is restored afterwards.
         interactions, split: thresholds come from validation, figures from the test part.
-        sample: test requests for AUC (whole users).
-        timed: of them for times.
-        rounds: of timing, all points in turns.
+        sample: number of test requests for AUC (whole users).
+        timed: number of these that are timed.
+        rounds: of timing; each times all points.
     """
     config, before, platt, depth_zero = model.config, model.policy, model.platt, model.depth_zero
     heads = {name: value.clone() for name, value in model.ranker.model.heads.state_dict().items()}
     depths = model.ranker.model.depths
-    builder, places = model.request_builder(interactions)
+    builder, builder_rows = model.request_builder(interactions)
     validation = [
         sample_of_users(interactions, split.validation, size, config.seed)
         for size in (2 * config.calibration_requests, config.calibration_requests)
     ]
     known, unrated = (
-        model.exit_scores(builder.requests(places[rows], unrated=hidden), interactions.users[rows])
+        model.exit_scores(builder.requests(builder_rows[rows], unrated=hidden), interactions.users[rows])
         for rows, hidden in zip(validation, (False, True), strict=True)
     )
     rows = sample_of_users(interactions, split.test, sample)
-    test = model.exit_scores(builder.requests(places[rows]), interactions.users[rows])
+    test = model.exit_scores(builder.requests(builder_rows[rows]), interactions.users[rows])
     policies: dict[tuple[str, str], ExitPolicy | None] = {("full depth", "packed"): None}
     for loss in AUC_LOSSES:
         limits = replace(config, max_auc_loss=loss, max_gauc_loss=2.5 * loss)
         calibration = calibrate(known, unrated, depths, limits)
         policies["thresholds", f"{loss:.3f}"] = calibration.policy
-    model.use(calibration)  # but for its thresholds it is that of all
+    model.use(calibration)  # all calibrations are equal except for their thresholds
     if calibration.scales:
         test = test.scaled(calibration.scales)
     for position, layer in enumerate(depths[:-1]):
         everyone = tuple(-np.inf if at == position else np.inf for at in range(len(depths) - 1))
         policies["one exit", str(layer)] = ExitPolicy((everyone, everyone), config.measure)
-    requests = builder.requests(places[rows[:timed]])
+    requests = builder.requests(builder_rows[rows[:timed]])
     speeds = _speeds(model, requests, policies, rounds)
     points = []
     for (kind, label), policy in policies.items():
@@ -94,7 +94,7 @@ def pareto(
 
 
 def _simulated(model: OptiRAG, scores: ExitScores, policy: ExitPolicy | None) -> tuple[np.ndarray, float]:
-    """Scores and mean depth of requests that leave by a policy, from what every exit says of them."""
+    """Scores and mean depth of requests under a policy, simulated from the scores of all exits."""
     layers = np.array(model.ranker.model.depths)
     temperatures = [float(head.temperature) for head in model.ranker.model.heads]
     at_exits, confidence = exit_statistics(scores, temperatures, model.depth_zero, model.config.measure)
@@ -134,6 +134,6 @@ def _speeds(
         for name, way in ways.items():
             begin = time.perf_counter()
             way()
-            if round_:  # the first warms up
+            if round_:  # the first round warms up
                 seconds[name].append(time.perf_counter() - begin)
     return {name: len(requests.rows) / float(np.median(times)) for name, times in seconds.items()}

@@ -11,12 +11,13 @@ _LEFT_OUT = ("recall@", "mrr@")
 
 
 def markdown_table(runs: Sequence[Run], names: Sequence[str] | None = None) -> str:
-    """Means over seeds, with the sample deviation where there are several, a row for runs alike but for the seed.
+    """Means over seeds, with the sample standard deviation if there are several; runs that differ in the seed share a
+    row.
 
     Args:
         runs: of any experiments.
-        names: metrics to show; by default all that all runs have, but for recall and reciprocal rank (which repeat the
-            others where there is one target) and strata.
+        names: metrics to show; by default those that all runs have, except for strata, and for recall and reciprocal
+            rank (which are redundant with a single target).
     """
     groups: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:

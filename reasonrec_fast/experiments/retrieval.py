@@ -1,4 +1,4 @@
-"""What retrieval is worth: OptiRAG-Rec with the GCN retriever, with retrieval by text, and without any."""
+"""Compares retrieval: OptiRAG-Rec with the GCN retriever, with retrieval by text, and without retrieval."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ KINDS: tuple[Retrieval, ...] = ("gcn", "text", "none")
 
 @dataclass(frozen=True)
 class RetrievalRecord:
-    """One kind of retrieval.
+    """Results of one kind of retrieval.
 
     Attributes:
         retrieval: one of :data:`KINDS`.
         auc, gauc, gauc_unrated: of the language model at full depth.
-        evidence_auc, evidence_gauc: of a logistic regression on the same numbers, without the language model.
+        evidence_auc, evidence_gauc: of a logistic regression on the same features, without the language model.
         gcn_minus_this: differences of the language models with 95 % intervals over users; None for ``"gcn"``.
     """
 
@@ -55,11 +55,11 @@ def compare_retrieval(
     """Train three models that differ in retrieval alone, on the same requests, and score the same test requests.
 
     Args:
-        folder: where the models are kept; one that is there already is not trained again.
-        config: of all three, but for ``retrieval``.
+        folder: of the models; existing models are not trained again.
+        config: of all three, except for ``retrieval``.
         sample: test requests to score (whole users); None for all.
         device: of the models.
-        progress: is told of every training step.
+        progress: called after every training step.
 
     Returns:
         a record for each of :data:`KINDS`, and the retrieval times of :func:`retrieval_times`.
@@ -72,8 +72,8 @@ def compare_retrieval(
     for kind in KINDS:
         settings = replace(config, retrieval=kind)
         model = trained(Path(folder) / kind, settings, interactions, split, progress, device=device)
-        builder, places = model.request_builder(interactions)
-        requests = builder.requests(places[rows])
+        builder, builder_rows = model.request_builder(interactions)
+        requests = builder.requests(builder_rows[rows])
         scores[kind] = model.predict(requests, early_exit=False).probability
         linear = evidence_regression(builder.training_requests().dense_features, builder.training_labels)
         evidence[kind] = linear.decision_function(requests.dense_features)
@@ -83,8 +83,8 @@ def compare_retrieval(
     for kind in KINDS:
         gap = None
         if kind != "gcn":
-            found = evaluation.paired_differences(labels, users, scores["gcn"], scores[kind])
-            gap = {name: asdict(interval) for name, interval in found.items()}
+            differences = evaluation.paired_differences(labels, users, scores["gcn"], scores[kind])
+            gap = {name: asdict(interval) for name, interval in differences.items()}
         records.append(
             RetrievalRecord(
                 kind,
@@ -107,11 +107,11 @@ def retrieval_times(
     *,
     device: torch.device | str | None = None,
 ) -> dict[str, float]:
-    """Median milliseconds to find one user's ``k`` similar users, one user at a time, the ways in turns.
+    """Median milliseconds to retrieve the ``k`` most similar users of a user, one user at a time, for each method.
 
-    ``gcn`` folds the user in from the items they liked; ``text`` encodes their history when they ask (it changes with
-    every event) with all-MiniLM-L6-v2; ``text_cached`` averages item vectors that were encoded before. The text encoder
-    is on ``device``, the search on the CPU.
+    ``gcn`` folds the user in from the items they liked; ``text`` encodes their history at each request (it changes
+    with every event) with all-MiniLM-L6-v2; ``text_cached`` averages item vectors that were encoded in advance. The
+    text encoder is on ``device``, the search on the CPU.
     """
     train = split.train
     gcn = Retriever.train(interactions, train)
@@ -126,22 +126,22 @@ def retrieval_times(
     def by_text(items: np.ndarray) -> Any:
         return torch.topk(encoder.encode([_passage(texts, items)]) @ passages.T, k)
 
-    ways: dict[str, Callable[[np.ndarray], Any]] = {
+    methods: dict[str, Callable[[np.ndarray], Any]] = {
         "gcn": lambda items: gcn.similar_users(gcn.fold_in(torch.from_numpy(items))[None], k),
         "text": by_text,
         "text_cached": lambda items: text.similar_users(text.fold_in(torch.from_numpy(items))[None], k),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
     chosen = np.random.default_rng(0).permutation([u for u, items in enumerate(liked) if len(items)])[:users]
     with torch.inference_mode():
         for user in chosen:
-            for name, way in ways.items():
+            for name, method in methods.items():
                 begin = time.perf_counter()
-                way(liked[user])
+                method(liked[user])
                 seconds[name].append(time.perf_counter() - begin)
     return {name: float(np.median(times) * 1000) for name, times in seconds.items()}
 
 
 def _passage(texts: list[str], items: np.ndarray, most: int = 20) -> str:
-    """The texts of the newest items, as much as the encoder reads."""
+    """The texts of the newest items, within the encoder's maximum length."""
     return "; ".join(texts[item] for item in items[-most:])

@@ -1,4 +1,4 @@
-"""Runs models on data sets and keeps one JSON line a run."""
+"""Runs models on data sets and keeps a JSON line for each run."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from reasonrec_fast.training.progress import Progress, named_part
 
 @dataclass(frozen=True)
 class Run:
-    """One line of the record; see :func:`run_experiment`.
+    """A line of the results; see :func:`run_experiment`.
 
     Attributes:
         config: name of the experiment.
-        model, dataset, split, seed: what was run, model and data set by their names in reports; ``"files"`` is the
-            split of data that come divided.
-        settings: of model and evaluation, as the file gives them.
-        metrics: on the test part; None where one is undefined.
+        model, dataset, split, seed: of the run, with the names of model and data set in reports; ``"files"`` is the
+            split of data sets that are divided into files.
+        settings: of model and evaluation, as in the file.
+        metrics: on the test part; None for undefined metrics.
         seconds: of fitting.
-        peak_memory_bytes: of the process while it fitted and scored; None where the system does not tell.
+        peak_memory_bytes: of the process during fitting and scoring; None if the system does not report it.
         revision: of the code.
-        versions, machine: of libraries, and where (see :func:`machine`): a run that was made on another device is the
-            same run, and is not repeated.
-        data: digest of the events, so that runs on other events are others whatever their file is called.
-        undefined: metric to the reason why it has no value.
-        kind: of the model, whatever it is called.
+        versions, machine: of the libraries and the machine (see :func:`machine`); not part of the run's identity, so
+            that it is not repeated on another device.
+        data: digest of the events, so that runs on other events differ even if their files have the same name.
+        undefined: for each undefined metric the reason.
+        kind: of the model, independent of its name.
     """
 
     config: str
@@ -63,12 +63,12 @@ class Run:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What tells two runs apart."""
+        """The identity of a run."""
         return *self.group, self.seed
 
     @property
     def group(self) -> tuple[str, ...]:
-        """What runs that differ in their seed alone share."""
+        """The identity of a run without its seed."""
         settings = json.dumps(self.settings, sort_keys=True)
         return self.config, self.model, self.kind, self.dataset, self.split, settings, self.data
 
@@ -82,20 +82,20 @@ def run_experiment(
     device: torch.device | str | None = None,
     progress: Progress | None = None,
 ) -> list[Run]:
-    """Run what ``output`` does not hold yet, and return all runs of the experiment.
+    """Run what is missing in ``output``, and return all runs of the experiment.
 
-    A run that was killed goes on from its last minute; finished ones are not repeated.
+    A run that was killed resumes from its checkpoint of the last minute; finished runs are not repeated.
 
     Args:
-        experiment: what to run.
+        experiment: to run.
         data: folder of the data sets.
-        output: JSON lines; one is added after each run.
+        output: file of JSON lines; a line is added after each run.
         seeds: instead of the experiment's.
-        device: instead of the experiment's; where neither names one, the GPU where there is one.
-        progress: is told of every epoch; its parts are the runs.
+        device: instead of the experiment's; if neither has a device, the GPU if there is one.
+        progress: called after every epoch; its parts are the runs.
 
     Raises:
-        ValueError: a line of ``output`` is not a run, or a device that is not there.
+        ValueError: a line of ``output`` is not a run, or a device that does not exist.
         DataError: a data set is not as expected.
     """
     device = resolve_device(experiment.device if device is None else device)
@@ -113,7 +113,7 @@ def run_experiment(
     ]
     checked: set[tuple[Any, ...]] = set()
     for run, model, task in planned:
-        if run.key not in done and run.group not in checked:  # seeds differ in nothing that a check reads
+        if run.key not in done and run.group not in checked:  # the checks do not depend on the seed
             checked.add(run.group)
             task.check_model(model.make(settings.task, run.seed, device=device), settings)
     for run, model, task in planned:
@@ -121,11 +121,11 @@ def run_experiment(
             finished = _finished(run, model, settings, task, output, device, progress)
             done[run.key] = finished
             _add(finished, output)
-    return [done[key] for key in dict.fromkeys(run.key for run, *_ in planned)]  # one that is asked for twice is one
+    return [done[key] for key in dict.fromkeys(run.key for run, *_ in planned)]  # without repetitions
 
 
 def load_runs(path: Path) -> list[Run]:
-    """Runs of a file of JSON lines; none where there is no file.
+    """Runs of a file of JSON lines; empty if there is no file.
 
     Raises:
         ValueError: a line is not a run (it is named).
@@ -144,7 +144,7 @@ def load_runs(path: Path) -> list[Run]:
 
 
 def dataset_titles(datasets: Sequence[DatasetConfig]) -> list[str]:
-    """Of data sets in reports; two of one title are told by their paths.
+    """Titles of data sets in reports; data sets with equal titles are distinguished by their paths.
 
     >>> dataset_titles([DatasetConfig("table", "a/x.csv"), DatasetConfig("table", "b/x.csv")])
     ['a/x.csv', 'b/x.csv']
@@ -160,7 +160,7 @@ def _prepared(
     experiment: Experiment, model: ModelConfig, dataset: DatasetConfig, title: str, digest: str, seed: int,
     device: torch.device,
 ) -> Run:  # fmt: skip
-    """A run whose figures are still missing."""
+    """A run without its results."""
     parts = dataset.split if dataset.kind in EVENTS else "files"
     settings = json.loads(json.dumps({"model": model.settings, "evaluation": asdict(experiment.evaluation)}))
     return Run(
@@ -180,7 +180,7 @@ def _finished(
 ) -> Run:
     fitted = model.make(settings.task, run.seed, device=device)
     name = f"{run.model}-{run.dataset}-{run.seed}"
-    # Names come from the file; a digest of what tells runs apart is a safe name of its own.
+    # Names are arbitrary text, so the file name is a digest of the run's identity.
     digest = hashlib.sha256(repr(run.key).encode()).hexdigest()[:16]
     state = _state(output, digest)
     measured = reset_peak_memory()
@@ -194,34 +194,34 @@ def _finished(
 
 
 def _state(output: Path, digest: str) -> Path:
-    """Where the training of a run keeps its state."""
+    """The checkpoint file of a run."""
     return output.parent / f".{output.name}.state" / f"{digest}.safetensors"
 
 
 def _add(run: Run, output: Path) -> None:
-    """Add a line to what lies there, also while others do."""
+    """Append a line, also if other processes do so concurrently."""
     with file_lock(output):
-        before = output.read_text(encoding="utf-8").rstrip("\n") if output.is_file() else ""
-        lines = [*([before] if before else []), json.dumps(asdict(run), allow_nan=False)]
+        previous = output.read_text(encoding="utf-8").rstrip("\n") if output.is_file() else ""
+        lines = [*([previous] if previous else []), json.dumps(asdict(run), allow_nan=False)]
         with atomic_write(output) as temporary:
             temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def revision() -> str:
-    """Of the checkout that the package lies in, with ``+`` where files were changed; else of the installed package."""
-    here = Path(__file__).resolve().parent
+    """The git revision of the package's checkout, with ``+`` if files were changed; otherwise the package's version."""
+    folder = Path(__file__).resolve().parent
     try:
-        told = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--exclude=*"],
+        result = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--exclude=*"],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
     except (OSError, subprocess.CalledProcessError):
         return importlib.metadata.version("reasonrec-fast")
-    return told.stdout.strip()
+    return result.stdout.strip()
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the libraries that decide results."""
+    """Versions of Python and of the libraries that affect results."""
     return {"python": platform.python_version()} | {
         name: importlib.metadata.version(name) for name in ("torch", "numpy", "reasonrec-fast")
     }

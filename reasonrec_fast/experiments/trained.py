@@ -1,4 +1,4 @@
-"""Models of an experiment: trained once, kept in a folder, and gone on with where a run was killed."""
+"""Models of an experiment: trained once, saved in a folder, and resumed if a run was killed."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def trained(
     adapters: Path | None = None,
     device: torch.device | str | None = None,
 ) -> OptiRAG:
-    """The model of a folder; it is trained first where it is not there yet.
+    """The model of a folder; it is trained first if it does not exist.
 
     Args:
         folder: its name is the model's.
         config: of the model.
         interactions, split: the data.
-        progress: is told of every step, under the name of the model.
-        adapters: a saved model whose adapters to start from.
+        progress: called after every step.
+        adapters: a saved model whose adapters are the initial ones.
         device: of :class:`OptiRAG`.
 
     Raises:
-        ValueError: the folder holds a model of another configuration, or a device that is not there.
+        ValueError: the folder holds a model of another configuration, or a device that does not exist.
     """
     if (folder / "config.json").is_file():
         model = OptiRAG.from_pretrained(folder, device=device)

@@ -16,13 +16,14 @@ Encoded = list[EncodedRequest]
 
 
 class RankingService:
-    """Takes calls of any number of threads and ranks them together.
+    """Batches the calls of any number of threads for one ranker.
 
     Args:
-        ranker: what ranks; its ``max_tokens`` bound a batch.
-        max_wait_ms: longest wait for a batch to fill, in milliseconds, while nothing is being ranked.
-        queue_tokens: tokens that may wait; beyond it :class:`~reasonrec_fast.micro_batcher.QueueFullError`.
-        early_exit: False reads every layer.
+        ranker: its ``max_tokens`` bounds a batch.
+        max_wait_ms: longest wait for a batch to fill, in milliseconds, while the ranker is idle.
+        queue_tokens: capacity of the queue in tokens; beyond it calls raise
+            :class:`~reasonrec_fast.micro_batcher.QueueFullError`.
+        early_exit: False runs every layer.
     """
 
     def __init__(
@@ -38,8 +39,8 @@ class RankingService:
         """A future of what ``ranker.predict(requests)`` returns.
 
         Raises:
-            QueueFullError: too much is waiting; try again later or elsewhere.
-            ValueError: no request, or one that the ranker refuses.
+            QueueFullError: the queue is full; try again later.
+            ValueError: no request, or a request that the ranker refuses.
             RuntimeError: closed.
         """
         if not len(requests):
@@ -50,7 +51,7 @@ class RankingService:
         return self._batcher.submit(encoded, size=tokens)
 
     def close(self) -> None:
-        """Answer what was submitted, then end."""
+        """Answer the submitted requests, then stop."""
         self._batcher.close()
 
     def __enter__(self) -> RankingService:

@@ -1,4 +1,4 @@
-"""Training state that survives a kill at any moment."""
+"""Checkpoints of the training state, written atomically."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _logger = logging.getLogger("reasonrec_fast")
 
 
 class Checkpoint:
-    """One safetensors file with the trainable parameters, the optimiser's state and a little JSON.
+    """A safetensors file with the trainable parameters, the optimiser's state and JSON metadata.
 
-    The file is replaced as a whole, so it always holds one complete step. It can be restored on any device. Training
-    seeds every step by its number, so no state of a generator is kept: on a device of the same kind a run goes on to
-    the end that it would have had; another kind draws other numbers and sums in another order, which a line in the log
-    says.
+    The file is replaced atomically, so it always holds a complete state. It can be restored on any device. Training
+    seeds every step by its number, so no generator state is stored: on a device of the same kind a resumed run has the
+    same result as an uninterrupted run; another kind has other random numbers and summation orders, of which a log
+    message warns.
 
     Args:
-        path: where the file lies.
+        path: of the file.
         module: its parameters that require gradients are stored; they may be on any device.
         optimizer: over those parameters.
-        fingerprint: what the run is (configuration, data); another run's file is refused.
+        fingerprint: identity of the run (configuration, data); another run's file is refused.
     """
 
     def __init__(
@@ -51,9 +51,9 @@ class Checkpoint:
         write_tensors(self.path, tensors, metadata)
 
     def restore(self) -> int:
-        """Load what :meth:`save` stored and return its step; 0 where there is no file.
+        """Load what :meth:`save` stored and return its step; 0 if there is no file.
 
-        Parameters and the optimiser's state go where the parameters are now; ``more`` stays on the CPU.
+        Parameters and the optimiser's state are copied to the parameters' devices; ``more`` stays on the CPU.
 
         Raises:
             ValueError: the file belongs to a run with another configuration, data or architecture.
@@ -65,13 +65,13 @@ class Checkpoint:
             if metadata.get("fingerprint") != self.fingerprint:
                 raise ValueError(
                     f"{self.path}: expected a checkpoint of this configuration and data; it is of another run. "
-                    "Give another folder, or remove the file to start anew"
+                    "Give another folder, or remove the file to start again"
                 )
-            before = metadata.get("device", self._device_type())
-            if before != self._device_type():
+            written_on = metadata.get("device", self._device_type())
+            if written_on != self._device_type():
                 _logger.warning(
-                    "%s: was written on %s and goes on on %s; the end will differ a little from that of one device",
-                    self.path, before, self._device_type(),
+                    "%s: was written on %s and resumes on %s; the result will differ slightly from that of one device",
+                    self.path, written_on, self._device_type(),
                 )  # fmt: skip
             for name, parameter in self.parameters.items():
                 with torch.no_grad():
@@ -92,7 +92,7 @@ class Checkpoint:
                         key: value if key == "step" and parameter not in on_device else value.to(parameter.device)
                         for key, value in state.items()
                     }
-        _logger.info("%s: goes on after step %s", self.path, metadata["step"])
+        _logger.info("%s: resumes after step %s", self.path, metadata["step"])
         return int(metadata["step"])
 
     def _device_type(self) -> str:
@@ -100,5 +100,6 @@ class Checkpoint:
 
 
 def _counts_on_device(group: dict[str, Any]) -> bool:
-    """Whether an optimiser of torch keeps the steps of a group's parameters where these are; else on the CPU."""
+    """Whether an optimiser of torch keeps the step counts of a group on the parameters' device; otherwise on the
+    CPU."""
     return bool(group.get("fused") or group.get("capturable"))

@@ -28,17 +28,17 @@ _SECONDS_BETWEEN_SAVES = SECONDS_BETWEEN_SAVES
 
 @dataclass(frozen=True)
 class EpochTraining:
-    """How to train.
+    """Settings of training in epochs.
 
     Attributes:
-        epochs: at most.
-        patience: stop when validation has not improved for so many epochs.
+        epochs: maximum number.
+        patience: stop if validation has not improved for this many epochs.
         learning_rate: of AdamW, after ``warmup`` steps of linear growth.
         weight_decay: of AdamW.
         warmup: steps.
-        average: decay of the exponential moving average of the weights, which is what is validated and kept; 0 for the
-            weights themselves.
-        clip: largest norm of the gradient; 0 for any.
+        average: decay of the exponential moving average of the weights, which is validated and kept; 0 for the weights
+            themselves.
+        clip: maximum norm of the gradient; 0 for none.
         seed: of every step's random numbers.
         accumulate: batches a step, whose gradients are averaged; on several processes each takes its share of them.
     """
@@ -72,19 +72,19 @@ def train_epochs(
 ) -> float:
     """Train a module and leave it with the weights of its best epoch.
 
-    Early stopping and averaged weights on a :class:`~reasonrec_fast.training.loop.StepLoop`, which says what a step
-    depends on: a run that was killed comes to the same end as one that was not.
+    Early stopping and averaged weights with a :class:`~reasonrec_fast.training.loop.StepLoop`: a run that was killed
+    and resumed has the same result as an uninterrupted run.
 
     Args:
-        module: in training mode while it learns, in evaluation mode for ``validate`` and after the end.
-        batches: of an epoch, which they must depend on alone.
+        module: in training mode during epochs, in evaluation mode for ``validate`` and afterwards.
+        batches: of an epoch; they must depend on the epoch alone.
         loss: of a batch.
-        settings: how.
-        validate: larger is better; without it every epoch is trained and the last one kept. On several processes each
-            calls it, and the main process's value counts.
+        settings: of the training.
+        validate: larger is better; without it all epochs are trained and the last weights are kept. On several
+            processes each calls it, and the main process's value is used.
         checkpoint: file of the training state, replaced every minute and after every epoch.
-        fingerprint: what identifies the run.
-        progress: is told of every epoch: ``loss`` (mean over its steps) and, with validation, ``validation`` and
+        fingerprint: identity of the run.
+        progress: called after every epoch with ``loss`` (mean over its steps) and, with validation, ``validation`` and
             ``best``.
         trackers, accelerator: as in :class:`~reasonrec_fast.training.loop.StepLoop`.
 
@@ -135,7 +135,7 @@ def _in_steps(batches: Iterator[Batch], accumulate: int) -> Iterator[Sequence[Ba
 
 
 class _EpochState:
-    """Averaged weights, the best ones, and where in the run the loop stands."""
+    """Averaged weights, the best weights, and the position in the run."""
 
     def __init__(self, loop: StepLoop, settings: EpochTraining) -> None:
         self.loop, self.settings, self.parameters = loop, settings, loop.parameters
@@ -147,7 +147,7 @@ class _EpochState:
     def after_step(self) -> None:
         self.step_of_epoch += 1
         if self.averages:
-            # Early on the average is of all steps so far, not of the first weights.
+            # A smaller decay at first, so that the initial weights do not dominate.
             decay = min(self.settings.average, self.loop.steps_done / (self.loop.steps_done + 10))
             torch._foreach_lerp_(
                 list(self.averages.values()), [p.detach() for p in self.parameters.values()], 1 - decay
@@ -160,7 +160,7 @@ class _EpochState:
             trained = {name: p.detach().clone() for name, p in self.parameters.items()} if self.averages else {}
             self._load(self.averages)
             self.latest, self.waited = of_main_process(validate(), self.loop.accelerator), self.waited + 1
-            if math.isnan(self.best) or self.latest > self.best:  # NaN is better than nothing alone
+            if math.isnan(self.best) or self.latest > self.best:  # NaN is replaced by any value
                 self.best, self.waited = self.latest, 0
                 self.best_weights = {name: p.detach().clone() for name, p in self.parameters.items()}
             self._load(trained)

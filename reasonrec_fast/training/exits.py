@@ -1,4 +1,4 @@
-"""Training of early exits: jointly with the backbone, alone, or taught by the last layer."""
+"""Training of early exits: jointly with the backbone, alone, or by self-distillation from the last exit."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step learns from.
+    """The training rows of a step.
 
     Attributes:
         groups: prefixes and suffixes of ``R`` rows.
-        labels: index of the right answer, int64 ``[R]``.
-        features: float32 ``[R, F]``, or None for heads that read none.
+        labels: index of the correct answer, int64 ``[R]``.
+        features: float32 ``[R, F]``, or None for heads without features.
         offset: logits of depth 0, float32 ``[R]`` (``[R, L]`` for more than two answers), for heads that correct them;
             else None.
-        slates: which rows are ranked against each other, int64 ``[R]``; by default those of a group.
+        slates: rows of the same number are ranked against each other, int64 ``[R]``; by default those of a group.
 
-    Tensors may be on any device; on the CPU nothing is read back from the model's.
+    Tensors may be on any device; if they are on the CPU, training does not synchronise with the model's device.
     """
 
     groups: Sequence[TokenGroup]
@@ -56,19 +56,19 @@ class Batch:
 
 @dataclass(frozen=True)
 class ExitTraining:
-    """How exits are trained.
+    """Settings of exit training.
 
     Attributes:
-        mode: ``"joint"`` trains whatever of the backbone requires gradients, and every head, on the labels, the losses
-            weighted by depth; ``"heads"`` the heads alone; ``"distil"`` is joint, but every exit before the last learns
-            the last one's probabilities instead of the labels (self-distillation, arXiv 1905.08094).
+        mode: ``"joint"`` trains the backbone's parameters that require gradients, and every head, on the labels, with
+            losses weighted by depth; ``"heads"`` trains the heads alone; ``"distil"`` is joint, but every exit before
+            the last learns the last exit's probabilities instead of the labels (self-distillation, arXiv 1905.08094).
         learning_rate, head_learning_rate: peaks of the schedule, for the backbone's last layer and the heads.
-        depth_decay: factor on the backbone's rate for each layer below the last: OptiRAG-Rec's depth-aware schedule;
-            1 turns it off.
-        layer_dropout: of the last layer but one; it grows exponentially from 0 at the first (LayerSkip, arXiv
-            2404.16710). The last layer is always taken.
+        depth_decay: factor of the backbone's rate for each layer below the last: OptiRAG-Rec's depth-aware schedule;
+            1 for none.
+        layer_dropout: rate of the last layer but one; it grows exponentially from 0 at the first (LayerSkip, arXiv
+            2404.16710). The last layer is never dropped.
         pairwise_weight: of the loss that ranks positive above negative rows within a slate.
-        seed: of the layers that are dropped.
+        seed: of layer dropout.
     """
 
     mode: Mode = "joint"
@@ -106,22 +106,22 @@ def train_exits(
     trackers: Sequence[Any] = (),
     accelerator: Accelerator | None = None,
 ) -> None:
-    """Train the exits of a model, one step an item, on a :class:`~reasonrec_fast.training.loop.StepLoop`.
+    """Train the exits of a model, one step for each item, with a :class:`~reasonrec_fast.training.loop.StepLoop`.
 
-    With a checkpoint path the state is stored every few steps, and a run that was killed goes on from there to the same
+    With a checkpoint the state is saved every few steps, and a run that was killed resumes from there with the same
     result, on a device of the same kind.
 
     Args:
-        model: what requires gradients is trained.
-        items: what the steps learn from, in order.
-        load: makes a batch of an item.
-        settings: how.
+        model: its parameters that require gradients are trained.
+        items: of the steps, in order.
+        load: returns the batch of an item.
+        settings: of the training.
         checkpoint: file of the training state.
-        fingerprint: what identifies the run.
-        checkpoint_every: steps.
-        progress: is told of every step and its ``loss``, which is read back for it.
+        fingerprint: identity of the run.
+        checkpoint_every: steps between two checkpoints.
+        progress: called after every step with its ``loss``, which is read back from the device for it.
         trackers, accelerator: as in :class:`~reasonrec_fast.training.loop.StepLoop`. A step has one micro-batch:
-            more processes do not make it faster.
+            more processes do not speed it up.
 
     Raises:
         ValueError: distillation or a pairwise loss for more than two answers.
@@ -153,26 +153,26 @@ def _losses(model: EarlyExitModel, batch: Batch, settings: ExitTraining, step: i
     """Loss of every exit, ``[E]``."""
     device = model.backbone.device
     labels = to_device(batch.labels, device)
-    # The log-probability of yes tells that of no as well.
-    asked = torch.ones_like(labels) if settings.mode == "distil" else labels
+    # The log-probability of no follows from that of yes.
+    targets = torch.ones_like(labels) if settings.mode == "distil" else labels
     with adapters_in_dtype(model, model.backbone.dtype):
-        found = model.all_exits(
+        exits = model.all_exits(
             batch.groups,
             to_device(batch.features, device),
-            asked,
+            targets,
             skip=dropped_layers(model.backbone.num_layers, settings.layer_dropout, (settings.seed, step)),
             offset=batch.offset,
         )
     slates = batch.slates
     if slates is None:
         slates = torch.repeat_interleave(torch.tensor([len(suffixes) for _, suffixes in batch.groups]))
-    # Where the labels came from, the host as a rule: how many pairs there are would be read back from a GPU.
+    # On the labels' device, usually the CPU: on a GPU, reading back the number of pairs would synchronise.
     pairs = to_device(_pairs(to_device(slates, batch.labels.device), batch.labels), device)
-    teacher = found[-1].positive_probability.detach()
+    teacher = exits[-1].positive_probability.detach()
     losses = []
-    for place, statistics in enumerate(found):
+    for index, statistics in enumerate(exits):
         if settings.mode == "distil":
-            loss = _soft_cross_entropy(statistics, labels.float() if place + 1 == len(found) else teacher)
+            loss = _soft_cross_entropy(statistics, labels.float() if index + 1 == len(exits) else teacher)
         else:
             loss = -statistics.target_logprob.mean()
         losses.append(loss + settings.pairwise_weight * _pairwise_loss(statistics.positive_probability, pairs))
@@ -193,23 +193,23 @@ def dropped_layers(num_layers: int, most: float, seed: tuple[int, int]) -> froze
 
 
 def _soft_cross_entropy(statistics: ops.ExitStatistics, target: torch.Tensor) -> torch.Tensor:
-    """Against probabilities of yes, ``[R]``; the statistics' targets were all yes."""
+    """Cross-entropy with probabilities of yes, ``[R]``; the statistics' targets must all be yes."""
     yes = statistics.target_logprob.clamp(max=-1e-6)
     no = torch.log(-torch.expm1(yes))
     return -(target[:, None] * yes + (1 - target[:, None]) * no).mean()
 
 
 def _pairs(slates: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Places of a positive and a negative row of the same slate, int64 ``[P, 2]``."""
+    """Indices of a positive and a negative row of the same slate, int64 ``[P, 2]``."""
     same = slates[:, None] == slates[None, :]
     return (same & (labels[:, None] == 1) & (labels[None, :] == 0)).nonzero()
 
 
 def _pairwise_loss(probability: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
-    """Mean of -log sigmoid of the difference of the log-odds (BPR, arXiv 1205.2618); 0 without pairs.
+    """Mean of -log sigmoid of the difference of the logits (BPR, arXiv 1205.2618); 0 without pairs.
 
-    Cross-entropy learns most from how much a user likes in general, which is the same for all their candidates; this
-    learns from what tells the candidates apart.
+    Cross-entropy mostly fits a user's overall like rate, which is the same for all of their candidates; this loss
+    depends on differences between candidates alone.
     """
     if not len(pairs):
         return probability.sum() * 0.0
@@ -219,7 +219,7 @@ def _pairwise_loss(probability: torch.Tensor, pairs: torch.Tensor) -> torch.Tens
 
 @contextmanager
 def _frozen(module: nn.Module, frozen: bool) -> Iterator[None]:
-    """Hold a module's parameters still for a while."""
+    """Inside, no parameter of a module requires gradients if ``frozen``."""
     held = [p for p in module.parameters() if p.requires_grad] if frozen else []
     for parameter in held:
         parameter.requires_grad_(False)
@@ -231,7 +231,7 @@ def _frozen(module: nn.Module, frozen: bool) -> Iterator[None]:
 
 
 def _optimizer(model: EarlyExitModel, settings: ExitTraining) -> torch.optim.Optimizer:
-    """AdamW with one group a layer: the rate falls with the distance from the last layer."""
+    """AdamW with a parameter group for each layer: the rate falls with the distance from the last layer."""
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

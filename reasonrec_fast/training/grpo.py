@@ -39,7 +39,7 @@ class Rollout(Protocol):
     @property
     def logprobs(self) -> Sequence[float] | None:
         """Of each token under the policy that sampled it, at :attr:`GRPOTraining.temperature` and before any
-        truncation of the distribution (``top_p``); None: computed anew before the weights change."""
+        truncation of the distribution (``top_p``); if None, they are computed before the weights change."""
 
 
 Generate = Callable[[Sequence[Sequence[int]], Sequence[int]], Sequence[Sequence[Rollout]]]
@@ -52,23 +52,24 @@ TokenMask = Callable[[int, Rollout], Sequence[bool]]
 
 @dataclass(frozen=True)
 class GRPOTraining:
-    """How a policy is optimised.
+    """Settings of policy optimisation.
 
     Attributes:
-        iterations: each samples completions once.
-        prompts_per_iteration: in a seeded order of all prompts; each is taken once before any comes again.
+        iterations: number of times that completions are sampled.
+        prompts_per_iteration: taken from seeded permutations of all prompts.
         updates: optimiser steps on the completions of an iteration (GRPO's mu).
         kind: loss and advantages: ``"grpo"`` (arXiv 2402.03300), ``"dapo"`` (arXiv 2503.14476; its clip is
             ``(0.2, 0.28)``), ``"dr_grpo"`` (arXiv 2503.20783; its sum is divided by the number of all completions of
             the iteration times ``max_completion_tokens``).
-        clip_below, clip_above: how far the ratio may fall below 1 and rise above it.
+        clip_below, clip_above: the ratio is clipped to ``[1 - clip_below, 1 + clip_above]``.
         beta: weight of the divergence from the reference; 0 computes no reference.
-        temperature: divides the logits, as it did when the completions were sampled.
+        temperature: divides the logits; must be that of the sampling.
         max_completion_tokens: only for ``"dr_grpo"``; longer completions are refused.
-        max_tokens: of a micro-batch, which bounds memory; a prompt and its completions with more stand alone.
+        max_tokens: of a micro-batch, which bounds memory; a longer group (a prompt and its completions) is a
+            micro-batch of its own.
         learning_rate, weight_decay: of AdamW; the rate grows over ``warmup`` (a share of the steps), then falls as a
             cosine to a twentieth.
-        gradient_clip: largest norm of the gradient; 0 for any.
+        gradient_clip: maximum norm of the gradient; 0 for none.
         seed: of the order of prompts and of sampling.
     """
 
@@ -113,29 +114,29 @@ def train_grpo(
     trackers: Sequence[Any] = (),
     accelerator: Accelerator | None = None,
 ) -> None:
-    """Train whatever of a causal model requires gradients on rewards of its own completions.
+    """Train the parameters of a causal model that require gradients on rewards of its own completions.
 
     An iteration samples completions of some prompts, turns the rewards of each prompt's completions into advantages
     (``ops.group_advantages``) and takes ``updates`` steps of ``ops.policy_loss`` on them, on a
     :class:`~reasonrec_fast.training.loop.StepLoop`. Prompts are computed once for all of their completions, and no
-    logits are held. The model is in evaluation mode throughout: dropout would make the ratio of present to old
-    probabilities a matter of chance.
+    logits are stored. The model is in evaluation mode throughout: dropout would make the ratio of current to old
+    probabilities random.
 
-    What does not teach anything is left out and counted. A prompt whose completions all have the same reward (its
-    advantages are 0) is skipped, as in DAPO; the means of the loss are over the others, and no others are sampled in
-    its place. A completion without tokens, or none of whose tokens count, takes part in its group's advantages and in
-    no mean of tokens. An iteration in which nothing is left takes no step; it counts for the schedule.
+    Completions without a gradient are skipped and counted. A prompt whose completions all have the same reward (its
+    advantages are 0) is skipped, as in DAPO; the means of the loss are over the others, and no replacement is
+    sampled. A completion without tokens, or without tokens that count, contributes to its group's advantages, but not
+    to the means over tokens. An iteration in which all prompts are skipped takes no step, but counts for the schedule.
 
-    Checkpoints are taken between iterations: a run that was killed begins the iteration that it was in anew, and ends
-    as one that was not where ``generate`` and ``reward`` depend on the weights and their arguments alone (torch's
-    global generators are seeded before each call of ``generate``).
+    Checkpoints are saved between iterations: a run that was killed repeats its last iteration. The result is that of an
+    uninterrupted run if ``generate`` and ``reward`` depend on the weights and their arguments alone (torch's global
+    generators are seeded before each call of ``generate``).
 
     On several processes each samples for its share of the prompts; ``generate`` and ``reward`` are called in each.
 
     Args:
         model: as in :func:`~reasonrec_fast.training.sft.supervised_loss`, without a cap on its logits.
         prompts: token ids, at least one each.
-        generate: samples with the model as it is then, such as::
+        generate: samples with the current weights, for example::
 
                 generator = TextGenerator(model, tokenizer)
 
@@ -144,21 +145,21 @@ def train_grpo(
                     return generator.generate([((), [prompt]) for prompt in prompts], params)
 
         reward: larger is better.
-        settings: how.
+        settings: of the training.
         token_mask: which tokens of a completion count; all by default.
-        reference: what the divergence is measured from, where ``beta > 0``: a frozen model on the same device; None
-            means ``model`` without its adapters.
+        reference: of the divergence, if ``beta > 0``: a frozen model on the same device; None for ``model`` without its
+            adapters.
         checkpoint: file of the training state. Settings and prompts are part of its identity.
-        fingerprint: what else identifies the run (the base model, the reward).
-        checkpoint_every: iterations; by default a minute.
-        progress: is told of every iteration: ``reward`` (mean), ``reward_std`` (mean over prompts of the deviation
-            within), ``zero_variance`` and ``empty`` (shares of prompts that were skipped, and of completions without
-            tokens), ``completion_tokens`` (mean) and, where steps were taken, ``loss``, ``entropy``, ``ratio``,
-            ``ratio_max``, ``clipped`` (share of tokens) and, with a reference, ``kl``, of the last of them.
+        fingerprint: further identity of the run (the base model, the reward).
+        checkpoint_every: iterations between two checkpoints; by default they are a minute apart.
+        progress: called after every iteration with ``reward`` (mean), ``reward_std`` (mean over prompts of the
+            deviation within a prompt), ``zero_variance`` and ``empty`` (shares of prompts that were skipped, and of
+            completions without tokens), ``completion_tokens`` (mean) and, if steps were taken, ``loss``, ``entropy``,
+            ``ratio``, ``ratio_max``, ``clipped`` (share of tokens) and, with a reference, ``kl``, of the last step.
         trackers, accelerator: as in :class:`~reasonrec_fast.training.loop.StepLoop`.
 
     Raises:
-        TypeError: a model that cannot be trained so, or ``beta > 0`` without adapters and without ``reference``.
+        TypeError: a model that cannot be trained, or ``beta > 0`` without adapters and without ``reference``.
         ValueError: prompts or completions that do not fit, fewer than two completions of a prompt, rewards or
             log-probabilities that are not finite (with prompt and completion), or a checkpoint of another run.
     """
@@ -170,7 +171,7 @@ def train_grpo(
     if settings.beta and reference is None:
         if not hasattr(model, "disable_adapter"):
             raise TypeError(
-                f"reference: expected a model where beta is {settings.beta} and there are no adapters to switch off; "
+                f"reference: expected a model since beta is {settings.beta} and there are no adapters to disable; "
                 "got None"
             )
         reference = model
@@ -204,7 +205,7 @@ def train_grpo(
 
 @dataclass(frozen=True)
 class _Sampled:
-    """The completions of an iteration: groups that teach something, and of all completions their number and metrics."""
+    """The completions of an iteration: the groups that were not skipped, the number of all completions, and metrics."""
 
     groups: list[PolicyGroup]
     num_completions: int
@@ -214,13 +215,13 @@ class _Sampled:
 def _update(
     model: nn.Module, sampled: _Sampled, settings: GRPOTraining, loop: StepLoop, reference: nn.Module | None
 ) -> dict[str, float]:
-    """Take the steps of an iteration; metrics of the last of them."""
+    """Take the steps of an iteration; returns the metrics of the last step."""
     parts = within([group.num_tokens for group in sampled.groups], settings.max_tokens)
     batches = [PolicyBatch(sampled.groups[part.start : part.stop]) for part in parts]
     batches = [batch for batch in batches if batch.num_chosen_sequences]
     weights = [batch.weight(settings.kind) for batch in batches]
     for index in range(loop.process, len(batches), loop.processes):
-        with loop.autocast():  # as the loss is computed
+        with loop.autocast():  # in the precision of the loss
             batches[index].set_logprobs(model, settings.temperature, reference)
     read: list[tuple[float, dict[str, torch.Tensor]]] = []
 
@@ -231,14 +232,14 @@ def _update(
             # The mean by weight then is the sum over all batches, divided by num_completions * max_completion_tokens.
             share = weights[index] / sum(weights)
             normalizer = share * sampled.num_completions * settings.max_completion_tokens
-        value, found = packed_policy_loss(
+        value, statistics = packed_policy_loss(
             model, batch, kind=settings.kind, clip=(settings.clip_below, settings.clip_above), beta=settings.beta,
             temperature=settings.temperature, normalizer=normalizer,
         )  # fmt: skip
-        metrics = {"entropy": found.entropy, "ratio": found.ratio_mean, "ratio_max": found.ratio_max,
-                   "clipped": found.clipped_share}  # fmt: skip
+        metrics = {"entropy": statistics.entropy, "ratio": statistics.ratio_mean, "ratio_max": statistics.ratio_max,
+                   "clipped": statistics.clipped_share}  # fmt: skip
         if reference is not None:
-            metrics["kl"] = found.kl
+            metrics["kl"] = statistics.kl
         read.append((float(len(batch.sequence_ids)), metrics))
         return value
 
@@ -262,8 +263,8 @@ class _Sampler:
         indices = self._indices(iteration)
         mine = range(self.loop.process, len(indices), self.loop.processes)
         gathered_groups = gathered(self._completions(iteration, [(i, indices[i]) for i in mine]), self.loop.accelerator)
-        by_place = {place: group for of_process in gathered_groups for place, group in of_process}
-        completions = [by_place[place] for place in range(len(indices))]
+        by_position = dict(pair for of_process in gathered_groups for pair in of_process)
+        completions = [by_position[position] for position in range(len(indices))]
         rewards = torch.tensor([value for _, values in completions for value in values], dtype=torch.float64)
         sizes = [len(values) for _, values in completions]
         owners = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
@@ -293,28 +294,30 @@ class _Sampler:
         return _Sampled(groups, len(lengths), metrics)
 
     def _indices(self, iteration: int) -> list[int]:
-        """Prompts of an iteration: one shuffled order of all of them after the other."""
+        """Prompts of an iteration, from consecutive permutations of all prompts."""
         count, size = len(self.prompts), self.settings.prompts_per_iteration
-        places = range(iteration * size, (iteration + 1) * size)
+        positions = range(iteration * size, (iteration + 1) * size)
         orders = {
             epoch: np.random.default_rng((self.settings.seed, epoch)).permutation(count)
-            for epoch in {place // count for place in places}
+            for epoch in {position // count for position in positions}
         }
-        return [int(orders[place // count][place % count]) for place in places]
+        return [int(orders[position // count][position % count]) for position in positions]
 
     def _completions(self, iteration: int, wanted: list[tuple[int, int]]) -> list[tuple[int, tuple[list, list[float]]]]:
-        """For each place in the iteration: (token ids, log-probabilities, chosen) of each completion, and rewards."""
+        """For each position in the iteration: (token ids, log-probabilities, chosen) of each completion, and
+        rewards."""
         if not wanted:
             return []
         seeds = [
-            int(np.random.default_rng((self.settings.seed, iteration, place)).integers(2**62)) for place, _ in wanted
+            int(np.random.default_rng((self.settings.seed, iteration, position)).integers(2**62))
+            for position, _ in wanted
         ]
         seed_rng(seeds[0], self.loop.device)
         sampled = self.generate([self.prompts[index].tolist() for _, index in wanted], seeds)
         if len(sampled) != len(wanted):
             raise ValueError(f"generate: expected completions of {len(wanted)} prompts; got {len(sampled)}")
-        found = []
-        for (place, index), rollouts in zip(wanted, sampled, strict=True):
+        completions = []
+        for (position, index), rollouts in zip(wanted, sampled, strict=True):
             if len(rollouts) < 2:
                 raise ValueError(
                     f"generate: expected at least 2 completions a prompt, whose rewards are compared; got "
@@ -327,8 +330,8 @@ class _Sampler:
                     f"reward: expected {len(rollouts)} finite numbers for prompt {index}; got {wrong or rewards}"
                 )
             rows = [self._row(index, number, rollout) for number, rollout in enumerate(rollouts)]
-            found.append((place, (rows, rewards)))
-        return found
+            completions.append((position, (rows, rewards)))
+        return completions
 
     def _row(self, index: int, number: int, rollout: Rollout) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
         name = f"completion {number} of prompt {index}"

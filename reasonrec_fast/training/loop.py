@@ -1,4 +1,4 @@
-"""The step loop on which everything that trains stands."""
+"""The optimiser loop that all training uses."""
 
 from __future__ import annotations
 
@@ -24,44 +24,44 @@ Batch = TypeVar("Batch")
 Metrics = Mapping[str, "torch.Tensor | float"]
 
 SECONDS_BETWEEN_SAVES = 60.0
-_STEP_STRIDE, _PART_STRIDE = 1_000_003, 0x9E3779B97F4A7C15  # of seeds: of a step, and of a micro-batch in its step
+_STEP_STRIDE, _PART_STRIDE = 1_000_003, 0x9E3779B97F4A7C15  # of the seeds of steps, and of micro-batches in a step
 
 
 class StepLoop:
-    """Takes optimiser steps, and can be stopped and started again between any two of them.
+    """Takes optimiser steps; training can be resumed after any step.
 
-    A step is given its micro-batches, and descends along the weighted mean of their losses: gradients are accumulated,
-    averaged over processes, clipped, and the optimiser takes one step at the rate that the schedule gives. What a step
-    does depends on the weights, its number, the seed and its micro-batches alone: random numbers are seeded by the
-    seed, the step and the micro-batch, on the CPU and on the module's device. So a run that was killed and goes on from
-    its checkpoint ends with the same bits as one that was not, on a device of the same kind.
+    A step minimises the weighted mean of its micro-batches' losses: gradients are accumulated, averaged over processes
+    and clipped, and the optimiser takes one step at the schedule's rate. The result of a step depends on the weights,
+    its number, the seed and its micro-batches alone: the random generators of the CPU and of the module's device are
+    seeded by the seed, the step and the micro-batch. So a run that was killed and resumed from its checkpoint ends with
+    the same bits as an uninterrupted run, on a device of the same kind.
 
     With an accelerator that was launched on ``P`` processes (``accelerate launch``, torchrun) micro-batch ``i`` is
     computed by process ``i mod P``. Every process holds the whole module and is given all micro-batches of the step;
     the result is that of one process, up to the order in which gradients are summed. The main process writes
-    checkpoints and trackers and tells the progress. A checkpoint's folder must be one that all processes read.
+    checkpoints and trackers and reports progress. All processes must be able to read the checkpoint's folder.
 
     Args:
         module: whose parameters that require gradients are trained. The caller sets its mode, training or evaluation.
         optimizer: over these parameters; its learning rates are the schedule's peaks.
         seed: of random numbers.
-        clip: largest norm of a step's gradient; 0 for any.
+        clip: maximum norm of a step's gradient; 0 for none.
         schedule: of the learning rates.
         checkpoint: file of the training state; None for none.
-        fingerprint: what identifies the run, for :class:`~reasonrec_fast.training.checkpoint.Checkpoint`.
-        progress: is told of what :meth:`report` is given.
+        fingerprint: identity of the run, for :class:`~reasonrec_fast.training.checkpoint.Checkpoint`.
+        progress: called by :meth:`report`.
         trackers: accelerate's trackers (see :mod:`~reasonrec_fast.training.trackers`): each is given the same metrics,
-            by the number of the step. A run that goes on after a kill writes the steps since its checkpoint again.
-        accelerator: places the module on its device, and knows of other processes; None leaves the module where it is.
-            Its mixed precision (bf16) holds for the losses, but not within the layers of a language model, which
+            by the number of the step. A resumed run writes the steps since its checkpoint again.
+        accelerator: moves the module to its device, and has the number of processes; None leaves the module where it
+            is. Its mixed precision (bf16) applies to the losses, but not within the layers of a language model, which
             compute in the type of their weights (load them in bfloat16).
 
     Attributes:
         steps_done: number of steps that the weights have taken.
-        parameters: that are trained, by name.
+        parameters: the trained parameters, by name.
 
     Raises:
-        ValueError: nothing requires gradients, or an accelerator whose settings this loop does not honour.
+        ValueError: nothing requires gradients, or an accelerator with unsupported settings.
     """
 
     def __init__(
@@ -101,17 +101,17 @@ class StepLoop:
 
     @property
     def reports(self) -> bool:
-        """Whether anybody reads what :meth:`report` is given."""
+        """Whether there is a progress callback or a tracker that :meth:`report` calls."""
         return self._progress is not None or bool(self._trackers)
 
     def restore(self) -> dict[str, torch.Tensor]:
-        """Go on from the checkpoint, if there is one.
+        """Resume from the checkpoint, if there is one.
 
         Returns:
-            what :meth:`save` was given beside, on the CPU; empty where there is no file.
+            the ``extra`` tensors of :meth:`save`, on the CPU; empty if there is no file.
 
         Raises:
-            ValueError: the file is of another run, or the processes do not read the same one.
+            ValueError: the file is of another run, or the processes read different files.
         """
         if self._file is None:
             return {}
@@ -135,14 +135,14 @@ class StepLoop:
         """Take one step.
 
         Args:
-            micro_batches: at least one; their gradients are computed one after the other, so that memory holds one.
-            loss: of a micro-batch, 0-d. A mean over something (rows, tokens).
-            weights: of the micro-batches, not negative, such as how many rows or tokens each holds: the loss of the
-                step is then the mean over all of them, however they are divided. Alike by default.
-            name: of the step, for an error that says what did not fit into memory.
+            micro_batches: at least one; their gradients are computed one after the other, to bound memory.
+            loss: of a micro-batch, 0-d; a mean, for example over rows or tokens.
+            weights: of the micro-batches, not negative, such as their numbers of rows or tokens: the loss of the step
+                is then the mean over all rows or tokens, however they are divided. Equal by default.
+            name: of the step, for out-of-memory errors.
 
         Returns:
-            the loss of the step, 0-d, detached and not read back; on several processes, of all of them.
+            the loss of the step over all processes, 0-d, detached and still on its device.
 
         Raises:
             ValueError: no micro-batch, or weights that are negative, all 0 or of another number.
@@ -170,11 +170,11 @@ class StepLoop:
             nn.utils.clip_grad_norm_(self._trained, self.clip)
         self.optimizer.step()
         self.steps_done += 1
-        assert total is not None  # of one process: it computes every micro-batch
+        assert total is not None  # a single process computes every micro-batch
         return total
 
     def skip(self, steps: int = 1) -> None:
-        """Count steps in which there is nothing to learn from: weights stay, and the schedule goes on."""
+        """Count steps without an update: the weights stay and the schedule advances."""
         self.steps_done += steps
 
     def run(
@@ -186,14 +186,14 @@ class StepLoop:
         weight: Callable[[Batch], float] | None = None,
         save_every: int | None = None,
     ) -> None:
-        """Take the steps up to ``steps`` that are not done yet; store, and tell of, each.
+        """Take the remaining steps up to ``steps``; saves and reports.
 
         Args:
             steps: of the whole run.
-            micro_batches: of a step (from 0), which they must depend on alone.
+            micro_batches: of a step (from 0); they must depend on the step alone.
             loss: as in :meth:`step`.
             weight: of a micro-batch.
-            save_every: steps between two saves; by default a minute lies between them. The last step is always stored.
+            save_every: steps between two saves; by default they are a minute apart. The last step is always saved.
         """
         with self.fork_rng():
             while self.steps_done < steps:
@@ -206,10 +206,10 @@ class StepLoop:
                 self.report(self.steps_done, steps, {"loss": value})
 
     def save(self, extra: Mapping[str, torch.Tensor] | None = None) -> None:
-        """Store the state after :attr:`steps_done` steps, whole or not at all; nothing without a checkpoint.
+        """Store the state after :attr:`steps_done` steps atomically; does nothing without a checkpoint.
 
         Args:
-            extra: whatever else the run needs to go on; :meth:`restore` returns it.
+            extra: further state of the run; :meth:`restore` returns it.
         """
         if self._file is not None and self.process == 0:
             self._file.more = dict(extra or {})
@@ -223,10 +223,10 @@ class StepLoop:
         every: int | None = None,
         seconds: float = SECONDS_BETWEEN_SAVES,
     ) -> None:
-        """:meth:`save` where so many steps are done, or by default where so many seconds have passed since the last.
+        """:meth:`save` after every ``every`` steps, or by default if ``seconds`` have passed since the last save.
 
         Args:
-            extra: returns what is stored beside, if it is time.
+            extra: returns further state; called only if the state is saved.
             every: steps.
             seconds: without ``every``.
         """
@@ -237,9 +237,10 @@ class StepLoop:
             self.save(None if extra is None else extra())
 
     def report(self, done: int, total: int, metrics: Metrics) -> None:
-        """Tell progress and trackers of metrics; tensors are read back, in one copy, only if anybody reads them.
+        """Give metrics to the progress callback and the trackers; tensors are read back in one copy, and only if
+        needed.
 
-        On several processes, all of them must hold the same metrics; see :meth:`mean_metrics`.
+        On several processes, the metrics must be the same on each; see :meth:`mean_metrics`.
         """
         if not self.reports or self.process:
             return
@@ -250,36 +251,36 @@ class StepLoop:
             self._progress(done, total, values)
 
     def mean_metrics(self, parts: Sequence[tuple[float, Metrics]]) -> dict[str, float]:
-        """Weighted means of the metrics of several micro-batches of all processes (a weight with each).
+        """Weighted means of the metrics of several micro-batches over all processes.
 
-        Names that end in ``max`` are maxima. Empty where there are none at all.
+        Metrics whose names end in ``max`` are maxima. Empty if there are none.
         """
         read = [(weight, read_metrics(metrics)) for weight, metrics in parts]
         everything = [part for of_process in gathered(read, self.accelerator) for part in of_process]
-        found: dict[str, float] = {}
+        means: dict[str, float] = {}
         for name in dict.fromkeys(name for _, metrics in everything for name in metrics):
             values = [(weight, metrics[name]) for weight, metrics in everything if name in metrics]
             total = sum(weight for weight, _ in values)
             if name.endswith("max"):
-                found[name] = max(value for _, value in values)
+                means[name] = max(value for _, value in values)
             elif total > 0:
-                found[name] = sum(weight * value for weight, value in values) / total
-        return found
+                means[name] = sum(weight * value for weight, value in values) / total
+        return means
 
     @contextmanager
     def fork_rng(self) -> Iterator[None]:
-        """Leave the caller's random numbers as they were; steps are taken inside."""
+        """Restore the caller's random generators afterwards; steps are taken inside."""
         with fork_rng(self.device):
             yield
 
     def autocast(self) -> Any:
-        """A context in the accelerator's mixed precision, as losses are computed in."""
+        """The accelerator's mixed precision, in which losses are computed."""
         if self.accelerator is None or self.accelerator.mixed_precision == "no":
             return nullcontext()
         return self.accelerator.autocast()
 
     def _shares(self, micro_batches: Sequence[Any], weights: Sequence[float] | None) -> list[float] | None:
-        """Share of each micro-batch in the loss; None for the whole of one."""
+        """Share of each micro-batch in the loss; None for a single micro-batch."""
         count = len(micro_batches)
         if not count:
             raise ValueError("micro_batches: expected at least one; got none")
@@ -294,7 +295,7 @@ class StepLoop:
 
 
 def read_metrics(metrics: Metrics) -> dict[str, float]:
-    """Metrics as numbers, in one copy from the device."""
+    """Metrics as floats, read back in one copy from the device."""
     tensors = {name: value for name, value in metrics.items() if isinstance(value, torch.Tensor)}
     if len(tensors) == 1:
         read = {name: float(value.detach()) for name, value in tensors.items()}

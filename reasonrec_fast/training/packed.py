@@ -1,4 +1,4 @@
-"""Token groups through all layers of a model, differentiable: what supervised fine-tuning and GRPO learn from."""
+"""A differentiable forward pass of token groups, for supervised fine-tuning and GRPO."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from reasonrec_fast.lm.layout import PackedLayout, TokenGroup, preceding_positio
 from reasonrec_fast.lm.packed_batch import PackedBatch
 from reasonrec_fast.training.adapters import adapters_in_dtype
 
-_CAPPED_LOGITS = 1 << 24  # that are held at a time where they are capped
+_CAPPED_LOGITS = 1 << 24  # the most that are formed at a time if they are capped
 
 
 @dataclass(frozen=True)
 class OutputWeights:
-    """The LM head as one matrix, for operators that read it without forming logits.
+    """The LM head as one matrix, for operators that do not store logits.
 
     Attributes:
         weight: ``[V, D]``, with LoRA's update where adapters are active; differentiable.
         bias: ``[V]`` or None.
-        softcap: logits are ``softcap * tanh(logits / softcap)`` (Gemma 2); None for as they are.
+        softcap: logits are ``softcap * tanh(logits / softcap)`` (Gemma 2); None for no cap.
     """
 
     weight: torch.Tensor
@@ -37,12 +37,13 @@ class OutputWeights:
 
     @classmethod
     def of(cls, model: nn.Module) -> OutputWeights:
-        """Those of a causal model of transformers, in peft's wrapping or not.
+        """The LM head of a causal model of transformers, also as a ``PeftModel``.
 
-        LoRA on the head is added to its weight, which takes the memory of the weight once more.
+        LoRA's update of the head is added to a copy of its weight.
 
         Raises:
-            TypeError: no LM head, or one that is not one matrix (DoRA, LoRA with dropout in training mode, others).
+            TypeError: no LM head, or an LM head that is not a single matrix (for example DoRA, or LoRA with dropout in
+                training mode).
         """
         causal: Any = unwrapped(model)
         head: Any = getattr(causal, "lm_head", None)
@@ -74,10 +75,10 @@ class OutputWeights:
         return cls(weight, base.bias, softcap)
 
     def check_uncapped(self) -> None:
-        """Refuse capped logits, for operators that do not know of a cap.
+        """Refuse capped logits, which some operators do not support.
 
         Raises:
-            TypeError: there is one.
+            TypeError: there is a cap.
         """
         if self.softcap is not None:
             raise TypeError(
@@ -90,11 +91,12 @@ class OutputWeights:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probability of given tokens and entropy, float32 ``[n]`` each, from normed hidden states ``[n, D]``.
 
-        ``ops.token_logprobs`` holds no logits. Capped ones are formed, some rows at a time, and again in the backward.
+        ``ops.token_logprobs`` stores no logits. Capped logits are formed for some rows at a time, and again in the
+        backward pass.
         """
         if self.softcap is None:
-            found = ops.token_logprobs(hidden, self.weight, tokens, bias=self.bias, temperature=temperature)
-            return found.logprobs, found.entropy
+            statistics = ops.token_logprobs(hidden, self.weight, tokens, bias=self.bias, temperature=temperature)
+            return statistics.logprobs, statistics.entropy
         rows = max(_CAPPED_LOGITS // len(self.weight), 1)
         parts = [
             checkpoint(self._capped, hidden[i : i + rows], self.weight, tokens[i : i + rows], temperature,
@@ -116,10 +118,10 @@ class OutputWeights:
 
 @dataclass(frozen=True)
 class NextTokens:
-    """Chosen tokens of continuations, and what the model knows before each.
+    """Chosen tokens of continuations, and the hidden states that predict them.
 
     Attributes:
-        hidden: last layer's output after the final norm at the token before, ``[n, D]``.
+        hidden: output of the final norm at the preceding token, ``[n, D]``.
         tokens: int64 ``[n]``, in the order of the groups, their continuations, and their tokens.
     """
 
@@ -130,17 +132,17 @@ class NextTokens:
 def next_tokens(model: nn.Module, groups: Sequence[TokenGroup], chosen: np.ndarray) -> NextTokens:
     """Run groups through all layers, without padding; a prefix is computed once for all of its continuations.
 
-    A continuation sees its prefix and itself, and nothing else of the batch.
+    A continuation attends to its prefix and itself alone.
 
     Args:
-        model: a causal model of transformers, in peft's wrapping or not. Its mode (training or evaluation) decides on
+        model: a causal model of transformers, also as a ``PeftModel``. Its mode (training or evaluation) decides on
             dropout.
         groups: prefixes and continuations.
-        chosen: which tokens of the continuations, bool ``[C]`` over all of them one after the other. The first token of
-            a continuation without a prefix has nothing before it and cannot be chosen.
+        chosen: which tokens of the continuations, bool ``[C]`` over their concatenation. The first token of a
+            continuation without a prefix cannot be predicted, and cannot be chosen.
 
     Raises:
-        ValueError: a token without one before it is chosen, or ``chosen`` is of another size.
+        ValueError: a first token without a prefix is chosen, or ``chosen`` has another size.
     """
     decoder = Decoder(model)
     decoder.train(model.training)
@@ -149,8 +151,8 @@ def next_tokens(model: nn.Module, groups: Sequence[TokenGroup], chosen: np.ndarr
     if chosen.shape != before.shape:
         raise ValueError(f"chosen: expected bool [{len(before)}], one a token of the continuations; got {chosen.shape}")
     if (before[chosen] < 0).any():
-        place = int(np.flatnonzero(chosen & (before < 0))[0])
-        row = int(np.searchsorted(np.cumsum(layout.suffix), place, side="right"))
+        index = int(np.flatnonzero(chosen & (before < 0))[0])
+        row = int(np.searchsorted(np.cumsum(layout.suffix), index, side="right"))
         raise ValueError(f"chosen: expected tokens with one before them; got the first of row {row}, without a prefix")
     tokens = [np.asarray(row, dtype=np.int64) for _, rows in groups for row in rows]
     with adapters_in_dtype(model, decoder.dtype):
@@ -164,7 +166,7 @@ def next_tokens(model: nn.Module, groups: Sequence[TokenGroup], chosen: np.ndarr
 def token_logprobs(
     model: nn.Module, groups: Sequence[TokenGroup], chosen: np.ndarray, temperature: float = 1.0
 ) -> torch.Tensor:
-    """Log-probabilities of chosen tokens without gradients, float32 ``[n]``: of an old policy, or of a reference."""
+    """Log-probabilities of chosen tokens without gradients, float32 ``[n]``, for old policies and references."""
     with torch.no_grad():
         states = next_tokens(model, groups, chosen)
         return OutputWeights.of(model).statistics(states.hidden, states.tokens, temperature)[0]
@@ -174,7 +176,7 @@ def check_token_ids(ids: Sequence[int], name: str, vocabulary: int) -> np.ndarra
     """Token ids as int64 ``[n]``.
 
     Raises:
-        ValueError: another shape, or an id that the model does not know.
+        ValueError: another shape, or an id outside the vocabulary.
     """
     array = np.asarray(ids)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):

@@ -1,4 +1,4 @@
-"""Policy losses of packed groups: prompts with the completions that were sampled for them."""
+"""Policy losses of packed groups: prompts with their sampled completions."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from reasonrec_fast.training.packed import OutputWeights, next_tokens, token_log
 
 @dataclass(frozen=True)
 class PolicyGroup:
-    """A prompt and completions of at least one token each, in the order of which everything else is given.
+    """A prompt and completions of at least one token each; the other attributes are in the order of the completions.
 
     Attributes:
         prompt: token ids, at least one.
         completions: token ids.
-        chosen: which tokens count, bool, one array a completion.
-        advantages: float, one a completion.
-        old_logprobs: of every token under the policy that sampled it, one array a completion.
+        chosen: which tokens count, bool, an array for each completion.
+        advantages: float, one for each completion.
+        old_logprobs: of every token under the policy that sampled it, an array for each completion.
     """
 
     prompt: np.ndarray
@@ -43,10 +43,10 @@ class PolicyGroup:
 
 
 class PolicyBatch:
-    """Groups that go through the model together, and what a policy loss needs of them, flat over chosen tokens.
+    """Groups that are computed together, and the inputs of their policy loss, flat over chosen tokens.
 
     Args:
-        groups: at least one token is chosen among them.
+        groups: with at least one chosen token in all.
     """
 
     def __init__(self, groups: Sequence[PolicyGroup]) -> None:
@@ -71,12 +71,12 @@ class PolicyBatch:
         return len(np.unique(self.sequence_ids))
 
     def weight(self, kind: Kind) -> float:
-        """By which losses of several batches are averaged: what ``kind`` takes the mean over."""
+        """Weight of the batch's loss in a mean over batches: the number of elements that ``kind`` averages over."""
         return float({"grpo": self.num_chosen_sequences, "dapo": len(self.sequence_ids)}.get(kind, self.num_sequences))
 
     def set_logprobs(self, model: nn.Module, temperature: float, reference: nn.Module | None) -> None:
-        """Fill in what is known before the weights change: log-probabilities of the old policy where the rollouts have
-        none, and of the reference."""
+        """Compute log-probabilities before the weights change: of the old policy, unless the rollouts have them, and of
+        the reference."""
         if self.old_logprobs is None:
             self.old_logprobs = token_logprobs(model, self.token_groups, self.chosen, temperature)
         if reference is model:
@@ -99,7 +99,7 @@ def packed_policy_loss(
     """``ops.policy_loss`` of a batch whose prompts are computed once for all of their completions.
 
     Args:
-        model: a causal model of transformers, in peft's wrapping or not, without dropout (evaluation mode).
+        model: a causal model of transformers, also as a ``PeftModel``, without dropout (evaluation mode).
         batch: with its log-probabilities (:meth:`PolicyBatch.set_logprobs`).
         kind, clip, beta, temperature, normalizer: of :func:`reasonrec_fast.ops.policy_loss`.
 
@@ -107,15 +107,15 @@ def packed_policy_loss(
         the loss (0-d, differentiable) and its statistics.
 
     Raises:
-        TypeError: an LM head that is not one matrix, or whose logits are capped.
+        TypeError: an LM head that is not a single matrix, or with capped logits.
     """
     output = OutputWeights.of(model)
     output.check_uncapped()
     states = next_tokens(model, batch.token_groups, batch.chosen)
     device = states.hidden.device
     assert batch.old_logprobs is not None
-    # Advantages a token: those a completion would be read so where there are as many of both. Numbers without gaps, as
-    # completions without a chosen token have none.
+    # Advantages are given for each token, since those of completions would be misread if there were as many tokens.
+    # Sequence ids are renumbered without gaps, as completions without a chosen token are absent.
     sequence_ids = np.unique(batch.sequence_ids, return_inverse=True)[1].reshape(-1)
     return ops.policy_loss(
         states.hidden,
@@ -136,7 +136,7 @@ def packed_policy_loss(
 
 @contextmanager
 def without_adapters(model: Any) -> Iterator[None]:
-    """A peft model as its base model.
+    """Inside, the adapters of a ``PeftModel`` are disabled.
 
     Raises:
         TypeError: a model without adapters.

@@ -1,4 +1,4 @@
-"""Training on several processes: what they sum, and what they agree on. Nothing here runs where there is one."""
+"""Communication between the processes of a training run; unused by a single process."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 def check_accelerator(accelerator: Accelerator) -> None:
-    """Refuse what a step loop would not honour.
+    """Refuse settings that a step loop does not support.
 
     Raises:
         ValueError: sharded models (FSDP, DeepSpeed, Megatron), a gradient scaler (fp16, fp8), or gradient accumulation,
-            which is a matter of the loop's micro-batches.
+            for which the loop has micro-batches.
     """
     kind = accelerator.distributed_type.value
     if kind not in ("NO", "MULTI_CPU", "MULTI_GPU"):
@@ -38,7 +38,7 @@ def check_accelerator(accelerator: Accelerator) -> None:
 
 
 def broadcast_parameters(parameters: Sequence[nn.Parameter]) -> None:
-    """Give every process the main process's values."""
+    """Copy the main process's values to every process."""
     from accelerate.utils import broadcast
 
     with torch.no_grad():
@@ -47,11 +47,11 @@ def broadcast_parameters(parameters: Sequence[nn.Parameter]) -> None:
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter], loss: torch.Tensor) -> torch.Tensor:
-    """Sum gradients and the loss over all processes, in one message a type.
+    """Sum gradients and the loss over all processes, in one message for each type.
 
-    DistributedDataParallel would do so while gradients are still computed, but only for models that are called through
-    ``forward``, and not where a process has no micro-batch. A parameter without a gradient anywhere keeps none, so that
-    the optimiser passes it over as it would in one process.
+    DistributedDataParallel overlaps this with the backward pass, but supports only models that are called through
+    ``forward``, and no processes without a micro-batch. A parameter without a gradient in any process keeps none, so
+    that the optimiser skips it as in a single process.
 
     Returns:
         the sum of the losses, float32, 0-d.
@@ -59,9 +59,9 @@ def sum_gradients(parameters: Sequence[nn.Parameter], loss: torch.Tensor) -> tor
     from accelerate.utils import reduce
 
     device = loss.device
-    head = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32).to(device)
-    head = reduce(torch.cat([head, loss.detach().float().reshape(1)]), "sum")
-    present = head[:-1].cpu() > 0
+    packed = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32).to(device)
+    packed = reduce(torch.cat([packed, loss.detach().float().reshape(1)]), "sum")
+    present = packed[:-1].cpu() > 0
     used = [parameter for parameter, has in zip(parameters, present.tolist(), strict=True) if has]
     for dtype in dict.fromkeys(parameter.dtype for parameter in used):
         same = [parameter for parameter in used if parameter.dtype is dtype]
@@ -69,11 +69,11 @@ def sum_gradients(parameters: Sequence[nn.Parameter], loss: torch.Tensor) -> tor
         parts = reduce(flat, "sum").split([parameter.numel() for parameter in same])
         for parameter, part in zip(same, parts, strict=True):
             parameter.grad = part.view_as(parameter)
-    return head[-1]
+    return packed[-1]
 
 
 def gathered(value: Any, accelerator: Accelerator | None) -> list[Any]:
-    """A small object of every process, in the order of the processes; the same list everywhere."""
+    """A small object of every process, in the order of the processes; the same list in each."""
     if accelerator is None or accelerator.num_processes == 1:
         return [value]
     from accelerate.utils import gather_object
@@ -82,5 +82,5 @@ def gathered(value: Any, accelerator: Accelerator | None) -> list[Any]:
 
 
 def of_main_process(value: Any, accelerator: Accelerator | None) -> Any:
-    """The main process's value, everywhere: for decisions that all must share."""
+    """The main process's value, in every process: for common decisions."""
     return gathered(value, accelerator)[0]

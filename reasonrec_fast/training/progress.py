@@ -1,4 +1,4 @@
-"""How work that takes long tells of its progress: one protocol."""
+"""The protocol of progress callbacks."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ NO_METRICS: Mapping[str, float] = {}
 
 
 class Progress(Protocol):
-    """A callable that is told how far a piece of work has come.
+    """A callable that receives the progress of a piece of work.
 
-    Everything that trains calls it, in the thread that trains, after each step or epoch. Raising an exception in it
-    ends the training; a checkpoint is written before, never in between.
+    All training calls it after each step or epoch, in the thread of the training. An exception that it raises ends the
+    training, after any checkpoint was written.
 
-    Training calls it with three positional arguments, so that a plain function of three is enough::
+    Training calls it with three positional arguments, so that a function of three parameters is enough::
 
         def progress(done, total, metrics):
             print(f"{done} of {total}, loss {metrics['loss']:.4f}")
@@ -23,16 +23,15 @@ class Progress(Protocol):
     def __call__(self, done: int, total: int, metrics: Mapping[str, float] = NO_METRICS, part: str = "") -> None:
         """
         Args:
-            done: steps or epochs that are done, from 1.
-            total: how many there are at most; early stopping may end before.
-            metrics: what was measured since the last call, such as ``loss``; values are read back from the device for
-                it, once a call.
-            part: which piece of work, where there are several (the name of a model or of a phase).
+            done: number of completed steps or epochs, from 1.
+            total: maximum number; early stopping may end before.
+            metrics: since the last call, such as ``loss``; read back from the device once for each call.
+            part: name of the piece of work if there are several (a model or a phase).
         """
 
 
 def named_part(progress: Progress | None, name: str) -> Progress | None:
-    """The same progress, told under the name of a part; None stays None.
+    """The same progress with the name of a part; None stays None.
 
     >>> named_part(lambda *values: print(values), "BPR")(1, 2, {"loss": 0.5})
     (1, 2, {'loss': 0.5}, 'BPR')
@@ -47,7 +46,7 @@ def named_part(progress: Progress | None, name: str) -> Progress | None:
 
 
 def metrics_text(metrics: Mapping[str, float]) -> str:
-    """Metrics in words.
+    """Metrics as text.
 
     >>> metrics_text({"loss": 0.25, "validation": 0.5})
     'loss 0.2500, validation 0.5000'

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 Schedule = Callable[[int], float]
-"""From the number of steps that are done to a factor on each learning rate."""
+"""Maps the number of completed steps to a factor of the learning rates."""
 
 
 def constant(step: int) -> float:
@@ -15,7 +15,7 @@ def constant(step: int) -> float:
 
 
 def warmup(steps: int) -> Schedule:
-    """Linear growth over so many steps, then the peak rate.
+    """Linear growth over a number of steps, then the peak rate.
 
     >>> [warmup(3)(step) for step in range(5)]
     [0.25, 0.5, 0.75, 1.0, 1.0]

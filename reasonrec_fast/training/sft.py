@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SupervisedGroup:
-    """A prompt and what should follow it.
+    """A prompt and its target continuations.
 
     Attributes:
-        prefix: token ids of the prompt; nothing is learnt from them. May be empty.
-        continuations: token ids, at least one each: answers to the same prompt, or one.
-        chosen: of each continuation, which tokens count in the loss (the reasoning and the answer, say, and not what a
-            tool returned), bool; None for all. Without a prefix the first token cannot be predicted: None leaves it
-            out, choosing it is refused.
+        prefix: token ids of the prompt, without a loss. May be empty.
+        continuations: token ids of one or more answers to the prompt, at least one token each.
+        chosen: of each continuation, which tokens count in the loss, bool (the reasoning and the answer, say, and not a
+            tool's output); None for all. Without a prefix the first token cannot be predicted: None excludes it, and
+            choosing it is refused.
     """
 
     prefix: Sequence[int]
@@ -41,7 +41,7 @@ class SupervisedGroup:
     chosen: Sequence[Sequence[bool]] | None = None
 
     def flat_chosen(self) -> np.ndarray:
-        """Which tokens count, of all continuations one after the other, bool ``[C]``."""
+        """Which tokens count, over the concatenated continuations, bool ``[C]``."""
         if self.chosen is not None:
             return np.concatenate([np.asarray(chosen, dtype=bool) for chosen in self.chosen])
         chosen = [np.ones(len(tokens), dtype=bool) for tokens in self.continuations]
@@ -58,16 +58,16 @@ class SupervisedGroup:
 
 @dataclass(frozen=True)
 class SupervisedTraining:
-    """How to fine-tune.
+    """Settings of supervised fine-tuning.
 
     Attributes:
-        epochs: over all groups, each in a seeded order of its own.
+        epochs: passes over all groups, each in its own seeded order.
         groups_per_step: groups a step.
-        max_tokens: of a micro-batch, which bounds memory; a group with more stands alone. How a step is divided does
-            not change its loss, which is the mean over all of its chosen tokens.
+        max_tokens: of a micro-batch, which bounds memory; a longer group is a micro-batch of its own. The division
+            does not change a step's loss, which is the mean over all of its chosen tokens.
         learning_rate, weight_decay: of AdamW; the rate grows over ``warmup`` (a share of the steps), then falls as a
             cosine to a twentieth.
-        clip: largest norm of the gradient; 0 for any.
+        clip: maximum norm of the gradient; 0 for none.
         seed: of the order and of dropout.
     """
 
@@ -85,18 +85,18 @@ class SupervisedTraining:
 
 
 def supervised_loss(model: nn.Module, groups: Sequence[SupervisedGroup]) -> torch.Tensor:
-    """Mean negative log-probability of the chosen tokens, 0-d, differentiable; no logits are held.
+    """Mean negative log-probability of the chosen tokens, 0-d, differentiable; no logits are stored.
 
-    Equal to the loss of transformers on the padded batch of every prefix with every continuation, whose other labels
-    are -100; here a prefix is computed once, and nothing is padded.
+    Equal to the loss of transformers on the padded batch of all prefixes with their continuations, with labels of -100
+    for all other tokens; but a prefix is computed once, and nothing is padded.
 
     Args:
-        model: a causal model of transformers of one of :data:`~reasonrec_fast.lm.decoder.FAMILIES`, in peft's wrapping
-            or not.
-        groups: at least one chosen token among them.
+        model: a causal model of transformers of one of :data:`~reasonrec_fast.lm.decoder.FAMILIES`, also as a
+            ``PeftModel``.
+        groups: with at least one chosen token in all.
 
     Raises:
-        TypeError: a model that cannot be taken apart, or an LM head that is not one matrix.
+        TypeError: an unsupported decoder, or an LM head that is not a single matrix.
         ValueError: no token is chosen, or groups that do not fit the model.
     """
     chosen = np.concatenate([group.flat_chosen() for group in groups])
@@ -119,23 +119,24 @@ def train_supervised(
     trackers: Sequence[Any] = (),
     accelerator: Accelerator | None = None,
 ) -> None:
-    """Fine-tune whatever of a model requires gradients, on a :class:`~reasonrec_fast.training.loop.StepLoop`.
+    """Fine-tune the parameters of a model that require gradients, with a
+    :class:`~reasonrec_fast.training.loop.StepLoop`.
 
     Args:
-        model: a causal model as in :func:`supervised_loss`; in training mode while it learns (with LoRA's dropout), in
-            evaluation mode after the end.
-        groups: what to learn from; all are checked before the first step.
-        settings: how.
+        model: a causal model as in :func:`supervised_loss`; in training mode during the training (with LoRA's dropout),
+            and in evaluation mode afterwards.
+        groups: the training data; all are checked before the first step.
+        settings: of the training.
         checkpoint: file of the training state. The groups and settings are part of its identity.
-        fingerprint: what else identifies the run (the base model, say).
-        checkpoint_every: steps; by default a minute.
-        progress: is told of every step and its ``loss``.
+        fingerprint: further identity of the run (the base model, say).
+        checkpoint_every: steps between two checkpoints; by default they are a minute apart.
+        progress: called after every step with its ``loss``.
         trackers, accelerator: as in :class:`~reasonrec_fast.training.loop.StepLoop`; micro-batches are divided among
             processes.
 
     Raises:
         TypeError: as in :func:`supervised_loss`.
-        ValueError: a group that does not fit (with its number), or a checkpoint of another run.
+        ValueError: an invalid group (its index is named), or a checkpoint of another run.
     """
     settings = settings or SupervisedTraining()
     groups = _checked_groups(groups, Decoder(model))
@@ -152,9 +153,9 @@ def train_supervised(
     loop.restore()
 
     def micro_batches(step: int) -> list[list[SupervisedGroup]]:
-        epoch, place = divmod(step, per_epoch)
+        epoch, index = divmod(step, per_epoch)
         order = np.random.default_rng((settings.seed, epoch)).permutation(len(groups))
-        picked = [groups[i] for i in order[place * settings.groups_per_step :][: settings.groups_per_step]]
+        picked = [groups[i] for i in order[index * settings.groups_per_step :][: settings.groups_per_step]]
         parts = within([group.num_tokens for group in picked], settings.max_tokens)
         return [picked[part.start : part.stop] for part in parts]
 

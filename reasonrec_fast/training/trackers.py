@@ -1,4 +1,4 @@
-"""Where the metrics of a training run are kept: accelerate's trackers."""
+"""Trackers of training metrics: accelerate's."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 def tensorboard_tracker(folder: str | Path, run: str) -> Any:
     """A tracker that writes TensorBoard's event files to ``folder/run``.
 
-    Any other ``accelerate.tracking.GeneralTracker`` (Weights & Biases, MLflow, one's own) is given to training in the
-    same way: what training calls is ``log(values, step=)``. The caller ends it with ``finish()``.
+    Any other ``accelerate.tracking.GeneralTracker`` (Weights & Biases, MLflow, custom) can be given to training in
+    the same way: training calls ``log(values, step=)``, and the caller ``finish()``.
 
     Args:
-        folder: of all runs; created where it is not there.
-        run: name of this one.
+        folder: of all runs; created if it does not exist.
+        run: name of this run.
 
     Returns:
-        an ``accelerate.tracking.TensorBoardTracker`` that is ready to write, in the main process alone.
+        an ``accelerate.tracking.TensorBoardTracker`` that is ready to write; call it in the main process alone.
 
     Raises:
         ImportError: neither ``tensorboardX`` nor ``tensorboard`` is installed.

@@ -389,10 +389,10 @@ def test_a_killed_training_goes_on(shop, monkeypatch, model):
     finally:
         signal.signal(signal.SIGTERM, before)
     assert done.exit_code == 130
-    assert f"stopped: the same command goes on from {shop / 'model'}" in done.output
+    assert f"stopped: the same command resumes from {shop / 'model'}" in done.output
     assert [path.name for path in (shop / "model").iterdir()] == ["training.safetensors"]
     done = fit(shop, model)
-    assert done.exit_code == 0 and "goes on after step" in done.stderr
+    assert done.exit_code == 0 and "resumes after step" in done.stderr
     assert not (shop / "model" / "training.safetensors").exists()
     expected, found = weights(shop / "whole"), weights(shop / "model")
     assert all(np.array_equal(expected[name], found[name]) for name in expected)

@@ -107,7 +107,7 @@ def test_a_stopped_training_says_how_to_go_on(files, monkeypatch, number, status
         signal.signal(signal.SIGTERM, before[0])
         signal.signal(signal.SIGINT, before[1])
     assert done.exit_code == status, done.output
-    expected = f"the same command goes on from {files / 'model'}" if begun else "nothing was written"
+    expected = f"the same command resumes from {files / 'model'}" if begun else "nothing was written"
     assert only_line(done) == f"stopped: {expected}"
     assert begun == (files / "model").exists()
 
@@ -166,11 +166,11 @@ def test_messages_are_as_loud_as_asked_for(files):
             Checkpoint.save = original
 
     interrupted()
-    assert "DEBUG: Python " in (loud := told("-v")) and "goes on after step" in loud
+    assert "DEBUG: Python " in (loud := told("-v")) and "resumes after step" in loud
     interrupted()
-    assert "DEBUG: " not in (usual := told()) and "goes on after step" in usual
+    assert "DEBUG: " not in (usual := told()) and "resumes after step" in usual
     interrupted()
-    assert "goes on after step" not in told("-q")
+    assert "resumes after step" not in told("-q")
     assert run("-v", "-q", "demo").exit_code == 2
 
 
