@@ -157,8 +157,8 @@ def filled(text: str) -> str:
     """A page with its tables generated anew.
 
     Raises:
-        ValueError: a table of a kind that is not there.
-        FileNotFoundError: there are no results of a name.
+        ValueError: a table of an unknown kind.
+        FileNotFoundError: a table's file of results does not exist.
     """
 
     def table(block: re.Match[str]) -> str:

@@ -1,4 +1,5 @@
-"""``python -m benchmarks.vision FOLDER``: images per second of an encoder and of its cache, and what its features tell.
+"""``python -m benchmarks.vision FOLDER``: images per second of an encoder and of its cache, and the accuracy of
+predictions from its features.
 
 The folder holds ``train.csv`` and ``test.csv`` with the columns ``image`` (a path in the folder) and ``mos`` (a score),
 as BIQ2021 does.

@@ -55,7 +55,7 @@ def check(shell: Shell, end: float, *, rehearsal: bool) -> dict[str, str]:
 def summary(done: Done) -> str:
     """The result in one line; the full output is in the log."""
     summaries = SUMMARY.findall(done.output)
-    line = summaries[-1].strip("= ") if summaries else f"it said no summary: {done.last_line!a}"
+    line = summaries[-1].strip("= ") if summaries else f"no summary: {done.last_line!a}"
     if not summaries or done.stopped:
         return f"failed: {done.stopped or line}"
     if done.status == 0:

@@ -24,7 +24,7 @@ class Work:
     Attributes:
         groups: token ids, one group per user.
         features: standardised dense features, float32 ``[R, F]``.
-        offset: logits of depth 0, float32 ``[R]``; all of these requests go on from there.
+        offset: logits of depth 0, float32 ``[R]``; all of these requests run the language model.
         strata: each request's row of the policy's thresholds, int64 ``[R]``.
     """
 

@@ -1,4 +1,4 @@
-"""Generation over a shared prefix beside transformers' ``generate``, with SmolLM2-135M's weights."""
+"""Generation over a shared prefix against transformers' ``generate``, with SmolLM2-135M's weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _Texts = tuple[list[int], list[list[int]]]
 
 @cache
 def _model(dtype: torch.dtype, device: str, tiny: bool) -> Any:
-    """Without stop tokens: every sequence has the same length."""
+    """A model without stop tokens, so that every sequence has the same length."""
     from reasonrec_fast.lm.loading import load_language_model
 
     if tiny:
@@ -61,7 +61,7 @@ def _ours(model: Any, texts: _Texts, samples: bool, new_tokens: int) -> torch.Te
 
 @torch.inference_mode()
 def _transformers(model: Any, texts: _Texts, samples: bool, new_tokens: int) -> torch.Tensor:
-    """Texts in full, padded on the left; several samples by ``num_return_sequences``."""
+    """Full texts, left-padded; several samples by ``num_return_sequences``."""
     prefix, prompts = texts
     rows = [prefix + prompt for prompt in (prompts[:1] if samples else prompts)]
     longest = max(map(len, rows))
@@ -73,8 +73,8 @@ def _transformers(model: Any, texts: _Texts, samples: bool, new_tokens: int) -> 
 
 @torch.inference_mode()
 def _transformers_prefix_cache(model: Any, texts: _Texts, samples: bool, new_tokens: int) -> torch.Tensor:
-    """The prefix (of samples all of the prompt but its last token) read once, its cache repeated; prompts of one
-    length."""
+    """The prefix (for samples, the prompt without its last token) is computed once and its cache repeated; prompts must
+    have equal lengths."""
     from transformers import DynamicCache
 
     prefix, prompts = texts
@@ -92,13 +92,13 @@ def _transformers_prefix_cache(model: Any, texts: _Texts, samples: bool, new_tok
 def _new_tokens(model: Any, ids: torch.Tensor, samples: bool, new_tokens: int, **options: Any) -> torch.Tensor:
     if samples:
         options |= {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
-    found = model.generate(ids, do_sample=samples, max_new_tokens=new_tokens, **options)
-    return found[:, ids.shape[1] :].cpu()
+    tokens = model.generate(ids, do_sample=samples, max_new_tokens=new_tokens, **options)
+    return tokens[:, ids.shape[1] :].cpu()
 
 
 @torch.inference_mode()
 def _products(model: Any, steps: int) -> None:
-    """All matrix products of layers and LM head at eight rows, so many times, and nothing else."""
+    """Only the matrix products of layers and LM head with eight rows, ``steps`` times."""
     names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
     weights = [module.weight for name, module in model.named_modules() if name.rsplit(".", 1)[-1] in names]
     rows = {w.shape[1]: torch.ones(SEQUENCES, w.shape[1], dtype=w.dtype, device=w.device) for w in weights}
@@ -118,8 +118,8 @@ def _case(name: str, samples: bool, dtype: torch.dtype, device: str = "cpu", tin
 
     @torch.inference_mode()
     def check(contender: str, tokens: torch.Tensor) -> None:
-        """Greedy: every token is the most likely, within the type's rounding. Samples are as surprising as the model
-        expects."""
+        """Greedy tokens must be the most likely, within the dtype's rounding; the mean surprisal of samples must be
+        near the model's entropy."""
         prefix, prompts = texts
         rows = [prefix + prompt for prompt in ([prompts[0]] * SEQUENCES if samples else prompts)]
         if tokens.shape != (SEQUENCES, new_tokens):

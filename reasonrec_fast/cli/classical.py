@@ -55,15 +55,15 @@ app = typer.Typer(
 )
 
 ENTRIES = 1 << 20
-"""Recommendations that are made at a time."""
+"""Recommendations in a batch."""
 
 _DEFAULT_SPLIT = "leave_one_out"
 
 EventsOption = Annotated[
     str,
     typer.Option(
-        help="events: a .csv, .tsv, .parquet or .jsonl (or .gz) with user, item, timestamp and label or rating where "
-        "there is one; or movielens-small, or the folder of MovieLens 100K"
+        help="events: a .csv, .tsv, .parquet or .jsonl (or .gz) with user, item, timestamp and optionally label "
+        "or rating; or movielens-small, or the folder of MovieLens 100K"
     ),
 ]
 FolderOption = Annotated[Path, typer.Option(help="folder of the model")]
@@ -79,26 +79,27 @@ def fit(
         ),
     ],
     data: EventsOption,
-    output: Annotated[Path, typer.Option(help="folder of the model; a killed run goes on from what lies there")],
+    output: Annotated[Path, typer.Option(help="folder of the model; a killed run resumes from it")],
     items: ItemsOption = None,
     split: Annotated[
         str,
         typer.Option(
-            help="leave_one_out, user_time or global_time: learns from the training part, stops when the validation "
-            "part gets no better, and leaves the test part to evaluate; none: learns from all, for all epochs"
+            help="leave_one_out, user_time or global_time: trains on the training part, with early stopping on the "
+            "validation part, and keeps the test part for evaluate; none: trains on all events, for all epochs"
         ),
     ] = _DEFAULT_SPLIT,
     config: Annotated[Path | None, typer.Option(help="JSON file with fields of the model's settings")] = None,
-    seed: Annotated[int | None, typer.Option(help="of everything random, instead of the settings'")] = None,
+    seed: Annotated[int | None, typer.Option(help="of all random numbers, instead of the settings'")] = None,
     like: LikeOption = None,
     columns: ColumnsOption = None,
     time_unit: TimeUnitOption = None,
     time_format: TimeFormatOption = None,
     device: DeviceOption = None,
 ) -> None:
-    """Fit a model and store it, with all events of the table as what users have had.
+    """Fit a model and save it, with all events of the table as its users' histories.
 
-    Recommendations leave those out, and models that read histories read them all, whatever part they were in.
+    Recommendations exclude the items of these events, and sequential models read them all, from every part of the
+    split.
     """
     checkpoint = output / "training.safetensors"
     with clear_errors(lambda: f"the same command resumes from {output}" if checkpoint.is_file() else nothing_written()):
@@ -130,8 +131,8 @@ def recommend(
     output: Annotated[
         str,
         typer.Option(
-            help="one row a user and rank, with the columns of --users, rank (from 1), item and score: .csv, .tsv, "
-            ".jsonl (or .gz), .parquet, or - for standard output"
+            help="a row for each user and rank, with the columns of --users, rank (from 1), item and score: .csv, "
+            ".tsv, .jsonl (or .gz), .parquet, or - for standard output"
         ),
     ],
     k: Annotated[int, typer.Option("--k", "-k", help="items a user", callback=at_least_one)] = 10,
@@ -140,7 +141,7 @@ def recommend(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="events that take the place of what their users have had; their users may be new"),
+        typer.Option(help="events that replace the histories of their users, who may be new"),
     ] = None,
     like: LikeOption = None,
     columns: ColumnsOption = None,
@@ -148,20 +149,20 @@ def recommend(
     time_format: TimeFormatOption = None,
     device: DeviceOption = None,
 ) -> None:
-    """The best items of each user, without those that they have had, in the order of --users.
+    """Retrieves the top-k items for each user, excluding seen items, in the order of --users.
 
-    A user has fewer rows where there are no more items.
+    A user has fewer than k rows if there are no more items.
     """
     with clear_errors():
         from reasonrec_fast.models.classical import load_recommender
 
-        place = resolve_device(device)
+        torch_device = resolve_device(device)
         check_output(output, users, data)
         options = TableOptions(like, columns, time_unit, time_format)
         names = options.values()["columns"]
         if data is None and (like, time_unit, time_format) != (None, None, None):
-            raise ValueError("--like, --time-unit, --time-format: expected with --data, which they tell of; got none")
-        loaded = load_recommender(model, device=place)
+            raise ValueError("--like, --time-unit, --time-format: expected with --data, which they describe; got none")
+        loaded = load_recommender(model, device=torch_device)
         table = None if users is None else read_table(users)
         if data is not None:
             history = load_data(data, None, options)
@@ -180,13 +181,13 @@ def evaluate(
     model: FolderOption,
     data: EventsOption,
     split: Annotated[
-        str, typer.Option(help="leave_one_out, user_time or global_time, as the model was fitted")
+        str, typer.Option(help="leave_one_out, user_time or global_time; that of the fit")
     ] = _DEFAULT_SPLIT,
     task: Annotated[str, typer.Option(help="ranking or ctr")] = "ranking",
     ks: Annotated[str | None, typer.Option(help="cutoffs of ranking; 5,10,20 by default")] = None,
     negatives: Annotated[
         int | None,
-        typer.Option(help="candidates drawn beside each target; all items by default", callback=at_least_one),
+        typer.Option(help="sampled candidates for each target; all items by default", callback=at_least_one),
     ] = None,
     like: LikeOption = None,
     columns: ColumnsOption = None,
@@ -194,11 +195,11 @@ def evaluate(
     time_format: TimeFormatOption = None,
     device: DeviceOption = None,
 ) -> None:
-    """Metrics on the test part, as JSON on standard output: null, and the reason, where one has no value.
+    """Metrics on the test part, as JSON on standard output: undefined metrics are null, with the reason.
 
-    The model must have been fitted on the training part of the same split of the same events, in any order but that of
-    a user's events of one moment. What it knows of users is set aside: it reads the training part (to rank, the
-    validation part as well), and nothing later.
+    The model must have been fitted on the training part of the same split of the same events; their order matters only
+    among a user's events with the same timestamp. Histories that were saved with the model are not used: they are those
+    of the training part (and, for ranking, of the validation part).
     """
     with clear_errors():
         from reasonrec_fast.experiments.held_out import check_measurable, metrics_on_test, with_reasons
@@ -222,7 +223,7 @@ def evaluate(
 
 
 def _settings(kind: type[ClassicalRecommender], config: Path | None, seed: int | None) -> Any:
-    """A model's settings, of a file."""
+    """A model's settings, from a file."""
     settings: Any = settings_from(kind.config_type, {} if config is None else read_json(config), str(config))
     if seed is None:
         return settings
@@ -246,38 +247,38 @@ def _measured(task: str, ks: str | None, negatives: int | None) -> EvaluationCon
 
 def _users_of(model: ClassicalRecommender, table: Table) -> np.ndarray:
     """Index of each row's user, int64 ``[N]``."""
-    where = table.source
+    source = table.source
     if "user" not in table.columns:
-        raise ValueError(f"{where.path}: expected a column user (--columns user=...); got {', '.join(table.columns)}")
-    names = texts(as_column(table.columns["user"], "user"), where, "user").to_pylist()
+        raise ValueError(f"{source.path}: expected a column user (--columns user=...); got {', '.join(table.columns)}")
+    names = texts(as_column(table.columns["user"], "user"), source, "user").to_pylist()
     known = model.known_users.index
-    found = np.fromiter((known.get(name, -1) for name in names), np.int64, len(names))
-    if (found < 0).any():
-        row = int((found < 0).argmax())
-        raise where.wrong("user", row, "a user whom the model or --data knows", names[row])
-    _check_served(model, found, where, names)
-    return found
+    users = np.fromiter((known.get(name, -1) for name in names), np.int64, len(names))
+    if (users < 0).any():
+        row = int((users < 0).argmax())
+        raise source.wrong("user", row, "a user whom the model or --data knows", names[row])
+    _check_served(model, users, source, names)
+    return users
 
 
-def _check_served(model: ClassicalRecommender, users: np.ndarray, where: Source, names: list[str]) -> None:
-    """Refuse users who are new to a model that serves those of its training alone."""
+def _check_served(model: ClassicalRecommender, users: np.ndarray, source: Source, names: list[str]) -> None:
+    """Refuse new users for a model that serves only the users of its training."""
     if model.serves_new_users or not len(users) or users.max() < model.sizes["users"]:
         return
     name = names[int(users.argmax())]
     raise ValueError(
-        f"{where.path or 'users'}: expected users of the training, as {type(model).__name__} serves no others; got "
+        f"{source.path or 'users'}: expected users of the training, as {type(model).__name__} serves no others; got "
         f"{name!r}"
     )
 
 
 def _recommended(model: ClassicalRecommender, users: np.ndarray, k: int, update: Update) -> Iterator[Part]:
-    """Rank, item and score of each user's best items, some users at a time."""
+    """Rank, item and score of each user's top-k items, in batches of users."""
     items = pa.array(model.known_items.ids, pa.string())
     k = min(k, len(items))
     size = max(ENTRIES // k, 1)
     for first in range(0, max(len(users), 1), size):
-        found = model.recommend(users[first : first + size], k)
-        rows, places = np.nonzero(found.items >= 0)
-        best = items.take(pa.array(found.items[rows, places]))
-        yield first + rows, {"rank": places + 1, "item": best, "score": found.scores[rows, places]}
+        recommended = model.recommend(users[first : first + size], k)
+        rows, ranks = np.nonzero(recommended.items >= 0)
+        best = items.take(pa.array(recommended.items[rows, ranks]))
+        yield first + rows, {"rank": ranks + 1, "item": best, "score": recommended.scores[rows, ranks]}
         update(min(first + size, len(users)), len(users))

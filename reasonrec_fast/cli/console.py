@@ -1,4 +1,4 @@
-"""What the commands share: output, progress, and errors as one line."""
+"""Shared by the commands: output, progress, and one-line error messages."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from reasonrec_fast.devices import device_name, resolve_device
 from reasonrec_fast.training.progress import NO_METRICS, Progress, metrics_text
 
 SECONDS_BETWEEN_LINES = 5.0
-"""Of progress, where there is no terminal."""
+"""Between two lines of progress without a terminal."""
 
 DeviceOption = Annotated[
     str | None,
-    typer.Option("--device", help="cpu, cuda or cuda:N; by default the GPU where there is one", show_default=False),
+    typer.Option("--device", help="cpu, cuda or cuda:N; by default the GPU if there is one", show_default=False),
 ]
-"""Of every command that runs a model."""
+"""The option of every command that runs a model."""
 
 
 def at_least_one(value: int | None) -> int | None:
-    """Callback of options that count something.
+    """Callback of options that are counts.
 
     Raises:
         typer.BadParameter: 0 or less.
@@ -44,16 +44,16 @@ def at_least_one(value: int | None) -> int | None:
 
 
 console = Console(stderr=True)
-"""For what happens on the way; results go to standard output."""
+"""For messages and progress, on standard error; results go to standard output."""
 
 
 def say(line: str) -> None:
-    """Tell what happened, in one line however narrow the screen is."""
+    """Print a message as one line, whatever the width of the terminal."""
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_result(*tables: Table) -> None:
-    """Print tables to standard output; where that is no terminal, as wide as they need."""
+    """Print tables to standard output; if it is not a terminal, without shortening them."""
     screen = Console()
     for table in tables:
         if screen.is_terminal:
@@ -63,7 +63,7 @@ def print_result(*tables: Table) -> None:
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which :func:`listen_to_signals` turns into an exception, so that what is under way is left in order."""
+    """Raised on SIGTERM by :func:`listen_to_signals`, so that the command cleans up."""
 
 
 def listen_to_signals() -> None:
@@ -77,17 +77,17 @@ def listen_to_signals() -> None:
 
 
 def nothing_written() -> str:
-    """What most commands have to say when they are stopped."""
+    """The message of most commands when they are stopped."""
     return "nothing was written"
 
 
 @contextmanager
 def clear_errors(when_stopped: Callable[[], str] = nothing_written) -> Iterator[None]:
-    """End the command with one line, not a traceback, where input or a file is at fault, the GPU is too small, or
-    somebody stopped it.
+    """End the command with a one-line message instead of a traceback on invalid input, file errors, lack of memory, and
+    signals.
 
     Args:
-        when_stopped: says how to go on after Ctrl-C or SIGTERM.
+        when_stopped: returns the message after Ctrl-C or SIGTERM.
 
     Raises:
         typer.Exit: with status 2 after an error, 130 after Ctrl-C, 143 after SIGTERM.
@@ -95,41 +95,41 @@ def clear_errors(when_stopped: Callable[[], str] = nothing_written) -> Iterator[
     try:
         yield
     except BrokenPipeError:
-        raise  # whoever read the results has enough
+        raise  # the reader of standard output has closed it
     except (ValueError, TypeError, OSError, ImportError, SafetensorError, torch.OutOfMemoryError, MemoryError) as error:
-        _complain(f"error: {_told(error)}")
+        _print_error(f"error: {_message(error)}")
         raise typer.Exit(2) from error
     except RuntimeError as error:
         if "can't allocate memory" not in str(error):  # torch's, on the host
             raise
-        _complain(f"error: {_told(error)}")
+        _print_error(f"error: {_message(error)}")
         raise typer.Exit(2) from error
     except KeyboardInterrupt as stop:
-        _complain(f"stopped: {when_stopped()}")
+        _print_error(f"stopped: {when_stopped()}")
         raise typer.Exit(143 if isinstance(stop, Terminated) else 130) from stop
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split())
 
 
-def _complain(line: str) -> None:
+def _print_error(line: str) -> None:
     """Print to standard error, whatever ``--quiet`` says."""
     Console(stderr=True).print(line, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 Update = Callable[..., None]
-"""Takes what is done, the total, a word beside them, and the name of the part, by default that of the whole."""
+"""Called with the completed count, the total, a note, and the name of the part (by default that of the bar)."""
 
 
 @contextmanager
 def progress_bar(description: str) -> Iterator[Update]:
-    """A bar on a terminal, else a line every few seconds; a part that begins has a bar of its own.
+    """A progress bar on a terminal, otherwise a line every few seconds; each part has its own bar.
 
     >>> with progress_bar("Counting") as update:
-    ...     update(1, 2, "a word")
+    ...     update(1, 2, "a note")
     ...     update(2, 2, part="Again")
     """
     if not console.is_terminal:
@@ -159,7 +159,7 @@ def progress_bar(description: str) -> Iterator[Update]:
 
 
 def training_progress(update: Update) -> Progress:
-    """A bar's ``update`` as training calls it."""
+    """The progress callback of training that calls a bar's ``update``."""
 
     def progress(done: int, total: int, metrics: Mapping[str, float] = NO_METRICS, part: str = "") -> None:
         update(done, total, metrics_text(metrics), **({"part": part[:1].upper() + part[1:]} if part else {}))
@@ -168,7 +168,7 @@ def training_progress(update: Update) -> Progress:
 
 
 def counting(update: Update, total: int) -> Callable[[int], None]:
-    """What tells ``update`` of ``total`` things as some more are done."""
+    """A callback that is called with the number of newly completed elements, and calls ``update``."""
     done = 0
 
     def advance(count: int) -> None:
@@ -180,13 +180,13 @@ def counting(update: Update, total: int) -> Callable[[int], None]:
 
 
 class _Lines:
-    """What is done, in a line at once, one every few seconds, and one at the end."""
+    """Progress as lines: at the start of a part, every few seconds, and at the end."""
 
     def __init__(self, description: str) -> None:
         self._description, self._part = description, ""
-        self._begin = self._said = 0.0
+        self._begin = self._printed = 0.0
         self._first = 0
-        self._unsaid = ""
+        self._pending = ""
 
     def update(self, done: int, total: int, note: str = "", part: str = "") -> None:
         part, now = part or self._description, time.monotonic()
@@ -197,16 +197,16 @@ class _Lines:
         speed = (done - self._first) / max(now - self._begin, 1e-9)
         left = f", {_minutes((total - done) / speed)} left" if speed > 0 and done < total else ""
         counted = f": {done} of {total}" if total > 1 else ""
-        self._unsaid = f"{part}{counted}{', ' if note else ''}{note}{left}"
-        if new or now - self._said >= SECONDS_BETWEEN_LINES:
-            self._said = now
+        self._pending = f"{part}{counted}{', ' if note else ''}{note}{left}"
+        if new or now - self._printed >= SECONDS_BETWEEN_LINES:
+            self._printed = now
             self.end()
 
     def end(self) -> None:
-        """Say what is not said yet."""
-        if self._unsaid:
-            say(self._unsaid)
-        self._unsaid = ""
+        """Print the pending line."""
+        if self._pending:
+            say(self._pending)
+        self._pending = ""
 
 
 def _minutes(seconds: float) -> str:
@@ -226,7 +226,7 @@ class _ToStandardError(logging.Handler):
 
 
 def set_loudness(*, verbose: bool, quiet: bool) -> None:
-    """Show the package's messages on standard error: what it decides and warns of, with ``verbose`` what it runs on,
+    """Log the package's messages to standard error: information and warnings, with ``verbose`` also debug messages,
     with ``quiet`` errors alone and no progress.
 
     Raises:
@@ -235,7 +235,7 @@ def set_loudness(*, verbose: bool, quiet: bool) -> None:
     if verbose and quiet:
         raise typer.BadParameter("expected --verbose or --quiet; got both")
     logger = logging.getLogger("reasonrec_fast")
-    for handler in [one for one in logger.handlers if isinstance(one, _ToStandardError)]:
+    for handler in [handler for handler in logger.handlers if isinstance(handler, _ToStandardError)]:
         logger.removeHandler(handler)
     logger.addHandler(_ToStandardError())
     logger.setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else logging.INFO)

@@ -24,22 +24,22 @@ def demo(
     output: Annotated[Path, typer.Option(help="folder of the report")] = Path("runs/demo"),
     device: DeviceOption = None,
 ) -> None:
-    """OptiRAG-Rec beside its baselines on held-out MovieLens requests."""
+    """Compare OptiRAG-Rec with its baselines on held-out MovieLens requests."""
     begin = time.perf_counter()
     with clear_errors():
         check_writable(output / "report.json")
         from reasonrec_fast.experiments.demo import run_demo
 
-        found = run_demo(sample=None if full else sample, device=device, say=say)
-        write_json(output / "report.json", found.as_json())
-        _plot(found.records, output / "report.png")
-    print_result(_table(found.records), _differences(found))
+        comparison = run_demo(sample=None if full else sample, device=device, say=say)
+        write_json(output / "report.json", comparison.as_json())
+        _plot(comparison.records, output / "report.png")
+    print_result(_table(comparison.records), _differences(comparison))
     say(f"Written to {output}; {time.perf_counter() - begin:.0f} s")
 
 
 def _table(records: list[SystemRecord]) -> Table:
     columns = ("system", "AUC", "GAUC", "unrated", "log-loss", "req/s", "p50 ms", "p95 ms", "depth", "rated", "cold")
-    caption = "unrated: GAUC on films without a training rating; depth: mean layers read, and by kind of film"
+    caption = "unrated: GAUC on films without a training rating; depth: mean layers read, and of rated and cold films"
     table = Table(title=f"{records[0].requests} held-out MovieLens requests", caption=caption)
     for column in columns:
         table.add_column(column, justify="left" if column == "system" else "right", no_wrap=True)
@@ -52,16 +52,16 @@ def _table(records: list[SystemRecord]) -> Table:
     return table
 
 
-def _differences(found: Comparison) -> Table:
+def _differences(comparison: Comparison) -> Table:
     """OptiRAG-Rec minus each other system, with intervals over users."""
     from reasonrec_fast.evaluation import paired_differences
 
-    labels, users = found.interactions.labels[found.rows], found.interactions.users[found.rows]
+    labels, users = comparison.interactions.labels[comparison.rows], comparison.interactions.users[comparison.rows]
     table = Table("optirag minus", "AUC", "GAUC", "GAUC unrated", title="95 % intervals, paired bootstrap over users")
-    for name, scores in found.scores.items():
+    for name, scores in comparison.scores.items():
         if name == "optirag":
             continue
-        ours, part = found.scores["optirag"], found.unrated
+        ours, part = comparison.scores["optirag"], comparison.unrated
         whole = paired_differences(labels, users, ours, scores)
         cold = paired_differences(labels[part], users[part], ours[part], scores[part])
         table.add_row(name, str(whole["auc"]), str(whole["gauc"]), str(cold["gauc"]))

@@ -17,34 +17,36 @@ if TYPE_CHECKING:
 def evaluate(
     config: Annotated[str, typer.Argument(help="a .toml file, or the name of a configuration of the package")],
     seeds: Annotated[str | None, typer.Option(help="such as 0,1,2; the configuration's by default")] = None,
-    output: Annotated[Path | None, typer.Option(help="JSON lines, one a run; finished runs are not repeated")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="file of JSON lines, one for each run; finished runs are not repeated")
+    ] = None,
     data: Annotated[Path, typer.Option(help="folder of the data sets")] = Path("data"),
     device: DeviceOption = None,
 ) -> None:
-    """Run models on data sets with several seeds; print a Markdown table and keep one JSON line a run.
+    """Run models on data sets with several seeds; print a Markdown table and write a JSON line for each run.
 
-    Without --device the configuration's holds, where it names one. A run that one device has finished is not repeated
-    on another, whose values would differ in the last digits; the JSON line names the device.
+    --device overrides the device of the configuration. A run that was finished on one device is not repeated on
+    another, whose values would differ in the last digits; the JSON line names the device.
     """
-    place = output or Path("runs") / (Path(config.removesuffix(".toml")).name + ".jsonl")
-    with clear_errors(lambda: f"the same command goes on; finished runs are in {place}"):
+    runs_file = output or Path("runs") / (Path(config.removesuffix(".toml")).name + ".jsonl")
+    with clear_errors(lambda: f"the same command resumes; finished runs are in {runs_file}"):
         from reasonrec_fast.experiments.config import load_experiment
         from reasonrec_fast.experiments.report import markdown_table
         from reasonrec_fast.experiments.runner import run_experiment
 
         experiment = load_experiment(config)
-        check_writable(place)
+        check_writable(runs_file)
         with progress_bar(experiment.name) as update:
             runs: list[Run] = run_experiment(
                 experiment,
                 data,
-                place,
+                runs_file,
                 seeds=_seeds(seeds),
                 device=device,
                 progress=training_progress(update),
             )
         print(markdown_table(runs))
-        say(f"Runs kept in {place}")
+        say(f"Runs written to {runs_file}")
 
 
 def _seeds(text: str | None) -> tuple[int, ...] | None:

@@ -22,21 +22,21 @@ app.command()(demo)
 app.command()(evaluate)
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"reasonrec-fast {__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def main(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="tell what goes on")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="tell errors alone, and no progress")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="log debug messages")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="log errors alone, and show no progress")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and end")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and exit")
     ] = False,
 ) -> None:
-    # transformers draws bars of its own while it loads a model; ours are rich's.
+    # Hide the progress bars of transformers while it loads a model; the package's bars are rich's.
     tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)  # type: ignore[method-assign, assignment]
     set_loudness(verbose=verbose, quiet=quiet)
     listen_to_signals()

@@ -61,7 +61,7 @@ SplitOption = Annotated[str, typer.Option(help="user_time, global_time or leave_
 
 @app.command()
 def train(
-    output: Annotated[Path, typer.Option(help="folder of the model; a killed run goes on from what lies there")],
+    output: Annotated[Path, typer.Option(help="folder of the model; a killed run resumes from it")],
     data: DataOption = "movielens-small",
     items: ItemsOption = None,
     split: SplitOption = "user_time",
@@ -69,7 +69,7 @@ def train(
     samples: Annotated[int | None, typer.Option(help="training requests", callback=at_least_one)] = None,
     exits: Annotated[str | None, typer.Option(help="layers with heads, such as 6,10,30")] = None,
     backbone: Annotated[str | None, typer.Option(help="language model: a name, a folder or a GGUF file")] = None,
-    adapters: Annotated[Path | None, typer.Option(help="a saved model whose adapters to start from")] = None,
+    adapters: Annotated[Path | None, typer.Option(help="a saved model whose adapters are the initial ones")] = None,
     without_knowledge: Annotated[bool, typer.Option(help="store adapters and heads alone")] = False,
     like: LikeOption = None,
     columns: ColumnsOption = None,
@@ -77,10 +77,10 @@ def train(
     time_format: TimeFormatOption = None,
     device: DeviceOption = None,
 ) -> None:
-    """Train a model, calibrate it on validation (of an instruction file: on its last fifth) and store it."""
+    """Train a model, calibrate it on validation (of an instruction file: on its last fifth) and save it."""
     checkpoint = output / "training.safetensors"
-    with clear_errors(lambda: _goes_on_from(output) if checkpoint.is_file() else nothing_written()):
-        place = resolve_device(device)
+    with clear_errors(lambda: _resumes_from(output) if checkpoint.is_file() else nothing_written()):
+        torch_device = resolve_device(device)
         settings = _settings(config, samples, exits, backbone)
         options = TableOptions(like, columns, time_unit, time_format)
         check_writable(checkpoint)
@@ -94,7 +94,7 @@ def train(
             settings = _of_films(settings) if is_movielens(data) else settings
         from reasonrec_fast.models.optirag import OptiRAG
 
-        model = OptiRAG(settings, device=place)
+        model = OptiRAG(settings, device=torch_device)
         if adapters is not None:
             model.load_adapters(adapters)
         with progress_bar("Training") as update:
@@ -121,7 +121,7 @@ def evaluate(
     time_format: TimeFormatOption = None,
     device: DeviceOption = None,
 ) -> None:
-    """Metrics on the test part (of an instruction file: on all of it), as JSON on standard output."""
+    """Metrics on the test part (of an instruction file: on all records), as JSON on standard output."""
     with clear_errors():
         loaded = load_model(model, resolve_device(device))
         if is_instruction_file(data):
@@ -156,7 +156,7 @@ def predict(
     output: Annotated[
         str,
         typer.Option(
-            help="the requests as they came, with probability and depth: .csv, .tsv, .jsonl (or .gz), .parquet, or - "
+            help="the unchanged requests, with probability and depth: .csv, .tsv, .jsonl (or .gz), .parquet, or - "
             "for standard output"
         ),
     ],
@@ -170,30 +170,29 @@ def predict(
 ) -> None:
     """Score the requests of a file, in its order and with its columns. Users and items may be new."""
     with clear_errors():
-        place = resolve_device(device)
+        torch_device = resolve_device(device)
         require_model(model)
         check_output(output, data, items)
         options = TableOptions(like, columns, time_unit, time_format)
         options.values()
-        asked = _instructions(data) if is_instruction_file(data) else None
-        table = read_table(data) if asked is None else asked[0]
+        table, records = _instructions(data) if is_instruction_file(data) else (read_table(data), None)
         check_rows(output, table, ("probability", "depth"))
-        loaded = load_model(model, place)
+        loaded = load_model(model, torch_device)
         with progress_bar("Scoring") as update:
-            if asked is None:
-                rows, found = _score(loaded, table, items, options, model, data, not full_depth, update)
+            if records is None:
+                rows, predictions = _score(loaded, table, items, options, model, data, not full_depth, update)
             else:
-                rows = np.flatnonzero([record.label < 0 for record in asked[1]])
+                rows = np.flatnonzero([record.label < 0 for record in records])
                 _require_requests(rows, data)
-                requests = loaded.instruction_requests([asked[1][row] for row in rows])
-                found = loaded.predict(requests, early_exit=not full_depth, progress=counting(update, len(rows)))
-        write_rows(output, table, rows, {"probability": found.probability, "depth": found.depth})
+                requests = loaded.instruction_requests([records[row] for row in rows])
+                predictions = loaded.predict(requests, early_exit=not full_depth, progress=counting(update, len(rows)))
+        write_rows(output, table, rows, {"probability": predictions.probability, "depth": predictions.depth})
         if output != "-":
             say(f"{len(rows)} scores written to {output}")
 
 
 def _instructions(data: Path) -> tuple[ReadTable, list[Instruction]]:
-    """Records as a table and as instructions."""
+    """The records of a file, as a table and as instructions."""
     records = load_instructions(data, allow_unlabelled=True)
     stored = read_records(data)
     names = list(dict.fromkeys(name for record in stored for name in record))
@@ -210,9 +209,9 @@ def _score(
     early_exit: bool,
     update: Update,
 ) -> tuple[np.ndarray, Predictions]:
-    """The requests of a table, as its rows in its order, and their scores."""
+    """The requests of a table, as ascending row numbers, and their scores."""
     if model.knowledge is None:
-        raise ValueError(f"model: expected one with its training events; {folder} holds adapters and heads alone")
+        raise ValueError(f"model: expected a model with its training events; {folder} has adapters and heads alone")
     values = options.values()
     label = label_of(table.renamed(values["columns"]).columns, values["columns"])
     values["like"] = model.like_of({label} if label else (), values["like"])
@@ -235,7 +234,7 @@ def pareto(
     output: Annotated[Path, typer.Option(help="folder of the report and the plot")] = Path("runs/pareto"),
     model: Annotated[Path | None, typer.Option(help="folder of the model; that of the demo by default")] = None,
     test: Annotated[int, typer.Option(help="test requests to score", callback=at_least_one)] = 6_000,
-    timed: Annotated[int, typer.Option(help="of them to time", callback=at_least_one)] = 512,
+    timed: Annotated[int, typer.Option(help="number of them that are timed", callback=at_least_one)] = 512,
     device: DeviceOption = None,
 ) -> None:
     """AUC against requests per second over exit thresholds, on MovieLens."""
@@ -245,10 +244,10 @@ def pareto(
         from reasonrec_fast.experiments.pareto import pareto as measure
         from reasonrec_fast.models.optirag.packaged import MOVIELENS
 
-        place = resolve_device(device)
+        torch_device = resolve_device(device)
         interactions = load_data("movielens-small", None)
         parts = split_by_time(interactions)
-        loaded = load_model(model or MOVIELENS, place)
+        loaded = load_model(model or MOVIELENS, torch_device)
         loaded.refit_retriever(interactions, parts.train)
         points = measure(loaded, interactions, parts, sample=test, timed=timed)
         write_json(output / "pareto.json", [asdict(point) for point in points])
@@ -267,10 +266,10 @@ def compare_exits(
     test: Annotated[int, typer.Option(help="test requests to score", callback=at_least_one)] = 2_000,
     device: DeviceOption = None,
 ) -> None:
-    """Ways to train exits against each other, on MovieLens: six trainings."""
-    with clear_errors(lambda: _goes_on_from(output)):
+    """Compare ways to train exits, on MovieLens; trains six models."""
+    with clear_errors(lambda: _resumes_from(output)):
         check_writable(output / "report.json")
-        place = resolve_device(device)
+        torch_device = resolve_device(device)
         from reasonrec_fast.experiments.exits import compare_exits as compare
 
         with progress_bar("Training") as update:
@@ -278,7 +277,7 @@ def compare_exits(
                 output,
                 _of_films(_settings(config, samples, None, None)),
                 sample=test,
-                device=place,
+                device=torch_device,
                 progress=training_progress(update),
             )
         write_json(output / "report.json", [asdict(record) for record in records])
@@ -303,10 +302,10 @@ def compare_retrieval(
     ] = None,
     device: DeviceOption = None,
 ) -> None:
-    """The GCN retriever against retrieval by text and against none, on MovieLens."""
-    with clear_errors(lambda: _goes_on_from(output)):
+    """Compare the GCN retriever with retrieval by text and with none, on MovieLens."""
+    with clear_errors(lambda: _resumes_from(output)):
         check_writable(output / "report.json")
-        place = resolve_device(device)
+        torch_device = resolve_device(device)
         settings = replace(_of_films(_settings(config, samples, None, None)), layers=layers)
         from reasonrec_fast.experiments.retrieval import compare_retrieval as compare
 
@@ -315,7 +314,7 @@ def compare_retrieval(
                 output,
                 settings,
                 sample=test,
-                device=place,
+                device=torch_device,
                 progress=training_progress(update),
             )
         write_json(output / "report.json", {"records": [asdict(r) for r in records], "milliseconds_a_user": times})
@@ -341,7 +340,7 @@ def compare_retrieval(
     print_result(table, speed)
 
 
-def _goes_on_from(folder: Path) -> str:
+def _resumes_from(folder: Path) -> str:
     return f"the same command resumes from {folder}"
 
 
@@ -351,7 +350,7 @@ def _train_and_validation(records: list[Instruction]) -> tuple[list[Instruction]
 
 
 def require_model(folder: Path) -> None:
-    """Find before any work that there is no model."""
+    """Refuse a folder without a model before any work."""
     from reasonrec_fast.models.optirag import storage
 
     storage.require_model(folder)
@@ -380,5 +379,5 @@ def _settings(config: Path | None, samples: int | None, exits: str | None, backb
 
 
 def _of_films(settings: OptiRAGConfig) -> OptiRAGConfig:
-    """With the wording that MovieLens has, where none is asked for."""
+    """The settings with the template of MovieLens, unless they name a template."""
     return replace(settings, template="films") if settings.template == "auto" else settings

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 _MARKERS = {"thresholds": "o-", "one exit": "s:", "full depth": "D", "transformers": "^"}
 _LABELS = {
     "thresholds": "thresholds (loss allowed on validation)",
-    "one exit": "everyone at one exit (layer)",
+    "one exit": "all requests at one exit (layer)",
     "full depth": "full depth, packed",
     "transformers": "full depth, transformers",
 }
 
 
 def plot(points: list[Point], path: Path) -> None:
-    """AUC against requests per second, a line a kind."""
+    """Plot AUC against requests per second, a line for each kind."""
     import matplotlib
 
     matplotlib.use("Agg")

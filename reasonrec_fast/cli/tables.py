@@ -1,4 +1,4 @@
-"""What the commands share about tables: options, reading, and results written row by row."""
+"""Tables of the commands: options, reading, and writing results in blocks."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ DataOption = Annotated[
         "interactions, or a .json or .jsonl of instructions"
     ),
 ]
-ItemsOption = Annotated[Path | None, typer.Option(help="what is known of the items (id, title, attributes)")]
-LikeOption = Annotated[float | None, typer.Option(help="a rating from here on is a like; 4 by default")]
+ItemsOption = Annotated[Path | None, typer.Option(help="table of the items (id, title, attributes)")]
+LikeOption = Annotated[float | None, typer.Option(help="a rating of at least this is a like; 4 by default")]
 ColumnsOption = Annotated[
     str | None,
     typer.Option(
@@ -45,7 +45,8 @@ ColumnsOption = Annotated[
     ),
 ]
 TimeUnitOption = Annotated[
-    str | None, typer.Option(help="of numbers in timestamp: s, ms, us, ns or count; by their size by default")
+    str | None,
+    typer.Option(help="of numbers in timestamp: s, ms, us, ns or count; by default inferred from their size"),
 ]
 TimeFormatOption = Annotated[
     str | None, typer.Option(help="of dates in timestamp that are not ISO 8601, such as '%d/%m/%Y %H:%M'")
@@ -56,14 +57,14 @@ BLOCK = 1 << 16
 WRITTEN = (".csv", ".tsv", ".jsonl", ".parquet")
 
 Values: TypeAlias = "np.ndarray | pa.Array"
-"""Of a column that is written, ``[R]``."""
+"""Values of a column that is written, ``[R]``."""
 Part: TypeAlias = tuple[np.ndarray, Mapping[str, Values]]
 """Rows of a table, and further columns by name."""
 
 
 @dataclass(frozen=True)
 class TableOptions:
-    """What the command line says of a table; see :func:`~reasonrec_fast.data.load_interactions`."""
+    """Command line options of a table; see :func:`~reasonrec_fast.data.load_interactions`."""
 
     like: float | None = None
     columns: str | None = None
@@ -74,15 +75,15 @@ class TableOptions:
         """As arguments of :func:`~reasonrec_fast.data.load_interactions`.
 
         Raises:
-            ValueError: columns that are not pairs, or one of ours twice.
+            ValueError: ``columns`` has an invalid pair, or a repeated name.
 
         >>> TableOptions(columns="user=customer").values()["columns"]
         {'user': 'customer'}
         """
         pairs = [pair.partition("=") for pair in self.columns.split(",")] if self.columns else []
-        if any(not ours.strip() or not theirs.strip() for ours, _, theirs in pairs):
+        if any(not name.strip() or not column.strip() for name, _, column in pairs):
             raise ValueError(f"--columns: expected pairs such as user=customer_id,item=sku; got {self.columns!r}")
-        names = {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+        names = {name.strip(): column.strip() for name, _, column in pairs}
         if len(names) < len(pairs):
             raise ValueError(f"--columns: expected each name once; got {self.columns!r}")
         return {
@@ -94,7 +95,7 @@ class TableOptions:
 
 
 def load_data(data: str, items: Path | None, options: TableOptions | None = None) -> Interactions:
-    """Interactions by the name or path that a command was given."""
+    """Interactions, from the name or path of the option ``--data``."""
     values = (options or TableOptions()).values()
     named = is_movielens(data)
     if named and (items is not None or any(value not in (None, {}) for value in values.values())):
@@ -107,15 +108,15 @@ def load_data(data: str, items: Path | None, options: TableOptions | None = None
 
 
 def is_movielens(data: str) -> bool:
-    """Whether a name or path is not that of a table of the user's own."""
+    """Whether ``--data`` is MovieLens: a name or a folder, not a table."""
     return data == "movielens-small" or Path(data).is_dir()
 
 
 def split_kind(name: str, *others: str) -> SplitKind:
-    """A split by its name; ``others`` are named in the error too.
+    """A split by its name; the error message also lists ``others``.
 
     Raises:
-        ValueError: no split.
+        ValueError: an unknown split.
 
     >>> split_kind("user_time")
     'user_time'
@@ -146,11 +147,11 @@ def written_kind(output: str) -> str:
 
 
 def check_output(output: str, *inputs: str | Path | None) -> None:
-    """Find before any work that results cannot be written, or would take the place of what was given.
+    """Refuse, before any work, an output that cannot be written or would overwrite an input.
 
     Raises:
-        ValueError: a kind of file that is not written, or one of ``inputs``.
-        OSError: nothing can be written there.
+        ValueError: an unsupported kind of file, or one of ``inputs``.
+        OSError: the file cannot be written.
     """
     written_kind(output)
     if output == "-":
@@ -162,10 +163,10 @@ def check_output(output: str, *inputs: str | Path | None) -> None:
 
 
 def check_rows(output: str, table: Table, more: Sequence[str]) -> None:
-    """Find before any work what :func:`write_rows` would refuse.
+    """Refuse, before any work, a table that :func:`write_rows` would refuse.
 
     Raises:
-        ValueError: as it does.
+        ValueError: as in :func:`write_rows`.
     """
     twins = set(table.columns) & set(more)
     if twins:
@@ -177,31 +178,31 @@ def check_rows(output: str, table: Table, more: Sequence[str]) -> None:
 
 
 def write_rows(output: str, table: Table, rows: np.ndarray, more: Mapping[str, Values]) -> None:
-    """Write some rows of a table as they came, with further columns, block by block.
+    """Write some rows of a table unchanged, with further columns, in blocks.
 
     Args:
-        output: a file by whose name the form is chosen, which is replaced when all is there; ``-`` for standard output.
+        output: a file, which is replaced when it is complete; its suffix is its format. ``-`` for standard output.
         table: whose columns are kept.
         rows: of the table, int64 ``[R]``.
         more: name to values ``[R]``.
 
     Raises:
-        ValueError: a column of the table has the name of a further one, or the form cannot hold a column.
+        ValueError: a column of the table has the name of a further column, or the format cannot hold a column.
     """
     write_parts(output, table, tuple(more), [(rows, more)])
 
 
 def write_parts(output: str, table: Table, names: Sequence[str], parts: Iterable[Part]) -> None:
-    """As :func:`write_rows`, of what is made part by part: no more than one part is in memory.
+    """As :func:`write_rows`, for rows that are computed in parts, of which one is in memory at a time.
 
     Args:
-        output, table: as there.
+        output, table: as in :func:`write_rows`.
         names: of the further columns, in order.
         parts: at least one, which may have no rows: rows of the table and the further columns' values, of the same
             types in every part.
 
     Raises:
-        ValueError: as there; before the first part is made where it is about names.
+        ValueError: as in :func:`write_rows`; for names before the first part is computed.
     """
     check_rows(output, table, names)
     kind = written_kind(output)
@@ -224,7 +225,7 @@ def write_parts(output: str, table: Table, names: Sequence[str], parts: Iterable
 
 
 def _kept(values: Any, name: str) -> Any:
-    """A column, of categories where it has them."""
+    """A column; dictionary-encoded columns stay so."""
     if isinstance(values, pa.ChunkedArray) and pa.types.is_dictionary(values.type) and values.num_chunks:
         joined = values.unify_dictionaries().combine_chunks()
         if isinstance(joined, pa.Array):
@@ -233,7 +234,7 @@ def _kept(values: Any, name: str) -> Any:
 
 
 def _decoded(column: Any) -> Any:
-    """Bytes as the text that they are read as, where all are UTF-8."""
+    """Columns of bytes as text, if all are UTF-8."""
     if isinstance(column, pa.Array):
         kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
         if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
@@ -273,7 +274,7 @@ class _LineFeeds:
 
 
 def _write_text(file: TextIO, kind: str, names: Sequence[str], blocks: Iterator[Mapping[str, Any]]) -> None:
-    # Rows end in line feeds; the writer puts quotes around what holds a character of its own line end.
+    # Rows end in line feeds; with \r\n as its line end, the writer quotes values that contain either character.
     writer = csv.writer(_LineFeeds(file), delimiter="\t" if kind == ".tsv" else ",", lineterminator="\r\n")
     if kind != ".jsonl":
         writer.writerow(names)
@@ -287,7 +288,7 @@ def _write_text(file: TextIO, kind: str, names: Sequence[str], blocks: Iterator[
 
 
 def _json(record: dict[str, Any]) -> str:
-    """Numbers that JSON does not know are null."""
+    """A record as JSON; NaN and infinities are null."""
     try:
         return json.dumps(record, ensure_ascii=False, default=str, allow_nan=False)
     except ValueError:
@@ -325,11 +326,11 @@ def _write_parquet(path: Path, columns: Mapping[str, Any], blocks: Iterator[Mapp
     try:
         kinds = {name: _kind(column, name) for name, column in columns.items()}
         for block in blocks:
-            found = pa.table(
+            rows = pa.table(
                 {n: pa.array(v, kinds.get(n)) if not isinstance(v, pa.Array) else v for n, v in block.items()}
             )
-            writer = writer or pyarrow.parquet.ParquetWriter(path, found.schema)
-            writer.write_table(found)
+            writer = writer or pyarrow.parquet.ParquetWriter(path, rows.schema)
+            writer.write_table(rows)
     finally:
         if writer is not None:
             writer.close()
