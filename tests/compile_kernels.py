@@ -276,10 +276,10 @@ def compile_one(job: tuple[str, str, int]) -> tuple[str, dict[str, int]]:
     return f"{name}/{element}/sm_{capability}", compiled(*dict(cases(element))[name], capability)
 
 
-def budget(found: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+def budget(result: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
     """What holds for all targets: at most so many registers and bytes, at least so many loads and products."""
     kernels: dict[str, list[dict[str, int]]] = {}
-    for name, used in found.items():
+    for name, used in result.items():
         kernels.setdefault(name.rsplit("/", 1)[0], []).append(used)
     return {
         kernel: {
@@ -290,14 +290,14 @@ def budget(found: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
     }
 
 
-def write_budget(found: dict[str, dict[str, int]]) -> None:
+def write_budget(result: dict[str, dict[str, int]]) -> None:
     """Make what was found the budget of this version of Triton; refused where a kernel spills."""
-    spilled = sorted(name for name, used in found.items() if used["stack"])
+    spilled = sorted(name for name, used in result.items() if used["stack"])
     if spilled:
         raise SystemExit(f"no budget is written: {spilled} spill")
     path = Path(__file__).with_name("static_budget.json")
     budgets = json.loads(path.read_text())
-    budgets[".".join(triton.__version__.split(".")[:2])] = budget(found)
+    budgets[".".join(triton.__version__.split(".")[:2])] = budget(result)
     blocks = []
     for version, kernels in sorted(budgets.items()):
         lines = [f"    {json.dumps(kernel)}: {json.dumps(values)}" for kernel, values in kernels.items()]
@@ -308,11 +308,11 @@ def write_budget(found: dict[str, dict[str, int]]) -> None:
 def main() -> None:
     jobs = [(name, element, target) for element in DTYPES for name, _ in cases(element) for target in TARGETS]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        found = dict(pool.map(compile_one, jobs))
+        result = dict(pool.map(compile_one, jobs))
     if sys.argv[1:] == ["--budget"]:
-        write_budget(found)
+        write_budget(result)
     else:
-        print(json.dumps(found))
+        print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -40,12 +40,12 @@ class OnDevice(torch.Tensor):
 
     @staticmethod
     def __new__(cls, value: torch.Tensor) -> OnDevice:
-        found = torch.Tensor._make_wrapper_subclass(
+        result = torch.Tensor._make_wrapper_subclass(
             cls, value.shape, strides=value.stride(), storage_offset=value.storage_offset(), dtype=value.dtype,
             device=DEVICE,
         )  # fmt: skip
-        found.value = value
-        return found
+        result.value = value
+        return result
 
     @classmethod
     def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -70,30 +70,30 @@ class PretendedDevice(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         with self:  # in inference mode compositions come undivided
-            found = function.decompose(*args, **kwargs)
-        if found is not NotImplemented:
-            return found
+            result = function.decompose(*args, **kwargs)
+        if result is not NotImplemented:
+            return result
         name = function._schema.name
         short = name.split("::")[1]
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        ours = [tensor for tensor in tensors if isinstance(tensor, OnDevice)]
+        pretended = [tensor for tensor in tensors if isinstance(tensor, OnDevice)]
         others = [tensor for tensor in tensors if not isinstance(tensor, OnDevice)]
         if any(other.device == DEVICE for other in others):
             raise AssertionError(f"{name}: torch.tensor(..., device=...) makes a host array and waits for its copy")
-        asked = kwargs.get("device")
-        there = bool(ours) if asked is None else torch.device(asked) == DEVICE
-        if asked is not None and there:
+        requested = kwargs.get("device")
+        to_pretended = bool(pretended) if requested is None else torch.device(requested) == DEVICE
+        if requested is not None and to_pretended:
             kwargs["device"] = "cpu"
         if short in ("_to_copy", "copy_"):
-            there = isinstance(args[0], OnDevice) if short == "copy_" else there
+            to_pretended = isinstance(args[0], OnDevice) if short == "copy_" else to_pretended
             asynchronous = kwargs.get("non_blocking") or (len(args) > 2 and args[2])
-            if ours and not there:
+            if pretended and not to_pretended:
                 if asynchronous:
                     raise AssertionError(f"{name}: an asynchronous copy to the CPU, unfinished on return, {_caller()}")
                 self.reads[_caller()] += 1
-            elif others and there and others[0].dim() and others[0].numel() and not asynchronous:
+            elif others and to_pretended and others[0].dim() and others[0].numel() and not asynchronous:
                 self.waits[_caller()] += 1
-        elif ours:
+        elif pretended:
             mixed = [other for other in others if other.dim()]
             if mixed and name not in _WITH_HOST_ARGUMENTS:
                 raise AssertionError(f"{name}: tensors of the CPU and of the device, in {_caller()}")
@@ -112,17 +112,17 @@ class PretendedDevice(TorchDispatchMode):
             return leaf
 
         def on_device(leaf: Any) -> Any:
-            if not isinstance(leaf, torch.Tensor) or not there:
+            if not isinstance(leaf, torch.Tensor) or not to_pretended:
                 return leaf
             if id(leaf) in same:
                 return same[id(leaf)]
             with torch.inference_mode(False):  # a view of a weight is none that belongs to inference alone
                 return OnDevice(leaf)
 
-        found = function(*tree_map(value_of, args), **tree_map(value_of, kwargs))
-        if short == "_to_copy" and there and others:  # a real copy: the host's array may change afterwards
-            found = found.clone()
-        return tree_map(on_device, found)
+        result = function(*tree_map(value_of, args), **tree_map(value_of, kwargs))
+        if short == "_to_copy" and to_pretended and others:  # a real copy: the host's array may change afterwards
+            result = result.clone()
+        return tree_map(on_device, result)
 
 
 def _caller() -> str:

@@ -58,11 +58,11 @@ def write_shop(folder: Path, seed: int = 0) -> None:
     events.to_csv(folder / "events.csv", index=False)
     items.to_csv(folder / "items.csv", index=False)
     events[stars >= 4].drop(columns="stars").to_csv(folder / "purchases.csv", index=False)
-    asked = generator.integers(0, USERS, 20)
+    request_users = generator.integers(0, USERS, 20)
     requests = pd.DataFrame(
         {
             "order": [f"R{number}" for number in range(20)],
-            "customer": [f"C-{user:05d}" for user in asked],
+            "customer": [f"C-{user:05d}" for user in request_users],
             "sku": items["id"].to_numpy()[generator.integers(0, ITEMS, 20)],
             "time": ["2025-07-01T09:00:00+02:00"] * 20,
         }

@@ -95,7 +95,7 @@ def test_without_a_compiler_there_is_one_line(monkeypatch, tree):
     assert "build: _C.so: it is not there" in lines
 
 
-def test_the_first_error_of_a_build_is_told():
+def test_the_first_error_of_a_build_is_reported():
     output = "[1/3] cc\na.cpp:3:1: error: no 'x'\na.cpp:4:1: error: no 'y'\nninja: build stopped\n"
     assert bundle._reason(subprocess.CompletedProcess([], 1, output, "Traceback\n")) == "a.cpp:3:1: error: no 'x'"
 

@@ -27,23 +27,23 @@ CONTAINERS = [
 ]
 
 
-def values_of(found):
-    return {name: value.tolist() for name, value in found.items()}
+def values_of(result):
+    return {name: value.tolist() for name, value in result.items()}
 
 
 @pytest.mark.parametrize("relevant", [[[5, 5]], [[5]], Histories.from_lists([[5, 5, 5]]), [np.array([5, 5])]])
 @pytest.mark.parametrize("ranked", [[[5, 1, 2]], [[5, 5, 5]], np.array([[5, -1, 5]]), torch.tensor([[5, 5, 1]])])
 def test_what_is_relevant_or_ranked_twice_counts_once(ranked, relevant):
-    found = ev.ranking_metrics(ranked, relevant, [1, 3])
-    assert all(value.tolist() == [1.0] for value in found.values()), found
+    result = ev.ranking_metrics(ranked, relevant, [1, 3])
+    assert all(value.tolist() == [1.0] for value in result.values()), result
 
 
-def test_a_repeated_recommendation_takes_the_place_of_another():
+def test_a_repeated_recommendation_takes_up_a_rank():
     assert ev.hits([[5, 5, 7]], [[5, 7]]).tolist() == [[True, False, True]]
-    found = ev.ranking_metrics([[5, 5, 7], [9, 5, 5]], [[5, 7], [5, 7]], [2, 3])
-    assert found["recall@2"].tolist() == [0.5, 0.5] and found["recall@3"].tolist() == [1.0, 0.5]
-    assert found["ndcg@3"][0] == pytest.approx((1 + 0.5) / (1 + 1 / np.log2(3)))
-    assert max(value.max() for value in found.values()) <= 1
+    result = ev.ranking_metrics([[5, 5, 7], [9, 5, 5]], [[5, 7], [5, 7]], [2, 3])
+    assert result["recall@2"].tolist() == [0.5, 0.5] and result["recall@3"].tolist() == [1.0, 0.5]
+    assert result["ndcg@3"][0] == pytest.approx((1 + 0.5) / (1 + 1 / np.log2(3)))
+    assert max(value.max() for value in result.values()) <= 1
 
 
 def test_identifiers_of_any_size_are_ranked():
@@ -61,8 +61,8 @@ def test_metrics_of_clicks_take_any_container_by_position(contain):
     assert ev.platt_log_loss(labels, scores, (1.0, 0.0)) == ev.platt_log_loss(
         np.array(LABELS), np.array(SCORES), (1, 0)
     )
-    found = ev.paired_differences(labels, users, scores, contain(SCORES[::-1]), resamples=5)
-    assert found == ev.paired_differences(
+    result = ev.paired_differences(labels, users, scores, contain(SCORES[::-1]), resamples=5)
+    assert result == ev.paired_differences(
         np.array(LABELS), np.array(USERS), np.array(SCORES), np.array(SCORES[::-1]), resamples=5
     )
     assert ev.mean_interval(scores).value == pytest.approx(0.5)
@@ -93,13 +93,13 @@ def test_candidates_of_any_type_are_ranked():
 
 def test_a_target_is_no_negative_of_its_own():
     for seed in range(20):
-        found = ev.sampled_candidates([2], [0], Histories.from_lists([[1, 3]]), 4, negatives=1, seed=seed)
-        assert found.tolist() == [[2, 0]]
+        result = ev.sampled_candidates([2], [0], Histories.from_lists([[1, 3]]), 4, negatives=1, seed=seed)
+        assert result.tolist() == [[2, 0]]
 
 
 def test_nothing_to_compare_is_not_significant():
-    found = ev.paired_means([NAN], [1.0], resamples=10)
-    assert np.isnan(found.value) and found.p_value is None
+    result = ev.paired_means([NAN], [1.0], resamples=10)
+    assert np.isnan(result.value) and result.p_value is None
     assert np.isnan(ev.by_stratum([NAN, 1.0], [0, 1])[0])
 
 

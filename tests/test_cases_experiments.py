@@ -25,17 +25,17 @@ def write(path, lines):
     path.write_text("\n".join(["user,item,timestamp,label", *lines]) + "\n")
 
 
-def experiment(place, *paths, task="ranking", split="user_time", models=("Popularity",), more=""):
+def experiment(folder, *paths, task="ranking", split="user_time", models=("Popularity",), more=""):
     text = "seeds = [0]\n" + "".join(TABLE.format(path=path, split=split) for path in paths)
     text += "".join(f'[[models]]\nkind = "{model}"\n' for model in models)
     text += f'[evaluation]\ntask = "{task}"\nks = [2]\n{more}'
-    (place / "own.toml").write_text(text)
-    return load_experiment(place / "own.toml")
+    (folder / "own.toml").write_text(text)
+    return load_experiment(folder / "own.toml")
 
 
 def test_two_files_of_one_name_are_two_data_sets(tmp_path):
-    for place in "ab":
-        write(tmp_path / place / "ratings.csv", rows(place == "b"))
+    for name in "ab":
+        write(tmp_path / name / "ratings.csv", rows(name == "b"))
     runs = run_experiment(experiment(tmp_path, "a/ratings.csv", "b/ratings.csv"), tmp_path, tmp_path / "r.jsonl")
     assert [run.dataset for run in runs] == ["a/ratings.csv", "b/ratings.csv"]
     assert runs[0].metrics != runs[1].metrics and len({run.key for run in runs}) == 2
@@ -71,7 +71,7 @@ def test_runs_of_older_versions_are_read(tmp_path):
         (list(rows(0)), {"more": "negatives = 99\n"}, "negatives: expected at most [0-9]+, the items that user 'u"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_measured_is_found_before_anything_is_fitted(tmp_path, monkeypatch, lines, options, message):
+def test_unmeasurable_data_is_refused_before_anything_is_fitted(tmp_path, monkeypatch, lines, options, message):
     write(tmp_path / "good.csv", rows(3))
     write(tmp_path / "own.csv", lines)
     fitted = []

@@ -86,7 +86,7 @@ def test_the_folder_that_one_is_in_and_links_to_folders(tmp_path, monkeypatch):
     assert held(Path.cwd()) == held(tmp_path / "model") == dict.fromkeys(OWNED, "3")
 
 
-def test_what_killed_processes_left_is_taken_away(tmp_path):
+def test_leftovers_of_killed_processes_are_removed(tmp_path):
     done = subprocess.Popen([sys.executable, "-c", ""])
     done.wait()
     left, others = tmp_path / f".model.{done.pid}.1.saving", tmp_path / f".model.{os.getpid()}.1.saving"
@@ -121,13 +121,13 @@ def test_killed_at_any_moment_it_is_old_or_new(tmp_path):
         for _ in range(20):  # stopped, looked at and let on; the last time killed
             time.sleep(draws.random() * 0.01)
             writer.send_signal(signal.SIGSTOP)
-            found = held(folder)
-            assert set(found) == set(OWNED) and len(set(found.values())) == 1, found
+            result = held(folder)
+            assert set(result) == set(OWNED) and len(set(result.values())) == 1, result
             writer.send_signal(signal.SIGCONT)
         writer.kill()
         writer.wait()
-        found = held(folder)
-        assert set(found) == set(OWNED) and len(set(found.values())) == 1, found
+        result = held(folder)
+        assert set(result) == set(OWNED) and len(set(result.values())) == 1, result
     save(folder, 0)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
@@ -146,8 +146,8 @@ def test_readers_beside_a_writer_read_one_save(tmp_path):
     writer.start()
     try:
         for _ in range(300):
-            found = read_consistent(folder, lambda: [(folder / name).read_text() for name in OWNED])
-            assert len(set(found)) == 1, found
+            result = read_consistent(folder, lambda: [(folder / name).read_text() for name in OWNED])
+            assert len(set(result)) == 1, result
     finally:
         ended.set()
         writer.join()
@@ -183,7 +183,7 @@ def test_another_model_in_the_folder_of_one(tmp_path):
         patch.setattr("reasonrec_fast.models.classical.storage.write_json", killed)
         with pytest.raises(KilledError):
             second.save_pretrained(tmp_path / "model")
-    found = load_recommender(tmp_path / "model")
-    assert isinstance(found, BPR) and torch.equal(found.embedding, first.embedding)
+    result = load_recommender(tmp_path / "model")
+    assert isinstance(result, BPR) and torch.equal(result.embedding, first.embedding)
     second.save_pretrained(tmp_path / "model")
     assert isinstance(load_recommender(tmp_path / "model"), EASE)

@@ -44,20 +44,20 @@ def test_values_are_read_by_position(form):
     chosen = un.choose_thresholds(EXITS, EXITS, [1, 2, 3], [limit])
     assert un.choose_thresholds(form(EXITS), form(EXITS), [1, 2, 3], [limit]) == chosen
     groups = np.arange(40) // 2
-    found = [
+    results = [
         un.guarantee_thresholds(as_given(EXITS / 2), as_given(EXITS), [1, 2, 3], alpha=0.4, groups=as_given(groups))
         for as_given in (form, np.asarray)
     ]
-    assert found[0] == found[1]
+    assert results[0] == results[1]
 
 
 def test_groups_have_any_keys():
     names = np.array([f"user {row // 2}" for row in range(40)])
-    found = [
+    results = [
         un.guarantee_thresholds(EXITS / 2, EXITS, [1, 2, 3], alpha=0.4, groups=groups).loss
         for groups in (names, names.astype(object), pd.Series(names))
     ]
-    assert found[0] == found[1] == found[2]
+    assert results[0] == results[1] == results[2]
 
 
 def test_scores_keep_their_type_and_confidence_may_be_infinite():

@@ -46,7 +46,7 @@ GROUPS = [([5, 6, 7, 8, 9], [[10, 11], [12], [13, 14, 15]]), ([], [[20, 21, 22]]
 ROWS = 5
 
 
-def all_there(module: torch.nn.Module) -> bool:
+def all_on_device(module: torch.nn.Module) -> bool:
     return all(isinstance(tensor, OnDevice) for tensor in (*module.parameters(), *module.buffers()))
 
 
@@ -74,7 +74,7 @@ def test_the_device_that_is_meant(monkeypatch):
         resolve_device("cuda:7")
 
 
-def test_the_fast_type_is_that_of_the_device_asked_for(monkeypatch):
+def test_the_fast_type_is_that_of_the_requested_device(monkeypatch):
     expected = fast_dtype("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
@@ -87,20 +87,20 @@ def test_the_fast_type_is_that_of_the_device_asked_for(monkeypatch):
 def test_what_the_pretended_device_finds():
     """The tests below see what they look for."""
     with pretended_device() as device:
-        there = torch.arange(4.0, device=DEVICE)
+        tensor = torch.arange(4.0, device=DEVICE)
         with pytest.raises(AssertionError, match="tensors of the CPU and of the device"):
-            there + torch.ones(4)
+            tensor + torch.ones(4)
         with pytest.raises(AssertionError, match="tensors of the CPU and of the device"):
-            there[torch.tensor([1])]
+            tensor[torch.tensor([1])]
         with pytest.raises(AssertionError, match=r"torch\.tensor"):
-            there + torch.tensor([1.0, 1, 1, 1], device=DEVICE)
+            tensor + torch.tensor([1.0, 1, 1, 1], device=DEVICE)
         with pytest.raises(RuntimeError, match="numpy"):
-            there.numpy()
-        for read in (lambda: there.to("cpu", non_blocking=True), lambda: torch.empty(4).copy_(there, True)):
+            tensor.numpy()
+        for read in (lambda: tensor.to("cpu", non_blocking=True), lambda: torch.empty(4).copy_(tensor, True)):
             with pytest.raises(AssertionError, match="an asynchronous copy to the CPU"):
                 read()
         assert not device.reads and not device.waits
-        for read in (lambda: bool(there.sum()), there.tolist, there.cpu, there.nonzero, lambda: there[there > 1]):
+        for read in (lambda: bool(tensor.sum()), tensor.tolist, tensor.cpu, tensor.nonzero, lambda: tensor[tensor > 1]):
             device.forget()
             read()
             assert device.reads.total() == 1
@@ -117,44 +117,44 @@ def test_what_the_pretended_device_finds():
 @pytest.fixture
 def copies(monkeypatch):
     """A GPU as far as copies to it are concerned: they go to the CPU, and are told as (pinned, asynchronous)."""
-    told, pinned, plain = [], [], torch.Tensor.to
+    transfers, pinned, plain = [], [], torch.Tensor.to
 
     def pin(tensor):
         pinned.append(tensor.clone())
         return pinned[-1]
 
     def copy(tensor, device, *, non_blocking=False):
-        told.append((any(tensor is one for one in pinned), non_blocking))
+        transfers.append((any(tensor is pinned_tensor for pinned_tensor in pinned), non_blocking))
         return plain(tensor, "cpu", copy=True)
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
     monkeypatch.setattr(torch.Tensor, "to", copy)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    return told
+    return transfers
 
 
 @pytest.mark.parametrize(("size", "pinned"), [(0, False), (8192, False), (8193, True)])
 def test_large_arrays_are_pinned_on_their_way_to_a_gpu(copies, size, pinned):
     """64 KiB are staged by CUDA itself; above that its driver may wait for the stream."""
     array = np.arange(size)
-    found = on_device(array, torch.device("cuda", 0))
-    assert copies == [(pinned, True)] and np.array_equal(found, array)
+    result = on_device(array, torch.device("cuda", 0))
+    assert copies == [(pinned, True)] and np.array_equal(result, array)
     to_device(torch.from_numpy(array), torch.device("cuda", 0))
     assert copies == [(pinned, True)] * 2
 
 
 def test_arrays_are_not_copied_on_a_cpu(monkeypatch):
-    def asked(*arguments):
+    def refuse(*arguments):
         raise AssertionError("a GPU was asked for")
 
-    monkeypatch.setattr(torch.Tensor, "pin_memory", asked)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", asked)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", refuse)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", refuse)
     array = np.zeros(1 << 16)
-    found = on_device(array, torch.device("cpu"))
+    result = on_device(array, torch.device("cpu"))
     array[3] = 1.0
     assert (
-        found[3] == 1.0
-        and to_device(found, torch.device("cpu")) is found
+        result[3] == 1.0
+        and to_device(result, torch.device("cpu")) is result
         and to_device(None, torch.device("cpu")) is None
     )
 
@@ -176,7 +176,7 @@ def exiting(family):
     return EarlyExitModel(Decoder(tiny(family)), (1, 2, 3), num_features=3).eval()
 
 
-def numbers():
+def dense_features():
     return torch.randn(ROWS, 3, generator=torch.Generator().manual_seed(2))
 
 
@@ -185,33 +185,33 @@ def numbers():
 def test_an_exit_reads_back_once(family, strata):
     model, inf = exiting(family), float("inf")
     policies = [None, ExitPolicy(((0.01, 0.02, 0.0), (inf, 0.0, 0.0))), ExitPolicy(((0.01, inf, inf), (inf,) * 3))]
-    expected = [model.predict(GROUPS, numbers(), policy, strata) for policy in policies]
+    expected = [model.predict(GROUPS, dense_features(), policy, strata) for policy in policies]
     with pretended_device() as device:
         model.to(DEVICE)
         for policy, wanted, exits in zip(policies, expected, (0, 3, 3), strict=True):
             device.forget()
-            found = model.predict(GROUPS, numbers().to(DEVICE, non_blocking=True), policy, strata)
+            result = model.predict(GROUPS, dense_features().to(DEVICE, non_blocking=True), policy, strata)
             looked = len([depth for depth in (1, 2, 3) if policy and (wanted.depth >= depth).any()])
             assert device.reads == Counter({"engine._predict": looked} if looked else {}) and looked <= exits
             assert not device.waits
-            assert isinstance(found.probability, OnDevice) and isinstance(found.depth, OnDevice)
-            assert torch.equal(found.depth.cpu(), wanted.depth)
-            torch.testing.assert_close(found.probability.cpu(), wanted.probability)
+            assert isinstance(result.probability, OnDevice) and isinstance(result.depth, OnDevice)
+            assert torch.equal(result.depth.cpu(), wanted.depth)
+            torch.testing.assert_close(result.probability.cpu(), wanted.probability)
 
 
 def test_a_model_on_the_cpu_takes_tensors_of_a_gpu():
     """It must not read them before they have arrived."""
     model, targets, strata = exiting("Llama"), torch.ones(ROWS, dtype=torch.int64), torch.tensor([0, 1, 0, 1, 1])
     policy = ExitPolicy(((0.01, 0.02, 0.0), (float("inf"), 0.0, 0.0)))
-    expected = model.predict(GROUPS, numbers(), policy, strata)
+    expected = model.predict(GROUPS, dense_features(), policy, strata)
     with torch.no_grad():
-        of_exits = model.all_exits(GROUPS, numbers(), targets)
+        of_exits = model.all_exits(GROUPS, dense_features(), targets)
     with pretended_device() as device, torch.no_grad():
-        there = [tensor.to(DEVICE, non_blocking=True) for tensor in (numbers(), targets, strata)]
-        found = model.predict(GROUPS, there[0], policy, there[2])
-        assert torch.equal(found.depth, expected.depth) and torch.equal(found.probability, expected.probability)
-        for one, other in zip(model.all_exits(GROUPS, *there[:2]), of_exits, strict=True):
-            assert torch.equal(one.target_logprob, other.target_logprob)
+        inputs = [tensor.to(DEVICE, non_blocking=True) for tensor in (dense_features(), targets, strata)]
+        result = model.predict(GROUPS, inputs[0], policy, inputs[2])
+        assert torch.equal(result.depth, expected.depth) and torch.equal(result.probability, expected.probability)
+        for first, second in zip(model.all_exits(GROUPS, *inputs[:2]), of_exits, strict=True):
+            assert torch.equal(first.target_logprob, second.target_logprob)
         assert device.reads == Counter({"engine.predict": 2, "engine.all_exits": 2})
 
 
@@ -219,21 +219,21 @@ def test_a_model_on_the_cpu_takes_tensors_of_a_gpu():
 def test_all_exits_read_nothing_back(family):
     model = exiting(family)
     with torch.no_grad():
-        expected = model.all_exits(GROUPS, numbers(), torch.ones(ROWS, dtype=torch.int64), skip={2})
+        expected = model.all_exits(GROUPS, dense_features(), torch.ones(ROWS, dtype=torch.int64), skip={2})
     with pretended_device() as device, torch.no_grad():
         model.to(DEVICE)
         device.forget()
-        found = model.all_exits(GROUPS, numbers(), torch.ones(ROWS, dtype=torch.int64), skip={2})
+        results = model.all_exits(GROUPS, dense_features(), torch.ones(ROWS, dtype=torch.int64), skip={2})
         assert not device.reads and not device.waits
-        for one, other in zip(found, expected, strict=True):
-            torch.testing.assert_close(one.target_logprob.cpu(), other.target_logprob)
+        for first, second in zip(results, expected, strict=True):
+            torch.testing.assert_close(first.target_logprob.cpu(), second.target_logprob)
 
 
 def requests(count=30):
     generator = np.random.default_rng(0)
     prefixes = [generator.integers(1, 97, generator.integers(1, 20)).tolist() for _ in range(4)]
     return [
-        (prefixes[place % 4], generator.integers(1, 97, generator.integers(1, 6)).tolist()) for place in range(count)
+        (prefixes[index % 4], generator.integers(1, 97, generator.integers(1, 6)).tolist()) for index in range(count)
     ]
 
 
@@ -242,43 +242,45 @@ def ranker(**options):
 
 
 def test_a_ranker_moves_ranks_and_is_calibrated_anywhere(tmp_path):
-    here = ranker(max_tokens=100)
-    bound = here.calibrate(requests(200), alpha=0.2)
-    expected = here.predict(requests())
+    cpu_model = ranker(max_tokens=100)
+    bound = cpu_model.calibrate(requests(200), alpha=0.2)
+    expected = cpu_model.predict(requests())
     with pretended_device() as device:
-        there = ranker(max_tokens=100, device=DEVICE)
-        assert there.device == DEVICE and all_there(there.model)
+        device_model = ranker(max_tokens=100, device=DEVICE)
+        assert device_model.device == DEVICE and all_on_device(device_model.model)
         device.forget()
-        assert there.calibrate(requests(200), alpha=0.2) == bound
+        assert device_model.calibrate(requests(200), alpha=0.2) == bound
         assert set(device.reads) == {"ranker._all_exits"} and not device.waits
         batches = device.reads.total()
-        assert batches == len(list(request_batches(there.encode(requests(200)), there.max_tokens, cached=False)))
+        assert batches == len(
+            list(request_batches(device_model.encode(requests(200)), device_model.max_tokens, cached=False))
+        )
         device.forget()
-        found = there.predict(requests()).cpu()
+        result = device_model.predict(requests()).cpu()
         assert set(device.reads) == {"engine._predict", "scores.cpu"} and not device.waits
-        torch.testing.assert_close(found.probability, expected.probability)
-        there.save_pretrained(tmp_path)
+        torch.testing.assert_close(result.probability, expected.probability)
+        device_model.save_pretrained(tmp_path)
         to_device = EarlyExitRanker.from_pretrained(tmp_path, tiny("Gemma2"), device=DEVICE)
         torch.testing.assert_close(to_device.predict(requests()).cpu().probability, expected.probability)
     loaded = EarlyExitRanker.from_pretrained(tmp_path, tiny("Gemma2"))
-    assert loaded.policy == here.policy
+    assert loaded.policy == cpu_model.policy
     assert torch.equal(loaded.predict(requests()).depth, expected.depth)
     with pytest.raises(ValueError, match="device: expected"):
         loaded.to("gpu")
 
 
 def test_a_ranker_that_moves_forgets_cached_prefixes():
-    one = ranker(prefix_cache_bytes=1 << 20)
-    expected = one.predict(requests())
-    for move in (one.to, one.model.to):  # the second behind the ranker's back
-        one.predict(requests())
-        assert len(one.cache)
+    cached_ranker = ranker(prefix_cache_bytes=1 << 20)
+    expected = cached_ranker.predict(requests())
+    for move in (cached_ranker.to, cached_ranker.model.to):  # the second behind the ranker's back
+        cached_ranker.predict(requests())
+        assert len(cached_ranker.cache)
         with pretended_device():
             move(DEVICE)
-            torch.testing.assert_close(one.predict(requests()).cpu().probability, expected.probability)
-            torch.testing.assert_close(one.predict(requests()).cpu().probability, expected.probability)
-            one.to("cpu")
-        assert torch.equal(one.predict(requests()).probability, expected.probability)
+            torch.testing.assert_close(cached_ranker.predict(requests()).cpu().probability, expected.probability)
+            torch.testing.assert_close(cached_ranker.predict(requests()).cpu().probability, expected.probability)
+            cached_ranker.to("cpu")
+        assert torch.equal(cached_ranker.predict(requests()).probability, expected.probability)
 
 
 def test_the_same_weights_elsewhere_are_others(monkeypatch):
@@ -308,23 +310,23 @@ def exit_batch(seed):
 @pytest.mark.parametrize("mode", ["joint", "heads", "distil"])
 def test_training_of_exits_reads_nothing_back(mode):
     settings = ExitTraining(mode=mode, learning_rate=1e-3, head_learning_rate=1e-2)
-    here, there = exiting("Gemma2"), exiting("Gemma2")
-    train_exits(here, range(3), exit_batch, settings)
+    cpu_model, device_model = exiting("Gemma2"), exiting("Gemma2")
+    train_exits(cpu_model, range(3), exit_batch, settings)
     with pretended_device() as device:
-        there.to(DEVICE)
+        device_model.to(DEVICE)
         device.forget()
-        train_exits(there, range(3), exit_batch, settings)
+        train_exits(device_model, range(3), exit_batch, settings)
         assert not device.reads
         # The exits' weights, once; how packed_attention's differentiable path copies its indices is its own matter.
         waits = {name for name in device.waits if not name.startswith("packed_attention.")}
         assert waits <= {"exits.train_exits"}, waits
         device.forget()
-        train_exits(there, range(2), exit_batch, replace(settings, learning_rate=0.0, head_learning_rate=0.0),
-                    progress=lambda *told: None)  # fmt: skip
+        train_exits(device_model, range(2), exit_batch, replace(settings, learning_rate=0.0, head_learning_rate=0.0),
+                    progress=lambda *report: None)  # fmt: skip
         assert device.reads == Counter({"loop.read_metrics": 2})
-        there.to("cpu")
-    for (name, one), other in zip(here.named_parameters(), there.parameters(), strict=True):
-        torch.testing.assert_close(other, one, atol=1e-4, rtol=1e-3, msg=name)
+        device_model.to("cpu")
+    for (name, first), second in zip(cpu_model.named_parameters(), device_model.parameters(), strict=True):
+        torch.testing.assert_close(second, first, atol=1e-4, rtol=1e-3, msg=name)
 
 
 @pytest.mark.parametrize("own_slates", [False, True])
@@ -334,13 +336,13 @@ def test_exits_on_the_cpu_are_trained_from_tensors_of_a_gpu(own_slates):
         slates = torch.arange(12).div(4, rounding_mode="floor").to(DEVICE) if own_slates else None
         return Batch(batch.groups, batch.labels.to(DEVICE), batch.features.to(DEVICE), slates)
 
-    here, there = exiting("Llama"), exiting("Llama")
-    train_exits(here, range(2), exit_batch)
+    cpu_model, device_model = exiting("Llama"), exiting("Llama")
+    train_exits(cpu_model, range(2), exit_batch)
     with pretended_device() as device:
-        train_exits(there, range(2), on_a_gpu)
+        train_exits(device_model, range(2), on_a_gpu)
         assert set(device.reads) == {"exits._losses", "exits._pairs"}, device.reads
-    for one, other in zip(here.parameters(), there.parameters(), strict=True):
-        torch.testing.assert_close(other, one, atol=1e-4, rtol=1e-3)
+    for first, second in zip(cpu_model.parameters(), device_model.parameters(), strict=True):
+        torch.testing.assert_close(second, first, atol=1e-4, rtol=1e-3)
 
 
 class Killed(Exception):
@@ -368,8 +370,8 @@ def test_training_of_exits_with_dropout_goes_on_to_the_same_weights(tmp_path):
     torch.rand(100)
     resumed = dropping()
     train_exits(resumed, range(8), exit_batch, **options)
-    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
-        assert torch.equal(one, other)
+    for first, second in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("there_first", [False, True])
@@ -407,8 +409,8 @@ def test_training_goes_on_on_another_device(tmp_path, monkeypatch, caplog, there
         with pytest.raises(Killed):
             train(first, kill_at=5)
         with caplog.at_level(logging.WARNING, "reasonrec_fast"):
-            found = train(second, kill_at=99)
-    torch.testing.assert_close(found, expected)
+            result = train(second, kill_at=99)
+    torch.testing.assert_close(result, expected)
     (line,) = caplog.messages
     assert f"was written on {first.type} and resumes on {second.type}" in line
 
@@ -435,37 +437,47 @@ def test_optirag_is_fitted_calibrated_and_saved_on_a_device(labelled, config, tm
     events, split = labelled
     settings = replace(config, samples=24, retriever=EmbeddingConfig(dim=8, steps=3, batch=64))
     rows = split.test[:60]
-    here = OptiRAG(settings, device="cpu").fit(events, split.train, split.validation)
-    asked = here.requests(events, rows)
-    expected = here.predict(asked), here.predict(asked, early_exit=False)
+    cpu_model = OptiRAG(settings, device="cpu").fit(events, split.train, split.validation)
+    prepared = cpu_model.requests(events, rows)
+    expected = cpu_model.predict(prepared), cpu_model.predict(prepared, early_exit=False)
     with pretended_device() as device:
-        there = OptiRAG(settings, device=DEVICE)
-        assert there.device == DEVICE and all_there(there.peft) and all_there(there.ranker.model)
+        device_model = OptiRAG(settings, device=DEVICE)
+        assert (
+            device_model.device == DEVICE
+            and all_on_device(device_model.peft)
+            and all_on_device(device_model.ranker.model)
+        )
         device.forget()
-        there.fit(events, split.train, split.validation, progress=lambda *told: None)
+        device_model.fit(events, split.train, split.validation, progress=lambda *report: None)
         assert set(device.reads) <= OPTIRAG_FIT, device.reads
-        nobody_at_zero = tuple((float("inf"), *row[1:]) for row in there.policy.thresholds)
-        there.ranker.policy = replace(there.policy, thresholds=nobody_at_zero)
-        there.save_pretrained(tmp_path / "there")
-        np.testing.assert_allclose(there.requests(events, rows).dense_features, asked.dense_features, atol=1e-4)
+        nobody_at_zero = tuple((float("inf"), *row[1:]) for row in device_model.policy.thresholds)
+        device_model.ranker.policy = replace(device_model.policy, thresholds=nobody_at_zero)
+        device_model.save_pretrained(tmp_path / "device")
+        np.testing.assert_allclose(
+            device_model.requests(events, rows).dense_features, prepared.dense_features, atol=1e-4
+        )
         # Callers of other threads share batches; the mode is of this thread.
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("reasonrec_fast.early_exit.ranker.has_host_library", lambda: False)
             device.forget()
-            full = there.predict(asked, early_exit=False)
+            full = device_model.predict(prepared, early_exit=False)
             assert set(device.reads) == {"scores.cpu"} and not device.waits
-            early = there.predict(asked)
+            early = device_model.predict(prepared)
             assert set(device.reads) == {"scores.cpu", "engine._predict"} and not device.waits
-            loaded = OptiRAG.from_pretrained(tmp_path / "there", device=DEVICE)
-            np.testing.assert_allclose(loaded.predict(asked).probability, early.probability, atol=5e-3)
+            loaded = OptiRAG.from_pretrained(tmp_path / "device", device=DEVICE)
+            np.testing.assert_allclose(loaded.predict(prepared).probability, early.probability, atol=5e-3)
         np.testing.assert_allclose(full.probability, expected[1].probability, atol=5e-3)
-        logits = there.to("cpu").exit_logits(asked)
-        assert there.device == torch.device("cpu")
-    np.testing.assert_allclose(there.predict(asked, early_exit=False).probability, full.probability, atol=1e-5)
+        logits = device_model.to("cpu").exit_logits(prepared)
+        assert device_model.device == torch.device("cpu")
+    np.testing.assert_allclose(
+        device_model.predict(prepared, early_exit=False).probability, full.probability, atol=1e-5
+    )
     assert logits.shape[1] == len(rows)
-    loaded = OptiRAG.from_pretrained(tmp_path / "there", device="cpu")
-    assert loaded.policy == there.policy
-    np.testing.assert_allclose(loaded.predict(asked).probability, early.probability, atol=5e-3)  # adapters in bfloat16
+    loaded = OptiRAG.from_pretrained(tmp_path / "device", device="cpu")
+    assert loaded.policy == device_model.policy
+    np.testing.assert_allclose(
+        loaded.predict(prepared).probability, early.probability, atol=5e-3
+    )  # adapters in bfloat16
 
 
 def test_the_language_model_takes_the_type_of_its_device(config, monkeypatch):  # noqa: F811
@@ -475,7 +487,7 @@ def test_the_language_model_takes_the_type_of_its_device(config, monkeypatch):  
     assert model.ranker.model.backbone.dtype == torch.float32
     with pretended_device():
         model.to(DEVICE)
-        assert model.ranker.model.backbone.dtype == torch.bfloat16 and all_there(model.peft)
+        assert model.ranker.model.backbone.dtype == torch.bfloat16 and all_on_device(model.peft)
         types = {name: p.dtype for name, p in model.peft.named_parameters()}
         assert {kind for name, kind in types.items() if "lora_" in name} == {torch.float32}
         assert {p.dtype for p in model.ranker.model.heads.parameters()} == {torch.float32}
@@ -553,49 +565,49 @@ def clicks():
     )  # fmt: skip
 
 
-def asked_of(model, data):
+def outputs_of(model, data):
     users, items = np.array([0, 3, 3, 29]), np.array([1, 2, 24, 0])
     best = model.recommend(np.arange(30), 4)
     return model.score(users, items), best.scores, best.items
 
 
-def same(found, expected):
-    for one, other in zip(found[:2], expected[:2], strict=True):
-        np.testing.assert_allclose(one, other, atol=2e-4, rtol=1e-3)
-    assert (found[2] == expected[2]).mean() > 0.95  # but for near ties
+def same(result, expected):
+    for first, second in zip(result[:2], expected[:2], strict=True):
+        np.testing.assert_allclose(first, second, atol=2e-4, rtol=1e-3)
+    assert (result[2] == expected[2]).mean() > 0.95  # but for near ties
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_classical_model_lives_on_a_device(clicks, name, tmp_path):
     parts = split_by_time(clicks, "global_time")
-    here = made(name, "cpu").fit(clicks, parts.train, parts.validation)
-    expected = asked_of(here, clicks)
+    cpu_model = made(name, "cpu").fit(clicks, parts.train, parts.validation)
+    expected = outputs_of(cpu_model, clicks)
     with pretended_device() as device:
-        there = made(name, DEVICE)
+        device_model = made(name, DEVICE)
         device.forget()
-        there.fit(clicks, parts.train, progress=lambda *told: None)
-        assert there.device == DEVICE and all_there(there)
+        device_model.fit(clicks, parts.train, progress=lambda *report: None)
+        assert device_model.device == DEVICE and all_on_device(device_model)
         assert device.reads <= MODELS[name][1], device.reads
         assert set(device.waits) <= ONCE_A_FIT, device.waits
-        there = made(name, DEVICE).fit(clicks, parts.train, parts.validation)
+        device_model = made(name, DEVICE).fit(clicks, parts.train, parts.validation)
         device.forget()
-        same(asked_of(there, clicks), expected)
+        same(outputs_of(device_model, clicks), expected)
         products = device.reads.pop("item_to_item.scores", 0)
         assert products == (6 if name == "ItemKNN" else 0)
         (score,) = set(RESULTS) & set(device.reads)
         assert device.reads <= Counter({score: 1, "retrieval.retrieve": 2}) + GRAPH, device.reads
         assert set(device.waits) <= {"item_to_item.scores"}, device.waits
-        there.save_pretrained(tmp_path / "there")
-        here.save_pretrained(tmp_path / "here")
-        loaded = type(here).from_pretrained(tmp_path / "here", device=DEVICE)
-        assert loaded.device == DEVICE and all_there(loaded)
-        same(asked_of(loaded, clicks), expected)
-        same(asked_of(here.to(DEVICE), clicks), expected)
-        assert here.device == DEVICE
-        assert here.to("cpu").device == torch.device("cpu")
-    same(asked_of(here, clicks), expected)
-    loaded = type(here).from_pretrained(tmp_path / "there", device="cpu")
-    same(asked_of(loaded, clicks), expected)
+        device_model.save_pretrained(tmp_path / "device")
+        cpu_model.save_pretrained(tmp_path / "cpu")
+        loaded = type(cpu_model).from_pretrained(tmp_path / "cpu", device=DEVICE)
+        assert loaded.device == DEVICE and all_on_device(loaded)
+        same(outputs_of(loaded, clicks), expected)
+        same(outputs_of(cpu_model.to(DEVICE), clicks), expected)
+        assert cpu_model.device == DEVICE
+        assert cpu_model.to("cpu").device == torch.device("cpu")
+    same(outputs_of(cpu_model, clicks), expected)
+    loaded = type(cpu_model).from_pretrained(tmp_path / "device", device="cpu")
+    same(outputs_of(loaded, clicks), expected)
 
 
 def test_sampled_classes_are_counted_once_a_step(clicks):
@@ -603,7 +615,7 @@ def test_sampled_classes_are_counted_once_a_step(clicks):
     kind = classical.SASRecConfig(**{**MODELS["SASRec"][0], "negatives": 8, "epochs": 1})
     with pretended_device() as device:
         rows = np.arange(len(clicks))
-        classical.SASRec(kind, device=DEVICE).fit(clicks, rows, progress=lambda *told: None)
+        classical.SASRec(kind, device=DEVICE).fit(clicks, rows, progress=lambda *report: None)
     assert set(device.reads) == {"sampled_softmax.cosine_cross_entropy", "epochs.train_epochs"}
     assert device.reads["epochs.train_epochs"] == 1
 
@@ -615,9 +627,9 @@ def test_new_users_are_folded_in_on_a_device(clicks):
     with pretended_device() as device:
         model.to(DEVICE)
         device.forget()
-        found = model.recommend(np.array([30, 2]), 3)
+        result = model.recommend(np.array([30, 2]), 3)
         assert device.reads <= Counter({"retrieval.retrieve": 2}) + GRAPH and not device.waits
-    assert np.array_equal(found.items, expected.items)
+    assert np.array_equal(result.items, expected.items)
 
 
 def test_a_model_without_tensors_remembers_where_they_belong():
@@ -652,12 +664,12 @@ def test_a_result_is_the_same_on_another_device_and_tells_where_it_was_made(tmp_
     experiment, output = load_experiment(tmp_path / "one.toml"), tmp_path / "runs.jsonl"
     assert experiment.device == "cpu"
     with pretended_device():
-        (there,) = run_experiment(experiment, tmp_path, output, device=DEVICE)
-    assert there.machine["device"] == "meta"
-    assert run_experiment(experiment, tmp_path, output) == [there]
-    (here,) = run_experiment(experiment, tmp_path, tmp_path / "other.jsonl")
-    assert here.machine["device"] == "cpu" and here.key == there.key
-    assert here.metrics == pytest.approx(there.metrics)
+        (device_run,) = run_experiment(experiment, tmp_path, output, device=DEVICE)
+    assert device_run.machine["device"] == "meta"
+    assert run_experiment(experiment, tmp_path, output) == [device_run]
+    (cpu_run,) = run_experiment(experiment, tmp_path, tmp_path / "other.jsonl")
+    assert cpu_run.machine["device"] == "cpu" and cpu_run.key == device_run.key
+    assert cpu_run.metrics == pytest.approx(device_run.metrics)
     (tmp_path / "one.toml").write_text(TOML.replace('"cpu"', '"gpu"'))
     with pytest.raises(ValueError, match="device: expected 'cpu', 'cuda' or 'cuda:N'; got 'gpu'"):
         run_experiment(load_experiment(tmp_path / "one.toml"), tmp_path, output)
@@ -705,4 +717,4 @@ def test_out_of_memory_names_the_batch(monkeypatch):
 
     monkeypatch.setattr(Decoder, "embed", too_small)
     with pytest.raises(torch.OutOfMemoryError, match=r"a batch of 5 rows with 33 tokens did not fit .* 2 GiB"):
-        model.predict(GROUPS, numbers())
+        model.predict(GROUPS, dense_features())

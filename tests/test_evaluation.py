@@ -15,11 +15,11 @@ def test_auc_equals_scikit_learn(size, levels, seed):
     generator = np.random.default_rng(seed)
     labels, scores = generator.integers(0, 2, size), generator.integers(0, levels, size) / 2
     weights = generator.integers(0, 4, size).astype(float)
-    found = evaluation.auc(labels, scores)
+    result = evaluation.auc(labels, scores)
     if labels.min() == labels.max():
-        assert np.isnan(found)
+        assert np.isnan(result)
         return
-    assert found == pytest.approx(roc_auc_score(labels, scores))
+    assert result == pytest.approx(roc_auc_score(labels, scores))
     if weights[labels == 1].sum() > 0 and weights[labels == 0].sum() > 0:
         weighted = evaluation.ctr.RankedLabels(labels, scores).auc(weights)
         assert weighted == pytest.approx(roc_auc_score(labels, scores, sample_weight=weights))
@@ -49,11 +49,11 @@ def test_bootstrap_covers_the_truth_and_finds_differences():
     users = np.repeat(np.arange(100), 20)
     labels = generator.integers(0, 2, 2000)
     good, bad = labels + generator.normal(size=2000), labels + 3 * generator.normal(size=2000)
-    found = evaluation.paired_differences(labels, users, good, bad, resamples=300)
+    result = evaluation.paired_differences(labels, users, good, bad, resamples=300)
     for name, metric in (("auc", evaluation.auc), ("gauc", lambda y, s: evaluation.gauc(y, s, users))):
-        assert found[name].value == pytest.approx(metric(labels, good) - metric(labels, bad))
-        assert found[name].low < found[name].value < found[name].high
-        assert found[name].significant
+        assert result[name].value == pytest.approx(metric(labels, good) - metric(labels, bad))
+        assert result[name].low < result[name].value < result[name].high
+        assert result[name].significant
     other = labels + 3 * generator.normal(size=2000)
     assert not evaluation.paired_differences(labels, users, bad, other, resamples=300)["gauc"].significant
 
@@ -77,9 +77,9 @@ def test_thresholds_keep_their_limits_and_save_layers():
     labels, scores, confidence = exits()
     limit = uncertainty.Limit(lambda s: evaluation.auc(labels, s), 0.02)
     chosen = uncertainty.choose_thresholds(scores, confidence, (2, 4, 6), [limit])
-    found, places = uncertainty.simulate(scores, confidence, chosen)
-    assert evaluation.auc(labels, found) >= evaluation.auc(labels, scores[-1]) - 0.02
-    assert places.mean() < 1.8
+    result, exit_indices = uncertainty.simulate(scores, confidence, chosen)
+    assert evaluation.auc(labels, result) >= evaluation.auc(labels, scores[-1]) - 0.02
+    assert exit_indices.mean() < 1.8
     strict = uncertainty.choose_thresholds(scores, confidence, (2, 4, 6), [uncertainty.Limit(limit.metric, -0.5)])
     assert all(np.isinf(strict))
 

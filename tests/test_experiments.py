@@ -34,7 +34,7 @@ ks = [1, 3]
 
 
 @pytest.fixture
-def place(tmp_path):
+def folder(tmp_path):
     (tmp_path / "tiny").mkdir()
     lines = [f"{user} " + " ".join(str((user + step) % 12) for step in range(6)) for user in range(15)]
     (tmp_path / "tiny" / "sequences.txt").write_text("\n".join(lines) + "\n")
@@ -42,28 +42,28 @@ def place(tmp_path):
     return tmp_path
 
 
-def test_every_run_is_kept_once(place):
-    output = place / "runs.jsonl"
-    experiment = load_experiment(place / "both.toml")
-    told = []
-    runs = run_experiment(experiment, place, output, progress=lambda *said: told.append(said))
+def test_every_run_is_kept_once(folder):
+    output = folder / "runs.jsonl"
+    experiment = load_experiment(folder / "both.toml")
+    reports = []
+    runs = run_experiment(experiment, folder, output, progress=lambda *report: reports.append(report))
     assert [(run.model, run.seed) for run in runs] == [("BPR", 0), ("BPR", 1), ("small", 0), ("small", 1)]
-    assert len(told) == 6 and told[0][:2] == (1, 2) and told[0][3] == "BPR-tiny-0"
+    assert len(reports) == 6 and reports[0][:2] == (1, 2) and reports[0][3] == "BPR-tiny-0"
     lines = output.read_text().splitlines()
     assert len(lines) == 4
     first = json.loads(lines[0])
     assert list(first)[:5] == ["config", "model", "dataset", "split", "seed"]
     assert {"hr@1", "ndcg@3", "recall@3", "mrr@3", "coverage", "novelty"} < set(first["metrics"])
     assert first["versions"]["torch"] and first["machine"]["processor"] and first["revision"]
-    again = run_experiment(experiment, place, output)
+    again = run_experiment(experiment, folder, output)
     assert again == runs and output.read_text().splitlines() == lines
-    more = run_experiment(experiment, place, output, seeds=(2,))
+    more = run_experiment(experiment, folder, output, seeds=(2,))
     assert [run.seed for run in more] == [2, 2] and len(load_runs(output)) == 6
     table = markdown_table(runs)
     assert "| BPR | tiny | 2 |" in table and table.count("\n") == 3
 
 
-def test_a_killed_experiment_goes_on(place):
+def test_a_killed_experiment_goes_on(folder):
     class Killed(Exception):
         pass
 
@@ -71,16 +71,16 @@ def test_a_killed_experiment_goes_on(place):
         if name == "BPR-tiny-1":
             raise Killed
 
-    experiment, output = load_experiment(place / "both.toml"), place / "runs.jsonl"
-    expected = run_experiment(experiment, place, place / "whole.jsonl")
+    experiment, output = load_experiment(folder / "both.toml"), folder / "runs.jsonl"
+    expected = run_experiment(experiment, folder, folder / "whole.jsonl")
     with pytest.raises(Killed):
-        run_experiment(experiment, place, output, progress=kill)
+        run_experiment(experiment, folder, output, progress=kill)
     assert len(load_runs(output)) == 1
-    assert [run.metrics for run in run_experiment(experiment, place, output)] == [run.metrics for run in expected]
-    assert not list((place / ".runs.jsonl.state").iterdir())
+    assert [run.metrics for run in run_experiment(experiment, folder, output)] == [run.metrics for run in expected]
+    assert not list((folder / ".runs.jsonl.state").iterdir())
 
 
-def test_models_of_one_kind_are_kept_apart(place):
+def test_models_of_one_kind_are_kept_apart(folder):
     """They share a name, which is no path: nothing is written outside the folder."""
 
     class Killed(Exception):
@@ -91,31 +91,31 @@ def test_models_of_one_kind_are_kept_apart(place):
             raise Killed
 
     second = '[[models]]\nkind = "BPR"\nname = "../../BPR"\ndim = 8\nepochs = 2\n'
-    (place / "both.toml").write_text(
+    (folder / "both.toml").write_text(
         TOML.replace("[[models]]", second + "[[models]]", 1).replace(
             'kind = "BPR"\ndim = 4', 'kind = "BPR"\nname = "../../BPR"\ndim = 4'
         )
     )
-    experiment, output = load_experiment(place / "both.toml"), place / "deep" / "down" / "runs.jsonl"
+    experiment, output = load_experiment(folder / "both.toml"), folder / "deep" / "down" / "runs.jsonl"
     with pytest.raises(Killed):
-        run_experiment(experiment, place, output, seeds=(0,), progress=kill)
+        run_experiment(experiment, folder, output, seeds=(0,), progress=kill)
     assert len(list((output.parent / ".runs.jsonl.state").glob("*.safetensors"))) == 1
-    runs = run_experiment(experiment, place, output, seeds=(0,))
+    runs = run_experiment(experiment, folder, output, seeds=(0,))
     assert markdown_table(runs).count("| ../../BPR | tiny | 1 |") == 2
-    assert not list(place.glob("**/*BPR*"))
+    assert not list(folder.glob("**/*BPR*"))
 
 
-def test_sampled_protocol_and_ctr(place):
-    (place / "sampled.toml").write_text(TOML.replace("ks = [1, 3]", "ks = [1]\nnegatives = 5"))
-    runs = run_experiment(load_experiment(place / "sampled.toml"), place, place / "s.jsonl", seeds=(0,))
+def test_sampled_protocol_and_ctr(folder):
+    (folder / "sampled.toml").write_text(TOML.replace("ks = [1, 3]", "ks = [1]\nnegatives = 5"))
+    runs = run_experiment(load_experiment(folder / "sampled.toml"), folder, folder / "s.jsonl", seeds=(0,))
     assert all(0 <= run.metrics["hr@1"] <= 1 for run in runs)
     rows = [f"u{i % 7},i{i % 5},{i},{int(i % 7 > i % 5)}" for i in range(200)]
-    (place / "events.csv").write_text("user,item,timestamp,label\n" + "\n".join(rows) + "\n")
-    (place / "ctr.toml").write_text(
+    (folder / "events.csv").write_text("user,item,timestamp,label\n" + "\n".join(rows) + "\n")
+    (folder / "ctr.toml").write_text(
         'seeds = [0]\n[[datasets]]\nkind = "table"\npath = "events.csv"\nsplit = "user_time"\n'
         '[[models]]\nkind = "BPR"\nepochs = 2\n[evaluation]\ntask = "ctr"\n'
     )
-    (run,) = run_experiment(load_experiment(place / "ctr.toml"), place, place / "c.jsonl")
+    (run,) = run_experiment(load_experiment(folder / "ctr.toml"), folder, folder / "c.jsonl")
     assert set(run.metrics) == {"auc", "gauc", "log_loss", "accuracy", "ece"} and run.dataset == "events"
 
 
@@ -128,21 +128,21 @@ def test_two_models_compared_differ_as_their_metrics_do(task):
     events = Interactions.from_columns([f"u{u}" for u in users], [f"i{i}" for i in items], likes, np.arange(900))
     split = split_by_time(events)
     settings = EvaluationConfig(task=task, ks=(1, 3))
-    ours, theirs = (model.fit(events, split.train) for model in (Popularity(), Bias() if task == "ctr" else EASE()))
-    found = compared_on_test(ours, theirs, events, split, settings)
-    metrics = [metrics_on_test(model, events, split, settings) for model in (ours, theirs)]
-    assert set(found) == (
+    model, baseline = (model.fit(events, split.train) for model in (Popularity(), Bias() if task == "ctr" else EASE()))
+    result = compared_on_test(model, baseline, events, split, settings)
+    metrics = [metrics_on_test(compared, events, split, settings) for compared in (model, baseline)]
+    assert set(result) == (
         {"auc", "gauc"} if task == "ctr" else {name for name in metrics[0] if name[-2:] in ("@1", "@3")}
     )
-    for name, gap in found.items():
+    for name, gap in result.items():
         assert gap.value == pytest.approx(metrics[0][name] - metrics[1][name])
         assert gap.low <= gap.value <= gap.high and (gap.p_value is None) == (task == "ctr")
-    same = compared_on_test(ours, ours, events, split, settings)
+    same = compared_on_test(model, model, events, split, settings)
     assert all(gap.value == 0 and not gap.significant for gap in same.values())
 
 
-def test_command_line(place):
-    arguments = ["evaluate", str(place / "both.toml"), "--data", str(place), "--output", str(place / "runs.jsonl")]
+def test_command_line(folder):
+    arguments = ["evaluate", str(folder / "both.toml"), "--data", str(folder), "--output", str(folder / "runs.jsonl")]
     result = CliRunner().invoke(app, [*arguments, "--seeds", "0"])
     assert result.exit_code == 0, result.output
     assert "| small | tiny | 1 |" in result.stdout
@@ -189,22 +189,22 @@ def test_configurations_of_the_package(name):
         (('kind = "BPR"\n', ""), "expected kind in every"),
     ],
 )
-def test_what_is_wrong_is_named(place, change, message):
-    (place / "both.toml").write_text(TOML.replace(*change))
+def test_what_is_wrong_is_named(folder, change, message):
+    (folder / "both.toml").write_text(TOML.replace(*change))
     with pytest.raises(ValueError, match=message):
-        load_experiment(place / "both.toml")
+        load_experiment(folder / "both.toml")
 
 
-def test_files_that_are_not_what_they_should_be(place):
-    for wrong in ("nothing-like-it", "../configs/beauty-sasrec", str(place / "no.toml")):
+def test_files_that_are_not_what_they_should_be(folder):
+    for wrong in ("nothing-like-it", "../configs/beauty-sasrec", str(folder / "no.toml")):
         with pytest.raises(FileNotFoundError, match="config: expected a .toml file"):
             load_experiment(wrong)
-    (place / "runs.jsonl").write_text('{"config": "both"}\n')
+    (folder / "runs.jsonl").write_text('{"config": "both"}\n')
     with pytest.raises(ValueError, match=r"runs\.jsonl, line 1: expected a run"):
-        run_experiment(load_experiment(place / "both.toml"), place, place / "runs.jsonl")
-    (place / "tiny" / "sequences.txt").unlink()
+        run_experiment(load_experiment(folder / "both.toml"), folder, folder / "runs.jsonl")
+    (folder / "tiny" / "sequences.txt").unlink()
     with pytest.raises(DataError, match="expected sequences"):
-        run_experiment(load_experiment(place / "both.toml"), place, place / "other.jsonl")
+        run_experiment(load_experiment(folder / "both.toml"), folder, folder / "other.jsonl")
 
 
 @pytest.mark.parametrize("model", ["lightgcn", "sasrec"])

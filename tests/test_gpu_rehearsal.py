@@ -31,9 +31,9 @@ a line of the program
 "ID","Process ID","Process Name","Host Name","Kernel Name","Context","Stream","Block Size","Grid Size","Device","CC",\
 "Section Name","Metric Name","Metric Unit","Metric Value"
 """ + "".join(
-    f'"{place}","4711","python3.12","127.0.0.1","{kernel}","1","7","(128, 1, 1)","(8, 16, 1)","0","9.0",'
+    f'"{launch_id}","4711","python3.12","127.0.0.1","{kernel}","1","7","(128, 1, 1)","(8, 16, 1)","0","9.0",'
     f'"Command line profiler metrics","{metric}","{unit}","{value}"\n'
-    for place, kernel, values in (
+    for launch_id, kernel, values in (
         (7, "at::cuda::<unnamed>::spin_kernel(long)", ("1,000", "0", "0", "0", "8", "0", "0")),
         (0, "partial_kernel", ("24,512", "81.25", "40.5", "55.0", "117", "65,801,216", "1,024")),
         (1, "void at::native::reduce_kernel<512>(T1, T2)", ("3,040", "n/a", "2", "12", "32", "0", "0")),
@@ -222,7 +222,7 @@ def test_what_has_no_time_is_named(shell):
     assert outcome.line().endswith("without time")
 
 
-def test_a_module_that_does_not_load_is_told(shell):
+def test_a_module_that_does_not_load_is_reported(shell):
     outcome = Workers(shell, "there_is_no_such_module", rehearsal=True).run(time.monotonic() + 60)
     assert "there_is_no_such_module" in outcome.line()
 
@@ -307,22 +307,22 @@ def test_counters_are_read_from_ncus_csv():
 
 def test_ncu_leaves_the_clocks_alone(tool, shell, tmp_path):
     arguments = tool("ncu", NCU)
-    found = []
+    results = []
     csv_file = tmp_path / "counters.csv"
-    line = counters.collect(shell, time.monotonic() + 60, rehearsal=False, on_kernels=found.extend, csv_file=csv_file)
+    line = counters.collect(shell, time.monotonic() + 60, rehearsal=False, on_kernels=results.extend, csv_file=csv_file)
     assert line.startswith(f"1 of {len(counters.HOT)} cases; ")  # the others have no marker in what ncu said
     assert f"{counters.HOT[1]}: no counters" in line
-    assert [kernel["case"] for kernel in found] == [counters.HOT[0]] * 2
+    assert [kernel["case"] for kernel in results] == [counters.HOT[0]] * 2
     assert csv_file.read_text().count("partial_kernel") == 7
     (called,) = arguments()
     assert "--clock-control none --print-units base --csv --profile-from-start off" in called
     assert f"--once {','.join(counters.HOT)} --minutes 0.6" in called
 
 
-def test_an_ncu_that_fails_is_told(tool, shell, tmp_path):
+def test_an_ncu_that_fails_is_reported(tool, shell, tmp_path):
     tool("ncu", "==ERROR== Failed to initialize the profiler: LibraryNotLoaded\n", status=1)
     line = counters.collect(
-        shell, time.monotonic() + 60, rehearsal=False, on_kernels=lambda found: None, csv_file=tmp_path / "c.csv"
+        shell, time.monotonic() + 60, rehearsal=False, on_kernels=lambda result: None, csv_file=tmp_path / "c.csv"
     )
     assert line.startswith(f"0 of {len(counters.HOT)} cases; ncu: ==ERROR== Failed")
     assert line.count("LibraryNotLoaded") == 1
@@ -330,18 +330,18 @@ def test_an_ncu_that_fails_is_told(tool, shell, tmp_path):
 
 def test_no_ncu_and_no_sanitizer(without, shell, tmp_path):
     without("ncu", "compute-sanitizer")
-    options = {"rehearsal": False, "on_kernels": lambda found: None, "csv_file": tmp_path / "c.csv"}
+    options = {"rehearsal": False, "on_kernels": lambda result: None, "csv_file": tmp_path / "c.csv"}
     assert counters.collect(shell, time.monotonic() + 60, **options) == "left out: ncu is not there"
-    found = sanitizers.check(shell, time.monotonic() + 60, rehearsal=False)
-    assert set(found.values()) == {"left out: compute-sanitizer is not there"}
+    result = sanitizers.check(shell, time.monotonic() + 60, rehearsal=False)
+    assert set(result.values()) == {"left out: compute-sanitizer is not there"}
 
 
 @pytest.mark.parametrize(("status", "errors"), [(0, 0), (9, 2)])
 def test_sanitizers_report_their_summary(tool, shell, status, errors):
     arguments = tool("compute-sanitizer", f"========= ERROR SUMMARY: {errors} errors\n", status)
-    found = sanitizers.check(shell, time.monotonic() + 60, rehearsal=False)
-    assert set(found) == {"memcheck", "racecheck"}
-    for line in found.values():
+    result = sanitizers.check(shell, time.monotonic() + 60, rehearsal=False)
+    assert set(result) == {"memcheck", "racecheck"}
+    for line in result.values():
         assert line.startswith("failed") == bool(errors) and f"{errors} errors" in line
     assert any("--tool memcheck" in called for called in arguments())
 
@@ -354,25 +354,25 @@ def test_memcheck_sees_each_tensor_by_itself(shell, tmp_path, monkeypatch):
     )
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    found = sanitizers.check(shell, time.monotonic() + 60, rehearsal=False)
-    assert found["memcheck"].endswith("caching:1") and found["racecheck"].endswith("caching:")
-    assert "--report-api-errors no" in found["memcheck"]  # torch and Triton ask for what a driver need not have
+    result = sanitizers.check(shell, time.monotonic() + 60, rehearsal=False)
+    assert result["memcheck"].endswith("caching:1") and result["racecheck"].endswith("caching:")
+    assert "--report-api-errors no" in result["memcheck"]  # torch and Triton ask for what a driver need not have
 
 
 def test_a_sanitizer_that_says_no_summary_has_failed(tool, shell):
     tool("compute-sanitizer", "nothing of use\n", 0)
-    found = sanitizers.check(shell, time.monotonic() + 60, rehearsal=False)
-    assert found["racecheck"] == "failed: it said no summary: 'nothing of use'"
+    result = sanitizers.check(shell, time.monotonic() + 60, rehearsal=False)
+    assert result["racecheck"] == "failed: no summary: 'nothing of use'"
 
 
 @pytest.mark.parametrize("prefix", ["", "[gw3] [ 33%] "])
 def test_tests_are_counted_even_when_stopped(prefix):
     lines = [("PASSED", "tests/gpu/test_a.py::test_x[two words]"), ("FAILED", "tests/gpu/test_a.py::test_y")]
     texts = [f"{prefix}{result} {name} " if prefix else f"{name} {result}   [ 10%]" for result, name in lines]
-    found = tests_step.counted(Done(-9, "\n".join(["collected", *texts]), 60.0, "stopped after 60 s"))
-    assert found["counts"] == {"passed": 1, "failed": 1}
-    assert found["failures"] == ["tests/gpu/test_a.py::test_y"]
-    assert found["line"] == "1 failed, 1 passed; stopped after 60 s"
+    actual = tests_step.counted(Done(-9, "\n".join(["collected", *texts]), 60.0, "stopped after 60 s"))
+    assert actual["counts"] == {"passed": 1, "failed": 1}
+    assert actual["failures"] == ["tests/gpu/test_a.py::test_y"]
+    assert actual["line"] == "1 failed, 1 passed; stopped after 60 s"
 
 
 # -- the report

@@ -40,7 +40,7 @@ def test_a_contender_that_fails_costs_itself(monkeypatch):
 
     case = SimpleNamespace(
         contenders={"reasonrec_fast": fails, "torch": lambda: torch.ones(1)}, floor=lambda: torch.ones(1),
-        read_back=(), dtype=torch.float32, check=lambda name, found: None,
+        read_back=(), dtype=torch.float32, check=lambda name, result: None,
     )  # fmt: skip
     monkeypatch.setattr(timing, "_case", lambda unit, device: case)
     records = []
@@ -65,7 +65,7 @@ def test_a_contender_that_fails_leaves_its_tensors(monkeypatch):
     seen = []
     case = SimpleNamespace(
         contenders={"reasonrec_fast": fails, "torch": lambda: seen.append(made[0]())}, floor=None,
-        read_back=(), dtype=torch.float32, check=lambda name, found: None,
+        read_back=(), dtype=torch.float32, check=lambda name, result: None,
     )  # fmt: skip
     monkeypatch.setattr(timing, "_case", lambda unit, device: case)
     with pytest.raises(RuntimeError, match="no answer"):
@@ -83,7 +83,7 @@ def test_a_lost_context_ends_the_case(monkeypatch):
 
     case = SimpleNamespace(
         contenders={"reasonrec_fast": fails, "torch": lambda: torch.ones(1)}, floor=1e-6,
-        read_back=(), dtype=torch.float32, check=lambda name, found: None,
+        read_back=(), dtype=torch.float32, check=lambda name, result: None,
     )  # fmt: skip
     monkeypatch.setattr(timing, "_case", lambda unit, device: case)
     records = []
@@ -133,7 +133,9 @@ def test_inputs_rotate_past_the_cache_or_through_the_graph():
 
 
 def test_every_operator_case_states_its_work():
-    cases = {name for suite, found in SUITES.items() if not suite.startswith(("engine", "generate")) for name in found}
+    cases = {
+        name for suite, results in SUITES.items() if not suite.startswith(("engine", "generate")) for name in results
+    }
     assert set(WORK) == cases
     assert set(timing.CASES) <= cases
     assert all(work.num_bytes > 0 for work in WORK.values())
@@ -157,11 +159,11 @@ def test_a_profile_counts_launches_and_waits():
         Event("sm90_gemm", 60, "DeviceType.CUDA", 500.0),
         Event("attention_kernel", 30, "DeviceType.CUDA", 700.0),
     ]
-    found = engine.summary(events, 30)
-    assert found["launches"] == 240 and found["launches_a_layer"] == 8
-    assert found["synchronisations"] == 3
-    assert found["device_ms"] == pytest.approx(1.2)
-    assert [kernel["kernel"] for kernel in found["kernels"]] == ["attention_kernel", "sm90_gemm"]
+    result = engine.summary(events, 30)
+    assert result["launches"] == 240 and result["launches_a_layer"] == 8
+    assert result["synchronisations"] == 3
+    assert result["device_ms"] == pytest.approx(1.2)
+    assert [kernel["kernel"] for kernel in result["kernels"]] == ["attention_kernel", "sm90_gemm"]
 
 
 class FakeCuda:
@@ -211,7 +213,7 @@ def test_events_stand_around_a_run(monkeypatch):
 
 def test_a_graph_holds_all_runs(monkeypatch):
     fake = FakeCuda(monkeypatch)
-    replay = Cuda().capture([lambda place=place: fake.calls.append(place) for place in range(3)])
+    replay = Cuda().capture([lambda index=index: fake.calls.append(index) for index in range(3)])
     replay()
     assert fake.calls == ["begin", 0, 1, 2, "end", "replay"]
 
@@ -234,12 +236,12 @@ def test_a_capture_that_breaks_off_tells_what_failed_first(monkeypatch):
 
 
 def test_some_steps_alone_have_longer_shares(tmp_path, monkeypatch):
-    shell, said = Shell(Log(tmp_path / "log.txt")), []
+    shell, lines = Shell(Log(tmp_path / "log.txt")), []
     monkeypatch.setattr(Steps, "_checks", lambda self, end: Step("checked", "done", 0.0))
     monkeypatch.setattr(Steps, "_times", lambda self, end: Step("timed", "done", 0.0))
     steps = Steps(tmp_path, shell, minutes=1, rehearsal=False, names=["times", "checks"])
-    steps.run(said.append)
-    assert list(steps.report.steps) == ["checks", "times"] and said[0].startswith("checks: checked")
+    steps.run(lines.append)
+    assert list(steps.report.steps) == ["checks", "times"] and lines[0].startswith("checks: checked")
     every = Steps(tmp_path, shell, minutes=1, rehearsal=False)
     assert every._longest("times") == pytest.approx(60 * PLAN["times"].most)
     assert every._longest("times") < steps._longest("times") <= 60

@@ -42,12 +42,12 @@ def test_both_directions_hold_the_same_edges():
 def test_host_library_equals_sorting(users, items, edges, threads):
     generator = np.random.default_rng(edges)
     ends = generator.integers(0, users, edges), generator.integers(0, items, edges)
-    found = interaction._host.build_graph(*ends, users, items, threads)
+    results = interaction._host.build_graph(*ends, users, items, threads)
     by_numpy = graph_by_sorting(*ends, users, items)
     by_torch = graph_by_sorting(*map(torch.from_numpy, ends), users, items)
-    for ours, numpys, torchs in zip(found, by_numpy, by_torch, strict=True):
-        assert torch.equal(torch.from_numpy(ours), torchs)
-        assert np.array_equal(ours, numpys) and ours.dtype == numpys.dtype
+    for actual, numpys, torchs in zip(results, by_numpy, by_torch, strict=True):
+        assert torch.equal(torch.from_numpy(actual), torchs)
+        assert np.array_equal(actual, numpys) and actual.dtype == numpys.dtype
 
 
 @pytest.mark.parametrize("edges", [0, 1, 500])
@@ -63,10 +63,10 @@ def test_cupy_arrays_are_built_by_their_own_library(edges, monkeypatch):
     )
     generator = np.random.default_rng(edges)
     users, items = generator.integers(0, 20, edges, dtype=np.int32), generator.integers(0, 30, edges)
-    found = InteractionGraph.from_edges(users, items, num_users=20, num_items=30)
+    result = InteractionGraph.from_edges(users, items, num_users=20, num_items=30)
     expected = InteractionGraph.from_edges(torch.from_numpy(users), torch.from_numpy(items), num_users=20, num_items=30)
     assert used == [np.ndarray, torch.Tensor]
-    for name, tensor in found._tensors().items():
+    for name, tensor in result._tensors().items():
         assert torch.equal(tensor, getattr(expected, name)), name
 
 
@@ -94,10 +94,10 @@ def test_edges_of_a_library_stay_with_it():
         patch.setitem(sys.modules, "lent", lent)
         patch.setattr(sorting, "LIBRARIES", ("lent", "numpy"))
         ends = [np.array(end).view(Array) for end in ([3, 0, 3, 1], [2, 0, 2, 1])]
-        found = graph_by_sorting(*ends, 4, 3)
+        results = graph_by_sorting(*ends, 4, 3)
     assert set(called) == {"unique", "searchsorted", "arange", "asarray"}
-    assert all(type(part) is Array for part in found)
-    assert [part.tolist() for part in found] == [[0, 1, 2, 2, 3], [0, 1, 2], [0, 1, 2, 3], [0, 1, 3]]
+    assert all(type(part) is Array for part in results)
+    assert [part.tolist() for part in results] == [[0, 1, 2, 2, 3], [0, 1, 2], [0, 1, 2, 3], [0, 1, 3]]
 
 
 def test_subclasses_of_tensors_are_sorted_by_torch():

@@ -136,8 +136,8 @@ def test_every_package_and_file_has_a_row(imports: Imports) -> None:
 
 
 def test_no_arrow_points_up(imports: Imports) -> None:
-    found = upward(imports) - EXCEPTIONS
-    assert not found, "imports that point up or sideways:\n" + "\n".join(f"{a} -> {b}" for a, b in sorted(found))
+    result = upward(imports) - EXCEPTIONS
+    assert not result, "imports that point up or sideways:\n" + "\n".join(f"{a} -> {b}" for a, b in sorted(result))
 
 
 def test_no_modules_import_each_other_in_a_circle(imports: Imports) -> None:

@@ -26,17 +26,17 @@ def fitted():
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A hub of folders; what was asked of it."""
-    asked = []
+    requested = []
 
     def snapshot_download(name, *, revision=None, token=None, allow_patterns=None):
-        asked.append((name, revision, token, allow_patterns))
+        requested.append((name, revision, token, allow_patterns))
         folder = tmp_path / "hub" / name / (revision or "main")
         if not folder.is_dir():
             raise LocalEntryNotFoundError("no such repository")
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    return asked
+    return requested
 
 
 @pytest.mark.parametrize("load", [Popularity.from_pretrained, load_recommender, reasonrec_fast.load])
@@ -78,7 +78,7 @@ def test_no_repository_and_no_hub_are_one_line(hub, monkeypatch):
         reasonrec_fast.load("shop/films")
 
 
-def test_offline_the_real_hub_is_not_asked(monkeypatch, tmp_path):
+def test_offline_the_real_hub_is_not_contacted(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

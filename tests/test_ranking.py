@@ -28,17 +28,19 @@ def test_ranking_equals_torchmetrics(items, seed):
     ranked = np.argsort(-scores, 1)
     lists = Histories.from_lists([np.flatnonzero(row).tolist() for row in relevant])
     ks = (1, 3)
-    found = evaluation.ranking_metrics(ranked, lists, ks)
+    result = evaluation.ranking_metrics(ranked, lists, ks)
     for row in range(6):
         if not relevant[row].any():
-            assert all(np.isnan(values[row]) for values in found.values())
+            assert all(np.isnan(values[row]) for values in result.values())
             continue
         given_ = torch.from_numpy(scores[row]), torch.from_numpy(relevant[row].astype(int))
-        assert found[f"mrr@{items}"][row] == pytest.approx(float(retrieval_reciprocal_rank(*given_)))
+        assert result[f"mrr@{items}"][row] == pytest.approx(float(retrieval_reciprocal_rank(*given_)))
         for k in ks:
-            assert found[f"hr@{k}"][row] == float(retrieval_hit_rate(*given_, top_k=k))
-            assert found[f"recall@{k}"][row] == pytest.approx(float(retrieval_recall(*given_, top_k=k)))
-            assert found[f"ndcg@{k}"][row] == pytest.approx(float(retrieval_normalized_dcg(*given_, top_k=k)), abs=1e-6)
+            assert result[f"hr@{k}"][row] == float(retrieval_hit_rate(*given_, top_k=k))
+            assert result[f"recall@{k}"][row] == pytest.approx(float(retrieval_recall(*given_, top_k=k)))
+            assert result[f"ndcg@{k}"][row] == pytest.approx(
+                float(retrieval_normalized_dcg(*given_, top_k=k)), abs=1e-6
+            )
 
 
 def test_empty_slots_are_no_hits():
@@ -54,10 +56,10 @@ def test_sampled_candidates_hold_the_target_and_nothing_else_of_the_user():
     generator = np.random.default_rng(0)
     lists = [generator.permutation(200)[:20].tolist() for _ in range(30)]
     targets = np.array([row[-1] for row in lists])
-    found = evaluation.sampled_candidates(targets, np.arange(30), Histories.from_lists(lists), 200, negatives=99)
+    results = evaluation.sampled_candidates(targets, np.arange(30), Histories.from_lists(lists), 200, negatives=99)
     again = evaluation.sampled_candidates(targets, np.arange(30), Histories.from_lists(lists), 200, negatives=99)
-    assert found.shape == (30, 100) and np.array_equal(found, again)
-    for row, seen in zip(found, lists, strict=True):
+    assert results.shape == (30, 100) and np.array_equal(results, again)
+    for row, seen in zip(results, lists, strict=True):
         assert row[0] == seen[-1] and len(set(row.tolist())) == 100 and not set(row[1:].tolist()) & set(seen)
 
 
@@ -78,9 +80,9 @@ def test_popularity_strata_divide_the_events():
 def test_ctr_metrics_equal_scikit_learn():
     generator = np.random.default_rng(0)
     labels, logits, users = generator.integers(0, 2, 500), generator.random(500), generator.integers(0, 9, 500)
-    found = evaluation.ctr_metrics(labels, logits, users)
-    assert found["log_loss"] == pytest.approx(log_loss(labels, logits))
-    assert found["accuracy"] == accuracy_score(labels, logits > 0.5)
+    result = evaluation.ctr_metrics(labels, logits, users)
+    assert result["log_loss"] == pytest.approx(log_loss(labels, logits))
+    assert result["accuracy"] == accuracy_score(labels, logits > 0.5)
     with pytest.raises(ValueError, match=r"probabilities: expected \[0, 1\]"):
         evaluation.ctr_metrics(labels, logits + 1, users)
 
@@ -89,13 +91,13 @@ def test_judge_metrics():
     generator = np.random.default_rng(0)
     opinion = generator.random(200)
     predicted = -np.log(1 / np.clip(opinion + 0.05 * generator.normal(size=200), 0.02, 0.98) - 1)  # a logit: not linear
-    found = evaluation.judge_metrics(predicted, opinion)
-    assert found["srcc"] == pytest.approx(stats.spearmanr(predicted, opinion).statistic)
-    assert found["krcc"] == pytest.approx(stats.kendalltau(predicted, opinion).statistic)
-    assert found["plcc"] > stats.pearsonr(predicted, opinion).statistic and found["rmse"] < 0.06
+    result = evaluation.judge_metrics(predicted, opinion)
+    assert result["srcc"] == pytest.approx(stats.spearmanr(predicted, opinion).statistic)
+    assert result["krcc"] == pytest.approx(stats.kendalltau(predicted, opinion).statistic)
+    assert result["plcc"] > stats.pearsonr(predicted, opinion).statistic and result["rmse"] < 0.06
     falling = evaluation.judge_metrics(-predicted, opinion)
-    assert falling["srcc"] == pytest.approx(-found["srcc"]) and falling["plcc"] == pytest.approx(
-        found["plcc"], abs=1e-3
+    assert falling["srcc"] == pytest.approx(-result["srcc"]) and falling["plcc"] == pytest.approx(
+        result["plcc"], abs=1e-3
     )
     constant = evaluation.fit_logistic(np.arange(6.0), np.full(6, 0.5))
     assert np.allclose(constant, 0.5)
@@ -106,11 +108,11 @@ def test_judge_metrics():
 def test_text_metrics_equal_torchmetrics():
     texts = ["the coffee is warm and the staff kind", "a good place to read a book in the evening"]
     references = ["the coffee was warm and the staff were kind", "a quiet place for reading books"]
-    found = evaluation.text_metrics(texts, references)
-    assert found["bleu"] == pytest.approx(100 * float(sacre_bleu_score(texts, [[r] for r in references])), abs=1e-3)
-    theirs = rouge_score(texts, references, use_stemmer=True, rouge_keys=("rouge1", "rouge2"))
+    result = evaluation.text_metrics(texts, references)
+    assert result["bleu"] == pytest.approx(100 * float(sacre_bleu_score(texts, [[r] for r in references])), abs=1e-3)
+    peer = rouge_score(texts, references, use_stemmer=True, rouge_keys=("rouge1", "rouge2"))
     for kind in ("rouge1", "rouge2"):
-        assert found[kind] == pytest.approx(100 * float(theirs[f"{kind}_fmeasure"]), abs=1e-3)
+        assert result[kind] == pytest.approx(100 * float(peer[f"{kind}_fmeasure"]), abs=1e-3)
     with pytest.raises(ValueError, match="references: expected 2"):
         evaluation.text_metrics(texts, references[:1])
 
@@ -119,23 +121,25 @@ def test_reference_ranks_are_those_of_the_likeness():
     generator = np.random.default_rng(0)
     vectors = {f"{kind}{i}": generator.normal(size=8) for kind in "tr" for i in range(20)}
     texts, references = [f"t{i}" for i in range(20)], [f"r{i}" for i in range(20)]
-    found = evaluation.reference_ranks(texts, references, lambda some: np.array([vectors[name] for name in some]))
+    result = evaluation.reference_ranks(texts, references, lambda some: np.array([vectors[name] for name in some]))
     likeness = np.array(
         [[np.dot(vectors[t], vectors[r]) / np.linalg.norm(vectors[r]) for r in references] for t in texts]
     )
-    expected = [stats.rankdata(-row)[place] for place, row in enumerate(likeness)]
-    assert found.tolist() == expected
+    expected = [stats.rankdata(-row)[index] for index, row in enumerate(likeness)]
+    assert result.tolist() == expected
 
 
 def test_paired_means_agree_with_a_t_test():
     generator = np.random.default_rng(0)
     base = generator.random(400)
     better = base + generator.normal(0.03, 0.2, 400)
-    found = evaluation.paired_means(better, base, resamples=4000)
+    result = evaluation.paired_means(better, base, resamples=4000)
     expected = stats.ttest_rel(better, base)
     interval = expected.confidence_interval(0.95)
-    assert found.value == pytest.approx((better - base).mean())
-    assert found.low == pytest.approx(interval.low, abs=0.003) and found.high == pytest.approx(interval.high, abs=0.003)
-    assert found.p_value == pytest.approx(expected.pvalue, abs=0.01)
+    assert result.value == pytest.approx((better - base).mean())
+    assert result.low == pytest.approx(interval.low, abs=0.003) and result.high == pytest.approx(
+        interval.high, abs=0.003
+    )
+    assert result.p_value == pytest.approx(expected.pvalue, abs=0.01)
     with_gaps = evaluation.mean_interval(np.array([1.0, np.nan, 3.0]))
     assert with_gaps.value == 2.0

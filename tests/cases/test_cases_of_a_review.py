@@ -65,9 +65,9 @@ def test_users_of_a_list_stay_what_they_are():
     with pytest.raises(ValueError, match="users: expected identifiers; got nan in row 1"):
         as_keys(["a", float("nan"), "b"], "users")
     for different in ([1, "1"], ["a", "a\0"], [2**63 + 1, -1, 2**63], ("1", 1, 1.5)):
-        keys, places = as_keys(different, "users")
-        assert len(set(places.tolist())) == len(different)
-        assert [keys[place] for place in places] == list(different)
+        keys, indices = as_keys(different, "users")
+        assert len(set(indices.tolist())) == len(different)
+        assert [keys[index] for index in indices] == list(different)
     assert gauc([0, 1, 1, 0], [0.1, 0.2, 0.3, 0.4], [1, 1, "1", "1"]) == 0.5
 
 
@@ -103,8 +103,8 @@ def test_bytes_of_a_parquet_file_are_written_as_the_text_they_were_read_as(tmp_p
     )
     table = read_table(tmp_path / "a.parquet")
     write_rows(str(tmp_path / name), table, np.array([1, 0]), {"score": np.array([0.5, 1.0])})
-    found = read_table(tmp_path / name).columns["user"]
-    assert [user.decode() if isinstance(user, bytes) else user for user in map(_plain, found)] == ["ü", "u1"]
+    result = read_table(tmp_path / name).columns["user"]
+    assert [user.decode() if isinstance(user, bytes) else user for user in map(_plain, result)] == ["ü", "u1"]
 
 
 def _plain(value):
@@ -123,18 +123,18 @@ def test_a_rating_that_is_named_is_read_with_the_likes_of_the_model(tmp_path, mo
     """Beside a column ``label`` that nobody asked for, likes of the history began at 4, or at 1 where all are 1."""
     path = tmp_path / "requests.csv"
     path.write_text("user,item,timestamp,label,stars\nu,a,1,0,3\nu,b,2,0,2\nu,c,3,,\n")
-    asked = []
+    requested = []
     model = OptiRAG.__new__(OptiRAG)
     model.knowledge = SimpleNamespace(events=replace(purchases(), like=3.0))
     model.predict_rows = lambda table, rows, **_: (
-        asked.append(table) or SimpleNamespace(probability=np.zeros(len(rows)), depth=np.zeros(len(rows)))
+        requested.append(table) or SimpleNamespace(probability=np.zeros(len(rows)), depth=np.zeros(len(rows)))
     )
     monkeypatch.setattr(commands, "load_model", lambda *_: model)
     monkeypatch.setattr(commands, "require_model", lambda *_: None)
     done = CliRunner().invoke(app, ["optirag", "predict", "--model", "m", "--data", str(path), "--columns",
                                     "rating=stars", "--output", "-"])  # fmt: skip
     assert done.exit_code == 0, done.output
-    assert asked[0].like == 3 and asked[0].labels.tolist() == [1, 0, -1]
+    assert requested[0].like == 3 and requested[0].labels.tolist() == [1, 0, -1]
 
 
 def test_a_model_stored_without_knowledge_has_none(tmp_path):
@@ -170,7 +170,7 @@ def test_training_goes_on_with_the_same_instructions_alone():
      SASRec(SASRecConfig(dim=8, heads=1, layers=1, epochs=1)), FM(FMConfig(dim=4, epochs=1))],
     ids=lambda model: type(model).__name__,
 )  # fmt: skip
-def test_a_user_nobody_knows_is_named_by_the_row_that_was_asked_for(model):
+def test_an_unknown_user_is_named_by_the_requested_row(model):
     """The row was counted among the different users, or in a batch of 2048."""
     model.fit(purchases())
     if not isinstance(model, Popularity):
@@ -180,7 +180,7 @@ def test_a_user_nobody_knows_is_named_by_the_row_that_was_asked_for(model):
         model.recommend([0] * 3000 + [999], 2)
 
 
-def test_a_number_is_told_as_a_number():
+def test_a_number_is_named_as_a_number():
     with pytest.raises(DataError, match="label: expected 0 or 1; got 2.0 in row 2"):
         load_interactions(pa.table({"user": ["a", "b"], "item": ["x", "y"], "timestamp": [1, 2], "label": [1.0, 2.0]}))
 
@@ -208,7 +208,7 @@ def test_settings_of_a_table_are_not_passed_over():
         DatasetConfig("movielens-small", like=3.0)
 
 
-def test_events_of_items_that_are_not_known_take_the_place_of_what_was_had_too():
+def test_events_of_unknown_items_replace_histories_too():
     """A customer of a table whose articles are all new kept what they had had before."""
     data = Interactions.from_columns(["a", "a", "b", "b"], ["x", "y", "y", "z"], [1] * 4, [1, 2, 1, 2])
     model = EASE().fit(data)
@@ -220,13 +220,13 @@ def test_events_of_items_that_are_not_known_take_the_place_of_what_was_had_too()
 def test_the_requests_of_one_user_are_scored_some_at_a_time(alone, sizes, monkeypatch):
     """All of a shop's guests are one user: the prompts of ten million requests were in memory at once."""
     monkeypatch.setattr("reasonrec_fast.models.optirag.rows.CHUNK_REQUESTS", 5)
-    model, asked = OptiRAG.__new__(OptiRAG), []
-    model.requests = lambda table, rows, *, alone: asked.append(rows) or rows
+    model, requested = OptiRAG.__new__(OptiRAG), []
+    model.requests = lambda table, rows, *, alone: requested.append(rows) or rows
     model.predict = lambda rows, **_: Predictions(rows.astype(np.float32), rows)
     guests = Interactions.from_columns(["guest"] * 12, ["x"] * 12, [None] * 12, range(12))
-    found = model.predict_rows(guests, np.arange(12)[::-1], alone=alone)
-    assert [len(rows) for rows in asked] == sizes
-    assert found.depth.tolist() == list(range(12))[::-1]
+    result = model.predict_rows(guests, np.arange(12)[::-1], alone=alone)
+    assert [len(rows) for rows in requested] == sizes
+    assert result.depth.tolist() == list(range(12))[::-1]
 
 
 def test_options_of_a_table_are_not_passed_over():

@@ -23,9 +23,9 @@ def likes_of_chance(users=200, items=14, each=9):
     """Likes that nothing can tell before they happen."""
     generator = np.random.default_rng(0)
     rows = [
-        (f"u{user}", f"i{item}", place * users + user)
+        (f"u{user}", f"i{item}", position * users + user)
         for user in range(users)
-        for place, item in enumerate(generator.permutation(items)[:each])
+        for position, item in enumerate(generator.permutation(items)[:each])
     ]
     who, what, when = zip(*rows, strict=True)
     return Interactions.from_columns(who, what, [1] * len(rows), when)
@@ -48,7 +48,7 @@ def test_drawn_dislikes_do_not_tell_what_users_like_later():
     assert abs(np.mean(won) - 0.5) < 0.07
 
 
-def test_negatives_know_only_what_they_are_told():
+def test_negatives_depend_on_the_given_rows_alone():
     data = Interactions.from_columns(["a"] * 3, ["x", "y", "z"], [1] * 3, [1, 2, 3])
     drawn = [draw_negatives(data, np.array([0]), np.array([0]), seed).items[0] for seed in range(30)]
     assert set(drawn) == {1, 2}
@@ -103,7 +103,7 @@ def test_a_seed_that_is_named_twice_is_one_run(folder):
     assert [run.seed for run in runs] == [1]
 
 
-def test_cutoffs_beyond_the_candidates_are_found_before_anything_is_fitted(folder):
+def test_cutoffs_beyond_the_candidates_are_refused_before_anything_is_fitted(folder):
     with pytest.raises(ValueError, match=r"ks: expected cutoffs in \[1, 10\], the target and its negatives; got 20"):
         EvaluationConfig(negatives=9)
     with pytest.raises(ValueError, match=r"own.toml: evaluation: ks: expected cutoffs in \[1, 4\], .*; got 20"):
@@ -123,8 +123,8 @@ def test_experiments_are_read_with_a_mark_of_the_byte_order_and_refused_by_name(
 
 def test_dates_of_digits_alone_are_read_by_their_form(tmp_path):
     (tmp_path / "events.csv").write_text("user,item,timestamp\na,x,05032025\na,y,15032025\n")
-    found = load_interactions(tmp_path / "events.csv", time_format="%d%m%Y")
-    assert pd.to_datetime(found.timestamps, unit="s").strftime("%Y-%m-%d").tolist() == ["2025-03-05", "2025-03-15"]
+    result = load_interactions(tmp_path / "events.csv", time_format="%d%m%Y")
+    assert pd.to_datetime(result.timestamps, unit="s").strftime("%Y-%m-%d").tolist() == ["2025-03-05", "2025-03-15"]
 
 
 def test_a_form_of_dates_is_no_word_by_which_pandas_guesses():
@@ -146,8 +146,15 @@ def test_items_are_called_by_item_where_there_is_an_id_too():
 def test_no_users_are_a_file_without_rows(kind, tmp_path):
     Popularity().fit(RATED).save_pretrained(tmp_path / "model")
     pd.DataFrame({"user": pd.Series([], dtype=str)}).to_parquet(tmp_path / "users.parquet")
-    asked = ["--model", tmp_path / "model", "--users", tmp_path / "users.parquet", "--output", tmp_path / f"top{kind}"]
-    done = CliRunner().invoke(app, ["classical", "recommend", *map(str, asked)])
+    arguments = [
+        "--model",
+        tmp_path / "model",
+        "--users",
+        tmp_path / "users.parquet",
+        "--output",
+        tmp_path / f"top{kind}",
+    ]
+    done = CliRunner().invoke(app, ["classical", "recommend", *map(str, arguments)])
     assert done.exit_code == 0, done.output
     if kind == ".parquet":
         assert pyarrow.parquet.read_table(tmp_path / "top.parquet").column_names == ["user", "rank", "item", "score"]
@@ -155,7 +162,7 @@ def test_no_users_are_a_file_without_rows(kind, tmp_path):
         assert (tmp_path / f"top{kind}").read_text() == ("user,rank,item,score\n" if kind == ".csv" else "")
 
 
-def test_users_who_had_nothing_that_is_known_are_told_of_too():
+def test_users_with_unknown_items_alone_are_reported_too():
     model = EASE().fit(RATED.drop(columns="rating"))
     model.set_histories_from_table(pd.DataFrame({"user": ["a", "b"], "item": ["new", "x"], "timestamp": [9, 9]}))
     assert [model.seen.of_user(user).tolist() for user in range(3)] == [[], [0], [1]]
@@ -199,8 +206,8 @@ def events(**columns):
 
 def test_numbers_of_numpy_among_objects_are_read_as_in_an_array():
     """Parts of seconds ended in decimal's InvalidOperation, and float32 lost a second without a word."""
-    found = events(timestamp=pd.Series([np.float64(1600000000.5)], dtype=object))
-    assert (found.timestamps.tolist(), found.time_unit) == ([1600000000500], "ms")
+    result = events(timestamp=pd.Series([np.float64(1600000000.5)], dtype=object))
+    assert (result.timestamps.tolist(), result.time_unit) == ([1600000000500], "ms")
     with pytest.raises(DataError, match="a number that float32 holds exactly; got 1600000000.0 in row 1"):
         events(timestamp=pd.Series([np.float32(1600000001)], dtype=object))
 
@@ -220,7 +227,7 @@ def test_sets_are_no_columns():
         Interactions.from_columns({"a", "b"}, ["x", "y"], [1, 1], [1, 2])
 
 
-def test_items_that_the_table_of_items_does_not_have_are_told(caplog):
+def test_items_without_a_row_in_the_item_table_are_reported(caplog):
     """Identifiers that are written in two ways met nowhere, without a word."""
     frame = pd.DataFrame({"user": ["a", "b"], "item": ["007", "008"], "timestamp": [1, 2]})
     for ids, level in (([7, 8], "WARNING"), (["007", "9"], "INFO")):

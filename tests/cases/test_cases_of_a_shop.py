@@ -62,8 +62,8 @@ def test_what_a_model_learnt_from_is_no_test(fitted):
 def test_any_order_of_days_is_the_same_test(fitted):
     """In which those of one day keep theirs; and later events, or some customers alone, leak nothing either."""
     events = purchases()
-    told = [evaluate(fitted, events), evaluate(fitted, events.sort_values("day", ascending=False, kind="stable"))]
-    assert json.loads(told[0].stdout) == json.loads(told[1].stdout)
+    reports = [evaluate(fitted, events), evaluate(fitted, events.sort_values("day", ascending=False, kind="stable"))]
+    assert json.loads(reports[0].stdout) == json.loads(reports[1].stdout)
     later = pd.DataFrame({"customer": ["0001"], "sku": ["00002"], "day": ["2025-04-01"]})
     assert evaluate(fitted, pd.concat([events, later])).exit_code == 0
     assert evaluate(fitted, events[events["customer"] < "0009"]).exit_code == 0
@@ -81,16 +81,16 @@ def test_times_in_another_unit_are_the_same_events():
         check_not_learnt(others, split_by_time(others, validation=0.4, test=0.4), fitted_events, "events")
 
 
-@pytest.mark.parametrize("asked, told", [(False, "event is a like"), (True, "row is a request")])
-def test_a_named_column_that_is_not_there_is_told(caplog, asked, told):
+@pytest.mark.parametrize("unlabelled, meaning", [(False, "event is a like"), (True, "row is a request")])
+def test_a_missing_named_column_is_reported(caplog, unlabelled, meaning):
     """A rating whose name is misspelt turns dislikes into likes, and a history into requests."""
     names = {"user": "customer", "item": "sku", "timestamp": "day", "rating": "Stars"}
     with caplog.at_level("INFO", "reasonrec_fast"):
-        load_interactions(purchases().assign(stars=1), columns=names, allow_unlabelled=asked)
-    assert caplog.messages == [f"table: no column 'Stars' (rating): every {told}"]
+        load_interactions(purchases().assign(stars=1), columns=names, allow_unlabelled=unlabelled)
+    assert caplog.messages == [f"table: no column 'Stars' (rating): every {meaning}"]
 
 
-def test_a_named_title_that_is_not_there_is_told(caplog):
+def test_a_missing_named_title_is_reported(caplog):
     names = {"user": "customer", "item": "sku", "timestamp": "day", "title": "Name"}
     items = pd.DataFrame({"sku": ["00000"], "name": ["Lamp"]})
     with caplog.at_level("INFO", "reasonrec_fast"):

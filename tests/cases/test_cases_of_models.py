@@ -121,11 +121,13 @@ def stopping(step):
 
 
 def test_a_checkpoint_of_other_instructions_is_refused(tiny, tmp_path):
-    ours = [Instruction("Is it liked?", f"film {n % 7}", n % 2) for n in range(60)]
+    instructions = [Instruction("Is it liked?", f"film {n % 7}", n % 2) for n in range(60)]
     others = [Instruction("Is it liked?", f"book {n % 5}", n % 2) for n in range(60)]
     checkpoint = tmp_path / "training.safetensors"
     with pytest.raises(Stopped):
-        OptiRAG(tiny).fit_instructions(ours[:48], ours[48:], checkpoint=checkpoint, progress=stopping(27))
+        OptiRAG(tiny).fit_instructions(
+            instructions[:48], instructions[48:], checkpoint=checkpoint, progress=stopping(27)
+        )
     with pytest.raises(ValueError, match="expected a checkpoint of this configuration and data"):
         OptiRAG(tiny).fit_instructions(others[:48], others[48:], checkpoint=checkpoint)
 
@@ -143,20 +145,20 @@ def test_a_checkpoint_of_other_validation_events_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["users.csv", "link.csv"])
-def test_results_do_not_take_the_place_of_what_is_read(tmp_path, name):
+def test_results_do_not_replace_inputs(tmp_path, name):
     Popularity().fit(frame()).save_pretrained(tmp_path / "model")
     (tmp_path / "users.csv").write_text("user\nu-00001\n")
     (tmp_path / "link.csv").symlink_to("users.csv")
     frame().to_csv(tmp_path / "events.csv", index=False)
-    asked = ["classical", "recommend", "--model", tmp_path / "model"]
-    done = run(*asked, "--users", tmp_path / "users.csv", "--output", tmp_path / name)
+    arguments = ["classical", "recommend", "--model", tmp_path / "model"]
+    done = run(*arguments, "--users", tmp_path / "users.csv", "--output", tmp_path / name)
     assert "expected another file than those that are read" in refused(done)
     assert (tmp_path / "users.csv").read_text() == "user\nu-00001\n"
-    done = run(*asked, "--data", tmp_path / "events.csv", "--output", tmp_path / "events.csv")
+    done = run(*arguments, "--data", tmp_path / "events.csv", "--output", tmp_path / "events.csv")
     assert "expected another file than those that are read" in refused(done)
 
 
-def test_predictions_do_not_take_the_place_of_the_history(events, tiny, tmp_path):
+def test_predictions_do_not_replace_the_history(events, tiny, tmp_path):
     model = OptiRAG(tiny)
     model.refit_retriever(events, np.arange(len(events)))
     model.save_pretrained(tmp_path / "model")
@@ -184,7 +186,7 @@ def test_a_name_that_is_as_long_as_can_be_is_written(tmp_path):
     path = tmp_path / ("x" * 250 + ".json")
     files.check_writable(path)
     files.write_json(path, 1)
-    assert [found.name for found in tmp_path.iterdir()] == [path.name]
+    assert [result.name for result in tmp_path.iterdir()] == [path.name]
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
@@ -218,7 +220,7 @@ def test_a_threshold_of_numpy_is_written(tmp_path):
         load_interactions(table, like="4")
 
 
-def test_a_list_is_asked_for_as_the_tuple_that_it_should_be():
+def test_a_list_is_refused_where_a_tuple_is_expected():
     assert OptiRAGConfig(exits=(2, np.int64(4))).exits == (2, 4)
     for kind, wrong in ((OptiRAGConfig, {"exits": [2, 4]}), (EvaluationConfig, {"ks": [5]})):
         with pytest.raises(ValueError, match="expected a tuple, each a whole number of at least 1.*; got .[0-9]"):
@@ -236,8 +238,8 @@ def test_large_seeds_are_seeds(seed):
 HEAD = '[[datasets]]\nkind = "table"\npath = "events.csv"\nsplit = "user_time"\n'
 
 
-def experiment(place, text, seeds="[0]", more=""):
-    path = place / "own.toml"
+def experiment(folder, text, seeds="[0]", more=""):
+    path = folder / "own.toml"
     path.write_text(f"seeds = {seeds}\n{HEAD}{text}{more}", encoding="utf-8")
     return load_experiment(path)
 
@@ -252,7 +254,7 @@ def test_two_kinds_of_one_name_are_two_models(tmp_path):
     runs = run_experiment(both, tmp_path, tmp_path / "runs.jsonl")
     alone = experiment(tmp_path, model("EASE") + model("Popularity"))
     wanted = run_experiment(alone, tmp_path, tmp_path / "alone.jsonl")
-    assert [one.metrics for one in runs] == [one.metrics for one in wanted]
+    assert [run.metrics for run in runs] == [run.metrics for run in wanted]
     assert runs[0].group != runs[1].group
 
 
@@ -278,7 +280,7 @@ def test_what_would_count_twice_is_refused(tmp_path, text, seeds, message):
         ("", "[evaluation]\nnegatives = 2\nks = [1, 5]\n", r"ks: expected cutoffs in \[1, 3\]"),
     ],
 )
-def test_what_cannot_be_run_is_found_before_anything_is_fitted(tmp_path, monkeypatch, second, more, message):
+def test_invalid_runs_are_refused_before_anything_is_fitted(tmp_path, monkeypatch, second, more, message):
     table = frame(users=40, size=120)
     table["label"] = 0
     table.loc[table.groupby("user")["timestamp"].idxmin(), "label"] = 1
@@ -304,7 +306,7 @@ def test_a_record_without_a_line_end_goes_on_in_a_line_of_its_own(tmp_path):
     run_experiment(experiment(tmp_path, model("Popularity")), tmp_path, output)
     output.write_text("\n" + output.read_text().rstrip("\n"))
     run_experiment(experiment(tmp_path, model("Popularity"), "[0, 1]"), tmp_path, output)
-    assert [one.seed for one in load_runs(output)] == [0, 1]
+    assert [run.seed for run in load_runs(output)] == [0, 1]
 
 
 def test_several_processes_may_add_to_one_record(tmp_path, monkeypatch):
@@ -314,23 +316,23 @@ def test_several_processes_may_add_to_one_record(tmp_path, monkeypatch):
     read, gate = Path.read_text, threading.Barrier(4)
 
     def together(path, *arguments, **options):
-        found = read(path, *arguments, **options)
+        result = read(path, *arguments, **options)
         if path == output:
             threading.Event().wait(0.05)
-        return found
+        return result
 
-    def one(config):
+    def work(config):
         gate.wait()
         run_experiment(config, tmp_path, output)
 
     output.touch()
     monkeypatch.setattr(Path, "read_text", together)
-    workers = [threading.Thread(target=one, args=(config,)) for config in given]
+    workers = [threading.Thread(target=work, args=(config,)) for config in given]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    assert sorted(one.seed for one in load_runs(output)) == [0, 1, 2, 3]
+    assert sorted(run.seed for run in load_runs(output)) == [0, 1, 2, 3]
 
 
 # Folders of models that are not whole
@@ -415,15 +417,15 @@ def test_padding_is_left_out_by_a_mask_and_else_refused():
     padded = torch.tensor([0, -100])
     with pytest.raises(ValueError, match="-100 in row 1"):
         ops.policy_loss(hidden, weight, padded, advantages, old)
-    found = ops.policy_loss(hidden, weight, padded, advantages, old, mask=torch.tensor([True, False]))[0]
-    assert found == ops.policy_loss(hidden[:1], weight, tokens[:1], advantages[:1], old[:1])[0]
+    result = ops.policy_loss(hidden, weight, padded, advantages, old, mask=torch.tensor([True, False]))[0]
+    assert result == ops.policy_loss(hidden[:1], weight, tokens[:1], advantages[:1], old[:1])[0]
 
 
 # Rows of requests
 
 
 @pytest.fixture
-def asked(tiny_backbone):
+def model_and_requests(tiny_backbone):
     settings = OptiRAGConfig(
         backbone=str(tiny_backbone), prefix_tokens=300, suffix_tokens=200, slate_size=4, exits=(1, 2), samples=24,
         warm_start_steps=5, calibration_requests=10, folds=2, retriever=EmbeddingConfig(dim=8, steps=5, batch=64),
@@ -436,8 +438,8 @@ def asked(tiny_backbone):
     return model, data
 
 
-def test_rows_of_requests_come_in_any_container(asked):
-    model, data = asked
+def test_rows_of_requests_come_in_any_container(model_and_requests):
+    model, data = model_and_requests
     rows = np.flatnonzero(data.labels < 0)
     wanted = model.predict_rows(data).probability
     for given in (rows.tolist(), pd.Series(rows, index=rows[::-1]), torch.from_numpy(rows), rows.astype(">i4")):
@@ -454,30 +456,30 @@ def test_rows_of_requests_come_in_any_container(asked):
         ([0.0], "rows: expected whole numbers; got float64"),
     ],
 )
-def test_what_are_no_rows_is_refused(asked, rows, message):
-    model, data = asked
+def test_what_are_no_rows_is_refused(model_and_requests, rows, message):
+    model, data = model_and_requests
     for call in (model.requests, model.predict_rows, model.evaluate):
         with pytest.raises(ValueError, match=message):
             call(data, np.array(rows))
 
 
-def test_only_labelled_events_are_evaluated(asked):
-    model, data = asked
+def test_only_labelled_events_are_evaluated(model_and_requests):
+    model, data = model_and_requests
     with pytest.raises(ValueError, match="rows: expected events with a label; got .* in row 0"):
         model.evaluate(data, np.flatnonzero(data.labels < 0))
     assert np.isnan(model.evaluate(data, [])["mean_depth"])
 
 
-def test_a_split_of_any_rows_is_learnt(asked):
-    model, data = asked[0], load_interactions(frame(size=160))
+def test_a_split_of_any_rows_is_learnt(model_and_requests):
+    model, data = model_and_requests[0], load_interactions(frame(size=160))
     parts = split_by_time(data)
     model.fit(data, parts.train.tolist()[::-1], pd.Series(parts.validation))
     with pytest.raises(ValueError, match=r"train: expected indices in \[0, 160\); got 160"):
         model.fit(data, [0, 160], parts.validation)
 
 
-def test_one_user_is_learnt_from(asked):
-    model, _ = asked
+def test_one_user_is_learnt_from(model_and_requests):
+    model, _ = model_and_requests
     model.fit(frame(users=1, size=60))
 
 
@@ -489,21 +491,21 @@ def test_results_that_standard_output_does_not_take_are_one_line(tmp_path, monke
     fitted = ["--model", tmp_path / "model", "--data", tmp_path / "events.csv"]
     run("classical", "fit", "--model", "popularity", *fitted[2:], "--output", tmp_path / "model")
 
-    said = typer.echo
+    echo = typer.echo
 
     def full(line, *, err=False):
         if not err:
             raise OSError(28, "No space left on device")
-        said(line, err=True)
+        echo(line, err=True)
 
     monkeypatch.setattr("reasonrec_fast.cli.classical.typer.echo", full)
     assert "No space left" in refused(run("classical", "evaluate", *fitted))
 
 
 def test_a_full_disk_names_the_file(tmp_path):
-    with pytest.raises(OSError, match="No space left") as found, files.atomic_write(tmp_path / "top.csv"):
+    with pytest.raises(OSError, match="No space left") as raised, files.atomic_write(tmp_path / "top.csv"):
         raise OSError(28, "No space left on device")
-    assert found.value.filename == str(tmp_path / "top.csv")
+    assert raised.value.filename == str(tmp_path / "top.csv")
 
 
 def test_closed_standard_output_is_refused(tmp_path):
@@ -519,8 +521,8 @@ def test_counts_beyond_int64_are_refused():
             InteractionGraph.from_edges([0], **options)
 
 
-def test_a_rare_label_is_calibrated_on(asked):
-    model, _ = asked
+def test_a_rare_label_is_calibrated_on(model_and_requests):
+    model, _ = model_and_requests
     table = frame(users=40, size=800).sort_values("timestamp", ignore_index=True)
     table["label"] = 1
     table.loc[table["user"].isin(["u-00003", "u-00031"]), "label"] = 0
@@ -534,9 +536,9 @@ def test_a_model_that_is_replaced_while_it_is_read_is_no_mixture(tmp_path, monke
     read = files.read_tensors
 
     def replaced(path):
-        found = read(path)
+        result = read(path)
         after.save_pretrained(tmp_path)
-        return found
+        return result
 
     monkeypatch.setattr("reasonrec_fast.models.classical.storage.read_tensors", replaced)
     with pytest.raises(ValueError, match="other models took its place while it was read, 10 times; load it again"):
@@ -545,10 +547,10 @@ def test_a_model_that_is_replaced_while_it_is_read_is_no_mixture(tmp_path, monke
     saved = []
 
     def replaced_once(path):
-        found = read(path)
+        result = read(path)
         if not saved:
             saved.append(after.save_pretrained(tmp_path))
-        return found
+        return result
 
     monkeypatch.setattr("reasonrec_fast.models.classical.storage.read_tensors", replaced_once)
     assert load_recommender(tmp_path).known_items.ids == after.known_items.ids

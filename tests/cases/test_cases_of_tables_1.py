@@ -59,13 +59,13 @@ def test_masked_values_are_missing(read):
 
 
 def test_masked_label_is_unlabelled():
-    found = Interactions.from_columns(["a", "a"], ["x", "y"], np.ma.array([1, 0], mask=[0, 1]), [1, 2])
-    assert found.labels.tolist() == [1, -1]
+    result = Interactions.from_columns(["a", "a"], ["x", "y"], np.ma.array([1, 0], mask=[0, 1]), [1, 2])
+    assert result.labels.tolist() == [1, -1]
 
 
 def test_dictionary_with_one_value_twice_is_one_user():
-    found = ids(pa.DictionaryArray.from_arrays(pa.array([0, 1]), pa.array(["a", "a"])))
-    assert len(found.dictionary) == 1
+    result = ids(pa.DictionaryArray.from_arrays(pa.array([0, 1]), pa.array(["a", "a"])))
+    assert len(result.dictionary) == 1
 
 
 def test_categories_without_rows_are_no_users_and_items(tmp_path):
@@ -73,9 +73,9 @@ def test_categories_without_rows_are_no_users_and_items(tmp_path):
     table = pd.DataFrame({"user": ["a", "b", "c"], "item": ["x", "y", "z"], "timestamp": [1, 2, 3], "label": [1, 0, 1]})
     table = table.astype({"user": "category", "item": "category"})
     table[table.user != "b"].to_parquet(tmp_path / "a.parquet")
-    found = load_interactions(tmp_path / "a.parquet")
-    assert found.catalog.ids == ["x", "z"]
-    assert found.user_ids == ["a", "c"]
+    result = load_interactions(tmp_path / "a.parquet")
+    assert result.catalog.ids == ["x", "z"]
+    assert result.user_ids == ["a", "c"]
 
 
 def test_rating_of_128_small_categories():
@@ -164,9 +164,9 @@ def test_names_of_interactions_are_not_those_of_items():
     """--columns label=title of the events must not take the items' titles away."""
     items = pd.DataFrame({"id": ["x"], "title": ["Heat"], "date": ["2000"]})
     events = pd.DataFrame({"user": ["a"], "item": ["x"], "date": [1], "title": [1]})
-    found = load_interactions(events, items, columns={"timestamp": "date", "label": "title"})
-    assert found.catalog.titles == ["Heat"]
-    assert list(found.catalog.attributes) == ["date"]
+    result = load_interactions(events, items, columns={"timestamp": "date", "label": "title"})
+    assert result.catalog.titles == ["Heat"]
+    assert list(result.catalog.attributes) == ["date"]
 
 
 def test_numpy_integers_in_a_list_count_as_python_s():
@@ -176,8 +176,8 @@ def test_numpy_integers_in_a_list_count_as_python_s():
 
 
 def test_sets_have_one_order():
-    found = load_items(pd.DataFrame({"item": ["x"], "genres": [{"War", "Drama", "Comedy", "Action", "Noir"}]}))
-    assert found.attributes["genres"]["x"] == ("Action", "Comedy", "Drama", "Noir", "War")
+    result = load_items(pd.DataFrame({"item": ["x"], "genres": [{"War", "Drama", "Comedy", "Action", "Noir"}]}))
+    assert result.attributes["genres"]["x"] == ("Action", "Comedy", "Drama", "Noir", "War")
 
 
 def test_named_rating_goes_before_a_label_that_was_not_named():

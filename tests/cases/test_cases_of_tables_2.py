@@ -34,21 +34,21 @@ def knowledge():
 
 def dense_features(knowledge, **columns):
     data = load_interactions(pd.DataFrame(columns), allow_unlabelled=True)
-    asked = knowledge.match(data, np.flatnonzero(data.labels < 0))
-    found = EvidenceBuilder(asked.table, knowledge.index("genres"), OptiRAGConfig().num_neighbours, asked.ticks)
-    return found.build(asked.rows).dense_features
+    matched = knowledge.match(data, np.flatnonzero(data.labels < 0))
+    result = EvidenceBuilder(matched.table, knowledge.index("genres"), OptiRAGConfig().num_neighbours, matched.ticks)
+    return result.build(matched.rows).dense_features
 
 
-def test_new_user_asked_in_seconds_of_a_model_trained_in_milliseconds(knowledge):
+def test_new_user_in_seconds_for_a_model_trained_in_milliseconds(knowledge):
     moment = BEGIN + 20_000
-    asked = {"user": ["new"], "item": ["f1"], "label": [None]}
-    seconds = dense_features(knowledge, **asked, timestamp=[moment])
-    milliseconds = dense_features(knowledge, **asked, timestamp=[moment * 1000 + 1])
+    query = {"user": ["new"], "item": ["f1"], "label": [None]}
+    seconds = dense_features(knowledge, **query, timestamp=[moment])
+    milliseconds = dense_features(knowledge, **query, timestamp=[moment * 1000 + 1])
     np.testing.assert_allclose(seconds, milliseconds)
     assert seconds[0, 5] > 0  # others have rated the item
 
 
-def test_what_was_learnt_is_copied_after_it_was_asked(knowledge):
-    asked = {"user": ["u1"], "item": ["f1"], "label": [None], "timestamp": [(BEGIN + 20_000) * 1000 + 1]}
-    before = dense_features(knowledge, **asked)
-    np.testing.assert_array_equal(dense_features(pickle.loads(pickle.dumps(knowledge)), **asked), before)
+def test_knowledge_is_copied_after_it_was_queried(knowledge):
+    query = {"user": ["u1"], "item": ["f1"], "label": [None], "timestamp": [(BEGIN + 20_000) * 1000 + 1]}
+    before = dense_features(knowledge, **query)
+    np.testing.assert_array_equal(dense_features(pickle.loads(pickle.dumps(knowledge)), **query), before)

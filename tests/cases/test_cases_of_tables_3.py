@@ -21,8 +21,8 @@ def written(table, path, count=1):
 
 def test_a_carriage_return_within_text_stays_within_it(tmp_path):
     (tmp_path / "in.csv").write_bytes(b'user,item\n"a\rb",x\n')
-    found = read_table(written(read_table(tmp_path / "in.csv"), tmp_path / "out.csv")).columns
-    assert found["user"].to_pylist() == ["a\rb"]
+    result = read_table(written(read_table(tmp_path / "in.csv"), tmp_path / "out.csv")).columns
+    assert result["user"].to_pylist() == ["a\rb"]
 
 
 def test_numbers_that_are_none_are_json_too(tmp_path):

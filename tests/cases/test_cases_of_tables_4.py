@@ -24,6 +24,6 @@ def test_refused_before_the_model_is_loaded(tmp_path, monkeypatch, more, output)
         "--output",
         str(tmp_path / output),
     ]
-    found = CliRunner().invoke(optirag.app, given)
-    assert found.exit_code != 0
+    result = CliRunner().invoke(optirag.app, given)
+    assert result.exit_code != 0
     assert not loaded

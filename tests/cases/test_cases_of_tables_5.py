@@ -45,7 +45,7 @@ class _Words:
         return {"input_ids": text.split(" ")}
 
 
-def test_a_later_request_is_told_what_happened_since_an_earlier_one():
+def test_a_later_request_reads_events_since_an_earlier_request():
     g = np.random.default_rng(0)
     items = pd.DataFrame({"id": [f"f{i}" for i in range(9)], "title": [f"Film-{i}" for i in range(9)]})
     data = load_interactions(
@@ -60,11 +60,11 @@ def test_a_later_request_is_told_what_happened_since_an_earlier_one():
         table = load_interactions(
             pd.DataFrame(rows, columns=["user", "item", "label", "timestamp"]), items, allow_unlabelled=True
         )
-        asked = known.match(table, np.flatnonzero(table.labels < 0))
-        builder = RequestBuilder(asked.table, None, known.retriever, TokenIds(_Words()), OptiRAGConfig(),
-                                 index=known.index("genres"), ticks=asked.ticks)  # fmt: skip
-        found = builder.requests(asked.rows, alone=True)
-        return next(slate.prefix for slate in found.slates if len(found.rows) - 1 in slate.rows)
+        matched = known.match(table, np.flatnonzero(table.labels < 0))
+        builder = RequestBuilder(matched.table, None, known.retriever, TokenIds(_Words()), OptiRAGConfig(),
+                                 index=known.index("genres"), ticks=matched.ticks)  # fmt: skip
+        result = builder.requests(matched.rows, alone=True)
+        return next(slate.prefix for slate in result.slates if len(result.rows) - 1 in slate.rows)
 
     assert any("Film-3" in word for word in prefix(rows))
     assert prefix(rows) == prefix([row for row in rows if row[1] != "f2"])
@@ -80,11 +80,11 @@ def test_labels_as_pandas_writes_booleans(tmp_path, text):
 @pytest.mark.parametrize("time", ["0x5f5e1000", " 1600000000"])
 def test_how_a_time_is_read_does_not_depend_on_other_rows(tmp_path, time):
     """A quote within a title decides which reader reads the file: both must say the same."""
-    found = []
+    results = []
     for title in ("a", '5" disk'):
         (tmp_path / "a.csv").write_text(f"user,item,timestamp,label,title\nu,x,{time},1,{title}\n")
         try:
-            found.append(load_interactions(tmp_path / "a.csv").timestamps.tolist())
+            results.append(load_interactions(tmp_path / "a.csv").timestamps.tolist())
         except ValueError:
-            found.append("refused")
-    assert found[0] == found[1]
+            results.append("refused")
+    assert results[0] == results[1]

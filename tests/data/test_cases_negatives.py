@@ -32,22 +32,22 @@ def test_threads_draw_at_once_and_alike(sampler):
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        expected, found = draw(sampler), [None] * 6
+        expected, results = draw(sampler), [None] * 6
         torch.set_num_threads(3)  # the rows of one call are divided too
         assert np.array_equal(draw(sampler), expected)
 
-        def work(place):
+        def work(index):
             for _ in range(5):
-                found[place] = draw(sampler)
+                results[index] = draw(sampler)
 
-        threads = [threading.Thread(target=work, args=(place,)) for place in range(6)]
+        threads = [threading.Thread(target=work, args=(index,)) for index in range(6)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
     finally:
         torch.set_num_threads(before)
-    assert all(np.array_equal(one, expected) for one in found)
+    assert all(np.array_equal(sample, expected) for sample in results)
 
 
 class Drawn(torch.utils.data.Dataset):
@@ -66,8 +66,8 @@ def test_forked_workers_draw_after_their_parent_did(sampler):
     draw(sampler)
     data = Drawn(sampler)
     loader = torch.utils.data.DataLoader(data, batch_size=2, num_workers=2, multiprocessing_context="fork", timeout=60)
-    found = np.concatenate([batch.numpy() for batch in loader])
-    assert np.array_equal(found, np.stack([data[index] for index in range(8)]))
+    result = np.concatenate([batch.numpy() for batch in loader])
+    assert np.array_equal(result, np.stack([data[index] for index in range(8)]))
 
 
 def test_imports_and_draws_where_nothing_can_be_written(tmp_path):
@@ -86,9 +86,9 @@ def test_imports_and_draws_where_nothing_can_be_written(tmp_path):
         "from reasonrec_fast.data.negatives import NegativeSampler\n"
         "print(NegativeSampler(Histories.from_lists([[0, 1]]), 3).draw([0], 2, np.random.default_rng(0)).tolist())"
     )
-    found = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr[-2000:]
-    assert found.stdout.strip() == "[[2, 2]]"
+    result = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.strip() == "[[2, 2]]"
 
 
 def test_users_in_any_container():

@@ -32,6 +32,6 @@ def test_names_of_any_script_are_users(tmp_path):
 @pytest.mark.parametrize("before", [b"", b"\xef\xbb\xbf"])
 def test_other_encodings_are_refused_with_line_and_byte(tmp_path, before):
     content = before + b"7 30 10\n" + "Zoë 20\n".encode("latin-1")
-    place = content.index(b"\xeb")
-    with pytest.raises(DataError, match=rf"sequences\.txt, line 2: expected UTF-8; got the byte 0xeb at {place}"):
+    offset = content.index(b"\xeb")
+    with pytest.raises(DataError, match=rf"sequences\.txt, line 2: expected UTF-8; got the byte 0xeb at {offset}"):
         load(tmp_path, content)

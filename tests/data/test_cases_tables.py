@@ -286,7 +286,7 @@ def test_options_settle_times(tmp_path):
             csv(tmp_path, f"user,item,timestamp\na,x,{text}\n", **options)
 
 
-def test_the_unit_is_told_in_one_line(tmp_path, caplog):
+def test_the_unit_is_reported_in_one_line(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "reasonrec_fast"):
         csv(tmp_path, "user,item,timestamp,label\na,x,1600000000000,1\n")
     assert [record.getMessage() for record in caplog.records] == [
@@ -383,9 +383,9 @@ def test_every_row_twice(tmp_path, caplog):
 
 def test_requests_twice_are_two(tmp_path):
     path = write(tmp_path / "e.csv", "user,item,timestamp,label\nb,y,9,\na,x,1,1\nb,y,9,\na,x,1,1\n")
-    found = read_events(path, allow_unlabelled=True)
-    assert found.interactions.labels.tolist() == [1, -1, -1]
-    assert found.interaction_rows.tolist() == [1, 0, 2, 0]
+    result = read_events(path, allow_unlabelled=True)
+    assert result.interactions.labels.tolist() == [1, -1, -1]
+    assert result.interaction_rows.tolist() == [1, 0, 2, 0]
 
 
 def test_items_twice_keep_what_the_first_knew(tmp_path):
@@ -456,7 +456,7 @@ def test_any_table_is_the_same_in_every_form(tmp_path, rows, separator):
         "label": [int(row[3]) for row in rows],
     }
     items = {"id": columns["item"], "title": [row[2] for row in rows], "brand": [row[2] for row in rows]}
-    found = []
+    results = []
     for kind in ("csv", "jsonl", "parquet", "frame"):
         sources = []
         for name, table in (("e", columns), ("i", items)):
@@ -475,7 +475,7 @@ def test_any_table_is_the_same_in_every_form(tmp_path, rows, separator):
             elif kind == "parquet":
                 pa.parquet.write_table(pa.table(table), path)
             sources.append(pd.DataFrame(table) if kind == "frame" else path)
-        found.append(load_interactions(*sources))
+        results.append(load_interactions(*sources))
     direct = Interactions.from_columns(columns["user"], columns["item"], columns["label"], columns["timestamp"])
-    assert events(found[0]) == events(direct)
-    assert len({data.digest() for data in found}) == 1
+    assert events(results[0]) == events(direct)
+    assert len({data.digest() for data in results}) == 1

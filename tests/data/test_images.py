@@ -66,8 +66,8 @@ def test_every_source_gives_the_same_image_and_key(tmp_path: Path) -> None:
     sources = [tmp_path / "a.png", str(tmp_path / "a.png"), data, bytearray(data), memoryview(data), image, pixels,
                strided, RGBImage(pixels)]  # fmt: skip
     read = [read_image(source) for source in sources]
-    assert all(np.array_equal(one.pixels, pixels) for one in read)
-    assert len({one.key for one in read}) == 1 and len(read[0].key) == 32
+    assert all(np.array_equal(image.pixels, pixels) for image in read)
+    assert len({image.key for image in read}) == 1 and len(read[0].key) == 32
     other = pixels.copy()
     other[0, 0, 0] ^= 1
     assert read_image(other).key != read[0].key
@@ -181,7 +181,7 @@ def test_a_file_that_is_cut_off_is_refused(kind: str, tmp_path: Path) -> None:
         read_image("cut.img", folder=tmp_path)
 
 
-def test_whoever_fills_files_that_are_cut_off_with_grey_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_filling_truncated_files_with_grey_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     with pytest.raises(DataError, match="LOAD_TRUNCATED_IMAGES"):
         read_image(encoded(Image.fromarray(photo()), "PNG"))

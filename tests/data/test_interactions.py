@@ -6,7 +6,7 @@ import pytest
 from reasonrec_fast.data import Catalog, DataError, Interactions, Timeline, split_by_time
 
 
-def test_rows_are_in_time_order_and_ties_keep_theirs():
+def test_rows_are_in_time_order_and_ties_keep_their_order():
     data = Interactions.from_columns(["a", "b", "c"], ["x", "y", "z"], [1, 0, None], [5, 5, 1])
     assert [data.user_ids[u] for u in data.users] == ["c", "a", "b"]
     assert data.labels.tolist() == [-1, 1, 0]
@@ -63,6 +63,6 @@ def test_bad_splits(events):
 def test_timeline_counts_strictly_before(events):
     line = Timeline.of_users(events)
     for user, moment in ((3, 5000), (4, int(events.timestamps[300])), (5, -1)):
-        mine = np.flatnonzero((events.users == user) & (events.timestamps < moment))
-        assert np.array_equal(line.before(user, moment), mine)
-        assert line.count_before(user, moment) == len(mine)
+        own_rows = np.flatnonzero((events.users == user) & (events.timestamps < moment))
+        assert np.array_equal(line.before(user, moment), own_rows)
+        assert line.count_before(user, moment) == len(own_rows)

@@ -54,7 +54,7 @@ def test_latest_and_select(lists, length, seed):
         expected = lists[user][-length:] if length else []
         assert row[:size].tolist() == expected and not row[size:].any()
     some = histories.select(users)
-    assert [some.of_user(place).tolist() for place in range(6)] == [lists[user] for user in users]
+    assert [some.of_user(index).tolist() for index in range(6)] == [lists[user] for user in users]
 
 
 @settings(deadline=None, max_examples=50)

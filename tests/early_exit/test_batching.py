@@ -25,8 +25,8 @@ def test_many_clients_lose_nothing():
     answers: dict[int, int] = {}
 
     def client(first):
-        mine = {request: batcher.submit(request, size=sizes[request]) for request in range(first, 20_000, 64)}
-        for request, future in mine.items():
+        futures = {request: batcher.submit(request, size=sizes[request]) for request in range(first, 20_000, 64)}
+        for request, future in futures.items():
             answers[request] = future.result(timeout=60)
 
     with MicroBatcher(handle, max_size=48, max_wait_ms=2.0, capacity=200_000, workers=2) as batcher:

@@ -54,9 +54,9 @@ def check(ranker, model, requests):
 def test_every_kind_is_the_plain_model(kind, cached):
     model, requests = adapted(kind), requests_of(1)
     ranker = ranker_of(model, prefix_cache_bytes=cached)
-    found = check(ranker, model, requests)
+    result = check(ranker, model, requests)
     without = plain(tiny("Llama"), [[*prefix, *candidate] for prefix, candidate in requests])
-    assert (found - without).abs().max() > 1e-3, "the adapter does nothing"
+    assert (result - without).abs().max() > 1e-3, "the adapter does nothing"
 
 
 @pytest.mark.parametrize("family", ["Gemma2", "Gemma3Text", "Phi3", "Qwen3"])
@@ -90,10 +90,10 @@ def test_the_cache_follows_modules_to_save():
     requests, ranker = requests_of(3), ranker_of(model, prefix_cache_bytes=1 << 20)
     ranker.predict(requests)
     with model.disable_adapter():  # the heads are those of the ranker; the rest follows
-        found = ranker.predict(requests).probability
+        result = ranker.predict(requests).probability
         fresh = ranker_of(model)
         fresh.model.heads = copy.deepcopy(ranker.model.heads)
-        torch.testing.assert_close(found, fresh.predict(requests).probability, atol=3e-5, rtol=3e-4)
+        torch.testing.assert_close(result, fresh.predict(requests).probability, atol=3e-5, rtol=3e-4)
 
 
 @pytest.mark.parametrize(

@@ -28,10 +28,10 @@ def again(run):
 
 @pytest.fixture
 def graphs(monkeypatch):
-    found = LayerGraphs(again)
+    result = LayerGraphs(again)
     monkeypatch.setattr(layer_graphs, "_LEAST", 24)
-    monkeypatch.setattr(engine, "layer_graphs", lambda backbone: found if layer_graphs.usable(backbone) else None)
-    return found
+    monkeypatch.setattr(engine, "layer_graphs", lambda backbone: result if layer_graphs.usable(backbone) else None)
+    return result
 
 
 def ranker(family="Llama", **options):
@@ -122,9 +122,9 @@ class Quantised(torch.Tensor):
 
     @staticmethod
     def __new__(cls, value):
-        found = torch.Tensor._make_wrapper_subclass(cls, value.shape, dtype=value.dtype)
-        found.value = value
-        return found
+        result = torch.Tensor._make_wrapper_subclass(cls, value.shape, dtype=value.dtype)
+        result.value = value
+        return result
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
@@ -183,12 +183,12 @@ class OutOfResources(Exception):
     """As Triton's is: no RuntimeError."""
 
 
-def test_any_failure_of_a_recording_is_told_and_layers_run(monkeypatch, caplog):
+def test_any_failure_of_a_recording_is_reported_and_layers_run(monkeypatch, caplog):
     def fails(run):
         raise OutOfResources("out of resource: shared memory")
 
-    found = LayerGraphs(fails)
-    monkeypatch.setattr(engine, "layer_graphs", lambda backbone: found)
+    result = LayerGraphs(fails)
+    monkeypatch.setattr(engine, "layer_graphs", lambda backbone: result)
     model = ranker()
     for _ in range(3):
         same(model)
@@ -286,8 +286,8 @@ def test_the_device_of_a_model_is_the_present_one(monkeypatch):
     present = [0]
 
     @contextmanager
-    def device(found):
-        before, present[0] = present[0], torch.device(found).index
+    def device(result):
+        before, present[0] = present[0], torch.device(result).index
         yield
         present[0] = before
 
@@ -307,11 +307,11 @@ def test_the_device_of_a_model_is_the_present_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device", device)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: present[0])
     monkeypatch.setattr(torch.cuda, "current_stream", lambda *device: Stream())
-    found, hidden = LayerGraphs(record), torch.zeros(3, 4).as_subclass(There)
-    monkeypatch.setattr(found, "_fill", lambda *arguments: SimpleNamespace(hidden=torch.zeros(8, 4)))
+    result, hidden = LayerGraphs(record), torch.zeros(3, 4).as_subclass(There)
+    monkeypatch.setattr(result, "_fill", lambda *arguments: SimpleNamespace(hidden=torch.zeros(8, 4)))
     prepared = layer_graphs.Prepared(8, 32, torch.zeros(1), None)
     for _ in range(2):
-        found.run(None, 1, 1, hidden, {}, prepared)
+        result.run(None, 1, 1, hidden, {}, prepared)
     assert seen == [1, 1]
     assert present == [0]
 
@@ -339,10 +339,10 @@ def test_a_default_type_changes_no_scores():
     expected = model.predict(GROUPS).probability
     torch.set_default_dtype(torch.float64)
     try:
-        found = model.predict(GROUPS).probability
+        result = model.predict(GROUPS).probability
     finally:
         torch.set_default_dtype(torch.float32)
-    assert torch.equal(found, expected)
+    assert torch.equal(result, expected)
 
 
 @pytest.mark.parametrize("family", ["Gemma", "Gemma2", "Gemma3Text"])

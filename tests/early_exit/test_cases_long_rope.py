@@ -24,10 +24,10 @@ def ranker():
         max_position_embeddings=64,
         original_max_position_embeddings=16,
     )
-    found = EarlyExitModel(Decoder(model), ()).eval()
+    result = EarlyExitModel(Decoder(model), ()).eval()
     with torch.no_grad():
-        found.heads[0].weight.mul_(20.0)
-    return found
+        result.heads[0].weight.mul_(20.0)
+    return result
 
 
 @pytest.mark.parametrize("cached", [False, True])

@@ -66,15 +66,15 @@ def test_who_leaves_at_depth_zero_is_never_written_and_the_others_are_alone(rank
     trained(ranker)
     full = ranker.predict(texts(), **given)
     ranker.policy = ExitPolicy(((1.0, INF, INF),))
-    asked = []
+    requested = []
 
     def write(rows):
-        asked.extend(rows.tolist())
+        requested.extend(rows.tolist())
         return texts(rows)
 
     ranked = ranker.predict(write, **given)
     leaves = given["offset"].abs() >= 1.0
-    assert 0 < leaves.sum() < ROWS and asked == torch.where(~leaves)[0].tolist()
+    assert 0 < leaves.sum() < ROWS and requested == torch.where(~leaves)[0].tolist()
     assert torch.equal(ranked.depth, torch.where(leaves, 0, 4))
     assert torch.equal(ranked.probability[leaves], torch.sigmoid(given["offset"])[leaves])
     torch.testing.assert_close(ranked.probability[~leaves], full.probability[~leaves], atol=1e-6, rtol=1e-5)
@@ -146,8 +146,8 @@ def test_saved_ranker_has_its_offset(ranker, given, tmp_path, backbone):
     ranker.policy = ExitPolicy(((1.0, 0.5, INF),))
     ranker.save_pretrained(tmp_path)
     loaded = EarlyExitRanker.from_pretrained(tmp_path, tiny("Llama"), Letters())
-    one, other = (model.predict(texts(), **given) for model in (ranker, loaded))
-    assert torch.equal(one.probability, other.probability) and torch.equal(one.depth, other.depth)
+    first, second = (model.predict(texts(), **given) for model in (ranker, loaded))
+    assert torch.equal(first.probability, second.probability) and torch.equal(first.depth, second.depth)
 
 
 def teacher(seed, size=3000):
@@ -166,9 +166,9 @@ def test_depth_zero_learns_what_features_tell_and_where_they_do_not():
     assert np.abs(depth_zero.logits(features, offset) - deep)[known].mean() < 0.2 * np.abs(offset - deep)[known].mean()
     gain = depth_zero.gain(features)
     assert auc((~known).astype(int), gain) > 0.95
-    one = slice(5, 6)
-    assert depth_zero.logits(features[one], offset[one]) == depth_zero.logits(features, offset)[one]
-    assert depth_zero.gain(features[one]) == gain[one]
+    single = slice(5, 6)
+    assert depth_zero.logits(features[single], offset[single]) == depth_zero.logits(features, offset)[single]
+    assert depth_zero.gain(features[single]) == gain[single]
 
 
 def test_trees_are_the_text_that_was_saved(tmp_path):

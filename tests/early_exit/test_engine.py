@@ -32,8 +32,8 @@ def plain_states(backbone, groups, depth=None):
     texts = [[*prefix, *suffix] for prefix, suffixes in groups for suffix in suffixes]
     states = []
     for text in texts:
-        found = backbone.base(torch.tensor([text]), output_hidden_states=True, use_cache=False)
-        states.append((found.last_hidden_state if depth is None else found.hidden_states[depth])[0, -1])
+        result = backbone.base(torch.tensor([text]), output_hidden_states=True, use_cache=False)
+        states.append((result.last_hidden_state if depth is None else result.hidden_states[depth])[0, -1])
     return torch.stack(states)
 
 
@@ -95,9 +95,9 @@ def test_rows_leave_with_the_scores_of_their_exit(model):
     thresholds = (float(sure[0].median()), float(sure[1].median()), float("inf"))
     ranked = model.predict(GROUPS, features(), ExitPolicy((thresholds,)))
     for row in range(7):
-        place = next((p for p, t in enumerate(thresholds) if sure[p, row] >= t - 1e-6), 3)
-        assert int(ranked.depth[row]) == model.exits[place]
-        torch.testing.assert_close(ranked.probability[row], scores[place, row])
+        index = next((p for p, t in enumerate(thresholds) if sure[p, row] >= t - 1e-6), 3)
+        assert int(ranked.depth[row]) == model.exits[index]
+        torch.testing.assert_close(ranked.probability[row], scores[index, row])
     assert len(set(ranked.depth.tolist())) > 1
 
 
@@ -139,23 +139,23 @@ def test_keep_gives_the_layout_of_what_stays(rows):
     for row in rows:
         staying.setdefault(flat[row][0], []).append(flat[row][1])
     expected = [(GROUPS[group][0], kept) for group, kept in staying.items()]
-    places, groups, kept = layout.keep(np.array(rows))
-    assert np.array_equal(ids[places], flat_ids(expected))
+    indices, groups, kept = layout.keep(np.array(rows))
+    assert np.array_equal(ids[indices], flat_ids(expected))
     assert groups.tolist() == list(staying)
     assert np.array_equal(kept.positions, PackedLayout.of(expected).positions)
     assert np.array_equal(kept.last, PackedLayout.of(expected).last)
 
 
-@pytest.mark.parametrize("away", [[0], [2, 3], [0, 2, 3]])
-def test_bring_undoes_away(away):
+@pytest.mark.parametrize("cached", [[0], [2, 3], [0, 2, 3]])
+def test_restore_makes_cached_prefixes_resident(cached):
     ids, layout = flat_ids(GROUPS), PackedLayout.of(GROUPS)
-    here = np.ones(4, dtype=bool)
-    here[away] = False
-    fewer = replace(layout, here=here)
-    rest = flat_ids([(prefix if there else (), rows) for there, (prefix, rows) in zip(here, GROUPS, strict=True)])
+    resident = np.ones(4, dtype=bool)
+    resident[cached] = False
+    fewer = replace(layout, resident=resident)
+    rest = flat_ids([(prefix if kept else (), rows) for kept, (prefix, rows) in zip(resident, GROUPS, strict=True)])
     assert fewer.num_tokens == len(rest)
-    places, whole = fewer.bring(np.array(away))
-    assert np.array_equal(np.concatenate([rest, *(GROUPS[group][0] for group in away)])[places], ids)
+    indices, whole = fewer.restore(np.array(cached))
+    assert np.array_equal(np.concatenate([rest, *(GROUPS[group][0] for group in cached)])[indices], ids)
     assert np.array_equal(whole.positions, layout.positions)
     assert np.array_equal(ids[layout.last], rest[fewer.last])
 
@@ -173,7 +173,7 @@ def test_texts_beyond_the_window_are_refused(family):
         model.predict([([5] * (8 if family == "Mistral" else 256), [[6]])])
 
 
-def test_training_reaches_prefix_suffix_and_numbers(model):
+def test_training_reaches_prefix_suffix_and_features(model):
     statistics = model.all_exits(GROUPS, features(), torch.ones(7, dtype=torch.int64))
     (-sum(s.target_logprob.mean() for s in statistics)).backward()
     embedded = model.backbone.base.embed_tokens.weight.grad.abs().sum(1)

@@ -40,17 +40,17 @@ class Recorder:
 
 @pytest.fixture
 def recorder(monkeypatch):
-    found = Recorder()
+    result = Recorder()
     graphs = {}
     monkeypatch.setattr(layer_graphs, "_LEAST", 24)
 
     def of(backbone):
         if not layer_graphs.usable(backbone):
             return None
-        return graphs.setdefault(id(backbone), LayerGraphs(found))
+        return graphs.setdefault(id(backbone), LayerGraphs(result))
 
     monkeypatch.setattr(engine, "layer_graphs", of)
-    return found
+    return result
 
 
 def ranker(family="Llama", layers=2):
@@ -65,20 +65,20 @@ def ranker(family="Llama", layers=2):
 
 def alone(model, groups, policy=None):
     model.cuda_graphs = False
-    found = model.predict(groups, policy=policy)
+    result = model.predict(groups, policy=policy)
     model.cuda_graphs = True
-    return found
+    return result
 
 
-def same(found, expected):
-    assert torch.equal(found.depth, expected.depth)
-    torch.testing.assert_close(found.probability, expected.probability, atol=2e-5, rtol=2e-4)
+def same(result, expected):
+    assert torch.equal(result.depth, expected.depth)
+    torch.testing.assert_close(result.probability, expected.probability, atol=2e-5, rtol=2e-4)
 
 
 def halving(model, groups):
     """A policy by which about half of the rows leave at each exit."""
     with torch.no_grad():
-        confidence = [found.confidence.sort().values for found in model.all_exits(groups)[:-1]]
+        confidence = [result.confidence.sort().values for result in model.all_exits(groups)[:-1]]
     return ExitPolicy((tuple(float(values[len(values) // 2 - 1 :][:2].mean()) for values in confidence),))
 
 
@@ -220,7 +220,7 @@ def test_the_least_recently_used_graph_goes(recorder, monkeypatch):
     assert recorder.recorded == 3
 
 
-def test_a_recording_that_fails_is_told_once(monkeypatch, caplog):
+def test_a_recording_that_fails_is_reported_once(monkeypatch, caplog):
     def fails(run):
         run()
         raise torch.OutOfMemoryError("tried to allocate 2 GiB\nmore")
@@ -249,9 +249,9 @@ def test_threads_do_not_meet(recorder):
     batches = [GROUPS, OTHERS, LARGE]
     expected = [alone(model, groups) for groups in batches]
 
-    def work(place):
+    def work(index):
         for turn in range(4):
-            which = (place + turn) % 3
+            which = (index + turn) % 3
             same(model.predict(batches[which]), expected[which])
 
     with ThreadPoolExecutor(3) as pool:

@@ -25,11 +25,11 @@ def requests_of(seed, count=24):
     def ids(least, most):
         return generator.integers(1, 97, generator.integers(least, most)).tolist()
 
-    found = []
-    while len(found) < count:
+    results = []
+    while len(results) < count:
         prefix, alike = ids(0, 30), ids(0, 3)
-        found += [(prefix, [*alike, *ids(1, 9)]) for _ in range(generator.integers(1, 9))]
-    return [found[place] for place in generator.permutation(count)]
+        results += [(prefix, [*alike, *ids(1, 9)]) for _ in range(generator.integers(1, 9))]
+    return [results[index] for index in generator.permutation(count)]
 
 
 @torch.no_grad()
@@ -71,8 +71,8 @@ def test_texts_are_tokenized_whole(llama):
 def test_bfloat16(llama):
     requests = requests_of(0)
     expected = plain(llama, [[*prefix, *candidate] for prefix, candidate in requests])
-    found = ranker_of(tiny("Llama").bfloat16()).predict(requests).probability
-    torch.testing.assert_close(found, expected, atol=0.05, rtol=0.1)
+    result = ranker_of(tiny("Llama").bfloat16()).predict(requests).probability
+    torch.testing.assert_close(result, expected, atol=0.05, rtol=0.1)
 
 
 def test_lora_merged_and_not(llama):
@@ -101,10 +101,10 @@ def test_a_cache_changes_nothing(llama, seed):
         confidences = [float(generator.choice([0.0, 0.3, 1.0, np.inf])) for _ in range(3)]
         policy = None if generator.random() < 0.2 else ExitPolicy((tuple(confidences),))
         uncached.policy = cached.policy = policy
-        some = [requests[place] for place in generator.permutation(40)[:20]]
-        expected, found = uncached.predict(some), cached.predict(some)
-        assert torch.equal(found.depth, expected.depth)
-        torch.testing.assert_close(found.probability, expected.probability, atol=1e-5, rtol=1e-4)
+        some = [requests[index] for index in generator.permutation(40)[:20]]
+        expected, result = uncached.predict(some), cached.predict(some)
+        assert torch.equal(result.depth, expected.depth)
+        torch.testing.assert_close(result.probability, expected.probability, atol=1e-5, rtol=1e-4)
     assert cached.cache.hits > 0
 
 
@@ -134,10 +134,10 @@ def test_other_weights_empty_the_cache(how):
             projection.load_state_dict({"weight": projection.weight * 2 + 0.1})
         else:
             projection.weight = torch.nn.Parameter(projection.weight * 2 + 0.1)
-    found = ranker.predict(requests).probability
-    assert not torch.allclose(found, before, atol=1e-4)
+    result = ranker.predict(requests).probability
+    assert not torch.allclose(result, before, atol=1e-4)
     expected = plain(model, [[*prefix, *candidate] for prefix, candidate in requests])
-    torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-4)
+    torch.testing.assert_close(result, expected, atol=2e-5, rtol=2e-4)
 
 
 def test_the_cache_is_bounded_and_forgets_the_oldest():
@@ -163,8 +163,8 @@ def test_the_cache_is_bounded_and_forgets_the_oldest():
 def test_calibration_keeps_its_promise_on_the_rows_that_test(llama):
     ranker = ranker_of(llama)
     requests = requests_of(0, 400)
-    found = ranker.calibrate(requests, alpha=0.2)
-    assert ranker.policy.thresholds == (found.thresholds,)
+    result = ranker.calibrate(requests, alpha=0.2)
+    assert ranker.policy.thresholds == (result.thresholds,)
     full, early = ranker.predict(requests, early_exit=False), ranker.predict(requests)
     assert early.depth.float().mean() < 4
     assert ((full.probability > 0.5) != (early.probability > 0.5)).float().mean() <= 0.25
@@ -191,8 +191,8 @@ def test_save_and_load(family, tmp_path):
     ranker.save_pretrained(tmp_path)
     loaded = EarlyExitRanker.from_pretrained(tmp_path, model, Letters())
     requests = requests_of(3)
-    expected, found = ranker.predict(requests), loaded.predict(requests)
-    assert torch.equal(found.probability, expected.probability) and torch.equal(found.depth, expected.depth)
+    expected, result = ranker.predict(requests), loaded.predict(requests)
+    assert torch.equal(result.probability, expected.probability) and torch.equal(result.depth, expected.depth)
     assert loaded.policy == ranker.policy and loaded.max_tokens == 500 and loaded.cache.max_bytes == 1 << 20
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "heads.safetensors"]
 
@@ -214,13 +214,13 @@ def test_service_equals_serial(llama):
     ranker = ranker_of(llama, max_tokens=300)
     calls = [requests_of(seed, int(size)) for seed, size in enumerate(np.random.default_rng(0).integers(1, 7, 640))]
     expected = [ranker.predict(call) for call in calls]
-    found, answered = {}, Counter()
+    results, answered = {}, Counter()
 
     def client(first):
-        mine = {place: service.submit(calls[place]) for place in range(first, len(calls), 64)}
-        for place, future in mine.items():
-            found[place] = future.result(timeout=60)
-            answered[place] += 1
+        futures = {index: service.submit(calls[index]) for index in range(first, len(calls), 64)}
+        for index, future in futures.items():
+            results[index] = future.result(timeout=60)
+            answered[index] += 1
 
     with RankingService(ranker, max_wait_ms=2.0) as service:
         threads = [threading.Thread(target=client, args=(first,)) for first in range(64)]
@@ -229,9 +229,9 @@ def test_service_equals_serial(llama):
         for thread in threads:
             thread.join()
     assert set(answered) == set(range(len(calls))) and set(answered.values()) == {1}
-    for place, one in enumerate(expected):
-        torch.testing.assert_close(found[place].probability, one.probability, atol=1e-5, rtol=1e-4)
-        assert torch.equal(found[place].depth, one.depth)
+    for index, scores in enumerate(expected):
+        torch.testing.assert_close(results[index].probability, scores.probability, atol=1e-5, rtol=1e-4)
+        assert torch.equal(results[index].depth, scores.depth)
 
 
 def test_service_refuses_what_would_spoil_a_batch(llama):

@@ -39,7 +39,7 @@ def test_full_depth_is_the_plain_model(dtype):
         )
     tolerance = 1e-4 if dtype == torch.float32 else 0.05
     for _ in range(2):  # the second time from the cache
-        found = ranker.predict(REQUESTS)
-        torch.testing.assert_close(found.probability, expected, atol=tolerance, rtol=tolerance)
-        assert (found.depth == 30).all()
+        result = ranker.predict(REQUESTS)
+        torch.testing.assert_close(result.probability, expected, atol=tolerance, rtol=tolerance)
+        assert (result.depth == 30).all()
     assert ranker.cache.hits == 3

@@ -12,6 +12,6 @@ ON_GPU = torch.cuda.is_available()
 REHEARSAL = not ON_GPU and os.environ.get("REASONREC_FAST_REHEARSAL") == "1"
 
 
-def parts(found: Any) -> list[torch.Tensor]:
+def parts(result: Any) -> list[torch.Tensor]:
     """The tensors that an operator returned."""
-    return [found] if isinstance(found, torch.Tensor) else list(found)
+    return [result] if isinstance(result, torch.Tensor) else list(result)

@@ -60,14 +60,14 @@ def scores_of(model):
     return model.score(users, items)
 
 
-def same(found, expected, atol=2e-3):
-    np.testing.assert_allclose(found, expected, atol=atol, rtol=atol)
+def same(result, expected, atol=2e-3):
+    np.testing.assert_allclose(result, expected, atol=atol, rtol=atol)
 
 
 def test_the_device_is_there(device):
-    found = resolve_device()
-    assert found.type == device and found == resolve_device(device)
-    assert device_name(found)["device"] == ("cuda:0" if ON_GPU else "cpu")
+    result = resolve_device()
+    assert result.type == device and result == resolve_device(device)
+    assert device_name(result)["device"] == ("cuda:0" if ON_GPU else "cpu")
     wrong = f"cuda:{torch.cuda.device_count()}"
     with pytest.raises(ValueError, match="device: expected .* got"):
         resolve_device(wrong)
@@ -78,19 +78,19 @@ def test_the_device_is_there(device):
 @pytest.mark.parametrize("name", MODELS)
 def test_a_classical_model_is_the_same_on_both(clicks, name, device, tmp_path):
     parts = split_by_time(clicks, "global_time")
-    here, there = (made(name, kind).fit(clicks, parts.train, parts.validation) for kind in ("cpu", device))
-    expected = scores_of(here)
-    assert there.device.type == device
-    same(scores_of(there), expected, 2e-2)  # two trainings
-    assert np.isfinite(there.recommend(np.arange(40), 5).scores).any()
-    for model, other in ((here, device), (there, "cpu")):
+    cpu_model, gpu_model = (made(name, kind).fit(clicks, parts.train, parts.validation) for kind in ("cpu", device))
+    expected = scores_of(cpu_model)
+    assert gpu_model.device.type == device
+    same(scores_of(gpu_model), expected, 2e-2)  # two trainings
+    assert np.isfinite(gpu_model.recommend(np.arange(40), 5).scores).any()
+    for model, other in ((cpu_model, device), (gpu_model, "cpu")):
         model.save_pretrained(tmp_path)
         loaded = type(model).from_pretrained(tmp_path, device=other)
         assert loaded.device.type == other
         same(scores_of(loaded), scores_of(model))
-    fitted = scores_of(there)
-    same(scores_of(there.to("cpu")), fitted)
-    same(scores_of(here.to(device)), expected)
+    fitted = scores_of(gpu_model)
+    same(scores_of(gpu_model.to("cpu")), fitted)
+    same(scores_of(cpu_model.to(device)), expected)
 
 
 @pytest.mark.parametrize("name", ["LightGCN", "SASRec", "FM"])
@@ -99,7 +99,7 @@ def test_a_killed_training_goes_on_on_the_other(clicks, name, gpu_first, device,
     class Killed(Exception):
         pass
 
-    def kill(epoch, *told):
+    def kill(epoch, *report):
         raise Killed
 
     monkeypatch.setattr(epochs, "_SECONDS_BETWEEN_SAVES", 0.0)
@@ -119,7 +119,7 @@ def test_a_training_on_the_gpu_goes_on_to_the_same_weights(clicks, device, tmp_p
     class Killed(Exception):
         pass
 
-    def kill(epoch, *told):
+    def kill(epoch, *report):
         raise Killed
 
     rows, state = np.arange(len(clicks)), tmp_path / "state.safetensors"
@@ -140,20 +140,24 @@ def test_optirag_is_the_same_on_both(events, config, device, tmp_path, monkeypat
         prefix_tokens=120, suffix_tokens=60,
         retriever=EmbeddingConfig(dim=8, steps=5, batch=64),
     )  # fmt: skip
-    here, there = (
+    cpu_model, gpu_model = (
         OptiRAG(settings, device=kind).fit(events, split.train, split.validation) for kind in ("cpu", device)
     )
-    asked = here.requests(events, split.test[:24])
-    assert there.device.type == device
-    same(there.predict(asked, early_exit=False).probability, here.predict(asked, early_exit=False).probability, 1e-2)
-    for model, other in ((here, device), (there, "cpu")):
-        expected = model.predict(asked, early_exit=False).probability
-        assert set(model.predict(asked).depth) <= {0, 1, 2, 4}
+    prepared = cpu_model.requests(events, split.test[:24])
+    assert gpu_model.device.type == device
+    same(
+        gpu_model.predict(prepared, early_exit=False).probability,
+        cpu_model.predict(prepared, early_exit=False).probability,
+        1e-2,
+    )
+    for model, other in ((cpu_model, device), (gpu_model, "cpu")):
+        expected = model.predict(prepared, early_exit=False).probability
+        assert set(model.predict(prepared).depth) <= {0, 1, 2, 4}
         model.save_pretrained(tmp_path / other)
         loaded = OptiRAG.from_pretrained(tmp_path / other, device=other)
         assert loaded.device.type == other and loaded.policy == model.policy
-        same(loaded.predict(asked, early_exit=False).probability, expected, 5e-3)  # adapters in bfloat16
-        same(model.to(other).predict(asked, early_exit=False).probability, expected, 5e-3)
+        same(loaded.predict(prepared, early_exit=False).probability, expected, 5e-3)  # adapters in bfloat16
+        same(model.to(other).predict(prepared, early_exit=False).probability, expected, 5e-3)
 
 
 def test_optirag_in_the_type_of_its_device(config, device):  # noqa: F811
@@ -166,26 +170,28 @@ def requests(count=60):
     generator = np.random.default_rng(0)
     prefixes = [generator.integers(1, 97, generator.integers(1, 20)).tolist() for _ in range(9)]
     return [
-        (prefixes[place % 9], generator.integers(1, 97, generator.integers(1, 6)).tolist()) for place in range(count)
+        (prefixes[index % 9], generator.integers(1, 97, generator.integers(1, 6)).tolist()) for index in range(count)
     ]
 
 
 @pytest.mark.parametrize("family", ["Llama", "Gemma2"])
 def test_a_ranker_moves(family, device, tmp_path):
-    here = EarlyExitRanker.from_model(tiny(family), Letters(), ("n", "y"), exits=(1, 2, 3), prefix_cache_bytes=1 << 20)
-    here.calibrate(requests(), alpha=0.2)
-    here.save_pretrained(tmp_path)
-    expected = here.predict(requests(), early_exit=False).probability
-    there = EarlyExitRanker.from_pretrained(tmp_path, tiny(family), device=device)
-    assert there.device.type == device and there.policy == here.policy
-    for ranker in (there, here.to(device)):
+    cpu_model = EarlyExitRanker.from_model(
+        tiny(family), Letters(), ("n", "y"), exits=(1, 2, 3), prefix_cache_bytes=1 << 20
+    )
+    cpu_model.calibrate(requests(), alpha=0.2)
+    cpu_model.save_pretrained(tmp_path)
+    expected = cpu_model.predict(requests(), early_exit=False).probability
+    gpu_model = EarlyExitRanker.from_pretrained(tmp_path, tiny(family), device=device)
+    assert gpu_model.device.type == device and gpu_model.policy == cpu_model.policy
+    for ranker in (gpu_model, cpu_model.to(device)):
         for _ in range(2):
-            found = ranker.predict(requests(), early_exit=False).probability
-            assert found.device.type == device
-            torch.testing.assert_close(found.cpu(), expected, atol=2e-3, rtol=0)
-    there.calibrate(requests(), alpha=0.2)
-    assert there.predict(requests()).depth.float().mean() <= 4
-    torch.testing.assert_close(there.to("cpu").predict(requests(), early_exit=False).probability, expected)
+            result = ranker.predict(requests(), early_exit=False).probability
+            assert result.device.type == device
+            torch.testing.assert_close(result.cpu(), expected, atol=2e-3, rtol=0)
+    gpu_model.calibrate(requests(), alpha=0.2)
+    assert gpu_model.predict(requests()).depth.float().mean() <= 4
+    torch.testing.assert_close(gpu_model.to("cpu").predict(requests(), early_exit=False).probability, expected)
 
 
 def test_an_exit_waits_once(device):
@@ -201,11 +207,11 @@ def test_an_exit_waits_once(device):
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("warn")
     try:
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            found = model.predict(groups, policy=policy)
+            result = model.predict(groups, policy=policy)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    waits = [f"{w.filename}:{w.lineno}: {w.message}" for w in told if "synchroniz" in str(w.message)]
-    exits = sum(bool((found.depth >= depth).any()) for depth in (1, 2, 3))
+    waits = [f"{w.filename}:{w.lineno}: {w.message}" for w in caught if "synchroniz" in str(w.message)]
+    exits = sum(bool((result.depth >= depth).any()) for depth in (1, 2, 3))
     assert len(waits) == exits, waits

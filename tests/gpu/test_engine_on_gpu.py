@@ -23,14 +23,14 @@ def models():
 @pytest.mark.parametrize("exits", [False, True])
 @pytest.mark.parametrize("cached", [False, True])
 def test_scores_are_those_of_the_cpu(models, work, exits, cached):
-    here, there = models
-    policy = spread_policy(here, work) if exits else None
-    expected = here.predict(work.groups, work.features, policy)
+    cpu_model, gpu_model = models
+    policy = spread_policy(cpu_model, work) if exits else None
+    expected = cpu_model.predict(work.groups, work.features, policy)
     cache = PrefixCache(2**30) if cached else None
     for _ in range(2 if cached or not ON_GPU else 3):  # without a cache the third replays a graph
-        found = there.predict(work.groups, work.features, policy, cache=cache)
-        assert torch.equal(found.depth.cpu(), expected.depth)
-        torch.testing.assert_close(found.probability.cpu(), expected.probability, atol=2e-3, rtol=0)
+        result = gpu_model.predict(work.groups, work.features, policy, cache=cache)
+        assert torch.equal(result.depth.cpu(), expected.depth)
+        torch.testing.assert_close(result.probability.cpu(), expected.probability, atol=2e-3, rtol=0)
     assert cache is None or cache.hits == len(work.groups)
     assert not exits or len(expected.depth.unique()) > 1
 
@@ -46,12 +46,12 @@ def test_bfloat16_stays_near(models, work):
 
 def test_gradients_are_those_of_the_cpu(models, work):
     """Of the heads, through every exit."""
-    found = []
+    results = []
     for model in models:
         device = model.backbone.device
         statistics = model.all_exits(work.groups, work.features.to(device), torch.ones(work.rows).long().to(device))
         loss = -sum(s.target_logprob.mean() for s in statistics)
         weights = [head.weight for head in model.heads]
-        found.append([gradient.cpu() for gradient in torch.autograd.grad(loss, weights)])
-    for ours, theirs in zip(found[1], found[0], strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-3 * float(theirs.abs().max()), rtol=0)
+        results.append([gradient.cpu() for gradient in torch.autograd.grad(loss, weights)])
+    for actual, wanted in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(actual, wanted, atol=1e-3 * float(wanted.abs().max()), rtol=0)

@@ -17,8 +17,8 @@ def test_equals_the_host(library, edges, device):
         if device == "cpu":
             pytest.skip("cupy needs a GPU")
         ends = [cupy.from_dlpack(end) for end in ends]
-    found = InteractionGraph.from_edges(*ends, num_users=300, num_items=2000)
+    result = InteractionGraph.from_edges(*ends, num_users=300, num_items=2000)
     expected = InteractionGraph.from_edges(users, items, num_users=300, num_items=2000)
-    assert found.device.type == device
+    assert result.device.type == device
     for name, tensor in expected._tensors().items():
-        assert torch.equal(getattr(found, name).cpu(), tensor), name
+        assert torch.equal(getattr(result, name).cpu(), tensor), name

@@ -20,14 +20,14 @@ def model():
 
 def alone(model, work, policy=None):
     model.cuda_graphs = False
-    found = model.predict(work.groups, work.features, policy)
+    result = model.predict(work.groups, work.features, policy)
     model.cuda_graphs = True
-    return found
+    return result
 
 
-def same(found, expected):
-    assert torch.equal(found.depth, expected.depth)
-    torch.testing.assert_close(found.probability, expected.probability, atol=2e-3, rtol=0)
+def same(result, expected):
+    assert torch.equal(result.depth, expected.depth)
+    torch.testing.assert_close(result.probability, expected.probability, atol=2e-3, rtol=0)
 
 
 def graphs_of(model):
@@ -41,8 +41,8 @@ def test_scores_are_those_of_layers_one_by_one(model, exits):
     policies = [spread_policy(model, work) if exits else None for work in works]
     expected = [alone(model, work, policy) for work, policy in zip(works, policies, strict=True)]
     for _ in range(3):
-        for work, policy, one in zip(works, policies, expected, strict=True):
-            same(model.predict(work.groups, work.features, policy), one)
+        for work, policy, wanted in zip(works, policies, expected, strict=True):
+            same(model.predict(work.groups, work.features, policy), wanted)
     assert len(graphs_of(model)) >= 2
     assert not exits or len(expected[0].depth.unique()) > 1
 
@@ -52,13 +52,13 @@ def test_streams_and_threads(model):
     expected = [alone(model, work) for work in works]
     torch.cuda.synchronize()
 
-    def rank(place):
+    def rank(index):
         with torch.cuda.stream(torch.cuda.Stream()):
             for turn in range(8):
-                which = (place + turn) % 2
-                found = model.predict(works[which].groups, works[which].features)
+                which = (index + turn) % 2
+                result = model.predict(works[which].groups, works[which].features)
                 torch.cuda.current_stream().synchronize()
-                same(found, expected[which])
+                same(result, expected[which])
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(rank, range(4)))
@@ -70,12 +70,12 @@ def test_two_models_are_recorded_and_replayed_at_once():
     expected = [alone(model, work) for model in models]
     torch.cuda.synchronize()
 
-    def rank(place):
+    def rank(index):
         with torch.cuda.stream(torch.cuda.Stream()):
             for _ in range(6):
-                found = models[place].predict(work.groups, work.features)
+                result = models[index].predict(work.groups, work.features)
                 torch.cuda.current_stream().synchronize()
-                same(found, expected[place])
+                same(result, expected[index])
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(rank, range(2)))
@@ -103,12 +103,12 @@ def test_a_second_device():
     """While the first is the present one."""
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
-    work, found = stored_work("slates", groups=1), []
+    work, results = stored_work("slates", groups=1), []
     models = [random_ranker(kind, torch.float32) for kind in ("cuda:0", "cuda:1")]
     for model in models:
-        found += [model.predict(work.groups, work.features).cpu() for _ in range(3)]
-    for other in found[1:]:
-        same(other, found[0])
+        results += [model.predict(work.groups, work.features).cpu() for _ in range(3)]
+    for other in results[1:]:
+        same(other, results[0])
     assert all(len(graphs_of(model)) == 1 for model in models)
 
 

@@ -102,8 +102,10 @@ def in_float64(problem: Problem, inputs: tuple[torch.Tensor, ...]) -> list[torch
 def test_equals_float64(name, dtype, device):
     problem = problems()[name]
     inputs = given(problem, device, dtype)
-    for ours, theirs in zip(parts(problem.run(*inputs)), in_float64(problem, inputs), strict=True):
-        torch.testing.assert_close(ours.cpu().double(), theirs.double(), atol=WIDTHS[dtype] * 4, rtol=WIDTHS[dtype] * 4)
+    for actual, wanted in zip(parts(problem.run(*inputs)), in_float64(problem, inputs), strict=True):
+        torch.testing.assert_close(
+            actual.cpu().double(), wanted.double(), atol=WIDTHS[dtype] * 4, rtol=WIDTHS[dtype] * 4
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -119,8 +121,8 @@ def test_runs_in_a_graph_without_synchronisation(name, device, replayed):
     problem = problems()[name]
     inputs = given(problem, device, torch.float32)
     expected = [part.clone() for part in parts(problem.run(*inputs))]
-    for ours, theirs in zip(replayed(lambda: problem.run(*inputs)), expected, strict=True):
-        assert torch.equal(ours, theirs)
+    for actual, wanted in zip(replayed(lambda: problem.run(*inputs)), expected, strict=True):
+        assert torch.equal(actual, wanted)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -128,9 +130,9 @@ def test_transposed_inputs_give_the_same(name, device):
     problem = problems()[name]
     inputs = given(problem, device, torch.float32)
     turned = [x.movedim(0, -1).contiguous().movedim(-1, 0) if x.is_floating_point() else x for x in inputs]
-    for ours, theirs in zip(parts(problem.run(*turned)), parts(problem.run(*inputs)), strict=True):
-        assert torch.equal(ours, theirs)
-        assert ours.stride() == theirs.stride()
+    for actual, wanted in zip(parts(problem.run(*turned)), parts(problem.run(*inputs)), strict=True):
+        assert torch.equal(actual, wanted)
+        assert actual.stride() == wanted.stride()
 
 
 @pytest.mark.parametrize("name", ["exit_confidence", "token_logprobs", "aggregate", "policy_loss", "packed_attention"])
@@ -143,19 +145,19 @@ def test_gradients_equal_float64(name, device):
         return list(torch.autograd.grad(first.sum(), [x for x in leaves if x.is_floating_point()][:2]))
 
     exact = gradients(tuple(x.double() if x.is_floating_point() else x for x in problem.inputs))
-    for ours, theirs in zip(gradients(given(problem, device, torch.float32)), exact, strict=True):
-        torch.testing.assert_close(ours.cpu().double(), theirs, atol=1e-4, rtol=1e-4)
+    for actual, wanted in zip(gradients(given(problem, device, torch.float32)), exact, strict=True):
+        torch.testing.assert_close(actual.cpu().double(), wanted, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_on_a_second_device(name, device, second_device):
     """Tensors there, while the first device is the current one."""
     problem = problems()[name]
-    found = parts(problem.run(*given(problem, second_device, torch.float32)))
+    results = parts(problem.run(*given(problem, second_device, torch.float32)))
     expected = parts(problem.run(*given(problem, device, torch.float32)))
-    for ours, theirs in zip(found, expected, strict=True):
-        assert ours.device == torch.device(second_device)
-        assert torch.equal(ours.cpu(), theirs.cpu())
+    for actual, wanted in zip(results, expected, strict=True):
+        assert actual.device == torch.device(second_device)
+        assert torch.equal(actual.cpu(), wanted.cpu())
 
 
 def test_destinations_out_of_range_stay_in_memory(device):
@@ -165,21 +167,21 @@ def test_destinations_out_of_range_stay_in_memory(device):
         with pytest.raises(RuntimeError, match="destination"):
             ops.route_to(destination, 3)
         return
-    found = ops.route_to(destination.to(device), 3)
+    results = ops.route_to(destination.to(device), 3)
     expected = ops.route_to(destination.clamp(0, 2), 3)
-    for ours, theirs in zip(found, expected, strict=True):
-        assert torch.equal(ours.cpu(), theirs)
+    for actual, wanted in zip(results, expected, strict=True):
+        assert torch.equal(actual.cpu(), wanted)
 
 
 def test_autocast_computes_in_the_low_precision(device):
     hidden, heads = torch.randn(8, 32, device=device), torch.randn(3, 32, device=device)
     with torch.autocast(device, dtype=torch.bfloat16):
-        found = ops.exit_confidence(hidden, heads)
-    assert torch.equal(found.probability, ops.exit_confidence(hidden.bfloat16(), heads.bfloat16()).probability)
+        result = ops.exit_confidence(hidden, heads)
+    assert torch.equal(result.probability, ops.exit_confidence(hidden.bfloat16(), heads.bfloat16()).probability)
 
 
 def test_compiles_without_breaks(device):
     hidden, heads = torch.randn(8, 32, device=device), torch.randn(300, 32, device=device)
     compiled = torch.compile(lambda h: ops.exit_confidence(h, heads, threshold=0.5), fullgraph=True)
-    for ours, theirs in zip(compiled(hidden), ops.exit_confidence(hidden, heads, threshold=0.5), strict=True):
-        torch.testing.assert_close(ours, theirs)
+    for actual, wanted in zip(compiled(hidden), ops.exit_confidence(hidden, heads, threshold=0.5), strict=True):
+        torch.testing.assert_close(actual, wanted)

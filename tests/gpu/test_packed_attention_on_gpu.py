@@ -37,17 +37,17 @@ def inputs(segments, width, heads=(9, 3)):
 )
 def test_equals_float64(width, dtype, softcap, segments, device):
     given = [x.to(dtype) for x in inputs(segments, width)]
-    found = ops.packed_attention(*(x.to(device) for x in given), segments, softcap=softcap)
+    result = ops.packed_attention(*(x.to(device) for x in given), segments, softcap=softcap)
     exact = packed_attention_reference(*(x.double() for x in given), segments, width**-0.5, softcap or 0.0)
-    torch.testing.assert_close(found.cpu().double(), exact, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    torch.testing.assert_close(result.cpu().double(), exact, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (8, 1)])
 def test_any_grouping_of_heads(heads, device):
     given = inputs(SEGMENTS, 64, heads)
-    found = ops.packed_attention(*(x.to(device) for x in given), SEGMENTS)
+    result = ops.packed_attention(*(x.to(device) for x in given), SEGMENTS)
     exact = packed_attention_reference(*(x.double() for x in given), SEGMENTS, 64**-0.5)
-    torch.testing.assert_close(found.cpu().double(), exact, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(result.cpu().double(), exact, atol=1e-4, rtol=1e-4)
 
 
 def test_a_graph_reads_what_its_inputs_hold_now(device):
@@ -74,5 +74,5 @@ def test_other_values_in_the_same_segments_tensor_count(device):
     ops.packed_attention(*given, segments)
     segments[3, 2:4] = torch.tensor([0, 100])  # the row alone now reads a prefix
     exact = packed_attention_reference(*(x.cpu().double() for x in given), segments, 64**-0.5)
-    found = ops.packed_attention(*given, segments)
-    torch.testing.assert_close(found.cpu().double(), exact, atol=1e-4, rtol=1e-4)
+    result = ops.packed_attention(*given, segments)
+    torch.testing.assert_close(result.cpu().double(), exact, atol=1e-4, rtol=1e-4)

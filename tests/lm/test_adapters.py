@@ -51,14 +51,14 @@ def test_cold_threads_leave_the_weights_of_one(original):
         expected = alone(ids).logits
     for _ in range(10):
         model = copy.deepcopy(original)
-        merger, found = AdapterMerger(model), []
+        merger, results = AdapterMerger(model), []
 
-        def read(_, model=model, merger=merger, found=found):
+        def read(_, model=model, merger=merger, results=results):
             with merger.merged(), torch.no_grad():
-                found.append(model(ids).logits)
+                results.append(model(ids).logits)
 
         together(8, read)
-        assert merger.is_merged and all(torch.equal(logits, expected) for logits in found)
+        assert merger.is_merged and all(torch.equal(logits, expected) for logits in results)
 
 
 def test_who_unmerges_waits_for_readers(original):

@@ -84,8 +84,8 @@ def test_greedy_tokens_are_those_of_transformers(family):
     for (result,), (tokens, logprobs) in zip(results, expected, strict=True):
         assert result.token_ids == tokens and result.finish_reason == "length" and result.text is None
         check_statistics(result, logprobs)
-    for place, ids in enumerate(PROMPTS):  # alone, and without a prefix
-        assert generator.generate([([], [ids])], GREEDY)[0][0].token_ids == expected[place][0]
+    for index, ids in enumerate(PROMPTS):  # alone, and without a prefix
+        assert generator.generate([([], [ids])], GREEDY)[0][0].token_ids == expected[index][0]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -227,7 +227,7 @@ def test_text_ends_before_a_stop_string(writer):
     groups = [("", ["Hello"])]
     for full in writer.generate(groups, LONG)[0]:
         text = full.text
-        whole = [place for place, letter in enumerate(text) if "�" not in text[place : place + 3] and place > 9]
+        whole = [index for index, letter in enumerate(text) if "�" not in text[index : index + 3] and index > 9]
         stop = text[whole[0] : whole[0] + 3]
         index = writer.generate(groups, LONG)[0].index(full)
         params = SamplingParams(temperature=1.2, num_samples=4, max_new_tokens=60, stop=(stop, "never there"))
@@ -241,11 +241,11 @@ def test_text_ends_before_a_stop_string(writer):
 
 def test_text_leaves_out_the_stop_token(writer):
     full = writer.generate([("", ["Hello"])], LONG)[0][0]
-    place = next(i for i, token in enumerate(full.token_ids) if i > 3 and full.token_ids.index(token) == i)
-    params = SamplingParams(temperature=1.2, max_new_tokens=60, stop_token_ids=(full.token_ids[place],))
+    index = next(i for i, token in enumerate(full.token_ids) if i > 3 and full.token_ids.index(token) == i)
+    params = SamplingParams(temperature=1.2, max_new_tokens=60, stop_token_ids=(full.token_ids[index],))
     result = writer.generate([("", ["Hello"])], params)[0][0]
-    assert result.token_ids == full.token_ids[: place + 1] and result.finish_reason == "stop"
-    assert result.text == writer.tokenizer.decode(full.token_ids[:place], skip_special_tokens=True)
+    assert result.token_ids == full.token_ids[: index + 1] and result.finish_reason == "stop"
+    assert result.text == writer.tokenizer.decode(full.token_ids[:index], skip_special_tokens=True)
 
 
 def test_streams_of_one_thread_do_not_touch_each_other(writer):

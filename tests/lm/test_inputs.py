@@ -68,7 +68,7 @@ def test_parts_fit_together_again(text, at):
     first, second = text[:cut], text[cut:]
     assert joined(first, second) == text and len(first) + len(second) == len(text)
     assert extent(first) + extent(second) == extent(text)
-    assert [text[place] for place in range(len(text))] == elements(text)
+    assert [text[index] for index in range(len(text))] == elements(text)
     if cut < min(at, len(text)):
         with pytest.raises(ValueError, match="slice: expected one that divides no Embeddings"):
             text[: min(at, len(text))]
@@ -123,8 +123,8 @@ def test_positions_of_layouts_follow_rows_and_prefixes():
     group = [[0, 1, 1, 1, 1, 3], [0, 1, 1, 2, 2, 3], [0, 1, 2, 1, 2, 3]]
     assert layout.positions[:, :9].tolist() == [[*row, 4, 5, 4] for row in group]
     assert layout.positions[:, 9:].tolist() == [[0, 1, 1, 1, 1, 1, 0], [0, 1, 1, 1, 2, 2, 0], [0, 1, 1, 2, 1, 2, 0]]
-    places, groups, kept = layout.keep(np.array([1, 3]))
-    assert np.array_equal(kept.positions, layout.positions[:, places]) and groups.tolist() == [0, 1]
+    indices, groups, kept = layout.keep(np.array([1, 3]))
+    assert np.array_equal(kept.positions, layout.positions[:, indices]) and groups.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(

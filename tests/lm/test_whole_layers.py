@@ -115,7 +115,7 @@ def test_batch_mates_change_no_score(model):
         return batch.peek_last(4)[0]
 
     alone = state([text])
-    others = [([place, place + 1], [[place + 2] * 7]) for place in range(3, 60, 3)]
+    others = [([index, index + 1], [[index + 2] * 7]) for index in range(3, 60, 3)]
     for groups in ([text] * 20, [text, *others], [text, ([8] * 40, [[9] * 40])]):
         torch.testing.assert_close(state(groups), alone, **CLOSE)
 
@@ -146,10 +146,10 @@ def test_the_rankers_full_depth_is_the_plain_model(name, cached):
     ranker.policy = ExitPolicy(((0.4, 0.2),))
     together = ranker.predict(requests)
     assert len(set(together.depth.tolist())) > 1
-    for place, request in enumerate(requests):
+    for index, request in enumerate(requests):
         alone = ranker.predict([request])
-        assert alone.depth[0] == together.depth[place]
-        torch.testing.assert_close(alone.probability[0], together.probability[place], **CLOSE)
+        assert alone.depth[0] == together.depth[index]
+        torch.testing.assert_close(alone.probability[0], together.probability[index], **CLOSE)
 
 
 def test_logits_that_are_more_than_a_head_are_refused():
@@ -273,5 +273,5 @@ def test_bfloat16():
     no, yes = (Letters()(answer, add_special_tokens=False)["input_ids"][0] for answer in "ny")
     with torch.no_grad():
         expected = model(torch.tensor([[5, 6, 7, 8]])).logits[0, -1, [no, yes]].float().softmax(-1)[1]
-    found = EarlyExitRanker.from_model(model, Letters(), ("n", "y")).predict([([5, 6], [7, 8])]).probability[0]
-    torch.testing.assert_close(found, expected, atol=0.05, rtol=0.1)
+    result = EarlyExitRanker.from_model(model, Letters(), ("n", "y")).predict([([5, 6], [7, 8])]).probability[0]
+    torch.testing.assert_close(result, expected, atol=0.05, rtol=0.1)

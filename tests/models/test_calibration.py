@@ -24,24 +24,24 @@ def exit_scores(noise, cold_share=0.3, rows=4000, seed=0):
 def test_limits_hold_and_temperatures_undo_overconfidence():
     known, unrated = exit_scores((1.0, 0.3, 0.1)), exit_scores((3.0, 1.0, 0.1), seed=1)
     config = OptiRAGConfig(max_auc_loss=0.01, max_gauc_loss=0.01)
-    found = calibrate(known, unrated, DEPTHS, config)
-    assert found.temperatures[-1] == pytest.approx(3.0, rel=0.1)
+    result = calibrate(known, unrated, DEPTHS, config)
+    assert result.temperatures[-1] == pytest.approx(3.0, rel=0.1)
     for scores, stratum in ((known, 0), (unrated, 1)):
         part = ~scores.cold if stratum == 0 else np.ones_like(scores.cold)
-        probability = 1 / (1 + np.exp(-scores.logits[..., 0] / np.array(found.temperatures)[:, None]))
-        exited, places = uncertainty.simulate(
-            probability, confidence_of(probability, "ratio"), found.policy.thresholds[stratum]
+        probability = 1 / (1 + np.exp(-scores.logits[..., 0] / np.array(result.temperatures)[:, None]))
+        exited, exit_indices = uncertainty.simulate(
+            probability, confidence_of(probability, "ratio"), result.policy.thresholds[stratum]
         )
         joint = np.where(part, exited, probability[-1])
         assert evaluation.auc(scores.labels, joint) >= evaluation.auc(scores.labels, probability[-1]) - 0.01
-        assert places[part].mean() < 2
+        assert exit_indices[part].mean() < 2
     gauc = [evaluation.gauc(unrated.labels, values, unrated.users) for values in (exited, probability[-1])]
     assert gauc[0] >= gauc[1] - 0.01
 
 
 def test_without_unrated_requests_cold_ones_read_every_layer():
-    found = calibrate(exit_scores((1.0, 0.3, 0.1)), None, DEPTHS, OptiRAGConfig())
-    assert np.isinf(found.policy.thresholds[1]).all()
+    result = calibrate(exit_scores((1.0, 0.3, 0.1)), None, DEPTHS, OptiRAGConfig())
+    assert np.isinf(result.policy.thresholds[1]).all()
 
 
 @pytest.mark.parametrize("measure", ["max_prob", "margin", "entropy", "ratio"])
@@ -72,13 +72,13 @@ def test_both_promises_hold_on_other_users():
     kept, depths = [], []
     for seed in range(30):
         known, unrated = (promised(1200, noise=noise, seed=seed) for noise in ((1.0, 0.3, 0.1), (1.5, 0.5, 0.1)))
-        found = calibrate(known, unrated, DEPTHS, OptiRAGConfig(max_disagreement=0.08))
+        result = calibrate(known, unrated, DEPTHS, OptiRAGConfig(max_disagreement=0.08))
         within = []
         for stratum, noise in enumerate(((1.0, 0.3, 0.1), (1.5, 0.5, 0.1))):
             fresh = promised(10_000, noise=noise, seed=1000 + seed)
-            probability = 1 / (1 + np.exp(-fresh.logits[..., 0] / np.array(found.temperatures)[:, None]))
+            probability = 1 / (1 + np.exp(-fresh.logits[..., 0] / np.array(result.temperatures)[:, None]))
             exited, positions = uncertainty.simulate(
-                probability, confidence_of(probability, "ratio"), found.policy.thresholds[stratum]
+                probability, confidence_of(probability, "ratio"), result.policy.thresholds[stratum]
             )
             within.append(((exited > 0.5) != (probability[-1] > 0.5)).mean() <= 0.08)
             depths.append(positions.mean())
@@ -122,5 +122,5 @@ def test_a_promise_needs_both_labels_in_both_halves_of_the_users():
 
 def test_requests_of_one_user_each_have_no_gauc_to_keep():
     known = replace(exit_scores((1.0, 0.3, 0.1), cold_share=0.0), users=np.arange(4000))
-    found = calibrate(known, None, DEPTHS, OptiRAGConfig(max_auc_loss=0.01))
-    assert min(found.policy.thresholds[0]) < np.inf
+    result = calibrate(known, None, DEPTHS, OptiRAGConfig(max_auc_loss=0.01))
+    assert min(result.policy.thresholds[0]) < np.inf

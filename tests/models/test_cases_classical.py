@@ -58,13 +58,13 @@ def test_all_that_a_user_has_had_is_left_out(make, shop, tmp_path):
     rows = np.arange(200)
     model = make().fit(shop, rows)
     model.save_pretrained(tmp_path)
-    for one in (model, type(model).from_pretrained(tmp_path)):
-        found = one.recommend(np.arange(shop.num_users), 30).items
-        for user, row in enumerate(found):
+    for recommender in (model, type(model).from_pretrained(tmp_path)):
+        result = recommender.recommend(np.arange(shop.num_users), 30).items
+        for user, row in enumerate(result):
             seen = set(shop.items[rows][shop.users[rows] == user].tolist())
             assert set(row.tolist()) - {-1} == set(range(shop.num_items)) - seen
         liked = Histories.of(shop, rows)
-        assert all(np.array_equal(one.histories.of_user(u), liked.of_user(u)) for u in range(shop.num_users))
+        assert all(np.array_equal(recommender.histories.of_user(u), liked.of_user(u)) for u in range(shop.num_users))
 
 
 def test_users_and_items_come_in_any_container(make, shop):
@@ -81,8 +81,8 @@ def test_users_and_items_come_in_any_container(make, shop):
         lambda a: a.astype(object),
     ):
         assert np.array_equal(model.score(contain(users), contain(items)), scores)
-        found = model.recommend(contain(users), 4)
-        assert np.array_equal(found.items, best.items) and np.array_equal(found.scores, best.scores)
+        result = model.recommend(contain(users), 4)
+        assert np.array_equal(result.items, best.items) and np.array_equal(result.scores, best.scores)
     assert model.score([], []).shape == (0,) and model.recommend([], 4).items.shape == (0, 4)
     assert model.recommend(users, 0).items.shape == (3, 0)
 
@@ -162,12 +162,12 @@ def test_targets_that_were_had_before_are_unreachable_and_counted(negatives):
     )  # fmt: skip
     parts = split_by_time(data, "leave_one_out")
     model = Popularity().fit(data, parts.train)
-    found = metrics_on_test(model, data, parts, EvaluationConfig(ks=(6 if negatives else 12,), negatives=negatives))
+    result = metrics_on_test(model, data, parts, EvaluationConfig(ks=(6 if negatives else 12,), negatives=negatives))
     if negatives:
-        assert found["unreachable"] == 0
+        assert result["unreachable"] == 0
     else:
-        assert found["unreachable"] == 2 and found["hr@12"] == found["recall@12"] == 1.0
-        assert model.ndcg(data, parts.test, k=12) == pytest.approx(found["ndcg@12"])
+        assert result["unreachable"] == 2 and result["hr@12"] == result["recall@12"] == 1.0
+        assert model.ndcg(data, parts.test, k=12) == pytest.approx(result["ndcg@12"])
 
 
 def events(labels):

@@ -55,14 +55,14 @@ def shop_events(seed=0, size=400):
 
 
 def shop_items():
-    numbers = range(ARTICLES)
+    articles = range(ARTICLES)
     return pd.DataFrame(
         {
-            "sku": [article(number) for number in numbers],
-            "title": [f"Article {number}" for number in numbers],
-            "category": [("shoes", "bags", "hats")[number % 3] for number in numbers],
-            "brand": [("Acme", "Bolt")[number % 2] for number in numbers],
-            "price": [10 + number % 4 * 5 for number in numbers],
+            "sku": [article(number) for number in articles],
+            "title": [f"Article {number}" for number in articles],
+            "category": [("shoes", "bags", "hats")[number % 3] for number in articles],
+            "brand": [("Acme", "Bolt")[number % 2] for number in articles],
+            "price": [10 + number % 4 * 5 for number in articles],
         }
     )
 
@@ -84,7 +84,7 @@ def only_line(done):
     """The last line, before which stands no other than those of the loader."""
     assert done.exit_code == 2, done.output
     *before, line = [line for line in done.output.splitlines() if line.strip()]
-    assert line.startswith("error: ") and all("is a like" in told for told in before), done.output
+    assert line.startswith("error: ") and all("is a like" in message for message in before), done.output
     return line
 
 
@@ -132,19 +132,19 @@ def test_fit_recommend_evaluate(shop, model):
     assert {path.name for path in (shop / "model").iterdir()} == names
     done = recommend(shop)
     assert done.exit_code == 0, done.output
-    found = pd.read_csv(shop / "top.csv")
-    assert list(found) == ["customer", "mail", "rank", "item", "score"]
-    assert list(found["customer"].unique()) == [customer(7), customer(2), customer(19)]
-    assert list(found["mail"]) == ["g@x"] * 5 + ["b@x"] * 5 + ["s@x"] * 5
-    assert list(found["rank"]) == [1, 2, 3, 4, 5] * 3
+    result = pd.read_csv(shop / "top.csv")
+    assert list(result) == ["customer", "mail", "rank", "item", "score"]
+    assert list(result["customer"].unique()) == [customer(7), customer(2), customer(19)]
+    assert list(result["mail"]) == ["g@x"] * 5 + ["b@x"] * 5 + ["s@x"] * 5
+    assert list(result["rank"]) == [1, 2, 3, 4, 5] * 3
     seen = had_by_customer()
-    assert not any(item in seen[user] for user, item in zip(found["customer"], found["item"], strict=True))
+    assert not any(item in seen[user] for user, item in zip(result["customer"], result["item"], strict=True))
     loaded = load_recommender(shop / "model")
     best = loaded.recommend([customer(2)], 5)
-    assert found["item"][5:10].tolist() == best.items[0].tolist()
-    assert np.allclose(found["score"][5:10], best.scores[0], atol=1e-6)  # asked alone the last bits may differ
-    told = json.loads(evaluate(shop).stdout)
-    assert 0 <= told["metrics"]["ndcg@10"] <= 1 and {"hr@5", "mrr@20", "coverage"} <= set(told["metrics"])
+    assert result["item"][5:10].tolist() == best.items[0].tolist()
+    assert np.allclose(result["score"][5:10], best.scores[0], atol=1e-6)  # asked alone the last bits may differ
+    report = json.loads(evaluate(shop).stdout)
+    assert 0 <= report["metrics"]["ndcg@10"] <= 1 and {"hr@5", "mrr@20", "coverage"} <= set(report["metrics"])
     done = evaluate(shop, "--task", "ranking", "--ks", "1,3", "--negatives", "4")
     assert "hr@3" in json.loads(done.stdout)["metrics"] and "hr@3" in done.stderr
 
@@ -155,7 +155,7 @@ def test_evaluation_is_that_of_the_training_part(shop, model, task):
     """What the saved model knows of the test part must not reach the metrics, whatever the order of the table."""
     assert fit(shop, model, "--split", "user_time").exit_code == 0
     user_indices = ("--split", "user_time", "--task", task)
-    told = json.loads(evaluate(shop, *user_indices).stdout)["metrics"]
+    report = json.loads(evaluate(shop, *user_indices).stdout)["metrics"]
     data = load_interactions(
         shop / "events.csv", shop / "items.csv",
         columns={"user": "customer", "item": "sku", "timestamp": "bought_at", "rating": "stars"},
@@ -166,18 +166,18 @@ def test_evaluation_is_that_of_the_training_part(shop, model, task):
     expected = metrics_on_test(
         kind(settings).fit(data, split.train, split.validation), data, split, EvaluationConfig(task=task)
     )
-    assert told == pytest.approx({n: None if np.isnan(v) else v for n, v in expected.items()}, abs=1e-6)
+    assert report == pytest.approx({n: None if np.isnan(v) else v for n, v in expected.items()}, abs=1e-6)
     shop_events().sample(frac=1.0, random_state=3).to_csv(shop / "shuffled.csv", index=False)
     shuffled = json.loads(evaluate(shop, *user_indices, data="shuffled.csv").stdout)["metrics"]
-    assert shuffled == pytest.approx(told, abs=1e-6)
+    assert shuffled == pytest.approx(report, abs=1e-6)
 
 
 def test_what_has_no_value_is_null_with_the_reason(shop):
     assert fit(shop).exit_code == 0
     done = evaluate(shop, "--task", "ctr")  # each user has one event in the test part
-    told = json.loads(done.stdout)
-    assert told["metrics"]["gauc"] is None and 0 <= told["metrics"]["auc"] <= 1
-    assert told["undefined"] == {"gauc": "no user with both labels"}
+    report = json.loads(done.stdout)
+    assert report["metrics"]["gauc"] is None and 0 <= report["metrics"]["auc"] <= 1
+    assert report["undefined"] == {"gauc": "no user with both labels"}
     assert "(no user with both labels)" in done.stderr
 
 
@@ -198,20 +198,20 @@ def test_every_form_holds_the_same_whatever_the_block(shop, monkeypatch, block):
     monkeypatch.setattr(commands, "ENTRIES", block)
     for name, read in READERS.items():
         assert recommend(shop, output=name).exit_code == 0
-        found = read(shop / name)
-        assert list(found) == ["customer", "mail", "rank", "item", "score"]
-        assert found["item"].tolist() == expected.items.ravel().tolist()
-        assert np.array_equal(found["score"].to_numpy(np.float32), expected.scores.ravel())
-        assert found["rank"].tolist() == [1, 2, 3, 4, 5] * 3
+        result = read(shop / name)
+        assert list(result) == ["customer", "mail", "rank", "item", "score"]
+        assert result["item"].tolist() == expected.items.ravel().tolist()
+        assert np.array_equal(result["score"].to_numpy(np.float32), expected.scores.ravel())
+        assert result["rank"].tolist() == [1, 2, 3, 4, 5] * 3
     assert recommend(shop, output="-").stdout == (shop / "top.csv").read_text()
 
 
 def test_all_users_are_those_of_the_model(shop):
     assert fit(shop).exit_code == 0
     fine("classical", "recommend", "--model", shop / "model", "--k", "1", "--output", shop / "all.parquet")
-    found = pd.read_parquet(shop / "all.parquet")
-    assert list(found) == ["user", "rank", "item", "score"]
-    assert set(found["user"]) == set(shop_events()["customer"]) and len(found) == CUSTOMERS
+    result = pd.read_parquet(shop / "all.parquet")
+    assert list(result) == ["user", "rank", "item", "score"]
+    assert set(result["user"]) == set(shop_events()["customer"]) and len(result) == CUSTOMERS
 
 
 def test_there_are_no_more_items_than_there_are(shop):
@@ -245,10 +245,10 @@ def test_new_users_come_with_their_events(shop):
     history.to_csv(shop / "history.csv", index=False)
     done = recommend(shop, "--data", shop / "history.csv", "--k", "40", names=NAMES)
     assert done.exit_code == 0, done.output
-    found = pd.read_csv(shop / "top.csv").groupby("customer")["item"].agg(set)
+    result = pd.read_csv(shop / "top.csv").groupby("customer")["item"].agg(set)
     every = {article(number) for number in range(ARTICLES)}
-    assert found["new"] == every - {article(1), article(2)}
-    assert found[customer(2)] == every - {article(3)}  # what is told takes the place of what was known
+    assert result["new"] == every - {article(1), article(2)}
+    assert result[customer(2)] == every - {article(3)}  # what is told takes the place of what was known
     model = load_recommender(shop / "model")
     model.set_histories_from_table(history.set_axis(["user", "item", "timestamp", "rating"], axis=1))
     assert pd.read_csv(shop / "top.csv")["item"][:5].tolist() == model.recommend(["new"], 5).items[0].tolist()
@@ -309,7 +309,7 @@ def test_wrong_fits_are_one_line(shop, monkeypatch, arguments, message):
     assert not (shop / "model").exists()
 
 
-def test_what_cannot_be_written_is_found_before_the_work(shop, monkeypatch):
+def test_unwritable_outputs_are_refused_before_the_work(shop, monkeypatch):
     assert fit(shop).exit_code == 0
     (shop / "file").write_text("")
     done = recommend(shop, output="file/top.csv")
@@ -341,10 +341,10 @@ def test_wrong_questions_are_one_line(shop, command, arguments, message):
 
 
 @pytest.mark.parametrize("k", ["0", "-3"])
-def test_no_item_cannot_be_asked_for(shop, k):
+def test_zero_items_cannot_be_requested(shop, k):
     for done in (recommend(shop, "--k", k), evaluate(shop, "--negatives", k)):
-        told = " ".join(re.sub("[^-a-z0-9';: ]", " ", done.output).split())
-        assert done.exit_code == 2 and f"expected a whole number of at least 1; got {k}" in told
+        output = " ".join(re.sub("[^-a-z0-9';: ]", " ", done.output).split())
+        assert done.exit_code == 2 and f"expected a whole number of at least 1; got {k}" in output
 
 
 def test_without_a_split_everything_is_learned(shop):
@@ -352,9 +352,9 @@ def test_without_a_split_everything_is_learned(shop):
     data = load_interactions(
         shop / "events.csv", columns={"user": "customer", "item": "sku", "timestamp": "bought_at", "rating": "stars"}
     )
-    expected, found = Popularity().fit(data), load_recommender(shop / "model")
+    expected, result = Popularity().fit(data), load_recommender(shop / "model")
     users = list(data.user_ids)
-    assert found.recommend(users, 5).items.tolist() == expected.recommend(users, 5).items.tolist()
+    assert result.recommend(users, 5).items.tolist() == expected.recommend(users, 5).items.tolist()
     assert "expected a test part that the model has not learnt from" in only_line(evaluate(shop))
 
 
@@ -394,8 +394,8 @@ def test_a_killed_training_goes_on(shop, monkeypatch, model):
     done = fit(shop, model)
     assert done.exit_code == 0 and "resumes after step" in done.stderr
     assert not (shop / "model" / "training.safetensors").exists()
-    expected, found = weights(shop / "whole"), weights(shop / "model")
-    assert all(np.array_equal(expected[name], found[name]) for name in expected)
+    expected, result = weights(shop / "whole"), weights(shop / "model")
+    assert all(np.array_equal(expected[name], result[name]) for name in expected)
 
 
 def test_seeds_and_settings_reach_the_model(shop):

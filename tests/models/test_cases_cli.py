@@ -52,10 +52,10 @@ def only_line(done):
 
 def test_version_and_module():
     assert run("--version").output == f"reasonrec-fast {reasonrec_fast.__version__}\n"
-    told = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-m", "reasonrec_fast", "--version"], capture_output=True, text=True, check=True
     )
-    assert told.stdout == f"reasonrec-fast {reasonrec_fast.__version__}\n"
+    assert completed.stdout == f"reasonrec-fast {reasonrec_fast.__version__}\n"
 
 
 def test_training_tells_its_parts(files, monkeypatch):
@@ -126,7 +126,7 @@ def test_files_at_fault_are_one_line(files, monkeypatch, number, message):
     assert only_line(done) == f"error: {files / 'model' / 'training.safetensors'}: {message}"
 
 
-def test_what_cannot_be_written_is_found_before_the_work(files, monkeypatch):
+def test_unwritable_outputs_are_refused_before_the_work(files, monkeypatch):
     def never(*arguments, **options):
         raise AssertionError("the work began")
 
@@ -142,8 +142,8 @@ def test_what_cannot_be_written_is_found_before_the_work(files, monkeypatch):
     assert sorted(path.name for path in files.iterdir()) == ["config.json", "events.csv", "file", "items.csv"]
 
 
-def test_messages_are_as_loud_as_asked_for(files):
-    def told(*before):
+def test_messages_are_as_verbose_as_requested(files):
+    def log_of(*before):
         done = train(files, before=before)
         assert done.exit_code == 0, done.output
         return done.stderr
@@ -166,11 +166,11 @@ def test_messages_are_as_loud_as_asked_for(files):
             Checkpoint.save = original
 
     interrupted()
-    assert "DEBUG: Python " in (loud := told("-v")) and "resumes after step" in loud
+    assert "DEBUG: Python " in (loud := log_of("-v")) and "resumes after step" in loud
     interrupted()
-    assert "DEBUG: " not in (usual := told()) and "resumes after step" in usual
+    assert "DEBUG: " not in (usual := log_of()) and "resumes after step" in usual
     interrupted()
-    assert "resumes after step" not in told("-q")
+    assert "resumes after step" not in log_of("-q")
     assert run("-v", "-q", "demo").exit_code == 2
 
 
@@ -259,5 +259,5 @@ def test_files_of_settings_are_named_with_the_key(files, content, message):
 def test_counts_that_ask_for_nothing_are_refused(arguments):
     done = run(*arguments)
     assert done.exit_code == 2
-    told = " ".join(re.sub("[^-a-z0-9';: ]", " ", done.output).split())
-    assert f"'{arguments[-2]}': expected a whole number of at least 1; got {arguments[-1]}" in told
+    output = " ".join(re.sub("[^-a-z0-9';: ]", " ", done.output).split())
+    assert f"'{arguments[-2]}': expected a whole number of at least 1; got {arguments[-1]}" in output

@@ -65,9 +65,9 @@ def test_answers_are_in_the_callers_identifiers(kind, tmp_path):
     model = MODELS[kind]().fit(table)
     model.save_pretrained(tmp_path)
     data = load_interactions(table)
-    for found in (model, type(model).from_pretrained(tmp_path)):
-        by_index = found.recommend(np.arange(3), 4)
-        by_name = found.recommend(list(data.user_ids[:3]), 4)
+    for result in (model, type(model).from_pretrained(tmp_path)):
+        by_index = result.recommend(np.arange(3), 4)
+        by_name = result.recommend(list(data.user_ids[:3]), 4)
         assert np.array_equal(by_index.scores, by_name.scores)
         assert by_name.items.tolist() == [
             [None if item < 0 else data.catalog.ids[item] for item in row] for row in by_index.items
@@ -76,8 +76,8 @@ def test_answers_are_in_the_callers_identifiers(kind, tmp_path):
         for user, row in zip(data.user_ids[:3], by_name.items, strict=True):
             assert not any((user, item) in seen for item in row)
         names = [data.user_ids[0], data.user_ids[2]], [data.catalog.ids[5], data.catalog.ids[0]]
-        assert np.array_equal(found.score(*names), found.score([0, 2], [5, 0]))
-        assert np.array_equal(found.score(pd.Series(names[0], index=[4, 4]), names[1]), found.score([0, 2], [5, 0]))
+        assert np.array_equal(result.score(*names), result.score([0, 2], [5, 0]))
+        assert np.array_equal(result.score(pd.Series(names[0], index=[4, 4]), names[1]), result.score([0, 2], [5, 0]))
 
 
 def test_a_table_in_another_order_is_matched(kind, tmp_path):
@@ -147,7 +147,7 @@ def test_a_checkpoint_of_other_labels_is_refused(tmp_path):
     rows = np.arange(len(data))
     stopped = FM(FMConfig(dim=4, epochs=3))
 
-    def stop(epoch, epochs, said):
+    def stop(epoch, epochs, metrics):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -171,8 +171,8 @@ def test_any_model_of_any_table_recommends_the_same_after_it_is_shuffled(tmp_pat
     for kind in (Popularity, ItemKNN, EASE):
         model = kind().fit(table)
         model.save_pretrained(tmp_path)
-        found = kind.from_pretrained(tmp_path).set_histories_from_table(shuffled(table, seed)).recommend(names, 3)
-        assert np.array_equal(found.items, model.recommend(names, 3).items)
+        result = kind.from_pretrained(tmp_path).set_histories_from_table(shuffled(table, seed)).recommend(names, 3)
+        assert np.array_equal(result.items, model.recommend(names, 3).items)
 
 
 def test_integers_stay_indices():

@@ -39,10 +39,11 @@ def gguf(tmp_path, tiny_backbone, monkeypatch):
     return path, parsed
 
 
-def same(one, other):
-    mine, theirs = one.state_dict(), other.state_dict()
-    return list(mine) == list(theirs) and all(
-        mine[name].dtype == theirs[name].dtype and torch.equal(mine[name], theirs[name]) for name in mine
+def same(first, second):
+    first_state, second_state = first.state_dict(), second.state_dict()
+    return list(first_state) == list(second_state) and all(
+        first_state[name].dtype == second_state[name].dtype and torch.equal(first_state[name], second_state[name])
+        for name in first_state
     )
 
 

@@ -63,10 +63,10 @@ def test_a_model_without_knowledge_is_not_given_what_another_left_in_the_folder(
     assert loaded.knowledge is None and loaded.template is None
 
 
-def test_requests_of_nobody_and_nothing_that_is_known_are_told(caplog):
+def test_requests_of_unknown_users_and_items_are_reported(caplog):
     """Identifiers that are written in two ways, such as 007 and 7."""
     known = knowledge(load_interactions(RATED))
-    for user, told in (("A", True), ("a", False)):
+    for user, reported in (("A", True), ("a", False)):
         caplog.clear()
         known.match(Interactions.from_columns([user], ["X"], [None], [9]), np.arange(1))
-        assert ("none of 1 users and 1 items was there in training, such as 'A' and 'X'" in caplog.text) == told
+        assert ("none of 1 users and 1 items was there in training, such as 'A' and 'X'" in caplog.text) == reported

@@ -48,7 +48,7 @@ def shop(size=500, seed=0):
 
 
 @pytest.fixture
-def ours(config):
+def shop_config(config):
     return replace(config, template="auto", suffix_tokens=None, samples=32)
 
 
@@ -57,85 +57,85 @@ def text(model, requests):
     return [decode([*slate.prefix, *suffix]) for slate in requests.slates for suffix in slate.suffixes]
 
 
-def test_the_template_is_made_of_the_columns(ours, caplog):
+def test_the_template_is_made_of_the_columns(shop_config, caplog):
     events, catalog = shop()
     data = load_interactions(events, catalog)
-    found = make_template(data)
-    assert found.taste_attribute == "category"
-    assert sorted(found.target_attributes) == ["brand", "price"] and len(found.quantiles["price"]) == 4
+    result = make_template(data)
+    assert result.taste_attribute == "category"
+    assert sorted(result.target_attributes) == ["brand", "price"] and len(result.quantiles["price"]) == 4
     with caplog.at_level(logging.INFO, "reasonrec_fast"):
-        model = OptiRAG(replace(ours, suffix_tokens=200)).fit(data)
+        model = OptiRAG(replace(shop_config, suffix_tokens=200)).fit(data)
     assert "prompts tell of an item its title, category" in caplog.text
     assert "no prompt reads the attributes image" in caplog.text
-    told = " ".join(text(model, model.requests(data, np.arange(400, 500))))
-    assert "film" not in told.lower() and "viewer" not in told
-    assert "very high price" in told and "Acme" in told and "Shoes" in told and "example" not in told
+    prompt = " ".join(text(model, model.requests(data, np.arange(400, 500))))
+    assert "film" not in prompt.lower() and "viewer" not in prompt
+    assert "very high price" in prompt and "Acme" in prompt and "Shoes" in prompt and "example" not in prompt
 
 
-def test_the_template_is_kept_with_the_model(ours, tmp_path):
+def test_the_template_is_kept_with_the_model(shop_config, tmp_path):
     data = load_interactions(*shop())
-    model = OptiRAG(ours).fit(data)
+    model = OptiRAG(shop_config).fit(data)
     model.save_pretrained(tmp_path)
     loaded = OptiRAG.from_pretrained(tmp_path)
     assert loaded.template.taste_attribute == model.template.taste_attribute == "category"
     rows = np.arange(450, 500)
-    expected, found = (one.predict_rows(data, rows).probability for one in (model, loaded))
-    assert np.allclose(expected, found, atol=0.01)  # adapters are kept in bfloat16
+    expected, result = (scorer.predict_rows(data, rows).probability for scorer in (model, loaded))
+    assert np.allclose(expected, result, atol=0.01)  # adapters are kept in bfloat16
     model.save_pretrained(tmp_path / "alone", knowledge=False)
     assert OptiRAG.from_pretrained(tmp_path / "alone").template == loaded.template
 
 
-def test_without_titles_it_says_so_and_takes_them_later(ours, caplog):
+def test_without_titles_it_says_so_and_takes_them_later(shop_config, caplog):
     events, catalog = shop()
     with caplog.at_level(logging.WARNING, "reasonrec_fast"):
-        model = OptiRAG(replace(ours, suffix_tokens=200)).fit(load_interactions(events))
+        model = OptiRAG(replace(shop_config, suffix_tokens=200)).fit(load_interactions(events))
     assert "no item has a title" in caplog.text
     rows = np.arange(490, 500)
     before = text(model, model.requests(load_interactions(events), rows))
     after = text(model, model.requests(load_interactions(events, catalog), rows))
-    assert "Thing" not in " ".join(before) and all("Thing" in one for one in after)
+    assert "Thing" not in " ".join(before) and all("Thing" in prompt for prompt in after)
 
 
-def test_attributes_that_come_later_reach_the_prompt(ours):
+def test_attributes_that_come_later_reach_the_prompt(shop_config):
     events, catalog = shop()
     known = catalog[catalog["id"] < "00030"]
-    model = OptiRAG(replace(ours, suffix_tokens=200)).fit(load_interactions(events, known))
+    model = OptiRAG(replace(shop_config, suffix_tokens=200)).fit(load_interactions(events, known))
     row = pd.DataFrame({"user": ["C-0001"], "item": ["00039"], "timestamp": ["2025-01-01"], "label": [None]})
-    ask = (load_interactions(row, items, allow_unlabelled=True) for items in (None, catalog))
-    without, told = (text(model, model.requests(asked))[0] for asked in ask)
-    assert "Thing 39" not in without and "Thing 39" in told and "Bolt" in told and "Toys" in told
+    tables = (load_interactions(row, items, allow_unlabelled=True) for items in (None, catalog))
+    without, prompt = (text(model, model.requests(table))[0] for table in tables)
+    assert "Thing 39" not in without and "Thing 39" in prompt and "Bolt" in prompt and "Toys" in prompt
 
 
-def test_likes_alone_are_learned(ours, caplog):
+def test_likes_alone_are_learned(shop_config, caplog):
     events, catalog = shop()
     bought = events[events["label"] == 1].drop(columns="label")
     data = load_interactions(bought, catalog)
     with caplog.at_level(logging.INFO, "reasonrec_fast"):
         parts = split_by_time(data)
-        model = OptiRAG(replace(ours, samples=96, warm_start_steps=60)).fit(data, parts.train, parts.validation)
+        model = OptiRAG(replace(shop_config, samples=96, warm_start_steps=60)).fit(data, parts.train, parts.validation)
     assert "events are likes alone" in caplog.text
     assert (model.knowledge.events.labels == 1).all()
     metrics = model.evaluate(data, parts.test)
     assert metrics["auc"] > 0.6  # of what was bought beside what was drawn
-    assert not any("Disliked" in one for one in text(model, model.requests(data, parts.test)))
+    assert not any("Disliked" in prompt for prompt in text(model, model.requests(data, parts.test)))
 
 
-def test_one_moment_in_any_unit_is_one_answer(ours):
+def test_one_moment_in_any_unit_is_one_answer(shop_config):
     events, catalog = shop()
     seconds = events.assign(timestamp=pd.to_datetime(events["timestamp"]).dt.as_unit("s").astype("int64"))
-    model = OptiRAG(ours).fit(load_interactions(seconds, catalog))
+    model = OptiRAG(shop_config).fit(load_interactions(seconds, catalog))
     moment = pd.Timestamp("2024-04-15T10:00:00.250")
-    asked = pd.DataFrame({"user": ["C-0003"] * 3, "item": ["00001", "00002", "00003"], "label": [None] * 3})
-    found = []
+    queries = pd.DataFrame({"user": ["C-0003"] * 3, "item": ["00001", "00002", "00003"], "label": [None] * 3})
+    results = []
     for form in (str(moment), moment.isoformat() + "Z", moment.value // 10**6, moment.value, moment.to_pydatetime()):
-        requests = load_interactions(asked.assign(timestamp=[form] * 3), allow_unlabelled=True)
-        found.append(model.predict_rows(requests).probability)
-    assert all(np.array_equal(one, found[0]) for one in found)
+        requests = load_interactions(queries.assign(timestamp=[form] * 3), allow_unlabelled=True)
+        results.append(model.predict_rows(requests).probability)
+    assert all(np.array_equal(probability, results[0]) for probability in results)
 
 
-def test_times_of_two_kinds_are_refused(ours):
+def test_times_of_two_kinds_are_refused(shop_config):
     events, catalog = shop()
-    model = OptiRAG(ours).fit(load_interactions(events, catalog))
+    model = OptiRAG(shop_config).fit(load_interactions(events, catalog))
     counted = load_interactions(events.assign(timestamp=range(len(events))), catalog)
     with pytest.raises(ValueError, match="timestamps: expected times of one kind; got a clock and a plain counter"):
         model.requests(counted, np.arange(3))
@@ -149,11 +149,11 @@ def run(*arguments):
 
 
 @pytest.fixture
-def trained(ours, tmp_path):
+def trained(shop_config, tmp_path):
     events, catalog = shop()
     events.to_csv(tmp_path / "events.csv", index=False)
     catalog.to_csv(tmp_path / "items.csv", index=False)
-    (tmp_path / "config.json").write_text(json.dumps(ours.to_dict()))
+    (tmp_path / "config.json").write_text(json.dumps(shop_config.to_dict()))
     done = run("optirag", "train", "--data", tmp_path / "events.csv", "--items", tmp_path / "items.csv",
                "--config", tmp_path / "config.json", "--output", tmp_path / "model")  # fmt: skip
     assert done.exit_code == 0, done.output
@@ -169,8 +169,8 @@ REQUESTS = [
 ]
 
 
-def write(place, name):
-    path = place / name
+def write(folder, name):
+    path = folder / name
     if name.endswith(".parquet"):
         columns = {key: [row[key] or None for row in REQUESTS] for key in REQUESTS[0]}
         pyarrow.parquet.write_table(pyarrow.table(columns), path)
@@ -185,8 +185,8 @@ def write(place, name):
     return path
 
 
-def predict(place, data, output, *more, before=()):
-    return run(*before, "optirag", "predict", "--model", place / "model", "--data", data, "--output", output, *more)
+def predict(folder, data, output, *more, before=()):
+    return run(*before, "optirag", "predict", "--model", folder / "model", "--data", data, "--output", output, *more)
 
 
 def read(path):
@@ -207,11 +207,11 @@ def read(path):
 def test_predictions_join_back(trained, before, after):
     done = predict(trained, write(trained, before), trained / after)
     assert done.exit_code == 0, done.output
-    found = read(trained / after)
-    asked = [row for row in REQUESTS if not row["label"]]
-    assert [{key: row[key] for key in REQUESTS[0]} for row in found] == asked
-    assert list(found[0]) == [*REQUESTS[0], "probability", "depth"]
-    scores = [float(row["probability"]) for row in found]
+    results = read(trained / after)
+    queries = [row for row in REQUESTS if not row["label"]]
+    assert [{key: row[key] for key in REQUESTS[0]} for row in results] == queries
+    assert list(results[0]) == [*REQUESTS[0], "probability", "depth"]
+    scores = [float(row["probability"]) for row in results]
     assert all(0 < score < 1 for score in scores) and abs(scores[0] - scores[2]) < 1e-6
 
 
@@ -226,16 +226,16 @@ def test_predictions_on_standard_output(trained):
     ("change", "arguments", "message"),
     [
         ({"probability": "1"}, (), "expected no column called 'probability'"),
-        ({}, ("--output", "{place}/s.xlsx"), "--output: expected a .csv"),
+        ({}, ("--output", "{folder}/s.xlsx"), "--output: expected a .csv"),
         ({"rating": "3"}, (), ""),
         ({}, ("--columns", "user"), "--columns: expected pairs"),
         ({}, ("--time-unit", "h"), "time_unit: expected one of"),
     ],
 )
-def test_what_cannot_be_predicted_is_told(trained, change, arguments, message):
+def test_what_cannot_be_predicted_is_reported(trained, change, arguments, message):
     rows = [row | change for row in REQUESTS]
     (trained / "r.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    more = [part.replace("{place}", str(trained)) for part in arguments]
+    more = [part.replace("{folder}", str(trained)) for part in arguments]
     done = predict(trained, trained / "r.jsonl", trained / "s.csv", *more)
     assert (done.exit_code == 2) == bool(message) and message in done.output
     assert (trained / "s.csv").exists() != bool(message)
@@ -253,9 +253,9 @@ def test_ratings_are_read_as_in_training(trained, tmp_path):
     assert predict(*ask, "--like", "2").exit_code == 0
 
 
-def test_users_are_scored_alike_whoever_else_is_asked_for(ours, monkeypatch):
+def test_scores_do_not_depend_on_the_other_requested_users(shop_config, monkeypatch):
     data = load_interactions(*shop())
-    model = OptiRAG(ours).fit(data)
+    model = OptiRAG(shop_config).fit(data)
     rows = np.arange(300, 400)
     whole = model.predict_rows(data, rows)
     monkeypatch.setattr("reasonrec_fast.models.optirag.rows.CHUNK_REQUESTS", 7)
@@ -266,33 +266,33 @@ def test_users_are_scored_alike_whoever_else_is_asked_for(ours, monkeypatch):
 # -- Instructions
 
 
-def test_long_instructions_keep_both_ends(ours, caplog):
+def test_long_instructions_keep_both_ends(shop_config, caplog):
     from reasonrec_fast.data import Instruction
 
-    model = OptiRAG(replace(ours, read_dense_features=False, prefix_tokens=60, suffix_tokens=20))
+    model = OptiRAG(replace(shop_config, read_dense_features=False, prefix_tokens=60, suffix_tokens=20))
     record = Instruction("Will the user like it?", "A" * 100 + "end", 1)
     with caplog.at_level(logging.WARNING, "reasonrec_fast"):
-        (told,) = text(model, model.instruction_requests([record]))
-    assert told.startswith("<s>Will the user like it?\nAAAA") and told.endswith("AAend\nAnswer:")
+        (prompt,) = text(model, model.instruction_requests([record]))
+    assert prompt.startswith("<s>Will the user like it?\nAAAA") and prompt.endswith("AAend\nAnswer:")
     assert "1 of 1 records are longer than 80 tokens" in caplog.text
     with pytest.raises(ValueError, match="records: expected instructions of fewer than .* tokens.*got 201 in record 1"):
         model.instruction_requests([Instruction("B" * 200, "x", 1)])
 
 
-def test_instruction_files_are_predicted(ours, tmp_path):
+def test_instruction_files_are_predicted(shop_config, tmp_path):
     records = [{"instruction": "Answer.", "input": f"Thing {i}", "output": "Yes" if i % 3 else "No"} for i in range(30)]
     (tmp_path / "train.json").write_text(json.dumps(records))
-    (tmp_path / "config.json").write_text(json.dumps(ours.to_dict()))
+    (tmp_path / "config.json").write_text(json.dumps(shop_config.to_dict()))
     done = run("optirag", "train", "--data", tmp_path / "train.json", "--config", tmp_path / "config.json",
                "--samples", "16", "--output", tmp_path / "model")  # fmt: skip
     assert done.exit_code == 0, done.output
-    asked = [records[0], records[1] | {"output": "", "id": 5}, {"id": 6, "instruction": "Answer.", "input": "Thing"}]
-    (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    queries = [records[0], records[1] | {"output": "", "id": 5}, {"id": 6, "instruction": "Answer.", "input": "Thing"}]
+    (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, queries)))
     done = run("optirag", "predict", "--model", tmp_path / "model", "--data", tmp_path / "r.jsonl",
                "--output", tmp_path / "s.jsonl")  # fmt: skip
     assert done.exit_code == 0, done.output
-    found = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
-    assert [row["id"] for row in found] == [5, 6] and all(0 < row["probability"] < 1 for row in found)
+    results = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in results] == [5, 6] and all(0 < row["probability"] < 1 for row in results)
 
 
 def test_interactions_of_one_user_and_one_item():

@@ -96,11 +96,11 @@ def test_a_training_event_sees_what_came_before_it(tastes):
     batches = _Batches(FMConfig(history=5, batch=7), tastes, np.arange(300))
     seen = 0
     for batch in batches(0):
-        for place, (user, item) in enumerate(zip(batch.users, batch.items, strict=True)):
+        for index, (user, item) in enumerate(zip(batch.users, batch.items, strict=True)):
             (row,) = np.flatnonzero((tastes.users[:300] == user) & (tastes.items[:300] == item))[:1]
-            mine = np.flatnonzero((tastes.users == user) & (tastes.labels == 1))
+            own_rows = np.flatnonzero((tastes.users == user) & (tastes.labels == 1))
             if np.sum((tastes.users[:300] == user) & (tastes.items[:300] == item)) == 1:
-                assert batch.liked.of_user(place).tolist() == tastes.items[mine[mine < row]][-5:].tolist()
+                assert batch.liked.of_user(index).tolist() == tastes.items[own_rows[own_rows < row]][-5:].tolist()
                 seen += 1
     assert seen > 200
 
@@ -144,10 +144,10 @@ def test_save_load_and_fold_in(tastes, tmp_path, model):
     model.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path)
     users = np.arange(60)
-    expected, found = model.recommend(users, 5), loaded.recommend(users, 5)
-    assert np.array_equal(expected.items, found.items) and np.array_equal(expected.scores, found.scores)
+    expected, result = model.recommend(users, 5), loaded.recommend(users, 5)
+    assert np.array_equal(expected.items, result.items) and np.array_equal(expected.scores, result.scores)
     assert loaded.config == model.config
-    for user, row in enumerate(found.items):
+    for user, row in enumerate(result.items):
         assert not set(row.tolist()) & set(loaded.histories.of_user(user).tolist())
     histories = Histories.from_lists([*[[]] * 80, [1, 2, 3]])
     new = loaded.set_histories(histories).recommend(np.array([80]), 3)

@@ -28,12 +28,12 @@ def fitted(events, config):
 def test_fit_predict_evaluate(events, fitted):
     test = split_by_time(events).test
     requests = fitted.requests(events, test, alone=False)
-    found = fitted.predict(requests)
-    assert found.probability.shape == (len(test),)
-    assert ((found.probability > 0) & (found.probability < 1)).all()
-    assert set(found.depth) <= {0, 1, 2, 4}
+    result = fitted.predict(requests)
+    assert result.probability.shape == (len(test),)
+    assert ((result.probability > 0) & (result.probability < 1)).all()
+    assert set(result.depth) <= {0, 1, 2, 4}
     metrics = fitted.evaluate(events, test)
-    assert metrics["mean_depth"] == pytest.approx(found.depth.mean())
+    assert metrics["mean_depth"] == pytest.approx(result.depth.mean())
     full = fitted.predict(requests, early_exit=False)
     assert (full.depth == 4).all()
     np.testing.assert_allclose(
@@ -46,9 +46,9 @@ def test_saved_model_predicts_the_same(events, fitted, tmp_path):
     fitted.save_pretrained(tmp_path)
     loaded = OptiRAG.from_pretrained(tmp_path)
     assert loaded.policy == fitted.policy
-    one, other = (model.predict(model.requests(events, test)) for model in (fitted, loaded))
+    first, second = (model.predict(model.requests(events, test)) for model in (fitted, loaded))
     # Adapters are stored in bfloat16.
-    np.testing.assert_allclose(one.probability, other.probability, atol=2e-3)
+    np.testing.assert_allclose(first.probability, second.probability, atol=2e-3)
     names = {file.suffix for file in tmp_path.iterdir()}
     assert names == {".safetensors", ".json", ".txt"}
 
@@ -77,10 +77,10 @@ def test_killed_training_goes_on_to_the_same_model(events, config, tmp_path):
         progress=lambda step, steps_, metrics, part: steps.append(step) if part == "training" else None,
     )
     assert steps[0] == 26  # the state after step 25 was stored
-    for (name, one), (_, other) in zip(
+    for (name, first), (_, second) in zip(
         whole.ranker.model.named_parameters(), resumed.ranker.model.named_parameters(), strict=True
     ):
-        torch.testing.assert_close(one, other, msg=name)
+        torch.testing.assert_close(first, second, msg=name)
 
 
 def test_checkpoint_of_another_run_is_refused(events, config, tmp_path):
@@ -103,15 +103,15 @@ def test_new_users_and_items_are_scored(events, fitted):
         titles={"f9": "not used"},
     )
     requests = fitted.requests(data)
-    found = fitted.predict(requests)
-    assert np.isfinite(found.probability).all()
+    result = fitted.predict(requests)
+    assert np.isfinite(result.probability).all()
     decode = fitted.tokenizer.decode
-    told = {}
+    prompts = {}
     for slate in requests.slates:
         for row, suffix in zip(slate.rows, slate.suffixes, strict=True):
-            told[int(row)] = (decode(slate.prefix), decode(suffix))
+            prompts[int(row)] = (decode(slate.prefix), decode(suffix))
     rows = [i for i, label in enumerate(data.labels) if label < 0]
-    by_item = {data.catalog.ids[data.items[row]]: told[place] for place, row in enumerate(rows)}
+    by_item = {data.catalog.ids[data.items[row]]: prompts[index] for index, row in enumerate(rows)}
     assert "has rated 1 films" in by_item["f2"][0] and "Film f1" in by_item["f2"][0]
     assert "not in the catalogue" in by_item["unheard of"][1]
     assert "Nothing is known" in by_item["f3"][0]
@@ -124,9 +124,9 @@ def test_folded_in_user_finds_those_with_the_same_taste():
     data = Interactions.from_columns(users.tolist(), items.tolist(), likes.tolist(), range(400))
     retriever = Retriever.train(data, np.arange(400))
     query = retriever.fold_in(torch.tensor([i for i, name in enumerate(data.catalog.ids) if int(name) % 2 == 0][:3]))
-    _, found = retriever.similar_users(query[None], 10)
-    assert all(int(data.user_ids[user]) % 2 == 0 for user in found[0])
-    excluded = found[0, 0]
+    _, result = retriever.similar_users(query[None], 10)
+    assert all(int(data.user_ids[user]) % 2 == 0 for user in result[0])
+    excluded = result[0, 0]
     _, without = retriever.similar_users(query[None], 40, exclude=excluded[None])
     assert excluded not in without
     assert torch.equal(retriever.fold_in(torch.tensor([], dtype=torch.int64)), torch.zeros(64))
@@ -175,7 +175,7 @@ def test_wrong_settings():
         OptiRAG._fitted_knowledge(type("Unfitted", (), {"knowledge": None})())
 
 
-def test_without_retrieval_nothing_is_told_of_others(events, config):
+def test_without_retrieval_prompts_have_nothing_of_other_users(events, config):
     parts = split_by_time(events)
     fitted = OptiRAG(replace(config, retrieval="none")).fit(events, parts.train, parts.validation)
     requests = fitted.requests(events, parts.test)
@@ -243,20 +243,20 @@ def test_instructions_have_no_numbers(config):
 def test_concurrent_callers_get_their_own_scores(events, fitted):
     test = split_by_time(events).test
     parts = [fitted.requests(events, part) for part in np.array_split(test, 6)]
-    expected = [fitted.predict(part, early_exit=place % 2 == 0) for place, part in enumerate(parts)]
+    expected = [fitted.predict(part, early_exit=index % 2 == 0) for index, part in enumerate(parts)]
     with ThreadPoolExecutor(6) as pool:
-        jobs = [pool.submit(fitted.predict, part, early_exit=place % 2 == 0) for place, part in enumerate(parts)]
-    for one, job in zip(expected, jobs, strict=True):
-        np.testing.assert_allclose(job.result().probability, one.probability, atol=1e-5)
-        np.testing.assert_array_equal(job.result().depth, one.depth)
+        jobs = [pool.submit(fitted.predict, part, early_exit=index % 2 == 0) for index, part in enumerate(parts)]
+    for scores, job in zip(expected, jobs, strict=True):
+        np.testing.assert_allclose(job.result().probability, scores.probability, atol=1e-5)
+        np.testing.assert_array_equal(job.result().depth, scores.depth)
 
 
 def test_cold_threads_merge_once(events, fitted, tmp_path, monkeypatch):
     """Sixteen threads begin at once on a model that was just loaded, while another saves it: its weights are one's."""
     fitted.save_pretrained(tmp_path / "before")
-    one, many = (OptiRAG.from_pretrained(tmp_path / "before", device="cpu") for _ in range(2))
+    single, many = (OptiRAG.from_pretrained(tmp_path / "before", device="cpu") for _ in range(2))
     requests = many.requests(events, split_by_time(events).test[:20])
-    expected = one.predict(requests).probability
+    expected = single.predict(requests).probability
     delta = lora.Linear.get_delta_weight
 
     def slowly(layer, adapter):
@@ -265,12 +265,12 @@ def test_cold_threads_merge_once(events, fitted, tmp_path, monkeypatch):
 
     monkeypatch.setattr(lora.Linear, "get_delta_weight", slowly)
     with ThreadPoolExecutor(17) as pool:
-        found = [pool.submit(many.predict, requests) for _ in range(16)]
+        results = [pool.submit(many.predict, requests) for _ in range(16)]
         saved = pool.submit(many.save_pretrained, tmp_path / "after")
-    for future in found:
+    for future in results:
         np.testing.assert_allclose(future.result().probability, expected, atol=1e-5)
     saved.result()
-    weights = dict(one.ranker.model.named_parameters())
+    weights = dict(single.ranker.model.named_parameters())
     for name, value in many.ranker.model.named_parameters():
         assert torch.equal(value, weights[name]), name
     for name in ("adapter.safetensors", "heads.safetensors"):
@@ -317,7 +317,7 @@ def test_a_move_to_where_it_is_changes_no_bit(fitted, events):
     np.testing.assert_array_equal(fitted.predict(requests, early_exit=False).probability, expected)
 
 
-def test_a_split_in_place_of_rows_is_named(events, config):
+def test_a_split_instead_of_rows_is_named(events, config):
     parts = split_by_time(events)
     with pytest.raises(TypeError, match=r"train: expected rows; got a Split: give split\.train, split\.validation"):
         OptiRAG(config).fit(events, parts)
@@ -328,9 +328,9 @@ def test_a_split_in_place_of_rows_is_named(events, config):
 def test_a_promise_to_too_few_users_is_refused_before_training(events, config):
     parts = split_by_time(events)
     few = parts.validation[np.isin(events.users[parts.validation], np.unique(events.users[parts.validation])[:3])]
-    told = []
+    reported = []
     with pytest.raises(ValueError, match=r"validation: expected at least 4 users for max_disagreement=0\.2; got 3"):
         OptiRAG(replace(config, max_disagreement=0.2)).fit(
-            events, parts.train, few, progress=lambda *values: told.append(values[3])
+            events, parts.train, few, progress=lambda *values: reported.append(values[3])
         )
-    assert "training" not in told
+    assert "training" not in reported

@@ -59,15 +59,15 @@ def test_who_leaves_at_depth_zero_has_no_prompt(events, fitted, monkeypatch):
     monkeypatch.setattr(PromptBuilder, "_prefix", lambda self, *rest: [prefixes.append(rest), begin(self, *rest)][1])
     requests = fitted.requests(events, test)
     assert not written and not prefixes
-    found = fitted.predict(requests)
-    leaves = found.depth == 0
+    result = fitted.predict(requests)
+    leaves = result.depth == 0
     assert 0.3 < leaves.mean() < 0.7 and sorted(written) == sorted(requests.rows[~leaves].tolist())
     assert 0 < len(prefixes) <= len(written)
     logits = fitted.depth_zero.logits(requests.features, requests.offset)
     expected = (1 / (1 + np.exp(-logits))).astype(np.float32)
-    np.testing.assert_array_equal(found.probability[leaves], expected[leaves])
-    np.testing.assert_allclose(found.probability[~leaves], full.probability[~leaves], atol=1e-5)
-    assert (found.depth[~leaves] == 4).all()
+    np.testing.assert_array_equal(result.probability[leaves], expected[leaves])
+    np.testing.assert_allclose(result.probability[~leaves], full.probability[~leaves], atol=1e-5)
+    assert (result.depth[~leaves] == 4).all()
 
 
 def test_untrained_heads_answer_what_the_trees_say(events, fitted, config):
@@ -115,8 +115,8 @@ def test_refitted_trees_are_those_of_fit(events, fitted, tmp_path):
     loaded = OptiRAG.from_pretrained(tmp_path)
     assert not (tmp_path / "booster.txt").exists() and loaded.booster is None
     loaded.refit_retriever(events, parts.train)
-    one, other = (model.requests(events, parts.test) for model in (fitted, loaded))
-    np.testing.assert_array_equal(one.offset, other.offset)
+    first, second = (model.requests(events, parts.test) for model in (fitted, loaded))
+    np.testing.assert_array_equal(first.offset, second.offset)
     with pytest.raises(RuntimeError, match="nothing tells how many trees"):
         OptiRAG(fitted.config).refit_retriever(events, parts.train)
 
@@ -125,9 +125,9 @@ def test_trees_are_saved_as_text_and_held_to_it(events, fitted, tmp_path):
     fitted.save_pretrained(tmp_path)
     loaded = OptiRAG.from_pretrained(tmp_path)
     test = split_by_time(events).test
-    one, other = (model.requests(events, test) for model in (fitted, loaded))
-    np.testing.assert_array_equal(one.offset, other.offset)
-    np.testing.assert_array_equal(fitted.depth_zero.gain(one.features), loaded.depth_zero.gain(one.features))
+    first, second = (model.requests(events, test) for model in (fitted, loaded))
+    np.testing.assert_array_equal(first.offset, second.offset)
+    np.testing.assert_array_equal(fitted.depth_zero.gain(first.features), loaded.depth_zero.gain(first.features))
     (tmp_path / "booster.txt").write_text((tmp_path / "booster.txt").read_text().replace("leaf", "loaf"))
     with pytest.raises(ValueError, match="trees: expected the text whose digest"):
         OptiRAG.from_pretrained(tmp_path)
@@ -182,8 +182,8 @@ def test_cold_threads_give_the_same_bits(events, fitted, tmp_path, share):
             cold = OptiRAG.from_pretrained(tmp_path, device="cpu")
             cold.ranker.policy = policy
             with ThreadPoolExecutor(16) as pool:
-                found = [job.result() for job in [pool.submit(cold.predict, requests) for _ in range(16)]]
-            for predictions in found:
+                results = [job.result() for job in [pool.submit(cold.predict, requests) for _ in range(16)]]
+            for predictions in results:
                 np.testing.assert_array_equal(predictions.depth, expected.depth)
                 np.testing.assert_array_equal(predictions.probability, expected.probability)
     finally:

@@ -20,7 +20,7 @@ def cycles():
         [str(u) for u, items in enumerate(lists) for _ in items],
         [str(i) for items in lists for i in items],
         [1] * 600,
-        [place for items in lists for place in range(len(items))],
+        [index for items in lists for index in range(len(items))],
     )
 
 
@@ -43,17 +43,17 @@ def test_lines_hold_what_came_before(cycles):
 def test_light_sans_learns_what_comes_next(cycles, tmp_path):
     parts = split_by_time(cycles, "leave_one_out")
     settings = {"hidden_size": 16, "train_batch_size": 64, "learning_rate": 0.01, "MAX_ITEM_LIST_LENGTH": 6}
-    said = []
+    reports = []
     model = RecBole(RecBoleConfig(model="LightSANs", settings=settings, epochs=15)).fit(
-        cycles, parts.train, parts.validation, progress=lambda *told: said.append(told)
+        cycles, parts.train, parts.validation, progress=lambda *report: reports.append(report)
     )
-    assert said[0][:2] == (1, 15) and "validation" in said[0][2]
+    assert reports[0][:2] == (1, 15) and "validation" in reports[0][2]
     model.set_histories(Histories.of(cycles, np.sort(np.concatenate([parts.train, parts.validation]))))
-    found = model.recommend(cycles.users[parts.test], 1)
-    assert (found.items[:, 0] == cycles.items[parts.test]).mean() > 0.8
+    result = model.recommend(cycles.users[parts.test], 1)
+    assert (result.items[:, 0] == cycles.items[parts.test]).mean() > 0.8
     model.save_pretrained(tmp_path)
     loaded = RecBole.from_pretrained(tmp_path)
-    assert np.array_equal(loaded.recommend(cycles.users[parts.test], 1).items, found.items)
+    assert np.array_equal(loaded.recommend(cycles.users[parts.test], 1).items, result.items)
     new = loaded.set_histories(Histories.from_lists([*[[]] * 70, [3, 4, 5]])).recommend(np.array([70, 3]), 3)
     assert not {3, 4, 5} & set(new.items[0].tolist()) and not new.scores[1].any()
 

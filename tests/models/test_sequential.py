@@ -24,7 +24,7 @@ def cycles():
         [str(u) for u, items in enumerate(lists) for _ in items],
         [str(i) for items in lists for i in items],
         [1] * 600,
-        [place for items in lists for place in range(len(items))],
+        [index for items in lists for index in range(len(items))],
     )
 
 
@@ -45,8 +45,8 @@ def test_sasrec_learns_what_comes_next(cycles, changes):
     parts = split_by_time(cycles, "leave_one_out")
     model = SASRec(replace(SASREC, **changes)).fit(cycles, parts.train, parts.validation)
     model.set_histories(Histories.of(cycles, np.sort(np.concatenate([parts.train, parts.validation]))))
-    found = model.recommend(cycles.users[parts.test], 1).items[:, 0]
-    assert (found == cycles.items[parts.test]).mean() > 0.9
+    result = model.recommend(cycles.users[parts.test], 1).items[:, 0]
+    assert (result == cycles.items[parts.test]).mean() > 0.9
 
 
 def test_an_unknown_precision_is_named(cycles):
@@ -78,10 +78,10 @@ def test_labels_that_come_later_change_nothing(cycles):
 def test_new_users_are_folded_in(cycles):
     model = SASRec(replace(SASREC, epochs=8)).fit(cycles, np.arange(len(cycles)))
     model.set_histories(Histories.from_lists([[3, 4, 5], [], [0] * 30]))
-    found = model.recommend(np.arange(3), 3)
-    assert found.items.shape == (3, 3) and not {3, 4, 5} & set(found.items[0].tolist())
-    assert np.isfinite(found.scores).all() and found.items[1].tolist() == [0, 1, 2] and not found.scores[1].any()
-    assert np.array_equal(model.recommend(np.array([1]), 3).items, found.items[1:2])
+    result = model.recommend(np.arange(3), 3)
+    assert result.items.shape == (3, 3) and not {3, 4, 5} & set(result.items[0].tolist())
+    assert np.isfinite(result.scores).all() and result.items[1].tolist() == [0, 1, 2] and not result.scores[1].any()
+    assert np.array_equal(model.recommend(np.array([1]), 3).items, result.items[1:2])
     with pytest.raises(DataError, match=r"histories: expected items in \[0, 20\); got 3 to 20"):
         model.set_histories(Histories.from_lists([[3, 20]]))
 
@@ -120,8 +120,8 @@ def test_save_and_load(groups, tmp_path, kind, config):
     model.save_pretrained(tmp_path)
     loaded = kind.from_pretrained(tmp_path)
     users = np.arange(40)
-    expected, found = model.recommend(users, 5), loaded.recommend(users, 5)
-    assert np.array_equal(expected.items, found.items) and np.array_equal(expected.scores, found.scores)
+    expected, result = model.recommend(users, 5), loaded.recommend(users, 5)
+    assert np.array_equal(expected.items, result.items) and np.array_equal(expected.scores, result.scores)
     assert loaded.config == model.config
     with pytest.raises(ValueError, match="folder: expected a BPR of format 1"):
         BPR.from_pretrained(tmp_path)
@@ -136,15 +136,15 @@ def test_training_goes_on_from_a_checkpoint(groups, tmp_path):
     class Killed(Exception):
         pass
 
-    def kill(epoch, epochs, said):
+    def kill(epoch, epochs, metrics):
         if epoch == 2:
             raise Killed
 
     path = tmp_path / "state.safetensors"
     with pytest.raises(Killed):
         LightGCN(replace(LIGHTGCN, epochs=4)).fit(groups, rows, checkpoint=path, progress=kill)
-    found = LightGCN(replace(LIGHTGCN, epochs=4)).fit(groups, rows, checkpoint=path)
-    assert torch.equal(found.embedding, expected.embedding)
+    result = LightGCN(replace(LIGHTGCN, epochs=4)).fit(groups, rows, checkpoint=path)
+    assert torch.equal(result.embedding, expected.embedding)
 
 
 def test_sampled_softmax_is_the_whole_one_where_all_are_drawn():

@@ -44,8 +44,8 @@ def test_every_command_of_the_page(tmp_path):
     assert commands.count("reasonrec-fast") >= 4
     assert "prompts tell of an item its title, category" in done.stderr
     assert "no prompt reads the attributes image" in done.stderr and "events are likes alone" in done.stderr
-    with (tmp_path / "requests.csv").open() as asked, (tmp_path / "scores.csv").open() as found:
-        before, after = list(csv.DictReader(asked)), list(csv.DictReader(found))
+    with (tmp_path / "requests.csv").open() as requests_file, (tmp_path / "scores.csv").open() as scores_file:
+        before, after = list(csv.DictReader(requests_file)), list(csv.DictReader(scores_file))
     assert [{key: row[key] for key in before[0]} for row in after] == before
     assert all(0 < float(row["probability"]) < 1 for row in after)
     metrics = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

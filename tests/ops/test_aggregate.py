@@ -45,10 +45,10 @@ def test_native_equals_reference(users, items, edges, width, layers, dtype, drop
     graph = random_graph(users, items, edges)
     x = torch.randn(users + items, width, dtype=torch.float64).to(dtype)
     weights = torch.randn(layers + 1, dtype=torch.float64)
-    found = ops.aggregate(graph, x, layers=layers, combine=weights, dropout=dropout, seed=11)
-    assert found.dtype == dtype
+    result = ops.aggregate(graph, x, layers=layers, combine=weights, dropout=dropout, seed=11)
+    assert result.dtype == dtype
     expected = in_float64(graph, x, weights, dropout, 11)
-    torch.testing.assert_close(found.double(), expected, atol=TOLERANCE[dtype] * 4, rtol=TOLERANCE[dtype])
+    torch.testing.assert_close(result.double(), expected, atol=TOLERANCE[dtype] * 4, rtol=TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -59,9 +59,9 @@ def test_large_tables_go_in_slabs(dtype, weights, dropout):
     users = 6 * 2**20 // (width * dtype.itemsize)
     graph, weights = random_graph(users, 500, 2 * users), torch.tensor(weights, dtype=torch.float64)
     x = torch.randn(users + 500, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(dtype)
-    found = ops.aggregate(graph, x, layers=len(weights) - 1, combine=weights, dropout=dropout, seed=11)
+    result = ops.aggregate(graph, x, layers=len(weights) - 1, combine=weights, dropout=dropout, seed=11)
     expected = in_float64(graph, x, weights, dropout, 11)
-    torch.testing.assert_close(found.double(), expected, atol=TOLERANCE[dtype] * 4, rtol=TOLERANCE[dtype])
+    torch.testing.assert_close(result.double(), expected, atol=TOLERANCE[dtype] * 4, rtol=TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
@@ -84,10 +84,10 @@ def test_triton_equals_reference(width, dropout, split, dtype):
     for graph in (heavy, random_graph(3, 4, 0)):
         x = torch.randn(graph.num_users + graph.num_items, width, generator=torch.Generator().manual_seed(0)).to(dtype)
         kept, weights = x.clone(), torch.tensor([0.5, 1.0, 2.0])
-        found = triton_aggregate(*csr(graph), x, weights, dropout, torch.tensor(2**40 + 7), split)
-        assert found.dtype == dtype
+        result = triton_aggregate(*csr(graph), x, weights, dropout, torch.tensor(2**40 + 7), split)
+        assert result.dtype == dtype
         expected = in_float64(graph, x, weights, dropout, 2**40 + 7)
-        torch.testing.assert_close(found.double(), expected, atol=4 * TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+        torch.testing.assert_close(result.double(), expected, atol=4 * TOLERANCE[dtype], rtol=TOLERANCE[dtype])
         assert torch.equal(x, kept)
 
 
@@ -114,8 +114,8 @@ def test_triton_cuts_rows_of_all_shapes(name, wide_integers):
     arrays = [a.long() if wide_integers else a for a in csr(graph)]
     x = torch.randn(num_users + graph.num_items, 3, generator=torch.Generator().manual_seed(0))
     weights = torch.tensor([0.5, 1.0, 2.0])
-    found = triton_aggregate(*arrays, x, weights, 0.0, torch.tensor(0), 8)
-    torch.testing.assert_close(found.double(), in_float64(graph, x, weights), atol=1e-5, rtol=1e-5)
+    result = triton_aggregate(*arrays, x, weights, 0.0, torch.tensor(0), 8)
+    torch.testing.assert_close(result.double(), in_float64(graph, x, weights), atol=1e-5, rtol=1e-5)
 
 
 def test_triton_gives_the_same_bits_again():
@@ -135,10 +135,10 @@ def test_triton_takes_a_side_without_rows(users, items, width):
 
     graph, x = random_graph(max(users, 1), max(items, 1), 0), torch.randn(users + items, width)
     starts = graph.user_indptr[:1].expand(users + 1), graph.item_indptr[:1].expand(items + 1)
-    found = triton_aggregate(
+    result = triton_aggregate(
         starts[0], graph.user_indices, starts[1], graph.item_indices, x, torch.tensor([0.5, 1]), 0.0, torch.tensor(0)
     )
-    assert torch.equal(found, x / 2)
+    assert torch.equal(result, x / 2)
 
 
 def in_triton(graph, x, weights):
@@ -175,18 +175,18 @@ def test_a_layer_of_weight_zero_takes_no_part(path, weights, dtype):
         pytest.skip("float64 goes to the reference; 16 bits of fewer layers are enough")
     graph, x = sparse_problem()
     weights, x = torch.tensor(weights, dtype=torch.float32), x.to(dtype)
-    found = PATHS[path](graph, x, weights).double()
-    one, other = 21, 23 + 4  # layers 0 and 2 hold the infinity in the user's row, 1 and 3 in the item's
-    broken = {one if layer % 2 == 0 else other for layer, weight in enumerate(weights.tolist()) if weight}
-    assert set((~torch.isfinite(found)).any(1).nonzero().flatten().tolist()) - {22} == broken
-    assert torch.isfinite(found[22]).all() == (weights[0] == 0)
+    result = PATHS[path](graph, x, weights).double()
+    user_row, item_row = 21, 23 + 4  # layers 0 and 2 hold the infinity in the user's row, 1 and 3 in the item's
+    broken = {user_row if layer % 2 == 0 else item_row for layer, weight in enumerate(weights.tolist()) if weight}
+    assert set((~torch.isfinite(result)).any(1).nonzero().flatten().tolist()) - {22} == broken
+    assert torch.isfinite(result[22]).all() == (weights[0] == 0)
     x[21:23] = 0
     rest = torch.ones(28, dtype=torch.bool)
-    rest[[one, other, 22]] = False
+    rest[[user_row, item_row, 22]] = False
     expected = in_float64(graph, x, weights)
     tolerance = TOLERANCE[dtype]
-    torch.testing.assert_close(found[rest], expected[rest], atol=4 * tolerance, rtol=tolerance)
-    assert weights.any() or not found.any()
+    torch.testing.assert_close(result[rest], expected[rest], atol=4 * tolerance, rtol=tolerance)
+    assert weights.any() or not result.any()
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
@@ -194,9 +194,9 @@ def test_a_layer_of_weight_zero_takes_no_part(path, weights, dtype):
 def test_last_reads_no_earlier_layer(path, layers):
     graph, x = sparse_problem()
     weights = torch.arange(layers + 1).eq(layers).float()
-    found = PATHS[path](graph, x, weights)
-    assert (~torch.isfinite(found)).any(1).nonzero().flatten().tolist() == [21 if layers % 2 == 0 else 27]
-    assert path == "triton" or torch.equal(found.nan_to_num(), ops.aggregate(graph, x, layers=layers).nan_to_num())
+    result = PATHS[path](graph, x, weights)
+    assert (~torch.isfinite(result)).any(1).nonzero().flatten().tolist() == [21 if layers % 2 == 0 else 27]
+    assert path == "triton" or torch.equal(result.nan_to_num(), ops.aggregate(graph, x, layers=layers).nan_to_num())
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])
@@ -219,8 +219,8 @@ def test_gradients_beside_a_weight_of_zero(dtype, on_gpu):
             context.save_for_backward = lambda *saved: setattr(context, "saved_tensors", saved)
             module._setup_context(context, arguments, None)
             broken = module._backward(context, torch.where(torch.arange(28)[:, None] == 22, torch.nan, upstream))
-            found = module._backward(context, upstream)
-            grads, grads_of_broken = found[4:6], broken[4]
+            result = module._backward(context, upstream)
+            grads, grads_of_broken = result[4:6], broken[4]
     else:
         grads = torch.autograd.grad(ops.aggregate(graph, x, layers=2, combine=weights), (x, weights), upstream)
         nan = torch.where(torch.arange(28)[:, None] == 22, torch.nan, upstream)
@@ -264,9 +264,9 @@ def test_compiles_without_breaks():
 def test_pair_comes_back_as_pair():
     graph = random_graph(6, 7, 20)
     users, items = torch.randn(6, 4), torch.randn(7, 4)
-    found = ops.aggregate(graph, (users, items), layers=2, combine="sum")
+    result = ops.aggregate(graph, (users, items), layers=2, combine="sum")
     torch.testing.assert_close(
-        torch.cat(found), ops.aggregate(graph, torch.cat([users, items]), layers=2, combine="sum")
+        torch.cat(result), ops.aggregate(graph, torch.cat([users, items]), layers=2, combine="sum")
     )
 
 

@@ -31,12 +31,12 @@ def test_tile_equals_product(library, lanes, width):
     generator = torch.Generator().manual_seed(width)
     hidden = torch.randn(lanes, width, generator=generator).bfloat16()
     weight = torch.randn(32, width, generator=generator).bfloat16()
-    found = torch.full((32, lanes), torch.nan)
+    result = torch.full((32, lanes), torch.nan)
     library.run_product(
         ctypes.c_void_p(hidden.data_ptr()),
         ctypes.c_int64(lanes),
         ctypes.c_void_p(weight.data_ptr()),
         ctypes.c_int64(width),
-        ctypes.c_void_p(found.data_ptr()),
+        ctypes.c_void_p(result.data_ptr()),
     )
-    torch.testing.assert_close(found.double(), weight.double() @ hidden.double().T, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(result.double(), weight.double() @ hidden.double().T, atol=1e-4, rtol=1e-4)

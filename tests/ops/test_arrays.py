@@ -25,10 +25,10 @@ def array(request):
     return request.param
 
 
-def assert_same(found, expected):
-    found, expected = ((x,) if isinstance(x, torch.Tensor) else x for x in (found, expected))
-    for ours, theirs in zip(found, expected, strict=True):
-        assert torch.equal(ours, theirs)
+def assert_same(results, expected):
+    results, expected = ((x,) if isinstance(x, torch.Tensor) else x for x in (results, expected))
+    for actual, wanted in zip(results, expected, strict=True):
+        assert torch.equal(actual, wanted)
 
 
 def test_every_operator(array):
@@ -60,9 +60,9 @@ def test_every_operator(array):
 
 
 def test_results_go_out_without_a_copy():
-    found = ops.topk(torch.eye(2), torch.eye(2), 1)
-    out = np.from_dlpack(found.values)
-    assert out.ctypes.data == found.values.data_ptr()
+    result = ops.topk(torch.eye(2), torch.eye(2), 1)
+    out = np.from_dlpack(result.values)
+    assert out.ctypes.data == result.values.data_ptr()
 
 
 def test_inputs_come_in_without_a_copy():

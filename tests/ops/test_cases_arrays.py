@@ -43,9 +43,9 @@ def contain(request):
 
 def test_graphs_are_built_of_any_container(contain):
     users, items = np.array([2, 0, 1, 1]), np.array([5, 6, 7, 0])
-    found = InteractionGraph.from_edges(contain(users), contain(items))
-    assert [part.tolist() for part in found.edges()] == [[0, 1, 1, 2], [6, 0, 7, 5]]
-    more = found.add(contain(np.array([0, 3])), contain(np.array([6, 9])))
+    result = InteractionGraph.from_edges(contain(users), contain(items))
+    assert [part.tolist() for part in result.edges()] == [[0, 1, 1, 2], [6, 0, 7, 5]]
+    more = result.add(contain(np.array([0, 3])), contain(np.array([6, 9])))
     assert (more.num_users, more.num_items, more.num_edges) == (4, 10, 5)
 
 
@@ -57,8 +57,8 @@ def test_operators_take_vectors_of_any_container(contain):
     hidden = torch.eye(3, dtype=torch.float64)
     expected = ops.token_logprobs(hidden, hidden, T([1, 0, 1])).logprobs
     assert torch.equal(ops.token_logprobs(hidden, hidden, contain(ids)).logprobs, expected)
-    found = ops.exit_confidence(hidden, hidden, targets=contain(ids)).target_logprob[:, 0]
-    torch.testing.assert_close(found, expected)
+    result = ops.exit_confidence(hidden, hidden, targets=contain(ids)).target_logprob[:, 0]
+    torch.testing.assert_close(result, expected)
     advantages = ops.group_advantages(contain(values), contain(ids), kind="dr_grpo")
     torch.testing.assert_close(advantages.double(), T([-0.2, 0.0, 0.2]).double())
     excluded = (contain(np.array([0, 1, 2, 3])), contain(np.array([0, 1, 2])))

@@ -48,12 +48,12 @@ def test_what_does_not_count_reaches_nothing(wrong, kind):
         "beta": 0.1,
     }
     expected = lost(reference_logprobs=torch.full((3,), -1.0), **options)
-    found = lost(
+    result = lost(
         advantages=T([1.0, 1.0, wrong]), old_logprobs=T([-1.1, -1.1, wrong]),
         reference_logprobs=T([-1.0, -1.0, wrong]), **options,
     )  # fmt: skip
-    for ours, theirs in zip((*found[:2], *found[2]), (*expected[:2], *expected[2]), strict=True):
-        assert torch.equal(ours, theirs)
+    for actual, wanted in zip((*result[:2], *result[2]), (*expected[:2], *expected[2]), strict=True):
+        assert torch.equal(actual, wanted)
     by_sequence = {**options, "sequence_ids": T([0, 0, 1]), "reference_logprobs": torch.full((3,), -1.0)}
     assert lost(advantages=T([1.0, wrong]), **by_sequence)[0] == lost(advantages=T([1.0, 5.0]), **by_sequence)[0]
 
@@ -94,8 +94,8 @@ def test_a_mask_of_integers_counts_and_does_not_weigh():
 def test_equal_rewards_have_no_advantage(dtype, reward, size):
     rewards, groups = torch.full((size,), reward).to(dtype), torch.zeros(size, dtype=torch.int64)
     for kind in ("grpo", "dr_grpo"):
-        found = ops.group_advantages(rewards, groups, kind=kind)
-        assert not found.any() and found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        result = ops.group_advantages(rewards, groups, kind=kind)
+        assert not result.any() and result.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -106,10 +106,10 @@ def test_half_types_are_as_exact_as_float32(dtype):
 
 
 def test_large_rewards_have_advantages_and_broken_ones_stay_in_their_group():
-    found = ops.group_advantages(T([1e30, 2e30, 3e30]), T([0, 0, 0]))
-    torch.testing.assert_close(found, T([-1.0, 0.0, 1.0]))
-    found = ops.group_advantages(T([NAN, 1.0, 2.0, 3.0]), T([0, 0, 1, 1]))
-    assert found[:2].isnan().all() and found[2:].isfinite().all()
+    result = ops.group_advantages(T([1e30, 2e30, 3e30]), T([0, 0, 0]))
+    torch.testing.assert_close(result, T([-1.0, 0.0, 1.0]))
+    result = ops.group_advantages(T([NAN, 1.0, 2.0, 3.0]), T([0, 0, 1, 1]))
+    assert result[:2].isnan().all() and result[2:].isfinite().all()
     for groups in (T([0.0, 1.0]), T([0.0, NAN]), ["a", "b"]):
         with pytest.raises(ValueError, match="groups: expected"):
             ops.group_advantages([1.0, 2.0], groups)

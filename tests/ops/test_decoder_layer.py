@@ -19,9 +19,9 @@ def normal(*shape, dtype=torch.float32, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
 
 
-def near(found, exact, dtype):
-    assert found.dtype == dtype
-    torch.testing.assert_close(found.double(), exact, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+def near(result, exact, dtype):
+    assert result.dtype == dtype
+    torch.testing.assert_close(result.double(), exact, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -73,9 +73,9 @@ def test_turned_in_place(dtype, heads, width, turned):
     exact = [apply_rotary(x.double(), cosines.double(), sines.double()) for x in (query, key)]
     expected = [apply_rotary(x, cosines, sines) for x in (query, key)]
     rotate(query, key, cosines, sines)
-    for found, wide, rounded in zip((query, key), exact, expected, strict=True):
-        near(found, wide, dtype)
-        torch.testing.assert_close(found, rounded, atol=ULPS * 4e-3 if dtype == torch.bfloat16 else 1e-3, rtol=1e-2)
+    for result, wide, rounded in zip((query, key), exact, expected, strict=True):
+        near(result, wide, dtype)
+        torch.testing.assert_close(result, rounded, atol=ULPS * 4e-3 if dtype == torch.bfloat16 else 1e-3, rtol=1e-2)
     assert torch.equal(value, before)
 
 
@@ -88,9 +88,9 @@ def test_gate(dtype, tanh, width):
     gate, up = both.chunk(2, -1)
     wide = gate.double()
     active = torch.nn.functional.gelu(wide, approximate="tanh") if tanh else torch.nn.functional.silu(wide)
-    found = gated(gate, up, tanh)
-    assert found[0, 3].isnan()
-    near(found.nan_to_num(0.0), (active * up.double()).nan_to_num(0.0), dtype)
+    result = gated(gate, up, tanh)
+    assert result[0, 3].isnan()
+    near(result.nan_to_num(0.0), (active * up.double()).nan_to_num(0.0), dtype)
 
 
 def test_no_rows():

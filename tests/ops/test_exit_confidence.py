@@ -33,12 +33,12 @@ def in_float64(hidden, heads, bias, targets, measure, temperature=1.7, positive=
     )
 
 
-def assert_equal_statistics(found, expected, tolerance):
-    *statistics, prediction = (*found[1:7], found[0]) if isinstance(found, ops.ExitStatistics) else found
+def assert_equal_statistics(result, expected, tolerance):
+    *statistics, prediction = (*result[1:7], result[0]) if isinstance(result, ops.ExitStatistics) else result
     *exact, exact_prediction = expected
     assert torch.equal(prediction, exact_prediction)
-    for ours, theirs in zip(statistics, exact, strict=True):
-        torch.testing.assert_close(ours.double(), theirs, atol=tolerance, rtol=tolerance)
+    for actual, wanted in zip(statistics, exact, strict=True):
+        torch.testing.assert_close(actual.double(), wanted, atol=tolerance, rtol=tolerance)
 
 
 @settings(deadline=None, max_examples=60)
@@ -53,9 +53,11 @@ def assert_equal_statistics(found, expected, tolerance):
 def test_native_equals_reference(batch, classes, width, ensemble_size, dtype, measure):
     classes = 2 if measure == "ratio" else classes
     hidden, heads, bias, targets = problem(batch, classes, width, ensemble_size, dtype)
-    found = ops.exit_confidence(hidden, heads, bias=bias, temperature=1.7, measure=measure, positive=0, targets=targets)
-    assert_equal_statistics(found, in_float64(hidden, heads, bias, targets, measure), TOLERANCE[dtype])
-    assert not found.exit.any()
+    result = ops.exit_confidence(
+        hidden, heads, bias=bias, temperature=1.7, measure=measure, positive=0, targets=targets
+    )
+    assert_equal_statistics(result, in_float64(hidden, heads, bias, targets, measure), TOLERANCE[dtype])
+    assert not result.exit.any()
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -65,11 +67,11 @@ def test_native_equals_reference(batch, classes, width, ensemble_size, dtype, me
 def test_many_classes_equal_reference(shape, dtype):
     hidden, heads, bias, targets = problem(shape[0], shape[1], shape[2], 1, dtype)
     for measure in ("max_prob", "margin", "entropy"):
-        found = ops.exit_confidence(
+        result = ops.exit_confidence(
             hidden, heads[0], bias=bias[0], temperature=1.7, measure=measure, positive=64, targets=targets
         )
         expected = in_float64(hidden, heads, bias, targets, measure, positive=64)
-        assert_equal_statistics(found, expected, TOLERANCE[dtype])
+        assert_equal_statistics(result, expected, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("classes", [2, 40, 3000])
@@ -78,16 +80,16 @@ def test_infinite_and_nan_logits(rows, classes):
     hidden, heads = torch.ones(rows, 1), torch.randn(classes, 1)
     bias = torch.zeros(classes)
     bias[classes - 1] = -torch.inf
-    found = ops.exit_confidence(hidden, heads, bias=bias, threshold=0.0)
+    result = ops.exit_confidence(hidden, heads, bias=bias, threshold=0.0)
     exact = in_float64(hidden, heads[None], bias[None], torch.empty(0, dtype=torch.int64), "max_prob", 1.0, 1)
-    assert_equal_statistics(found, exact, 2e-5)
+    assert_equal_statistics(result, exact, 2e-5)
     bias[0] = torch.inf
-    found = ops.exit_confidence(hidden, heads, bias=bias, threshold=0.0)
-    assert found.logsumexp.isposinf().all() and not found.exit.any()
+    result = ops.exit_confidence(hidden, heads, bias=bias, threshold=0.0)
+    assert result.logsumexp.isposinf().all() and not result.exit.any()
     hidden[1] = torch.nan
-    found = ops.exit_confidence(hidden, heads, bias=torch.zeros(classes), threshold=0.0)
-    assert found.exit.tolist() == [True, False] + [True] * (rows - 2)
-    assert found.logsumexp[1].isnan() and found.entropy[1].isnan()
+    result = ops.exit_confidence(hidden, heads, bias=torch.zeros(classes), threshold=0.0)
+    assert result.exit.tolist() == [True, False] + [True] * (rows - 2)
+    assert result.logsumexp[1].isnan() and result.entropy[1].isnan()
 
 
 def test_targets_out_of_range_are_named():
@@ -109,11 +111,11 @@ def test_triton_equals_reference(shape, ensemble_size, measure, dtype):
         classes = 64
     hidden, heads, bias, targets = problem(batch, classes, width, ensemble_size, dtype)
     temperature = torch.tensor(1.7, dtype=torch.float64)
-    found = triton_exit_confidence(hidden, heads, bias, temperature, measure, 0, targets)
+    result = triton_exit_confidence(hidden, heads, bias, temperature, measure, 0, targets)
     expected = in_float64(hidden, heads, bias, targets, measure)
     if classes == 1 and measure == "entropy":
-        expected = (*expected[:2], found[2].double(), *expected[3:])  # no uncertainty among one class: any value
-    assert_equal_statistics(found, expected, 1e-4)
+        expected = (*expected[:2], result[2].double(), *expected[3:])  # no uncertainty among one class: any value
+    assert_equal_statistics(result, expected, 1e-4)
     without = triton_exit_confidence(hidden, heads, bias[:0], temperature, measure, 0, targets[:0])
     assert without[5].shape == (batch, 0)
 
@@ -121,13 +123,13 @@ def test_triton_equals_reference(shape, ensemble_size, measure, dtype):
 @pytest.mark.parametrize("shape", [(70, 3000, 40), (40, 2, 64)])
 def test_same_bits_for_any_number_of_threads(shape):
     hidden, heads, bias, targets = problem(*shape, 1, torch.bfloat16)
-    threads, found = torch.get_num_threads(), []
+    threads, results = torch.get_num_threads(), []
     for count in (1, 2, 5):
         torch.set_num_threads(count)
-        found.append(ops.exit_confidence(hidden, heads[0], bias=bias[0], targets=targets))
+        results.append(ops.exit_confidence(hidden, heads[0], bias=bias[0], targets=targets))
     torch.set_num_threads(threads)
-    for other in found[1:]:
-        assert all(torch.equal(ours, theirs) for ours, theirs in zip(found[0], other, strict=True))
+    for other in results[1:]:
+        assert all(torch.equal(actual, wanted) for actual, wanted in zip(results[0], other, strict=True))
 
 
 def test_triton_joins_stretches_of_classes():
@@ -140,12 +142,12 @@ def test_triton_joins_stretches_of_classes():
     bias[0, 900] = bias[0, 40]
     temperature = torch.tensor(1.7, dtype=torch.float64)
     for positive in (0, 1299):
-        found = triton_exit_confidence(hidden, heads, bias, temperature, "margin", positive, targets)
+        result = triton_exit_confidence(hidden, heads, bias, temperature, "margin", positive, targets)
         native = torch.ops.reasonrec_fast.exit_confidence(hidden, heads, bias, temperature, "margin", positive, targets)
-        for ours, theirs in zip(found[:6], native[:6], strict=True):
-            torch.testing.assert_close(ours, theirs, equal_nan=True, atol=1e-4, rtol=1e-4)
+        for actual, wanted in zip(result[:6], native[:6], strict=True):
+            torch.testing.assert_close(actual, wanted, equal_nan=True, atol=1e-4, rtol=1e-4)
         rows = [row for row in range(18) if row != 3]
-        assert torch.equal(found[6][rows], native[6][rows])
+        assert torch.equal(result[6][rows], native[6][rows])
 
 
 @pytest.mark.parametrize("measure", MEASURES)
@@ -157,15 +159,15 @@ def test_triton_row_with_nan_is_never_sure(ensemble_size, measure):
     hidden, heads, bias, targets = problem(4, 2, 5, ensemble_size)
     hidden[1] = torch.nan
     temperature = torch.tensor(1.0, dtype=torch.float64)
-    found = triton_exit_confidence(hidden, heads, bias, temperature, measure, 1, targets[:0])
-    for statistic in found[:4]:
+    result = triton_exit_confidence(hidden, heads, bias, temperature, measure, 1, targets[:0])
+    for statistic in result[:4]:
         assert statistic.isnan().tolist() == [False, True, False, False]
 
 
 def test_many_classes_stream():
     hidden, heads, bias, targets = problem(3, 5000, 48)
-    found = ops.exit_confidence(hidden, heads[0], bias=bias[0], temperature=1.7, positive=0, targets=targets)
-    assert_equal_statistics(found, in_float64(hidden, heads, bias, targets, "max_prob"), 2e-5)
+    result = ops.exit_confidence(hidden, heads[0], bias=bias[0], temperature=1.7, positive=0, targets=targets)
+    assert_equal_statistics(result, in_float64(hidden, heads, bias, targets, "max_prob"), 2e-5)
 
 
 @pytest.mark.parametrize("ensemble_size", [1, 3])
@@ -173,8 +175,8 @@ def test_gradients(ensemble_size):
     hidden, heads, bias, targets = problem(4, 3, 5, ensemble_size, torch.float64)
 
     def statistics(hidden, heads, bias):
-        found = ops.exit_confidence(hidden, heads, bias=bias, temperature=1.3, targets=targets)
-        return found.probability, found.positive_probability, found.entropy, found.logsumexp, found.target_logprob
+        result = ops.exit_confidence(hidden, heads, bias=bias, temperature=1.3, targets=targets)
+        return result.probability, result.positive_probability, result.entropy, result.logsumexp, result.target_logprob
 
     inputs = [tensor.requires_grad_() for tensor in (hidden, heads, bias)]
     assert torch.autograd.gradcheck(statistics, inputs)
@@ -187,7 +189,7 @@ def test_gradients_of_many_classes(with_targets, with_bias):
     heads = heads[0]
 
     def statistics(hidden, heads, bias):
-        found = ops.exit_confidence(
+        result = ops.exit_confidence(
             hidden,
             heads,
             bias=bias if with_bias else None,
@@ -195,7 +197,7 @@ def test_gradients_of_many_classes(with_targets, with_bias):
             positive=3,
             targets=targets if with_targets else None,
         )
-        return found.probability, found.positive_probability, found.entropy, found.logsumexp, found.target_logprob
+        return result.probability, result.positive_probability, result.entropy, result.logsumexp, result.target_logprob
 
     inputs = [tensor.requires_grad_() for tensor in (hidden, heads, bias[0])]
     assert torch.autograd.gradcheck(statistics, inputs)
@@ -219,32 +221,32 @@ def test_compiles_without_breaks():
         lambda h: ops.exit_confidence(h, heads, bias=bias, threshold=0.6), fullgraph=True, backend="aot_eager"
     )
     expected = ops.exit_confidence(hidden, heads, bias=bias, threshold=0.6)
-    for ours, theirs in zip(compiled(hidden), expected, strict=True):
-        torch.testing.assert_close(ours, theirs)
+    for actual, wanted in zip(compiled(hidden), expected, strict=True):
+        torch.testing.assert_close(actual, wanted)
 
 
 def test_autocast_computes_in_the_low_precision():
     hidden, heads, bias, _ = problem(4, 2, 5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = ops.exit_confidence(hidden, heads, bias=bias)
+        result = ops.exit_confidence(hidden, heads, bias=bias)
     low = ops.exit_confidence(hidden.bfloat16(), heads.bfloat16(), bias=bias.bfloat16())
-    assert torch.equal(found.probability, low.probability)
-    assert found.probability.dtype == torch.float32
+    assert torch.equal(result.probability, low.probability)
+    assert result.probability.dtype == torch.float32
 
 
 def test_level_and_trend_decide_the_exit():
     hidden = torch.tensor([[3.0, 0.0], [1.0, 0.0], [3.0, 0.0], [float("nan"), 0.0]])
     previous = torch.tensor([0.5, 0.5, 0.99, 0.0])
-    found = ops.exit_confidence(hidden, torch.eye(2), threshold=0.9, previous=previous)
-    assert found.exit.tolist() == [True, False, False, False]
+    result = ops.exit_confidence(hidden, torch.eye(2), threshold=0.9, previous=previous)
+    assert result.exit.tolist() == [True, False, False, False]
     by_row = ops.exit_confidence(hidden, torch.eye(2), threshold=torch.tensor([0.99, 0.7, 0.9, 0.0]))
     assert by_row.exit.tolist() == [False, True, True, False]
 
 
 def test_ratio_is_symmetric():
     hidden = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
-    found = ops.exit_confidence(hidden, torch.eye(2), measure="ratio")
-    torch.testing.assert_close(found.confidence, torch.tensor([2.0, 2.0]))
+    result = ops.exit_confidence(hidden, torch.eye(2), measure="ratio")
+    torch.testing.assert_close(result.confidence, torch.tensor([2.0, 2.0]))
 
 
 @pytest.mark.parametrize(

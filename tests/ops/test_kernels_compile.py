@@ -33,13 +33,13 @@ def compiled():
 @pytest.mark.parametrize("kernel", sorted(KERNELS))
 def test_kernel_keeps_its_budget(compiled, kernel, target):
     """At most so many registers and so much shared memory; at least so many 128-bit loads and tensor-core products."""
-    found = compiled[f"{kernel}/sm_{target}"]
+    result = compiled[f"{kernel}/sm_{target}"]
     budget = BUDGET[triton_version()][kernel]
-    assert found["stack"] == 0, "spills"
-    assert found["registers"] <= budget["registers"]
-    assert found["shared"] <= budget["shared"]
-    assert found["wide_loads"] >= budget["wide_loads"]
-    assert found["tensor_core"] >= budget["tensor_core"]
+    assert result["stack"] == 0, "spills"
+    assert result["registers"] <= budget["registers"]
+    assert result["shared"] <= budget["shared"]
+    assert result["wide_loads"] >= budget["wide_loads"]
+    assert result["tensor_core"] >= budget["tensor_core"]
 
 
 def test_every_kernel_has_a_budget(compiled):

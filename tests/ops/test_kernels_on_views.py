@@ -28,8 +28,8 @@ CASES = {
 OPERATORS = {"exit_ensemble": "exit_confidence"}
 
 
-def parts(found):
-    return [found] if isinstance(found, torch.Tensor) else list(found)
+def parts(result):
+    return [result] if isinstance(result, torch.Tensor) else list(result)
 
 
 @pytest.mark.parametrize("view", sorted(VIEWS))
@@ -39,14 +39,14 @@ def test_kernels_read_views(name, view):
     operator = OPERATORS.get(name, name)
     strided = [VIEWS[view](x) for x in inputs]
     given = arguments(*strided)
-    found = parts(library.ON_GPU[operator](*given))
+    results = parts(library.ON_GPU[operator](*given))
     expected = parts(library.ON_GPU[operator](*arguments(*(x.contiguous() for x in strided))))
     with FakeTensorMode() as mode:
         fakes = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in given]
         shapes = parts(getattr(torch.ops.reasonrec_fast, operator)(*fakes))
-    for ours, theirs, fake in zip(found, expected, shapes, strict=True):
-        assert torch.equal(ours, theirs)
-        assert (ours.shape, ours.stride(), ours.dtype) == (fake.shape, fake.stride(), fake.dtype)
+    for actual, wanted, fake in zip(results, expected, shapes, strict=True):
+        assert torch.equal(actual, wanted)
+        assert (actual.shape, actual.stride(), actual.dtype) == (fake.shape, fake.stride(), fake.dtype)
 
 
 INTEGERS = {
@@ -71,9 +71,9 @@ def test_kernels_read_views_of_integers(name, view):
         VIEWS[view](x) if isinstance(x, torch.Tensor) and x.dtype in (torch.int32, torch.int64) and x.dim() else x
         for x in arguments
     ]
-    found, expected = (parts(library.ON_GPU[name](*given)) for given in (strided, arguments))
-    for ours, theirs in zip(found, expected, strict=True):
-        assert torch.equal(ours, theirs) and ours.stride() == theirs.stride()
+    results, expected = (parts(library.ON_GPU[name](*given)) for given in (strided, arguments))
+    for actual, wanted in zip(results, expected, strict=True):
+        assert torch.equal(actual, wanted) and actual.stride() == wanted.stride()
 
 
 def test_every_operator_on_a_gpu_is_here():

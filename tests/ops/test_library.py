@@ -55,10 +55,10 @@ def test_a_call_without_gradients_gives_the_same_and_one_with_them_has_them():
         without = ops.exit_confidence(hidden, heads.requires_grad_(), measure="margin")
     with torch.inference_mode():
         inference = ops.exit_confidence(hidden, heads, measure="margin")
-    found = ops.exit_confidence(hidden, heads, measure="margin")
-    for statistics in (without, inference, found):
+    result = ops.exit_confidence(hidden, heads, measure="margin")
+    for statistics in (without, inference, result):
         assert torch.equal(statistics.probability, expected[0]) and torch.equal(statistics.entropy, expected[3])
-    assert not without.entropy.requires_grad and found.entropy.requires_grad
+    assert not without.entropy.requires_grad and result.entropy.requires_grad
     assert not without.entropy.is_inference() and inference.entropy.is_inference()
     assert ops.token_logprobs(hidden, heads, tokens).logprobs.requires_grad
     assert not ops.token_logprobs(hidden, heads.detach(), tokens).logprobs.requires_grad
@@ -88,10 +88,10 @@ def test_an_operator_runs_on_the_device_of_its_tensors(monkeypatch):
 
 def test_every_implementation_for_a_gpu_asks_for_the_device(monkeypatch):
     """A Triton kernel is launched on the current device, wherever its tensors lie."""
-    asked = []
+    requested = []
 
     def device_of(name, tensors):
-        asked.append(name)
+        requested.append(name)
         raise InterruptedError
 
     monkeypatch.setattr(library, "device_of", device_of)
@@ -99,7 +99,7 @@ def test_every_implementation_for_a_gpu_asks_for_the_device(monkeypatch):
     for name, run in library.ON_GPU.items():
         with pytest.raises(InterruptedError):
             run(*([x] * 3 if name == "packed_attention" else [x] * 6), torch.zeros(1, 6), 1.0, 0.0)
-    assert asked == list(library.ON_GPU)
+    assert requested == list(library.ON_GPU)
 
 
 SPECIALISED = {"width", "block_classes", "query_stride", "key_stride", "value_stride", "gate_stride", "up_stride"}

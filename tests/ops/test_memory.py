@@ -10,10 +10,10 @@ MB = 2**20
 
 
 def extra(run, results):
-    found = peak_extra_bytes(run, results)
-    if found is None:
+    result = peak_extra_bytes(run, results)
+    if result is None:
         pytest.skip("this system does not tell a process's peak memory")
-    return found
+    return result
 
 
 def test_exit_confidence_holds_no_logits():
@@ -26,8 +26,8 @@ def test_gradients_of_exit_confidence_hold_no_logits():
     hidden, heads = torch.randn(2048, 32).requires_grad_(), torch.randn(60_000, 32).requires_grad_()
 
     def run():
-        found = ops.exit_confidence(hidden, heads)
-        return torch.autograd.grad((found.probability + found.entropy).sum(), (hidden, heads))
+        result = ops.exit_confidence(hidden, heads)
+        return torch.autograd.grad((result.probability + result.entropy).sum(), (hidden, heads))
 
     eager = 2 * 2048 * 60_000 * 4
     assert extra(run, (hidden.numel() + heads.numel()) * 4) < 0.15 * eager
@@ -63,11 +63,11 @@ def test_a_node_with_a_million_edges():
     edges = 1_000_000
     graph = InteractionGraph.from_edges(torch.zeros(edges, dtype=torch.int64), torch.arange(edges))
     x = torch.rand(edges + 1, 2)
-    found = ops.aggregate(graph, x)
+    result = ops.aggregate(graph, x)
     # Its neighbours have one edge each: a mean, times the root of the degree.
     expected = x[1:].double().sum(0) / edges**0.5
-    torch.testing.assert_close(found[0].double(), expected, rtol=1e-4, atol=0)
-    torch.testing.assert_close(found[1:], (x[0] / edges**0.5).expand(edges, 2))
+    torch.testing.assert_close(result[0].double(), expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(result[1:], (x[0] / edges**0.5).expand(edges, 2))
 
 
 def test_more_than_two_to_the_31_elements():
@@ -76,6 +76,6 @@ def test_more_than_two_to_the_31_elements():
     rows = 2**31 // width + 100
     items = torch.zeros(rows, width, dtype=torch.bfloat16)
     items[-7] = 1.0
-    found = ops.topk(torch.ones(1, width).bfloat16(), items, 2)
-    assert found.indices[0].tolist() == [rows - 7, 0]
-    assert found.values[0].tolist() == [width, 0]
+    result = ops.topk(torch.ones(1, width).bfloat16(), items, 2)
+    assert result.indices[0].tolist() == [rows - 7, 0]
+    assert result.values[0].tolist() == [width, 0]

@@ -20,17 +20,17 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2, to
 
 def packed(groups, *, last=False):
     """Segments of (prefix, suffixes) lengths whose keys lie as their tokens do, and the numbers of queries and keys."""
-    rows, at, asked = [], 0, 0
+    rows, at, first_query = [], 0, 0
     for prefix, suffixes in groups:
         start, at = at, at + prefix
         if prefix and not last:
-            rows.append([asked, prefix, 0, 0, start, 1])
-            asked += prefix
+            rows.append([first_query, prefix, 0, 0, start, 1])
+            first_query += prefix
         for suffix in suffixes:
             queries, seen = (1, suffix) if last else (suffix, 1)
-            rows.append([asked, queries, start if prefix else 0, prefix, at, seen])
-            asked, at = asked + queries, at + suffix
-    return torch.tensor(rows, dtype=torch.int64).reshape(-1, 6), asked, at
+            rows.append([first_query, queries, start if prefix else 0, prefix, at, seen])
+            first_query, at = first_query + queries, at + suffix
+    return torch.tensor(rows, dtype=torch.int64).reshape(-1, 6), first_query, at
 
 
 def inputs(queries, keys, heads, groups, width, dtype, seed=0):
@@ -39,10 +39,10 @@ def inputs(queries, keys, heads, groups, width, dtype, seed=0):
     return [torch.randn(*shape, width, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
 
 
-def check(found, arguments, segments, scale, softcap, dtype):
+def check(result, arguments, segments, scale, softcap, dtype):
     expected = packed_attention_reference(*(x.double() for x in arguments), segments, scale, softcap or 0.0)
-    assert found.dtype == dtype and found.shape == expected.shape
-    torch.testing.assert_close(found.double(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    assert result.dtype == dtype and result.shape == expected.shape
+    torch.testing.assert_close(result.double(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
 GROUPS = st.lists(
@@ -119,8 +119,8 @@ def test_kernel_reads_views(kernels, view):
     }
     strided = [views[view](x) for x in arguments]
     assert not any(x.is_contiguous() for x in strided)
-    found = _on_gpu(*strided, segments, 0.25, 0.0)
-    assert found.is_contiguous() and torch.equal(found, _on_gpu(*arguments, segments, 0.25, 0.0))
+    result = _on_gpu(*strided, segments, 0.25, 0.0)
+    assert result.is_contiguous() and torch.equal(result, _on_gpu(*arguments, segments, 0.25, 0.0))
 
 
 def test_a_query_whose_keys_are_not_numbers_says_so(kernels):
@@ -128,9 +128,9 @@ def test_a_query_whose_keys_are_not_numbers_says_so(kernels):
     query, key, value = inputs(queries, keys, 2, 2, 16, torch.float32)
     key[0] = torch.nan
     value[4, 1] = torch.inf
-    found = _on_gpu(query, key, value, segments, 0.25, 0.0)
-    assert found[:3].isnan().all() and found[3].isfinite().all() and found[4:, 0].isfinite().all()
-    assert not found[4:, 1].isfinite().any()
+    result = _on_gpu(query, key, value, segments, 0.25, 0.0)
+    assert result[:3].isnan().all() and result[3].isfinite().all() and result[4:, 0].isfinite().all()
+    assert not result[4:, 1].isfinite().any()
 
 
 @settings(max_examples=100, deadline=None)
@@ -231,28 +231,28 @@ def test_shape_and_strides_on_any_device(device):
     segments, queries, keys = packed([(9, [2, 3])])
     query, key, value = (x.to(device) for x in inputs(queries, keys, 4, 2, 16, torch.float32))
     strided = query.transpose(0, 1).contiguous().transpose(0, 1)
-    found = packed_attention(strided, key, value, segments)
-    assert found.shape == query.shape and found.stride() == query.stride() and found.device.type == device
+    result = packed_attention(strided, key, value, segments)
+    assert result.shape == query.shape and result.stride() == query.stride() and result.device.type == device
 
 
 def test_prefixes_elsewhere_and_rows_apart():
     """Prefix keys behind all others, rows whose keys lie apart: what a cache and early exits ask for."""
     segments = torch.tensor([[0, 3, 20, 6, 0, 1], [3, 2, 20, 6, 9, 4], [5, 1, 0, 0, 14, 2]])
     arguments = inputs(6, 26, 4, 2, 16, torch.float32)
-    for found in (packed_attention(*arguments, segments), _composed(*arguments, segments.numpy(), 0.25, 0.0, 0.0)):
-        check(found, arguments, segments, 0.25, None, torch.float32)
+    for result in (packed_attention(*arguments, segments), _composed(*arguments, segments.numpy(), 0.25, 0.0, 0.0)):
+        check(result, arguments, segments, 0.25, None, torch.float32)
 
 
 def test_large_scores_and_few_threads_give_the_same_bits():
     segments, queries, keys = packed([(200, [24] * 9), (0, [77])])
     query, key, value = inputs(queries, keys, 9, 3, 64, torch.bfloat16)
     arguments = (query * 40, key, value)
-    found = packed_attention(*arguments, segments)
-    assert found.isfinite().all()
+    result = packed_attention(*arguments, segments)
+    assert result.isfinite().all()
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        assert torch.equal(packed_attention(*arguments, segments), found)
+        assert torch.equal(packed_attention(*arguments, segments), result)
     finally:
         torch.set_num_threads(threads)
 
@@ -280,9 +280,9 @@ def test_dropout_drops_and_keeps_the_mean():
     query, key, value = inputs(queries, keys, 2, 2, 8, torch.float32)
     value = value.abs()
     torch.manual_seed(0)
-    found = torch.stack([packed_attention(query, key, value, segments, dropout=0.5) for _ in range(400)])
-    assert found.std(0).min() > 0
-    torch.testing.assert_close(found.mean(0), packed_attention(query, key, value, segments), atol=0.15, rtol=0.15)
+    result = torch.stack([packed_attention(query, key, value, segments, dropout=0.5) for _ in range(400)])
+    assert result.std(0).min() > 0
+    torch.testing.assert_close(result.mean(0), packed_attention(query, key, value, segments), atol=0.15, rtol=0.15)
 
 
 def test_opcheck_and_compile():
@@ -353,5 +353,5 @@ def test_ranges_outside_are_refused(rows, message, run):
 def test_numpy_inputs():
     segments, queries, keys = packed([(3, [2])])
     arguments = inputs(queries, keys, 2, 1, 8, torch.float32)
-    found = packed_attention(*(np.asarray(x) for x in arguments), segments.numpy())
-    assert torch.equal(found, packed_attention(*arguments, segments))
+    result = packed_attention(*(np.asarray(x) for x in arguments), segments.numpy())
+    assert torch.equal(result, packed_attention(*arguments, segments))

@@ -64,14 +64,14 @@ def test_equals_the_definition(rows, sequences, kind, beta, masked):
     expected = loop(*exact, tokens, ids, advantages, old, reference, mask, (0.2, 0.28), beta, kind, normalizer)
     torch.testing.assert_close(loss, expected)
     gradients = torch.autograd.grad(expected, exact, allow_unused=True)
-    for ours, theirs in zip(torch.autograd.grad(loss, inputs), gradients, strict=True):
-        torch.testing.assert_close(ours, torch.zeros_like(ours) if theirs is None else theirs)
+    for actual, wanted in zip(torch.autograd.grad(loss, inputs), gradients, strict=True):
+        torch.testing.assert_close(actual, torch.zeros_like(actual) if wanted is None else wanted)
 
 
 def test_statistics():
     hidden, weight, tokens, ids, advantages, old, reference = problem(40, 5, torch.float32)
     mask = torch.arange(40) % 3 > 0
-    _, found = ops.policy_loss(
+    _, results = ops.policy_loss(
         hidden, weight, tokens, advantages, old, sequence_ids=ids, mask=mask, reference_logprobs=reference
     )
     logprobs = (hidden.double() @ weight.double().T).log_softmax(-1)
@@ -87,9 +87,9 @@ def test_statistics():
         "entropy": -(logprobs.exp() * logprobs).sum(1)[mask].mean(),
     }
     for name, value in expected.items():
-        torch.testing.assert_close(getattr(found, name).double(), value, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(found.logprobs.double(), chosen, atol=1e-5, rtol=1e-5)
-    assert not any(tensor.requires_grad for tensor in found)
+        torch.testing.assert_close(getattr(results, name).double(), value, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(results.logprobs.double(), chosen, atol=1e-5, rtol=1e-5)
+    assert not any(tensor.requires_grad for tensor in results)
 
 
 def test_what_does_not_count_may_be_infinite():
@@ -133,11 +133,11 @@ def test_bad_arguments_are_named(change, message):
 def test_group_advantages(kind):
     rewards, groups = torch.randn(50, dtype=torch.float64), torch.randint(-5, 5, (50,)) * 1000
     groups[0] = 77
-    found = ops.group_advantages(rewards, groups, kind=kind)
+    result = ops.group_advantages(rewards, groups, kind=kind)
     for group in groups.unique():
         part = rewards[groups == group]
         expected = part - part.mean()
         if kind != "dr_grpo":
             expected = expected / ((part.std() if len(part) > 1 else 0.0) + 1e-4)
-        torch.testing.assert_close(found[groups == group], expected)
+        torch.testing.assert_close(result[groups == group], expected)
     assert ops.group_advantages(torch.empty(0), torch.empty(0, dtype=torch.int64)).shape == (0,)

@@ -24,23 +24,23 @@ def test_route_to_equals_reference(data):
     if capacity is not None:
         size = len(destination)
         score = data.draw(st.none() | st.lists(st.sampled_from([0.0, 1.0, 2.0]), min_size=size, max_size=size))
-    found = ops.route_to(
+    results = ops.route_to(
         torch.tensor(destination, dtype=torch.int64),
         destinations,
         capacity=None if capacity is None else torch.tensor(capacity),
         score=None if score is None else torch.tensor(score),
     )
     expected = route_to_reference(destination, destinations, capacity, score)
-    assert [part.tolist() for part in found] == list(expected)
+    assert [part.tolist() for part in results] == list(expected)
 
 
 @settings(deadline=None, max_examples=80)
 @given(st.lists(NUMBER, max_size=25), st.data())
 def test_budget_is_exact_and_takes_the_most_uncertain(values, data):
     count = data.draw(st.integers(0, len(values)))
-    found = ops.route(torch.tensor(values), budget=count)
+    result = ops.route(torch.tensor(values), budget=count)
     ranked = sorted(range(len(values)), key=lambda i: (0, 0.0, i) if math.isnan(values[i]) else (1, -values[i], i))
-    assert found.destination.nonzero().flatten().tolist() == sorted(ranked[:count])
+    assert result.destination.nonzero().flatten().tolist() == sorted(ranked[:count])
 
 
 @settings(deadline=None, max_examples=60)
@@ -53,16 +53,16 @@ def test_selection_equals_sorting(values, dtype, data):
     uncertainty = torch.tensor([*values, 0.0, -0.0]).to(dtype)
     count = data.draw(st.integers(0, len(uncertainty)))
     native = torch.ops.reasonrec_fast.route_budget(uncertainty, count)
-    for ours, sorted_ in zip(native, _route_budget(uncertainty, count), strict=True):
-        assert torch.equal(ours, sorted_)
+    for actual, sorted_ in zip(native, _route_budget(uncertainty, count), strict=True):
+        assert torch.equal(actual, sorted_)
 
 
 def test_partition_equals_sorting():
     destination = torch.randint(7, (500,))
-    for ours, sorted_ in zip(
+    for actual, sorted_ in zip(
         torch.ops.reasonrec_fast.partition(destination, 7), _partition(destination, 7), strict=True
     ):
-        assert torch.equal(ours, sorted_)
+        assert torch.equal(actual, sorted_)
 
 
 def test_a_destination_out_of_range_is_named():

@@ -26,35 +26,35 @@ def library(tmp_path_factory):
     return ctypes.CDLL(str(path))
 
 
-def call(function, source, *numbers, outputs):
-    found = [torch.full((size,), -7, dtype=torch.int64) for size in outputs]
-    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in found]
-    function(ctypes.c_void_p(source.data_ptr()), *map(ctypes.c_int64, numbers), *pointers)
-    return found
+def call(function, source, *sizes, outputs):
+    results = [torch.full((size,), -7, dtype=torch.int64) for size in outputs]
+    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in results]
+    function(ctypes.c_void_p(source.data_ptr()), *map(ctypes.c_int64, sizes), *pointers)
+    return results
 
 
 @pytest.mark.parametrize("rows", [0, 1, 255, 256, 257, 5000, 65_536])
 @pytest.mark.parametrize("destinations", [1, 2, 32, 300])
 def test_partition_on_host_equals_operator(library, rows, destinations):
     destination = torch.randint(destinations, (rows,), generator=torch.Generator().manual_seed(rows))
-    found = call(library.run_partition, destination, rows, destinations, outputs=(rows, rows, destinations + 1))
+    results = call(library.run_partition, destination, rows, destinations, outputs=(rows, rows, destinations + 1))
     expected = route_to(destination, destinations)
-    for ours, theirs in zip(found, (expected.order, expected.inverse, expected.offsets), strict=True):
-        assert torch.equal(ours, theirs)
+    for actual, wanted in zip(results, (expected.order, expected.inverse, expected.offsets), strict=True):
+        assert torch.equal(actual, wanted)
 
 
 GUARD, MARGIN = -0x5A5A5A5A5A5A5A5A, 64
 
 
-def guarded(function, source, *numbers, outputs):
+def guarded(function, source, *sizes, outputs):
     """As :func:`call`, and nothing may be written before or behind the outputs."""
     held = [torch.full((size + 2 * MARGIN,), GUARD, dtype=torch.int64) for size in outputs]
-    found = [whole[MARGIN : MARGIN + size] for whole, size in zip(held, outputs, strict=True)]
-    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in found]
-    function(ctypes.c_void_p(source.data_ptr()), *map(ctypes.c_int64, numbers), *pointers)
+    results = [whole[MARGIN : MARGIN + size] for whole, size in zip(held, outputs, strict=True)]
+    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in results]
+    function(ctypes.c_void_p(source.data_ptr()), *map(ctypes.c_int64, sizes), *pointers)
     for whole, size in zip(held, outputs, strict=True):
         assert (whole[:MARGIN] == GUARD).all() and (whole[MARGIN + size :] == GUARD).all()
-    return found
+    return results
 
 
 @pytest.mark.parametrize("destinations", [1, 2, 5, 32, 300])
@@ -79,15 +79,15 @@ def test_destinations_out_of_range_stay_within_memory(library, rows, destination
     picked = torch.randint(len(choices), (rows,), generator=torch.Generator().manual_seed(rows))
     picked[: len(wrong)] = torch.arange(len(wrong))[:rows]
     destination = choices[picked]
-    found = guarded(library.run_partition, destination, rows, destinations, outputs=(rows, rows, destinations + 1))
-    order, inverse, offsets = found
+    results = guarded(library.run_partition, destination, rows, destinations, outputs=(rows, rows, destinations + 1))
+    order, inverse, offsets = results
     assert torch.equal(order.sort().values, torch.arange(rows))
     assert torch.equal(order[inverse], torch.arange(rows))
     assert offsets[0] == 0 and offsets[-1] == rows and (offsets.diff() >= 0).all()
     # The operator on a CPU with the same rows clamped, and the plain torch that runs where the CUDA library is not.
     clamped = route_to(destination.clamp(0, destinations - 1), destinations)
-    for ours, theirs, plain in zip(found, clamped[:3], _partition(destination, destinations), strict=True):
-        assert torch.equal(ours, theirs) and torch.equal(plain, theirs)
+    for actual, wanted, plain in zip(results, clamped[:3], _partition(destination, destinations), strict=True):
+        assert torch.equal(actual, wanted) and torch.equal(plain, wanted)
 
 
 @pytest.mark.parametrize("value", [-1, 3, 4, torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max])
@@ -103,9 +103,9 @@ def test_path_of_a_gpu_reads_nothing_back(capacity):
     with FakeTensorMode():
         empty = [torch.empty(size, dtype=torch.int64, device="cuda") for size in (9, capacity)]
         score = torch.empty(9 if capacity else 0, device="cuda")
-        found = _route_to(empty[0], 4, empty[1], score)
-    assert [tuple(part.shape) for part in found] == [(9,), (9,), (5,), (9,)]
-    assert {part.device.type for part in found} == {"cuda"}
+        results = _route_to(empty[0], 4, empty[1], score)
+    assert [tuple(part.shape) for part in results] == [(9,), (9,), (5,), (9,)]
+    assert {part.device.type for part in results} == {"cuda"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -123,8 +123,10 @@ def test_budget_on_host_equals_operator(library, dtype, rows, share, kind):
     expected = route(values, budget=share)
     function = library.run_route_budget if dtype == torch.float32 else library.run_route_budget_double
     count = int(expected.destination.sum())
-    for ours, theirs in zip(call(function, values, rows, count, outputs=(rows, rows, 3, rows)), expected, strict=True):
-        assert torch.equal(ours, theirs)
+    for actual, wanted in zip(
+        call(function, values, rows, count, outputs=(rows, rows, 3, rows)), expected, strict=True
+    ):
+        assert torch.equal(actual, wanted)
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")

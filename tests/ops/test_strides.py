@@ -47,8 +47,8 @@ RUNS = {
 def test_views_equal_contiguous(name, views, dtype):
     run, inputs = RUNS[name]
     strided = [VIEWS[view](x.to(dtype)) for view, x in zip(views, inputs, strict=False)]
-    for ours, theirs in zip(run(*strided), run(*(x.contiguous() for x in strided)), strict=True):
-        assert torch.equal(ours, theirs)
+    for actual, wanted in zip(run(*strided), run(*(x.contiguous() for x in strided)), strict=True):
+        assert torch.equal(actual, wanted)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])

@@ -45,14 +45,14 @@ def test_forward_and_backward_equal_reference(rows, classes, width, count, dtype
     hidden, weight, bias, tokens = problem(rows, classes, width, count, dtype, with_bias)
     inputs = [t.clone().requires_grad_() for t in (hidden, weight, bias) if t is not None]
     exact = [t.detach().double().requires_grad_() for t in inputs]
-    found = ops.token_logprobs(*inputs[:2], tokens, bias=inputs[2] if with_bias else None, temperature=0.7)
+    results = ops.token_logprobs(*inputs[:2], tokens, bias=inputs[2] if with_bias else None, temperature=0.7)
     expected = reference(*exact[:2], exact[2] if with_bias else None, tokens, 0.7)
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours.double(), theirs, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    for actual, wanted in zip(results, expected, strict=True):
+        torch.testing.assert_close(actual.double(), wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
     upstream = [torch.randn(t.shape, dtype=torch.float64) for t in expected]
-    ours = torch.autograd.grad(found, inputs, [g.to(f.dtype) for g, f in zip(upstream, found, strict=True)])
-    theirs = torch.autograd.grad(expected, exact, upstream)
-    for got, want in zip(ours, theirs, strict=True):
+    gradients = torch.autograd.grad(results, inputs, [g.to(f.dtype) for g, f in zip(upstream, results, strict=True)])
+    expected_gradients = torch.autograd.grad(expected, exact, upstream)
+    for got, want in zip(gradients, expected_gradients, strict=True):
         scale = want.abs().max().clamp_min(1.0) if want.numel() else 1.0
         torch.testing.assert_close(got.double() / scale, want / scale, atol=GRADIENT_TOLERANCE[dtype], rtol=0)
 
@@ -62,15 +62,17 @@ def test_plain_torch_equals_reference(dtype, monkeypatch):
     monkeypatch.setattr(module, "_BLOCK", 7)
     hidden, weight, bias, tokens = problem(6, 30, 5, 2, dtype)
     temperature = torch.tensor(1.3, dtype=torch.float64)
-    found = module._token_logprobs(hidden, weight, bias, tokens, temperature, -100)
+    results = module._token_logprobs(hidden, weight, bias, tokens, temperature, -100)
     exact = [t.double().requires_grad_() for t in (hidden, weight, bias)]
     expected = reference(*exact, tokens, 1.3)
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours.double(), theirs, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
-    upstream = [torch.randn_like(t) for t in found]
-    ours = module._token_logprobs_backward(hidden, weight, bias, tokens, temperature, -100, *found[1:], *upstream)
-    theirs = torch.autograd.grad(expected, exact, [g.double() for g in upstream])
-    for got, want in zip(ours, theirs, strict=True):
+    for actual, wanted in zip(results, expected, strict=True):
+        torch.testing.assert_close(actual.double(), wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    upstream = [torch.randn_like(t) for t in results]
+    gradients = module._token_logprobs_backward(
+        hidden, weight, bias, tokens, temperature, -100, *results[1:], *upstream
+    )
+    expected_gradients = torch.autograd.grad(expected, exact, [g.double() for g in upstream])
+    for got, want in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(got.double(), want, atol=1e-4, rtol=1e-4)
 
 
@@ -85,15 +87,17 @@ def test_triton_equals_reference(rows, classes, width, with_bias, dtype, monkeyp
     hidden, weight, bias, tokens = problem(rows, classes, width, 2, dtype, with_bias)
     bias = hidden.new_empty(0) if bias is None else bias
     temperature = torch.tensor(1.3, dtype=torch.float64)
-    found = kernels.token_logprobs(hidden, weight, bias, tokens, temperature, -100)
+    results = kernels.token_logprobs(hidden, weight, bias, tokens, temperature, -100)
     exact = [t.double().requires_grad_() for t in (hidden, weight, bias)]
     expected = token_logprobs_reference(*exact, tokens, temperature, -100)
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours.double(), theirs, atol=1e-4, rtol=1e-4)
-    upstream = [torch.randn_like(t) for t in found]
-    ours = kernels.token_logprobs_backward(hidden, weight, bias, tokens, temperature, -100, *found[1:], *upstream)
-    theirs = torch.autograd.grad(expected, exact, [g.double() for g in upstream], allow_unused=True)
-    for got, want in zip(ours, theirs, strict=True):
+    for actual, wanted in zip(results, expected, strict=True):
+        torch.testing.assert_close(actual.double(), wanted, atol=1e-4, rtol=1e-4)
+    upstream = [torch.randn_like(t) for t in results]
+    gradients = kernels.token_logprobs_backward(
+        hidden, weight, bias, tokens, temperature, -100, *results[1:], *upstream
+    )
+    expected_gradients = torch.autograd.grad(expected, exact, [g.double() for g in upstream], allow_unused=True)
+    for got, want in zip(gradients, expected_gradients, strict=True):
         if got.numel():
             scale = want.abs().max().clamp_min(1.0)
             torch.testing.assert_close(got.double() / scale, want / scale, atol=GRADIENT_TOLERANCE[dtype], rtol=0)
@@ -115,10 +119,10 @@ def test_triton_grids_stay_within_what_a_gpu_takes(monkeypatch):
         monkeypatch.setattr(kernels, name, Recorder())
     hidden, weight = torch.zeros(1, 1), torch.zeros(1, 1).expand(5_000_000, 1)
     monkeypatch.setattr(torch.Tensor, "contiguous", lambda x: x)
-    row, one = torch.zeros(1), torch.ones((), dtype=torch.float64)
+    row, temperature = torch.zeros(1), torch.ones((), dtype=torch.float64)
     tokens = torch.zeros(1, 1, dtype=torch.int64)
-    kernels.token_logprobs(hidden, weight, row[:0], tokens, one, -100)
-    kernels.token_logprobs_backward(hidden, weight, row[:0], tokens, one, -100, row, row, row[None], row, row)
+    kernels.token_logprobs(hidden, weight, row[:0], tokens, temperature, -100)
+    kernels.token_logprobs_backward(hidden, weight, row[:0], tokens, temperature, -100, row, row, row[None], row, row)
     assert len(grids) == 4
     assert all(size <= 65_535 for _, size in (grid for grid in grids if len(grid) > 1))
 
@@ -134,7 +138,7 @@ def test_masked_classes_do_not_count(run, mask, masked):
     left = torch.ones(200, dtype=torch.bool)
     left[masked] = False
     tokens = torch.nonzero(left)[:2].clone()
-    one = torch.ones((), dtype=torch.float64)
+    temperature = torch.ones((), dtype=torch.float64)
     if run == "operator":
         forward, backward = (
             getattr(torch.ops.reasonrec_fast, name) for name in ("token_logprobs", "token_logprobs_backward")
@@ -142,11 +146,13 @@ def test_masked_classes_do_not_count(run, mask, masked):
     else:
         kernels = pytest.importorskip("reasonrec_fast.kernels.token_logprobs")
         forward, backward = kernels.token_logprobs, kernels.token_logprobs_backward
-    _, logsumexp, entropy = forward(hidden, weight, bias, tokens, one, -100)
+    _, logsumexp, entropy = forward(hidden, weight, bias, tokens, temperature, -100)
     log_softmax = (hidden.double() @ weight[left].double().T).log_softmax(1)
     torch.testing.assert_close(entropy.double(), -(log_softmax.exp() * log_softmax).sum(1), atol=1e-4, rtol=1e-4)
     zeros = torch.zeros(2)
-    gradient = backward(hidden, weight, bias, tokens, one, -100, logsumexp, entropy, zeros[:, None] + 1, zeros, zeros)
+    gradient = backward(
+        hidden, weight, bias, tokens, temperature, -100, logsumexp, entropy, zeros[:, None] + 1, zeros, zeros
+    )
     expected = weight[tokens[:, 0]].double() - log_softmax.exp() @ weight[left].double()
     torch.testing.assert_close(gradient[0].double(), expected, atol=1e-4, rtol=1e-4)
 
@@ -161,12 +167,12 @@ def test_on_a_gpu_a_token_out_of_range_is_not_a_number(run):
         forward, backward = module._token_logprobs, module._token_logprobs_backward
     hidden, weight, _, _ = problem(4, 9, 5, 1, torch.float32)
     tokens = torch.tensor([[3], [9], [-1], [-100]])
-    one, nothing = torch.ones((), dtype=torch.float64), hidden.new_empty(0)
-    logprobs, logsumexp, entropy = forward(hidden, weight, nothing, tokens, one, -100)
+    temperature, nothing = torch.ones((), dtype=torch.float64), hidden.new_empty(0)
+    logprobs, logsumexp, entropy = forward(hidden, weight, nothing, tokens, temperature, -100)
     assert logprobs.isnan()[:, 0].tolist() == [False, True, True, False] and logprobs[3] == 0
     ones = torch.ones(4)
     gradient, _, _ = backward(
-        hidden, weight, nothing, tokens, one, -100, logsumexp, entropy, ones[:, None], 0 * ones, 0 * ones
+        hidden, weight, nothing, tokens, temperature, -100, logsumexp, entropy, ones[:, None], 0 * ones, 0 * ones
     )
     assert gradient.isnan().all(1).tolist() == [False, True, True, False]
 
@@ -182,9 +188,9 @@ def test_logits_of_tokens_need_no_copy_of_their_weights():
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, function, types, arguments=(), options=None):
-            found = function(*arguments, **(options or {}))
-            made.extend(x.shape for x in torch.utils._pytree.tree_leaves(found) if isinstance(x, torch.Tensor))
-            return found
+            result = function(*arguments, **(options or {}))
+            made.extend(x.shape for x in torch.utils._pytree.tree_leaves(result) if isinstance(x, torch.Tensor))
+            return result
 
     with Watch():
         kernels.token_logprobs(hidden, weight, hidden[:0, 0], tokens, torch.ones((), dtype=torch.float64), -100)
@@ -216,22 +222,22 @@ def test_compiles_in_one_graph():
 
 def test_same_bits_for_any_number_of_threads():
     hidden, weight, bias, tokens = problem(70, 3000, 33, 1, torch.bfloat16)
-    threads, found = torch.get_num_threads(), []
+    threads, results = torch.get_num_threads(), []
     for count in (1, 2, 3):
         torch.set_num_threads(count)
-        found.append(ops.token_logprobs(hidden, weight, tokens, bias=bias))
+        results.append(ops.token_logprobs(hidden, weight, tokens, bias=bias))
     torch.set_num_threads(threads)
-    for other in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 def test_shape_follows_the_tokens_and_autocast_the_context():
     hidden, weight = torch.randn(3, 8), torch.randn(20, 8)
     assert ops.token_logprobs(hidden, weight, torch.tensor([1, 2, 3])).logprobs.shape == (3,)
     with torch.autocast("cpu", torch.bfloat16):
-        found = ops.token_logprobs(hidden, weight, torch.tensor([1, 2, 3]))
+        result = ops.token_logprobs(hidden, weight, torch.tensor([1, 2, 3]))
     narrow = ops.token_logprobs(hidden.bfloat16(), weight.bfloat16(), torch.tensor([1, 2, 3]))
-    assert torch.equal(found.logprobs, narrow.logprobs)
+    assert torch.equal(result.logprobs, narrow.logprobs)
 
 
 @pytest.mark.parametrize(

@@ -30,22 +30,22 @@ def test_equals_reference(batch, items, k, share, levels):
     queries = torch.randint(levels, (batch, 3), generator=generator).double()
     vectors = torch.randint(-levels, levels, (items, 3), generator=generator).double()
     mask, exclude = exclusions(batch, items, share)
-    found = ops.topk(queries, vectors, k, exclude=exclude)
+    result = ops.topk(queries, vectors, k, exclude=exclude)
     values, indices = topk_reference(queries @ vectors.T, k, mask)
-    assert torch.equal(found.indices, indices)
-    torch.testing.assert_close(found.values, values.double())
+    assert torch.equal(result.indices, indices)
+    torch.testing.assert_close(result.values, values.double())
 
 
 def test_same_bits_for_any_number_of_threads():
     queries, items = torch.randn(150, 24), torch.randn(20_000, 24)
-    threads, found = torch.get_num_threads(), []
+    threads, results = torch.get_num_threads(), []
     for count in (1, 2, 5):
         torch.set_num_threads(count)
-        found.append(ops.topk(queries, items, 30))
+        results.append(ops.topk(queries, items, 30))
     torch.set_num_threads(threads)
-    for other in found[1:]:
-        assert torch.equal(found[0].values, other.values)
-        assert torch.equal(found[0].indices, other.indices)
+    for other in results[1:]:
+        assert torch.equal(results[0].values, other.values)
+        assert torch.equal(results[0].indices, other.indices)
 
 
 def test_composite_of_the_gpu_beyond_one_block(monkeypatch):
@@ -96,9 +96,9 @@ def test_triton_equals_reference(batch, items, k, share, dtype, excluded, monkey
     rows = torch.arange(batch)
     nothing = indptr[:0]
     arguments = (indptr, backwards, rows) if excluded else (nothing, nothing, nothing)
-    values, found = kernel.topk(queries, vectors, k, *arguments)
+    values, result = kernel.topk(queries, vectors, k, *arguments)
     expected = topk_reference(queries.double() @ vectors.double().T, k, mask)
-    assert torch.equal(found, expected[1])
+    assert torch.equal(result, expected[1])
     assert torch.equal(values, expected[0].float())
 
 
@@ -116,9 +116,9 @@ def test_triton_selects_from_groups(items, k, most_stretch, monkeypatch):
     vectors[17], vectors[18], vectors[items - 1] = torch.inf, -torch.inf, torch.inf
     queries = torch.tensor([[1.0], [-1.0], [0.5]])
     mask, (indptr, indices) = exclusions(3, items, 0.1)
-    values, found = kernel.topk(queries, vectors, k, indptr, indices, torch.arange(3))
+    values, result = kernel.topk(queries, vectors, k, indptr, indices, torch.arange(3))
     expected = topk_reference(queries.double() @ vectors.double().T, k, mask)
-    assert torch.equal(found, expected[1])
+    assert torch.equal(result, expected[1])
     assert torch.equal(values, expected[0].float())
 
 
@@ -127,8 +127,8 @@ def test_exclusions_outside_the_items_exclude_nothing():
     from reasonrec_fast.kernels import topk as kernel
 
     indptr, indices = torch.tensor([0, 3]), torch.tensor([-1, 9, 1])
-    found = kernel.topk(torch.ones(1, 1), torch.arange(4.0)[:, None], 3, indptr, indices, torch.arange(1))
-    assert found[1].tolist() == [[3, 2, 0]]
+    result = kernel.topk(torch.ones(1, 1), torch.arange(4.0)[:, None], 3, indptr, indices, torch.arange(1))
+    assert result[1].tolist() == [[3, 2, 0]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -149,8 +149,8 @@ def test_rows_pick_exclusions_of_a_larger_csr():
     mask, (indptr, indices) = exclusions(10, 20, 0.4)
     rows = torch.tensor([7, 2, 2])
     queries, vectors = torch.randn(3, 4), torch.randn(20, 4)
-    found = ops.topk(queries, vectors, 20, exclude=(indptr, indices, rows))
-    assert torch.equal(found.indices, topk_reference((queries @ vectors.T).double(), 20, mask[rows])[1])
+    result = ops.topk(queries, vectors, 20, exclude=(indptr, indices, rows))
+    assert torch.equal(result.indices, topk_reference((queries @ vectors.T).double(), 20, mask[rows])[1])
 
 
 def test_nan_comes_last_of_what_exists():

@@ -7,11 +7,11 @@ from reasonrec_fast import InteractionGraph, ops
 
 
 def assert_loop(function, *batches):
-    found = torch.vmap(function)(*batches)
+    results = torch.vmap(function)(*batches)
     looped = [function(*items) for items in zip(*batches, strict=True)]
-    if isinstance(found, torch.Tensor):
-        found, looped = (found,), [(item,) for item in looped]
-    for part, parts in zip(found, zip(*looped, strict=True), strict=True):
+    if isinstance(results, torch.Tensor):
+        results, looped = (results,), [(item,) for item in looped]
+    for part, parts in zip(results, zip(*looped, strict=True), strict=True):
         torch.testing.assert_close(part, torch.stack(parts))
 
 

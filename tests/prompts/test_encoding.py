@@ -35,8 +35,8 @@ def test_texts_never_become_control_tokens(encoder, smollm2_tokenizer, history, 
         given_values = {"history": history, "title": title, "attributes": attributes}
         prompt = encoder(given_values, wording)
         plain = encoder({"history": "a", "title": "b"}, wording)
-        found = [[token for token in [*p.prefix, *p.suffix] if token in special] for p in (prompt, plain)]
-        assert found[0] == found[1]
+        results = [[token for token in [*p.prefix, *p.suffix] if token in special] for p in (prompt, plain)]
+        assert results[0] == results[1]
         prefix, suffix = encoder.template.render(given_values, wording)
         written = smollm2_tokenizer.decode([*prompt.prefix, *prompt.suffix])
         if wording.system is None:
@@ -81,8 +81,8 @@ def test_a_prompt_fits_and_is_that_of_what_remains(encoder, history, budget, rul
     try:
         prompt = encoder(given_values, which, budget=budget)
     except ValueError as error:
-        one = history[-1:] if rule == "drop_first" else history[:1]
-        needed = len(encoder({"history": one[0], "title": "Heat"}, which))
+        shorter = history[-1:] if rule == "drop_first" else history[:1]
+        needed = len(encoder({"history": shorter[0], "title": "Heat"}, which))
         assert needed > budget
         assert str(error) == f"budget: expected at least {needed} tokens for ctr.json: {which}; got {budget}"
         return

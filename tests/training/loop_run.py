@@ -63,7 +63,7 @@ def train(folder: Path, *, accelerated: bool = False, seconds: float = 0.0) -> d
         "started_at": started_at,
         "losses": losses,
         "computed": [parts for parts, _ in everybody],
-        "alike": all(theirs == weights for _, theirs in everybody),
+        "alike": all(others == weights for _, others in everybody),
         "weights": weights,
     }
 

@@ -18,7 +18,7 @@ def setup():
     return module, x, x.sum(1, keepdim=True)
 
 
-def train(settings, path=None, *, kill_at=None, quality=None, told=None):
+def train(settings, path=None, *, kill_at=None, quality=None, progress=None):
     module, x, y = setup()
     steps = iter(range(10_000))
 
@@ -35,7 +35,7 @@ def train(settings, path=None, *, kill_at=None, quality=None, told=None):
         with torch.no_grad():
             return -float((module(x) - y).square().mean()) if quality is None else next(quality)
 
-    best = train_epochs(module, batches, loss, settings, validate=validate, checkpoint=path, progress=told)
+    best = train_epochs(module, batches, loss, settings, validate=validate, checkpoint=path, progress=progress)
     return torch.cat([p.detach().flatten() for p in module.parameters()]), best
 
 
@@ -48,8 +48,8 @@ def test_a_killed_run_goes_on_to_the_same_end(tmp_path, monkeypatch, average, ki
     path = tmp_path / "state.safetensors"
     with pytest.raises(Killed):
         train(settings, path, kill_at=kill_at)
-    found, again = train(settings, path)
-    assert torch.equal(found, expected) and again == best
+    result, again = train(settings, path)
+    assert torch.equal(result, expected) and again == best
     finished, _ = train(settings, path, kill_at=0)  # nothing is left to do
     assert torch.equal(finished, expected)
 
@@ -57,10 +57,10 @@ def test_a_killed_run_goes_on_to_the_same_end(tmp_path, monkeypatch, average, ki
 def test_stops_early_and_keeps_the_best_epoch():
     told = []
     settings = EpochTraining(epochs=20, patience=2, learning_rate=0.05)
-    found, best = train(settings, quality=iter([0.1, 0.5, 0.4, 0.3, 0.2]), told=lambda *said: told.append(said))
+    result, best = train(settings, quality=iter([0.1, 0.5, 0.4, 0.3, 0.2]), told=lambda *said: told.append(said))
     assert best == 0.5 and len(told) == 4
     expected, _ = train(EpochTraining(epochs=2, patience=9, learning_rate=0.05), quality=iter([0.1, 0.5]))
-    assert torch.equal(found, expected)
+    assert torch.equal(result, expected)
 
 
 def test_a_validation_that_is_no_number_does_not_replace_the_best():
@@ -98,7 +98,7 @@ def test_losses_are_those_from_before_the_shared_loop(average, clip, expected):
 
 def test_accumulated_batches_are_one_step():
     """Two batches of equal size a step are the batch of both."""
-    found = []
+    results = []
     for accumulate, size in ((2, 15), (1, 30)):
         module, x, y = setup()
         module.eval()
@@ -109,8 +109,8 @@ def test_accumulated_batches_are_one_step():
             lambda rows, module=module, x=x, y=y: (module(x[rows]) - y[rows]).square().mean(),
             EpochTraining(epochs=3, patience=3, learning_rate=0.05, accumulate=accumulate),
         )
-        found.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
-    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
+        results.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
 
 
 def test_the_random_state_of_the_caller_is_left_alone():

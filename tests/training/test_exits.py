@@ -60,7 +60,7 @@ def test_modes_change_what_they_should(model, mode):
 def test_every_exit_learns(model, mode, dropout):
     losses = []
     settings = replace(SETTINGS, mode=mode, layer_dropout=dropout)
-    train_exits(model, range(150), batch, settings, progress=lambda *told: losses.append(told[2]["loss"]))
+    train_exits(model, range(150), batch, settings, progress=lambda *report: losses.append(report[2]["loss"]))
     assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
     held_out = batch(1000)
     with torch.no_grad():
@@ -74,12 +74,12 @@ def test_distilled_exits_do_not_see_the_labels(model, mode):
         return replace(batch(seed), labels=1 - batch(seed).labels)
 
     settings = replace(SETTINGS, mode=mode, learning_rate=0.0, pairwise_weight=0.0)
-    found = []
+    results = []
     for load in (batch, flipped):
         copied = copy.deepcopy(model)
         train_exits(copied, range(1), load, settings)
-        found.append([head.weight.detach() for head in copied.heads])
-    same = [torch.allclose(one, other, atol=1e-5) for one, other in zip(*found, strict=True)]
+        results.append([head.weight.detach() for head in copied.heads])
+    same = [torch.allclose(first, second, atol=1e-5) for first, second in zip(*results, strict=True)]
     assert same == ([True, True, False] if mode == "distil" else [False, False, False])
 
 
@@ -103,8 +103,8 @@ def test_the_rate_falls_with_depth(model):
         settings = replace(SETTINGS, depth_decay=decay)
         train_exits(model, range(1), batch, settings)  # a first step of Adam is as long as its rate
         moved[decay] = [
-            float((layer.self_attn.v_proj.weight.detach() - before[f"{place}.self_attn.v_proj.weight"]).abs().median())
-            for place, layer in enumerate(model.backbone.base.layers)
+            float((layer.self_attn.v_proj.weight.detach() - before[f"{index}.self_attn.v_proj.weight"]).abs().median())
+            for index, layer in enumerate(model.backbone.base.layers)
         ]
     ratios = np.array(moved[0.5]) / np.array(moved[1.0])
     np.testing.assert_allclose(ratios / ratios[-1], [1 / 8, 1 / 4, 1 / 2, 1], rtol=0.2)
@@ -135,8 +135,8 @@ def test_killed_training_goes_on_to_the_same_weights(model, tmp_path):
         train_exits(killed, range(12), batch, settings, progress=die, **options)
     resumed = copy.deepcopy(model)
     train_exits(resumed, range(12), batch, settings, **options)
-    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
-        torch.testing.assert_close(one, other)
+    for first, second in zip(whole.parameters(), resumed.parameters(), strict=True):
+        torch.testing.assert_close(first, second)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_losses_are_those_from_before_the_shared_loop(mode, dropout, expected):
     model = EarlyExitModel(Decoder(LlamaForCausalLM(config)), (1, 2), ensemble_size=2).eval()
     losses = []
     train_exits(model, range(12), batch, replace(SETTINGS, mode=mode, layer_dropout=dropout, seed=3),
-                progress=lambda *told: losses.append(told[2]["loss"]))  # fmt: skip
+                progress=lambda *report: losses.append(report[2]["loss"]))  # fmt: skip
     assert [losses[0], losses[6], losses[11]] == pytest.approx(expected, rel=2e-3)
 
 

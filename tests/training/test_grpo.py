@@ -26,7 +26,7 @@ def sampler(model, count=4, length=3, *, logprobs=True, calls=None):
     def generate(prompts, seeds):
         if calls is not None:
             calls.append((prompts, seeds))
-        found = []
+        results = []
         for prompt, seed in zip(prompts, seeds, strict=True):
             generator = torch.Generator().manual_seed(seed)
             ids, known = torch.tensor([prompt] * count), []
@@ -36,11 +36,11 @@ def sampler(model, count=4, length=3, *, logprobs=True, calls=None):
                 known.append(distribution.gather(1, token))
                 ids = torch.cat([ids, token], 1)
             known = torch.cat(known, 1).tolist()
-            found.append([
+            results.append([
                 Sampled(row[len(prompt) :], of_row if logprobs else None)
                 for row, of_row in zip(ids.tolist(), known, strict=True)
             ])  # fmt: skip
-        return found
+        return results
 
     return generate
 
@@ -82,15 +82,15 @@ def plain_loss(model, reference, batch_groups, kind, clip, beta, temperature, lo
 
     per_sequence, tokens = [], 0
     for group in batch_groups:
-        ours = logprobs(model, group)
+        policy_logprobs = logprobs(model, group)
         with torch.no_grad():
-            theirs = logprobs(reference, group)
+            reference_logprobs = logprobs(reference, group)
         for row, (chosen, old) in enumerate(zip(group.chosen, group.old_logprobs, strict=True)):
             mask, length = torch.from_numpy(chosen), len(chosen)
-            ratio = (ours[row, :length] - torch.from_numpy(old).double()).exp()
+            ratio = (policy_logprobs[row, :length] - torch.from_numpy(old).double()).exp()
             advantage = float(group.advantages[row])
             objective = torch.minimum(ratio * advantage, ratio.clamp(1 - clip[0], 1 + clip[1]) * advantage)
-            gap = theirs[row, :length] - ours[row, :length]
+            gap = reference_logprobs[row, :length] - policy_logprobs[row, :length]
             losses = (beta * (gap.exp() - gap - 1) - objective)[mask]
             if len(losses):
                 per_sequence.append(losses)
@@ -135,10 +135,10 @@ def test_loss_and_gradients_are_those_of_the_papers(kind, family):
     loss.backward()
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
     assert 0 < float(statistics.clipped_share) < 1 and float(statistics.kl) > 0
-    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    assert found.keys() == wanted.keys() and wanted
+    results = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert results.keys() == wanted.keys() and wanted
     for name, value in wanted.items():
-        torch.testing.assert_close(found[name], value, rtol=2e-3, atol=1e-6)
+        torch.testing.assert_close(results[name], value, rtol=2e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["grpo", "dapo", "dr_grpo"])
@@ -152,20 +152,20 @@ def test_how_an_iteration_is_divided_does_not_matter(kind):
         rows = {2: [[], [3, 4]], 3: [[8, 9], [1]], 4: [[5], [6]], 5: [[7, 8, 9], [1, 2], []]}
         return [[Sampled(ids, None) for ids in rows[prompt[0]]] for prompt in prompts]
 
-    found = []
+    results = []
     for max_tokens in (4096, 1):
-        model, told = with_lora(causal_model()), []
+        model, reports = with_lora(causal_model()), []
         settings = GRPOTraining(
             iterations=2, prompts_per_iteration=4, kind=kind, max_tokens=max_tokens, gradient_clip=0.0, updates=2,
             learning_rate=1e-3, beta=0.1, max_completion_tokens=6 if kind == "dr_grpo" else None,
         )  # fmt: skip
         train_grpo(model, [[2], [3], [4, 1], [5, 5]], generate, reward, settings,
-                   progress=lambda *values, told=told: told.append(values))  # fmt: skip
-        found.append((told, trained_weights(model)))
-    (whole, expected), (divided, weights) = found
+                   progress=lambda *values, reports=reports: reports.append(values))  # fmt: skip
+        results.append((reports, trained_weights(model)))
+    (whole, expected), (divided, weights) = results
     torch.testing.assert_close(weights, expected, rtol=1e-4, atol=1e-6)
-    for one, other in zip(whole, divided, strict=True):
-        assert one[:2] == other[:2] and one[2] == pytest.approx(other[2], rel=1e-4, abs=1e-6)
+    for first, second in zip(whole, divided, strict=True):
+        assert first[:2] == second[:2] and first[2] == pytest.approx(second[2], rel=1e-4, abs=1e-6)
     metrics = whole[0][2]
     assert metrics["zero_variance"] == 0.5 and metrics["empty"] == pytest.approx(2 / 9)
     assert metrics["completion_tokens"] == pytest.approx(12 / 9)
@@ -183,11 +183,13 @@ def test_a_first_step_is_the_policy_gradient():
         rewards[index] = (rollouts, small_tokens(index, rollouts))
         return rewards[index][1]
 
-    told = []
+    reports = []
     before = trained_weights(model)
     settings = GRPOTraining(iterations=1, prompts_per_iteration=2, kind="dapo", learning_rate=1e-3)
-    train_grpo(model, [[5], [6, 7]], sampler(model), remember, settings, progress=lambda *values: told.append(values))
-    (values,) = told
+    train_grpo(
+        model, [[5], [6, 7]], sampler(model), remember, settings, progress=lambda *values: reports.append(values)
+    )
+    (values,) = reports
     assert values[:2] == (1, 1) and values[2]["ratio"] == pytest.approx(1, abs=1e-5)
     assert values[2]["reward"] == pytest.approx(np.mean([r for _, of in rewards.values() for r in of]))
     assert not torch.equal(trained_weights(model), before)
@@ -198,14 +200,14 @@ def test_a_first_step_is_the_policy_gradient():
 
 @pytest.mark.parametrize("kind", ["grpo", "dr_grpo"])
 def test_a_toy_reward_is_learnt(kind):
-    model, told = causal_model(), []
+    model, reports = causal_model(), []
     settings = GRPOTraining(
         iterations=40, prompts_per_iteration=4, learning_rate=1e-2, updates=2, kind=kind, max_tokens=64,
         max_completion_tokens=3 if kind == "dr_grpo" else None,
     )  # fmt: skip
     train_grpo(model, [[5], [6, 7], [8], [9]], sampler(model), small_tokens, settings,
-               progress=lambda done, total, metrics: told.append(metrics["reward"]))  # fmt: skip
-    assert np.mean(told[:3]) < 0.7 and np.mean(told[-3:]) > 0.9
+               progress=lambda done, total, metrics: reports.append(metrics["reward"]))  # fmt: skip
+    assert np.mean(reports[:3]) < 0.7 and np.mean(reports[-3:]) > 0.9
     assert not model.training
 
 
@@ -213,15 +215,15 @@ def test_the_divergence_keeps_the_policy_near_its_reference():
     """Of the same run, with a heavy weight on it; the reference is the model without its adapters."""
     kl = {}
     for beta in (0.01, 10.0):
-        model, told = with_lora(causal_model()), []
+        model, reports = with_lora(causal_model()), []
         with torch.no_grad():
             for name, weight in model.named_parameters():
                 if "lora_B" in name:
                     weight.zero_()
         settings = GRPOTraining(iterations=8, learning_rate=1e-2, prompts_per_iteration=2, updates=2, beta=beta)
         train_grpo(model, [[5], [6, 7]], sampler(model), small_tokens, settings,
-                   progress=lambda done, total, metrics, told=told: told.append(metrics["kl"]))  # fmt: skip
-        kl[beta] = np.mean(told[-3:])
+                   progress=lambda done, total, metrics, reports=reports: reports.append(metrics["kl"]))  # fmt: skip
+        kl[beta] = np.mean(reports[-3:])
     assert 0 <= kl[10.0] < 0.3 * kl[0.01]
 
 
@@ -274,7 +276,7 @@ def test_prompts_come_in_a_seeded_order_each_once_before_any_comes_again():
     prompts = [[i + 1] for i in range(5)]
     settings = GRPOTraining(iterations=5, prompts_per_iteration=3, learning_rate=0.0)
     train_grpo(model, prompts, sampler(model, length=1, calls=calls), small_tokens, settings)
-    seen = [prompt[0] for asked, _ in calls for prompt in asked]
+    seen = [prompt[0] for batch, _ in calls for prompt in batch]
     orders = [seen[i : i + 5] for i in (0, 5, 10)]
     assert all(sorted(order) == [1, 2, 3, 4, 5] for order in orders) and len({tuple(order) for order in orders}) > 1
     seeds = [seed for _, of_call in calls for seed in of_call]
@@ -282,14 +284,14 @@ def test_prompts_come_in_a_seeded_order_each_once_before_any_comes_again():
 
 
 def test_an_iteration_without_variance_takes_no_step(tmp_path):
-    model, told = with_lora(causal_model()), []
+    model, reports = with_lora(causal_model()), []
     before = trained_weights(model)
     train_grpo(model, [[5], [6]], sampler(model), lambda index, rollouts: [1.0] * len(rollouts),
                GRPOTraining(iterations=3, learning_rate=1e-2, updates=2, beta=0.1),
-               progress=lambda *values: told.append(values))  # fmt: skip
+               progress=lambda *values: reports.append(values))  # fmt: skip
     assert torch.equal(trained_weights(model), before)
-    assert [values[:2] for values in told] == [(1, 3), (2, 3), (3, 3)]
-    assert told[0][2]["zero_variance"] == 1.0 and "loss" not in told[0][2]
+    assert [values[:2] for values in reports] == [(1, 3), (2, 3), (3, 3)]
+    assert reports[0][2]["zero_variance"] == 1.0 and "loss" not in reports[0][2]
 
 
 def test_masked_and_empty_completions_teach_nothing_by_themselves():
@@ -334,7 +336,7 @@ def test_wrong_logprobs_masks_and_settings_are_refused():
         def generate(prompts, seeds):
             return [[Sampled([3], list(logprobs)), Sampled([4], [-1.0])]] * rollouts
 
-        train_grpo(model, [[5]], generate, lambda index, found: [1.0, 0.0], settings, **options)
+        train_grpo(model, [[5]], generate, lambda index, result: [1.0, 0.0], settings, **options)
 
     for logprobs in ((), (float("nan"),), (-1.0, -1.0)):
         with pytest.raises(ValueError, match="completion 0 of prompt 0: expected 1 finite log-probabilities"):
@@ -360,7 +362,7 @@ def test_completions_of_the_text_generator_fit():
     from reasonrec_fast.lm.generate import TextGenerator
     from reasonrec_fast.lm.sampling import SamplingParams
 
-    model, told = with_lora(causal_model()), []
+    model, reports = with_lora(causal_model()), []
     generator = TextGenerator(model)
 
     def generate(prompts, seeds):
@@ -373,9 +375,9 @@ def test_completions_of_the_text_generator_fit():
 
     before = trained_weights(model)
     settings = GRPOTraining(iterations=2, prompts_per_iteration=2, learning_rate=1e-3, temperature=0.8)
-    train_grpo(model, [[5, 6], [7]], generate, small_tokens, settings, progress=lambda *values: told.append(values))
-    assert len(told) == 2 and not torch.equal(trained_weights(model), before)
-    for _, _, metrics in told:
+    train_grpo(model, [[5, 6], [7]], generate, small_tokens, settings, progress=lambda *values: reports.append(values))
+    assert len(reports) == 2 and not torch.equal(trained_weights(model), before)
+    for _, _, metrics in reports:
         assert metrics["ratio"] == pytest.approx(1, abs=1e-5) and metrics["ratio_max"] == pytest.approx(1, abs=1e-4)
 
 

@@ -51,13 +51,13 @@ def test_a_step_is_seeded_scheduled_clipped_descent():
         expected_losses.append(float(value.detach()))
     expected = weights_of(module)
     module, loss = regression(torch.float32, dropout=0.5)
-    told = []
+    reports = []
     loop = loop_over(
-        module, seed=7, clip=0.1, schedule=warmup(2), progress=lambda done, total, m: told.append((done, total, m))
+        module, seed=7, clip=0.1, schedule=warmup(2), progress=lambda done, total, m: reports.append((done, total, m))
     )
     loop.run(3, lambda step: [slice(step, step + 20)], loss)
     assert torch.equal(weights_of(module), expected) and loop.steps_done == 3
-    assert told == [(step + 1, 3, {"loss": value}) for step, value in enumerate(expected_losses)]
+    assert reports == [(step + 1, 3, {"loss": value}) for step, value in enumerate(expected_losses)]
 
 
 def test_micro_batches_are_one_batch():
@@ -67,8 +67,8 @@ def test_micro_batches_are_one_batch():
     expected = [float(whole.step([slice(0, 60)], loss)) for _ in range(5)]
     divided_module, divided_loss = regression()
     divided = loop_over(divided_module)
-    found = [float(divided.step(parts, divided_loss, weights=[7, 23, 30])) for _ in range(5)]
-    assert found == pytest.approx(expected, rel=1e-12)
+    results = [float(divided.step(parts, divided_loss, weights=[7, 23, 30])) for _ in range(5)]
+    assert results == pytest.approx(expected, rel=1e-12)
     torch.testing.assert_close(weights_of(divided_module), weights_of(module), rtol=1e-10, atol=1e-12)
     unweighted = loop_over(regression()[0])
     assert float(unweighted.step(parts, regression()[1])) != pytest.approx(expected[0], rel=1e-6)
@@ -120,11 +120,11 @@ def test_metrics_of_micro_batches_are_weighted_means_and_maxima():
 
 
 def test_progress_of_parts():
-    told = []
-    inner = named_part(lambda *values: told.append(values), "outer")
+    reports = []
+    inner = named_part(lambda *values: reports.append(values), "outer")
     inner(1, 2, {"loss": 0.5})
     inner(2, 2, part="own")
-    assert told == [(1, 2, {"loss": 0.5}, "outer"), (2, 2, {}, "own")]
+    assert reports == [(1, 2, {"loss": 0.5}, "outer"), (2, 2, {}, "own")]
     assert named_part(None, "outer") is None
     assert metrics_text({}) == ""
 
@@ -182,13 +182,13 @@ def scalars(path):
     """Step, name and value of the events of a file of TFRecords (length, checksum, event, checksum)."""
     from tensorboardX.proto.event_pb2 import Event
 
-    data, found = path.read_bytes(), []
+    data, results = path.read_bytes(), []
     while data:
         (length,) = struct.unpack("<Q", data[:8])
         event = Event.FromString(data[12 : 12 + length])
-        found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+        results += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
         data = data[16 + length :]
-    return found
+    return results
 
 
 def test_tensorboard_gets_every_step(tmp_path):

@@ -49,11 +49,11 @@ def same_loss_and_gradients(model, groups, **tolerance):
     loss = supervised_loss(model, groups)
     loss.backward()
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
-    found = gradients(model)
-    assert found.keys() == wanted.keys() and wanted
+    result = gradients(model)
+    assert result.keys() == wanted.keys() and wanted
     assert max(float(value.abs().max()) for value in wanted.values()) > 1e-3
     for name, value in wanted.items():
-        torch.testing.assert_close(found[name], value, rtol=2e-3, atol=2e-6, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(result[name], value, rtol=2e-3, atol=2e-6, msg=lambda m, name=name: f"{name}: {m}")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -103,10 +103,10 @@ def test_how_a_step_is_divided_does_not_matter():
     """Micro-batches with different numbers of chosen tokens; the loss is over all of the step's tokens."""
     trained, losses = [], []
     for max_tokens in (4096, 1):
-        model, told = with_lora(causal_model()), []
+        model, reports = with_lora(causal_model()), []
         train_supervised(model, GROUPS, SupervisedTraining(max_tokens=max_tokens, epochs=2, clip=0.0),
-                         progress=lambda done, total, metrics, told=told: told.append(metrics["loss"]))  # fmt: skip
-        losses.append(told)
+                         progress=lambda done, total, metrics, log=reports: log.append(metrics["loss"]))  # fmt: skip
+        losses.append(reports)
         trained.append(torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad]))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5) and len(losses[0]) == 2
     assert losses[0][0] == pytest.approx(float(padded_loss(with_lora(causal_model()), GROUPS).detach()), rel=1e-5)
