@@ -291,7 +291,7 @@ def budget(result: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
 
 
 def write_budget(result: dict[str, dict[str, int]]) -> None:
-    """Make what was found the budget of this version of Triton; refused where a kernel spills."""
+    """Write the results as the budget of this version of Triton; refused if a kernel spills."""
     spilled = sorted(name for name, used in result.items() if used["stack"])
     if spilled:
         raise SystemExit(f"no budget is written: {spilled} spill")

@@ -31,7 +31,7 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @pytest.fixture(autouse=True)
 def quiet_logger() -> Iterator[None]:
-    """What a command says of its messages holds for its own test alone."""
+    """Restore the package's logger after each test."""
     logger = logging.getLogger("reasonrec_fast")
     before = logger.level, list(logger.handlers)
     yield
@@ -41,7 +41,7 @@ def quiet_logger() -> Iterator[None]:
 
 @pytest.fixture
 def shared_data() -> Path:
-    """Data sets that lie beside a development checkout."""
+    """The folder of data sets beside a development checkout."""
     if not SHARED_DATA.is_dir():
         pytest.skip(f"needs the development data in {SHARED_DATA.parent.name}/{SHARED_DATA.name}")
     return SHARED_DATA

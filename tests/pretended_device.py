@@ -1,9 +1,9 @@
-"""A device that is none: it computes on the CPU, and knows what a GPU would have waited for.
+"""A pretended device: it computes on the CPU, and counts the synchronisations of a GPU.
 
 Tensors of the device ``"meta"`` have values while a :class:`PretendedDevice` is entered, so that whole fits and
-rankings run on it and their results can be compared. As beside a GPU, a tensor of the CPU may not meet one of the
-device; what is read back, and what is copied there while the host waits, is counted by the function of this package
-that did it.
+rankings run on it and their results can be compared. As with a GPU, operators refuse to mix tensors of the CPU and of
+the device; values that are read back, and synchronous copies to the device, are counted by the calling function of this
+package.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _caller() -> str:
 
 @contextlib.contextmanager
 def pretended_device() -> Iterator[PretendedDevice]:
-    """Enter a pretended device. Autocast, which knows nothing of it, is off there."""
+    """Enter a pretended device. Autocast, which does not support it, is off inside."""
     autocast, enabled = torch.autocast, torch.is_autocast_enabled
 
     def no_autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:

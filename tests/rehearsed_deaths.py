@@ -1,4 +1,4 @@
-"""Units of a worker of which only the first process gets as far as a unit; ``test_gpu_rehearsal.py`` runs them."""
+"""Units of a worker whose later processes die before their first unit; ``test_gpu_rehearsal.py`` runs them."""
 
 import os
 from pathlib import Path

@@ -26,7 +26,7 @@ def tree(tmp_path) -> Path:
 
 @pytest.fixture
 def folder(tmp_path, tree) -> Path:
-    """A bundle of the libraries of this checkout, of which one does not load."""
+    """A bundle of this checkout's libraries, one of which does not load."""
     made = tmp_path / "bundle"
     (made / "libraries").mkdir(parents=True)
     for name in ("_C.so", HOST):

@@ -13,7 +13,7 @@ LABELS, SCORES, USERS = [0, 1, 0, 1], [0.1, 0.2, 0.9, 0.8], [0, 0, 1, 1]
 
 
 def shuffled(values):
-    """A Series whose index says another order than its rows have."""
+    """A Series whose index is in another order than its rows."""
     return pd.Series(values, index=[2, 0, 3, 1][: len(values)])
 
 

@@ -1,4 +1,5 @@
-"""Experiments: data sets are told by their events, and what cannot be measured is found before anything is fitted."""
+"""Experiments: data sets are identified by their events, and unmeasurable tasks are refused before anything is
+fitted."""
 
 import json
 

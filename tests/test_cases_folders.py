@@ -1,4 +1,4 @@
-"""Folders of saved models: replaced whole, whatever is killed and whoever reads meanwhile; what is not ours stays."""
+"""Folders of saved models: replaced atomically under kills and concurrent readers; other files are kept."""
 
 import errno
 import os

@@ -1,7 +1,8 @@
-"""Models on a device that is not the CPU, without a GPU: nothing is mixed, nothing is read back without being asked.
+"""Models on a device that is not the CPU, without a GPU: devices are not mixed, and all reads from the device are
+listed.
 
-Whole fits and rankings run on the pretended device of ``pretended_device.py`` and must give what the CPU gives; what is
-read back from it on the way is listed here, function by function: another one fails.
+Whole fits and rankings run on the pretended device of ``pretended_device.py`` and must give the CPU's results; the
+functions that read values back are listed here, and any other fails.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def test_the_fast_type_is_that_of_the_requested_device(monkeypatch):
 
 
 def test_what_the_pretended_device_finds():
-    """The tests below see what they look for."""
+    """The pretended device detects the faults that the tests below check for."""
     with pretended_device() as device:
         tensor = torch.arange(4.0, device=DEVICE)
         with pytest.raises(AssertionError, match="tensors of the CPU and of the device"):
@@ -116,7 +117,7 @@ def test_what_the_pretended_device_finds():
 
 @pytest.fixture
 def copies(monkeypatch):
-    """A GPU as far as copies to it are concerned: they go to the CPU, and are told as (pinned, asynchronous)."""
+    """Redirects copies to a GPU to the CPU; the fixture is their list of (pinned, asynchronous)."""
     transfers, pinned, plain = [], [], torch.Tensor.to
 
     def pin(tensor):
@@ -376,7 +377,7 @@ def test_training_of_exits_with_dropout_goes_on_to_the_same_weights(tmp_path):
 
 @pytest.mark.parametrize("there_first", [False, True])
 def test_training_goes_on_on_another_device(tmp_path, monkeypatch, caplog, there_first):
-    """Parameters, averages and the optimiser's state follow; a line says that the end is not exactly the same."""
+    """Parameters, averages and the optimiser's state are moved; a message warns that the result differs slightly."""
     monkeypatch.setattr(epochs, "_SECONDS_BETWEEN_SAVES", 0.0)
     settings = EpochTraining(epochs=4, patience=9, learning_rate=0.05, average=0.5)
 
@@ -574,7 +575,7 @@ def outputs_of(model, data):
 def same(result, expected):
     for first, second in zip(result[:2], expected[:2], strict=True):
         np.testing.assert_allclose(first, second, atol=2e-4, rtol=1e-3)
-    assert (result[2] == expected[2]).mean() > 0.95  # but for near ties
+    assert (result[2] == expected[2]).mean() > 0.95  # except for near ties
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -611,7 +612,7 @@ def test_a_classical_model_lives_on_a_device(clicks, name, tmp_path):
 
 
 def test_sampled_classes_are_counted_once_a_step(clicks):
-    """What remains of reading back in a step; whoever mends it takes this line away."""
+    """The remaining reads from the device in a step; remove the entry when one is fixed."""
     kind = classical.SASRecConfig(**{**MODELS["SASRec"][0], "negatives": 8, "epochs": 1})
     with pretended_device() as device:
         rows = np.arange(len(clicks))
@@ -698,7 +699,7 @@ REQUIRED = {
 
 @pytest.mark.parametrize("path", [path for path, _ in commands()], ids=" ".join)
 def test_every_command_takes_a_device(path, tmp_path, monkeypatch):
-    """All of them run models. What is not there is told before anything is read or trained."""
+    """Every command that runs a model refuses a missing device before anything is read or trained."""
     (tmp_path / "one.toml").write_text(TOML)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -22,7 +22,7 @@ from benchmarks.gpu.workers import MOST_STARTS, Workers
 
 ROOT = Path(__file__).resolve().parents[1]
 MOST_SECONDS = 900
-"""Of a dry run, where others compute beside it."""
+"""Seconds of a dry run, on a machine that others use too."""
 NCU = """\
 ==PROF== Connected to process 4711 (/usr/bin/python3.12)
 ==PROF== Profiling "partial_kernel" - 0: 0%....50%....100% - 3 passes
@@ -82,13 +82,13 @@ def tool(tmp_path, monkeypatch):
 
 @pytest.fixture
 def without(monkeypatch):
-    """PATH without a tool."""
+    """Removes tools from PATH."""
 
-    def take_away(*names):
+    def hide(*names):
         folders = [f for f in os.environ["PATH"].split(os.pathsep) if not any(Path(f, n).exists() for n in names)]
         monkeypatch.setenv("PATH", os.pathsep.join(folders))
 
-    return take_away
+    return hide
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +236,7 @@ def test_shares_are_disjoint(shell):
 
 
 def test_a_share_that_gets_no_further_is_given_up_with_its_reason(tmp_path):
-    """One start that tells of its units, then as many as are allowed without progress."""
+    """A start that reports its units, then as many as are allowed without progress."""
     starts = tmp_path / "starts"
     variables = {"PYTHONPATH": str(ROOT / "tests"), "REHEARSED_STARTS": str(starts)}
     shell = Shell(Log(tmp_path / "log.txt"), variables)
@@ -310,7 +310,7 @@ def test_ncu_leaves_the_clocks_alone(tool, shell, tmp_path):
     results = []
     csv_file = tmp_path / "counters.csv"
     line = counters.collect(shell, time.monotonic() + 60, rehearsal=False, on_kernels=results.extend, csv_file=csv_file)
-    assert line.startswith(f"1 of {len(counters.HOT)} cases; ")  # the others have no marker in what ncu said
+    assert line.startswith(f"1 of {len(counters.HOT)} cases; ")  # the others have no marker in ncu's output
     assert f"{counters.HOT[1]}: no counters" in line
     assert [kernel["case"] for kernel in results] == [counters.HOT[0]] * 2
     assert csv_file.read_text().count("partial_kernel") == 7

@@ -225,7 +225,7 @@ def test_a_capture_that_breaks_off_says_so_in_one_line(monkeypatch):
 
 
 def test_a_capture_that_breaks_off_tells_what_failed_first(monkeypatch):
-    """The end of a capture fails for what failed in it, in words that say nothing."""
+    """The end of a failed capture raises an error without the cause."""
     FakeCuda(monkeypatch, fails=True)
 
     def waits():

@@ -71,7 +71,7 @@ def test_cupy_arrays_are_built_by_their_own_library(edges, monkeypatch):
 
 
 def test_edges_of_a_library_stay_with_it():
-    """One that lends numpy's functions another name stands in for cupy: it is found by its module, and used alone."""
+    """A copy of numpy under another name stands in for cupy: it is recognised by its module, and used alone."""
 
     class Array(np.ndarray):
         device = contextlib.nullcontext()  # cupy's is a context that makes it the current one

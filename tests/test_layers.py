@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "reasonrec_fast"
 
-# From the top: a package imports what stands in a lower row, never its own row. docs/architecture.md shows the same.
+# From the top: a package imports from lower rows, never from its own row. docs/architecture.md shows the same.
 LAYERS = (
     ("cli", "benchmarking"),
     ("experiments",),
@@ -28,7 +28,7 @@ LAYERS = (
     ("graph",),
     ("kernels",),
 )
-# Below them, files that know nothing of the rest; they may import each other.
+# Below them, files that import nothing of the packages; they may import each other.
 SUPPORT = ("arrays", "devices", "files", "memory", "micro_batcher", "precision", "pretrained", "settings", "_host")
 # The package itself loads names lazily from everywhere, and __main__ starts the command line.
 ABOVE = ("__init__", "__main__")
@@ -78,7 +78,7 @@ def read_imports(root: Path) -> dict[str, set[str]]:
 
 
 def layer_names() -> dict[str, int]:
-    """The row of each name that the table knows; higher numbers stand lower."""
+    """The row of each name in the table; higher numbers are lower layers."""
     rows = {name: row for row, names in enumerate(LAYERS) for name in names}
     return rows | dict.fromkeys(SUPPORT, len(LAYERS)) | dict.fromkeys(ABOVE, -1)
 

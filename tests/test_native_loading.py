@@ -1,4 +1,4 @@
-"""Native libraries that cannot be used: one clear line, and the rest goes on."""
+"""Native libraries that cannot be used: one clear message, and a fallback."""
 
 import ctypes
 import logging
@@ -62,7 +62,7 @@ def test_cuda_library_that_does_not_load_costs_one_line(package, library):
     done = run(WITH_GPU.format(capability=(9, 0)) + SAY)
     (line,) = warnings_about_route(done)
     assert str(folder / "_C_cuda.so") in line and "build it again" in line
-    # With what the loader said of it, not only that torch could not load it.
+    # With the loader's message, not only that torch could not load it.
     assert (
         ("is not there" in line) if library is None else ("does not load beside torch" in line and "too short" in line)
     )
@@ -108,7 +108,7 @@ def test_an_old_gpu_beside_a_new_one(monkeypatch, tmp_path, caplog, capabilities
 
 @pytest.mark.skipif(torch.version.cuda is None, reason="needs a torch for CUDA (make verify-oldest has one)")
 def test_cuda_library_loads_beside_a_torch_for_cuda(cuda_library):
-    """When torch starts CUDA: which is pretended where there is no GPU."""
+    """When torch initialises CUDA, which is mocked without a GPU."""
     done = subprocess.run(
         [sys.executable, "-c", WITH_GPU.format(capability=(9, 0)) + SAY], capture_output=True, text=True
     )
@@ -130,13 +130,13 @@ def test_cpu_library_that_does_not_load_says_why(package, library):
 
 
 def test_importing_starts_no_cuda():
-    """Nor asks for a device: a process that has may not fork and go on with the GPU."""
+    """The import does not query devices: a process that has done so may not fork and use the GPU."""
     code = """
 import torch
 torch.version.cuda = "13.0"
-def asked(*arguments):
-    raise AssertionError("CUDA was asked for")
-torch.cuda.is_available = torch.cuda.device_count = torch.cuda.get_device_capability = torch.cuda._lazy_init = asked
+def refuse(*arguments):
+    raise AssertionError("CUDA was queried")
+torch.cuda.is_available = torch.cuda.device_count = torch.cuda.get_device_capability = torch.cuda._lazy_init = refuse
 import reasonrec_fast.ops
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -202,7 +202,7 @@ def read(*command: object) -> str:
 
 
 def test_cuda_library_finds_torchs_cuda_symbols_by_libtorch(cuda_library):
-    """Built beside a torch for the CPU, it loads beside one for CUDA only if it names libtorch.so."""
+    """Built with a torch for the CPU, it loads with a torch for CUDA only if it links libtorch.so."""
     assert "[libtorch.so]" in read("readelf", "-d", "-W", cuda_library)
 
 

@@ -1,4 +1,4 @@
-"""Models as folders, and as repositories of the Hugging Face hub, which is never asked here."""
+"""Models as folders, and as repositories of the Hugging Face hub, which is mocked."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def fitted():
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A hub of folders; what was asked of it."""
+    """A mock of the hub with local folders; returns the list of its requests."""
     requested = []
 
     def snapshot_download(name, *, revision=None, token=None, allow_patterns=None):
@@ -170,7 +170,7 @@ while kill < int(sys.argv[2]) or (len(seen) < 2 and kill < 400):  # a busy machi
     child = os.fork()
     if not child:
         while True:
-            for kind in (1, 0):  # what lies there at first is that of 0
+            for kind in (1, 0):  # the folder begins with kind 0
                 models[kind].save_pretrained(folder)
     time.sleep(draws.random() * 0.02)
     os.kill(child, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""``reasonrec-fast evaluate`` on every task: explanations, judging, and OptiRAG beside the others, on tiny data."""
+"""``reasonrec-fast evaluate`` on every task: explanations, judging, and OptiRAG with the other models, on tiny data."""
 
 import json
 from dataclasses import replace
@@ -168,7 +168,7 @@ def test_judges_are_evaluated(photographs):
     scores = judge.fit(train, progress=lambda *report: seen.append(report[:2])).score(test.images, folder=test.folder)
     assert seen == [(24, 24)] and scores.dtype == np.float64
     alone = [judge.score([image], folder=test.folder)[0] for image in test.images]
-    np.testing.assert_array_equal(scores, alone)  # whoever else is there
+    np.testing.assert_array_equal(scores, alone)  # independent of the other rows
     judge.save_pretrained(photographs / "model")
     loaded = reasonrec_fast.load(photographs / "model", device="cpu")
     np.testing.assert_array_equal(loaded.score(test.images, folder=test.folder), scores)

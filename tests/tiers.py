@@ -1,4 +1,4 @@
-"""The fast and the slow tier of the tests, told apart by ``slow.txt``, and what each test costs in CPU time."""
+"""The fast and the slow tier of the tests, which ``slow.txt`` lists, and the CPU time of each test."""
 
 from __future__ import annotations
 

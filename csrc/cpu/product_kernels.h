@@ -13,9 +13,9 @@
 namespace reasonrec {
 namespace {
 
-constexpr int64_t kTileRows = 12;  // but for AMX
+constexpr int64_t kTileRows = 12;  // except for AMX
 
-// A tile in MR x NV vectors of sums; weight rows lie `stride` apart, packed columns and out rows `lanes`.
+// A tile in MR x NV vectors of sums; the row stride of weight is `stride`, of columns and out rows `lanes`.
 template <int L, int MR, int NV, typename T>
 REASONREC_INLINE void tile_body(const T* packed, const T* weight, int64_t stride, int64_t width, int64_t lanes, T* out,
                                 Ahead ahead) {
@@ -59,7 +59,7 @@ struct Tile {
   }
 };
 
-// R rows, which lie `width` apart, with S = 16 / R streamed ones: out[s * R + r].
+// R rows, of row stride `width`, with S = 16 / R streamed rows: out[s * R + r].
 template <int L, int R, typename T>
 REASONREC_INLINE void few_body(const T* rows, int64_t width, const T* const* streamed, T* out) {
   constexpr int kSums = R > L ? R : L, S = kSums / R;  // at a time

@@ -164,7 +164,7 @@ class Projector(nn.Module):
         samples = torch.randn(_SAMPLES, self.first.in_features, generator=seeded_generator(0)).to(self.first.weight)
         self.second.bias.zero_()
         responses = self.second(nn.functional.gelu(self.first(samples)))
-        offset = responses.mean(0)  # GELU's mean is not zero, and would move all images' tokens alike
+        offset = responses.mean(0)  # GELU's mean is not zero, and would shift the tokens of all images
         scale = distance.to(offset) / (responses - offset).square().mean().sqrt()
         self.second.weight.mul_(scale)
         self.second.bias.copy_(mean.to(offset).repeat(len(offset) // self.embedding_dim) - scale * offset)

@@ -1,4 +1,4 @@
-"""What a reviewer of the tables, the models and the commands found."""
+"""Regression tests of tables, models and commands."""
 
 import threading
 from dataclasses import replace
@@ -46,7 +46,7 @@ def purchases(users=30, items=20, each=8, seed=0):
 
 @pytest.mark.parametrize("validated", [False, True])
 def test_drawn_dislikes_do_not_tell_what_the_test_part_holds(validated):
-    """Negatives that were never an item of the test part told which items are: random ones were found, AUC 0.7."""
+    """Negatives that were never items of the test part leaked its items: random scores had an AUC of 0.7."""
     data = purchases()
     train, validation, test = (np.flatnonzero(np.isin(data.timestamps, part)) for part in ((0, 1, 2), (3,), (4, 5, 6)))
     items = data.items.copy()
@@ -61,7 +61,7 @@ def test_drawn_dislikes_do_not_tell_what_the_test_part_holds(validated):
 
 
 def test_users_of_a_list_stay_what_they_are():
-    """numpy made text of NaN and of numbers beside text, and floats of large numbers."""
+    """numpy converted NaN and numbers to text in mixed columns, and large integers to floats."""
     with pytest.raises(ValueError, match="users: expected identifiers; got nan in row 1"):
         as_keys(["a", float("nan"), "b"], "users")
     for different in ([1, "1"], ["a", "a\0"], [2**63 + 1, -1, 2**63], ("1", 1, 1.5)):
@@ -72,7 +72,7 @@ def test_users_of_a_list_stay_what_they_are():
 
 
 def test_threads_write_one_file(tmp_path):
-    """Both wrote one temporary file: half of one's text in the other's, or no file."""
+    """Both wrote the same temporary file, which mixed their contents or lost it."""
     path, values, failed = tmp_path / "a.json", [[0] * 5000, [1] * 9000], []
 
     def write(value):
@@ -120,7 +120,7 @@ def test_a_time_format_guesses_nothing():
 
 
 def test_a_rating_that_is_named_is_read_with_the_likes_of_the_model(tmp_path, monkeypatch):
-    """Beside a column ``label`` that nobody asked for, likes of the history began at 4, or at 1 where all are 1."""
+    """With an unused column ``label``, the history's like threshold became 4, or 1 if all ratings are 1."""
     path = tmp_path / "requests.csv"
     path.write_text("user,item,timestamp,label,stars\nu,a,1,0,3\nu,b,2,0,2\nu,c,3,,\n")
     requested = []
@@ -152,7 +152,7 @@ def test_a_model_stored_without_knowledge_has_none(tmp_path):
 
 
 def test_training_goes_on_with_the_same_instructions_alone():
-    """A checkpoint was told apart by the number of records."""
+    """Checkpoints were distinguished by the number of records alone."""
     model, seen = OptiRAG.__new__(OptiRAG), []
     model.config = OptiRAGConfig(read_dense_features=False)
     model.instruction_requests = lambda records: None
@@ -186,7 +186,7 @@ def test_a_number_is_named_as_a_number():
 
 
 def test_a_run_of_another_kind_of_model_is_another_run(tmp_path):
-    """Under one name the result of the first was given for the second."""
+    """With equal names the first model's result was returned for the second."""
     pd.DataFrame({"user": list("aabbccdd") * 3, "item": list("xyzwvuts" * 3), "timestamp": range(24)}).to_csv(
         tmp_path / "t.csv", index=False
     )

@@ -1,4 +1,4 @@
-"""Faults that a review of tables, identifiers and the classical commands found."""
+"""Regression tests of tables, identifiers and the classical commands."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ from reasonrec_fast.models.optirag.template import Template
 
 
 def likes_of_chance(users=200, items=14, each=9):
-    """Likes that nothing can tell before they happen."""
+    """Likes that cannot be predicted."""
     generator = np.random.default_rng(0)
     rows = [
         (f"u{user}", f"i{item}", position * users + user)
@@ -32,7 +32,7 @@ def likes_of_chance(users=200, items=14, each=9):
 
 
 def test_drawn_dislikes_do_not_tell_what_users_like_later():
-    """Before, FM found the likes of the test part among items never had with an AUC of 0.82."""
+    """Before, FM separated the test part's likes from unseen items with an AUC of 0.82."""
     data = likes_of_chance()
     parts = split_by_time(data, validation=0.12, test=0.3)
     settings = FMConfig(epochs=25, patience=25, weight_decay=1e-3, hidden=0.0, learning_rate=0.02)
@@ -61,7 +61,7 @@ RATED = pd.DataFrame(
 
 
 def test_likes_of_another_rating_are_refused_everywhere():
-    """A model that was fitted with likes from 3 on took a history's from 4 on, without a word."""
+    """A model that was fitted with a like threshold of 3 used 4 for a history, without a message."""
     model = EASE().fit(load_interactions(RATED, like=3))
     with pytest.raises(DataError, match="like: expected 3 .*, as the model was fitted; got 4"):
         model.set_histories_from_table(RATED)
@@ -187,7 +187,7 @@ def test_templates_are_checked_when_they_are_read(values, message, tmp_path):
 
 
 def test_scores_of_all_items_are_few_at_a_time(monkeypatch):
-    """A block of users was 2,048 whatever the number of items: 16 GB of pairs of a catalogue of half a million."""
+    """A block had 2,048 users for any number of items: 16 GB of pairs for a catalogue of half a million."""
     from reasonrec_fast.models.classical import base
 
     model = FM(FMConfig(epochs=1)).fit(RATED)
@@ -244,7 +244,7 @@ def test_items_without_a_row_in_the_item_table_are_reported(caplog):
 
 @pytest.mark.parametrize("name", ["stars:float", "stars"])
 def test_columns_of_recbole_are_named_with_or_without_their_types(name, tmp_path):
-    """A rating that was named as it stands in the file was not found, and every event was a like."""
+    """A rating column that was named by its name in the file was missed, and every event became a like."""
     rows = "user_id:token\titem_id:token\ttimestamp:float\tstars:float\na\tx\t1\t5\na\ty\t2\t1\n"
     (tmp_path / "a.inter").write_text(rows)
     assert load_interactions(tmp_path / "a.inter", columns={"rating": name}).labels.tolist() == [1, 0]

@@ -53,14 +53,14 @@ def evaluate(folder, table, name="other.csv"):
 
 
 def test_what_a_model_learnt_from_is_no_test(fitted):
-    """Of one day the order of the file tells the last events; of another order the model has seen them."""
+    """Within a day the file's order decides which events are last; with another order the model was trained on them."""
     done = evaluate(fitted, purchases().sample(frac=1, random_state=1))
     assert done.exit_code == 2
     assert "expected a test part that the model has not learnt from; it was fitted on" in done.output
 
 
 def test_any_order_of_days_is_the_same_test(fitted):
-    """In which those of one day keep theirs; and later events, or some customers alone, leak nothing either."""
+    """The order within a day is kept; later events, or a subset of the customers, leak nothing either."""
     events = purchases()
     reports = [evaluate(fitted, events), evaluate(fitted, events.sort_values("day", ascending=False, kind="stable"))]
     assert json.loads(reports[0].stdout) == json.loads(reports[1].stdout)
@@ -129,7 +129,7 @@ def test_the_page_of_a_shop_compares_models(tmp_path):
 
 
 def test_a_model_of_python_knows_what_it_learnt_from(tmp_path):
-    """Saved over the folder of another fit, it is told apart by what itself has learnt from."""
+    """A model that was saved over another fit is identified by its own training events."""
     events = load_interactions(purchases(), columns={"user": "customer", "item": "sku", "timestamp": "day"})
     purchases().to_csv(tmp_path / "events.csv", index=False)
     run(

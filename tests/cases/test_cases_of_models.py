@@ -1,4 +1,4 @@
-"""What a first week brings: models saved over others, files at fault, settings of any type, runs that look alike."""
+"""Models that replace saved models, invalid files, settings of any type, and runs that are easily confused."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_a_checkpoint_of_other_validation_events_is_refused(tmp_path):
         BPR(config).fit(data, np.arange(90), np.arange(105, 120), checkpoint=checkpoint)
 
 
-# Results that take the place of something
+# Results that would replace files
 
 
 @pytest.mark.parametrize("name", ["users.csv", "link.csv"])

@@ -161,7 +161,7 @@ def test_array_as_identifier_is_refused_in_words():
 
 
 def test_names_of_interactions_are_not_those_of_items():
-    """--columns label=title of the events must not take the items' titles away."""
+    """--columns label=title of the events must not remove the items' titles."""
     items = pd.DataFrame({"id": ["x"], "title": ["Heat"], "date": ["2000"]})
     events = pd.DataFrame({"user": ["a"], "item": ["x"], "date": [1], "title": [1]})
     result = load_interactions(events, items, columns={"timestamp": "date", "label": "title"})

@@ -79,7 +79,7 @@ def test_labels_as_pandas_writes_booleans(tmp_path, text):
 
 @pytest.mark.parametrize("time", ["0x5f5e1000", " 1600000000"])
 def test_how_a_time_is_read_does_not_depend_on_other_rows(tmp_path, time):
-    """A quote within a title decides which reader reads the file: both must say the same."""
+    """A quote within a title decides which reader is used: both must give the same result."""
     results = []
     for title in ("a", '5" disk'):
         (tmp_path / "a.csv").write_text(f"user,item,timestamp,label,title\nu,x,{time},1,{title}\n")

@@ -22,7 +22,7 @@ class HostDevice {
  public:
   template <typename T>
   T* space(int64_t count) {
-    // At both ends bytes that nobody may touch, found by the address sanitizer where it is on.
+    // Guard bytes at both ends, which the address sanitizer checks if it is on.
     held_.emplace_back(count * sizeof(T) + 1, static_cast<char>(0xa5));
     return reinterpret_cast<T*>(held_.back().data());
   }

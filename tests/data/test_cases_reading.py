@@ -1,4 +1,4 @@
-"""Reading of files beside Arrow's threads."""
+"""Reading files while Arrow's threads run."""
 
 import subprocess
 import sys

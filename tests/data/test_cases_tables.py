@@ -1,4 +1,4 @@
-"""Tables as shops have them: what the file says is what is learnt, and what cannot be read is refused with its row."""
+"""Tables of shops: contents are read without changes, and unreadable values are refused with their row."""
 
 import gzip
 import json
@@ -23,7 +23,7 @@ def write(path, text):
 
 
 def events(data):
-    """What is told of each event, in time order."""
+    """The events in time order, as tuples."""
     return [
         (data.user_ids[u], data.catalog.ids[i], int(label), int(time))
         for u, i, label, time in zip(data.users, data.items, data.labels, data.timestamps, strict=True)

@@ -1,4 +1,4 @@
-"""More than two answers, and answers of several tokens, beside transformers' own forward."""
+"""More than two answers, and answers of several tokens, against transformers' own forward."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from reasonrec_fast.serving import RankingService
 from reasonrec_fast.training.exits import Batch, ExitTraining, train_exits
 from reasonrec_fast.uncertainty import Limit
 
-LEVELS = ("bad", "dull", "good", "best")  # the first and the last begin alike
+LEVELS = ("bad", "dull", "good", "best")  # the first and the last begin with the same letter
 ONE_TOKEN = ("a", "b", "c", "d", "e")
 INF = float("inf")
 
@@ -91,7 +91,7 @@ def test_both_ways_of_sharing_give_the_same():
 
 @pytest.mark.parametrize("answers", [ONE_TOKEN, LEVELS])
 def test_who_leaves_has_the_answer_of_the_head(answers):
-    """And who stays that of full depth, whoever else is there; in calls, services and groups of threads alike."""
+    """Requests that stay have the full-depth scores, independent of the others; in calls, services and from threads."""
     ranker, requests = ranker_of(tiny("Llama"), answers), requests_of(2)
     full = ranker.predict(requests)
     encoded = ranker.encode(requests)
@@ -165,7 +165,7 @@ def test_heads_of_more_answers_are_trained():
 
 
 def test_an_offset_of_more_answers():
-    """Untrained heads answer what depth 0 says, and who is sure there reads no token."""
+    """Untrained heads return the scores of depth 0, and requests that leave there are not tokenised."""
     ranker = EarlyExitRanker(EarlyExitModel(Decoder(tiny("Llama")), [1], num_answers=3, offset=True))
     offset = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)) * 2
     requests = [([1, 2], [3, row + 4]) for row in range(5)]

@@ -1,4 +1,4 @@
-"""Micro-batching: nothing lost, nothing answered twice, waits within the bound, errors to those who wait."""
+"""Micro-batching: nothing lost or answered twice, bounded waits, and errors for the waiting callers."""
 
 import threading
 import time
@@ -50,7 +50,7 @@ def test_waits_no_longer_than_the_bound_for_company():
         begin = time.perf_counter()
         for future in futures:
             future.result()
-    assert 0.02 < waited < 10  # the bound, and whatever a busy machine adds
+    assert 0.02 < waited < 10  # the bound, with a margin for a busy machine
     assert begun[0] == 1 and sum(begun) == 101
 
 

@@ -1,4 +1,5 @@
-"""Adapters of every kind beside transformers' own forward, switched, cached, merged; requests that spoil others."""
+"""Adapters of every kind against transformers' own forward: switched, cached, merged; and invalid requests in
+batches."""
 
 import copy
 
@@ -66,7 +67,7 @@ def test_adapters_on_the_lm_head_of_other_families(family):
 
 
 def test_the_cache_follows_what_is_switched():
-    """Other adapters, none, a stronger one, a merged one: the weights that lie there stay the same."""
+    """Other, disabled, scaled and merged adapters: the base weights stay the same."""
     model = adapted("lora")
     model.add_adapter("other", KINDS["lora"]())
     requests, ranker = requests_of(3), ranker_of(model, prefix_cache_bytes=1 << 20)

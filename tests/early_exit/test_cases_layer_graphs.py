@@ -99,7 +99,7 @@ def test_a_class_that_is_exchanged():
 
 
 def test_modules_that_peft_saves_are_switched(graphs):
-    """``modules_to_save`` are wrappers of peft without anything to merge: which of theirs runs is a setting."""
+    """``modules_to_save`` are wrappers of peft without a merge: a setting decides which module runs."""
     peft = pytest.importorskip("peft")
     torch.manual_seed(1)
     adapted = peft.get_peft_model(
@@ -156,7 +156,7 @@ def test_weights_without_memory_of_their_own():
     ],
 )
 def test_the_newer_setting_of_precision(setting):
-    """After it torch refuses to tell by the older one."""
+    """After it torch refuses to read the older setting."""
     script = f"""
 import torch
 from types import SimpleNamespace

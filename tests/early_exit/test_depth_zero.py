@@ -1,4 +1,4 @@
-"""Exits that begin at depth 0: heads correct a logit, and who leaves with it is never tokenised."""
+"""Exits at depth 0: heads correct a logit, and requests that leave there are never tokenised."""
 
 import json
 
@@ -43,7 +43,7 @@ def texts(rows=range(ROWS)):
 
 
 def trained(ranker):
-    """Heads that say something of their own."""
+    """Heads with random weights."""
     torch.manual_seed(2)
     with torch.no_grad():
         for head in ranker.model.heads:
@@ -90,7 +90,7 @@ def test_confidence_and_strata_of_the_caller_decide(ranker, given):
     assert torch.equal(ranked.depth == 0, leaves)
     assert torch.equal(ranked.probability[leaves], torch.sigmoid(shallow)[leaves])
     nobody = ranker.predict(texts(), **given, confidence=np.full(ROWS, np.nan), strata=np.zeros(ROWS, np.int64))
-    assert (nobody.depth > 0).all()  # what is not known goes on
+    assert (nobody.depth > 0).all()  # NaN never leaves
 
 
 def test_everyone_may_leave(ranker, given):
@@ -151,7 +151,7 @@ def test_saved_ranker_has_its_offset(ranker, given, tmp_path, backbone):
 
 
 def teacher(seed, size=3000):
-    """Deep logits that differ from the offset by what the first feature says; where the second is high, by noise."""
+    """Deep logits that differ from the offset by a function of the first feature; if the second is high, by noise."""
     generator = np.random.default_rng(seed)
     features = generator.normal(size=(size, 4)).astype(np.float32)
     offset = generator.normal(size=size)

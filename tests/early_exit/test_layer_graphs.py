@@ -1,5 +1,5 @@
-"""Layers in graphs against layers one by one. Where there is no GPU a graph is the function again, and its attention
-runs in Triton's interpreter: buffers, padding, what is kept and what is dropped are the same."""
+"""Layers in graphs against single layers. Without a GPU a graph calls the recorded function, and its attention runs in
+Triton's interpreter: buffers, padding and the cache of graphs are the same."""
 
 import logging
 from concurrent.futures import ThreadPoolExecutor

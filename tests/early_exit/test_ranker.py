@@ -19,7 +19,8 @@ ANSWERS = ("n", "y")
 
 
 def requests_of(seed, count=24):
-    """Ids: users with few or many candidates, prefixes of any length, candidates that begin alike; shuffled."""
+    """Token ids: users with few or many candidates, prefixes of any length, candidates with common beginnings;
+    shuffled."""
     generator = np.random.default_rng(seed)
 
     def ids(least, most):

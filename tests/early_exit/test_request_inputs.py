@@ -68,7 +68,7 @@ def test_inputs_as_arrays_and_what_may_be_unknown(model):
     assert expected.depth.tolist() == [0, 0, 4, 4, 4]
     arrays = ranker.predict(REQUESTS, offset=OFFSET.numpy(), strata=[0] * 5)
     assert torch.equal(arrays.probability, expected.probability) and torch.equal(arrays.depth, expected.depth)
-    unknown = ranker.predict(REQUESTS, offset=OFFSET, shallow=torch.tensor([3.0, NAN, NAN, 0, 0]))  # NaN goes on
+    unknown = ranker.predict(REQUESTS, offset=OFFSET, shallow=torch.tensor([3.0, NAN, NAN, 0, 0]))  # NaN never leaves
     assert unknown.depth.tolist() == [0, 4, 4, 4, 4] and unknown.probability.isfinite().all()
     for wrong in (1, 2):  # one row was the answer of all
         with pytest.raises(ValueError, match=f"requests: expected 3, one a row that goes on; got {wrong}"):
@@ -146,7 +146,7 @@ def test_answers_of_another_model(model):
 
 
 def test_a_text_without_room_for_the_answers_fails_nobody_else(model):
-    """It was found out within the batch that callers share, and failed them all."""
+    """The error was raised in the shared batch, and failed all of its callers."""
     ranker, good = ranker_of(model, LEVELS), requests_of(5, 6)
     expected = ranker.predict(good).probabilities
     longest = ([5] * 100, [6] * (256 - 100 - 4))
@@ -208,7 +208,7 @@ def plain_vlm(model, inputs, answers):
 
 @pytest.mark.parametrize("kind", VISION_LANGUAGE)
 def test_whole_answers_behind_images(kind):
-    """Behind an image that ends the text too; wherever the text is divided."""
+    """Also after an image at the end of the text; wherever the text is divided."""
     model, texts, expected = tiny_vlm(kind), [], []
     for seed, text in enumerate([[1, 5, "image", 6], [1, "image", 3, "image", 8, 9], [1, "image"], [1, 2, 3]]):
         inputs = vlm_inputs(kind, [text], seed=seed)
@@ -229,7 +229,7 @@ def test_whole_answers_behind_images(kind):
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "modules_to_save"])
 def test_whole_answers_follow_adapters_of_the_head(kind):
-    """As docs say: heads are copies, and answers that are read whole are the model's own."""
+    """As documented: heads are copies, and answers of several tokens use the model's own."""
     options = {
         "lora": {"target_modules": ["q_proj", "lm_head"]},
         "dora": {"target_modules": ["v_proj", "lm_head"], "use_dora": True},

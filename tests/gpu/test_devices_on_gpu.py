@@ -1,4 +1,4 @@
-"""Models on a GPU: what the CPU says, from one to the other and back, and how often a ranking waits."""
+"""Models on a GPU against the CPU, moved between both, and the number of synchronisations of a ranking."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def test_a_ranker_moves(family, device, tmp_path):
 
 
 def test_an_exit_waits_once(device):
-    """torch tells of every wait: those that it asks for are the copies of who stays, one an exit."""
+    """torch warns of every synchronisation: the only ones are the copies of the staying rows, one at each exit."""
     if not ON_GPU:
         pytest.skip("the CPU waits for nothing")
     torch.manual_seed(1)

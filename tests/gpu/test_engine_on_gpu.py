@@ -1,4 +1,4 @@
-"""The early-exit engine with random weights of SmolLM2-135M's shape: what the CPU says."""
+"""The early-exit engine with random weights of SmolLM2-135M's shape, against the CPU."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Generation with random weights of SmolLM2-135M's shape: what the CPU says, and the model itself."""
+"""Generation with random weights of SmolLM2-135M's shape, against the CPU and the model's own forward."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""CUDA graphs of whole layers: the scores of layers one by one, on any stream, from any thread, after anything."""
+"""CUDA graphs of whole layers: the scores of single layers, on any stream and from any thread."""
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
@@ -100,7 +100,7 @@ def test_a_recording_that_fails_leaves_a_device_that_works(model, caplog):
 
 
 def test_a_second_device():
-    """While the first is the present one."""
+    """While the first device is the current one."""
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
     work, results = stored_work("slates", groups=1), []

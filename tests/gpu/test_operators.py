@@ -23,7 +23,8 @@ SEGMENTS = torch.tensor(
 
 @dataclass(frozen=True)
 class Problem:
-    """Attributes: inputs, of which floating ones take the type under test; what is computed of them."""
+    """Attributes: the inputs, of which floating-point ones are converted to the type under test; and the
+    computation."""
 
     inputs: tuple[torch.Tensor, ...]
     run: Callable[..., Any]
@@ -151,7 +152,7 @@ def test_gradients_equal_float64(name, device):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_on_a_second_device(name, device, second_device):
-    """Tensors there, while the first device is the current one."""
+    """Tensors on the second device, while the first is the current one."""
     problem = problems()[name]
     results = parts(problem.run(*given(problem, second_device, torch.float32)))
     expected = parts(problem.run(*given(problem, device, torch.float32)))

@@ -1,4 +1,4 @@
-"""Merging adapters once, whoever asks, and taking them out when nobody reads."""
+"""Merging adapters once for all readers, and unmerging them without readers."""
 
 import copy
 import threading

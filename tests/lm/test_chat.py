@@ -42,7 +42,7 @@ REFUSED = "tokenizer: expected a chat template that writes the user's turn as it
 
 
 def tokenizer_of(kind="bytes", template=CHATML, special=SPECIAL, normalizer=None):
-    """Byte-level BPE, or sentencepiece's kind with the mark of a beginning where ``kind`` says."""
+    """Byte-level BPE, or sentencepiece's kind with a beginning-of-word mark, by ``kind``."""
     if kind == "bytes":
         letters = sorted(pre_tokenizers.ByteLevel.alphabet())
         backend = Tokenizer(models.BPE({letter: index for index, letter in enumerate(letters)}, merges=[]))

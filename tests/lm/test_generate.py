@@ -379,7 +379,7 @@ def test_embeddings_among_the_tokens(family):
 
 @pytest.mark.parametrize("new_tokens", [1, 3])
 def test_prompts_shorter_than_the_padding_are_read(llama, new_tokens):
-    """Rows of the processor's block that nobody reads had positions beyond the table of rotary positions."""
+    """Unused rows of the processor's block had positions beyond the table of rotary positions."""
     params = SamplingParams(temperature=0, max_new_tokens=new_tokens, stop_token_ids=())
     [[result]] = [list(group) if isinstance(group, list) else [group]
                   for group in TextGenerator(llama).generate([([], [[5]])], params)]  # fmt: skip

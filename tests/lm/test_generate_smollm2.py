@@ -65,7 +65,8 @@ def test_greedy_tokens_and_statistics_are_those_of_transformers():
 
 
 def test_greedy_tokens_in_bfloat16_are_as_likely_as_any():
-    """Other than transformers, which takes the first of logits that are rounded alike: within bfloat16's rounding."""
+    """Unlike transformers, which takes the first of logits that are equal after rounding: within bfloat16's
+    rounding."""
     model, tokenizer = loaded(torch.bfloat16)
     groups = token_groups(tokenizer)
     results = TextGenerator(model, tokenizer).generate(GROUPS, SamplingParams(temperature=0, max_new_tokens=12))

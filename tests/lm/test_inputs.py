@@ -23,7 +23,7 @@ POOL = [
 ]
 segments = st.lists(
     st.one_of(st.lists(st.integers(0, 3), max_size=4), st.sampled_from(POOL)), max_size=5
-)  # few ids and vectors, so that texts are alike
+)  # few ids and vectors, so that texts share parts
 texts = segments.map(text_of)
 
 

@@ -1,4 +1,4 @@
-"""What the embedded encoder's features tell of real photographs: their quality as people judged it."""
+"""Predicts the quality of real photographs, as rated by people, from the embedded encoder's features."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cache of features: right or absent, whatever is killed, cut off, full or written twice."""
+"""The cache of features: right or absent after kills, truncation, full disks and repeated writes."""
 
 from __future__ import annotations
 

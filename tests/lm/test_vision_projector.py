@@ -15,7 +15,7 @@ from reasonrec_fast.lm.projector import Projector, Standardizer
 
 
 class Fixed:
-    """What a projector asks of an encoder."""
+    """The attributes of an encoder that a projector reads."""
 
     name, digest = "fixed", "ab"
 

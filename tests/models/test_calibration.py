@@ -13,7 +13,7 @@ DEPTHS = (2, 4, 6)
 
 
 def exit_scores(noise, cold_share=0.3, rows=4000, seed=0):
-    """Exits whose log-odds are the truth plus noise, all three times too large."""
+    """Exits whose logits are the true logits plus noise, three times too large."""
     generator = np.random.default_rng(seed)
     truth = 1.5 * generator.normal(size=rows)
     labels = (generator.random(rows) < 1 / (1 + np.exp(-truth))).astype(np.int64)
@@ -88,7 +88,7 @@ def test_both_promises_hold_on_other_users():
 
 
 def test_two_promises_share_their_probability_of_failing():
-    """30 users who never disagree have a p-value of 0.92 ** 30 = 0.082: enough for one promise, not for each of two."""
+    """30 users without a loss have a p-value of 0.92 ** 30 = 0.082: enough for one guarantee, not for two."""
     config = OptiRAGConfig(max_disagreement=0.08)
     few, many = (promised(count, noise=(0.0, 0.0, 0.0)) for count in (120, 160))  # 0.92 ** 40 = 0.036
     leaves = {

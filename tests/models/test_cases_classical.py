@@ -47,7 +47,7 @@ def make(request):
 
 @pytest.fixture(scope="module")
 def shop():
-    """Ratings, of which the low ones are no likes; every user has had some items twice."""
+    """Ratings, of which low ratings are dislikes; every user has repeated items."""
     generator = np.random.default_rng(0)
     users, items = np.repeat(np.arange(20), 12), generator.integers(0, 30, 240)
     labels = generator.integers(0, 2, 240)

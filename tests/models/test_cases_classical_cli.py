@@ -142,7 +142,7 @@ def test_fit_recommend_evaluate(shop, model):
     loaded = load_recommender(shop / "model")
     best = loaded.recommend([customer(2)], 5)
     assert result["item"][5:10].tolist() == best.items[0].tolist()
-    assert np.allclose(result["score"][5:10], best.scores[0], atol=1e-6)  # asked alone the last bits may differ
+    assert np.allclose(result["score"][5:10], best.scores[0], atol=1e-6)  # in another batch the last bits may differ
     report = json.loads(evaluate(shop).stdout)
     assert 0 <= report["metrics"]["ndcg@10"] <= 1 and {"hr@5", "mrr@20", "coverage"} <= set(report["metrics"])
     done = evaluate(shop, "--task", "ranking", "--ks", "1,3", "--negatives", "4")
@@ -152,7 +152,7 @@ def test_fit_recommend_evaluate(shop, model):
 @pytest.mark.parametrize("model", ["sasrec", "bpr", "lightgcn", "fm", "itemknn", "bias"])
 @pytest.mark.parametrize("task", ["ranking", "ctr"])
 def test_evaluation_is_that_of_the_training_part(shop, model, task):
-    """What the saved model knows of the test part must not reach the metrics, whatever the order of the table."""
+    """The saved model's histories of the test part must not affect the metrics, for any order of the table."""
     assert fit(shop, model, "--split", "user_time").exit_code == 0
     user_indices = ("--split", "user_time", "--task", task)
     report = json.loads(evaluate(shop, *user_indices).stdout)["metrics"]
@@ -248,7 +248,7 @@ def test_new_users_come_with_their_events(shop):
     result = pd.read_csv(shop / "top.csv").groupby("customer")["item"].agg(set)
     every = {article(number) for number in range(ARTICLES)}
     assert result["new"] == every - {article(1), article(2)}
-    assert result[customer(2)] == every - {article(3)}  # what is told takes the place of what was known
+    assert result[customer(2)] == every - {article(3)}  # --data replaces the saved history
     model = load_recommender(shop / "model")
     model.set_histories_from_table(history.set_axis(["user", "item", "timestamp", "rating"], axis=1))
     assert pd.read_csv(shop / "top.csv")["item"][:5].tolist() == model.recommend(["new"], 5).items[0].tolist()

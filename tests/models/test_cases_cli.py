@@ -1,4 +1,4 @@
-"""The command line when something goes wrong, and what it tells on the way."""
+"""Errors and messages of the command line."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""Models know users and items by the names that their tables gave them."""
+"""Models identify users and items by the identifiers of their tables."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""Faults of OptiRAG that a review found."""
+"""Regression tests of OptiRAG."""
 
 import logging
 from dataclasses import replace
@@ -33,7 +33,7 @@ def test_optirag_tells_and_refuses_likes_of_another_rating(config, caplog):
 
 
 def test_training_on_other_records_does_not_go_on_from_a_checkpoint(config, tmp_path):
-    """Before, only their number told records apart."""
+    """Before, records were distinguished by their number alone."""
 
     class Killed(Exception):
         pass

@@ -1,4 +1,4 @@
-"""Nothing later than a request, and nothing of its own edge, reaches what is said of it."""
+"""Neither later events nor a request's own edge affect its evidence and prompt."""
 
 from dataclasses import replace
 
@@ -52,7 +52,7 @@ def test_requests_hold_only_what_was_strictly_before(events, config, tokenizer, 
 
 
 def test_events_of_the_same_moment_are_not_before(events, config, tokenizer):
-    """Everything at one moment: nobody has a history."""
+    """All events at one moment: no user has a history."""
     parts = split_by_time(events)
     still = replace(events, timestamps=np.full(len(events), 7))
     retriever = Retriever.train(events, parts.train, config.retriever)

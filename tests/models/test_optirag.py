@@ -252,7 +252,7 @@ def test_concurrent_callers_get_their_own_scores(events, fitted):
 
 
 def test_cold_threads_merge_once(events, fitted, tmp_path, monkeypatch):
-    """Sixteen threads begin at once on a model that was just loaded, while another saves it: its weights are one's."""
+    """Sixteen threads use a freshly loaded model while another saves it: its weights are those of a single thread."""
     fitted.save_pretrained(tmp_path / "before")
     single, many = (OptiRAG.from_pretrained(tmp_path / "before", device="cpu") for _ in range(2))
     requests = many.requests(events, split_by_time(events).test[:20])

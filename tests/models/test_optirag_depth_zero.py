@@ -1,4 +1,4 @@
-"""OptiRAG on its boosted trees: who leaves at depth 0, what the trees may know, and what is saved of them."""
+"""OptiRAG on its boosted trees: exits at depth 0, out-of-fold training, and saving."""
 
 import json
 import sys
@@ -32,7 +32,7 @@ def cached():
 def fitted(events, config, cached):
     if "model" not in cached:
         model = cached["model"] = OptiRAG(config).fit(events)
-        # The tiny model has nothing to add to the trees: a teacher that differs from them by what a feature tells.
+        # The tiny model cannot improve on the trees, so a teacher differs from them by a function of a feature.
         requests = model.requests(events, np.arange(len(events)))
         deep = requests.offset + np.argsort(np.argsort(requests.features[:, 0])) / len(events)
         model.depth_zero = DepthZero.fit(requests.features, requests.offset, deep)
@@ -40,7 +40,7 @@ def fitted(events, config, cached):
 
 
 def leaving(model, requests, share):
-    """The model's policy, with about a share of all requests leaving at depth 0 and nobody after."""
+    """The model's policy, changed so that about a share of the requests leaves at depth 0 and none at later exits."""
     gain = model.depth_zero.gain(requests.features)
     row = (float(-np.quantile(gain, share)), INF, INF)
     assert len(np.unique(gain)) > 10
@@ -84,7 +84,7 @@ def evidence_of(model, events, requests):
 
 
 def test_out_of_fold_logits_know_no_labels_of_their_fold():
-    """Of labels that nothing tells, trees remember those they grew on; out of fold there is nothing to gain."""
+    """On random labels trees memorise their training rows; out of fold they have no gain."""
     draws = np.random.default_rng(0)
     size = 2000
     evidence = Evidence(
@@ -109,7 +109,7 @@ def test_trees_stop_by_validation_or_by_number():
 
 
 def test_refitted_trees_are_those_of_fit(events, fitted, tmp_path):
-    """A folder without what the model knows grows the same trees from the same events."""
+    """A folder without the model's knowledge grows the same trees from the same events."""
     parts = split_by_time(events)
     fitted.save_pretrained(tmp_path, knowledge=False)
     loaded = OptiRAG.from_pretrained(tmp_path)

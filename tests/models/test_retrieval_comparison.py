@@ -7,7 +7,7 @@ from reasonrec_fast.experiments import retrieval
 
 
 class RandomEncoder:
-    """In place of the sentence encoder: unit vectors, one a text."""
+    """Replaces the sentence encoder: a unit vector for each text."""
 
     def __init__(self, device):
         assert device == "cpu"

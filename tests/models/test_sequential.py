@@ -64,7 +64,7 @@ def test_a_state_depends_on_what_came_before_alone(cycles):
 
 
 def test_labels_that_come_later_change_nothing(cycles):
-    """A model of the training rows does not know the test items."""
+    """A model that is fitted to the training rows has not seen the test items."""
     parts = split_by_time(cycles, "leave_one_out")
     items = cycles.items.copy()
     items[parts.test] = (items[parts.test] + 3) % 20

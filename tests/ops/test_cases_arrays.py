@@ -1,5 +1,4 @@
-"""What people hand to operators and graphs: a right answer whatever the container, or a refusal; never the end of the
-process."""
+"""Inputs of operators and graphs in any container: a right result or an error, and never a crash."""
 
 import numpy as np
 import pandas as pd
@@ -14,7 +13,7 @@ EYE = np.eye(3, dtype=np.float32)
 
 
 def shuffled(values):
-    """A Series whose index says another order than its rows have."""
+    """A Series whose index is in another order than its rows."""
     return pd.Series(values, index=list(range(len(values)))[::-1])
 
 

@@ -63,7 +63,7 @@ def test_the_norms_of_transformers(name):
     ("heads", "width", "turned"), [((4, 2), 16, 16), ((3, 1), 24, 24), ((9, 3), 10, 6), ((1, 1), 8, 2)]
 )
 def test_turned_in_place(dtype, heads, width, turned):
-    """Also where keys lie in a joint projection, and where only some columns turn."""
+    """Also for keys in a joint projection, and with partial rotary embeddings."""
     query = normal(5, heads[0], width, dtype=dtype)
     joint = normal(5, 2 * heads[1] * width, dtype=dtype, seed=1)
     key, value = joint.chunk(2, -1)

@@ -20,7 +20,7 @@ def triton_version():
 
 @pytest.fixture(scope="module")
 def compiled():
-    """What the compiler says of each kernel, type and target, from a process without the interpreter."""
+    """The compiler's statistics of each kernel, type and target, from a process without the interpreter."""
     if triton_version() not in BUDGET:
         pytest.skip(f"no budget for triton {triton_version()}; there are {sorted(BUDGET)}")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

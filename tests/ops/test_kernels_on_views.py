@@ -1,5 +1,5 @@
-"""What runs on a GPU, in Triton's interpreter: whatever the strides, what contiguous inputs give, laid out as the shape
-function says."""
+"""The GPU implementations in Triton's interpreter: for any strides, the results of contiguous inputs, with the strides
+of the shape function."""
 
 import pytest
 import torch

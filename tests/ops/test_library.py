@@ -1,4 +1,4 @@
-"""What operators share: constants that are made once, devices, and what Triton compiles anew for."""
+"""Shared code of the operators: cached constants, devices, and recompilation by Triton."""
 
 import pytest
 import torch
@@ -87,7 +87,7 @@ def test_an_operator_runs_on_the_device_of_its_tensors(monkeypatch):
 
 
 def test_every_implementation_for_a_gpu_asks_for_the_device(monkeypatch):
-    """A Triton kernel is launched on the current device, wherever its tensors lie."""
+    """A Triton kernel is launched on the current device, whatever the device of its tensors."""
     requested = []
 
     def device_of(name, tensors):
@@ -107,7 +107,8 @@ SPECIALISED = {"width", "block_classes", "query_stride", "key_stride", "value_st
 
 
 def test_no_kernel_is_compiled_again_for_another_count():
-    """Triton compiles anew for integers that are 1 or multiples of 16, unless told not to: seconds in mid-service."""
+    """Triton recompiles for integers that are 1 or multiples of 16, unless they are excluded: seconds during
+    service."""
     pytest.importorskip("triton")
     from compile_kernels import cases
 

@@ -19,7 +19,8 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2, to
 
 
 def packed(groups, *, last=False):
-    """Segments of (prefix, suffixes) lengths whose keys lie as their tokens do, and the numbers of queries and keys."""
+    """Segments of (prefix, suffixes) lengths with keys in the order of the tokens, and the numbers of queries and
+    keys."""
     rows, at, first_query = [], 0, 0
     for prefix, suffixes in groups:
         start, at = at, at + prefix
@@ -109,7 +110,7 @@ def test_every_size_of_block(kernels, monkeypatch, width, programs, rows):
 
 @pytest.mark.parametrize("view", ["joint", "transposed", "every_second"])
 def test_kernel_reads_views(kernels, view):
-    """Parts of a joint projection are read where they lie; what has other strides is copied."""
+    """Parts of a joint projection are read in place; tensors of other strides are copied."""
     segments, queries, keys = packed([(20, [5, 7])])
     arguments = inputs(queries, keys, 4, 2, 16, torch.float32)
     views = {
@@ -176,7 +177,7 @@ def test_plans_are_kept_while_the_segments_hold(kernels):
 
 @pytest.mark.parametrize("queries", range(1, 9))
 def test_plans_are_aligned_whatever_their_sizes(kernels, queries):
-    """Triton compiles anew for a pointer that is no multiple of 16 bytes."""
+    """Triton recompiles for a pointer that is no multiple of 16 bytes."""
     segments, count, keys = packed([(0, [1])] * queries)
     plan = kernels.make_plan(segments, count, keys, 1, torch.device("cpu"))
     assert plan.tiles.shape == (queries, 6) and plan.bounds.shape == (2, queries)
@@ -184,7 +185,7 @@ def test_plans_are_aligned_whatever_their_sizes(kernels, queries):
 
 
 class Stream:
-    """A stream that keeps what it was told."""
+    """A stream that records its calls."""
 
     def __init__(self):
         self.waited = []
@@ -214,7 +215,7 @@ def test_another_stream_waits_for_a_plan_and_a_graph_keeps_it(kernels, monkeypat
     capturing[0] = True
     assert _plan(segments, 14, 14, 5, gpu) is plans[0] and len(second.waited) == 1
     capturing[0] = False
-    segments[1, 3] = 4  # the graph replays the old plan, whatever becomes of the segments
+    segments[1, 3] = 4  # the graph replays the recorded plan, not the changed segments
     assert _plan(segments, 14, 14, 5, gpu) is plans[1]
     assert any(plan is plans[0] for plan in _captured.values())
 
@@ -236,7 +237,7 @@ def test_shape_and_strides_on_any_device(device):
 
 
 def test_prefixes_elsewhere_and_rows_apart():
-    """Prefix keys behind all others, rows whose keys lie apart: what a cache and early exits ask for."""
+    """Prefix keys after all others, and rows with gaps between their keys, as with a cache and early exits."""
     segments = torch.tensor([[0, 3, 20, 6, 0, 1], [3, 2, 20, 6, 9, 4], [5, 1, 0, 0, 14, 2]])
     arguments = inputs(6, 26, 4, 2, 16, torch.float32)
     for result in (packed_attention(*arguments, segments), _composed(*arguments, segments.numpy(), 0.25, 0.0, 0.0)):

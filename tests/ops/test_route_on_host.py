@@ -99,7 +99,7 @@ def test_destinations_out_of_range_are_refused_on_a_cpu(value, capacity):
 
 @pytest.mark.parametrize("capacity", [0, 4])
 def test_path_of_a_gpu_reads_nothing_back(capacity):
-    """Its steps on tensors without values: one that asks for a value fails, and so does one on another device."""
+    """The steps on tensors without values: reading a value fails, and so does a tensor on another device."""
     with FakeTensorMode():
         empty = [torch.empty(size, dtype=torch.int64, device="cuda") for size in (9, capacity)]
         score = torch.empty(9 if capacity else 0, device="cuda")

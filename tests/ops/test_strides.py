@@ -1,4 +1,4 @@
-"""Operators on views: whatever the strides, what the contiguous input gives; and with nothing to do."""
+"""Operators on views: for any strides the result of the contiguous input; and on empty inputs."""
 
 import pytest
 import torch

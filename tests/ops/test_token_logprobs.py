@@ -178,7 +178,7 @@ def test_on_a_gpu_a_token_out_of_range_is_not_a_number(run):
 
 
 def test_logits_of_tokens_need_no_copy_of_their_weights():
-    """The rows of the weight are read where they lie: nothing of ``[B, M, D]`` is made."""
+    """The rows of the weight are read in place: no tensor ``[B, M, D]`` is created."""
     pytest.importorskip("triton")
     from reasonrec_fast.kernels import token_logprobs as kernels
 

@@ -103,7 +103,7 @@ def sections_with_images(draw):
 
 
 def elements(some):
-    """Token ids, and for each vector of an image its place in it: what of a section is where."""
+    """The elements of a text: token ids, and for each vector of an image its index, to compare sections."""
     rows = []
     for section in some:
         for part in section.parts:

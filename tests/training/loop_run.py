@@ -69,7 +69,7 @@ def train(folder: Path, *, accelerated: bool = False, seconds: float = 0.0) -> d
 
 
 def in_processes(count: int, folder: Path) -> dict[str, Any]:
-    """:func:`train` in forked processes that see what ``accelerate launch`` and torchrun tell theirs."""
+    """:func:`train` in forked processes with the environment variables of ``accelerate launch`` and torchrun."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

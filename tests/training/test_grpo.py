@@ -1,4 +1,4 @@
-"""GRPO on packed groups beside a plain float64 loss on padded ones; toy rewards are learnt; runs go on after a kill."""
+"""GRPO on packed groups against a plain float64 loss on padded batches; toy rewards are learnt; killed runs resume."""
 
 from dataclasses import dataclass, replace
 
@@ -382,7 +382,7 @@ def test_completions_of_the_text_generator_fit():
 
 
 def test_logprobs_of_rollouts_are_those_of_training():
-    """What sampling knows and what is computed anew give the same steps."""
+    """Log-probabilities of the sampler and recomputed ones give the same steps."""
     runs = []
     for known in (True, False):
         model = with_lora(causal_model())
@@ -409,7 +409,7 @@ def test_supervised_loss_is_the_policy_loss_of_advantage_one():
 
 @pytest.mark.parametrize("known", [True, False])
 def test_under_autocast_the_old_policy_is_computed_as_the_loss_is(known):
-    """Else the ratio of the first update, which must be 1, is what bfloat16 rounds away, and may be clipped."""
+    """Otherwise the ratio of the first update, which must be 1, differs by bfloat16's rounding, and may be clipped."""
     model, ratios = with_lora(causal_model()), []
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
     settings = GRPOTraining(iterations=1, prompts_per_iteration=2, learning_rate=0.01)

@@ -1,4 +1,4 @@
-"""Packed supervised fine-tuning beside transformers' own loss on padded batches."""
+"""Packed supervised fine-tuning against transformers' own loss on padded batches."""
 
 import copy
 from dataclasses import replace
