@@ -1,6 +1,6 @@
 """LLM- and VLM-based recommendation, fast enough to use.
 
-Models, data and whatever reads them are loaded when they are first asked for; operators and graphs at once.
+Models, data and whatever reads them are imported at their first use; operators and graphs immediately.
 
 >>> import reasonrec_fast
 >>> reasonrec_fast.InteractionGraph.from_edges([0, 1], [1, 0]).num_edges
@@ -112,7 +112,7 @@ __all__ = [
     "split_by_time",
 ]
 
-_PLACES = {
+_MODULES = {
     "reasonrec_fast.data": [
         "Catalog",
         "DataError",
@@ -159,15 +159,15 @@ _PLACES = {
     "reasonrec_fast.models.optirag": ["OptiRAG", "OptiRAGConfig", "Predictions"],
     "reasonrec_fast.models.registry": ["load"],
 }
-_PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    """Load a name's module, and with it transformers or numba, only when it is asked for."""
-    if name not in _PLACE_OF:
+    """Load a name's module, and with it transformers or numba, at its first use."""
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'reasonrec_fast' has no attribute {name!r}")
-    found = globals()[name] = getattr(importlib.import_module(_PLACE_OF[name]), name)
-    return found
+    value = globals()[name] = getattr(importlib.import_module(_MODULE_OF[name]), name)
+    return value
 
 
 def __dir__() -> list[str]:

@@ -15,7 +15,7 @@ namespace {
 
 constexpr int64_t kTileRows = 12;  // except for AMX
 
-// A tile in MR x NV vectors of sums; the row stride of weight is `stride`, of columns and out rows `lanes`.
+// A tile in MR x NV vectors of sums; the row stride of weight is `stride`, that of packed and out is `lanes`.
 template <int L, int MR, int NV, typename T>
 REASONREC_INLINE void tile_body(const T* packed, const T* weight, int64_t stride, int64_t width, int64_t lanes, T* out,
                                 Ahead ahead) {

@@ -122,7 +122,7 @@ class Record:
     """One line of a report.
 
     Attributes:
-        name, case, contender, device, dtype: what was timed, and where.
+        name, case, contender, device, dtype: of the timed case.
         median_ms: median time; ``spread``: interquartile range over the median.
         ratio_to_best_peer: the best peer's median over this one's; larger is better. None for peers and the floor.
         ratio_to_floor: this median over the floor's; None without a floor.

@@ -39,8 +39,8 @@ def interleave(
         contenders: functions by name; each is called once before the first round.
         seconds: time after which no further round starts.
         least, most: bounds of the number of rounds, regardless of the time.
-        clock: in seconds; ``time.process_time`` on a machine that others use too (with one thread: those that wait for
-            each other use the processor, too).
+        clock: in seconds; ``time.process_time`` on a machine that others use too (with a single thread, since waiting
+            threads use the processor too).
 
     >>> sorted(interleave({"a": lambda: 1, "b": lambda: 2}, seconds=0.01))
     ['a', 'b']

@@ -99,7 +99,7 @@ def stored_work(name: str, *, groups: int | None = None, tiny: bool = False) -> 
     candidate each, of different lengths) or ``"long"`` (two prefixes of 2,000 tokens, six candidates of 24).
 
     Args:
-        name: one of these.
+        name: of the prompts.
         groups: number of groups; all by default.
         tiny: short beginnings of at most six groups of three candidates, for rehearsals.
 

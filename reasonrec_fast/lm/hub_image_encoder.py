@@ -30,17 +30,17 @@ class HubImageEncoder:
 
     Args:
         name: a folder or a name on the Hugging Face hub.
-        features: ``"pooled"``, one vector an image, the model's ``pooler_output``; or ``"patches"``, the last hidden
-            state of every patch (or position of a feature map), without class and register tokens.
-        device: where it computes; by default the GPU where there is one.
+        features: ``"pooled"``, a vector for each image, the model's ``pooler_output``; or ``"patches"``, the last
+            hidden state of every patch (or position of a feature map), without class and register tokens.
+        device: of the model; by default the GPU if there is one.
         dtype: of the weights.
         batch_size: images that are computed together, as in
             :class:`~reasonrec_fast.lm.efficientnet.EfficientNetLite`.
 
     Raises:
-        FileNotFoundError: a path that is not there.
+        FileNotFoundError: a path that does not exist.
         ValueError: weights are missing from the checkpoint, the model takes other inputs than pixels of one size or has
-            no such features, or a device that is not there.
+            no such features, or a device that does not exist.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class HubImageEncoder:
     ) -> None:
         from transformers import AutoModel
 
-        # transformers before 5.18 hides this class where there is no torchvision, and it works without.
+        # transformers before 5.18 hides this class without torchvision, which it does not need.
         from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
         if features not in ("pooled", "patches"):

@@ -22,7 +22,7 @@ class ImageEncoder(Protocol):
         name: of the weights, as a user names them.
         digest: of the weights, hexadecimal.
         settings: everything else that features depend on, as JSON holds it.
-        tokens: feature vectors an image, ``T``.
+        tokens: number of feature vectors of an image, ``T``.
         width: of a feature vector, ``F``.
     """
 

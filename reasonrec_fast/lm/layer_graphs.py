@@ -126,7 +126,7 @@ class LayerGraphs:
     def run(
         self, backbone: Decoder, first: int, last: int, hidden: torch.Tensor, rotary: Rotary, prepared: Prepared
     ) -> torch.Tensor | None:
-        """Output ``[T, D]`` of the layers ``first`` to ``last`` (from 1), or None where there is no graph (yet)."""
+        """Output ``[T, D]`` of the layers ``first`` to ``last`` (from 1), or None if there is no graph (yet)."""
         # Kernels are launched on the current device, and its current stream is recorded.
         with self._lock, library.device_of("early_exit", [hidden]):
             if self._broken:

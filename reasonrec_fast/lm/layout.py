@@ -210,7 +210,7 @@ def within(sizes: Sequence[int], most: int) -> list[range]:
 
 
 def preceding_positions(layout: PackedLayout) -> np.ndarray:
-    """Position of the token before each token of the rows (continuations), int64 ``[C]``; -1 where there is none.
+    """Position of the token before each token of the rows (continuations), int64 ``[C]``; -1 if there is none.
 
     A row's first token follows the last token of its prefix.
 

@@ -71,7 +71,7 @@ class _Features:
         self._images, self.by_text = images, by_text
 
     def next(self) -> tuple[torch.Tensor, Any] | None:
-        """Vectors ``[n, D]`` of the next image (``by_text``: of the next text), and its grid where there is one."""
+        """Vectors ``[n, D]`` of the next image (``by_text``: of the next text), and its grid if the model has grids."""
         return next(self._images, None)
 
     def rest(self) -> Iterator[Any]:

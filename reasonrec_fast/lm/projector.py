@@ -81,7 +81,7 @@ class Projector(nn.Module):
         tokens: ``T`` of the features.
         width: their ``F``.
         embedding_dim: of the decoder's token embeddings, ``D``.
-        soft_tokens: how many an image, ``n``, or ``"each"``.
+        soft_tokens: number for each image, ``n``, or ``"each"``.
         hidden: width of the hidden layer.
         seed: of the initial weights.
         encoder: the encoder's :func:`~reasonrec_fast.lm.image_encoder.encoder_identity`, to be saved with the weights;

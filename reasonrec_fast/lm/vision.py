@@ -50,11 +50,11 @@ def load_image_encoder(
             ``AutoModel`` and ``AutoImageProcessor`` load. Remote code never runs.
         sizes: of EfficientNet-Lite, by default 512 and 256.
         features: of a hub model, by default ``"pooled"``.
-        device: where it computes; by default the GPU where there is one.
+        device: of the encoder; by default the GPU if there is one.
         batch_size: images that are computed together.
 
     Raises:
-        FileNotFoundError: a path that is not there, or a package that is not installed.
+        FileNotFoundError: a path that does not exist, or a package that is not installed.
         ValueError: an option that the encoder does not have, or as in :class:`EfficientNetLite` and
             :class:`HubImageEncoder`.
 

@@ -40,7 +40,7 @@ class EpochTraining:
             themselves.
         clip: maximum norm of the gradient; 0 for none.
         seed: of every step's random numbers.
-        accumulate: batches a step, whose gradients are averaged; on several processes each takes its share of them.
+        accumulate: batches in a step, whose gradients are averaged; several processes divide them.
     """
 
     epochs: Whole

@@ -62,7 +62,7 @@ class SupervisedTraining:
 
     Attributes:
         epochs: passes over all groups, each in its own seeded order.
-        groups_per_step: groups a step.
+        groups_per_step: groups in a step.
         max_tokens: of a micro-batch, which bounds memory; a longer group is a micro-batch of its own. The division
             does not change a step's loss, which is the mean over all of its chosen tokens.
         learning_rate, weight_decay: of AdamW; the rate grows over ``warmup`` (a share of the steps), then falls as a

@@ -74,8 +74,8 @@ def guarantee_thresholds(
     >>> generator = np.random.default_rng(0)
     >>> confidence = generator.random((2, 4000))
     >>> losses = np.stack([generator.random(4000) > confidence[0], np.zeros(4000)]).astype(float)
-    >>> found = guarantee_thresholds(losses, confidence, [10, 30], alpha=0.1)
-    >>> found.loss < 0.1, found.p_value <= 0.1, found.mean_depth < 30
+    >>> result = guarantee_thresholds(losses, confidence, [10, 30], alpha=0.1)
+    >>> result.loss < 0.1, result.p_value <= 0.1, result.mean_depth < 30
     (True, True, True)
     """
     losses, confidence = as_numbers(losses, "losses", dims=2), at_exits(confidence, "confidence")

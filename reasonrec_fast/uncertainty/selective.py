@@ -70,8 +70,8 @@ def reliability(probability: np.ndarray, labels: np.ndarray, bins: int = 15) -> 
         ValueError: lengths that differ, no rows, a probability outside [0, 1] or a label other than 0 and 1 (with the
             row), or no bins.
 
-    >>> found = reliability(np.array([0.1, 0.2, 0.9]), np.array([0, 1, 1]), bins=2)
-    >>> found.probability.round(2).tolist(), found.frequency.tolist(), found.count.tolist()
+    >>> diagram = reliability(np.array([0.1, 0.2, 0.9]), np.array([0, 1, 1]), bins=2)
+    >>> diagram.probability.round(2).tolist(), diagram.frequency.tolist(), diagram.count.tolist()
     ([0.15, 0.9], [0.5, 1.0], [2, 1])
     """
     probability, labels, bins = as_numbers(probability, "probability"), as_labels(labels), as_count(bins, "bins", 1)
@@ -82,11 +82,11 @@ def reliability(probability: np.ndarray, labels: np.ndarray, bins: int = 15) -> 
     if outside.any():
         row = int(outside.argmax())
         raise ValueError(f"probability: expected numbers in [0, 1]; got {probability[row]} in row {row}")
-    place = np.minimum((probability * bins).astype(np.int64), bins - 1)
-    count = np.bincount(place, minlength=bins)
+    bin_index = np.minimum((probability * bins).astype(np.int64), bins - 1)
+    count = np.bincount(bin_index, minlength=bins)
     held = count > 0
-    predicted = np.bincount(place, weights=probability, minlength=bins)[held]
-    positive = np.bincount(place, weights=labels, minlength=bins)[held]
+    predicted = np.bincount(bin_index, weights=probability, minlength=bins)[held]
+    positive = np.bincount(bin_index, weights=labels, minlength=bins)[held]
     return Reliability(predicted / count[held], positive / count[held], count[held])
 
 
@@ -96,5 +96,5 @@ def ece(probability: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
     >>> round(ece(np.array([0.1, 0.2, 0.9]), np.array([0, 1, 1]), bins=2), 4)
     0.2667
     """
-    found = reliability(probability, labels, bins)
-    return float((np.abs(found.frequency - found.probability) * found.count).sum() / found.count.sum())
+    diagram = reliability(probability, labels, bins)
+    return float((np.abs(diagram.frequency - diagram.probability) * diagram.count).sum() / diagram.count.sum())

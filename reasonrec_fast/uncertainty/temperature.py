@@ -19,9 +19,9 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         ValueError: no rows, not one label a row, a label other than 0 and 1, or logits that are NaN (with the row).
 
     >>> generator = np.random.default_rng(0)
-    >>> odds = generator.normal(size=4000)
-    >>> labels = generator.random(4000) < 1 / (1 + np.exp(-odds))
-    >>> round(fit_temperature(3 * odds, labels), 0)
+    >>> logits = generator.normal(size=4000)
+    >>> labels = generator.random(4000) < 1 / (1 + np.exp(-logits))
+    >>> round(fit_temperature(3 * logits, labels), 0)
     3.0
     """
     labels = as_labels(labels)

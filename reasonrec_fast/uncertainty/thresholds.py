@@ -96,7 +96,7 @@ def choose_thresholds(
     quantiles: int = 25,
     heads_from: int = 0,
 ) -> tuple[float, ...]:
-    """Thresholds with the least mean depth that keep every limit, found exit by exit from the shallowest.
+    """Thresholds with the least mean depth that keep every limit, searched exit by exit from the shallowest.
 
     Each threshold is the lowest, among quantiles of the confidence at its exit, with which all limits still hold,
     given those chosen before; then, from the deepest back, each is lowered as far as the limits allow once more.
@@ -121,17 +121,17 @@ def choose_thresholds(
         raise ValueError("scores: expected at least one row; got none")
     floors = [(limit.metric, limit.metric(scores[-1]) - limit.loss) for limit in limits]
     chosen = [float("inf")] * (len(depths) - 1)
-    candidates = [[*_quantiles(confidence[place], quantiles), float("inf")] for place in range(len(chosen))]
+    candidates = [[*_quantiles(confidence[index], quantiles), float("inf")] for index in range(len(chosen))]
 
     def holds(thresholds: Sequence[float]) -> bool:
         exited, _ = _simulate(scores, confidence, thresholds, trend, heads_from)
         return all(metric(exited) >= floor for metric, floor in floors)
 
-    for place in [*range(len(chosen)), *reversed(range(len(chosen)))]:
-        for candidate in candidates[place]:
-            if candidate >= chosen[place]:
+    for index in [*range(len(chosen)), *reversed(range(len(chosen)))]:
+        for candidate in candidates[index]:
+            if candidate >= chosen[index]:
                 break
-            trial = [*chosen[:place], candidate, *chosen[place + 1 :]]
+            trial = [*chosen[:index], candidate, *chosen[index + 1 :]]
             if holds(trial):
                 chosen = trial
                 break
