@@ -55,10 +55,12 @@ def test_a_killed_run_goes_on_to_the_same_end(tmp_path, monkeypatch, average, ki
 
 
 def test_stops_early_and_keeps_the_best_epoch():
-    told = []
+    reports = []
     settings = EpochTraining(epochs=20, patience=2, learning_rate=0.05)
-    result, best = train(settings, quality=iter([0.1, 0.5, 0.4, 0.3, 0.2]), told=lambda *said: told.append(said))
-    assert best == 0.5 and len(told) == 4
+    result, best = train(
+        settings, quality=iter([0.1, 0.5, 0.4, 0.3, 0.2]), progress=lambda *report: reports.append(report)
+    )
+    assert best == 0.5 and len(reports) == 4
     expected, _ = train(EpochTraining(epochs=2, patience=9, learning_rate=0.05), quality=iter([0.1, 0.5]))
     assert torch.equal(result, expected)
 

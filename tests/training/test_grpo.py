@@ -347,7 +347,7 @@ def test_wrong_logprobs_masks_and_settings_are_refused():
         run(token_mask=lambda index, rollout: [True, False])
     with pytest.raises(ValueError, match="prompts: expected at least one, of at least one token each"):
         train_grpo(model, [[5], []], None, None, settings)
-    with pytest.raises(TypeError, match="reference: expected a model where beta is 0.1"):
+    with pytest.raises(TypeError, match="reference: expected a model since beta is 0.1"):
         train_grpo(causal_model(), [[5]], None, None, replace(settings, beta=0.1))
     with pytest.raises(TypeError, match="got a cap of 3.0"):
         train_grpo(with_lora(causal_model("Gemma2")), [[5]], None, None, settings)
