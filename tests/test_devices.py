@@ -250,7 +250,7 @@ def test_a_ranker_moves_ranks_and_is_calibrated_anywhere(tmp_path):
         assert there.device == DEVICE and all_there(there.model)
         device.forget()
         assert there.calibrate(requests(200), alpha=0.2) == bound
-        assert set(device.reads) == {"ranker._all_exits"} and not device.waits
+        assert set(device.reads) == {"scorer.all_exits"} and not device.waits
         batches = device.reads.total()
         assert batches == len(list(request_batches(there.encode(requests(200)), there.max_tokens, cached=False)))
         device.forget()
