@@ -21,6 +21,7 @@ STABLE_TORCH_LIBRARY(reasonrec_fast, m) {
   m.def(
       "packed_attention(Tensor query, Tensor key, Tensor value, Tensor segments, float scale, float softcap) -> "
       "Tensor");
+  m.def("linear(Tensor rows, Tensor weight, Tensor bias) -> Tensor");
   m.def("route_budget(Tensor uncertainty, int count) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("gather_rows(Tensor x, Tensor index, Tensor(a!) out) -> ()");
   m.def("partition(Tensor destination, int num_destinations) -> (Tensor, Tensor, Tensor)");

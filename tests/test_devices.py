@@ -251,7 +251,7 @@ def test_a_ranker_moves_ranks_and_is_calibrated_anywhere(tmp_path):
         assert device_model.device == DEVICE and all_on_device(device_model.model)
         device.forget()
         assert device_model.calibrate(requests(200), alpha=0.2) == bound
-        assert set(device.reads) == {"ranker._all_exits"} and not device.waits
+        assert set(device.reads) == {"scorer.all_exits"} and not device.waits
         batches = device.reads.total()
         assert batches == len(
             list(request_batches(device_model.encode(requests(200)), device_model.max_tokens, cached=False))

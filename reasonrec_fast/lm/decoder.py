@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,15 @@ _POSITION_AXES = {"qwen2_5_vl_text": 3, "qwen2_vl_text": 3}
 
 Rotary = dict[str, tuple[torch.Tensor, torch.Tensor]]
 """Cosines and sines ``[T, r]`` by kind of layer."""
+
+Call = Callable[[Any, torch.Tensor], torch.Tensor]
+"""How a projection or a feed-forward part reads its input (:func:`call`, or
+:func:`~reasonrec_fast.lm.products.step_call`)."""
+
+
+def call(module: Any, x: torch.Tensor) -> torch.Tensor:
+    """``module(x)``."""
+    return module(x)
 
 
 @dataclass(frozen=True)
@@ -284,35 +293,39 @@ class Decoder(nn.Module):
         length = known or getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings
         return int(length)
 
-    def queries(self, index: int, normalized: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+    def queries(self, index: int, normalized: torch.Tensor, rotary: Rotary, call: Call = call) -> torch.Tensor:
         """``[T, H, d]``, turned by position; ``rotary`` holds those of the ``T`` tokens."""
-        return apply_rotary(self.projected_queries(index, normalized), *rotary[self.kind(index)])
+        return apply_rotary(self.projected_queries(index, normalized, call), *rotary[self.kind(index)])
 
-    def projected_queries(self, index: int, normalized: torch.Tensor) -> torch.Tensor:
+    def projected_queries(self, index: int, normalized: torch.Tensor, call: Call = call) -> torch.Tensor:
         """``[T, H, d]``, not turned yet."""
         attention = self.base.layers[index].self_attn
         if hasattr(attention, "qkv_proj"):
             query = _part(attention.qkv_proj, normalized, slice(0, self._query_width(attention)))
         else:
-            query = attention.q_proj(normalized)
+            query = call(attention.q_proj, normalized)
         query = query.unflatten(-1, (-1, attention.head_dim))
         if hasattr(attention, "q_norm"):
             query = attention.q_norm(query)
         return query
 
-    def keys_values(self, index: int, normalized: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor]:
+    def keys_values(
+        self, index: int, normalized: torch.Tensor, rotary: Rotary, call: Call = call
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys, turned by position, and values, ``[T, G, d]`` each."""
-        key, value = self.projected_keys_values(index, normalized)
+        key, value = self.projected_keys_values(index, normalized, call)
         return apply_rotary(key, *rotary[self.kind(index)]), value
 
-    def projected_keys_values(self, index: int, normalized: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def projected_keys_values(
+        self, index: int, normalized: torch.Tensor, call: Call = call
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys, not turned yet, and values, ``[T, G, d]`` each."""
         attention = self.base.layers[index].self_attn
         if hasattr(attention, "qkv_proj"):
             both = _part(attention.qkv_proj, normalized, slice(self._query_width(attention), None))
             key, value = both.chunk(2, -1)
         else:
-            key, value = attention.k_proj(normalized), attention.v_proj(normalized)
+            key, value = call(attention.k_proj, normalized), call(attention.v_proj, normalized)
         key, value = (x.unflatten(-1, (-1, attention.head_dim)) for x in (key, value))
         if hasattr(attention, "k_norm"):
             key = attention.k_norm(key)
@@ -329,15 +342,15 @@ class Decoder(nn.Module):
             "dropout": attention.attention_dropout if self.training else 0.0,
         }
 
-    def finish(self, index: int, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+    def finish(self, index: int, hidden: torch.Tensor, attended: torch.Tensor, call: Call = call) -> torch.Tensor:
         """The layer's output ``[T, D]`` from its input and what its attention gave, ``[T, H, d]``."""
         layer = self.base.layers[index]
-        projected = layer.self_attn.o_proj(attended.flatten(1))
+        projected = call(layer.self_attn.o_proj, attended.flatten(1))
         if hasattr(layer, "pre_feedforward_layernorm"):  # Gemma 2 and 3 norm what is added, too
             hidden = hidden + layer.post_attention_layernorm(projected)
-            return hidden + layer.post_feedforward_layernorm(layer.mlp(layer.pre_feedforward_layernorm(hidden)))
+            return hidden + layer.post_feedforward_layernorm(call(layer.mlp, layer.pre_feedforward_layernorm(hidden)))
         hidden = hidden + projected
-        return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        return hidden + call(layer.mlp, layer.post_attention_layernorm(hidden))
 
     def kind(self, index: int) -> str:
         """Kind of a layer, as rotary parts are told apart."""

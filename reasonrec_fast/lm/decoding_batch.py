@@ -11,10 +11,11 @@ import torch
 
 from reasonrec_fast import ops
 from reasonrec_fast.devices import on_device
-from reasonrec_fast.lm.decoder import Decoder, Rotary
+from reasonrec_fast.lm.decoder import Call, Decoder, Rotary, call
 from reasonrec_fast.lm.inputs import extent
 from reasonrec_fast.lm.layout import PackedLayout, TokenGroup, flat_inputs, ranges, text_groups
 from reasonrec_fast.lm.output import padded_rows
+from reasonrec_fast.lm.products import step_call
 from reasonrec_fast.lm.whole_layers import run_layer
 
 _KeysValues = tuple[torch.Tensor, torch.Tensor]
@@ -116,13 +117,14 @@ class DecodingBatch:
         segments[:count, 4], segments[:count, 5] = rows.own_begin, rows.own + 1
         table = torch.from_numpy(segments)
         hidden = decoder.embed(torch.cat([tokens, tokens[:1].expand(padded - count)]))
+        step = step_call(hidden)
         for index in range(decoder.num_layers):
 
             def write(new_keys: torch.Tensor, new_values: torch.Tensor, index: int = index) -> _KeysValues:
                 keys, values = self._keys[index], self._values[index]
                 return keys.index_copy_(0, slots, new_keys), values.index_copy_(0, slots, new_values)
 
-            hidden = self._layer(index, hidden, positions, rotary, table, write)
+            hidden = self._layer(index, hidden, positions, rotary, table, write, step)
         self.hidden = hidden[:count]
         self._rows = replace(rows, own=rows.own + 1)
         self._positions = self._positions + 1
@@ -153,7 +155,7 @@ class DecodingBatch:
             return keys, values
 
         for index in range(decoder.num_layers):
-            hidden = self._layer(index, hidden, positions, rotary, segments, keep)
+            hidden = self._layer(index, hidden, positions, rotary, segments, keep, call)
         self.hidden = hidden
         return table
 
@@ -165,6 +167,7 @@ class DecodingBatch:
         rotary: Rotary,
         segments: torch.Tensor,
         stored: Callable[[torch.Tensor, torch.Tensor], _KeysValues],
+        call: Call,
     ) -> torch.Tensor:
         """Output of a layer; ``stored`` takes the tokens' keys and values and returns those that ``segments`` mean."""
         decoder = self._decoder
@@ -174,12 +177,13 @@ class DecodingBatch:
                 scores = {**scores, "dropout": 0.0}
                 return ops.packed_attention(queries, *stored(keys, values), segments, **scores)
 
-            return run_layer(decoder.base.layers[index], hidden, positions, rotary[decoder.kind(index)], attend)
+            turns = rotary[decoder.kind(index)]
+            return call(lambda x: run_layer(decoder.base.layers[index], x, positions, turns, attend), hidden)
         normalized = decoder.pre_norm(index, hidden)
-        keys, values = stored(*decoder.keys_values(index, normalized, rotary))
-        queries = decoder.queries(index, normalized, rotary)
+        keys, values = stored(*decoder.keys_values(index, normalized, rotary, call))
+        queries = decoder.queries(index, normalized, rotary, call)
         attended = ops.packed_attention(queries, keys, values, segments, **self._scores[index])
-        return decoder.finish(index, hidden, attended)
+        return decoder.finish(index, hidden, attended, call)
 
     def _make_room(self, rows: _Rows) -> None:
         """Move keys and values of these rows alone to buffers with room for more tokens of each."""

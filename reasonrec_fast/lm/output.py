@@ -9,6 +9,7 @@ from torch import nn
 
 from reasonrec_fast import ops
 from reasonrec_fast.lm.decoder import causal_parts
+from reasonrec_fast.lm.products import is_plain_linear, step_call
 
 CPU_ROWS = 8
 """On a CPU, batches of decoding are padded to multiples of so many rows: for fewer rows, matrix products sum in another
@@ -55,9 +56,7 @@ class OutputHead:
     @property
     def fused(self) -> bool:
         """Whether the operators read the head as it lies, without logits in memory."""
-        head = self._lm_head
-        hooks = head._forward_hooks or head._forward_pre_hooks
-        return self.softcap is None and type(head) is nn.Linear and not hooks
+        return self.softcap is None and is_plain_linear(self._lm_head)
 
     @property
     def vocab_size(self) -> int:
@@ -71,7 +70,7 @@ class OutputHead:
     def logits(self, normalized: torch.Tensor) -> torch.Tensor:
         """Capped logits, float32 ``[B, V]``, rounded as the model rounds them (to its own dtype)."""
         padded = _padded(normalized)
-        logits = self._lm_head(padded)
+        logits = step_call(padded)(self._lm_head, padded)
         if self.softcap is not None:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits[: len(normalized)].float()

@@ -10,7 +10,7 @@ import numpy as np
 from reasonrec_fast import evaluation, uncertainty
 from reasonrec_fast.early_exit.depth_zero import DepthZero
 from reasonrec_fast.early_exit.policy import ExitPolicy
-from reasonrec_fast.early_exit.ranker import disagreement
+from reasonrec_fast.early_exit.scorer import disagreement
 from reasonrec_fast.early_exit.scores import logit_confidence
 from reasonrec_fast.models.optirag.config import OptiRAGConfig
 from reasonrec_fast.ops.exit_confidence import Measure
