@@ -11,14 +11,15 @@ from torch.overrides import TorchFunctionMode
 
 from reasonrec_fast.lm.decoder import Call, call
 
+_DTYPES = (torch.float32, torch.bfloat16)
+
 
 class StepProducts(TorchFunctionMode):
-    """While it is active in a thread, float32 products on a CPU are ``csrc/cpu/linear.cpp``'s, without gradients.
+    """While it is active in a thread, products on a CPU are ``csrc/cpu/linear.cpp``'s, without gradients.
 
     Whoever calls ``torch.nn.functional.linear`` is reached: layers of every family, adapters, heads. Products of other
-    dtypes, and of tensors that are not plain ones, stay what they are. At eight rows it takes about half of the time of
-    MKL's product, which reads a weight of 49,152 rows at less than half the rate of the memory
-    (docs/performance.md); at 64 rows it is no slower.
+    types than float32 and bfloat16, and of tensors that are not plain ones, stay what they are. For eight rows it takes
+    half to three quarters of the time of torch's own product, and for 64 as much (docs/performance.md).
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -29,7 +30,7 @@ class StepProducts(TorchFunctionMode):
 
 def step_call(hidden: torch.Tensor) -> Call:
     """How modules read the rows of a step: through :class:`StepProducts` where these have anything to do."""
-    return _call if hidden.dtype == torch.float32 and hidden.is_cpu else call
+    return _call if hidden.dtype in _DTYPES and hidden.is_cpu else call
 
 
 def _call(module: Any, x: torch.Tensor) -> torch.Tensor:
@@ -48,7 +49,7 @@ def is_plain_linear(module: Any) -> bool:
 
 def _product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     fits = weight.dim() == 2 and rows.dim() and rows.shape[-1] == weight.shape[1]
-    if torch.is_grad_enabled() or not (fits and _plain(rows) and _plain(weight) and _plain(bias)):
+    if torch.is_grad_enabled() or not (fits and all(_plain(x, rows.dtype) for x in (rows, weight, bias))):
         return functional.linear(rows, weight, bias)
     added = weight.new_empty(0) if bias is None else bias
     if rows.dim() == 2:
@@ -57,5 +58,7 @@ def _product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     return product.view(*rows.shape[:-1], len(weight))
 
 
-def _plain(x: Any) -> bool:
-    return x is None or (type(x) in (torch.Tensor, torch.nn.Parameter) and x.dtype == torch.float32 and x.is_cpu)
+def _plain(x: Any, dtype: torch.dtype) -> bool:
+    if x is None:
+        return True
+    return type(x) in (torch.Tensor, nn.Parameter) and x.is_cpu and x.dtype == dtype and dtype in _DTYPES
