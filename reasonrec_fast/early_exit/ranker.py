@@ -305,20 +305,20 @@ class EarlyExitRanker(PushToHub):
             progress: is told how many rows were just scored.
 
         Raises:
-            ValueError: a group that the model cannot read, or inputs that are missing, not wanted, or of another number
-                of rows.
+            TypeError: strata that are no whole numbers.
+            ValueError: a group that the model cannot read, or inputs that are missing, not wanted, of another shape, or
+                not finite.
         """
         inputs, groups = inputs or GroupInputs(), list(groups)
-        reads_features = self.model.heads[0].units is not None
-        check_groups(groups, inputs, self.model.backbone, features=reads_features, offset=self.model.offset)
+        check_groups(groups, self.model.backbone)
+        rows = sum(len(suffixes) for _, suffixes in groups)
+        inputs, *_ = checked_inputs(self.model, rows, inputs.features, inputs.offset, strata=inputs.strata)
         if groups:
             longest = max(len(prefix) + max(map(len, suffixes)) for prefix, suffixes in text_groups(groups))
             self.check_length(longest, "groups")
         check_strata(inputs.strata, self.policy if early_exit else None)
         if inputs.strata is None:  # a batch may hold rows of other callers, which have some
-            inputs = replace(
-                inputs, strata=torch.zeros(sum(len(suffixes) for _, suffixes in groups), dtype=torch.int64)
-            )
+            inputs = replace(inputs, strata=torch.zeros(rows, dtype=torch.int64))
         pieces, row = [], 0
         for group in pieces_of(groups, self.max_tokens):
             pieces.append(_Piece(group, inputs.of(slice(row, row + len(group[1]))), early_exit))
