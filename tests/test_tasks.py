@@ -15,9 +15,9 @@ from reasonrec_fast.data import DataError, split_by_time
 from reasonrec_fast.data.explanations import Explanation, ExplanationQuery, load_explanation_split
 from reasonrec_fast.data.opinions import Opinions, load_opinion_split, load_opinions
 from reasonrec_fast.experiments import held_out
-from reasonrec_fast.experiments.config import load_experiment
+from reasonrec_fast.experiments.config import EvaluationConfig, load_experiment
 from reasonrec_fast.experiments.runner import run_experiment
-from reasonrec_fast.models.base import Explainer, Judge, Recommender
+from reasonrec_fast.models.base import CatalogRecommender, Explainer, Judge, Recommender
 from reasonrec_fast.models.classical import EASE
 from reasonrec_fast.models.classical.explanation import (
     ConstantText,
@@ -311,9 +311,29 @@ def test_every_architecture_does_a_task_and_is_what_its_protocol_says():
     for task, names in TASKS.items():
         for name in names:
             kind = class_of(name)
-            methods = [method for method in vars(protocols[task]) if not method.startswith("_")]
-            assert all(hasattr(kind, method) for method in methods), name
-    assert EASE.ranks_all_items and not OptiRAG.ranks_all_items
+            parts = [vars(part) for part in protocols[task].__mro__]
+            wanted = {known for part in parts for known in (*part, *part.get("__annotations__", ()))}
+            offered = {*dir(kind), "fitted_events"}  # which an instance has
+            assert {known for known in wanted if not known.startswith("_")} <= offered, name
+            assert callable(kind.from_pretrained), name
+    assert isinstance(EASE(), CatalogRecommender)
+
+
+def test_a_recommender_that_only_scores_is_refused_before_it_is_fitted(events):
+    """One that called itself able to rank all items failed by an assertion after it was fitted."""
+
+    class Scorer:
+        config_type, fitted_events = dict, np.zeros(0, dtype=np.uint64)
+
+        def check_events(self, data, train): ...
+        def fit(self, data, train=None, validation=None, **more): ...
+        def score_events(self, data, rows): ...
+        def save_pretrained(self, folder): ...
+
+    assert isinstance(Scorer(), Recommender) and not isinstance(Scorer(), CatalogRecommender)
+    with pytest.raises(ValueError, match="negatives: expected at least 1, as Scorer scores the candidates"):
+        held_out.check_rankable(Scorer(), EvaluationConfig())
+    held_out.check_rankable(Scorer(), EvaluationConfig(negatives=4, ks=(1, 3)))
 
 
 def test_a_broken_image_is_refused_before_any_work(photographs):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import secrets
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,7 @@ def literal_tokenizer(tokenizer: Any) -> Any:
     return literal
 
 
-def literal_ids(literal: Any, control: Set[int], text: str, shown: object) -> list[int]:
+def literal_ids(literal: Any, control: frozenset[int], text: str, shown: object) -> list[int]:
     """Token ids of a text, none of which is a control token.
 
     Unigram, WordPiece and word-level models have control tokens in their own vocabulary, out of which no setting of the

@@ -63,7 +63,6 @@ class OptiRAG(RequestScorer, PushToHub):
     """
 
     config_type: ClassVar[type] = OptiRAGConfig
-    ranks_all_items: bool = False
 
     def __init__(self, config: OptiRAGConfig | None = None, *, device: torch.device | str | None = None) -> None:
         super().__init__(config, device=device)
