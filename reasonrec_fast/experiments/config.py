@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from reasonrec_fast.data.datasets import EVENTS, EventsKind, load_events
+from reasonrec_fast.data.datasets import EVENTS, EventsKind, check_table_options, load_events
 from reasonrec_fast.data.explanations import load_explanation_split
 from reasonrec_fast.data.opinions import load_opinion_split
 from reasonrec_fast.data.split import SplitKind
@@ -64,14 +64,12 @@ class DatasetConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        for name in ("items", "like", "columns", "time_unit", "time_format"):
-            value = getattr(self, name)
-            if name == "columns" and self.kind == "opinions":
-                strange = sorted(set(self.columns) - {"image", "score", "group"})
-                if strange:
-                    raise ValueError(f"columns: expected image, score, group; got {strange[0]!r}")
-            elif self.kind != "table" and value not in (None, "", {}):
-                raise ValueError(f"{name}: expected with kind 'table' alone; got {value!r} with {self.kind!r}")
+        options = {name: getattr(self, name) for name in ("items", "like", "columns", "time_unit", "time_format")}
+        if self.kind == "opinions":
+            strange = sorted(set(options.pop("columns")) - {"image", "score", "group"})
+            if strange:
+                raise ValueError(f"columns: expected image, score, group; got {strange[0]!r}")
+        check_table_options(self.kind, options)
         for name in ("test", "validation"):
             if self.kind != "opinions" and getattr(self, name):
                 raise ValueError(f"{name}: expected with kind 'opinions' alone; got it with {self.kind!r}")

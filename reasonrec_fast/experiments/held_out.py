@@ -97,11 +97,15 @@ def with_reasons(metrics: dict[str, float]) -> tuple[dict[str, float | None], di
     ({'auc': 0.5, 'gauc': None}, {'gauc': 'no user with both labels'})
     """
     missing = [name for name, value in metrics.items() if not np.isfinite(value)]
-    reasons = {name: "no user with both labels" if name.startswith("gauc") else _reason(name) for name in missing}
+    reasons = {name: _reason(name) for name in missing}
     return {name: None if name in reasons else value for name, value in metrics.items()}, reasons
 
 
 def _reason(name: str) -> str:
+    if name.startswith("gauc"):
+        return "no user with both labels"
+    if name.startswith(("srcc", "plcc", "krcc")):
+        return "scores that are all the same"
     return "no row in this part" if "/" in name else "no row to measure"
 
 

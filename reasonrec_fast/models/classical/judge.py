@@ -19,7 +19,7 @@ from reasonrec_fast.files import read_tensors, write_tensors
 from reasonrec_fast.lm.image_encoder import ImageEncoder, encoder_identity, first_difference
 from reasonrec_fast.lm.vision import CachedEncoder, load_image_encoder
 from reasonrec_fast.pretrained import PushToHub, load_folder, save_folder
-from reasonrec_fast.settings import check_settings
+from reasonrec_fast.settings import check_settings, settings_from
 from reasonrec_fast.training.progress import Progress
 
 _FORMAT = 1
@@ -172,8 +172,7 @@ class FeatureJudge(PushToHub):
         """
 
         def read(folder: Path, stored: dict[str, Any]) -> FeatureJudge:
-            settings = stored["config"] | {"sizes": tuple(stored["config"]["sizes"])}
-            model = cls(FeatureJudgeConfig(**settings), device=device)
+            model = cls(settings_from(FeatureJudgeConfig, stored["config"], str(folder)), device=device)
             difference = first_difference(stored["encoder"], encoder_identity(model.encoder))
             if difference is not None:
                 name, expected, got = difference
