@@ -124,6 +124,13 @@ def test_callers_with_numbers_of_other_types_share_a_batch(model):
     torch.testing.assert_close(alone.probability, first.probability)
 
 
+@pytest.mark.parametrize("options", [{"offset": True}, {"num_features": 2}])
+def test_a_service_for_heads_that_read_more_is_refused(model, options):
+    """Every call of it failed."""
+    with pytest.raises(ValueError, match="ranker: expected heads that read neither features nor an offset"):
+        RankingService(EarlyExitRanker(EarlyExitModel(Decoder(model), [1], **options)))
+
+
 def test_policies_of_another_size(model):
     ranker = ranker_of(model, LEVELS)
     for policy, message in (

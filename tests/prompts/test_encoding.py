@@ -112,6 +112,18 @@ def test_lists_of_low_priority_lose_entries_first(smollm2_tokenizer):
     assert set(unused.dropped) == {"history"}  # no placeholder for the candidates, which therefore cost nothing
 
 
+def test_wordings_of_another_template_are_refused(encoder):
+    """One with a system message of its own was a KeyError."""
+    chat = encoder.template.wording("chat")
+    assert encoder({"history": "Alien", "title": "Heat"}, chat).wording is chat
+    other = load_template("explanation").wording("chat")
+    for call in (encoder, encoder.template.render):
+        with pytest.raises(
+            ValueError, match="wording: expected one of plain, statement, chat or its index; got Wording"
+        ):
+            call({"history": "Alien", "title": "Heat"}, other)
+
+
 def test_values_of_another_form_are_refused(encoder):
     with pytest.raises(TypeError, match="texts: expected a list of texts; got 'Alien'"):
         Entries("Alien")
