@@ -270,6 +270,21 @@ def test_a_ranker_moves_ranks_and_is_calibrated_anywhere(tmp_path):
         loaded.to("gpu")
 
 
+def test_answers_of_several_tokens_move_with_their_ranker():
+    """The LM head, which is none of the ranker's layers, stayed where it was."""
+
+    def whole(**options):
+        return EarlyExitRanker.from_model(tiny("Llama"), Letters(), ("no", "na", "yes"), exits=(1, 2), **options)
+
+    cpu_model = whole()
+    expected = cpu_model.predict(requests()).probabilities
+    with pretended_device():
+        for moved in (whole(device=DEVICE), cpu_model.to(DEVICE)):
+            torch.testing.assert_close(moved.predict(requests()).cpu().probabilities, expected)
+        cpu_model.to("cpu")
+    assert torch.equal(cpu_model.predict(requests()).probabilities, expected)
+
+
 def test_a_ranker_that_moves_forgets_cached_prefixes():
     cached_ranker = ranker(prefix_cache_bytes=1 << 20)
     expected = cached_ranker.predict(requests())

@@ -99,12 +99,16 @@ class EarlyExitRanker(PushToHub):
         self._scorer = ExitScorer(model, answers, output, max_tokens)
         self.answers = answers
         self.prompt: Prompt = PairPrompt() if prompt is None else prompt
-        model = model.to(model.backbone.device if device is None else resolve_device(device))
+        self._output = output
         self.model, self.tokenizer, self.policy, self.max_tokens = model.eval(), tokenizer, policy, max_tokens
         self.cache = PrefixCache(prefix_cache_bytes) if prefix_cache_bytes else None
         self._batcher: SharedBatcher[_Piece, RowScores] = SharedBatcher(
             self._predict_pieces, max_size=max_tokens, max_wait_ms=0.0, capacity=1 << 62
         )
+        if device is None:
+            model.to(model.backbone.device)
+        else:
+            self.to(device)
 
     @classmethod
     def from_model(
@@ -155,12 +159,16 @@ class EarlyExitRanker(PushToHub):
         return self.model.backbone.device
 
     def to(self, device: torch.device | str) -> EarlyExitRanker:
-        """Move heads and layers, which are the caller's own model's, to another device; cached prefixes are forgotten.
+        """Move heads, layers and the LM head where answers are read by all of their tokens to another device; cached
+        prefixes are forgotten. Layers and LM head are the caller's own model's.
 
         Raises:
             ValueError: a device that is not there.
         """
-        self.model.to(resolve_device(device))
+        device = resolve_device(device)
+        self.model.to(device)
+        if self._output is not None:
+            self._output.to(device)
         if self.cache is not None:
             self.cache.clear()
         return self
