@@ -45,9 +45,11 @@ class GroupInputs:
 
     @classmethod
     def joined(cls, parts: Sequence[GroupInputs]) -> GroupInputs:
-        """One after the other; all have the same of the three."""
+        """One after the other, on the devices of the first; all have the same of the three."""
         columns = zip(*((part.features, part.offset, part.strata) for part in parts), strict=True)
-        return cls(*(None if column[0] is None else torch.cat(column) for column in columns))
+        return cls(
+            *(None if column[0] is None else torch.cat([x.to(column[0].device) for x in column]) for column in columns)
+        )
 
 
 def encode_requests(requests: Sequence[Request], tokenizer: Any, backbone: Decoder) -> list[EncodedRequest]:
