@@ -13,7 +13,7 @@ from reasonrec_fast.data.datasets import EVENTS, EventsKind, check_table_options
 from reasonrec_fast.data.explanations import load_explanation_split
 from reasonrec_fast.data.opinions import load_opinion_split
 from reasonrec_fast.data.split import SplitKind
-from reasonrec_fast.models.registry import TASKS, Task, class_of
+from reasonrec_fast.models.registry import TASKS, TaskName, class_of
 from reasonrec_fast.settings import Count, Whole, check_settings, settings_from
 
 if sys.version_info >= (3, 11):
@@ -24,7 +24,7 @@ else:
 FOLDER = Path(__file__).parent / "configs"
 """The configurations in the package."""
 
-DATASETS: dict[Task, tuple[str, ...]] = {
+DATASETS: dict[TaskName, tuple[str, ...]] = {
     "ranking": EVENTS,
     "ctr": EVENTS,
     "explanation": ("explanations",),
@@ -115,7 +115,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         check_settings(self)
 
-    def made_for(self, task: Task, seed: int) -> tuple[Any, Any]:
+    def made_for(self, task: TaskName, seed: int) -> tuple[Any, Any]:
         """The class of the model, and its configuration with a seed.
 
         Raises:
@@ -131,7 +131,7 @@ class ModelConfig:
         config: Any = settings_from(kind.config_type, self.settings, f"models.{self.title}")
         return kind, replace(config, seed=seed) if hasattr(config, "seed") else config
 
-    def make(self, task: Task, seed: int, *, device: torch.device | str | None = None) -> Any:
+    def make(self, task: TaskName, seed: int, *, device: torch.device | str | None = None) -> Any:
         """An untrained model with a seed.
 
         Args:
@@ -163,7 +163,7 @@ class EvaluationConfig:
             from recommendations in either case).
     """
 
-    task: Task = "ranking"
+    task: TaskName = "ranking"
     ks: tuple[Count, ...] = (5, 10, 20)
     negatives: Whole = 0
     validation_is_history: bool = True

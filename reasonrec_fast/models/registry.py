@@ -36,9 +36,9 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
 }
 """Module and class, by what ``config.json`` of a saved model and a TOML experiment call it."""
 
-Task = Literal["ranking", "ctr", "explanation", "judge"]
+TaskName = Literal["ranking", "ctr", "explanation", "judge"]
 
-TASKS: dict[Task, tuple[str, ...]] = {
+TASKS: dict[TaskName, tuple[str, ...]] = {
     "ranking": (*CLASSICAL, "optirag"),
     "ctr": (*CLASSICAL, "optirag"),
     "explanation": _WRITERS,
@@ -47,7 +47,7 @@ TASKS: dict[Task, tuple[str, ...]] = {
 """Which architectures do a task; the protocols are those of :mod:`reasonrec_fast.models.base`."""
 
 
-def tasks_of(architecture: str) -> tuple[Task, ...]:
+def tasks_of(architecture: str) -> tuple[TaskName, ...]:
     """The tasks that an architecture does.
 
     >>> tasks_of("EASE")
