@@ -258,8 +258,12 @@ def test_instructions_are_learned(config, tmp_path):
 def test_instructions_have_no_numbers(config):
     with pytest.raises(ValueError, match="read_dense_features=False"):
         OptiRAG(config).fit_instructions(instructions(4), instructions(4))
+    model = OptiRAG(replace(config, read_dense_features=False))
     with pytest.raises(ValueError, match="validation: expected both answers"):
-        OptiRAG(replace(config, read_dense_features=False)).fit_instructions(instructions(4), instructions(1))
+        model.fit_instructions(instructions(4), instructions(1))
+    unlabelled = [Instruction("Answer.", "Likes tea", label) for label in (-1, 1)]  # two classes, one answer
+    with pytest.raises(ValueError, match=r"records: expected both answers; got labels \[-1, 1\]"):
+        model.fit_instructions(unlabelled, instructions(4))
 
 
 def test_concurrent_callers_get_their_own_scores(events, fitted):
