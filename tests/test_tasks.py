@@ -190,6 +190,17 @@ def test_judges_are_evaluated(photographs):
         judge.score(["../x.png"], folder=test.folder)
 
 
+def test_sizes_are_of_the_packaged_encoders_alone(monkeypatch):
+    """A folder whose name began as theirs was refused for sizes that nobody gave."""
+    asked = []
+    monkeypatch.setattr(
+        "reasonrec_fast.models.classical.judge.load_image_encoder", lambda name, **options: asked.append(options)
+    )
+    for encoder in ("efficientnet-lite0", "efficientnet-of-mine", "siglip"):
+        FeatureJudge(FeatureJudgeConfig(encoder, sizes=(64,)))
+    assert [options["sizes"] for options in asked] == [(64,), None, None]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
