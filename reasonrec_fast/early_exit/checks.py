@@ -21,7 +21,7 @@ def checked_inputs(
     confidence: Any = None,
     strata: Any = None,
 ) -> tuple[GroupInputs, torch.Tensor | None, np.ndarray | None]:
-    """The inputs of ``rows`` requests, the logits of depth 0 and the confidence there.
+    """The inputs of ``rows`` requests (numbers of any type as float32), the logits of depth 0 and the confidence there.
 
     An array of one row would be spread over all requests, and a longer one would be read from its beginning: each has
     as many rows as there are requests.
@@ -101,7 +101,7 @@ def check_leaving(shallow: torch.Tensor, leaving: np.ndarray) -> None:
 
 
 def _checked(name: str, values: Any, shape: list[int], *, finite: bool) -> torch.Tensor:
-    """A tensor of a shape; an array becomes one.
+    """A tensor of a shape; an array becomes one. With ``finite`` it is float32.
 
     Raises:
         ValueError: another shape, or numbers that are not finite.
@@ -109,7 +109,8 @@ def _checked(name: str, values: Any, shape: list[int], *, finite: bool) -> torch
     array = torch.as_tensor(values)
     if list(array.shape) != shape:
         raise ValueError(f"{name}: expected {shape}; got {list(array.shape)}")
-    if finite and array.device.type == "cpu" and array.is_floating_point():
+    array = array.float() if finite else array
+    if finite and array.device.type == "cpu":
         strange = (~array.detach().isfinite()).reshape(len(array), -1).any(1).nonzero()
         if len(strange):
             raise ValueError(f"{name}: expected finite numbers; got others in row {int(strange[0])}")

@@ -11,6 +11,7 @@ from torch import nn
 
 from reasonrec_fast import ops
 from reasonrec_fast.devices import on_device
+from reasonrec_fast.lm.products import is_plain_linear
 from reasonrec_fast.ops.exit_confidence import Measure
 
 _UNITS = 256  # unit vectors that an LM head reads at a time
@@ -200,10 +201,10 @@ def _rows_of(lm_head: Any, tokens: Sequence[int]) -> tuple[torch.Tensor, torch.T
     """Weights ``[n, D]`` and biases ``[n]`` by which an LM head answers some tokens, in float32."""
     weight = lm_head.weight
     places = on_device(np.asarray(tokens, dtype=np.int64), weight.device)
-    if type(lm_head) is nn.Linear:
+    if is_plain_linear(lm_head):
         rows = weight[places].float()
         return rows, torch.zeros_like(rows[:, 0]) if lm_head.bias is None else lm_head.bias[places].float()
-    # Adapters, weights of another form: what it makes of the unit vectors, some at a time.
+    # Adapters, hooks, weights of another form: what it makes of the unit vectors, some at a time.
     training = lm_head.training
     lm_head.eval()
     try:

@@ -117,7 +117,7 @@ class PromptEncoder:
         """
         if budget is not None:
             check_budget(budget)
-        wording = which if isinstance(which, Wording) else self.template.wording(which)
+        wording = self.template.wording(which)
         counts = {name: len(value.texts) for name, value in values.items() if isinstance(value, Entries)}
         full = dict(counts)
         prompt = self._encoded(values, counts, wording)

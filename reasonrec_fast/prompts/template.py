@@ -126,12 +126,14 @@ class PromptTemplate:
         if len(wording.answers) != count:
             raise ValueError(f"{where}: answers: expected {count}, as in the first wording; got {wording.answers}")
 
-    def wording(self, which: int | str = 0) -> Wording:
-        """A wording by its index or name.
+    def wording(self, which: int | str | Wording = 0) -> Wording:
+        """A wording by its index or name, or one of the template's own.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there is none, or it is of another template.
         """
+        if isinstance(which, Wording) and which in self.wordings:
+            return which
         names = [wording.name for wording in self.wordings]
         if isinstance(which, str) and which in names:
             return self.wordings[names.index(which)]
@@ -173,7 +175,7 @@ class PromptTemplate:
         >>> load_template("ctr").render({"history": "Alien; {title}", "title": "Heat"}, "plain")[1]
         ' Heat?\\nAnswer:'
         """
-        wording = which if isinstance(which, Wording) else self.wording(which)
+        wording = self.wording(which)
         for name, value in values.items():
             if name not in self.fields:
                 raise ValueError(f"{self.source}: expected values of {', '.join(self.fields)}; got {name!r}")
