@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import nn
 
 from reasonrec_fast import ops
 from reasonrec_fast.devices import on_device
+from reasonrec_fast.lm.decoder import is_plain_linear
 from reasonrec_fast.ops.exit_confidence import Measure
 
 _UNITS = 256  # unit vectors that an LM head reads at a time
@@ -200,7 +202,7 @@ def _rows_of(lm_head: Any, tokens: Sequence[int]) -> tuple[torch.Tensor, torch.T
     """Weights ``[n, D]`` and biases ``[n]`` by which an LM head answers some tokens, in float32."""
     weight = lm_head.weight
     places = on_device(np.asarray(tokens, dtype=np.int64), weight.device)
-    if type(lm_head) is nn.Linear:
+    if is_plain_linear(lm_head):
         rows = weight[places].float()
         return rows, torch.zeros_like(rows[:, 0]) if lm_head.bias is None else lm_head.bias[places].float()
     # Adapters, weights of another form: what it makes of the unit vectors, some at a time.
@@ -218,12 +220,18 @@ def _rows_of(lm_head: Any, tokens: Sequence[int]) -> tuple[torch.Tensor, torch.T
 def exit_layers(num_layers: int, wanted: Sequence[int] | None = None) -> tuple[int, ...]:
     """Layers (counted from 1) after which heads sit; the last layer always has one.
 
+    Raises:
+        TypeError: ``wanted`` is no list.
+        ValueError: a layer that the model does not have.
+
     >>> exit_layers(30)
     (6, 10, 15, 20, 25, 30)
     """
     if wanted is None:
-        wanted = [round(num_layers * share) for share in (0.2, 1 / 3, 0.5, 2 / 3, 5 / 6)]
-    layers = tuple(sorted({*(max(1, layer) for layer in wanted), num_layers}))
-    if layers[-1] > num_layers:
-        raise ValueError(f"exits: expected layers in [1, {num_layers}]; got {layers[-1]}")
-    return layers
+        wanted = [max(1, round(num_layers * share)) for share in (0.2, 1 / 3, 0.5, 2 / 3, 5 / 6)]
+    elif isinstance(wanted, str | bytes) or not isinstance(wanted, Iterable):
+        raise TypeError(f"exits: expected a list of layers; got {wanted!r}")
+    for layer in wanted:
+        if isinstance(layer, bool) or not hasattr(layer, "__index__") or not 1 <= index(layer) <= num_layers:
+            raise ValueError(f"exits: expected layers in [1, {num_layers}]; got {layer!r}")
+    return tuple(sorted({*map(index, wanted), num_layers}))
