@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from reasonrec_fast.arrays import as_count, as_keys, same_length
 from reasonrec_fast.devices import on_device, resolve_device
 from reasonrec_fast.early_exit import storage
 from reasonrec_fast.early_exit.answers import Answers, Reading
@@ -26,6 +27,7 @@ from reasonrec_fast.early_exit.requests import (
     Request,
     check_groups,
     encode_requests,
+    listed,
     request_batches,
 )
 from reasonrec_fast.early_exit.scorer import ExitScorer, disagreement
@@ -101,7 +103,8 @@ class EarlyExitRanker(PushToHub):
         self.prompt: Prompt = PairPrompt() if prompt is None else prompt
         model = model.to(model.backbone.device if device is None else resolve_device(device))
         self.model, self.tokenizer, self.policy, self.max_tokens = model.eval(), tokenizer, policy, max_tokens
-        self.cache = PrefixCache(prefix_cache_bytes) if prefix_cache_bytes else None
+        cached = as_count(prefix_cache_bytes, "prefix_cache_bytes")
+        self.cache = PrefixCache(cached) if cached else None
         self._batcher: SharedBatcher[_Piece, RowScores] = SharedBatcher(
             self._predict_pieces, max_size=max_tokens, max_wait_ms=0.0, capacity=1 << 62
         )
@@ -192,13 +195,15 @@ class EarlyExitRanker(PushToHub):
             early_exit: False reads every layer.
 
         Raises:
-            TypeError: token ids that are no whole numbers.
+            TypeError: requests that are no pairs, or token ids that are no whole numbers.
             ValueError: an empty request, texts without a tokenizer, ids that the backbone does not know, a text that is
                 too long (the longest answer's tokens included, where they all count), or inputs that are missing, not
                 wanted, of another shape, or not finite.
         """
         if offset is None and callable(requests):
             raise ValueError("requests: expected a sequence, as only an offset tells which go on; got a function")
+        if not callable(requests):
+            requests = listed(requests)
         size = len(offset) if callable(requests) and offset is not None else len(requests)  # type: ignore[arg-type]
         given = features, offset, shallow, confidence, strata
         inputs, shallow, confidence = checked_inputs(self.model, size, *given)
@@ -244,13 +249,13 @@ class EarlyExitRanker(PushToHub):
             TypeError: a query or document that is no text, or documents that are not a sequence of texts.
             ValueError: no documents, ``top_k`` below 1, or a document whose score is NaN.
         """
-        if isinstance(documents, str | Set | Mapping):
+        if isinstance(documents, str | Set | Mapping) or not isinstance(documents, Iterable):
             raise TypeError(f"documents: expected a sequence of texts; got {documents!r}")
         documents = list(documents)  # a table's column is read by position
         if not documents:
             raise ValueError("documents: expected at least one; got none")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k: expected at least 1; got {top_k}")
+        if top_k is not None:
+            top_k = as_count(top_k, "top_k", 1)
         scores = self.predict([self.prompt(query, document) for document in documents]).probability.tolist()
         for index, score in enumerate(scores):
             if math.isnan(score):
@@ -404,6 +409,9 @@ class EarlyExitRanker(PushToHub):
                 learnt from other requests.
         """
         measure = measure or default_measure(self.model.num_answers)
+        requests = listed(requests)
+        if users is not None:
+            same_length(requests=requests, users=as_keys(users, "users")[1])
         scores, sureness = self._all_exits(requests, measure, GroupInputs(features, offset), shallow, confidence)
         guarantee = guarantee_thresholds(
             loss(scores, scores[-1]), sureness, self.model.depths, alpha=alpha, delta=delta, trend=trend, groups=users,
@@ -512,6 +520,9 @@ class EarlyExitRanker(PushToHub):
         confidence: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Scores and confidence of requests at every exit, depth 0 included."""
+        requests = listed(requests)
+        if not requests:
+            raise ValueError("requests: expected at least one; got none")
         given = inputs.features, inputs.offset, shallow, confidence, inputs.strata
         inputs, shallow, confidence = checked_inputs(self.model, len(requests), *given)
         encoded, cached = self.encode(requests), self.cache is not None

@@ -153,6 +153,10 @@ class PromptTemplate:
         >>> template.draw(0, "user 3, item 5") is template.draw(0, "user 3, item 5")
         True
         """
+        for name, value in (("seed", seed), ("key", key)):
+            if not hasattr(value, "__index__") and not (name == "key" and isinstance(value, str)):
+                kind = "a whole number" if name == "seed" else "a text or a whole number"
+                raise TypeError(f"{name}: expected {kind}; got {value!r}")
         plain = str(key) if isinstance(key, str) else index(key)
         digest = hashlib.blake2b(repr((index(seed), plain)).encode("utf-8", "surrogatepass"), digest_size=8).digest()
         return self.wordings[int.from_bytes(digest, "little") % len(self.wordings)]
@@ -174,6 +178,7 @@ class PromptTemplate:
         ' Heat?\\nAnswer:'
         """
         wording = which if isinstance(which, Wording) else self.wording(which)
+        check_values(values, self.source)
         for name, value in values.items():
             if name not in self.fields:
                 raise ValueError(f"{self.source}: expected values of {', '.join(self.fields)}; got {name!r}")
@@ -217,6 +222,12 @@ class PromptTemplate:
             raise ValueError(f"{source}: expected {', '.join(_KEYS)} (fields by name, a list of wordings); got {form}")
         wordings = tuple(_wording(stored, f"{source}: wording {row}") for row, stored in enumerate(values["wordings"]))
         return cls(values["task"], values["fields"], wordings, values["version"], source)
+
+
+def check_values(values: Any, source: str) -> None:
+    """Refuse what is no mapping of values by field (``TypeError``)."""
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{source}: values: expected values by field; got {values!r}")
 
 
 def _filled(text: str, present: Mapping[str, str], where: str) -> str:

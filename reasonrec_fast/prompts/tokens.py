@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from reasonrec_fast.lm.chat import literal_tokenizer
+from reasonrec_fast.lm.chat import check_unicode, literal_tokenizer
 from reasonrec_fast.lm.detokenizer import special_tokens
 
 _CACHED_TEXTS = 1 << 17
@@ -34,6 +34,7 @@ class TokenIds:
 
     def encode(self, text: str) -> tuple[int, ...]:
         """As :attr:`of`, without the cache: for texts that do not come again."""
+        check_unicode(text, "text")
         ids = tuple(self._literal(text, add_special_tokens=False)["input_ids"])
         # Unigram, WordPiece and word-level models have control tokens in their own vocabulary, and no setting of the
         # tokenizer takes them out of it.

@@ -216,6 +216,15 @@ def test_draws_depend_on_seed_and_key_alone():
     for seed, key in ((0.5, 1), (0, 1.5), (0, None)):
         with pytest.raises(TypeError):
             template.draw(seed, key)
+    for seed, key, name in (
+        (1.5, "a", "seed"),
+        (None, "a", "seed"),
+        (0, 1.5, "key"),
+        (0, None, "key"),
+        (0, b"a", "key"),
+    ):
+        with pytest.raises(TypeError, match=f"{name}: expected .*a whole number; got"):
+            template.draw(seed, key)
 
 
 def test_no_identifier_is_a_text():
