@@ -38,7 +38,7 @@ def checked_inputs(
 
     Raises:
         TypeError: strata that are no whole numbers.
-        ValueError: no numbers, or what is missing, not wanted, of another shape or not finite (looked for on a CPU alone).
+        ValueError: no numbers, or what is missing, not wanted, of another shape or not finite (seen on a CPU alone).
     """
     if model.offset != (offset is not None):
         raise ValueError(f"offset: expected {'one a request' if model.offset else 'None'}; got {offset}")

@@ -12,7 +12,7 @@ from torch import nn
 
 from reasonrec_fast import ops
 from reasonrec_fast.devices import on_device
-from reasonrec_fast.lm.decoder import is_plain_linear
+from reasonrec_fast.lm.decoder import has_hooks, is_plain_linear
 from reasonrec_fast.ops.exit_confidence import Measure
 
 _UNITS = 256  # unit vectors that an LM head reads at a time
@@ -95,11 +95,9 @@ class ExitHead(nn.Module):
             causal: a model of transformers with ``model.norm`` and ``lm_head``.
             tokens: ids of each of the ``L`` answers.
         """
-        norm, lm_head = causal.model.norm, causal.lm_head
-        gain = norm.weight.float()
-        # Gemma's norm multiplies by one plus its weight.
-        self.norm.weight.copy_(1 + gain if causal.config.model_type.startswith("gemma") else gain)
+        lm_head = causal.lm_head
         self.norm.eps = causal.config.rms_norm_eps
+        self.norm.weight.copy_(_gain_of(causal.model.norm, causal.config))
         lengths = [len(ids) for ids in tokens]
         parts = (part.split(lengths) for part in _rows_of(lm_head, [token for ids in tokens for token in ids]))
         weight, bias = (torch.stack([rows.mean(0) for rows in part]) for part in parts)
@@ -196,6 +194,15 @@ class ExitHead(nn.Module):
 def _offset_columns(num_answers: int) -> torch.Tensor:
     """How logits of depth 0 count for each answer at first: one for the second of two, else one each."""
     return torch.tensor([[0.0], [1.0]]) if num_answers == 2 else torch.eye(num_answers)
+
+
+def _gain_of(norm: Any, config: Any) -> torch.Tensor:
+    """What a final RMS norm multiplies each column by, ``[D]`` in float32."""
+    if "weight" in norm._parameters and "forward" not in vars(norm) and not has_hooks(norm):
+        # Gemma's norm multiplies by one plus its weight.
+        return norm.weight.float() + config.model_type.startswith("gemma")
+    ones = torch.ones(1, config.hidden_size, dtype=norm.weight.dtype, device=norm.weight.device)
+    return norm(ones)[0].float() * (1 + config.rms_norm_eps) ** 0.5  # adapters and hooks are in it
 
 
 def _rows_of(lm_head: Any, tokens: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:

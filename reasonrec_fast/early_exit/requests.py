@@ -82,8 +82,8 @@ def encode_requests(requests: Sequence[Request], tokenizer: Any, backbone: Decod
     if texts:
         pairs = [(str(requests[row][0]), str(requests[row][1])) for row in texts]
         for row, pair in zip(texts, pairs, strict=True):
-            for text in pair:
-                check_unicode(text, f"requests: request {row}")
+            for written in pair:
+                check_unicode(written, f"requests: request {row}")
         prefixes = list(dict.fromkeys(prefix for prefix, _ in pairs))
         starts = dict(zip(prefixes, tokenizer(prefixes)["input_ids"], strict=True))
         wholes = tokenizer([prefix + candidate for prefix, candidate in pairs])["input_ids"]

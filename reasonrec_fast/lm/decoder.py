@@ -397,7 +397,7 @@ class Decoder(nn.Module):
         return self.base.config.num_attention_heads * attention.head_dim
 
 
-def _part(projection: nn.Module, x: torch.Tensor, columns: slice) -> torch.Tensor:
+def _part(projection: Any, x: torch.Tensor, columns: slice) -> torch.Tensor:
     """Some output columns of a joint projection; LoRA around it needs all of them."""
     if not is_plain_linear(projection):
         return projection(x)[..., columns]

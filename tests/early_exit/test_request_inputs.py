@@ -387,3 +387,29 @@ def test_settings_of_another_kind_are_refused(model):
         ranker.calibrate([], alpha=0.5)
     with pytest.raises(ValueError, match=r"requests: request 1: expected Unicode without lone surrogates"):
         ranker.predict([("a", "b"), ("a", "\ud800")])
+
+
+@pytest.mark.parametrize("family", ["Llama", "Gemma"])
+@pytest.mark.parametrize("kind", ["layer norm", "modules_to_save", "hook"])
+def test_what_is_around_the_final_norm_is_in_the_heads(family, kind):
+    """An adapter's norm was left out: heads had the base model's."""
+    model = tiny(family)
+    if kind == "layer norm":
+        model = peft.get_peft_model(model, peft.LNTuningConfig(target_modules=["norm"])).eval()
+    elif kind == "modules_to_save":
+        config = peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["norm"], init_lora_weights=False)
+        model = peft.get_peft_model(model, config).eval()
+    else:
+        gain = torch.linspace(0.5, 2.0, 32)
+        model.model.norm.register_forward_hook(lambda module, inputs, output: output * gain)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if kind != "hook" and "norm" in name and weight.requires_grad:
+                weight.add_(torch.linspace(-0.5, 1.0, 32))
+    ranker = EarlyExitRanker.from_model(model, Letters(), ("n", "y"))
+    ids = [ranker.encode([pair])[0][0] for pair in (("a", "b"), ("history", " c"))]
+    tokens = [Letters()(letter, add_special_tokens=False)["input_ids"][0] for letter in "ny"]
+    with torch.no_grad():
+        expected = [model(input_ids=torch.tensor([row])).logits[0, -1, tokens].softmax(-1)[1] for row in ids]
+    found = ranker.predict([("a", "b"), ("history", " c")]).probability
+    torch.testing.assert_close(found, torch.stack(expected), **CLOSE)
