@@ -31,7 +31,7 @@ from reasonrec_fast.early_exit.requests import (
     request_batches,
 )
 from reasonrec_fast.early_exit.scorer import ExitScorer, disagreement
-from reasonrec_fast.early_exit.scores import RowScores, logit_confidence, put_logits
+from reasonrec_fast.early_exit.scores import RowScores, checked_levels, logit_confidence, put_logits
 from reasonrec_fast.lm.chat import PairPrompt
 from reasonrec_fast.lm.decoder import Decoder, causal_parts
 from reasonrec_fast.lm.layout import TokenGroup, text_groups, within
@@ -446,12 +446,12 @@ class EarlyExitRanker(PushToHub):
         measure = measure or default_measure(self.model.num_answers)
         if levels is None and self.model.num_answers > 2:
             raise ValueError(f"levels: expected one for each of {self.model.num_answers} answers; got None")
+        if levels is not None:
+            levels = checked_levels(levels, self.model.num_answers)
         scores, sureness = self._all_exits(requests, measure, GroupInputs(features, offset), shallow, confidence)
         if levels is not None:
-            if len(levels) != self.model.num_answers:
-                raise ValueError(f"levels: expected {self.model.num_answers}, one an answer; got {len(levels)}")
             two = scores if scores.ndim == 3 else np.stack([1 - scores, scores], -1)
-            scores = two @ np.asarray(levels, dtype=np.float64)
+            scores = two @ levels
         thresholds = choose_thresholds(
             scores, sureness, self.model.depths, limits, trend=trend, heads_from=int(self.model.offset)
         )

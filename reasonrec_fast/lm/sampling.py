@@ -157,4 +157,5 @@ def _invert(sums: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     """Index of the first cumulative sum above ``uniform`` times the last sum: never a token of probability 0."""
     total = sums[:, -1:]
     target = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(sums, target, right=True)[:, 0]
+    # Sums of logits that are not finite have no such index; on a GPU one beyond the vocabulary would end the process.
+    return torch.searchsorted(sums, target, right=True)[:, 0].clamp(max=sums.shape[1] - 1)

@@ -385,6 +385,11 @@ def test_settings_of_another_kind_are_refused(model):
         ranker.calibrate(REQUESTS, alpha="x")
     with pytest.raises(ValueError, match="requests: expected at least one; got none"):
         ranker.calibrate([], alpha=0.5)
+    for levels in ("ab", None, {1, 2}, [NAN, 1], [1], [1, 2, 3]):
+        with pytest.raises(ValueError, match="levels: expected"):
+            ranker.predict(REQUESTS).expected(levels)
+    scores = ranker.predict(REQUESTS)
+    assert torch.equal(scores.expected(pandas.Series([1, 5], index=[9, 8])), scores.expected([1, 5]))
     with pytest.raises(ValueError, match=r"requests: request 1: expected Unicode without lone surrogates"):
         ranker.predict([("a", "b"), ("a", "\ud800")])
 

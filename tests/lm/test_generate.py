@@ -349,8 +349,10 @@ def test_logits_that_are_not_finite_are_refused():
     model = lively("Llama")
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
-    with pytest.raises(FloatingPointError, match="request 0"):
-        TextGenerator(model).generate(GROUPS, GREEDY)
+    for kind in ({"temperature": 0}, {}, {"top_k": 3}, {"top_p": 0.5}):  # a draw among NaN was beyond the vocabulary
+        for dtype in (torch.float32, torch.bfloat16):
+            with pytest.raises(FloatingPointError, match="model: expected finite logits; .* request 0"):
+                TextGenerator(model.to(dtype)).generate(GROUPS, SamplingParams(**kind))
 
 
 @pytest.mark.parametrize("limit", [1, 4, 7])
