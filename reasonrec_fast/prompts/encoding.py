@@ -124,9 +124,7 @@ class PromptEncoder:
         """
         if budget is not None:
             check_budget(budget)
-        wording = which if isinstance(which, Wording) else self.template.wording(which)
-        if wording.system is not None and wording.system not in self._chats:
-            raise ValueError(f"which: expected a wording of {self.template.source}; got {wording.name!r} of another")
+        wording = self.template.wording(which)
         check_values(values, self.template.source)
         counts = {name: len(value.texts) for name, value in values.items() if isinstance(value, Entries)}
         full = dict(counts)

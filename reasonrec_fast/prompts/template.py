@@ -126,13 +126,17 @@ class PromptTemplate:
         if len(wording.answers) != count:
             raise ValueError(f"{where}: answers: expected {count}, as in the first wording; got {wording.answers}")
 
-    def wording(self, which: int | str = 0) -> Wording:
-        """A wording by its index or name.
+    def wording(self, which: int | str | Wording = 0) -> Wording:
+        """A wording by its index or name, or itself.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there is none, or it is of another template.
         """
         names = [wording.name for wording in self.wordings]
+        if isinstance(which, Wording):
+            if which not in self.wordings:
+                raise ValueError(f"wording: expected one of {self.source}; got {which.name!r} of another template")
+            return which
         if isinstance(which, str) and which in names:
             return self.wordings[names.index(which)]
         if isinstance(which, int) and not isinstance(which, bool) and 0 <= which < len(names):
@@ -177,7 +181,7 @@ class PromptTemplate:
         >>> load_template("ctr").render({"history": "Alien; {title}", "title": "Heat"}, "plain")[1]
         ' Heat?\\nAnswer:'
         """
-        wording = which if isinstance(which, Wording) else self.wording(which)
+        wording = self.wording(which)
         check_values(values, self.source)
         for name, value in values.items():
             if name not in self.fields:

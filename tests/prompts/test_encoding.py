@@ -131,8 +131,10 @@ def test_values_of_another_form_are_refused(encoder):
         encoder({"history": "Alien", "title": "\ud800"})
     with pytest.raises(ValueError, match="document: expected Unicode without lone surrogates"):
         encoder({"history": "Alien", "title": "\ud800"}, "chat")
-    with pytest.raises(ValueError, match="which: expected a wording of ctr.json; got 'chat' of another"):
-        encoder({"history": "Alien", "title": "Heat"}, load_template("explanation").wording("chat"))
+    for other in (load_template("explanation").wording("chat"), load_template("judge").wording()):
+        for write in (encoder, encoder.template.render):  # nothing of the values was in the second one
+            with pytest.raises(ValueError, match="wording: expected one of ctr.json; got .* of another template"):
+                write({"history": "Alien", "title": "Heat"}, other)
     with pytest.raises(ValueError, match="rule: expected one of drop_first, drop_last; got 'cut_end'"):
         Entries(["Alien"], rule="cut_end")
     with pytest.raises(ValueError, match="history: expected a text; got the identifier 'Alien; B000'"):

@@ -366,3 +366,11 @@ def test_conversations_are_those_of_the_tokenizer(smollm2_tokenizer):
             ChatPrompt(tokenizer)
     finally:
         tokenizer.chat_template = before
+
+
+def test_sections_of_another_form_are_refused():
+    for priority in ("1", None, True, 0.5):
+        with pytest.raises(TypeError, match="priority: expected a whole number; got .* in 'a'"):
+            Section("a", [[1]], "drop", priority)
+    with pytest.raises(TypeError, match="sections: expected Section; got 'a'"):
+        fit_budget("ab", 3)
