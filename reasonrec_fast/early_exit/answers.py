@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -70,7 +70,8 @@ class Answers:
             TypeError: a single text, texts in no order, or an answer that is no text.
             ValueError: fewer than 2 answers or more than 64, an answer without tokens, or two that are the same.
         """
-        if isinstance(names, str | Set | Mapping) or not all(isinstance(name, str) for name in names):
+        listed = isinstance(names, Iterable) and not isinstance(names, str | Set | Mapping)
+        if not listed or not all(isinstance(name, str) for name in names):
             raise TypeError(f"answers: expected several texts in order, the positive one last; got {names!r}")
         token_ids = tuple(tuple(tokenizer(name, add_special_tokens=False)["input_ids"]) for name in names)
         if reading is None:

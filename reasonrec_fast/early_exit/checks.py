@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from reasonrec_fast.arrays import as_tensor
 from reasonrec_fast.early_exit.engine import EarlyExitModel
 from reasonrec_fast.early_exit.policy import ExitPolicy
 from reasonrec_fast.early_exit.requests import GroupInputs
@@ -37,7 +38,7 @@ def checked_inputs(
 
     Raises:
         TypeError: strata that are no whole numbers.
-        ValueError: what is missing, not wanted, of another shape, or not finite (looked for on a CPU alone).
+        ValueError: no numbers, or what is missing, not wanted, of another shape or not finite (seen on a CPU alone).
     """
     if model.offset != (offset is not None):
         raise ValueError(f"offset: expected {'one a request' if model.offset else 'None'}; got {offset}")
@@ -50,14 +51,14 @@ def checked_inputs(
     logits = [rows] if model.num_answers == 2 else [rows, model.num_answers]
     if features is not None:
         assert units is not None
-        features = _checked("features", features, [rows, units.in_features], finite=True)
+        features = _checked("features", features, [rows, units.in_features], finite=True).float()
     if offset is not None:
         offset = _checked("offset", offset, logits, finite=True)
         shallow = offset if shallow is None else _checked("shallow", shallow, logits, finite=False)
     if confidence is not None:
-        confidence = _checked("confidence", confidence, [rows], finite=False).cpu().numpy()
+        confidence = _checked("confidence", confidence, [rows], finite=False).cpu().double().numpy()
     if strata is not None:
-        strata = _checked("strata", strata, [rows], finite=False)
+        strata = _by_position("strata", strata, [rows])
         if strata.is_floating_point() or strata.dtype is torch.bool:
             raise TypeError(f"strata: expected whole numbers; got {strata.dtype}")
         strata = strata.long()
@@ -101,19 +102,31 @@ def check_leaving(shallow: torch.Tensor, leaving: np.ndarray) -> None:
 
 
 def _checked(name: str, values: Any, shape: list[int], *, finite: bool) -> torch.Tensor:
-    """A tensor of a shape; an array becomes one. With ``finite`` it is float32.
+    """Numbers of a shape, as a tensor; with ``finite`` in float32.
 
     Raises:
-        ValueError: another shape, or numbers that are not finite.
+        ValueError: no numbers, another shape, or numbers that are not finite in float32, which heads read.
     """
-    array = torch.as_tensor(values)
-    if list(array.shape) != shape:
-        raise ValueError(f"{name}: expected {shape}; got {list(array.shape)}")
+    array = _by_position(name, values, shape)
+    if array.is_complex() or array.dtype is torch.bool:
+        raise ValueError(f"{name}: expected numbers; got {array.dtype}")
     array = array.float() if finite else array
     if finite and array.device.type == "cpu":
         strange = (~array.detach().isfinite()).reshape(len(array), -1).any(1).nonzero()
         if len(strange):
             raise ValueError(f"{name}: expected finite numbers; got others in row {int(strange[0])}")
+    return array
+
+
+def _by_position(name: str, values: Any, shape: list[int]) -> torch.Tensor:
+    """A tensor of a shape, without gradients; arrays and tables become one.
+
+    Raises:
+        ValueError: no numbers, or another shape.
+    """
+    array = as_tensor(values, name).detach()
+    if list(array.shape) != shape:
+        raise ValueError(f"{name}: expected {shape}; got {list(array.shape)}")
     return array
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import nn
 
 from reasonrec_fast import ops
 from reasonrec_fast.devices import on_device
-from reasonrec_fast.lm.products import is_plain_linear
+from reasonrec_fast.lm.decoder import has_hooks, is_plain_linear
 from reasonrec_fast.ops.exit_confidence import Measure
 
 _UNITS = 256  # unit vectors that an LM head reads at a time
@@ -94,11 +95,9 @@ class ExitHead(nn.Module):
             causal: a model of transformers with ``model.norm`` and ``lm_head``.
             tokens: ids of each of the ``L`` answers.
         """
-        norm, lm_head = causal.model.norm, causal.lm_head
-        gain = norm.weight.float()
-        # Gemma's norm multiplies by one plus its weight.
-        self.norm.weight.copy_(1 + gain if causal.config.model_type.startswith("gemma") else gain)
+        lm_head = causal.lm_head
         self.norm.eps = causal.config.rms_norm_eps
+        self.norm.weight.copy_(_gain_of(causal.model.norm, causal.config))
         lengths = [len(ids) for ids in tokens]
         parts = (part.split(lengths) for part in _rows_of(lm_head, [token for ids in tokens for token in ids]))
         weight, bias = (torch.stack([rows.mean(0) for rows in part]) for part in parts)
@@ -197,6 +196,15 @@ def _offset_columns(num_answers: int) -> torch.Tensor:
     return torch.tensor([[0.0], [1.0]]) if num_answers == 2 else torch.eye(num_answers)
 
 
+def _gain_of(norm: Any, config: Any) -> torch.Tensor:
+    """What a final RMS norm multiplies each column by, ``[D]`` in float32."""
+    if "weight" in norm._parameters and "forward" not in vars(norm) and not has_hooks(norm):
+        # Gemma's norm multiplies by one plus its weight.
+        return norm.weight.float() + config.model_type.startswith("gemma")
+    ones = torch.ones(1, config.hidden_size, dtype=norm.weight.dtype, device=norm.weight.device)
+    return norm(ones)[0].float() * (1 + config.rms_norm_eps) ** 0.5  # adapters and hooks are in it
+
+
 def _rows_of(lm_head: Any, tokens: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights ``[n, D]`` and biases ``[n]`` by which an LM head answers some tokens, in float32."""
     weight = lm_head.weight
@@ -219,12 +227,18 @@ def _rows_of(lm_head: Any, tokens: Sequence[int]) -> tuple[torch.Tensor, torch.T
 def exit_layers(num_layers: int, wanted: Sequence[int] | None = None) -> tuple[int, ...]:
     """Layers (counted from 1) after which heads sit; the last layer always has one.
 
+    Raises:
+        TypeError: ``wanted`` is no list.
+        ValueError: a layer that the model does not have.
+
     >>> exit_layers(30)
     (6, 10, 15, 20, 25, 30)
     """
     if wanted is None:
-        wanted = [round(num_layers * share) for share in (0.2, 1 / 3, 0.5, 2 / 3, 5 / 6)]
-    layers = tuple(sorted({*(max(1, layer) for layer in wanted), num_layers}))
-    if layers[-1] > num_layers:
-        raise ValueError(f"exits: expected layers in [1, {num_layers}]; got {layers[-1]}")
-    return layers
+        wanted = [max(1, round(num_layers * share)) for share in (0.2, 1 / 3, 0.5, 2 / 3, 5 / 6)]
+    elif isinstance(wanted, str | bytes) or not isinstance(wanted, Iterable):
+        raise TypeError(f"exits: expected a list of layers; got {wanted!r}")
+    for layer in wanted:
+        if isinstance(layer, bool) or not hasattr(layer, "__index__") or not 1 <= index(layer) <= num_layers:
+            raise ValueError(f"exits: expected layers in [1, {num_layers}]; got {layer!r}")
+    return tuple(sorted({*map(index, wanted), num_layers}))

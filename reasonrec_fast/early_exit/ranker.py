@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from reasonrec_fast.arrays import as_count, as_keys, same_length
 from reasonrec_fast.devices import on_device, resolve_device
 from reasonrec_fast.early_exit import storage
 from reasonrec_fast.early_exit.answers import Answers, Reading
@@ -26,10 +27,11 @@ from reasonrec_fast.early_exit.requests import (
     Request,
     check_groups,
     encode_requests,
+    listed,
     request_batches,
 )
 from reasonrec_fast.early_exit.scorer import ExitScorer, disagreement
-from reasonrec_fast.early_exit.scores import RowScores, logit_confidence, put_logits
+from reasonrec_fast.early_exit.scores import RowScores, checked_levels, logit_confidence, put_logits
 from reasonrec_fast.lm.chat import PairPrompt
 from reasonrec_fast.lm.decoder import Decoder, causal_parts
 from reasonrec_fast.lm.layout import TokenGroup, text_groups, within
@@ -101,7 +103,8 @@ class EarlyExitRanker(PushToHub):
         self.prompt: Prompt = PairPrompt() if prompt is None else prompt
         self._output = output
         self.model, self.tokenizer, self.policy, self.max_tokens = model.eval(), tokenizer, policy, max_tokens
-        self.cache = PrefixCache(prefix_cache_bytes) if prefix_cache_bytes else None
+        cached = as_count(prefix_cache_bytes, "prefix_cache_bytes")
+        self.cache = PrefixCache(cached) if cached else None
         self._batcher: SharedBatcher[_Piece, RowScores] = SharedBatcher(
             self._predict_pieces, max_size=max_tokens, max_wait_ms=0.0, capacity=1 << 62
         )
@@ -200,13 +203,15 @@ class EarlyExitRanker(PushToHub):
             early_exit: False reads every layer.
 
         Raises:
-            TypeError: token ids that are no whole numbers.
+            TypeError: requests that are no pairs, or token ids that are no whole numbers.
             ValueError: an empty request, texts without a tokenizer, ids that the backbone does not know, a text that is
                 too long (the longest answer's tokens included, where they all count), or inputs that are missing, not
                 wanted, of another shape, or not finite.
         """
         if offset is None and callable(requests):
             raise ValueError("requests: expected a sequence, as only an offset tells which go on; got a function")
+        if not callable(requests):
+            requests = listed(requests)
         size = len(offset) if callable(requests) and offset is not None else len(requests)  # type: ignore[arg-type]
         given = features, offset, shallow, confidence, strata
         inputs, shallow, confidence = checked_inputs(self.model, size, *given)
@@ -252,13 +257,13 @@ class EarlyExitRanker(PushToHub):
             TypeError: a query or document that is no text, or documents that are not a sequence of texts.
             ValueError: no documents, ``top_k`` below 1, or a document whose score is NaN.
         """
-        if isinstance(documents, str | Set | Mapping):
+        if isinstance(documents, str | Set | Mapping) or not isinstance(documents, Iterable):
             raise TypeError(f"documents: expected a sequence of texts; got {documents!r}")
         documents = list(documents)  # a table's column is read by position
         if not documents:
             raise ValueError("documents: expected at least one; got none")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k: expected at least 1; got {top_k}")
+        if top_k is not None:
+            top_k = as_count(top_k, "top_k", 1)
         scores = self.predict([self.prompt(query, document) for document in documents]).probability.tolist()
         for index, score in enumerate(scores):
             if math.isnan(score):
@@ -412,6 +417,9 @@ class EarlyExitRanker(PushToHub):
                 learnt from other requests.
         """
         measure = measure or default_measure(self.model.num_answers)
+        requests = listed(requests)
+        if users is not None:
+            same_length(requests=requests, users=as_keys(users, "users")[1])
         scores, sureness = self._all_exits(requests, measure, GroupInputs(features, offset), shallow, confidence)
         guarantee = guarantee_thresholds(
             loss(scores, scores[-1]), sureness, self.model.depths, alpha=alpha, delta=delta, trend=trend, groups=users,
@@ -446,12 +454,12 @@ class EarlyExitRanker(PushToHub):
         measure = measure or default_measure(self.model.num_answers)
         if levels is None and self.model.num_answers > 2:
             raise ValueError(f"levels: expected one for each of {self.model.num_answers} answers; got None")
+        if levels is not None:
+            values = checked_levels(levels, self.model.num_answers)
         scores, sureness = self._all_exits(requests, measure, GroupInputs(features, offset), shallow, confidence)
         if levels is not None:
-            if len(levels) != self.model.num_answers:
-                raise ValueError(f"levels: expected {self.model.num_answers}, one an answer; got {len(levels)}")
             two = scores if scores.ndim == 3 else np.stack([1 - scores, scores], -1)
-            scores = two @ np.asarray(levels, dtype=np.float64)
+            scores = two @ values
         thresholds = choose_thresholds(
             scores, sureness, self.model.depths, limits, trend=trend, heads_from=int(self.model.offset)
         )
@@ -520,6 +528,9 @@ class EarlyExitRanker(PushToHub):
         confidence: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Scores and confidence of requests at every exit, depth 0 included."""
+        requests = listed(requests)
+        if not requests:
+            raise ValueError("requests: expected at least one; got none")
         given = inputs.features, inputs.offset, shallow, confidence, inputs.strata
         inputs, shallow, confidence = checked_inputs(self.model, len(requests), *given)
         encoded, cached = self.encode(requests), self.cache is not None

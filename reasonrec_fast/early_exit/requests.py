@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from operator import index
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from reasonrec_fast.early_exit.batching import batches_of
+from reasonrec_fast.lm.chat import check_unicode
 from reasonrec_fast.lm.decoder import Decoder
 from reasonrec_fast.lm.inputs import Text, TextInput, boundary, common_prefix, has_segments, joined, text_of
 from reasonrec_fast.lm.layout import TokenGroup, text_groups
@@ -61,14 +62,13 @@ def encode_requests(requests: Sequence[Request], tokenizer: Any, backbone: Decod
         backbone: whose ids and vectors they must be.
 
     Raises:
-        TypeError: token ids that are no whole numbers.
+        TypeError: requests that are no pairs, or token ids that are no whole numbers.
         ValueError: an empty request, texts without a tokenizer, or ids that the backbone does not know.
     """
+    requests = listed(requests)
     mixed = [row for row, pair in enumerate(requests) if has_segments(pair[0]) or has_segments(pair[1])]
-    if mixed:
-        requests = list(requests)
-        for row in mixed:
-            requests[row] = _in_one_form(requests[row])
+    for row in mixed:
+        requests[row] = _in_one_form(requests[row])
     if not all(any(map(len, request)) for request in requests):
         raise ValueError("requests: expected (prefix, candidate) pairs with at least one token; got an empty one")
     if any(isinstance(start, str) != isinstance(candidate, str) for start, candidate in requests):
@@ -83,6 +83,9 @@ def encode_requests(requests: Sequence[Request], tokenizer: Any, backbone: Decod
             encoded[row] = joined(start, candidate, "requests"), len(start)  # type: ignore[arg-type]
     if texts:
         pairs = [(str(requests[row][0]), str(requests[row][1])) for row in texts]
+        for row, pair in zip(texts, pairs, strict=True):
+            for written in pair:
+                check_unicode(written, f"requests: request {row}")
         prefixes = list(dict.fromkeys(prefix for prefix, _ in pairs))
         starts = dict(zip(prefixes, tokenizer(prefixes)["input_ids"], strict=True))
         wholes = tokenizer([prefix + candidate for prefix, candidate in pairs])["input_ids"]
@@ -95,6 +98,26 @@ def encode_requests(requests: Sequence[Request], tokenizer: Any, backbone: Decod
     for row, (text, _) in encoded.items():
         check_text(text, backbone, "requests", f"request {row}")
     return [encoded[row] for row in range(len(requests))]
+
+
+def listed(requests: Sequence[Request]) -> list[Request]:
+    """Requests by position: a table's column would be read by its index.
+
+    Raises:
+        TypeError: no sequence, or a request that is not a pair; a single pair of texts would be read letter by letter.
+
+    >>> listed([("a", "b"), "cd"])
+    Traceback (most recent call last):
+    TypeError: requests: expected (prefix, candidate) pairs; got 'cd' in row 1
+    """
+    if isinstance(requests, str | bytes | Set | Mapping) or not hasattr(requests, "__len__"):
+        raise TypeError(f"requests: expected a sequence of (prefix, candidate) pairs; got {requests!r}")
+    found = list(requests)
+    for row, request in enumerate(found):
+        pair = not isinstance(request, str | bytes | Set | Mapping) and hasattr(request, "__len__")
+        if not pair or len(request) != 2 or not all(hasattr(text, "__len__") for text in request):
+            raise TypeError(f"requests: expected (prefix, candidate) pairs; got {request!r} in row {row}")
+    return found
 
 
 def request_batches(

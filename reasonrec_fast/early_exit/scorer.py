@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from reasonrec_fast.arrays import as_count
 from reasonrec_fast.devices import on_device
 from reasonrec_fast.early_exit.answers import Answers, answer_scores
 from reasonrec_fast.early_exit.batching import batches_of
@@ -54,8 +55,7 @@ class ExitScorer:
     def __init__(
         self, model: EarlyExitModel, answers: Answers | None, output: OutputHead | None, max_tokens: int
     ) -> None:
-        if max_tokens < 1:
-            raise ValueError(f"max_tokens: expected at least 1; got {max_tokens}")
+        max_tokens = as_count(max_tokens, "max_tokens", 1)
         if answers is not None and len(answers.names) != model.num_answers:
             raise ValueError(f"answers: expected {model.num_answers}, as the heads have; got {len(answers.names)}")
         if (answers is not None and answers.whole) != (output is not None):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from reasonrec_fast.arrays import as_numbers
 from reasonrec_fast.ops.exit_confidence import Measure, exit_confidence
 
 
@@ -57,15 +58,14 @@ class RowScores:
             levels: of each answer, ``[L]``; such as 1 to 5 for five words from bad to good.
 
         Raises:
-            ValueError: not one value an answer.
+            ValueError: not one finite number an answer.
 
         >>> RowScores(torch.tensor([0.25]), torch.tensor([3])).expected([1.0, 5.0]).tolist()
         [2.0]
         """
         probabilities = self.probabilities
-        if len(levels) != probabilities.shape[1]:
-            raise ValueError(f"levels: expected {probabilities.shape[1]}, one an answer; got {len(levels)}")
-        return probabilities @ torch.tensor(levels, dtype=probabilities.dtype, device=probabilities.device)
+        values = checked_levels(levels, probabilities.shape[1])
+        return probabilities @ torch.tensor(values, dtype=probabilities.dtype, device=probabilities.device)
 
     def put(self, rows: torch.Tensor | slice, scores: RowScores) -> None:
         """Write scores of some of the rows."""
@@ -93,6 +93,18 @@ def put_logits(scores: RowScores, logits: torch.Tensor) -> None:
     else:
         scores.distribution.copy_(logits.float().softmax(-1))
         scores.probability.copy_(scores.distribution[:, -1])
+
+
+def checked_levels(levels: Sequence[float], count: int) -> np.ndarray:
+    """What answers stand for, float64 ``[L]``.
+
+    Raises:
+        ValueError: not one finite number for each of ``count`` answers.
+    """
+    values = as_numbers(levels, "levels")
+    if len(values) != count:
+        raise ValueError(f"levels: expected {count}, one an answer; got {len(values)}")
+    return values
 
 
 def logit_confidence(logits: torch.Tensor | np.ndarray, measure: Measure, num_answers: int = 2) -> np.ndarray:

@@ -36,6 +36,7 @@ PROBES = (
 """Queries and documents for which a :class:`ChatPrompt` must be what the tokenizer's chat template makes of them."""
 
 _MARK = "\ue000"  # of a private area: in no template
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _STRIPS = ("", "lr", "l", "r", "R")
 """What chat templates take off: blanks on the left or right of the user's turn; ``"R"``: on the right of all up to its
 end, as Llama 2's, which puts the system's words in front."""
@@ -97,6 +98,8 @@ class PairPrompt:
     template: str = "{query}{document}"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.template, str):
+            raise TypeError(f"template: expected a text; got {self.template!r}")
         fields = re.findall(r"\{(.*?)\}", self.template)
         if tuple(fields) != FIELDS:
             raise ValueError(f"template: expected {{query}}, then {{document}}, once each; got {self.template!r}")
@@ -145,9 +148,8 @@ class ChatPrompt:
     ) -> None:
         if not getattr(tokenizer, "chat_template", None):
             raise ValueError("tokenizer: expected one with a chat template; got none")
-        for name, text in (("system", system), ("answer", answer)):
-            if text is not None and not isinstance(text, str):
-                raise TypeError(f"{name}: expected a text; got {text!r}")
+        for name, text in (("system", "" if system is None else system), ("answer", answer)):
+            check_unicode(text, name)
         self.pair = PairPrompt(template)
         first, rest = template.split("{query}")
         self._between = first, *rest.split("{document}")
@@ -279,7 +281,19 @@ def _lstripped(pieces: Sequence[str]) -> list[str]:
     return result
 
 
+def check_unicode(text: Any, name: str) -> None:
+    """Refuse what tokenizers do not read.
+
+    Raises:
+        TypeError: no text.
+        ValueError: a lone surrogate, half of a character of UTF-16.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"{name}: expected a text; got {text!r}")
+    if not text.isascii() and (strange := _SURROGATE.search(text)):
+        raise ValueError(f"{name}: expected Unicode without lone surrogates; got {strange[0]!r} in {text!r}")
+
+
 def _check_texts(query: Any, document: Any) -> None:
     for name, text in zip(FIELDS, (query, document), strict=True):
-        if not isinstance(text, str):
-            raise TypeError(f"{name}: expected a text; got {text!r}")
+        check_unicode(text, name)

@@ -33,6 +33,9 @@ _TEXT_PARTS = ("llama", "mistral", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", 
 """Families of text models that are read in the same way inside a vision-language model as on their own."""
 _POSITION_AXES = {"qwen2_5_vl_text": 3, "qwen2_vl_text": 3}
 
+_RECORDERS = ("transformers.utils.output_capturing", "reasonrec_fast.models.optirag.full_depth")
+"""Modules whose hooks change nothing."""
+
 Rotary = dict[str, tuple[torch.Tensor, torch.Tensor]]
 """Cosines and sines ``[T, r]`` by kind of layer."""
 
@@ -44,6 +47,21 @@ Call = Callable[[Any, torch.Tensor], torch.Tensor]
 def call(module: Any, x: torch.Tensor) -> torch.Tensor:
     """``module(x)``."""
     return module(x)
+
+
+def is_plain_linear(module: Any) -> bool:
+    """Whether a module is its weight and bias alone: no adapter, no hook, no other ``forward`` (accelerate)."""
+    if type(module) is not nn.Linear or "forward" in vars(module):
+        return False
+    return not (module._forward_hooks or module._forward_pre_hooks or nn.modules.module._has_any_global_hook())
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a module has hooks around its ``forward`` that may change what it computes."""
+    if not (module._forward_hooks or module._forward_pre_hooks):
+        return False
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    return any(not str(getattr(hook, "__module__", "")).startswith(_RECORDERS) for hook in hooks)
 
 
 @dataclass(frozen=True)
@@ -134,6 +152,24 @@ class Decoder(nn.Module):
         self.base = base
         if not self.splits_layers:
             whole_layers.check_outputs(self)
+
+    def check_hooks(self) -> None:
+        """Refuse hooks, and a ``forward`` of an instance's own, on modules that are taken apart: they would not run.
+
+        Raises:
+            TypeError: the module is named. Hooks that record what transformers is asked for change nothing.
+        """
+        modules: list[tuple[str, Any]] = [("the text model", self.base)]
+        if self.splits_layers:
+            for number, layer in enumerate(self.base.layers):
+                modules += [(f"layers.{number}", layer), (f"layers.{number}.self_attn", layer.self_attn)]
+        for name, module in modules:
+            if has_hooks(module):
+                raise TypeError(
+                    f"model: expected no hooks on modules that are not called as a whole; got one on {name}"
+                )
+            if module is not self.base and "forward" in vars(module):
+                raise TypeError(f"model: expected layers that run their own forward; {name} was given another")
 
     def keep_layers(self, count: int) -> None:
         """Drop every layer after the first ``count``.
@@ -361,9 +397,9 @@ class Decoder(nn.Module):
         return self.base.config.num_attention_heads * attention.head_dim
 
 
-def _part(projection: nn.Module, x: torch.Tensor, columns: slice) -> torch.Tensor:
+def _part(projection: Any, x: torch.Tensor, columns: slice) -> torch.Tensor:
     """Some output columns of a joint projection; LoRA around it needs all of them."""
-    if type(projection) is not nn.Linear:
+    if not is_plain_linear(projection):
         return projection(x)[..., columns]
     bias = None if projection.bias is None else projection.bias[columns]
     return nn.functional.linear(x, projection.weight[columns], bias)

@@ -56,6 +56,7 @@ class DecodingBatch:
         max_new_tokens: of each request; after as many steps its sequences have left (:meth:`keep`).
 
     Raises:
+        TypeError: a decoder with hooks that would not run.
         ValueError: a group without a prompt, or an empty prompt.
 
     Attributes:
@@ -72,6 +73,7 @@ class DecodingBatch:
     def __init__(
         self, decoder: Decoder, groups: Sequence[TokenGroup], samples: Sequence[int], max_new_tokens: Sequence[int]
     ) -> None:
+        decoder.check_hooks()
         self._decoder = decoder
         # Dropout is left out: nothing trains here.
         self._scores: list[dict[str, Any]] = []  # of layers that are taken apart

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from operator import index
 from typing import Any, Literal
@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from reasonrec_fast.arrays import as_count
 from reasonrec_fast.devices import explain_out_of_memory, on_device
 from reasonrec_fast.lm.adapters import unwrapped
+from reasonrec_fast.lm.chat import check_unicode
 from reasonrec_fast.lm.decoder import Decoder
 from reasonrec_fast.lm.decoding_batch import DecodingBatch
 from reasonrec_fast.lm.detokenizer import Detokenizer, special_tokens
@@ -134,8 +136,7 @@ class TextGenerator:
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any = None, *, max_sequences: int = 64) -> None:
-        if max_sequences < 1:
-            raise ValueError(f"max_sequences: expected at least 1; got {max_sequences}")
+        max_sequences = as_count(max_sequences, "max_sequences", 1)
         self.decoder, self.head = Decoder(model), OutputHead(model)
         self.tokenizer, self.max_sequences = tokenizer, max_sequences
         self._model = model
@@ -170,7 +171,7 @@ class TextGenerator:
             for each request, in the order of the groups and their prompts, its samples.
 
         Raises:
-            TypeError: token ids that are no whole numbers.
+            TypeError: groups that are no pairs, or token ids that are no whole numbers.
             ValueError: an empty prompt, a token id that the model does not know, a prompt that with
                 ``max_new_tokens`` is longer than the model reads, or settings that do not fit (with the request).
             FloatingPointError: logits that are not finite (with the request).
@@ -297,13 +298,20 @@ class TextGenerator:
     def _params(self, params: Any, count: int) -> list[SamplingParams]:
         if params is None or isinstance(params, SamplingParams):
             found = [params or SamplingParams()] * count
+        elif isinstance(params, str | Set | Mapping) or not isinstance(params, Iterable):
+            raise TypeError(f"params: expected SamplingParams, or a list of them; got {params!r}")
         else:
             found = list(params)
-            strange = next((p for p in found if not isinstance(p, SamplingParams)), None)
-            if strange is not None:
-                raise TypeError(f"params: expected SamplingParams; got {strange!r}")
+            other = next((p for p in found if not isinstance(p, SamplingParams)), None)
+            if other is not None:
+                raise TypeError(f"params: expected SamplingParams; got {other!r}")
             if len(found) != count:
                 raise ValueError(f"params: expected one for all requests or {count}, one a request; got {len(found)}")
+        most = max(self.decoder.vocabulary, self.head.vocab_size)
+        for request, p in enumerate(found):
+            strange = next((token for token in p.stop_token_ids or () if not 0 <= token < most), None)
+            if strange is not None:
+                raise ValueError(f"params: expected stop_token_ids in [0, {most}); got {strange} in request {request}")
         if self.tokenizer is None and any(p.stop for p in found):
             request = next(place for place, p in enumerate(found) if p.stop)
             raise ValueError(
@@ -314,9 +322,14 @@ class TextGenerator:
     def _token_groups(self, groups: Any) -> list[TokenGroup]:
         found: list[TokenGroup] = []
         request = 0
-        for prefix, prompts in groups:
-            if isinstance(prompts, str):
-                raise TypeError(f"groups: expected a list of prompts; got a text, {prompts!r}")
+        if isinstance(groups, str | Set | Mapping) or not isinstance(groups, Iterable):
+            raise TypeError(f"groups: expected a list of (prefix, prompts) pairs; got {groups!r}")
+        for number, group in enumerate(groups):
+            if isinstance(group, str | Set | Mapping) or not hasattr(group, "__len__") or len(group) != 2:
+                raise TypeError(f"groups: expected (prefix, prompts) pairs; got {group!r} in group {number}")
+            prefix, prompts = group
+            if isinstance(prompts, str | Set | Mapping) or not isinstance(prompts, Iterable):
+                raise TypeError(f"groups: expected a list of prompts; got {prompts!r} in group {number}")
             ids = self._ids(prefix, request, first=True)
             found.append((ids, [self._ids(p, request + i, first=not len(ids)) for i, p in enumerate(prompts)]))
             if not found[-1][1]:
@@ -335,6 +348,7 @@ class TextGenerator:
                 raise ValueError(
                     f"groups: expected token ids, since there is no tokenizer; got a text in request {request}"
                 )
+            check_unicode(text, f"groups: request {request}")
             return self.tokenizer(text, add_special_tokens=first)["input_ids"] if text else []
         if has_segments(text):
             text = text_of(text, "groups")

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from reasonrec_fast import ops
-from reasonrec_fast.lm.decoder import causal_parts
-from reasonrec_fast.lm.products import is_plain_linear, step_call
+from reasonrec_fast.lm.decoder import causal_parts, is_plain_linear
+from reasonrec_fast.lm.products import step_call
 
 CPU_ROWS = 8
 """On a CPU, batches of decoding are padded to multiples of so many rows: for fewer rows, matrix products sum in another
@@ -88,9 +88,10 @@ class OutputHead:
             temperature: divides the logits of both statistics.
         """
         if not self.fused:
-            logprobs = (self.logits(normalized) / temperature).log_softmax(-1)
-            best = logprobs.max(-1)
-            return MostLikely(best.indices, best.values, _entropy(logprobs))
+            logits = self.logits(normalized)
+            tokens = logits.argmax(-1)  # of log-probabilities many may be rounded alike
+            logprobs = (logits / temperature).log_softmax(-1)
+            return MostLikely(tokens, logprobs.gather(1, tokens[:, None])[:, 0], _entropy(logprobs))
         head = self._lm_head
         statistics = ops.exit_confidence(_padded(normalized), head.weight, bias=head.bias, temperature=temperature)
         rows = len(normalized)

@@ -34,7 +34,7 @@ class PackedBatch:
         graphs: of the layers; not used with a cache, which stores the keys and values of every layer.
 
     Raises:
-        TypeError: a segment that is neither token ids nor embeddings.
+        TypeError: a segment that is neither token ids nor embeddings, or a backbone with hooks that would not run.
         ValueError: a group without a suffix, an empty suffix, a text that is too long, embeddings of another width, or
             with positions that the backbone does not have.
     """
@@ -46,6 +46,7 @@ class PackedBatch:
         cache: PrefixCache | None = None,
         graphs: LayerGraphs | None = None,
     ) -> None:
+        backbone.check_hooks()
         self.backbone, self._cache = backbone, cache
         self._graphs = graphs if graphs is not None and cache is None and _can_record(backbone, graphs) else None
         self._prepared: Prepared | None = None  # of the layout, for graphs

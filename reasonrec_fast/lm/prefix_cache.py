@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -11,7 +12,10 @@ import torch
 from torch import nn
 
 from reasonrec_fast.lm.adapters import adapter_state
+from reasonrec_fast.lm.decoder import has_hooks
 from reasonrec_fast.lm.inputs import TextInput, content_key, text_of
+
+_calls = itertools.count()
 
 
 @dataclass
@@ -97,7 +101,8 @@ class PrefixCache:
             self.num_bytes = 0
 
     def follow(self, model: nn.Module) -> None:
-        """Forget everything if the model's weights are not those of the last call."""
+        """Forget everything if the model's weights or modules are not those of the last call. Settings of modules, such
+        as an epsilon, are not looked at: :meth:`clear` where they change."""
         weights = weights_mark(model)
         if weights != self._weights:
             self.clear()
@@ -105,13 +110,18 @@ class PrefixCache:
 
 
 def weights_mark(model: nn.Module, samples: int = 16) -> bytes:
-    """A fingerprint that changes when weights do: of their devices and addresses, of torch's version counters, and of a
-    few of their values (some libraries write without raising the counter, as peft does when it merges adapters), which
-    are read back in one copy; and of the active adapters of peft and their scales."""
-    weights = list(model.parameters())
+    """A fingerprint that changes when weights or buffers do: of their devices and addresses, of torch's version
+    counters, and of a few of their values (some libraries write without raising the counter, as peft does when it
+    merges adapters), which are read back in one copy; of the active adapters of peft and their scales; and of the
+    modules. It is another at every call while a module has hooks or a ``forward`` of its own: what these do may change
+    unseen."""
+    weights = [*model.parameters(), *model.buffers()]
     marks = [(w.data_ptr(), -1 if w.is_inference() else w._version) for w in weights]
     with torch.no_grad():
         few = torch.cat([w.flatten()[:: max(1, w.numel() // samples)].float() for w in weights])
     devices = ",".join(map(str, dict.fromkeys(w.device for w in weights)))
-    words = f"{devices} {adapter_state(model)}".encode()
+    modules = list(model.modules())
+    strange = any(has_hooks(module) or "forward" in vars(module) for module in modules)
+    words = f"{devices} {adapter_state(model)} {next(_calls) if strange else ''}".encode()
+    marks += [(id(module), 0) for module in modules]
     return words + np.array(marks, dtype=np.int64).tobytes() + few.cpu().numpy().tobytes()

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from reasonrec_fast.lm.decoder import Call, call
+from reasonrec_fast.lm.decoder import Call, call, is_plain_linear
 
 _DTYPES = (torch.float32, torch.bfloat16)
 
@@ -23,8 +22,8 @@ class StepProducts(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is functional.linear and not kwargs:
-            return _product(*args)
+        if func is functional.linear:
+            return _product(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -40,25 +39,28 @@ def _call(module: Any, x: torch.Tensor) -> torch.Tensor:
         return module(x)
 
 
-def is_plain_linear(module: Any) -> bool:
-    """Whether a module is its weight and bias alone: no adapter, no hook, no other ``forward`` (accelerate)."""
-    if type(module) is not nn.Linear or "forward" in vars(module):
-        return False
-    return not (module._forward_hooks or module._forward_pre_hooks)
-
-
-def _product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    fits = weight.dim() == 2 and rows.dim() and rows.shape[-1] == weight.shape[1]
-    if torch.is_grad_enabled() or not (fits and all(_plain(x, rows.dtype) for x in (rows, weight, bias))):
-        return functional.linear(rows, weight, bias)
+def _product(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    if torch.is_grad_enabled() or not _fits(input, weight, bias):
+        return functional.linear(input, weight, bias)
     added = weight.new_empty(0) if bias is None else bias
-    if rows.dim() == 2:
-        return torch.ops.reasonrec_fast.linear.default(rows, weight, added)
-    product = torch.ops.reasonrec_fast.linear.default(rows.reshape(-1, weight.shape[1]), weight, added)
-    return product.view(*rows.shape[:-1], len(weight))
+    if input.dim() == 2:
+        return torch.ops.reasonrec_fast.linear.default(input, weight, added)
+    product = torch.ops.reasonrec_fast.linear.default(input.reshape(-1, weight.shape[1]), weight, added)
+    return product.view(*input.shape[:-1], len(weight))
 
 
-def _plain(x: Any, dtype: torch.dtype) -> bool:
-    if x is None:
-        return True
-    return type(x) in (torch.Tensor, nn.Parameter) and x.is_cpu and x.dtype == dtype and dtype in _DTYPES
+def _fits(input: Any, weight: Any, bias: Any) -> bool:
+    """Whether the operator computes it: a matrix and a vector of plain tensors, nothing that is spread to a shape."""
+    if not all(_plain(x) for x in (input, weight, bias) if x is not None):
+        return False
+    if weight.dtype != input.dtype or (bias is not None and bias.dtype != input.dtype):
+        return False
+    if weight.dim() != 2 or not input.dim() or input.shape[-1] != weight.shape[1]:
+        return False
+    return bias is None or bias.shape == weight.shape[:1]
+
+
+def _plain(x: Any) -> bool:
+    if type(x) not in (torch.Tensor, torch.nn.Parameter) or x.layout is not torch.strided:
+        return False
+    return x.dtype in _DTYPES and x.is_cpu

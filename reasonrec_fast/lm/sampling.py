@@ -9,10 +9,17 @@ import numpy as np
 import torch
 
 from reasonrec_fast.devices import on_device
-from reasonrec_fast.settings import Bound, Count, NotNegative, Positive, check_settings
+from reasonrec_fast.settings import Bound, Count, check_settings
 
 _CANDIDATES = 1024
 """Number of most likely tokens that are sorted first on a CPU; for a larger nucleus the whole vocabulary is sorted."""
+
+
+# Logits that are divided by it stay numbers of float32, and different.
+_Divisor = Annotated[float, Bound("in [1e-30, 1e30]", lambda value: 1e-30 <= value <= 1e30)]
+_DivisorOrZero = Annotated[
+    float, Bound("that is 0 or in [1e-30, 1e30]", lambda value: value == 0 or 1e-30 <= value <= 1e30)
+]
 
 
 @dataclass(frozen=True)
@@ -20,7 +27,7 @@ class SamplingParams:
     """Settings of generation.
 
     Attributes:
-        temperature: divides the logits; 0 takes the most likely token (greedy).
+        temperature: divides the logits, in [1e-30, 1e30]; 0 takes the most likely token (greedy).
         top_p: samples only the most likely tokens that together have this probability, above 0; 1 for all (nucleus
             sampling, Holtzman et al., arXiv 1904.09751). Applied after ``temperature`` and ``top_k``, as in
             transformers.
@@ -41,7 +48,7 @@ class SamplingParams:
     ValueError: top_p: expected a finite number in (0, 1]; got 0
     """
 
-    temperature: NotNegative = 1.0
+    temperature: _DivisorOrZero = 1.0
     top_p: Annotated[float, Bound("in (0, 1]", lambda value: 0 < value <= 1)] = 1.0
     top_k: Count | None = None
     num_samples: Count = 1
@@ -49,7 +56,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] | None = None
     seed: int = 0
-    statistics_temperature: Positive = 1.0
+    statistics_temperature: _Divisor = 1.0
 
     def __post_init__(self) -> None:
         for name in ("stop", "stop_token_ids"):
@@ -150,4 +157,5 @@ def _invert(sums: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     """Index of the first cumulative sum above ``uniform`` times the last sum: never a token of probability 0."""
     total = sums[:, -1:]
     target = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(sums, target, right=True)[:, 0]
+    # Sums of logits that are not finite have no such index; on a GPU one beyond the vocabulary would end the process.
+    return torch.searchsorted(sums, target, right=True)[:, 0].clamp(max=sums.shape[1] - 1)

@@ -24,7 +24,8 @@ class Section:
         priority: sections of the lowest priority are shortened first; of the same priority, the last one.
 
     Raises:
-        TypeError: parts of something else than whole numbers or embeddings, such as a text.
+        TypeError: parts of something else than whole numbers or embeddings, such as a text, or another priority than a
+            whole number.
         ValueError: an unknown rule, or a negative token id.
     """
 
@@ -36,6 +37,8 @@ class Section:
     def __post_init__(self) -> None:
         if self.rule not in get_args(Rule):
             raise ValueError(f"rule: expected one of {', '.join(get_args(Rule))}; got {self.rule!r} in {self.name!r}")
+        if isinstance(self.priority, bool) or not isinstance(self.priority, int):
+            raise TypeError(f"priority: expected a whole number; got {self.priority!r} in {self.name!r}")
         if isinstance(self.parts, str | bytes | Embeddings) or not isinstance(self.parts, Iterable):
             raise TypeError(f"parts: expected lists of token ids; got {self.parts!r} in {self.name!r}")
         parts = tuple(_checked_part(part, f"{row} of {self.name!r}") for row, part in enumerate(self.parts))
@@ -66,7 +69,7 @@ def fit_budget(sections: Sequence[Section], budget: int) -> Fitted:
         budget: tokens, at least 0.
 
     Raises:
-        TypeError: a budget that is no whole number.
+        TypeError: a budget that is no whole number, or something else than sections.
         ValueError: a negative budget, a name twice, or sections of rule ``"keep"`` with more tokens than the budget.
 
     >>> history = Section("history", [[1, 2], [3, 4], [5]], "drop_first")
@@ -74,6 +77,9 @@ def fit_budget(sections: Sequence[Section], budget: int) -> Fitted:
     Fitted(text=[3, 4, 5, 9], dropped={'history': 2})
     """
     check_budget(budget)
+    for section in sections:
+        if not isinstance(section, Section):
+            raise TypeError(f"sections: expected Section; got {section!r}")
     names = [section.name for section in sections]
     if len(set(names)) < len(names):
         raise ValueError(f"sections: expected different names; got {names}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
 from reasonrec_fast.lm.chat import ChatPrompt
 from reasonrec_fast.prompts.budget import check_budget
-from reasonrec_fast.prompts.template import Identifier, PromptTemplate, Wording
+from reasonrec_fast.prompts.template import Identifier, PromptTemplate, Wording, check_values
 from reasonrec_fast.prompts.tokens import TokenIds
 
 EntryRule = Literal["drop_first", "drop_last"]
@@ -35,8 +35,15 @@ class Entries:
     priority: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.texts, str) or not all(isinstance(text, str) for text in self.texts):
+        ordered = isinstance(self.texts, Iterable) and not isinstance(self.texts, str | Set | Mapping)
+        texts = tuple(self.texts) if ordered else ()  # by position; later changes of a list do not reach it
+        if not ordered or not all(isinstance(text, str) for text in texts):
             raise TypeError(f"texts: expected a list of texts; got {self.texts!r}")
+        if not isinstance(self.separator, str):
+            raise TypeError(f"separator: expected a text; got {self.separator!r}")
+        if isinstance(self.priority, bool) or not isinstance(self.priority, int):
+            raise TypeError(f"priority: expected a whole number; got {self.priority!r}")
+        object.__setattr__(self, "texts", texts)
         if self.rule not in get_args(EntryRule):
             raise ValueError(f"rule: expected one of {', '.join(get_args(EntryRule))}; got {self.rule!r}")
 
@@ -118,6 +125,7 @@ class PromptEncoder:
         if budget is not None:
             check_budget(budget)
         wording = self.template.wording(which)
+        check_values(values, self.template.source)
         counts = {name: len(value.texts) for name, value in values.items() if isinstance(value, Entries)}
         full = dict(counts)
         prompt = self._encoded(values, counts, wording)

@@ -132,9 +132,11 @@ class PromptTemplate:
         Raises:
             ValueError: there is none, or it is of another template.
         """
-        if isinstance(which, Wording) and which in self.wordings:
-            return which
         names = [wording.name for wording in self.wordings]
+        if isinstance(which, Wording):
+            if which not in self.wordings:
+                raise ValueError(f"wording: expected one of {self.source}; got {which.name!r} of another template")
+            return which
         if isinstance(which, str) and which in names:
             return self.wordings[names.index(which)]
         if isinstance(which, int) and not isinstance(which, bool) and 0 <= which < len(names):
@@ -155,6 +157,10 @@ class PromptTemplate:
         >>> template.draw(0, "user 3, item 5") is template.draw(0, "user 3, item 5")
         True
         """
+        for name, value in (("seed", seed), ("key", key)):
+            if not hasattr(value, "__index__") and not (name == "key" and isinstance(value, str)):
+                kind = "a whole number" if name == "seed" else "a text or a whole number"
+                raise TypeError(f"{name}: expected {kind}; got {value!r}")
         plain = str(key) if isinstance(key, str) else index(key)
         digest = hashlib.blake2b(repr((index(seed), plain)).encode("utf-8", "surrogatepass"), digest_size=8).digest()
         return self.wordings[int.from_bytes(digest, "little") % len(self.wordings)]
@@ -176,6 +182,7 @@ class PromptTemplate:
         ' Heat?\\nAnswer:'
         """
         wording = self.wording(which)
+        check_values(values, self.source)
         for name, value in values.items():
             if name not in self.fields:
                 raise ValueError(f"{self.source}: expected values of {', '.join(self.fields)}; got {name!r}")
@@ -219,6 +226,12 @@ class PromptTemplate:
             raise ValueError(f"{source}: expected {', '.join(_KEYS)} (fields by name, a list of wordings); got {form}")
         wordings = tuple(_wording(stored, f"{source}: wording {row}") for row, stored in enumerate(values["wordings"]))
         return cls(values["task"], values["fields"], wordings, values["version"], source)
+
+
+def check_values(values: Any, source: str) -> None:
+    """Refuse what is no mapping of values by field (``TypeError``)."""
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{source}: values: expected values by field; got {values!r}")
 
 
 def _filled(text: str, present: Mapping[str, str], where: str) -> str:

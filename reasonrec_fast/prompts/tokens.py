@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from reasonrec_fast.lm.chat import control_ids, literal_ids, literal_tokenizer
+from reasonrec_fast.lm.chat import check_unicode, control_ids, literal_ids, literal_tokenizer
 
 _CACHED_TEXTS = 1 << 17
 
@@ -33,4 +33,5 @@ class TokenIds:
 
     def encode(self, text: str) -> tuple[int, ...]:
         """As :attr:`of`, without the cache: for texts that do not come again."""
+        check_unicode(text, "text")
         return tuple(literal_ids(self._literal, self._control, text, text))

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from types import TracebackType
 
 from reasonrec_fast.early_exit.ranker import EarlyExitRanker
-from reasonrec_fast.early_exit.requests import EncodedRequest, Request
+from reasonrec_fast.early_exit.requests import EncodedRequest, Request, listed
 from reasonrec_fast.early_exit.scores import RowScores
 from reasonrec_fast.micro_batcher import MicroBatcher
 
@@ -49,7 +49,8 @@ class RankingService:
             ValueError: no request, or a request that the ranker refuses.
             RuntimeError: closed.
         """
-        if not len(requests):
+        requests = listed(requests)
+        if not requests:
             raise ValueError("requests: expected at least one; got none")
         with self._tokenizer_lock:
             encoded = self._ranker.encode(requests)

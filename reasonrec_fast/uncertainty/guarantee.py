@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 from scipy.stats import binom
@@ -84,8 +85,8 @@ def guarantee_thresholds(
     if losses.size and not (losses.min() >= 0 and losses.max() <= 1):
         raise ValueError(f"losses: expected values in [0, 1]; got [{losses.min()}, {losses.max()}]")
     for name, value in (("alpha", alpha), ("delta", delta)):
-        if not 0 < value < 1:
-            raise ValueError(f"{name}: expected a number in (0, 1); got {value}")
+        if not isinstance(value, Real) or not 0 < value < 1:
+            raise ValueError(f"{name}: expected a number in (0, 1); got {value!r}")
     group_index = np.arange(losses.shape[1]) if groups is None else as_keys(groups, "groups")[1]
     if groups is not None and len(group_index) != losses.shape[1]:
         raise ValueError(f"groups: expected [{losses.shape[1]}]; got {list(group_index.shape)}")

@@ -234,7 +234,7 @@ def test_documents_are_ranked_as_cross_encoders_do():
     for wrong, error in refused:
         with pytest.raises(error):
             ranker.rank(*wrong)
-    with pytest.raises(ValueError, match="top_k: expected at least 1; got 0"):
+    with pytest.raises(ValueError, match="top_k: expected a whole number of at least 1; got 0"):
         ranker.rank("q", ["a"], top_k=0)
     for template in ("{document}{query}", "{query}", "{query}{document}{other}", "{query}{query}{document}"):
         with pytest.raises(ValueError, match="template: expected"):

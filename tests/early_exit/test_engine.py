@@ -223,5 +223,10 @@ def test_skipped_layers_are_left_out(model):
 def test_exit_layers():
     assert exit_layers(4, (2,)) == (2, 4)
     assert exit_layers(2) == (1, 2)
-    with pytest.raises(ValueError, match="exits: expected layers"):
-        exit_layers(4, (9,))
+    assert exit_layers(4, np.array([3, 1])) == (1, 3, 4)
+    for strange in (9, 0, -1, 1.5, True):  # 0 and -1 were the first layer
+        with pytest.raises(ValueError, match=rf"exits: expected layers in \[1, 4\]; got {strange}"):
+            exit_layers(4, (2, strange))
+    for strange in ("12", 3):
+        with pytest.raises(TypeError, match="exits: expected a list of layers; got"):
+            exit_layers(4, strange)

@@ -10,7 +10,7 @@ from tiny import FAMILIES, Letters, tiny
 
 from reasonrec_fast import EarlyExitRanker
 from reasonrec_fast.early_exit import ExitPolicy
-from reasonrec_fast.lm import PrefixCache
+from reasonrec_fast.lm import Decoder, PrefixCache, TextGenerator
 from reasonrec_fast.lm.prefix_cache import PrefixState
 from reasonrec_fast.serving import RankingService
 from reasonrec_fast.uncertainty import Limit
@@ -109,14 +109,60 @@ def test_a_cache_changes_nothing(llama, seed):
     assert cached.cache.hits > 0
 
 
-def test_a_cached_prefix_is_not_read_again(llama):
+def test_a_cached_prefix_is_not_read_again(llama, monkeypatch):
     ranker = ranker_of(llama, prefix_cache_bytes=1 << 20)
-    read = []
-    llama.model.embed_tokens.register_forward_hook(lambda module, inputs, output: read.append(inputs[0].numel()))
+    read, embed = [], ranker.model.backbone.embed
+    monkeypatch.setattr(Decoder, "embed", lambda _, ids, *more: read.append(ids.numel()) or embed(ids, *more))
     requests = [([3] * 30, [5, 6]), ([3] * 30, [7])]
     ranker.predict(requests)
     ranker.predict(requests)
     assert read == [33, 3]
+
+
+@pytest.mark.parametrize("how", ["hook", "pre-hook", "forward", "module", "buffer"])
+def test_other_modules_empty_the_cache(how):
+    model = tiny("Llama")
+    ranker, requests = ranker_of(model, prefix_cache_bytes=1 << 20), requests_of(0)
+    ranker.predict(requests)
+    mlp, factor = model.model.layers[0].mlp, torch.tensor(3.0)
+    if how == "hook":
+        mlp.register_forward_hook(lambda module, inputs, output: output * factor)
+    elif how == "pre-hook":
+        mlp.register_forward_pre_hook(lambda module, inputs: (inputs[0] * factor,))
+    elif how == "forward":
+        plain_forward = mlp.forward
+        mlp.forward = lambda x: plain_forward(x) * factor
+    elif how == "module":
+        mlp.act_fn = torch.nn.Tanh()
+    else:
+        model.model.rotary_emb.inv_freq.mul_(0.5)
+    for _ in range(2):  # a hook may do something else the next time
+        result, expected = ranker.predict(requests).probability, ranker_of(model).predict(requests).probability
+        torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
+        factor.mul_(0.1)
+
+
+@pytest.mark.parametrize("part", ["layer", "attention", "text model"])
+def test_hooks_that_would_not_run_are_refused(part):
+    """They were left out without a word."""
+    model = tiny("Llama")
+    ranker, generator = ranker_of(model), TextGenerator(model)
+    module = {"layer": model.model.layers[1], "attention": model.model.layers[1].self_attn, "text model": model.model}
+    model(torch.tensor([[1, 2]]), output_hidden_states=True, output_attentions=True)  # transformers keeps its hooks
+    expected = ranker.predict(requests_of(0)).probability
+    hook = module[part].register_forward_hook(lambda module, inputs, output: None)
+    for work in (lambda: ranker.predict(requests_of(0)), lambda: generator.generate([([1], [[2]])])):
+        with pytest.raises(TypeError, match=f"model: expected no hooks on modules .* got one on {HOOKED[part]}"):
+            work()
+    hook.remove()
+    assert torch.equal(ranker.predict(requests_of(0)).probability, expected)
+    if part != "text model":
+        module[part].forward = module[part].forward
+        with pytest.raises(TypeError, match=f"expected layers that run their own forward; {HOOKED[part]} was given"):
+            ranker.predict(requests_of(0))
+
+
+HOOKED = {"layer": r"layers\.1", "attention": r"layers\.1\.self_attn", "text model": "the text model"}
 
 
 @pytest.mark.parametrize("how", ["in place", "data", "load", "replaced"])
@@ -263,5 +309,5 @@ def test_bad_requests_are_refused(llama):
         EarlyExitRanker.from_model(llama, Letters(), ("yes", "yellow"), reading="first_token")
     with pytest.raises(TypeError, match="model: expected a causal model with lm_head; got LlamaModel"):
         EarlyExitRanker.from_model(llama.model, Letters())
-    with pytest.raises(ValueError, match="max_tokens: expected at least 1; got 0"):
+    with pytest.raises(ValueError, match="max_tokens: expected a whole number of at least 1; got 0"):
         ranker_of(llama, max_tokens=0)

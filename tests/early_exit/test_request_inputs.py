@@ -355,3 +355,107 @@ def test_rankers_of_before_load(model, tmp_path):
     loaded.save_pretrained(tmp_path / "again")
     again = EarlyExitRanker.from_pretrained(tmp_path / "again", model, Letters())
     assert torch.equal(again.predict(requests).probability, expected.probability)
+
+
+def test_tables_and_arrays_are_read_by_position(model):
+    """A table's column was read by its index, so that scores belonged to other rows."""
+    ranker = EarlyExitRanker.from_model(model, Letters(), ("n", "y"))
+    for requests in (REQUESTS, [("history", letter) for letter in "abcde"]):
+        column = pandas.Series(requests, index=[4, 2, 0, 1, 3])
+        assert torch.equal(ranker.predict(column).probability, ranker.predict(requests).probability)
+        promises = [ranker.calibrate(rows, alpha=0.5, users=range(5)).loss for rows in (column, requests)]
+        assert promises[0] == promises[1]
+        ranker.policy = None
+    deep = with_offset(model, ((1.0, INF),))
+    expected = deep.predict(REQUESTS, offset=OFFSET)
+    backwards = OFFSET.numpy()[::-1].copy()[::-1]
+    for given in (pandas.Series(OFFSET.numpy(), index=range(9, 14)), backwards, OFFSET.numpy().astype(">f4")):
+        found = deep.predict(REQUESTS, offset=given, strata=pandas.Series([0] * 5, index=range(9, 14)))
+        assert torch.equal(found.probability, expected.probability)
+    learnt = deep.predict(REQUESTS, offset=OFFSET.clone().requires_grad_(), confidence=OFFSET.abs().requires_grad_())
+    assert torch.equal(learnt.depth, expected.depth) and not learnt.probability.requires_grad
+    features = EarlyExitRanker(EarlyExitModel(Decoder(model), [1], num_features=2))
+    rows = np.arange(10.0).reshape(5, 2)
+    for given in (rows, pandas.DataFrame(rows, index=range(9, 14)), rows.astype(int)):  # float64 was an error of torch
+        found = features.predict(REQUESTS, features=given).probability
+        assert torch.equal(found, features.predict(REQUESTS, features=torch.from_numpy(rows).float()).probability)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"offset": OFFSET.numpy() + 1j}, "offset: expected numbers; got complex64"),
+        ({"offset": OFFSET + 1j}, "offset: expected numbers; got torch.complex64"),
+        ({"offset": OFFSET > 0}, "offset: expected numbers; got torch.bool"),
+        ({"offset": np.full(5, 1e300)}, "offset: expected finite numbers; got others in row 0"),
+        ({"offset": np.ma.masked_array(OFFSET.numpy(), [0, 1, 0, 0, 0])}, "offset: expected a value .* in row 1"),
+        ({"offset": ["a"] * 5}, "offset: expected numbers"),
+        ({"offset": OFFSET, "strata": np.full(5, 2**63, np.uint64)}, "strata: expected indices"),
+    ],
+)
+def test_what_is_no_number_is_refused(model, given, message):
+    with pytest.raises(ValueError, match=message):
+        with_offset(model, ((1.0, INF),)).predict(REQUESTS, **given)
+
+
+@pytest.mark.parametrize(
+    "requests", [("ab", "cd"), "abcd", ["ab"], [("a", "b", "c")], {0: ("a", "b")}, {("a", "b")}, None, [("a", None)],
+                 pandas.DataFrame({"prefix": ["a"], "candidate": ["b"]}), zip("a", "b", strict=True)],
+)  # fmt: skip
+def test_what_is_no_list_of_pairs_is_refused(model, requests):
+    """A single pair of texts of two letters was read as two requests."""
+    ranker = EarlyExitRanker.from_model(model, Letters(), ("n", "y"))
+    for work in (ranker.predict, lambda rows: ranker.calibrate(rows, alpha=0.5)):
+        with pytest.raises(TypeError, match=r"requests: expected .*\(prefix, candidate\) pairs; got"):
+            work(requests)
+
+
+def test_settings_of_another_kind_are_refused(model):
+    for options in ({"max_tokens": 1.5}, {"max_tokens": True}, {"prefix_cache_bytes": "1G"}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))}: expected a whole number"):
+            EarlyExitRanker.from_model(model, Letters(), ("n", "y"), **options)
+    ranker = EarlyExitRanker.from_model(model, Letters(), ("n", "y"))
+    for top_k in (1.5, True, "1"):
+        with pytest.raises(ValueError, match="top_k: expected a whole number of at least 1; got"):
+            ranker.rank("q", ["a", "b"], top_k)
+    with pytest.raises(TypeError, match="documents: expected a sequence of texts; got None"):
+        ranker.rank("q", None)
+    with pytest.raises(ValueError, match="users: expected a vector like requests, of 5 rows; got 1"):
+        ranker.calibrate(REQUESTS, alpha=0.5, users=[1])
+    with pytest.raises(ValueError, match="alpha: expected a number in \\(0, 1\\); got 'x'"):
+        ranker.calibrate(REQUESTS, alpha="x")
+    with pytest.raises(ValueError, match="requests: expected at least one; got none"):
+        ranker.calibrate([], alpha=0.5)
+    for levels in ("ab", None, {1, 2}, [NAN, 1], [1], [1, 2, 3]):
+        with pytest.raises(ValueError, match="levels: expected"):
+            ranker.predict(REQUESTS).expected(levels)
+    scores = ranker.predict(REQUESTS)
+    assert torch.equal(scores.expected(pandas.Series([1, 5], index=[9, 8])), scores.expected([1, 5]))
+    with pytest.raises(ValueError, match=r"requests: request 1: expected Unicode without lone surrogates"):
+        ranker.predict([("a", "b"), ("a", "\ud800")])
+
+
+@pytest.mark.parametrize("family", ["Llama", "Gemma"])
+@pytest.mark.parametrize("kind", ["layer norm", "modules_to_save", "hook"])
+def test_what_is_around_the_final_norm_is_in_the_heads(family, kind):
+    """An adapter's norm was left out: heads had the base model's."""
+    model = tiny(family)
+    if kind == "layer norm":
+        model = peft.get_peft_model(model, peft.LNTuningConfig(target_modules=["norm"])).eval()
+    elif kind == "modules_to_save":
+        config = peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["norm"], init_lora_weights=False)
+        model = peft.get_peft_model(model, config).eval()
+    else:
+        gain = torch.linspace(0.5, 2.0, 32)
+        model.model.norm.register_forward_hook(lambda module, inputs, output: output * gain)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if kind != "hook" and "norm" in name and weight.requires_grad:
+                weight.add_(torch.linspace(-0.5, 1.0, 32))
+    ranker = EarlyExitRanker.from_model(model, Letters(), ("n", "y"))
+    ids = [ranker.encode([pair])[0][0] for pair in (("a", "b"), ("history", " c"))]
+    tokens = [Letters()(letter, add_special_tokens=False)["input_ids"][0] for letter in "ny"]
+    with torch.no_grad():
+        expected = [model(input_ids=torch.tensor([row])).logits[0, -1, tokens].softmax(-1)[1] for row in ids]
+    found = ranker.predict([("a", "b"), ("history", " c")]).probability
+    torch.testing.assert_close(found, torch.stack(expected), **CLOSE)

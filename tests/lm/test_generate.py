@@ -299,6 +299,7 @@ def test_the_callers_random_numbers_and_model_stay(llama):
         ([([1], [[2], [3] * 200])], None, r"at most 256 tokens together; got 201 \+ 128 in request 1"),
         ([([1], [[2]])], [GREEDY, GREEDY], "one for all requests or 1, one a request; got 2"),
         ([([1], [[2]])], SamplingParams(stop=("a",)), "no tokenizer; got some in request 0"),
+        ([([1], [[2]])], SamplingParams(stop_token_ids=(97,)), r"stop_token_ids in \[0, 97\); got 97 in request 0"),
     ],
 )
 def test_what_cannot_be_generated_is_refused(llama, groups, params, message):
@@ -306,10 +307,27 @@ def test_what_cannot_be_generated_is_refused(llama, groups, params, message):
         TextGenerator(llama).generate(groups, params)
 
 
-@pytest.mark.parametrize("groups", [[([1], [[1.5]])], [([1], ["ab"]), ([1], "ab")], [([1], [3])]])
+@pytest.mark.parametrize(
+    "groups",
+    [
+        [([1], [[1.5]])], [([1], ["ab"]), ([1], "ab")], [([1], [3])], None, {"ab": [[1]]}, [([1], [[1]], 3)], ["ab"],
+        [([1], {(1, 2), (3,)})], [([1], None)],
+    ],
+)  # fmt: skip
 def test_what_is_no_text_is_refused(llama, groups):
-    with pytest.raises(TypeError, match="groups"):
+    with pytest.raises(TypeError, match="groups: expected"):
         TextGenerator(llama, bytes_tokenizer()).generate(groups, GREEDY)
+
+
+def test_settings_of_another_kind_are_refused(llama):
+    for params in ("x", 5, {}):
+        with pytest.raises(TypeError, match="params: expected SamplingParams"):
+            TextGenerator(llama).generate([([1], [[2]])], params)
+    for count in (0, 1.5, "a", None, True):
+        with pytest.raises(ValueError, match="max_sequences: expected a whole number of at least 1; got"):
+            TextGenerator(llama, max_sequences=count)
+    with pytest.raises(ValueError, match="groups: request 1: expected Unicode without lone surrogates"):
+        TextGenerator(llama, bytes_tokenizer()).generate([("a", ["b", "\ud800"])], GREEDY)
 
 
 def test_no_groups_have_no_results(llama):
@@ -332,8 +350,10 @@ def test_logits_that_are_not_finite_are_refused():
     model = lively("Llama")
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
-    with pytest.raises(FloatingPointError, match="request 0"):
-        TextGenerator(model).generate(GROUPS, GREEDY)
+    for kind in ({"temperature": 0}, {}, {"top_k": 3}, {"top_p": 0.5}):  # a draw among NaN was beyond the vocabulary
+        for dtype in (torch.float32, torch.bfloat16):
+            with pytest.raises(FloatingPointError, match="model: expected finite logits; .* request 0"):
+                TextGenerator(model.to(dtype)).generate(GROUPS, SamplingParams(**kind))
 
 
 @pytest.mark.parametrize("limit", [1, 4, 7])

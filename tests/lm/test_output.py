@@ -108,3 +108,16 @@ def test_a_row_has_the_same_bits_alone_and_among_others(dtype, softcap):
 def test_a_base_model_is_refused():
     with pytest.raises(TypeError, match="lm_head"):
         OutputHead(tiny("Llama").model)
+
+
+@pytest.mark.parametrize("family", ["Llama", "Gemma2"])
+def test_the_temperature_of_statistics_does_not_change_the_token(family):
+    """Log-probabilities at a high temperature are rounded alike; the token was the first of them."""
+    model = tiny(family)
+    if family == "Llama":  # logits are formed
+        model = get_peft_model(model, LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False)).eval()
+    hidden, logits = last_hidden_and_logits(model, 9)
+    head = OutputHead(model)
+    with torch.inference_mode():
+        for temperature in (1e-20, 1.0, 1e7, 1e30):
+            assert torch.equal(head.most_likely(head.normalize(hidden), temperature).tokens, logits.argmax(-1))

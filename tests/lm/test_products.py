@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from reasonrec_fast.lm.decoder import is_plain_linear
 from reasonrec_fast.lm.products import StepProducts, step_call
 
 
@@ -97,3 +98,34 @@ def test_other_threads_are_left_alone() -> None:
         thread.start()
         thread.join()
     assert torch.equal(results[0], expected)
+
+
+@torch.inference_mode()
+def test_biases_of_other_shapes_names_and_layouts() -> None:
+    x, weight = rows_of(4, 8), rows_of(3, 8)
+    for bias in (torch.ones(1), torch.tensor(2.0), rows_of(1, 3), rows_of(4, 3)):
+        expected = functional.linear(x, weight, bias)
+        with StepProducts():
+            assert torch.equal(functional.linear(x, weight, bias), expected)
+    with StepProducts():
+        assert torch.equal(
+            functional.linear(input=x, weight=weight, bias=rows_of(3)), functional.linear(x, weight, rows_of(3))
+        )
+        with pytest.raises(RuntimeError):
+            functional.linear(x, weight, torch.ones(0))
+    if torch.backends.mkldnn.is_available():
+        other = x.to_mkldnn(), weight.to_mkldnn()
+        with StepProducts():
+            product = functional.linear(*other).to_dense()
+        torch.testing.assert_close(product, functional.linear(x, weight))
+
+
+@torch.inference_mode()
+def test_hooks_of_all_modules_run() -> None:
+    module = nn.Linear(8, 3)
+    hook = nn.modules.module.register_module_forward_hook(lambda module, inputs, output: output * 0)
+    try:
+        assert not is_plain_linear(module) and not step_call(rows_of(4, 8))(module, rows_of(4, 8)).any()
+    finally:
+        hook.remove()
+    assert is_plain_linear(module)

@@ -117,7 +117,9 @@ def test_numbers_depend_on_seed_and_sample():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": -1}, "temperature: expected a finite number of at least 0; got -1"),
+        ({"temperature": -1}, r"temperature: expected a finite number that is 0 or in \[1e-30, 1e30\]; got -1"),
+        ({"temperature": 1e-39}, "temperature"),  # float32 has no quotients
+        ({"temperature": 1e39}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"top_p": 0}, r"top_p: expected a finite number in \(0, 1\]; got 0"),
         ({"top_p": 1.1}, "top_p"),
@@ -129,6 +131,8 @@ def test_numbers_depend_on_seed_and_sample():
         ({"stop_token_ids": (1.5,)}, "stop_token_ids"),
         ({"seed": 0.5}, "seed"),
         ({"statistics_temperature": 0}, "statistics_temperature"),
+        ({"statistics_temperature": 1e-46}, r"statistics_temperature: expected a finite number in \[1e-30, 1e30\]"),
+        ({"statistics_temperature": 1e300}, "statistics_temperature"),  # all logits were one
     ],
 )
 def test_settings_without_meaning_are_refused(options, message):

@@ -129,6 +129,25 @@ def test_values_of_another_form_are_refused(encoder):
         Entries("Alien")
     with pytest.raises(TypeError, match=r"texts: expected a list of texts; got \['Alien', 3\]"):
         Entries(["Alien", 3])
+    for strange in ({"Alien", "Heat"}, {"Alien": 1}, None, 3):  # a set has no order
+        with pytest.raises(TypeError, match="texts: expected a list of texts; got"):
+            Entries(strange)
+    for options, name in (({"separator": 1}, "separator"), ({"priority": "x"}, "priority")):
+        with pytest.raises(TypeError, match=f"{name}: expected"):
+            Entries(["Alien"], **options)
+    for strange in (None, ["Alien"]):
+        with pytest.raises(TypeError, match="ctr.json: values: expected values by field; got"):
+            encoder(strange)
+        with pytest.raises(TypeError, match="ctr.json: values: expected values by field; got"):
+            encoder.template.render(strange)
+    with pytest.raises(ValueError, match="text: expected Unicode without lone surrogates; got '.ud800' in"):
+        encoder({"history": "Alien", "title": "\ud800"})
+    with pytest.raises(ValueError, match="document: expected Unicode without lone surrogates"):
+        encoder({"history": "Alien", "title": "\ud800"}, "chat")
+    for other in (load_template("explanation").wording("chat"), load_template("judge").wording()):
+        for write in (encoder, encoder.template.render):  # nothing of the values was in the second one
+            with pytest.raises(ValueError, match="wording: expected one of ctr.json; got .* of another template"):
+                write({"history": "Alien", "title": "Heat"}, other)
     with pytest.raises(ValueError, match="rule: expected one of drop_first, drop_last; got 'cut_end'"):
         Entries(["Alien"], rule="cut_end")
     with pytest.raises(ValueError, match="history: expected a text; got the identifier 'Alien; B000'"):
@@ -185,3 +204,10 @@ def test_a_conversation_needs_a_chat_template():
         PromptEncoder(load_template("ctr"), tokenizer)
     plain = PromptTemplate("ctr", {"title": "text"}, (Wording("plain", "a", "{title}"),))
     assert PromptEncoder(plain, tokenizer)({"title": "a a"}).suffix == [2, 2]
+
+
+def test_entries_are_kept_as_they_were(encoder):
+    texts = ["Alien", "Heat"]
+    once, changed = Entries(text for text in texts), Entries(texts)
+    texts.append("Up")
+    assert once == changed and changed.kept(2) == "Alien; Heat"

@@ -216,6 +216,15 @@ def test_draws_depend_on_seed_and_key_alone():
     for seed, key in ((0.5, 1), (0, 1.5), (0, None)):
         with pytest.raises(TypeError):
             template.draw(seed, key)
+    for seed, key, name in (
+        (1.5, "a", "seed"),
+        (None, "a", "seed"),
+        (0, 1.5, "key"),
+        (0, None, "key"),
+        (0, b"a", "key"),
+    ):
+        with pytest.raises(TypeError, match=f"{name}: expected .*a whole number; got"):
+            template.draw(seed, key)
 
 
 def test_no_identifier_is_a_text():
@@ -357,3 +366,11 @@ def test_conversations_are_those_of_the_tokenizer(smollm2_tokenizer):
             ChatPrompt(tokenizer)
     finally:
         tokenizer.chat_template = before
+
+
+def test_sections_of_another_form_are_refused():
+    for priority in ("1", None, True, 0.5):
+        with pytest.raises(TypeError, match="priority: expected a whole number; got .* in 'a'"):
+            Section("a", [[1]], "drop", priority)
+    with pytest.raises(TypeError, match="sections: expected Section; got 'a'"):
+        fit_budget("ab", 3)
