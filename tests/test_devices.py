@@ -26,7 +26,7 @@ from reasonrec_fast.cli.main import app
 from reasonrec_fast.data import Histories, Interactions, split_by_time
 from reasonrec_fast.devices import on_device, resolve_device, to_device
 from reasonrec_fast.early_exit import EarlyExitModel, ExitPolicy
-from reasonrec_fast.early_exit.requests import request_batches
+from reasonrec_fast.early_exit.requests import GroupInputs, request_batches
 from reasonrec_fast.experiments.config import load_experiment
 from reasonrec_fast.experiments.runner import load_runs, run_experiment
 from reasonrec_fast.lm import Decoder
@@ -268,6 +268,40 @@ def test_a_ranker_moves_ranks_and_is_calibrated_anywhere(tmp_path):
     assert torch.equal(loaded.predict(requests()).depth, expected.depth)
     with pytest.raises(ValueError, match="device: expected"):
         loaded.to("gpu")
+
+
+def test_answers_of_several_tokens_move_with_their_ranker():
+    """The LM head, which is none of the ranker's layers, stayed where it was."""
+
+    def whole(**options):
+        return EarlyExitRanker.from_model(tiny("Llama"), Letters(), ("no", "na", "yes"), exits=(1, 2), **options)
+
+    cpu_model = whole()
+    expected = cpu_model.predict(requests()).probabilities
+    with pretended_device():
+        for moved in (whole(device=DEVICE), cpu_model.to(DEVICE)):
+            torch.testing.assert_close(moved.predict(requests()).cpu().probabilities, expected)
+        cpu_model.to("cpu")
+    assert torch.equal(cpu_model.predict(requests()).probabilities, expected)
+
+
+def test_callers_with_features_on_different_devices_share_a_batch():
+    """Columns of two devices failed every caller of the batch."""
+    model = EarlyExitRanker(exiting("Llama"))
+    pieces = []
+    model._shared = lambda given: (pieces.extend(given), iter(()))[1]
+    given, groups = GroupInputs(dense_features()), list(GROUPS)
+    model.predict_groups(groups, given)
+    expected = [scores.probability for scores in model._predict_pieces(pieces)]
+    with pretended_device():
+        model.to(DEVICE)
+        model.predict_groups(groups, GroupInputs(dense_features().to(DEVICE, non_blocking=True)))
+        for order in (pieces, pieces[::-1]):
+            scores = model._predict_pieces(order)
+            for result, index in zip(scores, range(len(order)), strict=True):
+                wanted = expected[index % 3] if order is pieces else expected[::-1][index % 3]
+                torch.testing.assert_close(result.cpu().probability, wanted)
+        model.to("cpu")
 
 
 def test_a_ranker_that_moves_forgets_cached_prefixes():

@@ -13,11 +13,12 @@ import reasonrec_fast
 from reasonrec_fast.cli.main import app
 from reasonrec_fast.data import DataError, split_by_time
 from reasonrec_fast.data.explanations import Explanation, ExplanationQuery, load_explanation_split
-from reasonrec_fast.data.opinions import Opinions, load_opinion_split, load_opinions
+from reasonrec_fast.data.opinions import Opinions, OpinionSplit, load_opinion_split, load_opinions
 from reasonrec_fast.experiments import held_out
-from reasonrec_fast.experiments.config import load_experiment
+from reasonrec_fast.experiments.config import EvaluationConfig, load_experiment
 from reasonrec_fast.experiments.runner import run_experiment
-from reasonrec_fast.models.base import Explainer, Judge, Recommender
+from reasonrec_fast.experiments.tasks import JudgeTask
+from reasonrec_fast.models.base import CatalogRecommender, Explainer, Judge, Recommender
 from reasonrec_fast.models.classical import EASE
 from reasonrec_fast.models.classical.explanation import (
     ConstantText,
@@ -96,7 +97,7 @@ def test_explanations_are_evaluated(explanations):
 
 
 def test_a_reference_never_reaches_a_writer(explanations):
-    """Other references, the same texts."""
+    """Queries are without them, a line with its reference is refused, and a text depends on its query alone."""
     data = load_explanation_split(explanations)
     queries = [line.query for line in data.test]
     assert not any(hasattr(query, "explanation") for query in queries)
@@ -172,6 +173,9 @@ def test_judges_are_evaluated(photographs):
     judge.save_pretrained(photographs / "model")
     loaded = reasonrec_fast.load(photographs / "model", device="cpu")
     np.testing.assert_array_equal(loaded.score(test.images, folder=test.folder), scores)
+    cached = FeatureJudge(FeatureJudgeConfig(sizes=(64,)), device="cpu", cache=photographs / "features").fit(train)
+    for _ in range(2):  # computed, then read
+        np.testing.assert_array_equal(cached.score(test.images, folder=test.folder), scores)
     stretched = Opinions(train.images, 1 + 99 * train.scores, train.folder)
     other = FeatureJudge(FeatureJudgeConfig(sizes=(64,)), device="cpu").fit(stretched)
     np.testing.assert_allclose(other.score(test.images, folder=test.folder), 1 + 99 * scores, rtol=1e-6)
@@ -184,6 +188,17 @@ def test_judges_are_evaluated(photographs):
         judge.fit(train.take(np.arange(3)))
     with pytest.raises(DataError, match="leads out of that folder"):
         judge.score(["../x.png"], folder=test.folder)
+
+
+def test_sizes_are_of_the_packaged_encoders_alone(monkeypatch):
+    """A folder whose name began as theirs was refused for sizes that nobody gave."""
+    asked = []
+    monkeypatch.setattr(
+        "reasonrec_fast.models.classical.judge.load_image_encoder", lambda name, **options: asked.append(options)
+    )
+    for encoder in ("efficientnet-lite0", "efficientnet-of-mine", "siglip"):
+        FeatureJudge(FeatureJudgeConfig(encoder, sizes=(64,)))
+    assert [options["sizes"] for options in asked] == [(64,), None, None]
 
 
 @pytest.mark.parametrize(
@@ -311,9 +326,46 @@ def test_every_architecture_does_a_task_and_is_what_its_protocol_says():
     for task, names in TASKS.items():
         for name in names:
             kind = class_of(name)
-            methods = [method for method in vars(protocols[task]) if not method.startswith("_")]
-            assert all(hasattr(kind, method) for method in methods), name
-    assert EASE.ranks_all_items and not OptiRAG.ranks_all_items
+            parts = [vars(part) for part in protocols[task].__mro__]
+            wanted = {known for part in parts for known in (*part, *part.get("__annotations__", ()))}
+            offered = {*dir(kind), "fitted_events"}  # which an instance has
+            assert {known for known in wanted if not known.startswith("_")} <= offered, name
+            assert callable(kind.from_pretrained), name
+    assert isinstance(EASE(), CatalogRecommender)
+
+
+def test_a_recommender_that_only_scores_is_refused_before_it_is_fitted(events):
+    """One that called itself able to rank all items failed by an assertion after it was fitted."""
+
+    class Scorer:
+        config_type, fitted_events = dict, np.zeros(0, dtype=np.uint64)
+
+        def check_events(self, data, train): ...
+        def fit(self, data, train=None, validation=None, **more): ...
+        def score_events(self, data, rows): ...
+        def save_pretrained(self, folder): ...
+
+    assert isinstance(Scorer(), Recommender) and not isinstance(Scorer(), CatalogRecommender)
+    with pytest.raises(ValueError, match="negatives: expected at least 1, as Scorer scores the candidates"):
+        held_out.check_rankable(Scorer(), EvaluationConfig())
+    held_out.check_rankable(Scorer(), EvaluationConfig(negatives=4, ks=(1, 3)))
+
+
+def test_why_correlations_are_undefined(photographs):
+    """Images of one group have one mean, which was told as a test part without rows."""
+    opinions = load_opinion_split(photographs / "train.csv", photographs / "test.csv", score="mos", group="source")
+    parts = [replace(part, groups=("a",) * len(part)) for part in (opinions.train, opinions.test)]
+
+    class Same:
+        def score(self, images, *, folder=None):
+            return np.ones(len(images))
+
+    task = JudgeTask(OpinionSplit(parts[0], None, parts[1]))
+    values, reasons = held_out.with_reasons(task.metrics(Same(), EvaluationConfig(task="judge")))
+    assert reasons == dict.fromkeys(
+        ("srcc", "plcc", "krcc", "srcc/a", "srcc_group_means"), "scores that are all the same"
+    )
+    assert values["srcc"] is None and values["rmse"] > 0
 
 
 def test_a_broken_image_is_refused_before_any_work(photographs):

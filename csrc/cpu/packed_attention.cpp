@@ -1,7 +1,7 @@
 // packed_attention: softmax(q kT) v over ranges of keys, without padding and without copying shared prefixes.
 //
-// A unit of work is a panel of up to 32 query rows (tokens of one segment times the query heads of one key head) and all
-// keys visible to it. Queries are packed, with 16 rows in the lanes of vectors (csrc/cpu/product.h). Keys, and values,
+// A unit of work is a panel of up to 32 query rows (tokens of a segment, or of several that share a prefix, times the query
+// heads of one key head) and all keys visible to it. Queries are packed, with 16 rows in the lanes of vectors (csrc/cpu/product.h). Keys, and values,
 // which are transposed once, are read as the product's weight. Scores [keys][lanes] stay in the cache.
 #include "product.h"
 
@@ -120,40 +120,40 @@ class Attention {
     transpose(value);
   }
 
-  // Rows [first, first + 32) of a segment and key head: row r is token r / repeats, query head r % repeats.
+  // Rows of up to 32 lanes for one key head: row r of a segment is token r / repeats, query head r % repeats.
   class Worker {
    public:
     explicit Worker(const Attention& of) : of_(of), tile_(tile_rows_of(E{})) {}
 
-    void run(const Segment& segment, int64_t head, int64_t first) {
+    // Rows [first, first + 32) of each of the segments, which have the same prefix; several segments fit whole. Their
+    // lanes read the prefix together and each segment's own keys alone; every lane's sums are those of its segment
+    // alone, in the same order.
+    void run(const Segment* segments, int64_t count, int64_t head, int64_t first) {
       const int64_t repeats = of_.heads_ / of_.key_heads_;
-      const int64_t rows = std::min(kPanelRows, segment.queries * repeats - first);
-      const int64_t lanes = rows > kLanes ? kPanelRows : kLanes;
-      const Keys prefix{segment.prefix_begin, segment.prefix};
-      const Keys own{segment.own_begin, segment.seen + (first + rows - 1) / repeats};
-      pack_queries(segment, head, first, rows, lanes);
-      int32_t all[kPanelRows], some[kPanelRows];
+      int64_t rows = 0;
+      for (int64_t s = 0; s < count; ++s) rows += std::min(kPanelRows, segments[s].queries * repeats - first);
+      const int64_t lanes = lanes_of(rows);
+      queries_.assign(steps_of(E{}, of_.width_) * lanes, 0);
+      for (int64_t s = 0, lane = 0; s < count; ++s) {
+        lane += pack_queries(segments[s], head, first, queries_.data() + lane, lanes);
+      }
+      const Keys prefix{segments->prefix_begin, segments->prefix};
+      int32_t all[kPanelRows];
       Acc top[kPanelRows], total[kPanelRows] = {};
       for (int64_t lane = 0; lane < lanes; ++lane) {
         all[lane] = static_cast<int32_t>(prefix.count);
-        some[lane] = static_cast<int32_t>(segment.seen + (first + std::min(lane, rows - 1)) / repeats);
         top[lane] = -std::numeric_limits<Acc>::infinity();
       }
-      const int64_t own_offset = (prefix.count + tile_) * lanes;
-      scores_.resize(own_offset + (own.count + tile_) * lanes);
-      Acc* const own_scores = scores_.data() + own_offset;
-      multiply_keys(prefix, head, lanes, scores_.data());
-      multiply_keys(own, head, lanes, own_scores);
+      scores_.resize((prefix.count + tile_) * lanes);
+      multiply_keys(prefix, head, lanes, queries_.data(), scores_.data());
       dispatch<ScaleScores>(scores_.data(), lanes, prefix.count, all, of_.scale_, of_.cap_, top);
-      dispatch<ScaleScores>(own_scores, lanes, own.count, some, of_.scale_, of_.cap_, top);
+      own_size_ = 0;
+      for (int64_t s = 0, lane = 0; s < count; ++s) lane += score_own(segments[s], head, first, lane, lanes, top);
       output_.assign((of_.width_ + tile_) * lanes, 0);
-      add_values(prefix, head, lanes, scores_.data(), top, total);
-      add_values(own, head, lanes, own_scores, top, total);
-      for (int64_t row = 0; row < rows; ++row) {
-        const int64_t token = segment.query_begin + (first + row) / repeats;
-        E* to = of_.out_ + (token * of_.heads_ + head * repeats + (first + row) % repeats) * of_.width_;
-        const Acc share = 1 / total[row];
-        for (int64_t c = 0; c < of_.width_; ++c) put(to + c, output_[c * lanes + row] * share);
+      add_values(prefix, head, lanes, scores_.data(), top, total, output_.data());
+      const Acc* own_scores = own_scores_.data();
+      for (int64_t s = 0, lane = 0; s < count; ++s) {
+        lane += finish(segments[s], head, first, lane, lanes, own_scores, top, total, count == 1);
       }
     }
 
@@ -162,21 +162,92 @@ class Attention {
     static int64_t tile_rows_of(float) { return tile_rows<float>(); }
     static int64_t tile_rows_of(double) { return tile_rows<double>(); }
 
-    void pack_queries(const Segment& segment, int64_t head, int64_t first, int64_t rows, int64_t lanes) {
+    static int64_t lanes_of(int64_t rows) { return rows > kLanes ? kPanelRows : kLanes; }
+
+    int64_t rows_of(const Segment& segment, int64_t first) const {
+      return std::min(kPanelRows, segment.queries * (of_.heads_ / of_.key_heads_) - first);
+    }
+
+    // The segment's own keys that its last row here sees.
+    Keys own_keys(const Segment& segment, int64_t first) const {
       const int64_t repeats = of_.heads_ / of_.key_heads_;
-      queries_.assign(steps_of(E{}, of_.width_) * lanes, 0);
+      return {segment.own_begin, segment.seen + (first + rows_of(segment, first) - 1) / repeats};
+    }
+
+    // packed[steps][lanes]: the segment's rows, of which it returns the number.
+    int64_t pack_queries(const Segment& segment, int64_t head, int64_t first, Step<E>* packed, int64_t lanes) {
+      const int64_t repeats = of_.heads_ / of_.key_heads_, rows = rows_of(segment, first);
       for (int64_t row = 0; row < rows; ++row) {
         const int64_t token = segment.query_begin + (first + row) / repeats;
         const E* from = of_.query_ + (token * of_.heads_ + head * repeats + (first + row) % repeats) * of_.width_;
         for (int64_t c = 0; c < of_.width_; c += kPerStep<E>) {
           Step<E> step = 0;
-          std::memcpy(&step, from + c, std::min(kPerStep<E>, of_.width_ - c) * sizeof(E));
-          queries_[c / kPerStep<E> * lanes + row] = step;
+          // Copies of sizes that the compiler knows; a call for each would cost more than the products.
+          if (c + kPerStep<E> <= of_.width_) {
+            std::memcpy(&step, from + c, sizeof step);
+          } else {
+            std::memcpy(&step, from + c, sizeof(E));
+          }
+          packed[c / kPerStep<E> * lanes + row] = step;
         }
       }
+      return rows;
     }
 
-    void multiply_keys(const Keys& keys, int64_t head, int64_t lanes, Acc* scores) {
+    // Puts the scores of a segment's own keys behind those in own_scores_, in lanes of its own; updates its lanes of top.
+    int64_t score_own(const Segment& segment, int64_t head, int64_t first, int64_t lane, int64_t lanes, Acc* top) {
+      const int64_t repeats = of_.heads_ / of_.key_heads_, rows = rows_of(segment, first), width = lanes_of(rows);
+      const Keys own = own_keys(segment, first);
+      const Step<E>* queries = queries_.data();
+      if (rows < lanes && (lane > 0 || width < lanes)) {
+        own_queries_.assign(steps_of(E{}, of_.width_) * width, 0);
+        pack_queries(segment, head, first, own_queries_.data(), width);
+        queries = own_queries_.data();
+      }
+      int32_t visible[kPanelRows];
+      Acc own_top[kPanelRows];
+      for (int64_t row = 0; row < width; ++row) {
+        visible[row] = static_cast<int32_t>(segment.seen + (first + std::min(row, rows - 1)) / repeats);
+        own_top[row] = row < rows ? top[lane + row] : -std::numeric_limits<Acc>::infinity();
+      }
+      const size_t offset = own_size_;
+      own_size_ += (own.count + tile_) * width;
+      if (own_scores_.size() < own_size_) own_scores_.resize(own_size_);  // it never shrinks: growing writes zeros
+      Acc* const scores = own_scores_.data() + offset;
+      multiply_keys(own, head, width, queries, scores);
+      dispatch<ScaleScores>(scores, width, own.count, visible, of_.scale_, of_.cap_, own_top);
+      std::copy(own_top, own_top + rows, top + lane);
+      return rows;
+    }
+
+    // Adds the values of a segment's own keys to those of the prefix and writes its rows; moves own_scores behind them.
+    int64_t finish(const Segment& segment, int64_t head, int64_t first, int64_t lane, int64_t lanes,
+                   const Acc*& own_scores, Acc* top, Acc* total, bool alone) {
+      const int64_t repeats = of_.heads_ / of_.key_heads_, rows = rows_of(segment, first), width = lanes_of(rows);
+      const Keys own = own_keys(segment, first);
+      Acc *own_top = top + lane, *own_total = total + lane, *output = output_.data();
+      Acc tops[kPanelRows] = {}, totals[kPanelRows] = {};
+      if (!alone) {
+        std::copy(own_top, own_top + rows, tops), std::copy(own_total, own_total + rows, totals);
+        own_output_.resize((of_.width_ + tile_) * width);
+        for (int64_t c = 0; c < of_.width_; ++c) {
+          const Acc* from = output + c * lanes + lane;
+          std::copy(from, from + rows, own_output_.data() + c * width);
+        }
+        own_top = tops, own_total = totals, output = own_output_.data();
+      }
+      add_values(own, head, width, own_scores, own_top, own_total, output);
+      own_scores += (own.count + tile_) * width;
+      for (int64_t row = 0; row < rows; ++row) {
+        const int64_t token = segment.query_begin + (first + row) / repeats;
+        E* to = of_.out_ + (token * of_.heads_ + head * repeats + (first + row) % repeats) * of_.width_;
+        const Acc share = 1 / own_total[row];
+        for (int64_t c = 0; c < of_.width_; ++c) put(to + c, output[c * width + row] * share);
+      }
+      return rows;
+    }
+
+    void multiply_keys(const Keys& keys, int64_t head, int64_t lanes, const Step<E>* queries, Acc* scores) {
       const int64_t stride = of_.key_heads_ * of_.width_;
       for (int64_t k = 0; k < keys.count; k += tile_) {
         const int64_t position = keys.begin + k;
@@ -189,11 +260,12 @@ class Attention {
           }
           rows = edge_.data(), apart = of_.width_;
         }
-        multiply_tile(queries_.data(), rows, apart, of_.width_, lanes, scores + k * lanes);
+        multiply_tile(queries, rows, apart, of_.width_, lanes, scores + k * lanes);
       }
     }
 
-    void add_values(const Keys& keys, int64_t head, int64_t lanes, const Acc* scores, const Acc* top, Acc* total) {
+    void add_values(const Keys& keys, int64_t head, int64_t lanes, const Acc* scores, const Acc* top, Acc* total,
+                    Acc* output) {
       if (keys.count == 0) return;
       weights_.assign(steps_of(E{}, keys.count) * lanes, 0);
       dispatch<ExpScores>(scores, lanes, keys.count, top, total, weights_.data());
@@ -201,15 +273,16 @@ class Attention {
       const E* values = of_.values_.data() + head * of_.width_ * of_.keys_ + keys.begin;
       for (int64_t c = 0; c < of_.width_; c += tile_) {
         multiply_tile(weights_.data(), values + c * of_.keys_, of_.keys_, keys.count, lanes, part_.data());
-        for (int64_t i = 0; i < tile_ * lanes; ++i) output_[c * lanes + i] += part_[i];
+        for (int64_t i = 0; i < tile_ * lanes; ++i) output[c * lanes + i] += part_[i];
       }
     }
 
     const Attention& of_;
     const int64_t tile_;
-    std::vector<Step<E>> queries_, weights_;
-    std::vector<Acc> scores_, part_, output_;
+    std::vector<Step<E>> queries_, own_queries_, weights_;
+    std::vector<Acc> scores_, own_scores_, part_, output_, own_output_;
     std::vector<E> edge_;
+    size_t own_size_ = 0;  // values of own_scores_ in use
   };
 
  private:
@@ -233,6 +306,28 @@ class Attention {
   std::vector<E> values_;
 };
 
+// Segments [first, first + count) that are read together, in panels of 32 rows a key head (one, if they are several).
+struct Group {
+  int64_t first, count, panels;
+};
+
+// Neighbours with the same prefix and few rows each, such as sequences that grow by a token a step, share panels.
+std::vector<Group> groups_of(const Segment* segments, int64_t count, int64_t repeats) {
+  std::vector<Group> groups;
+  for (int64_t s = 0, rows = 0; s < count; ++s) {
+    const int64_t own = segments[s].queries * repeats;
+    const bool few = own > 0 && own <= kLanes && segments[s].prefix > 0;
+    if (few && !groups.empty() && rows > 0 && rows + own <= kPanelRows &&
+        segments[s].prefix_begin == segments[s - 1].prefix_begin && segments[s].prefix == segments[s - 1].prefix) {
+      ++groups.back().count, rows += own;
+    } else {
+      groups.push_back({s, 1, (own + kPanelRows - 1) / kPanelRows});
+      rows = few ? own : 0;
+    }
+  }
+  return groups;
+}
+
 template <typename E>
 void run(const Tensor& query, const Tensor& key, const Tensor& value, const Segment* segments, int64_t count,
          double scale, double cap, Tensor& out) {
@@ -241,19 +336,19 @@ void run(const Tensor& query, const Tensor& key, const Tensor& value, const Segm
                                static_cast<const E*>(value.const_data_ptr()), key.size(0), heads, key_heads, width,
                                static_cast<Sum<E>>(scale), static_cast<Sum<E>>(cap),
                                static_cast<E*>(out.mutable_data_ptr()));
-  std::vector<int64_t> starts(count + 1, 0);  // of each segment's units
-  for (int64_t s = 0; s < count; ++s) {
-    starts[s + 1] = starts[s] + (segments[s].queries * repeats + kPanelRows - 1) / kPanelRows * key_heads;
-  }
+  const std::vector<Group> groups = groups_of(segments, count, repeats);
+  std::vector<int64_t> starts(groups.size() + 1, 0);  // of each group's units
+  for (size_t g = 0; g < groups.size(); ++g) starts[g + 1] = starts[g] + groups[g].panels * key_heads;
   // Units differ in cost, so threads take the next one from a shared counter.
   std::atomic<int64_t> next{0};
   const int64_t threads = std::max<int64_t>(torch::stable::get_num_threads(), 1);
   torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
     typename Attention<E>::Worker worker(attention);
-    for (int64_t unit; begin < end && (unit = next.fetch_add(1)) < starts[count];) {
-      const int64_t s = std::upper_bound(starts.begin(), starts.end(), unit) - starts.begin() - 1;
-      const int64_t panels = (starts[s + 1] - starts[s]) / key_heads, index = unit - starts[s];
-      worker.run(segments[s], index / panels, index % panels * kPanelRows);
+    for (int64_t unit; begin < end && (unit = next.fetch_add(1)) < starts.back();) {
+      const int64_t g = std::upper_bound(starts.begin(), starts.end(), unit) - starts.begin() - 1;
+      const Group& group = groups[g];
+      const int64_t index = unit - starts[g];
+      worker.run(segments + group.first, group.count, index / group.panels, index % group.panels * kPanelRows);
     }
   });
 }

@@ -204,9 +204,13 @@ def evaluate(
     with clear_errors():
         from reasonrec_fast.experiments.held_out import check_measurable, metrics_on_test, with_reasons
         from reasonrec_fast.models.classical import load_recommender
+        from reasonrec_fast.models.registry import tasks_of
 
         held_out, settings = split_kind(split), _measured(task, ks, negatives)
         loaded = load_recommender(model, device=resolve_device(device))
+        known = tasks_of(type(loaded).__name__)
+        if settings.task not in known:
+            raise ValueError(f"--task: expected {' or '.join(known)}; got {task!r}")
         events = load_data(data, None, TableOptions(like, columns, time_unit, time_format))
         events = loaded.matched(events)
         parts = split_by_time(events, held_out)

@@ -131,8 +131,7 @@ def evaluate(
             parts = split_by_time(interactions, split_kind(split))
             if loaded.knowledge is None:
                 loaded.refit_retriever(interactions, parts.train)
-            else:
-                check_not_learnt(interactions, parts, loaded.knowledge.events.keys(), data)
+            check_not_learnt(interactions, parts, loaded.fitted_events, data)
             metrics = loaded.evaluate(interactions, parts.test, early_exit=not full_depth)
         from reasonrec_fast.experiments.held_out import with_reasons
 

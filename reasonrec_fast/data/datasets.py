@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,6 +13,17 @@ from reasonrec_fast.data.tables import load_interactions
 
 EventsKind = Literal["sequences", "movielens-small", "movielens-100k", "table"]
 EVENTS: tuple[str, ...] = get_args(EventsKind)
+
+
+def check_table_options(kind: str, options: Mapping[str, Any]) -> None:
+    """Refuse options of a table for another kind of data set.
+
+    Raises:
+        ValueError: the first of them that is given.
+    """
+    strange = next((name for name, value in options.items() if value not in (None, "", {})), None)
+    if kind != "table" and strange is not None:
+        raise ValueError(f"{strange}: expected with kind 'table' alone; got {options[strange]!r} with {kind!r}")
 
 
 def load_events(kind: str, path: str | Path, items: str | Path | None = None, **options: Any) -> Interactions:
@@ -30,10 +42,7 @@ def load_events(kind: str, path: str | Path, items: str | Path | None = None, **
     """
     if kind not in EVENTS:
         raise ValueError(f"kind: expected one of {', '.join(EVENTS)}; got {kind!r}")
-    given = {"items": items, **options}
-    strange = next((name for name, value in given.items() if value not in (None, "", {})), None)
-    if kind != "table" and strange is not None:
-        raise ValueError(f"{strange}: expected with kind 'table' alone; got {given[strange]!r} with {kind!r}")
+    check_table_options(kind, {"items": items, **options})
     if kind == "sequences":
         return load_sequences(path)
     if kind == "movielens-small":

@@ -108,7 +108,7 @@ def load_explanations(path: str | Path) -> list[Explanation]:
         values: dict[str, Any] = {field.name: stored.get(field.name) for field in fields(Explanation)}
         for name, value in values.items():
             expected_type = types.get(name, str)
-            if not isinstance(value, expected_type):
+            if not isinstance(value, expected_type) or isinstance(value, bool):
                 raise DataError(f"{path}, line {number}: expected {name}, a {expected_type.__name__}; got {value!r}")
         explanations.append(Explanation(**values))
     return explanations

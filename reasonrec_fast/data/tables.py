@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import numbers
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -341,18 +341,3 @@ def _require(table: Table, needed: tuple[str, ...], columns: Mapping[str, str] |
             f"{table.source.path or 'table'}: expected the columns {list(needed)}; {', '.join(described)} missing, got "
             f"{', '.join(table.source.names)}"
         )
-
-
-def with_items(data: Interactions, items: Items) -> Interactions:
-    """Events with the titles, attributes and additional items of ``items``; the events' own metadata is kept where
-    ``items`` has none."""
-    ids = list(dict.fromkeys([*data.catalog.ids, *items.ids]))
-    old = data.catalog
-    num_new = len(ids) - len(old)
-    titles = [items.titles.get(item, title) for item, title in zip(ids, [*old.titles, *ids[len(old) :]], strict=True)]
-    attributes: dict[str, list[Any]] = {}
-    for name in dict.fromkeys([*old.attributes, *items.attributes]):
-        old_values = [*old.attributes.get(name, [()] * len(old)), *([()] * num_new)]
-        new_values = items.attributes.get(name, {})
-        attributes[name] = [new_values.get(item, values) for item, values in zip(ids, old_values, strict=True)]
-    return replace(data, catalog=Catalog(ids, titles, attributes))

@@ -22,7 +22,7 @@ def checked_inputs(
     confidence: Any = None,
     strata: Any = None,
 ) -> tuple[GroupInputs, torch.Tensor | None, np.ndarray | None]:
-    """The inputs of ``rows`` requests, the logits of depth 0 and the confidence there.
+    """The inputs of ``rows`` requests (numbers of any type as float32), the logits of depth 0 and the confidence there.
 
     An array of one row would be spread over all requests, and a longer one would be read from its beginning: each has
     as many rows as there are requests.
@@ -102,7 +102,7 @@ def check_leaving(shallow: torch.Tensor, leaving: np.ndarray) -> None:
 
 
 def _checked(name: str, values: Any, shape: list[int], *, finite: bool) -> torch.Tensor:
-    """Numbers of a shape, as a tensor.
+    """Numbers of a shape, as a tensor; with ``finite`` it is float32.
 
     Raises:
         ValueError: no numbers, another shape, or numbers that are not finite in float32, which heads read.
@@ -110,8 +110,9 @@ def _checked(name: str, values: Any, shape: list[int], *, finite: bool) -> torch
     array = _by_position(name, values, shape)
     if array.is_complex() or array.dtype is torch.bool:
         raise ValueError(f"{name}: expected numbers; got {array.dtype}")
+    array = array.float() if finite else array
     if finite and array.device.type == "cpu":
-        strange = (~array.float().isfinite()).reshape(len(array), -1).any(1).nonzero()
+        strange = (~array.isfinite()).reshape(len(array), -1).any(1).nonzero()
         if len(strange):
             raise ValueError(f"{name}: expected finite numbers; got others in row {int(strange[0])}")
     return array

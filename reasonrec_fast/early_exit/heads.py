@@ -212,7 +212,7 @@ def _rows_of(lm_head: Any, tokens: Sequence[int]) -> tuple[torch.Tensor, torch.T
     if is_plain_linear(lm_head):
         rows = weight[places].float()
         return rows, torch.zeros_like(rows[:, 0]) if lm_head.bias is None else lm_head.bias[places].float()
-    # Adapters, weights of another form: what it makes of the unit vectors, some at a time.
+    # Adapters, hooks, weights of another form: what it makes of the unit vectors, some at a time.
     training = lm_head.training
     lm_head.eval()
     try:

@@ -101,13 +101,17 @@ class EarlyExitRanker(PushToHub):
         self._scorer = ExitScorer(model, answers, output, max_tokens)
         self.answers = answers
         self.prompt: Prompt = PairPrompt() if prompt is None else prompt
-        model = model.to(model.backbone.device if device is None else resolve_device(device))
+        self._output = output
         self.model, self.tokenizer, self.policy, self.max_tokens = model.eval(), tokenizer, policy, max_tokens
         cached = as_count(prefix_cache_bytes, "prefix_cache_bytes")
         self.cache = PrefixCache(cached) if cached else None
         self._batcher: SharedBatcher[_Piece, RowScores] = SharedBatcher(
             self._predict_pieces, max_size=max_tokens, max_wait_ms=0.0, capacity=1 << 62
         )
+        if device is None:
+            model.to(model.backbone.device)
+        else:
+            self.to(device)
 
     @classmethod
     def from_model(
@@ -158,12 +162,16 @@ class EarlyExitRanker(PushToHub):
         return self.model.backbone.device
 
     def to(self, device: torch.device | str) -> EarlyExitRanker:
-        """Move heads and layers, which are the caller's own model's, to another device; cached prefixes are forgotten.
+        """Move heads, layers and the LM head where answers are read by all of their tokens to another device; cached
+        prefixes are forgotten. Layers and LM head are the caller's own model's.
 
         Raises:
             ValueError: a device that is not there.
         """
-        self.model.to(resolve_device(device))
+        device = resolve_device(device)
+        self.model.to(device)
+        if self._output is not None:
+            self._output.to(device)
         if self.cache is not None:
             self.cache.clear()
         return self
@@ -310,20 +318,20 @@ class EarlyExitRanker(PushToHub):
             progress: is told how many rows were just scored.
 
         Raises:
-            ValueError: a group that the model cannot read, or inputs that are missing, not wanted, or of another number
-                of rows.
+            TypeError: strata that are no whole numbers.
+            ValueError: a group that the model cannot read, or inputs that are missing, not wanted, of another shape, or
+                not finite.
         """
         inputs, groups = inputs or GroupInputs(), list(groups)
-        reads_features = self.model.heads[0].units is not None
-        check_groups(groups, inputs, self.model.backbone, features=reads_features, offset=self.model.offset)
+        check_groups(groups, self.model.backbone)
+        rows = sum(len(suffixes) for _, suffixes in groups)
+        inputs, *_ = checked_inputs(self.model, rows, inputs.features, inputs.offset, strata=inputs.strata)
         if groups:
             longest = max(len(prefix) + max(map(len, suffixes)) for prefix, suffixes in text_groups(groups))
             self.check_length(longest, "groups")
         check_strata(inputs.strata, self.policy if early_exit else None)
         if inputs.strata is None:  # a batch may hold rows of other callers, which have some
-            inputs = replace(
-                inputs, strata=torch.zeros(sum(len(suffixes) for _, suffixes in groups), dtype=torch.int64)
-            )
+            inputs = replace(inputs, strata=torch.zeros(rows, dtype=torch.int64))
         pieces, row = [], 0
         for group in pieces_of(groups, self.max_tokens):
             pieces.append(_Piece(group, inputs.of(slice(row, row + len(group[1]))), early_exit))

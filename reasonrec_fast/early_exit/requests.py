@@ -46,9 +46,11 @@ class GroupInputs:
 
     @classmethod
     def joined(cls, parts: Sequence[GroupInputs]) -> GroupInputs:
-        """One after the other; all have the same of the three."""
+        """One after the other, on the devices of the first; all have the same of the three."""
         columns = zip(*((part.features, part.offset, part.strata) for part in parts), strict=True)
-        return cls(*(None if column[0] is None else torch.cat(column) for column in columns))
+        return cls(
+            *(None if column[0] is None else torch.cat([x.to(column[0].device) for x in column]) for column in columns)
+        )
 
 
 def encode_requests(requests: Sequence[Request], tokenizer: Any, backbone: Decoder) -> list[EncodedRequest]:
@@ -153,33 +155,18 @@ def _grouped(encoded: Sequence[EncodedRequest], cached: bool) -> Iterator[tuple[
         yield ids[: boundary(ids, shared)], rows
 
 
-def check_groups(
-    groups: Sequence[TokenGroup], inputs: GroupInputs, backbone: Decoder, *, features: bool, offset: bool
-) -> None:
-    """Refuse what would fail, or silently change, the batch that other callers share.
-
-    Args:
-        groups: prefixes and suffixes.
-        inputs: what goes with their rows.
-        backbone: that reads them.
-        features, offset: whether its heads read some.
+def check_groups(groups: Sequence[TokenGroup], backbone: Decoder) -> None:
+    """Refuse groups that the backbone cannot read: they would fail the batch that other callers share.
 
     Raises:
-        ValueError: a group that the backbone cannot read, or inputs that are missing, not wanted, or of another number
-            of rows.
+        ValueError: a group without rows, a row without tokens, or a text that the backbone cannot read.
     """
-    rows, wanted = sum(len(suffixes) for _, suffixes in groups), {"features": features, "offset": offset}
     for number, (prefix, suffixes) in enumerate(text_groups(groups)):
         if not suffixes or not all(map(len, suffixes)):
             raise ValueError(f"groups: expected suffixes of at least one token; got none in group {number}")
         backbone.check_length(len(prefix) + max(map(len, suffixes)), "groups")
         for text in (prefix, *suffixes):
             check_text(text, backbone, "groups", f"group {number}")
-    for name, values in vars(inputs).items():
-        if name in wanted and (values is not None) != wanted[name]:
-            raise ValueError(f"inputs: expected {name} {'of all rows' if wanted[name] else 'None'}; got {values}")
-        if values is not None and len(values) != rows:
-            raise ValueError(f"inputs: expected {rows} {name}, one a row; got {len(values)}")
 
 
 def check_text(text: Any, backbone: Decoder, argument: str, owner: str) -> None:

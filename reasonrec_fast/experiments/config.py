@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import torch
 
-from reasonrec_fast.data.datasets import EVENTS, load_events
+from reasonrec_fast.data.datasets import EVENTS, EventsKind, check_table_options, load_events
 from reasonrec_fast.data.explanations import load_explanation_split
 from reasonrec_fast.data.opinions import load_opinion_split
 from reasonrec_fast.data.split import SplitKind
-from reasonrec_fast.models.registry import TASKS, class_of
+from reasonrec_fast.models.registry import TASKS, TaskName, class_of
 from reasonrec_fast.settings import Count, Whole, check_settings, settings_from
 
 if sys.version_info >= (3, 11):
@@ -23,6 +23,14 @@ else:
 
 FOLDER = Path(__file__).parent / "configs"
 """The configurations in the package."""
+
+DATASETS: dict[TaskName, tuple[str, ...]] = {
+    "ranking": EVENTS,
+    "ctr": EVENTS,
+    "explanation": ("explanations",),
+    "judge": ("opinions",),
+}
+"""Kinds of data sets that a task is measured on."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,7 @@ class DatasetConfig:
             opinions, ``columns`` names the columns of ``image``, ``score`` and ``group``.
     """
 
-    kind: Literal["sequences", "movielens-small", "movielens-100k", "table", "explanations", "opinions"]
+    kind: Literal[EventsKind, "explanations", "opinions"]
     path: str = ""
     items: str = ""
     test: str = ""
@@ -56,14 +64,12 @@ class DatasetConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        for name in ("items", "like", "columns", "time_unit", "time_format"):
-            value = getattr(self, name)
-            if name == "columns" and self.kind == "opinions":
-                strange = sorted(set(self.columns) - {"image", "score", "group"})
-                if strange:
-                    raise ValueError(f"columns: expected image, score, group; got {strange[0]!r}")
-            elif self.kind != "table" and value not in (None, "", {}):
-                raise ValueError(f"{name}: expected with kind 'table' alone; got {value!r} with {self.kind!r}")
+        options = {name: getattr(self, name) for name in ("items", "like", "columns", "time_unit", "time_format")}
+        if self.kind == "opinions":
+            strange = sorted(set(options.pop("columns")) - {"image", "score", "group"})
+            if strange:
+                raise ValueError(f"columns: expected image, score, group; got {strange[0]!r}")
+        check_table_options(self.kind, options)
         for name in ("test", "validation"):
             if self.kind != "opinions" and getattr(self, name):
                 raise ValueError(f"{name}: expected with kind 'opinions' alone; got it with {self.kind!r}")
@@ -109,7 +115,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         check_settings(self)
 
-    def made_for(self, task: str, seed: int) -> tuple[Any, Any]:
+    def made_for(self, task: TaskName, seed: int) -> tuple[Any, Any]:
         """The class of the model, and its configuration with a seed.
 
         Raises:
@@ -125,7 +131,7 @@ class ModelConfig:
         config: Any = settings_from(kind.config_type, self.settings, f"models.{self.title}")
         return kind, replace(config, seed=seed) if hasattr(config, "seed") else config
 
-    def make(self, task: str, seed: int, *, device: torch.device | str | None = None) -> Any:
+    def make(self, task: TaskName, seed: int, *, device: torch.device | str | None = None) -> Any:
         """An untrained model with a seed.
 
         Args:
@@ -149,7 +155,7 @@ class EvaluationConfig:
     """The task and settings of the evaluation on the test part.
 
     Attributes:
-        task: ``"ranking"``, ``"ctr"``, ``"explanation"`` or ``"judge"``; the settings below are of ranking.
+        task: one of :data:`~reasonrec_fast.models.registry.TASKS`; the settings below are of ranking.
         ks: cutoffs of ranking.
         negatives: 0 ranks all unseen items; otherwise this many items are sampled for each target from those that the
             user has in no part of the data. Items that the user has seen and disliked are excluded in either case.
@@ -157,7 +163,7 @@ class EvaluationConfig:
             from recommendations in either case).
     """
 
-    task: Literal["ranking", "ctr", "explanation", "judge"] = "ranking"
+    task: TaskName = "ranking"
     ks: tuple[Count, ...] = (5, 10, 20)
     negatives: Whole = 0
     validation_is_history: bool = True
@@ -203,7 +209,7 @@ class Experiment:
         for model in self.models:
             model.made_for(self.evaluation.task, self.seeds[0])
         for dataset in self.datasets:
-            kinds = {"explanation": ("explanations",), "judge": ("opinions",)}.get(self.evaluation.task, EVENTS)
+            kinds = DATASETS[self.evaluation.task]
             if dataset.kind not in kinds:
                 raise ValueError(
                     f"datasets.kind: expected one of {', '.join(kinds)} for task {self.evaluation.task!r}; got "

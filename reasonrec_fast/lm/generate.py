@@ -144,13 +144,11 @@ class TextGenerator:
 
     @property
     def stop_token_ids(self) -> frozenset[int]:
-        """At which the model ends its texts: of its ``generation_config``, else of its ``config``."""
+        """At which the model ends its texts, as transformers' ``generate`` has it: of its ``generation_config``; of its
+        ``config`` where it has no other."""
         causal: Any = unwrapped(self._model)
-        for config in (getattr(causal, "generation_config", None), self.decoder.base.config):
-            eos = getattr(config, "eos_token_id", None)
-            if eos is not None:
-                return frozenset([eos] if isinstance(eos, int) else eos)
-        return frozenset()
+        eos = getattr(getattr(causal, "generation_config", None) or self.decoder.base.config, "eos_token_id", None)
+        return frozenset() if eos is None else frozenset([eos] if isinstance(eos, int) else eos)
 
     def generate(
         self,

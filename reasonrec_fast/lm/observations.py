@@ -186,8 +186,7 @@ class ObservationCache:
         """The records in the file, ``[N, T, F]``.
 
         Mapped again whenever the file was replaced or has another length: reading a mapping beyond the end of a
-            truncated
-        file would kill the process.
+        truncated file would kill the process.
         """
         empty = np.zeros((0, *self.shape), dtype="<f4")
         try:

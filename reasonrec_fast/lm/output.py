@@ -58,6 +58,11 @@ class OutputHead:
         """Whether the operators read the head as it lies, without logits in memory."""
         return self.softcap is None and is_plain_linear(self._lm_head)
 
+    def to(self, device: torch.device) -> None:
+        """Move norm and head, which are the model's own."""
+        self._norm.to(device)
+        self._lm_head.to(device)
+
     @property
     def vocab_size(self) -> int:
         """``V``, rows of the head."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -36,13 +36,24 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
 }
 """Module and class, by what ``config.json`` of a saved model and a TOML experiment call it."""
 
-TASKS: dict[str, tuple[str, ...]] = {
+TaskName = Literal["ranking", "ctr", "explanation", "judge"]
+
+TASKS: dict[TaskName, tuple[str, ...]] = {
     "ranking": (*CLASSICAL, "optirag"),
     "ctr": (*CLASSICAL, "optirag"),
     "explanation": _WRITERS,
     "judge": ("FeatureJudge",),
 }
 """Which architectures do a task; the protocols are those of :mod:`reasonrec_fast.models.base`."""
+
+
+def tasks_of(architecture: str) -> tuple[TaskName, ...]:
+    """The tasks that an architecture does.
+
+    >>> tasks_of("EASE")
+    ('ranking', 'ctr')
+    """
+    return tuple(task for task, names in TASKS.items() if architecture in names)
 
 
 def class_of(architecture: str) -> Any:

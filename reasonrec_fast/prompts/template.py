@@ -127,16 +127,14 @@ class PromptTemplate:
             raise ValueError(f"{where}: answers: expected {count}, as in the first wording; got {wording.answers}")
 
     def wording(self, which: int | str | Wording = 0) -> Wording:
-        """A wording by its index or name, or itself.
+        """A wording by its index or name, or one of the template's own.
 
         Raises:
             ValueError: there is none, or it is of another template.
         """
-        names = [wording.name for wording in self.wordings]
-        if isinstance(which, Wording):
-            if which not in self.wordings:
-                raise ValueError(f"wording: expected one of {self.source}; got {which.name!r} of another template")
+        if isinstance(which, Wording) and which in self.wordings:
             return which
+        names = [wording.name for wording in self.wordings]
         if isinstance(which, str) and which in names:
             return self.wordings[names.index(which)]
         if isinstance(which, int) and not isinstance(which, bool) and 0 <= which < len(names):

@@ -5,8 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from reasonrec_fast.lm.chat import check_unicode, literal_tokenizer
-from reasonrec_fast.lm.detokenizer import special_tokens
+from reasonrec_fast.lm.chat import check_unicode, control_ids, literal_ids, literal_tokenizer
 
 _CACHED_TEXTS = 1 << 17
 
@@ -29,19 +28,10 @@ class TokenIds:
     def __init__(self, tokenizer: Any) -> None:
         self.start: list[int] = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         self._literal = literal_tokenizer(tokenizer)
-        self._control = special_tokens(tokenizer) - {tokenizer.unk_token_id}
+        self._control = control_ids(tokenizer)
         self.of = lru_cache(_CACHED_TEXTS)(self.encode)
 
     def encode(self, text: str) -> tuple[int, ...]:
         """As :attr:`of`, without the cache: for texts that do not come again."""
         check_unicode(text, "text")
-        ids = tuple(self._literal(text, add_special_tokens=False)["input_ids"])
-        # Unigram, WordPiece and word-level models have control tokens in their own vocabulary, and no setting of the
-        # tokenizer takes them out of it.
-        control = self._control.intersection(ids)
-        if control:
-            names = self._literal.convert_ids_to_tokens(sorted(control))
-            raise ValueError(
-                f"text: expected one that this tokenizer can read without control tokens; got {names} in {text!r}"
-            )
-        return ids
+        return tuple(literal_ids(self._literal, self._control, text, text))

@@ -24,11 +24,17 @@ class RankingService:
         queue_tokens: capacity of the queue in tokens; beyond it calls raise
             :class:`~reasonrec_fast.micro_batcher.QueueFullError`.
         early_exit: False runs every layer.
+
+    Raises:
+        ValueError: heads that read features or correct an offset, which no call brings.
     """
 
     def __init__(
         self, ranker: EarlyExitRanker, *, max_wait_ms: float = 5.0, queue_tokens: int = 1 << 20, early_exit: bool = True
     ) -> None:
+        model = ranker.model
+        if model.offset or model.heads[0].units is not None:
+            raise ValueError("ranker: expected heads that read neither features nor an offset; got some that do")
         self._ranker, self._early_exit = ranker, early_exit
         self._tokenizer_lock = threading.Lock()
         self._batcher: MicroBatcher[Encoded, RowScores] = MicroBatcher(

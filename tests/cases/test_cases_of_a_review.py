@@ -144,6 +144,7 @@ def test_a_model_stored_without_knowledge_has_none(tmp_path):
     stored = storage.Stored(
         config=OptiRAGConfig(), adapter={}, heads={}, mean=np.zeros(1), scale=np.ones(1), policy=None, platt={},
         num_trees=None, depth_zero=None, booster=None, knowledge=None, template=None,
+        fitted_events=np.ones(1, dtype=np.uint64),
     )  # fmt: skip
     stored.save(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == [

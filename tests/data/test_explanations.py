@@ -33,6 +33,7 @@ def test_parts_become_a_split_in_time(folder):
     ("change", "message"),
     [
         ({"user": "7"}, "line 2: expected user, a int; got '7'"),
+        ({"user": True}, "line 2: expected user, a int; got True"),  # it was user 1
         ({"title": None}, "line 2: expected title, a str; got None"),
     ],
 )

@@ -76,6 +76,18 @@ def test_adapters_count_for_whole_answers():
     assert (both[0] - both[1]).abs().max() > 1e-2
 
 
+def test_heads_start_from_what_hooks_make_of_the_lm_head():
+    """Its weight alone was copied, so that full depth was another model's."""
+    model, requests = tiny("Llama"), requests_of(1, 6)
+    before = ranker_of(model, ONE_TOKEN).predict(requests).probabilities
+    model.lm_head.register_forward_hook(lambda module, inputs, logits: logits * 2)
+    expected = plain(model, [[*p, *c] for p, c in requests], ONE_TOKEN, "sum")
+    torch.testing.assert_close(
+        ranker_of(model, ONE_TOKEN).predict(requests).probabilities, expected, atol=2e-4, rtol=1e-3
+    )
+    assert (expected - before).abs().max() > 1e-2
+
+
 def test_both_ways_of_sharing_give_the_same():
     """Long prefixes with short candidates, whose answers repeat the candidate, and the other way round."""
     model = tiny("Llama")

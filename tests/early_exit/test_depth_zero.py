@@ -213,9 +213,9 @@ def test_what_goes_with_requests_is_refused_where_it_does_not_fit():
         (([-1], [[2]]), {}, "got -1 in group 0"),
         (([1], []), {}, "groups: expected suffixes of at least one token; got none in group 0"),
         (([1], [[]]), {}, "groups: expected suffixes of at least one token; got none in group 0"),
-        (([1], [[2]]), {"features": torch.zeros(1, 3)}, "inputs: expected features None; got"),
-        (([1], [[2]]), {"offset": torch.zeros(1)}, "inputs: expected offset None; got"),
-        (([1], [[2]]), {"strata": torch.zeros(2, dtype=torch.int64)}, "inputs: expected 1 strata, one a row; got 2"),
+        (([1], [[2]]), {"features": torch.zeros(1, 3)}, "features: expected None, as the heads read none; got"),
+        (([1], [[2]]), {"offset": torch.zeros(1)}, "offset: expected None; got"),
+        (([1], [[2]]), {"strata": torch.zeros(2, dtype=torch.int64)}, r"strata: expected \[1\]; got \[2\]"),
     ],
 )
 def test_groups_that_would_fail_others_do_not_join_their_batch(group, inputs, message):

@@ -90,6 +90,47 @@ def test_inputs_of_more_answers_and_of_features(model):
     assert ranker.predict(REQUESTS, features=features[:5]).probability.isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"features": torch.zeros(1, 2)}, ValueError, r"features: expected \[1, 3\]; got \[1, 2\]"),
+        ({"features": torch.full((1, 3), NAN)}, ValueError, "features: expected finite numbers; got others in row 0"),
+        ({"features": None}, ValueError, r"features: expected \[1, 3\]; got None"),
+        ({"offset": torch.zeros(1, 1)}, ValueError, r"offset: expected \[1\]; got \[1, 1\]"),
+        ({"offset": torch.tensor([INF])}, ValueError, "offset: expected finite numbers; got others in row 0"),
+        ({"offset": None}, ValueError, "offset: expected one a request; got None"),
+        ({"strata": torch.zeros(1)}, TypeError, "strata: expected whole numbers; got torch.float32"),
+    ],
+)
+def test_inputs_of_groups_that_would_fail_others(model, change, error, message):
+    """Columns of other widths failed every caller of the batch that was made of all."""
+    ranker = EarlyExitRanker(EarlyExitModel(Decoder(model), [1], num_features=3, offset=True))
+    given = {"features": torch.zeros(1, 3), "offset": torch.zeros(1)}
+    with pytest.raises(error, match=message):
+        ranker.predict_groups([([1, 2], [[3, 4]])], GroupInputs(**(given | change)))
+
+
+def test_callers_with_numbers_of_other_types_share_a_batch(model):
+    """Float64 features made the whole batch float64, which the heads cannot read."""
+    ranker = EarlyExitRanker(EarlyExitModel(Decoder(model), [1], num_features=3, offset=True))
+    features, offset, groups = torch.randn(1, 3), torch.tensor([0.5]), [([1, 2], [[3, 4]])]
+    pieces = []
+    ranker._shared = lambda given: (pieces.extend(given), iter(()))[1]
+    ranker.predict_groups(groups, GroupInputs(features, offset))
+    ranker.predict_groups(groups, GroupInputs(features.double().numpy(), offset.double().numpy()))
+    first, second = ranker._predict_pieces(pieces)
+    assert torch.equal(first.probability, second.probability)
+    alone = ranker.predict([([1, 2], [3, 4])], features=features.double().numpy(), offset=[0.5])
+    torch.testing.assert_close(alone.probability, first.probability)
+
+
+@pytest.mark.parametrize("options", [{"offset": True}, {"num_features": 2}])
+def test_a_service_for_heads_that_read_more_is_refused(model, options):
+    """Every call of it failed."""
+    with pytest.raises(ValueError, match="ranker: expected heads that read neither features nor an offset"):
+        RankingService(EarlyExitRanker(EarlyExitModel(Decoder(model), [1], **options)))
+
+
 def test_policies_of_another_size(model):
     ranker = ranker_of(model, LEVELS)
     for policy, message in (

@@ -195,7 +195,8 @@ def test_the_models_own_stop_tokens_are_the_default(several):
     result = TextGenerator(model).generate(GROUPS[:1], GREEDY)[0][0]
     assert result.token_ids == expected and result.finish_reason == "stop"
     model.generation_config.eos_token_id, model.config.eos_token_id = None, tokens[4]
-    assert TextGenerator(model).stop_token_ids == {tokens[4]}
+    assert of_transformers(model, PROMPTS[0])[0] == tokens
+    assert TextGenerator(model).generate(GROUPS[:1], GREEDY)[0][0].token_ids == tokens
     full = SamplingParams(temperature=0, max_new_tokens=24, stop_token_ids=())
     assert TextGenerator(model).generate(GROUPS[:1], full)[0][0].token_ids == tokens
 

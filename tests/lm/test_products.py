@@ -18,18 +18,25 @@ def rows_of(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 @pytest.mark.parametrize("rows", [0, 1, 7, 8, 16, 17, 32, 33, 70])
 @pytest.mark.parametrize("columns, width", [(1, 1), (11, 5), (12, 16), (13, 64), (200, 576), (49, 0)])
 @pytest.mark.parametrize("biased", [False, True])
-def test_against_float64(rows: int, columns: int, width: int, biased: bool) -> None:
-    x, weight, bias = rows_of(rows, width), rows_of(columns, width), rows_of(columns)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_against_float64(rows: int, columns: int, width: int, biased: bool, dtype: torch.dtype) -> None:
+    x, weight, bias = (
+        rows_of(rows, width, dtype=dtype),
+        rows_of(columns, width, dtype=dtype),
+        rows_of(columns, dtype=dtype),
+    )
     with torch.inference_mode(), StepProducts():
         result = functional.linear(x, weight, bias if biased else None)
     exact = functional.linear(x.double(), weight.double(), bias.double() if biased else None)
-    torch.testing.assert_close(result.double(), exact, rtol=1e-5, atol=1e-5 * max(width, 1) ** 0.5)
-    assert result.shape == exact.shape
+    rounding = 1e-5 if dtype == torch.float32 else 2**-8  # bfloat16: of the result alone
+    torch.testing.assert_close(result.double(), exact, rtol=rounding, atol=1e-5 * max(width, 1) ** 0.5)
+    assert result.shape == exact.shape and result.dtype == dtype
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.inference_mode()
-def test_a_row_has_the_same_bits_in_any_company_and_on_any_number_of_threads() -> None:
-    x, weight = rows_of(70, 96), rows_of(1000, 96)
+def test_a_row_has_the_same_bits_in_any_company_and_on_any_number_of_threads(dtype: torch.dtype) -> None:
+    x, weight = rows_of(70, 96, dtype=dtype), rows_of(1000, 96, dtype=dtype)
     threads = torch.get_num_threads()
     try:
         with StepProducts():
@@ -55,10 +62,12 @@ def test_views_and_further_axes() -> None:
 def test_what_is_not_meant_stays_what_it_is() -> None:
     x, weight = rows_of(4, 8), rows_of(3, 8)
     with StepProducts():
-        for dtype in (torch.float64, torch.bfloat16):
+        for dtype in (torch.float64, torch.float16):
             assert torch.equal(functional.linear(x.to(dtype), weight.to(dtype)), x.to(dtype) @ weight.to(dtype).T)
         with pytest.raises(RuntimeError):
             functional.linear(x, weight[:, :5])
+        with pytest.raises(RuntimeError):
+            functional.linear(x, weight.bfloat16())
         learnt = weight.clone().requires_grad_()
         functional.linear(x, learnt).sum().backward()  # gradients: not ours
     torch.testing.assert_close(learnt.grad, x.sum(0).expand(3, -1))

@@ -329,6 +329,7 @@ def test_unwritable_outputs_are_refused_before_the_work(shop, monkeypatch):
         (evaluate, ("--split", "user_time"), "expected a test part that the model has not learnt from"),
         (evaluate, ("--like", "3"), "like: expected 4 .*, as the model was fitted; got 3"),
         (evaluate, ("--task", "both"), "task: expected 'ranking', 'ctr', 'explanation' or 'judge'; got 'both'"),
+        (evaluate, ("--task", "judge"), "--task: expected ranking or ctr; got 'judge'"),  # rankings were measured
         (evaluate, ("--ks", "5,0"), "--ks: expected cutoffs such as 5,10; got '5,0'"),
         (evaluate, ("--task", "ctr", "--ks", "5"), "--ks, --negatives: expected with --task ranking; got ctr"),
         (evaluate, ("--negatives", "1000"), "evaluation.negatives: expected at most"),

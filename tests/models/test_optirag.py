@@ -10,7 +10,9 @@ import torch
 from peft.tuners import lora
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from reasonrec_fast.data import Catalog, Instruction, Interactions, split_by_time
+from reasonrec_fast.data import Catalog, DataError, Instruction, Interactions, Split, split_by_time
+from reasonrec_fast.experiments.config import EvaluationConfig
+from reasonrec_fast.experiments.held_out import metrics_on_test
 from reasonrec_fast.lm.loading import load_language_model
 from reasonrec_fast.models.optirag import OptiRAG, OptiRAGConfig
 from reasonrec_fast.models.optirag.evidence import DENSE_FEATURES, RETRIEVED
@@ -51,6 +53,26 @@ def test_saved_model_predicts_the_same(events, fitted, tmp_path):
     np.testing.assert_allclose(first.probability, second.probability, atol=2e-3)
     names = {file.suffix for file in tmp_path.iterdir()}
     assert names == {".safetensors", ".json", ".txt"}
+
+
+def test_a_loaded_model_knows_what_it_was_fitted_on(events, fitted, tmp_path):
+    """It knew of none, so that its metrics on events of its training passed as those of a test."""
+    split = split_by_time(events)
+    expected = np.sort(events.keys(np.concatenate([split.train, split.validation])))
+    fitted.save_pretrained(tmp_path / "model")
+    loaded = OptiRAG.from_pretrained(tmp_path / "model", device="cpu")
+    np.testing.assert_array_equal(np.sort(loaded.fitted_events), expected)
+    learnt = Split(split.train[:-5], np.zeros(0, dtype=np.int64), split.validation)
+    with pytest.raises(DataError, match="expected a test part that the model has not learnt from"):
+        metrics_on_test(loaded, events, learnt, EvaluationConfig(task="ctr"))
+    (tmp_path / "model" / "fitted_events.safetensors").unlink()  # as of models of before
+    before = OptiRAG.from_pretrained(tmp_path / "model", device="cpu")
+    assert set(before.fitted_events) == set(events.keys(split.train))
+    fitted.save_pretrained(tmp_path / "model", knowledge=False)
+    bare = OptiRAG.from_pretrained(tmp_path / "model", device="cpu")
+    assert not len(bare.fitted_events)
+    bare.refit_retriever(events, split.train)
+    assert set(bare.fitted_events) == set(events.keys(split.train))
 
 
 def test_killed_training_goes_on_to_the_same_model(events, config, tmp_path):
@@ -236,8 +258,12 @@ def test_instructions_are_learned(config, tmp_path):
 def test_instructions_have_no_numbers(config):
     with pytest.raises(ValueError, match="read_dense_features=False"):
         OptiRAG(config).fit_instructions(instructions(4), instructions(4))
+    model = OptiRAG(replace(config, read_dense_features=False))
     with pytest.raises(ValueError, match="validation: expected both answers"):
-        OptiRAG(replace(config, read_dense_features=False)).fit_instructions(instructions(4), instructions(1))
+        model.fit_instructions(instructions(4), instructions(1))
+    unlabelled = [Instruction("Answer.", "Likes tea", label) for label in (-1, 1)]  # two classes, one answer
+    with pytest.raises(ValueError, match=r"records: expected both answers; got labels \[-1, 1\]"):
+        model.fit_instructions(unlabelled, instructions(4))
 
 
 def test_concurrent_callers_get_their_own_scores(events, fitted):

@@ -258,6 +258,28 @@ def test_large_scores_and_few_threads_give_the_same_bits():
         torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("heads", [(9, 3, 64), (4, 4, 7), (16, 2, 40), (40, 1, 16)])
+@pytest.mark.parametrize("queries", [1, 2, 3])
+def test_segments_that_read_a_prefix_together_have_the_bits_of_each_alone(dtype, heads, queries):
+    """Few rows each, several prefixes and none, prefixes that begin alike, more segments than a panel holds."""
+    prefixes = [(0, 33)] * 11 + [(0, 32)] * 2 + [(5, 33)] + [(0, 0)] * 3 + [(40, 20)] * 4 + [(0, 33)] * 2
+    rows, own = [], 80
+    for index, (begin, length) in enumerate(prefixes):
+        rows.append([index * queries, queries, begin, length, own, index % 4 + 1])
+        own += index % 4 + queries
+    segments = torch.tensor(rows)
+    query, key, value = inputs(queries * len(rows), own, *heads, dtype)
+    for softcap in (None, 2.0):
+        together = packed_attention(query, key, value, segments, softcap=softcap)
+        check(together, (query, key, value), segments, heads[2] ** -0.5, softcap, dtype)
+        for index in range(len(rows)):
+            alone = segments[index : index + 1].clone()
+            alone[0, 0] = 0
+            part = slice(index * queries, (index + 1) * queries)
+            assert torch.equal(packed_attention(query[part], key, value, alone, softcap=softcap), together[part])
+
+
 def test_views_and_empty_inputs():
     segments, queries, keys = packed([(5, [2, 3])])
     arguments = inputs(queries, keys, 4, 2, 16, torch.float32)

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from reasonrec_fast.lm.chat import ChatPrompt
 from reasonrec_fast.prompts import (
     Entries,
     Identifier,
@@ -111,6 +112,18 @@ def test_lists_of_low_priority_lose_entries_first(smollm2_tokenizer):
     assert set(unused.dropped) == {"history"}  # no placeholder for the candidates, which therefore cost nothing
 
 
+def test_wordings_of_another_template_are_refused(encoder):
+    """One with a system message of its own was a KeyError."""
+    chat = encoder.template.wording("chat")
+    assert encoder({"history": "Alien", "title": "Heat"}, chat).wording is chat
+    other = load_template("explanation").wording("chat")
+    for call in (encoder, encoder.template.render):
+        with pytest.raises(
+            ValueError, match="wording: expected one of plain, statement, chat or its index; got Wording"
+        ):
+            call({"history": "Alien", "title": "Heat"}, other)
+
+
 def test_values_of_another_form_are_refused(encoder):
     with pytest.raises(TypeError, match="texts: expected a list of texts; got 'Alien'"):
         Entries("Alien")
@@ -133,7 +146,9 @@ def test_values_of_another_form_are_refused(encoder):
         encoder({"history": "Alien", "title": "\ud800"}, "chat")
     for other in (load_template("explanation").wording("chat"), load_template("judge").wording()):
         for write in (encoder, encoder.template.render):  # nothing of the values was in the second one
-            with pytest.raises(ValueError, match="wording: expected one of ctr.json; got .* of another template"):
+            with pytest.raises(
+                ValueError, match="wording: expected one of plain, statement, chat or its index; got Wording"
+            ):
                 write({"history": "Alien", "title": "Heat"}, other)
     with pytest.raises(ValueError, match="rule: expected one of drop_first, drop_last; got 'cut_end'"):
         Entries(["Alien"], rule="cut_end")
@@ -168,6 +183,21 @@ def test_control_tokens_that_cannot_be_read_as_characters_are_refused(model):
     assert 1 not in ids.of("a b") and ids.of("a z")  # what is unknown is no control token
     with pytest.raises(ValueError, match=r"text: expected one that this tokenizer .*; got \['</s>'\] in 'a </s> b'"):
         ids.of("a </s> b")
+
+
+def test_conversations_refuse_such_texts_too():
+    """A Unigram model read the end of a turn in a document as the end of the turn."""
+    pieces = [("<unk>", 0.0), ("</s>", 0.0), *((chr(code), -5.0) for code in range(32, 127))]
+    tokenizer = tokenizer_of(models.Unigram(pieces, 0))
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
+    chat = ChatPrompt(tokenizer)
+    assert sum(part.count(1) for part in chat("a", "b")) == 1
+    for pair in (("a", "b</s>a"), ("a</s>", "b")):
+        with pytest.raises(ValueError, match=r"text: expected one that .*; got \['</s>'\] in "):
+            chat(*pair)
+    chatty = PromptTemplate("ctr", {"title": "text"}, (Wording("w", "a", "{title}", system="s"),))
+    with pytest.raises(ValueError, match="without control tokens"):
+        PromptEncoder(chatty, tokenizer)({"title": "b</s>a"})
 
 
 def test_a_conversation_needs_a_chat_template():

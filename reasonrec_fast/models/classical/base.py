@@ -62,7 +62,6 @@ class ClassicalRecommender(PushToHub, UserItemModule):
     """
 
     config_type: ClassVar[type]
-    ranks_all_items: bool = True
     learns_labels: bool = False
     """Whether it is trained on dislikes too."""
 

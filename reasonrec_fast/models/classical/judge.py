@@ -16,10 +16,11 @@ from reasonrec_fast.data.errors import DataError
 from reasonrec_fast.data.images import ImageSource
 from reasonrec_fast.data.opinions import Opinions
 from reasonrec_fast.files import read_tensors, write_tensors
+from reasonrec_fast.lm.efficientnet import WEIGHTS
 from reasonrec_fast.lm.image_encoder import ImageEncoder, encoder_identity, first_difference
 from reasonrec_fast.lm.vision import CachedEncoder, load_image_encoder
 from reasonrec_fast.pretrained import PushToHub, load_folder, save_folder
-from reasonrec_fast.settings import check_settings
+from reasonrec_fast.settings import check_settings, settings_from
 from reasonrec_fast.training.progress import Progress
 
 _FORMAT = 1
@@ -34,7 +35,7 @@ class FeatureJudgeConfig:
 
     Attributes:
         encoder: of images, as :func:`~reasonrec_fast.lm.vision.load_image_encoder` names it.
-        sizes: longest sides that an EfficientNet-Lite reads an image at.
+        sizes: an EfficientNet-Lite reads an image at the area of a square of each size; of no meaning for others.
     """
 
     encoder: str = "efficientnet-lite0"
@@ -68,7 +69,7 @@ class FeatureJudge(PushToHub):
         cache: str | Path | None = None,
     ) -> None:
         self.config = config or FeatureJudgeConfig()
-        sizes = self.config.sizes if self.config.encoder.startswith("efficientnet") else None
+        sizes = self.config.sizes if self.config.encoder in WEIGHTS else None
         encoder = load_image_encoder(self.config.encoder, sizes=sizes, device=device)
         self.encoder: ImageEncoder = encoder if cache is None else CachedEncoder(encoder, cache)
         self.weights: dict[str, np.ndarray] = {}
@@ -172,8 +173,7 @@ class FeatureJudge(PushToHub):
         """
 
         def read(folder: Path, stored: dict[str, Any]) -> FeatureJudge:
-            settings = stored["config"] | {"sizes": tuple(stored["config"]["sizes"])}
-            model = cls(FeatureJudgeConfig(**settings), device=device)
+            model = cls(settings_from(FeatureJudgeConfig, stored["config"], str(folder)), device=device)
             difference = first_difference(stored["encoder"], encoder_identity(model.encoder))
             if difference is not None:
                 name, expected, got = difference

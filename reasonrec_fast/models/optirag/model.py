@@ -63,7 +63,6 @@ class OptiRAG(RequestScorer, PushToHub):
     """
 
     config_type: ClassVar[type] = OptiRAGConfig
-    ranks_all_items: bool = False
 
     def __init__(self, config: OptiRAGConfig | None = None, *, device: torch.device | str | None = None) -> None:
         super().__init__(config, device=device)
@@ -185,6 +184,7 @@ class OptiRAG(RequestScorer, PushToHub):
         self.booster = None
         rows = as_rows(train_rows, "train_rows", len(interactions), error=DataError)
         self._train_retriever(interactions, rows)
+        self.fitted_events = np.union1d(self.fitted_events, interactions.keys(rows))
         labels = np.unique(interactions.labels[rows])
         drawn = None
         if labels.tolist() == [1]:
@@ -349,6 +349,7 @@ class OptiRAG(RequestScorer, PushToHub):
             booster=self.booster if knowledge else None,
             knowledge=self.knowledge if knowledge else None,
             template=self.template,
+            fitted_events=self.fitted_events,
         )
 
     @classmethod
@@ -383,7 +384,7 @@ class OptiRAG(RequestScorer, PushToHub):
             model.mean, model.scale, model.platt = stored.mean, stored.scale, dict(stored.platt)
             model.ranker.policy, model.depth_zero = stored.policy, stored.depth_zero
             model.num_trees, model.booster, model.knowledge = stored.num_trees, stored.booster, stored.knowledge
-            model.template = stored.template or model.template
+            model.template, model.fitted_events = stored.template or model.template, stored.fitted_events
             return model
 
         return storage.load(folder, read, revision=revision, token=token)

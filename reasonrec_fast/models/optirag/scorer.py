@@ -157,7 +157,7 @@ class RequestScorer:
             )
         for name, part in (("records", records), ("validation", validation)):
             classes = sorted({record.label for record in part})
-            if len(classes) != 2:
+            if classes != [0, 1]:
                 raise ValueError(f"{name}: expected both answers; got labels {classes}")
         users = np.arange(len(validation))  # each record counts as a user of its own
         check_promise(np.array([record.label for record in validation]), users, self.config)

@@ -24,6 +24,7 @@ OLDER = {1: "its exits do not stand on boosted trees; train it again"}
 _TEMPLATE = "template.json"
 _ADAPTER, _HEADS = "adapter.safetensors", "heads.safetensors"
 _BOOSTER = "booster.txt"
+_FITTED_EVENTS = "fitted_events.safetensors"
 Model = TypeVar("Model")
 
 
@@ -42,6 +43,7 @@ class Stored:
         depth_zero: decides which requests go on from the boosted trees.
         booster, knowledge: of the training events; None where these are not kept.
         template: wording of the prompts.
+        fitted_events: keys of the events that the model was fitted on, uint64 ``[E]``; kept with the training events.
     """
 
     config: OptiRAGConfig
@@ -56,11 +58,12 @@ class Stored:
     booster: BoostedEvidence | None
     knowledge: Knowledge | None
     template: Template | None
+    fitted_events: np.ndarray
 
     def save(self, folder: Path) -> None:
         """Write adapters (bfloat16), heads, settings and training events; an older model in the folder is
         replaced as a whole."""
-        files = (_ADAPTER, _HEADS, *KNOWLEDGE_FILES, _TEMPLATE, _BOOSTER, *FILES.values())
+        files = (_ADAPTER, _HEADS, *KNOWLEDGE_FILES, _TEMPLATE, _BOOSTER, _FITTED_EVENTS, *FILES.values())
         save_folder(folder, ARCHITECTURE, FORMAT, files, self._write)
 
     def _write(self, folder: Path) -> dict[str, Any]:
@@ -70,6 +73,7 @@ class Stored:
         trees = {} if self.depth_zero is None else self.depth_zero.save(folder)
         if self.knowledge is not None:
             self.knowledge.save(folder)
+            write_tensors(folder / _FITTED_EVENTS, {"keys": torch.from_numpy(self.fitted_events.view(np.int64))})
             if self.booster is not None:  # it belongs to the training events, as the retriever does
                 trees["booster"] = self.booster.save(folder / _BOOSTER)
         if self.template is not None:
@@ -88,6 +92,7 @@ class Stored:
         heads, trees = read_tensors(folder / _HEADS), settings["trees"]
         mean, scale = heads.pop("numbers.mean").numpy(), heads.pop("numbers.scale").numpy()
         template = folder / _TEMPLATE
+        knowledge = Knowledge.load(folder) if (folder / "events.safetensors").is_file() else None
         return cls(
             config=OptiRAGConfig.from_dict(settings["config"]),
             adapter=read_tensors(folder / _ADAPTER),
@@ -99,9 +104,17 @@ class Stored:
             num_trees=settings["num_trees"],
             depth_zero=DepthZero.load(folder, trees) if set(FILES) <= set(trees) else None,
             booster=BoostedEvidence.load(folder / _BOOSTER, trees["booster"]) if "booster" in trees else None,
-            knowledge=Knowledge.load(folder) if (folder / "events.safetensors").is_file() else None,
+            knowledge=knowledge,
             template=Template.from_dict(read_json(template), str(template)) if template.is_file() else None,
+            fitted_events=_fitted_events(folder, knowledge),
         )
+
+
+def _fitted_events(folder: Path, knowledge: Knowledge | None) -> np.ndarray:
+    """The stored keys; of models without them those of their training events, if they have these."""
+    if (folder / _FITTED_EVENTS).is_file():
+        return read_tensors(folder / _FITTED_EVENTS)["keys"].numpy().view(np.uint64)
+    return np.zeros(0, dtype=np.uint64) if knowledge is None else knowledge.events.keys()
 
 
 def load(name: str | Path, read: Callable[[Stored], Model], **repository: Any) -> Model:
