@@ -102,7 +102,7 @@ def check_leaving(shallow: torch.Tensor, leaving: np.ndarray) -> None:
 
 
 def _checked(name: str, values: Any, shape: list[int], *, finite: bool) -> torch.Tensor:
-    """Numbers of a shape, as a tensor; with ``finite`` in float32.
+    """Numbers of a shape, as a tensor; with ``finite`` it is float32.
 
     Raises:
         ValueError: no numbers, another shape, or numbers that are not finite in float32, which heads read.
@@ -112,7 +112,7 @@ def _checked(name: str, values: Any, shape: list[int], *, finite: bool) -> torch
         raise ValueError(f"{name}: expected numbers; got {array.dtype}")
     array = array.float() if finite else array
     if finite and array.device.type == "cpu":
-        strange = (~array.detach().isfinite()).reshape(len(array), -1).any(1).nonzero()
+        strange = (~array.isfinite()).reshape(len(array), -1).any(1).nonzero()
         if len(strange):
             raise ValueError(f"{name}: expected finite numbers; got others in row {int(strange[0])}")
     return array

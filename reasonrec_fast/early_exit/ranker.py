@@ -454,10 +454,9 @@ class EarlyExitRanker(PushToHub):
         measure = measure or default_measure(self.model.num_answers)
         if levels is None and self.model.num_answers > 2:
             raise ValueError(f"levels: expected one for each of {self.model.num_answers} answers; got None")
-        if levels is not None:
-            values = checked_levels(levels, self.model.num_answers)
+        values = None if levels is None else checked_levels(levels, self.model.num_answers)
         scores, sureness = self._all_exits(requests, measure, GroupInputs(features, offset), shallow, confidence)
-        if levels is not None:
+        if values is not None:
             two = scores if scores.ndim == 3 else np.stack([1 - scores, scores], -1)
             scores = two @ values
         thresholds = choose_thresholds(

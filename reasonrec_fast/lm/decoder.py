@@ -153,12 +153,19 @@ class Decoder(nn.Module):
         if not self.splits_layers:
             whole_layers.check_outputs(self)
 
-    def check_hooks(self) -> None:
+    def check_state(self) -> None:
         """Refuse hooks, and a ``forward`` of an instance's own, on modules that are taken apart: they would not run.
 
         Raises:
             TypeError: the module is named. Hooks that record what transformers is asked for change nothing.
+            ValueError: autocast in another dtype than the model's, which queries and keys would not have in common.
         """
+        kind = self.device.type
+        if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) != self.dtype:
+            raise ValueError(
+                f"model: expected no autocast around it, or one in its own {self.dtype}; got "
+                f"{torch.get_autocast_dtype(kind)}"
+            )
         modules: list[tuple[str, Any]] = [("the text model", self.base)]
         if self.splits_layers:
             for number, layer in enumerate(self.base.layers):

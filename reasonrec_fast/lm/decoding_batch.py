@@ -73,7 +73,7 @@ class DecodingBatch:
     def __init__(
         self, decoder: Decoder, groups: Sequence[TokenGroup], samples: Sequence[int], max_new_tokens: Sequence[int]
     ) -> None:
-        decoder.check_hooks()
+        decoder.check_state()
         self._decoder = decoder
         # Dropout is left out: nothing trains here.
         self._scores: list[dict[str, Any]] = []  # of layers that are taken apart

@@ -46,7 +46,7 @@ class PackedBatch:
         cache: PrefixCache | None = None,
         graphs: LayerGraphs | None = None,
     ) -> None:
-        backbone.check_hooks()
+        backbone.check_state()
         self.backbone, self._cache = backbone, cache
         self._graphs = graphs if graphs is not None and cache is None and _can_record(backbone, graphs) else None
         self._prepared: Prepared | None = None  # of the layout, for graphs

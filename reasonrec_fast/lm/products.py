@@ -51,16 +51,15 @@ def _product(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
 
 def _fits(input: Any, weight: Any, bias: Any) -> bool:
     """Whether the operator computes it: a matrix and a vector of plain tensors, nothing that is spread to a shape."""
-    if not all(_plain(x) for x in (input, weight, bias) if x is not None):
-        return False
-    if weight.dtype != input.dtype or (bias is not None and bias.dtype != input.dtype):
+    dtype = input.dtype
+    if not (_plain(input, dtype) and _plain(weight, dtype) and (bias is None or _plain(bias, dtype))):
         return False
     if weight.dim() != 2 or not input.dim() or input.shape[-1] != weight.shape[1]:
         return False
     return bias is None or bias.shape == weight.shape[:1]
 
 
-def _plain(x: Any) -> bool:
+def _plain(x: Any, dtype: torch.dtype) -> bool:
     if type(x) not in (torch.Tensor, torch.nn.Parameter) or x.layout is not torch.strided:
         return False
-    return x.dtype in _DTYPES and x.is_cpu
+    return x.is_cpu and x.dtype == dtype and dtype in _DTYPES

@@ -89,7 +89,8 @@ class PromptEncoder:
 
     A wording with a system message becomes a conversation by the tokenizer's chat template, up to where the model
     answers; its ids are those of ``apply_chat_template``. Any other becomes its prefix and its suffix, each encoded by
-    itself, behind the beginning-of-sequence token. Neither values nor the template write control tokens.
+    itself, behind the beginning-of-sequence token. Values, prefixes and suffixes write no control tokens; a system
+    message is its author's, and is read as ``apply_chat_template`` reads it.
 
     Args:
         template: of the prompts.

@@ -133,10 +133,6 @@ class PromptTemplate:
             ValueError: there is none, or it is of another template.
         """
         names = [wording.name for wording in self.wordings]
-        if isinstance(which, Wording):
-            if which not in self.wordings:
-                raise ValueError(f"wording: expected one of {self.source}; got {which.name!r} of another template")
-            return which
         if isinstance(which, str) and which in names:
             return self.wordings[names.index(which)]
         if isinstance(which, int) and not isinstance(which, bool) and 0 <= which < len(names):

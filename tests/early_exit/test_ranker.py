@@ -162,6 +162,16 @@ def test_hooks_that_would_not_run_are_refused(part):
             ranker.predict(requests_of(0))
 
 
+def test_autocast_in_another_type_is_refused(llama):
+    ranker, generator = ranker_of(llama), TextGenerator(llama)
+    for work in (lambda: ranker.predict(requests_of(0)), lambda: generator.generate([([1], [[2]])])):
+        with (
+            torch.autocast("cpu", dtype=torch.bfloat16),
+            pytest.raises(ValueError, match="model: expected no autocast .* torch.float32; got torch.bfloat16"),
+        ):
+            work()
+
+
 HOOKED = {"layer": r"layers\.1", "attention": r"layers\.1\.self_attn", "text model": "the text model"}
 
 
