@@ -132,6 +132,8 @@ class PromptTemplate:
         Raises:
             ValueError: there is none, or it is of another template.
         """
+        if isinstance(which, Wording) and which in self.wordings:
+            return which
         names = [wording.name for wording in self.wordings]
         if isinstance(which, str) and which in names:
             return self.wordings[names.index(which)]
