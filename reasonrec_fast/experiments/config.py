@@ -73,6 +73,10 @@ class DatasetConfig:
         for name in ("test", "validation"):
             if self.kind != "opinions" and getattr(self, name):
                 raise ValueError(f"{name}: expected with kind 'opinions' alone; got it with {self.kind!r}")
+        if self.kind in ("explanations", "opinions") and self.split != "leave_one_out":
+            raise ValueError(
+                f"split: expected with events alone, as files of {self.kind} are parts; got {self.split!r}"
+            )
         if self.kind == "opinions" and not self.test:
             raise ValueError("test: expected a file of opinions; got none")
 

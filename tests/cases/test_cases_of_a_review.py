@@ -209,6 +209,12 @@ def test_settings_of_a_table_are_not_passed_over():
         DatasetConfig("movielens-small", like=3.0)
 
 
+@pytest.mark.parametrize("kind", ["explanations", "opinions"])
+def test_files_that_are_parts_are_not_split(kind):
+    with pytest.raises(ValueError, match=f"split: expected with events alone, as files of {kind} are parts; got"):
+        DatasetConfig(kind, path="train.csv", test="test.csv" if kind == "opinions" else "", split="user_time")
+
+
 def test_events_of_unknown_items_replace_histories_too():
     """A customer of a table whose articles are all new kept what they had had before."""
     data = Interactions.from_columns(["a", "a", "b", "b"], ["x", "y", "y", "z"], [1] * 4, [1, 2, 1, 2])
