@@ -464,7 +464,7 @@ OPTIRAG_FIT = {
     "retriever.train",  # item embeddings, once a retriever
     "interaction.to",  # the same graph
     "loop.read_metrics",  # the loss, for progress
-    "ranker.exit_logits",  # once a batch of calibration
+    "scorer.exit_logits",  # once a batch of calibration
 }
 
 
