@@ -99,14 +99,13 @@ class EarlyExitRanker(PushToHub):
         device: torch.device | str | None = None,
     ) -> None:
         self._scorer = ExitScorer(model, answers, output, max_tokens)
-        self.answers = answers
         self.prompt: Prompt = PairPrompt() if prompt is None else prompt
         self._output = output
-        self.model, self.tokenizer, self.policy, self.max_tokens = model.eval(), tokenizer, policy, max_tokens
+        self.model, self.tokenizer, self.policy = model.eval(), tokenizer, policy
         cached = as_count(prefix_cache_bytes, "prefix_cache_bytes")
         self.cache = PrefixCache(cached) if cached else None
         self._batcher: SharedBatcher[_Piece, RowScores] = SharedBatcher(
-            self._predict_pieces, max_size=max_tokens, max_wait_ms=0.0, capacity=1 << 62
+            self._predict_pieces, max_size=self.max_tokens, max_wait_ms=0.0, capacity=1 << 62
         )
         if device is None:
             model.to(model.backbone.device)
@@ -156,6 +155,16 @@ class EarlyExitRanker(PushToHub):
             head.start_from(causal, tokens)
         output = OutputHead(model) if chosen.whole else None
         return cls(exiting, tokenizer, answers=chosen, output=output, **options)
+
+    @property
+    def answers(self) -> Answers | None:
+        """What the heads choose from; None where nothing but labels is known of them."""
+        return self._scorer.answers
+
+    @property
+    def max_tokens(self) -> int:
+        """Of a batch."""
+        return self._scorer.max_tokens
 
     @property
     def device(self) -> torch.device:

@@ -33,9 +33,6 @@ _TEXT_PARTS = ("llama", "mistral", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", 
 """Families of text models that are read in the same way inside a vision-language model as on their own."""
 _POSITION_AXES = {"qwen2_5_vl_text": 3, "qwen2_vl_text": 3}
 
-_RECORDERS = ("transformers.utils.output_capturing", "reasonrec_fast.models.optirag.full_depth")
-"""Modules whose hooks change nothing."""
-
 Rotary = dict[str, tuple[torch.Tensor, torch.Tensor]]
 """Cosines and sines ``[T, r]`` by kind of layer."""
 
@@ -56,12 +53,23 @@ def is_plain_linear(module: Any) -> bool:
     return not (module._forward_hooks or module._forward_pre_hooks or nn.modules.module._has_any_global_hook())
 
 
+def recorder(hook: Callable[..., None]) -> Callable[..., None]:
+    """Mark a hook that changes nothing: :func:`has_hooks` does not count it."""
+    hook.records_only = True  # type: ignore[attr-defined]
+    return hook
+
+
 def has_hooks(module: nn.Module) -> bool:
-    """Whether a module has hooks around its ``forward`` that may change what it computes."""
+    """Whether a module has hooks around its ``forward`` that may change what it computes: neither :func:`recorder` nor
+    transformers' own, which record what its callers ask for."""
     if not (module._forward_hooks or module._forward_pre_hooks):
         return False
     hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-    return any(not str(getattr(hook, "__module__", "")).startswith(_RECORDERS) for hook in hooks)
+    return not all(
+        getattr(hook, "records_only", False)
+        or str(getattr(hook, "__module__", "")).startswith("transformers.utils.output_capturing")
+        for hook in hooks
+    )
 
 
 @dataclass(frozen=True)

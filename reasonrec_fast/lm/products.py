@@ -9,6 +9,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from reasonrec_fast.lm.decoder import Call, call, is_plain_linear
+from reasonrec_fast.ops import native  # noqa: F401  loads the operator
 
 _DTYPES = (torch.float32, torch.bfloat16)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ class TextWriterConfig:
     """No settings."""
 
 
-class TextWriter(PushToHub):
+class TextWriter(PushToHub, ABC):
     """Base of the writers: texts that were learnt, kept as JSON.
 
     Args:
@@ -85,8 +86,9 @@ class TextWriter(PushToHub):
     def _prepare(self) -> None:
         """Compute what is derived from the kept texts, after fitting and after loading."""
 
+    @abstractmethod
     def _written(self, queries: Sequence[ExplanationQuery]) -> list[str]:
-        raise NotImplementedError
+        """The texts for queries that were checked."""
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write texts and settings (JSON); a model that is there already is replaced as a whole.

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from reasonrec_fast.devices import to_device
-from reasonrec_fast.lm.decoder import Decoder
+from reasonrec_fast.lm.decoder import Decoder, recorder
 from reasonrec_fast.models.optirag.dataset import Requests
 from reasonrec_fast.models.optirag.model import OptiRAG
 
@@ -50,9 +50,12 @@ def last_states(backbone: Decoder, **inputs: Any) -> tuple[torch.Tensor, torch.T
     """Hidden states of the last tokens after the last layer, before the final norm (which the heads read, as everywhere
     in this package) and after it, ``[B, D]`` each."""
     caught: list[torch.Tensor] = []
-    hook = backbone.base.layers[-1].register_forward_hook(
-        lambda module, arguments, output: caught.append(output[0] if isinstance(output, tuple) else output)
-    )
+
+    @recorder
+    def catch(module: Any, arguments: Any, output: Any) -> None:
+        caught.append(output[0] if isinstance(output, tuple) else output)
+
+    hook = backbone.base.layers[-1].register_forward_hook(catch)
     try:
         output = backbone.base(**inputs)
     finally:
