@@ -19,7 +19,7 @@ class StepProducts(TorchFunctionMode):
 
     Whoever calls ``torch.nn.functional.linear`` is reached: layers of every family, adapters, heads. Products of other
     types than float32 and bfloat16, and of tensors that are not plain ones, stay what they are. For eight rows it takes
-    half to three quarters of the time of torch's own product, and for 64 as much (docs/performance.md).
+    half to three quarters of the time of torch's own product, and for 64 about as much (docs/performance.md).
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
