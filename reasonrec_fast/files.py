@@ -361,9 +361,21 @@ def read_json(path: str | Path) -> Any:
     """Read JSON, with or without a byte order mark.
 
     Raises:
-        ValueError: the file is not JSON (the message names it).
+        ValueError: the file is not JSON, or an object has a key twice (the message names it).
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected JSON; {error}") from error
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's pairs as a dict; of a key that occurs twice, json would keep the last value without a word.
+
+    Raises:
+        ValueError: such a key.
+    """
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError(f"expected each key once; got {[name for name, _ in pairs]}")
+    return values

@@ -187,3 +187,10 @@ def test_another_model_in_the_folder_of_one(tmp_path):
     assert isinstance(result, BPR) and torch.equal(result.embedding, first.embedding)
     second.save_pretrained(tmp_path / "model")
     assert isinstance(load_recommender(tmp_path / "model"), EASE)
+
+
+def test_a_key_that_occurs_twice_is_refused(tmp_path):
+    """The last value was taken, and the others were dropped."""
+    (tmp_path / "config.json").write_text('{"exits": [1], "exits": [2]}')
+    with pytest.raises(ValueError, match=r"config\.json: expected JSON; expected each key once; got \['exits'"):
+        read_json(tmp_path / "config.json")

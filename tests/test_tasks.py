@@ -139,6 +139,13 @@ def test_writers_are_saved_and_loaded(explanations, tmp_path):
         NearestText(ProfileTextConfig())
 
 
+@pytest.mark.parametrize("kind", [ConstantText, NearestText])
+def test_texts_without_words_are_refused(kind):
+    bare = Explanation("u", "i", "...", "?", "!", "--")
+    with pytest.raises(DataError, match="train: expected texts with words; got"):
+        kind().fit([bare, bare])
+
+
 def test_pairs_in_two_parts_are_refused(explanations):
     write_lines(explanations / "explanations_test.jsonl", [line(50, 50, "tea"), line(2, 2, "tea")])
     with pytest.raises(DataError, match="other pairs in the test part than before; got user 2 and item 2 in row 1"):

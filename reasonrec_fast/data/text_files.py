@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from reasonrec_fast.data.errors import DataError
+from reasonrec_fast.files import unique_keys
 
 BOM = b"\xef\xbb\xbf"
 """The byte order mark of UTF-8."""
@@ -70,17 +71,10 @@ def parsed(text: str) -> Any:
     Raises:
         ValueError, RecursionError: invalid JSON, a duplicate key, NaN or infinity, or half of a surrogate pair.
     """
-    value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+    value = json.loads(text, object_pairs_hook=unique_keys, parse_constant=_refuse_constant)
     if "\\ud" in text.lower():
         json.dumps(value, ensure_ascii=False).encode()  # raises for half of a surrogate pair, which UTF-8 cannot encode
     return value
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(pairs)
-    if len(record) < len(pairs):
-        raise ValueError(f"expected each key once; got {[name for name, _ in pairs]}")
-    return record
 
 
 def _refuse_constant(word: str) -> float:

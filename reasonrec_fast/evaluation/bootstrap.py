@@ -37,13 +37,13 @@ class Interval:
 def paired_differences(
     labels: np.ndarray,
     users: np.ndarray,
-    ours: np.ndarray,
-    theirs: np.ndarray,
+    scores: np.ndarray,
+    baseline: np.ndarray,
     *,
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """Differences in AUC and GAUC, ``ours`` minus ``theirs``, with bootstrap intervals over users.
+    """Differences in AUC and GAUC, ``scores`` minus ``baseline``, with bootstrap intervals over users.
 
     A user is drawn with all their events, for both systems at once: events of one user are not independent, and the
     errors of two systems on one user are correlated.
@@ -51,7 +51,7 @@ def paired_differences(
     Args:
         labels: 0 or 1, of the events, ``[N]``, at least one.
         users: of the events, ``[N]``; identifiers of any kind.
-        ours, theirs: scores of two systems, ``[N]``.
+        scores, baseline: of two systems, ``[N]``.
         resamples: number of bootstrap samples, at least 1.
         seed: of the random numbers.
 
@@ -65,16 +65,16 @@ def paired_differences(
     >>> str(paired_differences(labels, users, labels * 1.0, labels * 1.0, resamples=10)["auc"])
     '+0.0000 [+0.0000, +0.0000]'
     """
-    labels, ours, theirs = as_labels(labels), as_numbers(ours, "ours"), as_numbers(theirs, "theirs")
+    labels, scores, baseline = as_labels(labels), as_numbers(scores, "scores"), as_numbers(baseline, "baseline")
     _, user_index = as_keys(users, "users")
-    same_length(labels=labels, users=user_index, ours=ours, theirs=theirs)
+    same_length(labels=labels, users=user_index, scores=scores, baseline=baseline)
     resamples = as_count(resamples, "resamples", 1)
     if not len(labels):
         raise ValueError("labels: expected at least one event; got none")
     generator = np.random.default_rng(seed)
     num_users = int(user_index.max()) + 1
-    ranked = [RankedLabels(labels, scores) for scores in (ours, theirs)]
-    user_results = [user_aucs(labels, scores, user_index) for scores in (ours, theirs)]
+    ranked = [RankedLabels(labels, values) for values in (scores, baseline)]
+    user_results = [user_aucs(labels, values, user_index) for values in (scores, baseline)]
     eligible, sizes = user_results[0][0], user_results[0][2]
     auc_gap = user_results[0][1] - user_results[1][1]
     samples = np.empty((resamples, 2))
@@ -114,11 +114,11 @@ def mean_interval(values: np.ndarray, *, resamples: int = 1000, seed: int = 0) -
     return Interval(float(present.mean()), float(low), float(high))
 
 
-def paired_means(ours: np.ndarray, theirs: np.ndarray, *, resamples: int = 1000, seed: int = 0) -> Interval:
-    """Mean difference of one value per user between two systems (``ours`` minus ``theirs``), with a sign-flip test.
+def paired_means(values: np.ndarray, baseline: np.ndarray, *, resamples: int = 1000, seed: int = 0) -> Interval:
+    """Mean difference of one value per user between two systems (``values`` minus ``baseline``), with a sign-flip test.
 
     Args:
-        ours, theirs: ``[B]``, of the same users in the same order; a user with NaN in either is skipped. If all are
+        values, baseline: ``[B]``, of the same users in the same order; a user with NaN in either is skipped. If all are
             skipped, the result is NaN.
 
     Raises:
@@ -128,9 +128,9 @@ def paired_means(ours: np.ndarray, theirs: np.ndarray, *, resamples: int = 1000,
     >>> interval.value, interval.significant, interval.p_value < 0.01
     (0.5, True, True)
     """
-    ours, theirs = as_numbers(ours, "ours", nan=True), as_numbers(theirs, "theirs", nan=True)
-    same_length(ours=ours, theirs=theirs)
-    gap = ours - theirs
+    values, baseline = as_numbers(values, "values", nan=True), as_numbers(baseline, "baseline", nan=True)
+    same_length(values=values, baseline=baseline)
+    gap = values - baseline
     gap = gap[~np.isnan(gap)]
     interval = mean_interval(gap, resamples=resamples, seed=seed)
     if not len(gap):

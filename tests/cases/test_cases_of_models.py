@@ -92,6 +92,7 @@ def tiny(tiny_backbone):
     return OptiRAGConfig(
         backbone=str(tiny_backbone), template="films", prefix_tokens=300, suffix_tokens=200, slate_size=4, exits=(1, 2),
         samples=240, batch_slates=2, warm_start_steps=20, read_dense_features=False, calibration_requests=10,
+        retriever=EmbeddingConfig(dim=8, steps=10, batch=128),
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
+from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from reasonrec_fast.data.errors import DataError
@@ -142,7 +143,7 @@ class ConstantText(TextWriter):
 
     def _learned(self, train: Sequence[Explanation]) -> dict[str, Any]:
         texts = [line.explanation for line in train]
-        vectors = _vectorizer().fit_transform(texts)
+        vectors = _fitted(_vectorizer(), texts)
         mean = np.asarray(vectors.mean(0)).ravel()
         return {"text": texts[int(np.argmax(vectors @ mean))]}
 
@@ -210,7 +211,7 @@ class NearestText(TextWriter):
     def _prepare(self) -> None:
         assert self.texts is not None
         self._vectorizer = _vectorizer(self.config.words)
-        self._vectors = self._vectorizer.fit_transform(self.texts["pairs"])
+        self._vectors = _fitted(self._vectorizer, self.texts["pairs"])
 
     def _written(self, queries: Sequence[ExplanationQuery]) -> list[str]:
         assert self.texts is not None
@@ -224,3 +225,11 @@ def _description(query: ExplanationQuery) -> str:
 
 def _vectorizer(words: int = 1) -> TfidfVectorizer:
     return TfidfVectorizer(ngram_range=(1, words), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
+
+
+def _fitted(vectorizer: TfidfVectorizer, texts: Sequence[str]) -> csr_matrix:
+    """The tf-idf of training texts, ``[N, words]``."""
+    try:
+        return vectorizer.fit_transform(texts)
+    except ValueError as error:  # of texts without any word
+        raise DataError(f"train: expected texts with words; got {texts[0]!r:.80} in row 0; {error}") from error

@@ -1,0 +1,1 @@
+"""ReasonRec (arXiv 2606.28357): observe, deliberate, act."""

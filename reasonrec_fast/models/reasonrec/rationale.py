@@ -1,0 +1,132 @@
+"""What a chain of thought may say: tastes, evidence and comparisons, from training events before a moment alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from reasonrec_fast.arrays import as_rows
+from reasonrec_fast.data import DataError, Interactions
+from reasonrec_fast.data.timeline import Timeline
+from reasonrec_fast.prompts.items import item_title
+
+LEVELS = ("very low", "low", "medium", "high", "very high")
+"""Stated confidences, for probabilities below 0.2, 0.4, 0.6 and 0.8, and above."""
+
+
+def stated_confidence(probability: float) -> str:
+    """A probability in words.
+
+    >>> stated_confidence(0.53)
+    'medium'
+    """
+    if not 0 <= probability <= 1:
+        raise ValueError(f"probability: expected in [0, 1]; got {probability}")
+    return LEVELS[min(int(probability * 5), 4)]
+
+
+class Rationales:
+    """Facts about users and items, in words, none of them later than the moment that is asked for.
+
+    Args:
+        data: the events.
+        rows: of the training part; no other event is read.
+        timed: whether events of different users can be compared by their timestamps. Sequence files have positions
+            instead: there all training events of *other* users count, and a user's own before the moment.
+
+    Raises:
+        DataError: rows outside the table.
+    """
+
+    def __init__(self, data: Interactions, rows: np.ndarray, *, timed: bool) -> None:
+        self.data, self.timed = data, timed
+        rows = as_rows(rows, "rows", len(data), error=DataError)
+        self._by_user = Timeline(data.users, data.timestamps, data.num_users, rows)
+        self._by_item = Timeline(data.items, data.timestamps, data.num_items, rows[data.labels[rows] == 1])
+
+    def history(self, user: int, moment: int) -> np.ndarray:
+        """Rows of a user's training events before a moment, oldest first."""
+        return self._by_user.before(user, moment)
+
+    def liked(self, user: int, moment: int) -> np.ndarray:
+        """Items that a user liked before a moment, oldest first."""
+        rows = self.history(user, moment)
+        return self.data.items[rows[self.data.labels[rows] == 1]]
+
+    def title(self, item: int) -> str | None:
+        """An item in words: its title, else its attributes, else None; never its identifier."""
+        title = item_title(self.data.catalog, int(item))
+        return title if title is not None else ", ".join(self.values(item)[:2]) or None
+
+    def values(self, item: int) -> list[str]:
+        """The values of all attributes of an item."""
+        return [value for column in self.data.catalog.attributes.values() for value in column[int(item)]]
+
+    def taste(self, items: Sequence[int] | np.ndarray, most: int = 3) -> list[tuple[str, int]]:
+        """The commonest attribute values of items with their counts, most common first; of equally common ones those
+        that occurred last, so that the order does not depend on how anything is numbered."""
+        counts: Counter[str] = Counter()
+        latest: dict[str, int] = {}
+        for position, item in enumerate(items):
+            for value in dict.fromkeys(self.values(item)):
+                counts[value] += 1
+                latest[value] = position
+        return sorted(counts.items(), key=lambda pair: (-pair[1], -latest[pair[0]], pair[0]))[:most]
+
+    def taste_in_words(self, items: Sequence[int] | np.ndarray) -> str:
+        """A preference summary: ``Skin Care (4 of 6) and Olay (2 of 6)``."""
+        if not len(items):
+            return "nothing that is known yet"
+        parts = [f"{value} ({count} of {len(items)})" for value, count in self.taste(items)]
+        return listed(parts) or "things that have no description"
+
+    def support(self, user: int, known: int, candidate: int, moment: int) -> tuple[int, int]:
+        """How many other users liked an item, and how many of them a candidate too: both before the moment, in the
+        training part."""
+        first, second = self._likers(known, moment), self._likers(candidate, moment)
+        first, second = first[first != user], second[second != user]
+        return len(first), len(np.intersect1d(first, second, assume_unique=True))
+
+    def evidence(self, user: int, history: np.ndarray, candidate: int, moment: int, latest: int = 3) -> str | None:
+        """What other users' events say for a candidate: by the latest items of the history, the one with the largest
+        share; None where none of them speaks for it."""
+        best: tuple[float, int, int, int] | None = None
+        for item in dict.fromkeys(history[::-1][:latest].tolist()):
+            others, common = self.support(user, item, candidate, moment)
+            share = common / (others + 5)  # a share of few users counts less
+            if common and (best is None or share > best[0]):
+                best = share, item, others, common
+        if best is None or (known := self.title(best[1])) is None or (title := self.title(candidate)) is None:
+            return None
+        _, _, others, common = best
+        return f"Of {others} others who liked {known}, {common} liked {title}."
+
+    def comparison(self, history: np.ndarray, candidates: Sequence[int]) -> str:
+        """What each candidate has in common with the history."""
+        sentences = []
+        tastes = dict(self.taste(history, most=1 << 30))
+        for item in candidates:
+            if (title := self.title(item)) is None:
+                continue
+            shared = sorted((value for value in dict.fromkeys(self.values(item)) if value in tastes),
+                            key=lambda value: (-tastes[value], value))  # fmt: skip
+            sentences.append(
+                f"{title} shares {listed(shared[:2])}." if shared else f"{title} has nothing in common with that."
+            )
+        return " ".join(sentences) or "The candidates have no description."
+
+    def _likers(self, item: int, moment: int) -> np.ndarray:
+        """Distinct users who liked an item before the moment, ascending."""
+        rows = self._by_item.before(int(item), moment) if self.timed else self._by_item.all(int(item))
+        return np.unique(self.data.users[rows])
+
+
+def listed(parts: Sequence[str]) -> str:
+    """Parts of a sentence.
+
+    >>> listed(["tea", "books", "bread"])
+    'tea, books and bread'
+    """
+    return " and ".join(part for part in (", ".join(parts[:-1]), *parts[-1:]) if part)
