@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 SLOW = Path(__file__).with_name("slow.txt")
-FAST_SECONDS = 4.0
+FAST_SECONDS = 2.0
 """Of CPU time, its child processes included: a test of the fast tier that takes more is named at the end."""
 _BEGIN = pytest.StashKey[float]()
 

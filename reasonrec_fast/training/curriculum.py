@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -197,3 +198,49 @@ class Curriculum:
         mean = (weights * np.asarray(horizons, dtype=np.float64)).sum(1) / weights.sum(1)
         limits = np.array([self.limit(float(value)) for value in progress])
         return CurriculumTrace(progress, limits, (weights > 0).mean(1), mean)
+
+
+class CurriculumSampler:
+    """A curriculum over the samples of a training, such as
+    :func:`~reasonrec_fast.training.sft.train_supervised` takes one.
+
+    Args:
+        curriculum: of the samples.
+        horizons, target_counts: of each sample, ``[N]``, as in :meth:`Curriculum.weights`.
+
+    Raises:
+        ValueError: as :meth:`Curriculum.weights`.
+    """
+
+    def __init__(self, curriculum: Curriculum, horizons: np.ndarray, target_counts: np.ndarray | None = None) -> None:
+        curriculum.weights(horizons, 0.0, target_counts)
+        self.curriculum = curriculum
+        self.horizons = as_numbers(horizons, "horizons")
+        self.target_counts = None if target_counts is None else as_numbers(target_counts, "target_counts")
+
+    def __len__(self) -> int:
+        return len(self.horizons)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Settings and a digest of what they are applied to, for the identity of a run."""
+        digest = hashlib.blake2b(self.horizons.tobytes(), digest_size=16)
+        if self.target_counts is not None:
+            digest.update(self.target_counts.tobytes())
+        return {**asdict(self.curriculum), "samples": digest.hexdigest()}
+
+    def draw(self, size: int, *, step: int, steps: int, seed: int) -> np.ndarray:
+        """The samples of one step (:meth:`Curriculum.draw`)."""
+        return self.curriculum.draw(
+            self.horizons, size, step=step, steps=steps, seed=seed, target_counts=self.target_counts
+        )
+
+    def metrics(self, step: int, steps: int) -> dict[str, float]:
+        """What a log of the training says of a step."""
+        progress = min(step / steps, 1.0)
+        weights = self.curriculum.weights(self.horizons, progress, self.target_counts)
+        return {
+            "horizon_limit": self.curriculum.limit(progress),
+            "horizon_mean": float(weights @ self.horizons / weights.sum()),
+            "admitted": float((weights > 0).mean()),
+        }

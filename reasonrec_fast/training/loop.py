@@ -185,6 +185,7 @@ class StepLoop:
         *,
         weight: Callable[[Batch], float] | None = None,
         save_every: int | None = None,
+        metrics: Callable[[int], Metrics] | None = None,
     ) -> None:
         """Take the remaining steps up to ``steps``; saves and reports.
 
@@ -194,16 +195,18 @@ class StepLoop:
             loss: as in :meth:`step`.
             weight: of a micro-batch.
             save_every: steps between two saves; by default they are a minute apart. The last step is always saved.
+            metrics: of a step (from 0), reported beside its loss.
         """
         with self.fork_rng():
             while self.steps_done < steps:
                 batches = micro_batches(self.steps_done)
+                more = {} if metrics is None or not self.reports else metrics(self.steps_done)
                 value = self.step(batches, loss, weights=None if weight is None else [weight(b) for b in batches])
                 if self.steps_done == steps:
                     self.save()
                 else:
                     self.save_if_due(every=save_every)
-                self.report(self.steps_done, steps, {"loss": value})
+                self.report(self.steps_done, steps, {"loss": value, **more})
 
     def save(self, extra: Mapping[str, torch.Tensor] | None = None) -> None:
         """Store the state after :attr:`steps_done` steps atomically; does nothing without a checkpoint.

@@ -15,6 +15,7 @@ from torch import nn
 from reasonrec_fast.lm.decoder import Decoder
 from reasonrec_fast.lm.layout import within
 from reasonrec_fast.settings import Count, NotNegative, Share, Whole, check_settings
+from reasonrec_fast.training.curriculum import CurriculumSampler
 from reasonrec_fast.training.loop import StepLoop
 from reasonrec_fast.training.packed import OutputWeights, check_token_ids, next_tokens
 from reasonrec_fast.training.progress import Progress
@@ -112,6 +113,7 @@ def train_supervised(
     groups: Sequence[SupervisedGroup],
     settings: SupervisedTraining | None = None,
     *,
+    sampler: CurriculumSampler | None = None,
     checkpoint: str | Path | None = None,
     fingerprint: dict[str, Any] | None = None,
     checkpoint_every: int | None = None,
@@ -127,6 +129,8 @@ def train_supervised(
             and in evaluation mode afterwards.
         groups: the training data; all are checked before the first step.
         settings: of the training.
+        sampler: draws the groups of each step in place of the seeded order, a curriculum over as many samples as there
+            are groups; its metrics are reported beside the loss.
         checkpoint: file of the training state. The groups and settings are part of its identity.
         fingerprint: further identity of the run (the base model, say).
         checkpoint_every: steps between two checkpoints; by default they are a minute apart.
@@ -140,6 +144,8 @@ def train_supervised(
     """
     settings = settings or SupervisedTraining()
     groups = _checked_groups(groups, Decoder(model))
+    if sampler is not None and len(sampler) != len(groups):
+        raise ValueError(f"sampler: expected {len(groups)} samples, one a group; got {len(sampler)}")
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     per_epoch = -(-len(groups) // settings.groups_per_step)
@@ -147,15 +153,22 @@ def train_supervised(
     loop = StepLoop(
         model, optimizer, seed=settings.seed, clip=settings.clip, schedule=warmup_cosine(steps, settings.warmup),
         checkpoint=checkpoint,
-        fingerprint={"settings": asdict(settings), "groups": _digest(groups), **(fingerprint or {})},
+        fingerprint={
+            "settings": asdict(settings), "groups": _digest(groups),
+            **({} if sampler is None else {"sampler": sampler.identity}), **(fingerprint or {}),
+        },
         progress=progress, trackers=trackers, accelerator=accelerator,
     )  # fmt: skip
     loop.restore()
 
     def micro_batches(step: int) -> list[list[SupervisedGroup]]:
-        epoch, index = divmod(step, per_epoch)
-        order = np.random.default_rng((settings.seed, epoch)).permutation(len(groups))
-        picked = [groups[i] for i in order[index * settings.groups_per_step :][: settings.groups_per_step]]
+        if sampler is not None:
+            drawn = sampler.draw(settings.groups_per_step, step=step, steps=steps, seed=settings.seed)
+        else:
+            epoch, index = divmod(step, per_epoch)
+            order = np.random.default_rng((settings.seed, epoch)).permutation(len(groups))
+            drawn = order[index * settings.groups_per_step :][: settings.groups_per_step]
+        picked = [groups[i] for i in drawn]
         parts = within([group.num_tokens for group in picked], settings.max_tokens)
         return [picked[part.start : part.stop] for part in parts]
 
@@ -164,7 +177,8 @@ def train_supervised(
 
     model.train()
     loop.run(steps, micro_batches, lambda batch: supervised_loss(model, batch), weight=weight,
-             save_every=checkpoint_every)  # fmt: skip
+             save_every=checkpoint_every,
+             metrics=None if sampler is None else lambda step: sampler.metrics(step, steps))  # fmt: skip
     model.eval()
 
 

@@ -9,6 +9,7 @@ import torch
 from causal_models import FAMILIES, causal_model, with_lora
 from peft import PeftModel
 
+from reasonrec_fast.training.curriculum import Curriculum, CurriculumSampler
 from reasonrec_fast.training.packed import OutputWeights, next_tokens, token_logprobs
 from reasonrec_fast.training.sft import SupervisedGroup, SupervisedTraining, supervised_loss, train_supervised
 
@@ -159,6 +160,23 @@ def test_a_killed_fine_tuning_ends_as_a_whole_one(cycle, tmp_path):
     with pytest.raises(ValueError, match="expected a checkpoint of this configuration and data"):
         train_supervised(lora(), cycle[1:], settings, **options)
     assert isinstance(resumed, PeftModel)
+
+
+def test_a_curriculum_draws_the_groups(cycle, tmp_path):
+    """Warm samples first; what is drawn is reported, and is part of the identity of a run."""
+    horizons = np.linspace(0, 1, len(cycle))
+    sampler = CurriculumSampler(Curriculum(), horizons)
+    settings = SupervisedTraining(epochs=4, groups_per_step=4)
+    seen, model = [], causal_model()
+    options = {"checkpoint": tmp_path / "state.safetensors"}
+    train_supervised(model, cycle, settings, sampler=sampler, progress=lambda *a: seen.append(a[2]), **options)
+    limits = [metrics["horizon_limit"] for metrics in seen]
+    assert len(seen) == 24 and limits[0] == 0.3 and limits[-1] == 1.0 and limits == sorted(limits)
+    with pytest.raises(ValueError, match="expected a checkpoint of this configuration and data"):
+        reversed_ = CurriculumSampler(Curriculum(reverse=True), horizons)
+        train_supervised(causal_model(), cycle, settings, sampler=reversed_, **options)
+    with pytest.raises(ValueError, match="sampler: expected 23 samples, one a group; got 24"):
+        train_supervised(model, cycle[1:], settings, sampler=sampler)
 
 
 @pytest.mark.parametrize(
