@@ -13,7 +13,7 @@ from reasonrec_fast.evaluation.ranking import (
     ranking_metrics,
     sampled_candidates,
 )
-from reasonrec_fast.evaluation.text import distinct, feature_coverage, reference_ranks, text_metrics
+from reasonrec_fast.evaluation.text import distinct, feature_coverage, reference_ranks, text_metrics, without_names
 
 __all__ = [
     "Interval",
@@ -40,4 +40,5 @@ __all__ = [
     "sampled_candidates",
     "text_metrics",
     "user_aucs",
+    "without_names",
 ]

