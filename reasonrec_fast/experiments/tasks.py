@@ -86,8 +86,9 @@ class ExplanationTask:
             encoder = TextEncoder(torch.device("cpu"))
             titles = [line.title for line in self.data.test]
             nameless = [evaluation.without_names(part, titles) for part in (texts, references)]
-            for name, pair in (("mrr", (texts, references)), ("mrr_without_titles", nameless)):
-                ranks = evaluation.reference_ranks(*pair, lambda batch: encoder.encode(list(batch)).numpy())
+            pairs = {"mrr": (texts, references), "mrr_without_titles": (nameless[0], nameless[1])}
+            for name, (written, expected) in pairs.items():
+                ranks = evaluation.reference_ranks(written, expected, lambda batch: encoder.encode(list(batch)).numpy())
                 metrics[name] = float((1 / ranks).mean())
         return metrics | {"words": float(np.mean([len(text.split()) for text in texts]))}
 
