@@ -101,7 +101,8 @@ class GainRouter:
     for what they cost.
 
     The gain of a query is the difference of a metric, agent minus stack, on users that neither has learnt. Boosted
-    trees on features that are known before the agent is asked (:func:`~reasonrec_fast.models.reasonrec.confidence.ranking_features`, for instance).
+    trees predict it from features that are known before the agent is asked, such as
+    :func:`~reasonrec_fast.models.reasonrec.confidence.ranking_features`.
 
     Args:
         trees: on the features.
