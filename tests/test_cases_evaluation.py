@@ -153,7 +153,7 @@ REFUSED = [
     (lambda: ev.mean_interval([1.0, np.inf]), "values: expected finite numbers; got inf in row 1"),
     (lambda: ev.mean_interval(["1"]), "values: expected numbers"),
     (lambda: ev.mean_interval([1.0], resamples=0), "resamples: expected a whole number of at least 1; got 0"),
-    (lambda: ev.paired_means([1.0, 2.0], [1.0]), "theirs: expected a vector like ours"),
+    (lambda: ev.paired_means([1.0, 2.0], [1.0]), "baseline: expected a vector like values"),
     (lambda: ev.judge_metrics([1, 2, 3, 4, NAN], range(5)), "predicted: expected finite numbers; got nan in row 4"),
     (lambda: ev.fit_logistic([1.0, 2.0], [1.0]), "predicted, opinion: expected vectors of one length"),
     (lambda: ev.text_metrics("abc", "abc"), "texts: expected several texts; got one, 'abc'"),

@@ -26,7 +26,8 @@ def test_every_command_of_the_page(tmp_path):
     write_shop(tmp_path)
     page = PAGE.read_text(encoding="utf-8")
     settings = json.loads(re.search(r"```json\n(.*?)```", page, re.S)[1])
-    small = {"layers": 2, "exits": [1, 2], "samples": 64, "calibration_requests": 40, "folds": 2}  # a minute
+    small = {"layers": 2, "exits": [1, 2], "samples": 64, "calibration_requests": 40, "folds": 2,
+             "retriever": {"dim": 16, "steps": 100, "batch": 256}}  # fmt: skip
     assert set(settings) < set(small)
     (tmp_path / "shop.json").write_text(json.dumps(small))
     commands = "".join(re.findall(r"```sh\n(.*?)```", page, re.S))

@@ -171,9 +171,11 @@ W = {"name": "w", "prefix": "", "suffix": "{title}"}
 
 
 def test_templates_of_the_package_have_several_wordings():
-    assert {path.stem for path in FOLDER.glob("*.json")} == set(TASKS)
-    for task in TASKS:
-        template = load_template(task)
+    reasoning = {f"reason_{task}": task for task in ("sequential", "direct", "ctr", "explanation")}
+    names = {**dict(zip(TASKS, TASKS, strict=True)), **reasoning}
+    assert {path.stem for path in FOLDER.glob("*.json")} == set(names)
+    for name, task in names.items():
+        template = load_template(name)
         assert template.task == task and len(template.wordings) >= 2
         assert PromptTemplate.from_dict(template.to_dict()) == template
         for wording in template.wordings:
