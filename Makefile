@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 PRETRAINED := reasonrec_fast/models/optirag/pretrained
 WORKERS ?= 2
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 CONFIGS := reasonrec_fast/experiments/configs
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false

@@ -23,8 +23,12 @@ def slow_tests() -> set[str]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what ``slow.txt`` lists, before ``-m`` selects."""
+    """Marks what ``slow.txt`` lists, before ``-m`` selects.
+
+    Files that it lists as a whole come first: a process that began such a file last would keep the other one waiting.
+    """
     listed = slow_tests()
+    items.sort(key=lambda item: item.nodeid.partition("::")[0] not in listed)
     for item in items:
         function = item.nodeid.partition("[")[0]
         if function in listed or function.partition("::")[0] in listed:
