@@ -15,6 +15,7 @@ _CLASSICAL = {
     "BPR": "bpr",
     "Bias": "bias",
     "DCNv2": "dcn",
+    "DirectedItemKNN": "directed_knn",
     "EASE": "item_to_item",
     "FM": "fm",
     "ItemKNN": "item_to_item",

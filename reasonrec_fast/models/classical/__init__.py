@@ -4,6 +4,7 @@ from reasonrec_fast.models.classical.base import ClassicalRecommender
 from reasonrec_fast.models.classical.bias import Bias, BiasConfig
 from reasonrec_fast.models.classical.bpr import BPR, BPRConfig
 from reasonrec_fast.models.classical.dcn import DCNv2, DCNv2Config
+from reasonrec_fast.models.classical.directed_knn import DirectedItemKNN, DirectedItemKNNConfig
 from reasonrec_fast.models.classical.fm import FM, FMConfig
 from reasonrec_fast.models.classical.item_to_item import EASE, EASEConfig, ItemKNN, ItemKNNConfig
 from reasonrec_fast.models.classical.lightgcn import LightGCN, LightGCNConfig
@@ -23,6 +24,8 @@ __all__ = [
     "ClassicalRecommender",
     "DCNv2",
     "DCNv2Config",
+    "DirectedItemKNN",
+    "DirectedItemKNNConfig",
     "EASEConfig",
     "FMConfig",
     "ItemKNN",
