@@ -12,6 +12,7 @@ import torch
 from reasonrec_fast.pretrained import local_folder, read_settings
 
 _CLASSICAL = {
+    "AttributeKNN": "attribute_knn",
     "BPR": "bpr",
     "Bias": "bias",
     "DCNv2": "dcn",
@@ -23,6 +24,7 @@ _CLASSICAL = {
     "Popularity": "popularity",
     "RecBole": "recbole",
     "SASRec": "sasrec",
+    "TextKNN": "text_knn",
 }
 CLASSICAL = tuple(_CLASSICAL)
 """Models that recommend without a language model."""

@@ -1,5 +1,6 @@
 """Classical recommenders: small and fast, the baselines of every comparison."""
 
+from reasonrec_fast.models.classical.attribute_knn import AttributeKNN, AttributeKNNConfig
 from reasonrec_fast.models.classical.base import ClassicalRecommender
 from reasonrec_fast.models.classical.bias import Bias, BiasConfig
 from reasonrec_fast.models.classical.bpr import BPR, BPRConfig
@@ -13,11 +14,14 @@ from reasonrec_fast.models.classical.popularity import Popularity, PopularityCon
 from reasonrec_fast.models.classical.recbole import RecBole, RecBoleConfig
 from reasonrec_fast.models.classical.retrieval import Recommendations
 from reasonrec_fast.models.classical.sasrec import SASRec, SASRecConfig
+from reasonrec_fast.models.classical.text_knn import TextKNN, TextKNNConfig
 
 __all__ = [
     "BPR",
     "EASE",
     "FM",
+    "AttributeKNN",
+    "AttributeKNNConfig",
     "BPRConfig",
     "Bias",
     "BiasConfig",
@@ -39,5 +43,7 @@ __all__ = [
     "Recommendations",
     "SASRec",
     "SASRecConfig",
+    "TextKNN",
+    "TextKNNConfig",
     "load_recommender",
 ]
