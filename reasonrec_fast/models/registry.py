@@ -14,6 +14,7 @@ from reasonrec_fast.pretrained import local_folder, read_settings
 _CLASSICAL = {
     "AttributeKNN": "attribute_knn",
     "BPR": "bpr",
+    "BSARec": "bsarec",
     "Bias": "bias",
     "DCNv2": "dcn",
     "DirectedItemKNN": "directed_knn",
@@ -25,6 +26,7 @@ _CLASSICAL = {
     "RecBole": "recbole",
     "SASRec": "sasrec",
     "TextKNN": "text_knn",
+    "TextTower": "text_tower",
 }
 CLASSICAL = tuple(_CLASSICAL)
 """Models that recommend without a language model."""

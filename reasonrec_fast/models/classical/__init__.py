@@ -4,6 +4,7 @@ from reasonrec_fast.models.classical.attribute_knn import AttributeKNN, Attribut
 from reasonrec_fast.models.classical.base import ClassicalRecommender
 from reasonrec_fast.models.classical.bias import Bias, BiasConfig
 from reasonrec_fast.models.classical.bpr import BPR, BPRConfig
+from reasonrec_fast.models.classical.bsarec import BSARec, BSARecConfig
 from reasonrec_fast.models.classical.dcn import DCNv2, DCNv2Config
 from reasonrec_fast.models.classical.directed_knn import DirectedItemKNN, DirectedItemKNNConfig
 from reasonrec_fast.models.classical.fm import FM, FMConfig
@@ -15,6 +16,7 @@ from reasonrec_fast.models.classical.recbole import RecBole, RecBoleConfig
 from reasonrec_fast.models.classical.retrieval import Recommendations
 from reasonrec_fast.models.classical.sasrec import SASRec, SASRecConfig
 from reasonrec_fast.models.classical.text_knn import TextKNN, TextKNNConfig
+from reasonrec_fast.models.classical.text_tower import TextTower, TextTowerConfig
 
 __all__ = [
     "BPR",
@@ -23,6 +25,8 @@ __all__ = [
     "AttributeKNN",
     "AttributeKNNConfig",
     "BPRConfig",
+    "BSARec",
+    "BSARecConfig",
     "Bias",
     "BiasConfig",
     "ClassicalRecommender",
@@ -45,5 +49,7 @@ __all__ = [
     "SASRecConfig",
     "TextKNN",
     "TextKNNConfig",
+    "TextTower",
+    "TextTowerConfig",
     "load_recommender",
 ]

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from reasonrec_fast.data import Interactions
+from reasonrec_fast.lm.text_encoder import WIDTH
 from reasonrec_fast.models.classical.closed_form import ClosedFormRecommender
 from reasonrec_fast.models.classical.vectors import VectorRecommender, decayed_mean
 from reasonrec_fast.models.item_texts import check_texts, item_vectors
@@ -25,7 +26,7 @@ class TextKNNConfig:
         attributes: whether texts have the values of attributes after the title.
     """
 
-    decay: Share = 0.75
+    decay: Share = 0.5
     attributes: bool = False
 
     def __post_init__(self) -> None:
@@ -52,14 +53,14 @@ class TextKNN(ClosedFormRecommender, VectorRecommender):
     vectors: torch.Tensor
 
     def build_parameters(self, sizes: dict[str, int]) -> None:
-        self.register_buffer("vectors", torch.zeros(sizes["items"], sizes["width"]))
+        self.register_buffer("vectors", torch.zeros(sizes["items"], WIDTH))
 
     def check_events(self, data: Interactions, train: np.ndarray) -> None:
         check_texts(data.catalog, attributes=self.config.attributes)
 
     def fit_closed_form(self, data: Interactions, train: np.ndarray) -> None:
+        self.build({"users": data.num_users, "items": data.num_items})
         vectors = item_vectors(data.catalog, attributes=self.config.attributes, device=self.device)
-        self.build({"users": data.num_users, "items": data.num_items, "width": vectors.shape[1]})
         self.vectors.copy_(functional.normalize(vectors, dim=-1))
 
     def encoded(self) -> tuple[Callable[[np.ndarray], torch.Tensor], torch.Tensor]:
