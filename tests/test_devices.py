@@ -568,16 +568,21 @@ MODELS = {
     "Popularity": ({}, Counter()),
     "Bias": ({}, Counter()),
     "ItemKNN": ({}, Counter()),
+    "DirectedItemKNN": ({}, Counter()),
+    "AttributeKNN": ({}, Counter()),
     "EASE": ({}, Counter()),
+    "SVD": ({"dim": 8}, Counter()),
     "BPR": ({"dim": 8, **QUICK}, LOSS),
     "BPR, softmax": ({"dim": 8, "loss": "softmax", "negatives": 0, **QUICK}, LOSS),
     "LightGCN": ({"dim": 8, "layers": 2, **QUICK}, LOSS + GRAPH),
     "SASRec": ({"dim": 8, "layers": 1, "dropout": 0.0, "precision": "float32", **QUICK}, LOSS),
+    "SASRec, bias": ({"dim": 8, "layers": 1, "dropout": 0.0, "precision": "float32", "item_bias": True, **QUICK}, LOSS),
+    "BSARec": ({"dim": 8, "layers": 1, "dropout": 0.0, "precision": "float32", **QUICK}, LOSS),
     "FM": ({"dim": 4, **QUICK}, LOSS + FIELDS),
     "DCNv2": ({"dim": 4, "deep": (8,), "dropout": 0.0, **QUICK}, LOSS + FIELDS),
 }
 ONCE_A_FIT = {
-    "base._apply", "lightgcn.prepare", "sasrec.fit_rows", "fields.describe", "item_to_item.fit_interactions",
+    "base._apply", "lightgcn.prepare", "sequence.fit_rows", "fields.describe", "item_to_item.fit_interactions", "sparse_items.keep", "svd.fit_closed_form",
     "bias.fit_closed_form", "popularity.fit_closed_form",
 }  # fmt: skip
 # What scores and recommendations read back: one array, and two; ItemKNN's products are sparse ones of the host.

@@ -15,6 +15,7 @@ from reasonrec_fast.models.classical.popularity import Popularity, PopularityCon
 from reasonrec_fast.models.classical.recbole import RecBole, RecBoleConfig
 from reasonrec_fast.models.classical.retrieval import Recommendations
 from reasonrec_fast.models.classical.sasrec import SASRec, SASRecConfig
+from reasonrec_fast.models.classical.svd import SVD, SVDConfig
 from reasonrec_fast.models.classical.text_knn import TextKNN, TextKNNConfig
 from reasonrec_fast.models.classical.text_tower import TextTower, TextTowerConfig
 
@@ -22,6 +23,7 @@ __all__ = [
     "BPR",
     "EASE",
     "FM",
+    "SVD",
     "AttributeKNN",
     "AttributeKNNConfig",
     "BPRConfig",
@@ -47,6 +49,7 @@ __all__ = [
     "Recommendations",
     "SASRec",
     "SASRecConfig",
+    "SVDConfig",
     "TextKNN",
     "TextKNNConfig",
     "TextTower",
