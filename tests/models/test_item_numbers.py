@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from word_encoder import WordEncoder
 
 from reasonrec_fast.data import Interactions, load_sequences, split_by_time
 from reasonrec_fast.experiments.config import EvaluationConfig
@@ -63,25 +64,6 @@ class NextNumber(Popularity):
     def scores(self, users: np.ndarray) -> torch.Tensor:
         largest = np.array([self.histories.of_user(user).max(initial=-1) for user in users])
         return -torch.from_numpy(np.abs(np.arange(self.sizes["items"]) - largest[:, None] - 1)).float()
-
-
-class WordEncoder:
-    """Stands for the sentence encoder: the sum of a random vector of each word."""
-
-    def __init__(self, device: object = None) -> None:
-        pass
-
-    def encode(self, texts: list[str]) -> torch.Tensor:
-        vectors = [
-            sum(
-                torch.randn(
-                    item_texts.WIDTH, generator=torch.Generator().manual_seed(int.from_bytes(word.encode()[:7]))
-                )
-                for word in text.split()
-            )
-            for text in texts
-        ]
-        return torch.nn.functional.normalize(torch.stack(vectors))
 
 
 def synthetic() -> tuple[list[list[int]], dict[str, dict[str, object]]]:

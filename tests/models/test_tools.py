@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from word_encoder import WordEncoder
 
 from reasonrec_fast.data import DataError, Histories, Interactions
 from reasonrec_fast.models import item_texts
@@ -51,21 +52,9 @@ def walks() -> Interactions:
     )  # fmt: skip
 
 
-class RandomEncoder:
-    """Stands for the sentence encoder: a vector for each text."""
-
-    def __init__(self, device: object = None) -> None:
-        pass
-
-    def encode(self, texts: list[str]) -> torch.Tensor:
-        seeds = [sum(text.encode()) for text in texts]
-        vectors = [torch.randn(item_texts.WIDTH, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        return torch.nn.functional.normalize(torch.stack(vectors))
-
-
 @pytest.fixture
 def encoder(monkeypatch) -> None:
-    monkeypatch.setattr(item_texts, "TextEncoder", RandomEncoder)
+    monkeypatch.setattr(item_texts, "TextEncoder", WordEncoder)
 
 
 def decayed(data: Interactions, decay: float) -> np.ndarray:
@@ -126,7 +115,7 @@ def test_titles_are_compared_by_their_embeddings(walks, encoder, attributes):
              for title, kind in zip(catalog.titles, catalog.attributes["kind"], strict=True)]  # fmt: skip
     titled = np.setdiff1d(np.arange(ITEMS), untitled)
     vectors = np.zeros((ITEMS, item_texts.WIDTH))
-    vectors[titled] = RandomEncoder().encode([texts[item] for item in titled]).numpy()
+    vectors[titled] = WordEncoder().encode([texts[item] for item in titled]).numpy()
     vectors[titled] -= vectors[titled].mean(0)
     vectors[titled] /= np.linalg.norm(vectors[titled], axis=1, keepdims=True)
     weights = decayed(walks, 0.75)
