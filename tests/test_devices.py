@@ -642,7 +642,7 @@ def test_a_classical_model_lives_on_a_device(clicks, name, tmp_path, monkeypatch
         assert products == (6 if name in ("ItemKNN", "DirectedItemKNN", "AttributeKNN") else 0)
         (score,) = set(RESULTS) & set(device.reads)
         assert device.reads <= Counter({score: 1, "retrieval.retrieve": 2}) + GRAPH, device.reads
-        assert set(device.waits) <= {"sparse_items.dense", "attribute_knn.scores"}, device.waits
+        assert set(device.waits) <= {"item_to_item.scores", "sparse_items.dense", "attribute_knn.scores"}, device.waits
         device_model.save_pretrained(tmp_path / "device")
         cpu_model.save_pretrained(tmp_path / "cpu")
         loaded = type(cpu_model).from_pretrained(tmp_path / "cpu", device=DEVICE)
