@@ -169,7 +169,7 @@ def test_configurations_of_the_package(name):
         (("dim = 4", "width = 4"), "both.toml: models.BPR: expected average, batch, .*; got 'width'"),
         (
             ('kind = "BPR"', 'kind = "ClassicalRecommender"'),
-            "models.kind: expected one of BPR, Bias, DCNv2, EASE, FM, ItemKNN, LightGCN, .*, SASRec, optirag for",
+            "models.kind: expected one of .*BPR, .*DCNv2, .*, SASRec, .*, optirag for",
         ),
         (('kind = "sequences"', 'kind = "web"'), "both.toml: datasets: kind: expected 'sequences', .*; got 'web'"),
         (("seeds", "seed"), "both.toml: expected models, datasets, evaluation, seeds, device; got 'seed'"),

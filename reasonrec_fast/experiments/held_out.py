@@ -14,6 +14,7 @@ from reasonrec_fast.data.split import check_not_learnt
 from reasonrec_fast.evaluation import Interval
 from reasonrec_fast.experiments.config import EvaluationConfig
 from reasonrec_fast.models.base import CatalogRecommender, Recommender
+from reasonrec_fast.models.ties import ranked_with_ties
 
 STRATA = ("popular", "middling", "rare"), ("short", "middling", "long")
 
@@ -25,7 +26,7 @@ class TestRanking(NamedTuple):
         users: of each row, int64 ``[B]``: the users with a target that is not excluded; with sampled candidates, a row
             for each target.
         relevant: the targets of each row.
-        items: best first, int64 ``[B, K]``; -1 for none.
+        items: best first, int64 ``[B, K]``; -1 for none, and for what ties with items outside of the list.
         known: the items that every user liked before.
         values: metrics of each row, ``[B]`` each.
         unreachable: number of targets that their users have seen before, which are excluded from recommendations and
@@ -116,7 +117,8 @@ def metrics_on_test(
 
     For ranking: means over users, and NDCG at the middle cutoff by popularity of the target and length of the history
     (thirds of the training events, and of the users). Targets that the user has seen before are excluded from all
-    recommendations: ``unreachable`` is their number, and the means are over the others. For CTR: of probabilities that
+    recommendations: ``unreachable`` is their number, and the means are over the others. Items of equal scores are in no
+    order: a metric is its expectation over their orders. For CTR: of probabilities that
     are calibrated on validation by Platt scaling.
 
     Raises:
@@ -175,10 +177,13 @@ def _ranked(model: Recommender, data: Interactions, split: Split, settings: Eval
         some = np.flatnonzero(reachable.lengths)
         users, relevant = users[some], reachable.select(some)
         assert isinstance(model, CatalogRecommender)  # others are refused by check_rankable
-        items = model.recommend(users, max(settings.ks), exclude=seen).items
-    return TestRanking(
-        users, relevant, items, known, evaluation.ranking_metrics(items, relevant, settings.ks), unreachable
-    )
+        items, ties = ranked_with_ties(model, users, relevant, seen, max(settings.ks), data.num_items)
+        values = evaluation.ranking_metrics(items, relevant, settings.ks, ties=ties)
+        # What ties with an item outside of the list is not in it by the model's choice: it counts as not recommended.
+        items = np.where((ties.outside > 0)[:, None] & (ties.scores == ties.scores[:, -1:]), -1, items)
+        return TestRanking(users, relevant, items, known, values, unreachable)
+    values = evaluation.ranking_metrics(items, relevant, settings.ks)
+    return TestRanking(users, relevant, items, known, values, unreachable)
 
 
 def _score_candidates(model: Recommender, data: Interactions, rows: np.ndarray, candidates: np.ndarray) -> np.ndarray:

@@ -12,9 +12,12 @@ import torch
 from reasonrec_fast.pretrained import local_folder, read_settings
 
 _CLASSICAL = {
+    "AttributeKNN": "attribute_knn",
     "BPR": "bpr",
+    "BSARec": "bsarec",
     "Bias": "bias",
     "DCNv2": "dcn",
+    "DirectedItemKNN": "directed_knn",
     "EASE": "item_to_item",
     "FM": "fm",
     "ItemKNN": "item_to_item",
@@ -22,6 +25,9 @@ _CLASSICAL = {
     "Popularity": "popularity",
     "RecBole": "recbole",
     "SASRec": "sasrec",
+    "SVD": "svd",
+    "TextKNN": "text_knn",
+    "TextTower": "text_tower",
 }
 CLASSICAL = tuple(_CLASSICAL)
 """Models that recommend without a language model."""

@@ -1,9 +1,12 @@
 """Classical recommenders: small and fast, the baselines of every comparison."""
 
+from reasonrec_fast.models.classical.attribute_knn import AttributeKNN, AttributeKNNConfig
 from reasonrec_fast.models.classical.base import ClassicalRecommender
 from reasonrec_fast.models.classical.bias import Bias, BiasConfig
 from reasonrec_fast.models.classical.bpr import BPR, BPRConfig
+from reasonrec_fast.models.classical.bsarec import BSARec, BSARecConfig
 from reasonrec_fast.models.classical.dcn import DCNv2, DCNv2Config
+from reasonrec_fast.models.classical.directed_knn import DirectedItemKNN, DirectedItemKNNConfig
 from reasonrec_fast.models.classical.fm import FM, FMConfig
 from reasonrec_fast.models.classical.item_to_item import EASE, EASEConfig, ItemKNN, ItemKNNConfig
 from reasonrec_fast.models.classical.lightgcn import LightGCN, LightGCNConfig
@@ -12,17 +15,27 @@ from reasonrec_fast.models.classical.popularity import Popularity, PopularityCon
 from reasonrec_fast.models.classical.recbole import RecBole, RecBoleConfig
 from reasonrec_fast.models.classical.retrieval import Recommendations
 from reasonrec_fast.models.classical.sasrec import SASRec, SASRecConfig
+from reasonrec_fast.models.classical.svd import SVD, SVDConfig
+from reasonrec_fast.models.classical.text_knn import TextKNN, TextKNNConfig
+from reasonrec_fast.models.classical.text_tower import TextTower, TextTowerConfig
 
 __all__ = [
     "BPR",
     "EASE",
     "FM",
+    "SVD",
+    "AttributeKNN",
+    "AttributeKNNConfig",
     "BPRConfig",
+    "BSARec",
+    "BSARecConfig",
     "Bias",
     "BiasConfig",
     "ClassicalRecommender",
     "DCNv2",
     "DCNv2Config",
+    "DirectedItemKNN",
+    "DirectedItemKNNConfig",
     "EASEConfig",
     "FMConfig",
     "ItemKNN",
@@ -36,5 +49,10 @@ __all__ = [
     "Recommendations",
     "SASRec",
     "SASRecConfig",
+    "SVDConfig",
+    "TextKNN",
+    "TextKNNConfig",
+    "TextTower",
+    "TextTowerConfig",
     "load_recommender",
 ]

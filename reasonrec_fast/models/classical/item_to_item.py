@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.linalg import lapack
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_array, csr_matrix
 
 from reasonrec_fast.data import DataError, Histories, Interactions
 from reasonrec_fast.models.classical.closed_form import ClosedFormRecommender
+from reasonrec_fast.models.classical.sparse_items import SparseRecommender
 from reasonrec_fast.settings import Count, NotNegative, Positive, check_settings
 
 _ROWS = 1024  # items whose neighbours are computed at a time
@@ -44,7 +45,7 @@ class ItemKNNConfig:
     """Hyper-parameters.
 
     Attributes:
-        neighbours: of each item.
+        neighbours: of each item, and those that are as similar as the last of them.
         shrinkage: added to the product of norms, so that similarity over few common users counts less.
     """
 
@@ -55,7 +56,7 @@ class ItemKNNConfig:
         check_settings(self)
 
 
-class ItemKNN(ItemToItem):
+class ItemKNN(ItemToItem, SparseRecommender):
     """Scores an item by its summed similarity to the items of the user that it is a nearest neighbour of (Sarwar et al.
     2001; shrunk cosine).
 
@@ -70,14 +71,6 @@ class ItemKNN(ItemToItem):
 
     config_type = ItemKNNConfig
     config: ItemKNNConfig
-    indptr: torch.Tensor
-    indices: torch.Tensor
-    values: torch.Tensor
-
-    def build_parameters(self, sizes: dict[str, int]) -> None:
-        self.register_buffer("indptr", torch.zeros(sizes["items"] + 1, dtype=torch.int64))
-        self.register_buffer("indices", torch.zeros(sizes["entries"], dtype=torch.int64))
-        self.register_buffer("values", torch.zeros(sizes["entries"]))
 
     def fit_interactions(self, liked: csr_matrix) -> None:
         columns = liked.T.tocsr()
@@ -91,21 +84,17 @@ class ItemKNN(ItemToItem):
                 others, common = common_users.indices[row], common_users.data[row]
                 others, common = others[others != item], common[others != item]
                 similarity = common / (norms[item] * norms[others] + self.config.shrinkage)
-                # Ties: the lower index first, so that the same data give the same model.
-                nearest = np.lexsort((others, -similarity))[: self.config.neighbours]
-                indices.append(others[nearest])
-                values.append(similarity[nearest])
-                counts.append(len(nearest))
-        self.build({"users": liked.shape[0], "items": columns.shape[0], "entries": int(sum(counts))})
-        self.indptr[1:] = torch.from_numpy(np.cumsum(counts))
-        self.indices.copy_(torch.from_numpy(np.concatenate(indices)))
-        self.values.copy_(torch.from_numpy(np.concatenate(values)))
+                if len(others) > self.config.neighbours:
+                    last = np.partition(similarity, -self.config.neighbours)[-self.config.neighbours]
+                    others, similarity = others[similarity >= last], similarity[similarity >= last]
+                indices.append(others)
+                values.append(similarity)
+                counts.append(len(others))
+        parts = np.concatenate(values), np.concatenate(indices), np.concatenate([[0], np.cumsum(counts)])
+        self.keep(csr_array(parts, shape=(columns.shape[0], columns.shape[0])), liked.shape[0])
 
     def scores(self, users: np.ndarray) -> torch.Tensor:
-        items = self.sizes["items"]
-        parts = (part.cpu().numpy() for part in (self.values, self.indices, self.indptr))
-        scores = self._matrix_of(users) @ csr_matrix(tuple(parts), shape=(items, items))
-        return torch.from_numpy(scores.toarray().astype(np.float32)).to(self.device)
+        return self.dense(self._matrix_of(users) @ self.matrix)
 
 
 @dataclass(frozen=True)
