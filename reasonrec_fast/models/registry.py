@@ -32,11 +32,16 @@ _CLASSICAL = {
 CLASSICAL = tuple(_CLASSICAL)
 """Models that recommend without a language model."""
 
-_WRITERS = ("ConstantText", "ProfileText", "NearestText")
+_WRITERS = {
+    "ConstantText": "explanation",
+    "ProfileText": "explanation",
+    "NearestText": "explanation",
+    "MinimumRiskText": "minimum_risk",
+}
 
 ARCHITECTURES: dict[str, tuple[str, str]] = {
     **{name: (f"reasonrec_fast.models.classical.{module}", name) for name, module in _CLASSICAL.items()},
-    **{name: ("reasonrec_fast.models.classical.explanation", name) for name in _WRITERS},
+    **{name: (f"reasonrec_fast.models.classical.{module}", name) for name, module in _WRITERS.items()},
     "FeatureJudge": ("reasonrec_fast.models.classical.judge", "FeatureJudge"),
     "optirag": ("reasonrec_fast.models.optirag", "OptiRAG"),
 }
@@ -47,7 +52,7 @@ TaskName = Literal["ranking", "ctr", "explanation", "judge"]
 TASKS: dict[TaskName, tuple[str, ...]] = {
     "ranking": (*CLASSICAL, "optirag"),
     "ctr": (*CLASSICAL, "optirag"),
-    "explanation": _WRITERS,
+    "explanation": tuple(_WRITERS),
     "judge": ("FeatureJudge",),
 }
 """Which architectures do a task; the protocols are those of :mod:`reasonrec_fast.models.base`."""
