@@ -23,6 +23,7 @@ _CLASSICAL = {
     "Popularity": "popularity",
     "RecBole": "recbole",
     "SASRec": "sasrec",
+    "Stack": "stack",
 }
 CLASSICAL = tuple(_CLASSICAL)
 """Models that recommend without a language model."""
