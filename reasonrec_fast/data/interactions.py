@@ -44,6 +44,14 @@ class Catalog:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def has_title(self, item: int) -> bool:
+        """Whether the source has a title for the item of an index; if not, the identifier stands in its place.
+
+        >>> Catalog(["10", "20"], ["Heat", "20"]).has_title(1)
+        False
+        """
+        return self.titles[item] != self.ids[item]
+
 
 @dataclass(frozen=True)
 class Interactions:

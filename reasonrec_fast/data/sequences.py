@@ -11,10 +11,16 @@ from reasonrec_fast.data.interactions import Catalog, Interactions
 from reasonrec_fast.data.text_files import contents, text_lines
 from reasonrec_fast.files import read_json
 
+_TITLES = ("item_titles.json", "item_textual_ids.json")
+
 
 def load_sequences(folder: str | Path) -> Interactions:
     """Read ``sequences.txt`` (lines of ``user item item ...``) and, if they exist, ``item_attributes.json`` (item to
-    attribute names or numbers) and ``item_asin.json`` (item to its identifier in the shop).
+    attribute names or numbers) and titles (item to text): ``item_titles.json``, or ``item_textual_ids.json`` where that
+    is missing. An item without a title has its number in the place of one, as in every :class:`Catalog`.
+
+    ``item_asin.json`` is not read: identifiers of a shop ascend with the time at which an item came into it, and tell
+    what a user can have had next.
 
     All events are positive. The files have no times: a timestamp is the event's position in its user's line, so only
     ``split_by_time(..., "leave_one_out")`` is meaningful.
@@ -62,11 +68,10 @@ def load_sequences(folder: str | Path) -> Interactions:
 
 
 def _catalog(folder: Path, ids: list[str]) -> Catalog:
-    attributes, titles = {}, ids
+    attributes = {}
     if (folder / "item_attributes.json").is_file():
         stored = read_json(folder / "item_attributes.json")
         attributes["attributes"] = [tuple(map(str, stored.get(item, ()))) for item in ids]
-    if (folder / "item_asin.json").is_file():
-        asins = read_json(folder / "item_asin.json")
-        titles = [str(asins.get(item, item)) for item in ids]
-    return Catalog(ids, titles, attributes)
+    files = [folder / name for name in _TITLES if (folder / name).is_file()]
+    titles = read_json(files[0]) if files else {}
+    return Catalog(ids, [str(titles.get(item) or "").strip() or item for item in ids], attributes)

@@ -15,10 +15,11 @@ from reasonrec_fast import evaluation
 from reasonrec_fast.data import Interactions, Split, Timeline, load_movielens_small, sample_of_users, split_by_time
 from reasonrec_fast.experiments.evidence import evidence_regression
 from reasonrec_fast.experiments.trained import trained
+from reasonrec_fast.lm.text_encoder import TextEncoder
 from reasonrec_fast.models.optirag import OptiRAGConfig
 from reasonrec_fast.models.optirag.config import Retrieval
 from reasonrec_fast.models.optirag.retriever import Retriever
-from reasonrec_fast.models.optirag.text_retrieval import TextEncoder, item_texts
+from reasonrec_fast.prompts.items import item_text
 from reasonrec_fast.training.progress import Progress
 
 KINDS: tuple[Retrieval, ...] = ("gcn", "text", "none")
@@ -116,7 +117,7 @@ def retrieval_times(
     train = split.train
     gcn = Retriever.train(interactions, train)
     encoder = TextEncoder(device)
-    texts = item_texts(interactions.catalog)
+    texts = [item_text(interactions.catalog, item) for item in range(interactions.num_items)]
     vectors = encoder.encode(texts)
     text = Retriever.train(interactions, train, item_vectors=vectors - vectors.mean(0))
     history = Timeline.of_users(interactions, train[interactions.labels[train] == 1])

@@ -80,7 +80,7 @@ class ExplanationTask:
         if len(texts) != len(references):
             raise DataError(f"explain: expected {len(references)} texts, one a pair; got {len(texts)}")
         metrics = evaluation.text_metrics(texts, references)
-        from reasonrec_fast.models.optirag.text_retrieval import PACKAGE, TextEncoder
+        from reasonrec_fast.lm.text_encoder import PACKAGE, TextEncoder
 
         if importlib.util.find_spec(PACKAGE) is not None:
             encoder = TextEncoder(torch.device("cpu"))

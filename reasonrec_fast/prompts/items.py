@@ -1,4 +1,4 @@
-"""What a prompt may say of an item: its title, never its identifier."""
+"""What a prompt or an encoder may read of an item: its title and attributes, never its identifier."""
 
 from __future__ import annotations
 
@@ -17,8 +17,24 @@ def item_title(catalog: Catalog, item: int) -> str | None:
     >>> item_title(catalog, 0), item_title(catalog, 1)
     ('The Matrix', None)
     """
-    title = catalog.titles[item]
-    return None if title == catalog.ids[item] else natural_title(title)
+    return natural_title(catalog.titles[item]) if catalog.has_title(item) else None
+
+
+def item_text(catalog: Catalog, item: int, *, attributes: bool = True) -> str:
+    """Title and attribute values of an item; empty for one that has neither.
+
+    Args:
+        catalog: of the items.
+        item: index of the item.
+        attributes: whether to add them.
+
+    >>> catalog = Catalog(["1", "2"], ["Heat", "2"], {"genres": [("Crime", "Drama"), ("War",)]})
+    >>> item_text(catalog, 0), item_text(catalog, 1), item_text(catalog, 1, attributes=False)
+    ('Heat. Crime, Drama', 'War', '')
+    """
+    values = [value for column in catalog.attributes.values() for value in column[item]] if attributes else []
+    title = [catalog.titles[item]] if catalog.has_title(item) else []
+    return ". ".join([*title, *([", ".join(values)] if values else [])])
 
 
 def natural_title(title: str) -> str:

@@ -1,5 +1,7 @@
 """Leave-one-out files, histories and negatives."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,9 +20,30 @@ def test_sequences_are_read_in_order(tmp_path):
     histories = Histories.of(data, np.arange(len(data)))
     assert [histories.of_user(user).tolist() for user in (0, 1)] == [[2, 0, 1], [1, 0]]
     assert data.catalog.attributes["attributes"] == [("Prada", "Fragrance"), ("3",), ()]
-    assert list(data.catalog.titles) == ["10", "20", "B01"]
+    assert list(data.catalog.titles) == ["10", "20", "30"]  # none, and no identifier of a shop in their place
     parts = split_by_time(data, "leave_one_out")
     assert data.items[parts.test].tolist() == [1] and data.items[parts.validation].tolist() == [0]
+
+
+@pytest.mark.parametrize("name", ["item_titles.json", "item_textual_ids.json"])
+def test_titles_are_texts(tmp_path, name):
+    (tmp_path / "sequences.txt").write_text("7 30 10 20\n9 20 10\n")
+    (tmp_path / "item_textual_ids.json").write_text('{"10": "other", "20": " ", "30": "words"}')
+    (tmp_path / name).write_text('{"10": " Nail Polish ", "20": ""}')
+    catalog = load_sequences(tmp_path).catalog
+    assert [catalog.titles[item] if catalog.has_title(item) else None for item in (0, 1, 2)] == [
+        "Nail Polish", None, None,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["beauty", "sports", "toys"])
+def test_no_asin_and_no_number_is_a_title(shared_data, name):
+    catalog = load_sequences(shared_data / "amazon" / name).catalog
+    asins = json.loads((shared_data / "amazon" / name / "item_asin.json").read_text())
+    titled = [item for item in range(len(catalog)) if catalog.has_title(item)]
+    assert len(titled) > 0.99 * len(catalog)
+    for item in titled:
+        assert asins[catalog.ids[item]].lower() not in catalog.titles[item].lower().split()
 
 
 def test_bad_sequences_are_named(tmp_path):

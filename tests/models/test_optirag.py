@@ -14,12 +14,12 @@ from reasonrec_fast.data import Catalog, DataError, Instruction, Interactions, S
 from reasonrec_fast.experiments.config import EvaluationConfig
 from reasonrec_fast.experiments.held_out import metrics_on_test
 from reasonrec_fast.lm.loading import load_language_model
+from reasonrec_fast.models.item_texts import item_vectors
 from reasonrec_fast.models.optirag import OptiRAG, OptiRAGConfig
 from reasonrec_fast.models.optirag.evidence import DENSE_FEATURES, RETRIEVED
 from reasonrec_fast.models.optirag.full_depth import full_depth_scores
 from reasonrec_fast.models.optirag.prompt import Template
 from reasonrec_fast.models.optirag.retriever import Retriever
-from reasonrec_fast.models.optirag.text_retrieval import item_vectors
 
 
 @pytest.fixture

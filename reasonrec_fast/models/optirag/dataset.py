@@ -273,7 +273,7 @@ def log_template_fields(template: Template, catalog: Catalog) -> None:
     _logger.info("prompts tell of an item its title%s", "".join(f", {name}" for name in read))
     if unread:
         _logger.warning("no prompt reads the attributes %s", ", ".join(unread))
-    if all(title == item for title, item in zip(catalog.titles, catalog.ids, strict=True)):
+    if not any(catalog.has_title(item) for item in range(len(catalog))):
         _logger.warning(
             "no item has a title, so that prompts cannot name items; give a table of the items with a column 'title'"
         )

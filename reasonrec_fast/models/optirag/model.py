@@ -17,6 +17,7 @@ from reasonrec_fast.data.errors import DataError
 from reasonrec_fast.data.interactions import Catalog, Interactions, joined
 from reasonrec_fast.data.negatives import draw_negatives
 from reasonrec_fast.data.tables import TableLike, as_interactions
+from reasonrec_fast.models.item_texts import item_vectors
 from reasonrec_fast.models.optirag import storage
 from reasonrec_fast.models.optirag.boosted import BoostedEvidence
 from reasonrec_fast.models.optirag.calibration import check_promise, log_odds
@@ -34,7 +35,6 @@ from reasonrec_fast.models.optirag.rows import (
 )
 from reasonrec_fast.models.optirag.scorer import Predictions, RequestScorer
 from reasonrec_fast.models.optirag.template import AUTO, Template, template_for
-from reasonrec_fast.models.optirag.text_retrieval import item_vectors
 from reasonrec_fast.pretrained import PushToHub
 from reasonrec_fast.prompts.tokens import TokenIds
 from reasonrec_fast.training.progress import NO_METRICS, Progress, named_part
