@@ -14,8 +14,8 @@ from reasonrec_fast.early_exit.trees import Trees
 from reasonrec_fast.models.classical.stack_features import feature_names, features
 from reasonrec_fast.models.classical.stack_items import ItemFacts
 from reasonrec_fast.models.classical.stack_scores import (
+    Excluded,
     View,
-    excluded_items,
     nominations,
     padded,
     standardised,
@@ -31,13 +31,13 @@ class Views(NamedTuple):
 
     Attributes:
         views: by name, in the order of the tools; None for those of a tool that gave no answer.
-        excluded: items that are no candidates, bool ``[B, I]``.
+        excluded: items that are no candidates.
         histories: of the users.
         left_out: tools that gave no answer, and why.
     """
 
     views: dict[str, View | None]
-    excluded: torch.Tensor
+    excluded: Excluded
     histories: Histories
     left_out: dict[str, str]
 
@@ -120,7 +120,7 @@ class Toolbox:
             DataError: with ``strict``, a tool that fails.
         """
         items = len(self.facts.counts)
-        excluded = excluded_items(exclude, items, self.device)
+        excluded = Excluded.of(exclude, items, self.device)
         views: dict[str, View | None] = {}
         left_out: dict[str, str] = {}
         for number, tool in enumerate(self.tools):
@@ -145,15 +145,16 @@ class Toolbox:
     def candidates(self, views: Views) -> np.ndarray:
         """Items that a tool nominates, int64 ``[B, C]``, -1 for no more; where these are fewer than a tool may
         nominate, popular items too."""
-        mask = torch.zeros_like(views.excluded)
+        mask = torch.zeros_like(views.excluded.mask)
         for view in views.views.values():
             if view is not None:
                 mask |= nominations(view, views.excluded, self._nominated)
         short = (mask.sum(1) < self._nominated).nonzero()[:, 0]
         if len(short):
             counts = torch.from_numpy(self.facts.counts).to(self.device).expand(len(short), -1)
-            popular = standardised(counts, views.excluded[short], self._depth)
-            mask[short] |= nominations(popular, views.excluded[short], self._nominated)
+            excluded = views.excluded.select(short)
+            popular = standardised(counts, excluded, self._depth)
+            mask[short] |= nominations(popular, excluded, self._nominated)
         return padded(mask)
 
     def features(self, items: np.ndarray, views: Views) -> np.ndarray:

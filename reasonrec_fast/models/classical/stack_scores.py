@@ -26,36 +26,67 @@ class View(NamedTuple):
     best: torch.Tensor
 
 
-def excluded_items(exclude: Histories, num_items: int, device: torch.device) -> torch.Tensor:
-    """Which items each row leaves out, bool ``[B, I]``."""
-    mask = torch.zeros(exclude.num_users, num_items, dtype=torch.bool, device=device)
-    rows = np.repeat(np.arange(exclude.num_users), exclude.lengths)
-    mask[on_device(rows, device), on_device(exclude.items, device)] = True
-    return mask
+class Excluded(NamedTuple):
+    """Items that ``B`` users are not to get.
+
+    Attributes:
+        mask: bool ``[B, I]``.
+        rows, items: of each, int64 ``[E]`` both, none of them twice.
+    """
+
+    mask: torch.Tensor
+    rows: torch.Tensor
+    items: torch.Tensor
+
+    @classmethod
+    def of(cls, exclude: Histories, num_items: int, device: torch.device | str) -> Excluded:
+        """From the items of each user."""
+        device = torch.device(device)
+        mask = torch.zeros(exclude.num_users, num_items, dtype=torch.bool, device=device)
+        rows = np.repeat(np.arange(exclude.num_users), exclude.lengths)
+        keys = np.unique(rows * num_items + exclude.items)
+        on_rows, on_items = on_device(keys // max(num_items, 1), device), on_device(keys % max(num_items, 1), device)
+        mask[on_rows, on_items] = True
+        return cls(mask, on_rows, on_items)
+
+    def select(self, rows: torch.Tensor) -> Excluded:
+        """Of some of the users."""
+        mask = self.mask[rows]
+        return Excluded(mask, *mask.nonzero(as_tuple=True))
 
 
-def standardised(scores: torch.Tensor, excluded: torch.Tensor, depth: int) -> View:
+def standardised(scores: torch.Tensor, excluded: Excluded, depth: int) -> View:
     """A view of scores ``[B, I]``.
 
     Args:
         scores: larger is likelier.
-        excluded: bool ``[B, I]``.
+        excluded: items that count neither for mean and deviation nor for the best.
         depth: ranks are told apart up to here.
 
-    >>> view = standardised(torch.tensor([[1.0, 3.0, 5.0]]), torch.tensor([[False, False, True]]), 2)
+    >>> view = standardised(torch.tensor([[1.0, 3.0, 5.0]]), Excluded.of(Histories.from_lists([[2]]), 3, "cpu"), 2)
     >>> view.scores.tolist(), view.best.tolist()
     ([[-1.0, 1.0, 3.0]], [[1.0, -1.0]])
     """
-    scores = scores.double()
-    kept = (~excluded).double()
-    number = kept.sum(1, keepdim=True).clamp(min=1)
-    mean = (scores * kept).sum(1, keepdim=True) / number
-    centred = scores - mean
-    deviation = (centred.square() * kept).sum(1, keepdim=True).div(number).sqrt()
-    size = torch.maximum(mean.abs(), deviation)
-    says_something = (deviation > 1e-6 * size) & deviation.isfinite()
-    result = (centred / deviation / _STEP).round().mul(_STEP).float().masked_fill(~says_something, torch.nan)
-    best = result.masked_fill(excluded | ~says_something, -torch.inf).topk(min(depth, result.shape[1]), dim=1).values
+    of_excluded = excluded.rows, excluded.items
+    outside = torch.bincount(excluded.rows, minlength=len(scores))
+    number = (scores.shape[1] - outside).clamp(min=1)
+
+    def less_excluded(sums: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        return sums.double().index_add(0, excluded.rows, -values.double()) / number
+
+    mean = less_excluded(scores.sum(1), scores[of_excluded])
+    result = scores - mean.float()[:, None]
+    squares = torch.linalg.vector_norm(result, dim=1).double().square()
+    deviation = less_excluded(squares, result[of_excluded].square()).clamp(min=0).sqrt()
+    says_something = (deviation > 1e-5 * mean.abs()) & deviation.isfinite()
+    result.mul_((1 / (deviation * _STEP)).float()[:, None]).round_().mul_(_STEP)
+    if not says_something.all():
+        result[~says_something] = torch.nan
+    values = result[of_excluded]
+    result[of_excluded] = -torch.inf
+    best = result.topk(min(depth, result.shape[1]), dim=1).values
+    result[of_excluded] = values
+    best[~says_something] = -torch.inf
     return View(result, best)
 
 
@@ -64,7 +95,7 @@ def ranks(view: View, items: torch.Tensor) -> torch.Tensor:
 
     A rank beyond the depth is the depth plus one; that of an item without a score is NaN.
 
-    >>> view = standardised(torch.tensor([[1.0, 3.0, 3.0, 0.0]]), torch.zeros(1, 4, dtype=torch.bool), 3)
+    >>> view = standardised(torch.tensor([[1.0, 3.0, 3.0, 0.0]]), Excluded.of(Histories.from_lists([[]]), 4, "cpu"), 3)
     >>> ranks(view, torch.tensor([[0, 1, 2, 3]])).tolist()
     [[3.0, 1.0, 1.0, 4.0]]
     """
@@ -74,18 +105,18 @@ def ranks(view: View, items: torch.Tensor) -> torch.Tensor:
     return (1.0 + view.best.shape[1] - not_above).masked_fill(scores.isnan(), torch.nan)
 
 
-def nominations(view: View, excluded: torch.Tensor, size: int) -> torch.Tensor:
+def nominations(view: View, excluded: Excluded, size: int) -> torch.Tensor:
     """The items of the ``size`` best scores, bool ``[B, I]``, at most that many a row.
 
     Items that tie with the first that has no place are left out with it, so that no choice depends on their order.
 
-    >>> view = standardised(torch.tensor([[1.0, 3.0, 1.0, 0.0]]), torch.zeros(1, 4, dtype=torch.bool), 4)
-    >>> nominations(view, torch.zeros(1, 4, dtype=torch.bool), 2).tolist()
+    >>> excluded = Excluded.of(Histories.from_lists([[]]), 4, "cpu")
+    >>> nominations(standardised(torch.tensor([[1.0, 3.0, 1.0, 0.0]]), excluded, 4), excluded, 2).tolist()
     [[False, True, False, False]]
     """
     open_to_all = view.best.shape[1] <= size  # the whole catalogue is not larger
     limit = view.best.new_full((len(view.best), 1), -torch.inf) if open_to_all else view.best[:, size : size + 1]
-    return (view.scores > limit) & ~excluded
+    return (view.scores > limit) & ~excluded.mask
 
 
 def padded(mask: torch.Tensor) -> np.ndarray:

@@ -186,7 +186,7 @@ class ModelTool(Tool):
 
     def item_vectors(self) -> torch.Tensor | None:
         """Vectors of all items ``[I, D]`` of a model that compares texts; None for others."""
-        vectors = getattr(self.model, "item_vectors", None)
+        vectors = getattr(self.model, "vectors", None) if self.spec.kind == "TextKNN" else None
         return vectors if isinstance(vectors, torch.Tensor) else None
 
 
