@@ -651,7 +651,7 @@ def test_sampled_classes_are_counted_once_a_step(clicks):
     with pretended_device() as device:
         rows = np.arange(len(clicks))
         classical.SASRec(kind, device=DEVICE).fit(clicks, rows, progress=lambda *report: None)
-    assert set(device.reads) == {"sampled_softmax.cosine_cross_entropy", "epochs.train_epochs"}
+    assert set(device.reads) == {"sampled_softmax.item_cross_entropy", "epochs.train_epochs"}
     assert device.reads["epochs.train_epochs"] == 1
 
 

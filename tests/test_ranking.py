@@ -1,5 +1,7 @@
 """Ranking, judge and text metrics against independent implementations."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -41,6 +43,27 @@ def test_ranking_equals_torchmetrics(items, seed):
             assert result[f"ndcg@{k}"][row] == pytest.approx(
                 float(retrieval_normalized_dcg(*given_, top_k=k)), abs=1e-6
             )
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 6), st.integers(0, 10_000))
+def test_metrics_under_ties_are_expectations_over_orders(width, seed):
+    """Against all orders of six items, of which a list shows the first."""
+    generator = np.random.default_rng(seed)
+    scores, relevant = generator.integers(0, 3, 6), np.flatnonzero(generator.random(6) < 0.4)
+    ks = sorted({1, max(width // 2, 1), width})
+    orders = [order for order in itertools.permutations(range(6)) if (np.diff(scores[list(order)]) <= 0).all()]
+    of_orders = evaluation.ranking_metrics(
+        np.array(orders)[:, :width], Histories.from_lists([relevant.tolist()] * len(orders)), ks
+    )
+    ranked = np.array(orders[generator.integers(len(orders))][:width])
+    outside = np.setdiff1d(np.flatnonzero(scores == scores[ranked[-1]]), ranked)
+    ties = evaluation.Ties(
+        scores[ranked][None], np.array([len(outside)]), np.array([len(np.intersect1d(outside, relevant))])
+    )
+    result = evaluation.ranking_metrics(ranked[None], Histories.from_lists([relevant.tolist()]), ks, ties=ties)
+    for name, values in result.items():
+        assert values[0] == pytest.approx(of_orders[name].mean(), nan_ok=True), name
 
 
 def test_empty_slots_are_no_hits():

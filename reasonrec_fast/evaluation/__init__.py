@@ -4,6 +4,7 @@ from reasonrec_fast.evaluation.bootstrap import Interval, mean_interval, paired_
 from reasonrec_fast.evaluation.ctr import auc, ctr_metrics, fit_platt, gauc, platt_log_loss, user_aucs
 from reasonrec_fast.evaluation.judge import fit_logistic, judge_metrics
 from reasonrec_fast.evaluation.ranking import (
+    Ties,
     by_stratum,
     coverage,
     hits,
@@ -17,6 +18,7 @@ from reasonrec_fast.evaluation.text import distinct, feature_coverage, reference
 
 __all__ = [
     "Interval",
+    "Ties",
     "auc",
     "by_stratum",
     "coverage",

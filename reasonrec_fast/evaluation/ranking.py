@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -53,7 +54,23 @@ def _distinct(relevant: Relevant, rows: int) -> Histories:
     return relevant.distinct()
 
 
-def ranking_metrics(ranked: np.ndarray, relevant: Relevant, ks: Sequence[int]) -> dict[str, np.ndarray]:
+class Ties(NamedTuple):
+    """Which of the ranked items have equal scores, so that their order means nothing.
+
+    Attributes:
+        scores: of the ranked items, best first, ``[B, K]``.
+        outside: how many further items of each row have the score of its last ranked item, integers ``[B]``.
+        relevant_outside: how many of these are relevant, integers ``[B]``.
+    """
+
+    scores: np.ndarray
+    outside: np.ndarray
+    relevant_outside: np.ndarray
+
+
+def ranking_metrics(
+    ranked: np.ndarray, relevant: Relevant, ks: Sequence[int], *, ties: Ties | None = None
+) -> dict[str, np.ndarray]:
     """HR, recall and NDCG at every ``k`` and the reciprocal rank, of each row.
 
     Duplicates count once, both among relevant and among ranked items.
@@ -62,6 +79,8 @@ def ranking_metrics(ranked: np.ndarray, relevant: Relevant, ks: Sequence[int]) -
         ranked: items of each row, best first, integers ``[B, K]``; -1 for none.
         relevant: the relevant items of each row, one list per row; rows without any are NaN.
         ks: cutoffs, at most ``K``.
+        ties: a metric is then its expectation over all orders of the items that have equal scores (McSherry and Najork
+            2008), and does not depend on the order in which they came: an order of item numbers may know the future.
 
     Returns:
         ``hr@k``, ``recall@k``, ``ndcg@k`` (binary gains) and ``mrr@K``, float64 ``[B]`` each.
@@ -72,6 +91,9 @@ def ranking_metrics(ranked: np.ndarray, relevant: Relevant, ks: Sequence[int]) -
     >>> metrics = ranking_metrics(np.array([[4, 2, 9]]), Histories.from_lists([[2]]), [1, 3])
     >>> {name: round(float(value[0]), 3) for name, value in metrics.items()}
     {'hr@1': 0.0, 'recall@1': 0.0, 'ndcg@1': 0.0, 'hr@3': 1.0, 'recall@3': 1.0, 'ndcg@3': 0.631, 'mrr@3': 0.5}
+    >>> ties = Ties(np.array([[5.0, 5.0, 1.0]]), np.array([0]), np.array([0]))
+    >>> ranking_metrics(np.array([[4, 2, 9]]), Histories.from_lists([[2]]), [1], ties=ties)["hr@1"].tolist()
+    [0.5]
     """
     ranked = as_index(ranked, "ranked", least=-1, dims=2)
     relevant = _distinct(relevant, len(ranked))
@@ -79,18 +101,39 @@ def ranking_metrics(ranked: np.ndarray, relevant: Relevant, ks: Sequence[int]) -
     if any(not 1 <= k <= width for k in ks):
         raise ValueError(f"ks: expected cutoffs in [1, {width}]; got {list(ks)}")
     hit, sizes = hits(ranked, relevant), relevant.lengths
+    # Of each rank: the probability that its item is relevant, and that those up to it are the first that are.
+    expected, found = (hit, np.maximum.accumulate(hit, axis=1)) if ties is None else _expected_hits(hit, ties)
     valid = np.where(sizes > 0, 1.0, np.nan)
     discount = 1 / np.log2(np.arange(width) + 2)
     ideal = np.cumsum(discount)
     metrics = {}
     for k in ks:
         ideal_hits = np.maximum(np.minimum(sizes, k), 1)
-        metrics[f"hr@{k}"] = hit[:, :k].any(1) * valid
-        metrics[f"recall@{k}"] = hit[:, :k].sum(1) / np.maximum(sizes, 1) * valid
-        metrics[f"ndcg@{k}"] = (hit[:, :k] * discount[:k]).sum(1) / ideal[ideal_hits - 1] * valid
-    first = hit.argmax(1) if width else np.zeros(len(hit))
-    metrics[f"mrr@{width}"] = np.where(hit.any(1), 1 / (first + 1), 0.0) * valid
+        metrics[f"hr@{k}"] = found[:, k - 1] * valid
+        metrics[f"recall@{k}"] = expected[:, :k].sum(1) / np.maximum(sizes, 1) * valid
+        metrics[f"ndcg@{k}"] = (expected[:, :k] * discount[:k]).sum(1) / ideal[ideal_hits - 1] * valid
+    first = np.diff(found.astype(np.float64), prepend=0.0, axis=1)
+    metrics[f"mrr@{width}"] = (first / (np.arange(width) + 1)).sum(1) * valid
     return metrics
+
+
+def _expected_hits(hit: np.ndarray, ties: Ties) -> tuple[np.ndarray, np.ndarray]:
+    """Of each rank, over all orders of equal scores: the probability that its item is relevant, and that one of the
+    items down to it is, float64 ``[B, K]`` both."""
+    rows, width = hit.shape
+    starts = np.ones(hit.shape, dtype=bool)
+    starts[:, 1:] = ties.scores[:, 1:] != ties.scores[:, :-1]
+    group = np.cumsum(starts, axis=1) - 1 + np.arange(rows)[:, None] * width  # a number for each group of equal scores
+    size = np.bincount(group.ravel(), minlength=rows * width).astype(np.float64)
+    among = np.bincount(group.ravel(), hit.ravel().astype(np.float64), minlength=rows * width)
+    if width:
+        size[group[:, -1]] += ties.outside
+        among[group[:, -1]] += ties.relevant_outside
+    ranks = np.arange(width)
+    offset = ranks - np.maximum.accumulate(np.where(starts, ranks, 0), axis=1)  # within the group
+    # None found so far: the next is one of the relevant of its group among those of the group that are left.
+    none = np.cumprod(1 - np.minimum(among[group] / np.maximum(size[group] - offset, 1), 1), axis=1)
+    return among[group] / size[group], 1 - none
 
 
 def coverage(ranked: np.ndarray, num_items: int) -> float:

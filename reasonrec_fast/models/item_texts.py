@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from reasonrec_fast.data import Catalog, DataError
-from reasonrec_fast.lm.text_encoder import TextEncoder
+from reasonrec_fast.lm.text_encoder import WIDTH, TextEncoder
 from reasonrec_fast.prompts.items import item_text
 
 
@@ -29,7 +29,7 @@ def item_vectors(
     texts = [item_text(catalog, item, attributes=attributes) for item in range(len(catalog))]
     rows = [item for item, text in enumerate(texts) if text]
     encoded = TextEncoder(device).encode([texts[item] for item in rows])
-    vectors = torch.zeros(len(texts), encoded.shape[1])
+    vectors = torch.zeros(len(texts), WIDTH)
     vectors[rows] = encoded - encoded.mean(0)
     return vectors
 

@@ -12,7 +12,9 @@ import torch
 from reasonrec_fast.pretrained import local_folder, read_settings
 
 _CLASSICAL = {
+    "AttributeKNN": "attribute_knn",
     "BPR": "bpr",
+    "BSARec": "bsarec",
     "Bias": "bias",
     "DCNv2": "dcn",
     "DirectedItemKNN": "directed_knn",
@@ -24,6 +26,8 @@ _CLASSICAL = {
     "RecBole": "recbole",
     "SASRec": "sasrec",
     "Stack": "stack",
+    "TextKNN": "text_knn",
+    "TextTower": "text_tower",
 }
 CLASSICAL = tuple(_CLASSICAL)
 """Models that recommend without a language model."""

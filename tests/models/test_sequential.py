@@ -8,7 +8,7 @@ import torch
 
 from reasonrec_fast.data import DataError, Histories, Interactions, split_by_time
 from reasonrec_fast.models.classical import BPR, BPRConfig, LightGCN, LightGCNConfig, SASRec, SASRecConfig
-from reasonrec_fast.models.classical.sampled_softmax import cosine_cross_entropy
+from reasonrec_fast.models.classical.sampled_softmax import item_cross_entropy
 
 SASREC = SASRecConfig(
     dim=16, layers=1, heads=2, dropout=0.1, epochs=12, patience=12, batch=16, learning_rate=0.01, warmup=0, max_length=8
@@ -150,8 +150,8 @@ def test_training_goes_on_from_a_checkpoint(groups, tmp_path):
 def test_sampled_softmax_is_the_whole_one_where_all_are_drawn():
     torch.manual_seed(0)
     states, items, targets = torch.randn(30, 8), torch.randn(12, 8), torch.randint(12, (30,))
-    whole = cosine_cross_entropy(states, items, targets, temperature=0.2)
-    sampled = cosine_cross_entropy(states, items, targets, temperature=0.2, negatives=2000)
+    whole = item_cross_entropy(states, items, targets, temperature=0.2)
+    sampled = item_cross_entropy(states, items, targets, temperature=0.2, negatives=2000)
     cosines = torch.nn.functional.cosine_similarity(states[:, None], items[None], dim=-1)
     torch.testing.assert_close(whole, torch.nn.functional.cross_entropy(cosines / 0.2, targets), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(sampled, whole, atol=1e-5, rtol=1e-5)

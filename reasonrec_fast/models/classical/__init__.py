@@ -1,8 +1,10 @@
 """Classical recommenders: small and fast, the baselines of every comparison."""
 
+from reasonrec_fast.models.classical.attribute_knn import AttributeKNN, AttributeKNNConfig
 from reasonrec_fast.models.classical.base import ClassicalRecommender
 from reasonrec_fast.models.classical.bias import Bias, BiasConfig
 from reasonrec_fast.models.classical.bpr import BPR, BPRConfig
+from reasonrec_fast.models.classical.bsarec import BSARec, BSARecConfig
 from reasonrec_fast.models.classical.dcn import DCNv2, DCNv2Config
 from reasonrec_fast.models.classical.directed_knn import DirectedItemKNN, DirectedItemKNNConfig
 from reasonrec_fast.models.classical.fm import FM, FMConfig
@@ -13,12 +15,18 @@ from reasonrec_fast.models.classical.popularity import Popularity, PopularityCon
 from reasonrec_fast.models.classical.recbole import RecBole, RecBoleConfig
 from reasonrec_fast.models.classical.retrieval import Recommendations
 from reasonrec_fast.models.classical.sasrec import SASRec, SASRecConfig
+from reasonrec_fast.models.classical.text_knn import TextKNN, TextKNNConfig
+from reasonrec_fast.models.classical.text_tower import TextTower, TextTowerConfig
 
 __all__ = [
     "BPR",
     "EASE",
     "FM",
+    "AttributeKNN",
+    "AttributeKNNConfig",
     "BPRConfig",
+    "BSARec",
+    "BSARecConfig",
     "Bias",
     "BiasConfig",
     "ClassicalRecommender",
@@ -39,5 +47,9 @@ __all__ = [
     "Recommendations",
     "SASRec",
     "SASRecConfig",
+    "TextKNN",
+    "TextKNNConfig",
+    "TextTower",
+    "TextTowerConfig",
     "load_recommender",
 ]

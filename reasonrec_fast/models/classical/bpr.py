@@ -16,7 +16,7 @@ from reasonrec_fast.arrays import as_index
 from reasonrec_fast.data import DataError, Histories, Interactions
 from reasonrec_fast.data.negatives import NegativeSampler
 from reasonrec_fast.devices import on_device, seeded_generator
-from reasonrec_fast.models.classical.sampled_softmax import cosine_cross_entropy
+from reasonrec_fast.models.classical.sampled_softmax import item_cross_entropy
 from reasonrec_fast.models.classical.training import GradientConfig, product_dtype, train_by_gradient
 from reasonrec_fast.models.classical.vectors import VectorRecommender
 from reasonrec_fast.models.graph_embeddings import bpr_loss
@@ -137,7 +137,7 @@ class BPR(VectorRecommender):
         user, positive, negative = (on_device(part, self.device) for part in triples)
         vectors = self.vectors()
         if config.loss == "softmax":
-            loss = cosine_cross_entropy(
+            loss = item_cross_entropy(
                 vectors[user], vectors[first:], positive, temperature=config.temperature, negatives=config.negatives,
                 shares=shares, dtype=product_dtype(self),
             )  # fmt: skip

@@ -360,7 +360,11 @@ class Stack(ClassicalRecommender):
     def _retriever(self) -> Retriever:
         def retrieve(users: np.ndarray, k: int, exclude: Histories) -> tuple[torch.Tensor, torch.Tensor]:
             ranked = self._ranked(users, k, exclude)
-            return torch.from_numpy(ranked.logits), torch.from_numpy(ranked.items)
+            scores = ranked.logits.astype(np.float32)
+            for place in range(1, k):  # equal logits are in an order of their own: that of the scores is the same
+                below = np.nextafter(scores[:, place - 1], np.float32(-np.inf))
+                scores[:, place] = np.minimum(scores[:, place], below)
+            return torch.from_numpy(scores), torch.from_numpy(ranked.items)
 
         return retrieve
 

@@ -1,4 +1,4 @@
-"""Base of the models whose score is the inner product of a user's and an item's vector: SASRec, BPR, LightGCN."""
+"""Base of the models whose score is the inner product of a user's and an item's vector, learned or not."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from reasonrec_fast import ops
 from reasonrec_fast.data import Histories
@@ -15,6 +16,29 @@ from reasonrec_fast.models.classical.base import USERS_PER_BLOCK, ClassicalRecom
 from reasonrec_fast.models.classical.retrieval import Retriever
 
 _PAIRS = 1 << 18  # scored at a time
+
+
+def decayed_mean(vectors: torch.Tensor, histories: Histories, decay: float) -> torch.Tensor:
+    """Mean vector of each user's items, weighted by ``decay ** age`` where the latest item has the age 0, ``[B, D]``;
+    zero without a history.
+
+    Args:
+        vectors: of all items, ``[I, D]``.
+        histories: of ``B`` users.
+        decay: in [0, 1].
+
+    >>> decayed_mean(torch.eye(2), Histories.from_lists([[0, 1], []]), 0.25).tolist()
+    [[0.20000000298023224, 0.800000011920929], [0.0, 0.0]]
+    """
+    users = np.repeat(np.arange(histories.num_users), histories.lengths)
+    ages = histories.indptr[1:][users] - 1 - np.arange(len(users))
+    weights = decay ** ages.astype(np.float64)
+    weights /= np.bincount(users, weights, minlength=histories.num_users)[users]
+    device = vectors.device
+    return functional.embedding_bag(
+        on_device(histories.items, device), vectors, on_device(histories.indptr, device), mode="sum",
+        per_sample_weights=on_device(weights.astype(np.float32), device), include_last_offset=True,
+    )  # fmt: skip
 
 
 class VectorRecommender(ClassicalRecommender):
