@@ -322,10 +322,9 @@ class Stack(ClassicalRecommender):
         exclude.known(users)
         blocks = [users[first : first + _USERS] for first in range(0, max(len(users), 1), _USERS)]
         parts = [self._ranked(block, k, exclude.select(block)) for block in blocks]
+        arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in StackRanking._fields[:-1]}
         left_out = {name: reason for part in parts for name, reason in part.left_out.items()}
-        return StackRanking(
-            *(np.concatenate(column) for column in zip(*(part[:-1] for part in parts), strict=True)), left_out
-        )
+        return StackRanking(**arrays, left_out=left_out)
 
     @torch.inference_mode()
     def _ranked(self, users: np.ndarray, k: int, exclude: Histories) -> StackRanking:

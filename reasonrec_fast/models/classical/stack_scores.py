@@ -64,7 +64,7 @@ def standardised(scores: torch.Tensor, excluded: Excluded, depth: int) -> View:
         depth: ranks are told apart up to here.
 
     >>> view = standardised(torch.tensor([[1.0, 3.0, 5.0]]), Excluded.of(Histories.from_lists([[2]]), 3, "cpu"), 2)
-    >>> view.scores.tolist(), view.best.tolist()
+    >>> view.scores.round(decimals=3).tolist(), view.best.tolist()
     ([[-1.0, 1.0, 3.0]], [[1.0, -1.0]])
     """
     of_excluded = excluded.rows, excluded.items

@@ -67,7 +67,7 @@ class ToolSpec:
         >>> ToolSpec.parse({"kind": "ItemKNN", "neighbours": 20}).settings
         {'neighbours': 20}
         """
-        table = {"kind": entry} if isinstance(entry, str) else dict(entry)
+        table: dict[str, Any] = {"kind": entry} if isinstance(entry, str) else dict(entry)
         kind = table.pop("kind", None)
         names = [name for name in CLASSICAL if name not in ("Stack", "RecBole")]
         if kind not in names:
