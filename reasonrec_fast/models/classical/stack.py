@@ -17,7 +17,8 @@ from reasonrec_fast.data import DataError, Histories, Interactions
 from reasonrec_fast.early_exit.trees import Trees
 from reasonrec_fast.files import read_json, write_json
 from reasonrec_fast.models.classical.base import ClassicalRecommender
-from reasonrec_fast.models.classical.retrieval import Retriever
+from reasonrec_fast.models.classical.identifiers import is_text
+from reasonrec_fast.models.classical.retrieval import Recommendations, Retriever
 from reasonrec_fast.models.classical.stack_candidates import Groups, Toolbox
 from reasonrec_fast.models.classical.stack_folds import first_positives, leave_last_out
 from reasonrec_fast.models.classical.stack_items import ItemFacts, read_facts, write_facts
@@ -289,6 +290,8 @@ class Stack(ClassicalRecommender):
         if len(rows) > self.config.users:
             rows = np.sort(generator.choice(rows, self.config.users, replace=False))
         rows = rows[np.argsort(data.users[rows], kind="stable")]
+        # Histories of like lengths together: tools that read sequences pad less.
+        rows = rows[np.argsort(box.histories.lengths[data.users[rows]], kind="stable")]
         dropped = generator.random((len(rows), len(box.tools))) < dropout
         groups = Groups()
         for first in range(0, len(rows), _USERS):
@@ -355,6 +358,14 @@ class Stack(ClassicalRecommender):
         logits = np.full(items.shape, -np.inf)
         logits[items >= 0] = self.trees.predict(features[items >= 0])
         return logits
+
+    def recommend(self, users: np.ndarray, k: int, *, exclude: Histories | None = None) -> Recommendations:
+        """As of every classical model, of the items that tools nominate: fewer than ``k`` where these are fewer."""
+        indices = self.user_indices(users)
+        order = np.argsort(self.histories.lengths[indices], kind="stable")  # of like lengths together, as in fit
+        scores, items = super().recommend(indices[order], k, exclude=exclude)
+        back = np.argsort(order, kind="stable")
+        return Recommendations(scores[back], self._items.named(items[back]) if is_text(users) else items[back])
 
     def _retriever(self) -> Retriever:
         def retrieve(users: np.ndarray, k: int, exclude: Histories) -> tuple[torch.Tensor, torch.Tensor]:

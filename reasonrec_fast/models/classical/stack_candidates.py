@@ -148,13 +148,14 @@ class Toolbox:
         mask = torch.zeros_like(views.excluded.mask)
         for view in views.views.values():
             if view is not None:
-                mask |= nominations(view, views.excluded, self._nominated)
+                mask |= nominations(view, self._nominated)
+        mask &= ~views.excluded.mask
         short = (mask.sum(1) < self._nominated).nonzero()[:, 0]
         if len(short):
             counts = torch.from_numpy(self.facts.counts).to(self.device).expand(len(short), -1)
             excluded = views.excluded.select(short)
             popular = standardised(counts, excluded, self._depth)
-            mask[short] |= nominations(popular, excluded, self._nominated)
+            mask[short] |= nominations(popular, self._nominated) & ~excluded.mask
         return padded(mask)
 
     def features(self, items: np.ndarray, views: Views) -> np.ndarray:

@@ -26,6 +26,7 @@ _logger = logging.getLogger("reasonrec_fast")
 
 DEFAULT_TOOLS = ("SASRec", "DirectedItemKNN", "ItemKNN", "EASE", "AttributeKNN", "TextKNN")
 """Tools of a stack that names none; those that the data cannot carry are left out."""
+_WITHOUT_EVENTS = ("AttributeKNN", "TextKNN")  # learn nothing from them: fitted again they are the same
 
 
 class ScoresItems(Protocol):
@@ -47,7 +48,8 @@ class ToolSpec:
         name: of the tool, of its features and its folder.
         settings: fields of the model's configuration.
         refit: whether it is fitted again on all training events for serving. A tool that is not reads the longer
-            histories with what it learnt without each user's last event. By default closed forms are.
+            histories with what it learnt without each user's last event. By default closed forms that learn from events
+            are.
         last_item: whether its scores by the last item alone are features too. By default those of closed forms are.
     """
 
@@ -74,7 +76,7 @@ class ToolSpec:
             raise ValueError(f"tools: expected one of {', '.join(names)}; got {kind!r}")
         architecture = class_of(kind)
         closed_form = issubclass(architecture, ClosedFormRecommender)
-        name, refit = table.pop("name", kind), table.pop("refit", closed_form)
+        name, refit = table.pop("name", kind), table.pop("refit", closed_form and kind not in _WITHOUT_EVENTS)
         last_item = table.pop("last_item", closed_form and kind not in ("Popularity", "Bias"))
         if not isinstance(name, str) or not name.replace("-", "").replace("_", "").isalnum():
             raise ValueError(f"tools: {kind}: name: expected letters, digits, - and _; got {name!r}")
