@@ -33,7 +33,6 @@ from reasonrec_fast.models.classical.stack_tools import (
     write_tools,
 )
 from reasonrec_fast.models.classical.stack_trees import Calibration, Growth, fit_trees
-from reasonrec_fast.models.registry import CLASSICAL
 from reasonrec_fast.settings import Count, Positive, ShareBelowOne, Whole, check_settings
 from reasonrec_fast.training.progress import Progress
 
@@ -211,7 +210,7 @@ class Stack(ClassicalRecommender):
         """The models that the data can carry: those that are named, or else the default ones, with the reason against
         each (empty where there is none)."""
         result = []
-        for spec in self.config.specs or [ToolSpec.parse(name) for name in DEFAULT_TOOLS if name in CLASSICAL]:
+        for spec in self.config.specs or [ToolSpec.parse(name) for name in DEFAULT_TOOLS]:
             reason = ""
             try:
                 spec.make(self.config.seed, self.device).check_events(data, rows)
@@ -257,7 +256,7 @@ class Stack(ClassicalRecommender):
             depth=config.depth, device=self.device,
         )  # fmt: skip
         box.set_histories(earlier)
-        examples = self._groups(box, data, plan.targets, seen, dropout=config.tool_dropout).examples()
+        examples = self._groups(box, data, plan.targets, seen, learn=True).examples()
         if examples is None:
             raise DataError("train: expected a user whose last event is among the items that tools nominate; got none")
 
@@ -267,7 +266,7 @@ class Stack(ClassicalRecommender):
         ]
         box = box.with_events(liked, [*served, *functions])
         held_out = None if validation is None else first_positives(data, validation)
-        groups = None if held_out is None else self._groups(box, data, held_out, seen)
+        groups = None if held_out is None else self._groups(box, data, held_out, seen, learn=False)
         growth = Growth(
             config.trees, config.patience, config.learning_rate, config.leaves, config.min_leaf, config.seed
         )
@@ -282,26 +281,27 @@ class Stack(ClassicalRecommender):
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _groups(
-        self, box: Toolbox, data: Interactions, rows: np.ndarray, seen: Histories, *, dropout: float = 0.0
-    ) -> Groups:
-        """Candidates of the users of some events before these, with their features; the events are the targets."""
+    def _groups(self, box: Toolbox, data: Interactions, rows: np.ndarray, seen: Histories, *, learn: bool) -> Groups:
+        """Candidates of the users of some events before these, with their features; the events are the targets.
+
+        To ``learn`` from, some tools are taken to be missing, and users whose target is no candidate are left out.
+        """
         generator = np.random.default_rng(self.config.seed)
         if len(rows) > self.config.users:
             rows = np.sort(generator.choice(rows, self.config.users, replace=False))
         rows = rows[np.argsort(data.users[rows], kind="stable")]
         # Histories of like lengths together: tools that read sequences pad less.
         rows = rows[np.argsort(box.histories.lengths[data.users[rows]], kind="stable")]
-        dropped = generator.random((len(rows), len(box.tools))) < dropout
+        dropped = generator.random((len(rows), len(box.tools))) < self.config.tool_dropout
         groups = Groups()
         for first in range(0, len(rows), _USERS):
             part = rows[first : first + _USERS]
             users = data.users[part]
-            gone = dropped[first : first + _USERS] if dropout else None
+            gone = dropped[first : first + _USERS] if learn else None
             with torch.inference_mode():
                 views = box.views(users, seen.select(users), strict=True, dropped=gone)
                 items = box.candidates(views)
-                groups.add(items, box.features(items, views), data.items[part], hits_only=bool(dropout))
+                groups.add(items, box.features(items, views), data.items[part], hits_only=learn)
         return groups
 
     def set_histories(self, histories: Histories, *, seen: Histories | None = None) -> Stack:
