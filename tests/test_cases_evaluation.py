@@ -69,7 +69,7 @@ def test_metrics_of_clicks_take_any_container_by_position(contain):
     gap = ev.paired_means(pd.Series(SCORES), contain(SCORES), resamples=5)
     assert (gap.value, gap.low, gap.high) == (0, 0, 0)
     assert ev.by_stratum(scores, users) == {0: pytest.approx(0.15), 1: pytest.approx(0.85)}
-    assert ev.popularity_strata(contain([0, 1, 2, 3]), contain([4, 2, 2, 1]), 2).tolist() == [0, 0, 1, 1]
+    assert ev.popularity_strata(contain([0, 1, 2, 3]), contain([4, 2, 2, 1]), 2).tolist() == [0, 0, 0, 1]
     assert ev.novelty([[1]], contain([5, 1])) == 2.0
 
 

@@ -98,7 +98,7 @@ def test_users_with_two_events_are_no_trouble(tmp_path):
         [f"u{row // 2},i{row % 7},{row},1" for row in range(40)] + ["u,i1,50,1", "u,i2,51,1", "u,i3,52,1"],
     )
     (run,) = run_experiment(experiment(tmp_path, "e.csv", split="leave_one_out"), tmp_path, tmp_path / "r.jsonl")
-    assert run.metrics["hr@2"] in (0.0, 1.0)
+    assert 0 <= run.metrics["hr@2"] <= 1  # of several items with as many events one is expected
 
 
 def test_targets_that_were_had_before_are_counted(tmp_path):

@@ -20,6 +20,7 @@ from early_exit.tiny import Letters, tiny
 from models.conftest import config  # noqa: F401
 from pretended_device import DEVICE, OnDevice, pretended_device
 from typer.testing import CliRunner
+from word_encoder import WordEncoder
 
 from reasonrec_fast import EarlyExitRanker, InteractionGraph
 from reasonrec_fast.cli.main import app
@@ -31,7 +32,7 @@ from reasonrec_fast.experiments.config import load_experiment
 from reasonrec_fast.experiments.runner import load_runs, run_experiment
 from reasonrec_fast.lm import Decoder
 from reasonrec_fast.lm.prefix_cache import weights_mark
-from reasonrec_fast.models import classical
+from reasonrec_fast.models import classical, item_texts
 from reasonrec_fast.models.optirag import OptiRAG
 from reasonrec_fast.models.optirag import scorer as optirag_scorer
 from reasonrec_fast.models.optirag.embeddings import EmbeddingConfig, GraphEmbeddings
@@ -568,19 +569,27 @@ MODELS = {
     "Popularity": ({}, Counter()),
     "Bias": ({}, Counter()),
     "ItemKNN": ({}, Counter()),
+    "DirectedItemKNN": ({}, Counter()),
+    "AttributeKNN": ({}, Counter()),
     "EASE": ({}, Counter()),
+    "SVD": ({"dim": 8}, Counter()),
     "BPR": ({"dim": 8, **QUICK}, LOSS),
     "BPR, softmax": ({"dim": 8, "loss": "softmax", "negatives": 0, **QUICK}, LOSS),
     "LightGCN": ({"dim": 8, "layers": 2, **QUICK}, LOSS + GRAPH),
     "SASRec": ({"dim": 8, "layers": 1, "dropout": 0.0, "precision": "float32", **QUICK}, LOSS),
+    "SASRec, bias": ({"dim": 8, "layers": 1, "dropout": 0.0, "precision": "float32", "item_bias": True, **QUICK}, LOSS),
+    "BSARec": ({"dim": 8, "layers": 1, "dropout": 0.0, "precision": "float32", **QUICK}, LOSS),
+    "TextKNN": ({}, Counter()),
+    "TextTower": ({"dim": 8, "hidden": 8, "dropout": 0.0, "precision": "float32", **QUICK}, LOSS),
     "FM": ({"dim": 4, **QUICK}, LOSS + FIELDS),
     "DCNv2": ({"dim": 4, "deep": (8,), "dropout": 0.0, **QUICK}, LOSS + FIELDS),
 }
 ONCE_A_FIT = {
-    "base._apply", "lightgcn.prepare", "sasrec.fit_rows", "fields.describe", "item_to_item.fit_interactions",
+    "base._apply", "lightgcn.prepare", "sequence.fit_rows", "fields.describe", "item_to_item.fit_interactions",
+    "sparse_items.keep", "svd.fit_closed_form", "text_knn.fit_closed_form", "text_tower.prepare",
     "bias.fit_closed_form", "popularity.fit_closed_form",
 }  # fmt: skip
-# What scores and recommendations read back: one array, and two; ItemKNN's products are sparse ones of the host.
+# What scores and recommendations read back: one array, and two; products of sparse matrices are the host's.
 RESULTS = ("base.score", "vectors.score", "bias.score", "popularity.score", "ctr.score")
 
 
@@ -596,6 +605,7 @@ def clicks():
     return Interactions.from_columns(
         [str(u) for u in users], [str(i) for i in items],
         ((users + items) % 3 > 0).astype(int).tolist(), range(700),
+        titles={str(i): f"thing {i}" for i in range(25)},
         attributes={"kind": {str(i): (f"k{i % 2}",) for i in range(25)}},
     )  # fmt: skip
 
@@ -613,7 +623,8 @@ def same(result, expected):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_classical_model_lives_on_a_device(clicks, name, tmp_path):
+def test_a_classical_model_lives_on_a_device(clicks, name, tmp_path, monkeypatch):
+    monkeypatch.setattr(item_texts, "TextEncoder", WordEncoder)
     parts = split_by_time(clicks, "global_time")
     cpu_model = made(name, "cpu").fit(clicks, parts.train, parts.validation)
     expected = outputs_of(cpu_model, clicks)
@@ -627,11 +638,11 @@ def test_a_classical_model_lives_on_a_device(clicks, name, tmp_path):
         device_model = made(name, DEVICE).fit(clicks, parts.train, parts.validation)
         device.forget()
         same(outputs_of(device_model, clicks), expected)
-        products = device.reads.pop("item_to_item.scores", 0)
-        assert products == (6 if name == "ItemKNN" else 0)
+        products = device.reads.pop("sparse_items.matrix", 0)
+        assert products == (6 if name in ("ItemKNN", "DirectedItemKNN", "AttributeKNN") else 0)
         (score,) = set(RESULTS) & set(device.reads)
         assert device.reads <= Counter({score: 1, "retrieval.retrieve": 2}) + GRAPH, device.reads
-        assert set(device.waits) <= {"item_to_item.scores"}, device.waits
+        assert set(device.waits) <= {"sparse_items.dense", "attribute_knn.scores"}, device.waits
         device_model.save_pretrained(tmp_path / "device")
         cpu_model.save_pretrained(tmp_path / "cpu")
         loaded = type(cpu_model).from_pretrained(tmp_path / "cpu", device=DEVICE)

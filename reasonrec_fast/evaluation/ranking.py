@@ -177,7 +177,8 @@ def novelty(ranked: np.ndarray, counts: np.ndarray) -> float:
 
 def popularity_strata(items: np.ndarray, counts: np.ndarray, parts: int = 3) -> np.ndarray:
     """Popularity stratum of each item, int64 ``[B]``: 0 for the most popular items, which together have a
-    ``parts``-th of all training events, 1 for those with the next ``parts``-th, and so on.
+    ``parts``-th of all training events, 1 for those with the next ``parts``-th, and so on. Items with as many events
+    are in the same stratum.
 
     Args:
         items: integers ``[B]``, such as each row's target.
@@ -192,11 +193,9 @@ def popularity_strata(items: np.ndarray, counts: np.ndarray, parts: int = 3) -> 
     """
     counts, parts = as_index(counts, "counts"), as_count(parts, "parts", 1)
     items = as_index(items, "items", len(counts))
-    order = np.argsort(-counts, kind="stable")
-    cumulative = np.cumsum(counts[order]) - counts[order]
-    stratum = np.empty(len(counts), dtype=np.int64)
-    stratum[order] = np.minimum(cumulative * parts // max(int(counts.sum()), 1), parts - 1)
-    return stratum[items]
+    descending = -np.sort(-counts)
+    before = np.append(0, np.cumsum(descending))[np.searchsorted(-descending, -counts)]  # events of items with more
+    return np.minimum(before * parts // max(int(counts.sum()), 1), parts - 1)[items]
 
 
 def by_stratum(values: np.ndarray, strata: np.ndarray) -> dict[int, float]:

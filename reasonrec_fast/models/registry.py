@@ -26,6 +26,7 @@ _CLASSICAL = {
     "RecBole": "recbole",
     "SASRec": "sasrec",
     "Stack": "stack",
+    "SVD": "svd",
     "TextKNN": "text_knn",
     "TextTower": "text_tower",
 }

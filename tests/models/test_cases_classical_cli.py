@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
+from word_encoder import WordEncoder
 
 import reasonrec_fast
 from reasonrec_fast.cli import classical as commands
@@ -17,6 +18,7 @@ from reasonrec_fast.cli.main import app
 from reasonrec_fast.data import DataError, Histories, load_interactions, split_by_time
 from reasonrec_fast.experiments.config import EvaluationConfig
 from reasonrec_fast.experiments.held_out import metrics_on_test
+from reasonrec_fast.models import item_texts
 from reasonrec_fast.models.classical import ItemKNN, Popularity, SASRec, SASRecConfig, load_recommender
 from reasonrec_fast.models.classical.loading import RECOMMENDERS, recommender_named
 from reasonrec_fast.training.checkpoint import Checkpoint
@@ -24,6 +26,8 @@ from reasonrec_fast.training.checkpoint import Checkpoint
 CUSTOMERS, ARTICLES = 24, 30
 SETTINGS = {
     "sasrec": {"dim": 8, "epochs": 3, "layers": 1, "heads": 1, "negatives": 0, "precision": "float32"},
+    "bsarec": {"dim": 8, "epochs": 3, "layers": 1, "heads": 1},
+    "texttower": {"dim": 8, "epochs": 3, "heads": 1, "hidden": 8},
     "bpr": {"dim": 8, "epochs": 3},
     "lightgcn": {"dim": 8, "epochs": 3, "layers": 2},
     "fm": {"dim": 4, "epochs": 2},
@@ -125,7 +129,8 @@ def had_by_customer():
 
 
 @pytest.mark.parametrize("model", sorted({name.lower() for name in RECOMMENDERS} - {"recbole"}))
-def test_fit_recommend_evaluate(shop, model):
+def test_fit_recommend_evaluate(shop, model, monkeypatch):
+    monkeypatch.setattr(item_texts, "TextEncoder", WordEncoder)
     done = fit(shop, model)
     assert done.exit_code == 0, done.output
     assert f"Model written to {shop / 'model'}" in done.stderr and done.stdout == ""

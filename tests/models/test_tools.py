@@ -4,11 +4,33 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from word_encoder import WordEncoder
 
 from reasonrec_fast.data import DataError, Histories, Interactions
-from reasonrec_fast.models.classical import DirectedItemKNN, DirectedItemKNNConfig
+from reasonrec_fast.models import item_texts
+from reasonrec_fast.models.classical import (
+    SVD,
+    AttributeKNN,
+    AttributeKNNConfig,
+    BSARec,
+    BSARecConfig,
+    DirectedItemKNN,
+    DirectedItemKNNConfig,
+    SASRec,
+    SASRecConfig,
+    SVDConfig,
+    TextKNN,
+    TextKNNConfig,
+    TextTower,
+    TextTowerConfig,
+    load_recommender,
+)
+from reasonrec_fast.models.classical.sampled_softmax import binary_cross_entropy, item_cross_entropy
 
 ITEMS = 15
+SMALL = {"dim": 16, "layers": 1, "heads": 2, "epochs": 20, "warmup": 0, "max_length": 8, "dropout": 0.0, "batch": 16,
+         "learning_rate": 0.01, "precision": "float32"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +50,20 @@ def walks() -> Interactions:
         titles={f"i{item}": f"{('red', 'blue')[item % 2]} thing {item // 4}" for item in range(ITEMS - 2)},
         attributes={"kind": {f"i{item}": (f"k{item % 3}", f"m{item % 2}") for item in range(ITEMS - 2)}},
     )  # fmt: skip
+
+
+@pytest.fixture
+def encoder(monkeypatch) -> None:
+    monkeypatch.setattr(item_texts, "TextEncoder", WordEncoder)
+
+
+def decayed(data: Interactions, decay: float) -> np.ndarray:
+    """Weights of each user's items, ``[U, I]``."""
+    liked, weights = Histories.of(data, np.arange(len(data))), np.zeros((data.num_users, data.num_items))
+    for user in range(data.num_users):
+        for age, item in enumerate(liked.of_user(user)[::-1]):
+            weights[user, item] += decay**age
+    return weights
 
 
 @pytest.mark.parametrize(("window", "shrinkage", "decay"), [(50, 10.0, 0.75), (2, 0.0, 1.0), (1, 3.0, 0.0)])
@@ -56,3 +92,140 @@ def test_directed_item_knn_needs_a_pair():
         DirectedItemKNN().fit(data)
     with pytest.raises(ValueError, match=r"decay: expected a finite number in \[0, 1\]; got 1.5"):
         DirectedItemKNNConfig(decay=1.5)
+
+
+@pytest.mark.parametrize("decay", [0.75, 1.0, 0.0])
+def test_attributes_are_compared_by_tf_idf(walks, decay):
+    rows = [{value for column in walks.catalog.attributes.values() for value in column[i]} for i in range(ITEMS)]
+    values = sorted(set().union(*rows))
+    vectors = np.array([[float(value in row) for value in values] for row in rows])
+    vectors *= np.log(ITEMS / vectors.sum(0))
+    described = vectors.any(1)
+    vectors[described] /= np.linalg.norm(vectors[described], axis=1, keepdims=True)
+    scores = decayed(walks, decay) @ vectors @ vectors.T
+    expected = np.where(described, scores - scores[:, described].mean(1, keepdims=True), 0)
+    model = AttributeKNN(AttributeKNNConfig(decay=decay)).fit(walks)
+    np.testing.assert_allclose(model.scores(np.arange(walks.num_users)).numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("attributes", [False, True])
+def test_titles_are_compared_by_their_embeddings(walks, encoder, attributes):
+    catalog, untitled = walks.catalog, [item for item in range(ITEMS) if not walks.catalog.has_title(item)]
+    texts = [f"{title}. {', '.join(kind)}" if attributes else title
+             for title, kind in zip(catalog.titles, catalog.attributes["kind"], strict=True)]  # fmt: skip
+    titled = np.setdiff1d(np.arange(ITEMS), untitled)
+    vectors = np.zeros((ITEMS, item_texts.WIDTH))
+    vectors[titled] = WordEncoder().encode([texts[item] for item in titled]).numpy()
+    vectors[titled] -= vectors[titled].mean(0)
+    vectors[titled] /= np.linalg.norm(vectors[titled], axis=1, keepdims=True)
+    weights = decayed(walks, 0.75)
+    expected = weights / weights.sum(1, keepdims=True) @ vectors @ vectors.T
+    model = TextKNN(TextKNNConfig(decay=0.75, attributes=attributes)).fit(walks)
+    result = model.scores(np.arange(walks.num_users)).numpy()
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+    assert len(untitled) == 2 and not result[:, untitled].any()
+
+
+def test_svd_is_the_low_pass_filter_of_the_graph(walks):
+    liked = decayed(walks, 1.0) > 0
+    users, items = np.sqrt(liked.sum(1)), np.sqrt(liked.sum(0))
+    vectors = np.linalg.svd(liked / users[:, None] / items)[2][:5].T
+    weights = decayed(walks, 0.75)
+    expected = weights / weights.sum(1, keepdims=True) / items @ vectors @ vectors.T * items
+    result = SVD(SVDConfig(dim=5)).fit(walks).scores(np.arange(walks.num_users)).numpy()
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [(AttributeKNN, "items with attributes"), (TextKNN, "items with titles"), (TextTower, "items with titles")],
+)
+def test_a_catalogue_that_says_nothing_is_refused(kind, expected):
+    data = Interactions.from_columns(["a", "a"], ["x", "y"], [1, 1], [1, 2])
+    with pytest.raises(DataError, match=f"catalog: expected {expected}; got none in 2 items"):
+        kind().fit(data)
+
+
+SEQUENTIAL = {
+    "bias": lambda: SASRec(SASRecConfig(**SMALL, item_bias=True)),
+    "softmax": lambda: SASRec(SASRecConfig(**SMALL, loss="softmax", item_bias=True)),
+    "sampled": lambda: SASRec(SASRecConfig(**SMALL, loss="softmax", negatives=5, item_bias=True)),
+    "bce": lambda: SASRec(SASRecConfig(**SMALL, loss="bce", negatives=3)),
+    "bsarec": lambda: BSARec(BSARecConfig(**SMALL)),
+    "tower": lambda: TextTower(TextTowerConfig(**SMALL, hidden=16)),
+}
+
+
+@pytest.mark.parametrize("kind", SEQUENTIAL)
+def test_sequential_models_learn_the_next_item_and_are_the_same_again(walks, encoder, kind, tmp_path):
+    model = SEQUENTIAL[kind]().fit(walks)
+    titled = [item for item in range(ITEMS) if walks.catalog.has_title(item)]
+    following = {int(name[1:]): item for item, name in enumerate(walks.catalog.ids)}
+    model.set_histories(Histories.from_lists([[item] for item in titled]))
+    users = np.arange(len(titled))
+    best = model.recommend(users, 4).items
+    hits = [
+        following[(int(walks.catalog.ids[item][1:]) + 1) % ITEMS] in row for item, row in zip(titled, best, strict=True)
+    ]
+    assert np.mean(hits) > 0.6
+    np.testing.assert_allclose(
+        model.scores(users).detach().numpy().ravel(),
+        model.score(np.repeat(users, ITEMS), np.tile(np.arange(ITEMS), len(users))), atol=1e-5,
+    )  # fmt: skip
+    again = SEQUENTIAL[kind]().fit(walks).set_histories(model.histories)
+    assert np.array_equal(again.recommend(users, 4).scores, model.recommend(users, 4).scores)
+    model.save_pretrained(tmp_path)
+    assert np.array_equal(load_recommender(tmp_path).recommend(users, 4).scores, model.recommend(users, 4).scores)
+
+
+def test_a_bias_is_learned_and_is_what_users_without_a_history_see(walks):
+    model = SASRec(SASRecConfig(**SMALL, item_bias=True)).fit(walks)
+    assert model.bias.abs().max() > 0.01
+    scores = model.set_histories(Histories.from_lists([[]])).scores(np.zeros(1, int))
+    torch.testing.assert_close(scores[0], model.bias)
+
+
+@pytest.mark.parametrize("kind", ["bias", "bce", "bsarec", "tower"])
+def test_a_stopped_training_goes_on_to_the_same_model(walks, encoder, kind, tmp_path):
+    whole = SEQUENTIAL[kind]().fit(walks)
+
+    def stop(part, epoch, *report):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        SEQUENTIAL[kind]().fit(walks, checkpoint=tmp_path / "state", progress=stop)
+    resumed = SEQUENTIAL[kind]().fit(walks, checkpoint=tmp_path / "state")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+
+
+def test_no_position_reads_a_later_item(walks):
+    model = BSARec(BSARecConfig(**{**SMALL, "epochs": 0})).fit(walks).eval()
+    items = torch.randint(ITEMS, (3, 6), generator=torch.Generator().manual_seed(0))
+    changed = items.clone()
+    changed[:, 4:] = (items[:, 4:] + 1) % ITEMS
+    torch.testing.assert_close(model(changed)[:, :4], model(items)[:, :4])
+    assert not torch.allclose(model(changed)[:, 4:], model(items)[:, 4:], atol=1e-3)
+
+
+def test_losses_are_their_definitions():
+    generator = torch.Generator().manual_seed(0)
+    states, items, bias = (torch.randn(*size, generator=generator) for size in ((30, 8), (12, 8), (12,)))
+    targets = torch.randint(12, (30,), generator=generator)
+    logits = states @ items.T + bias
+    expected = torch.nn.functional.cross_entropy(logits, targets)
+    whole = item_cross_entropy(states, items, targets, cosine=False, bias=bias)
+    shares = torch.bincount(targets, minlength=12) / 30
+    sampled = item_cross_entropy(states, items, targets, cosine=False, bias=bias, negatives=2000, shares=shares)
+    torch.testing.assert_close(whole, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(sampled, expected, atol=1e-4, rtol=1e-4)
+    binary = binary_cross_entropy(states, items, targets, bias=bias, negatives=20_000)
+    others = torch.ones(30, 12).scatter(1, targets[:, None], 0)
+    against = (torch.nn.functional.softplus(logits) * others).sum(1) / 11
+    positive = torch.nn.functional.softplus(-logits.gather(1, targets[:, None])[:, 0])
+    torch.testing.assert_close(binary, (positive + against).mean(), atol=0.01, rtol=0.01)
+
+
+def test_binary_cross_entropy_needs_negatives():
+    with pytest.raises(ValueError, match="negatives: expected at least 1 with loss 'bce'; got 0"):
+        SASRecConfig(loss="bce")

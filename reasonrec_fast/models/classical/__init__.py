@@ -16,6 +16,7 @@ from reasonrec_fast.models.classical.recbole import RecBole, RecBoleConfig
 from reasonrec_fast.models.classical.retrieval import Recommendations
 from reasonrec_fast.models.classical.sasrec import SASRec, SASRecConfig
 from reasonrec_fast.models.classical.stack import Stack, StackConfig, StackRanking
+from reasonrec_fast.models.classical.svd import SVD, SVDConfig
 from reasonrec_fast.models.classical.text_knn import TextKNN, TextKNNConfig
 from reasonrec_fast.models.classical.text_tower import TextTower, TextTowerConfig
 
@@ -23,6 +24,7 @@ __all__ = [
     "BPR",
     "EASE",
     "FM",
+    "SVD",
     "AttributeKNN",
     "AttributeKNNConfig",
     "BPRConfig",
@@ -48,6 +50,7 @@ __all__ = [
     "Recommendations",
     "SASRec",
     "SASRecConfig",
+    "SVDConfig",
     "Stack",
     "StackConfig",
     "StackRanking",

@@ -21,7 +21,7 @@ class AttributeKNNConfig:
         decay: weight of a history's item relative to that of the next later one.
     """
 
-    decay: Share = 0.75
+    decay: Share = 0.5
 
     def __post_init__(self) -> None:
         check_settings(self)
