@@ -43,6 +43,7 @@ STACK, TREES, FACTS, TOOLS = "stack.json", "trees.txt", "items.safetensors", "to
 which each model has its own."""
 
 _USERS = 256  # asked about at a time
+_CALIBRATED = 5000  # users, at most, whose validation events calibrate the probabilities
 _VALUES = 1 << 25  # of features in memory at a time
 
 
@@ -273,7 +274,9 @@ class Stack(ClassicalRecommender):
         self._trees, self.validation_loss = fit_trees(
             examples, None if groups is None else groups.examples(), growth, box.feature_names
         )
-        self.calibration = Calibration() if groups is None else Calibration.fit(*groups.logits(self._trees))
+        self.calibration = (
+            Calibration() if groups is None else Calibration.fit(*groups.logits(self._trees, _CALIBRATED))
+        )
         self._toolbox = box
         _logger.info("%d trees on %d users", self._trees.num_trees, len(examples.sizes))
         self.build({"users": data.num_users, "items": data.num_items})

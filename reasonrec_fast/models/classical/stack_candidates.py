@@ -209,10 +209,19 @@ class Groups:
         labels[np.cumsum(sizes[hit]) - sizes[hit] + targets[hit]] = 1
         return Examples.ordered(features, sizes[hit], labels)
 
-    def logits(self, trees: Trees) -> tuple[np.ndarray, np.ndarray]:
-        """Logits of all candidates, ``[G, C]``, ``-inf`` for none, and the column of each target, -1 for none."""
+    def logits(self, trees: Trees, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """Logits of all candidates, ``[G, C]``, ``-inf`` for none, and the column of each target, -1 for none.
+
+        Args:
+            trees: whose raw scores are the logits.
+            most: users at most, evenly spaced among those that were added.
+        """
         sizes = np.concatenate(self._sizes)
-        result = np.full((len(sizes), int(sizes.max(initial=0))), -np.inf)
-        inside = np.arange(result.shape[1]) < sizes[:, None]
-        result[inside] = np.concatenate([trees.predict(part) for part in self._features])
-        return result, np.concatenate(self._targets)
+        kept = np.zeros(len(sizes), dtype=bool)
+        kept[:: max(-(-len(sizes) // most), 1)] = True
+        result = np.full((int(kept.sum()), int(sizes[kept].max(initial=0))), -np.inf)
+        inside = np.arange(result.shape[1]) < sizes[kept][:, None]
+        rows = np.split(np.repeat(kept, sizes), np.cumsum([len(part) for part in self._features])[:-1])
+        features = [part[of_part] for part, of_part in zip(self._features, rows, strict=True)]
+        result[inside] = np.concatenate([trees.predict(part) for part in features])
+        return result, np.concatenate(self._targets)[kept]
