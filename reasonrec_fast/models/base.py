@@ -75,6 +75,9 @@ class CatalogRecommender(Recommender, Protocol):
     def score(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Scores of pairs of indices, ``[N]``; larger is likelier."""
 
+    def scores(self, users: np.ndarray) -> Any:
+        """Scores of all items for users, a tensor ``[B, I]``."""
+
     def recommend(self, users: np.ndarray, k: int, *, exclude: Histories | None = None) -> Any:
         """The top ``k`` items of users without those to exclude: its ``items`` are int64 ``[B, k]``, best first, -1 for
         no more."""

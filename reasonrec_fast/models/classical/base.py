@@ -29,6 +29,7 @@ from reasonrec_fast.models.classical.storage import (
     write_state,
 )
 from reasonrec_fast.models.classical.user_items import UserItemModule
+from reasonrec_fast.models.ties import ranked_with_ties
 from reasonrec_fast.pretrained import PushToHub, load_folder, save_folder
 from reasonrec_fast.training.progress import Progress
 
@@ -246,7 +247,8 @@ class ClassicalRecommender(PushToHub, UserItemModule):
         rows = rows[data.labels[rows] == 1]
         users, positions = np.unique(data.users[rows], return_inverse=True)
         relevant = Histories.from_pairs(len(users), positions, data.items[rows]).without(self.seen.select(users))
-        ndcg = ranking_metrics(self.recommend(users, k).items, relevant, [k])[f"ndcg@{k}"]
+        items, ties = ranked_with_ties(self, users, relevant, self.seen, k, self.sizes["items"])
+        ndcg = ranking_metrics(items, relevant, [k], ties=ties)[f"ndcg@{k}"]
         defined = ndcg[~np.isnan(ndcg)]  # NaN: a user without relevant items
         return float(defined.mean()) if len(defined) else float("nan")
 
