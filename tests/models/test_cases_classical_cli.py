@@ -291,7 +291,7 @@ def test_users_who_cannot_be_served_are_refused(shop, table, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--model", "word2vec"), "model: expected one of BPR, Bias, .*, SASRec; got 'word2vec'"),
+        (("--model", "word2vec"), "model: expected one of AttributeKNN, BPR, .*, TextTower; got 'word2vec'"),
         (("--split", "random"), "split: expected user_time, global_time, leave_one_out or none; got 'random'"),
         (("--seed", "1"), "--seed: expected a model that draws at random; got ItemKNN"),
         (("--model", "fm", "--seed", "-1"), "seed: expected a whole number of at least 0; got -1"),
@@ -424,7 +424,7 @@ def test_folders_of_something_else_are_refused(tmp_path, stored):
     with pytest.raises(FileNotFoundError, match="folder: expected a saved model with config.json"):
         load_recommender(tmp_path)
     (tmp_path / "config.json").write_text(stored)
-    with pytest.raises(ValueError, match="folder: expected a saved BPR, .*; .* holds "):
+    with pytest.raises(ValueError, match="folder: expected a saved AttributeKNN, BPR, .*; .* holds "):
         load_recommender(tmp_path)
 
 
