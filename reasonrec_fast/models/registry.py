@@ -25,6 +25,7 @@ _CLASSICAL = {
     "Popularity": "popularity",
     "RecBole": "recbole",
     "SASRec": "sasrec",
+    "Stack": "stack",
     "SVD": "svd",
     "TextKNN": "text_knn",
     "TextTower": "text_tower",

@@ -32,6 +32,7 @@ SETTINGS = {
     "lightgcn": {"dim": 8, "epochs": 3, "layers": 2},
     "fm": {"dim": 4, "epochs": 2},
     "dcnv2": {"dim": 4, "epochs": 2},
+    "stack": {"tools": ["ItemKNN", "Popularity"], "trees": 5, "min_leaf": 2},
 }
 
 
@@ -134,6 +135,7 @@ def test_fit_recommend_evaluate(shop, model, monkeypatch):
     assert done.exit_code == 0, done.output
     assert f"Model written to {shop / 'model'}" in done.stderr and done.stdout == ""
     names = {"config.json", "identifiers.json", "model.safetensors"}
+    names |= {"stack.json", "trees.txt", "items.safetensors", "tools"} if model == "stack" else set()
     assert {path.name for path in (shop / "model").iterdir()} == names
     done = recommend(shop)
     assert done.exit_code == 0, done.output

@@ -15,6 +15,7 @@ from reasonrec_fast.models.classical.popularity import Popularity, PopularityCon
 from reasonrec_fast.models.classical.recbole import RecBole, RecBoleConfig
 from reasonrec_fast.models.classical.retrieval import Recommendations
 from reasonrec_fast.models.classical.sasrec import SASRec, SASRecConfig
+from reasonrec_fast.models.classical.stack import Stack, StackConfig, StackRanking
 from reasonrec_fast.models.classical.svd import SVD, SVDConfig
 from reasonrec_fast.models.classical.text_knn import TextKNN, TextKNNConfig
 from reasonrec_fast.models.classical.text_tower import TextTower, TextTowerConfig
@@ -50,6 +51,9 @@ __all__ = [
     "SASRec",
     "SASRecConfig",
     "SVDConfig",
+    "Stack",
+    "StackConfig",
+    "StackRanking",
     "TextKNN",
     "TextKNNConfig",
     "TextTower",
