@@ -122,5 +122,7 @@ def test_braces_of_titles_mean_nothing():
 
 
 def test_templates_without_fields_are_refused():
-    with pytest.raises(ValueError, match=r"templates: expected one of title, item_profile, offer in each; got 'Nice\.'"):
+    with pytest.raises(
+        ValueError, match=r"templates: expected one of title, item_profile, offer in each; got 'Nice\.'"
+    ):
         MinimumRiskTextConfig(templates=("Nice.",))

@@ -13,8 +13,8 @@ from reasonrec_fast.data.compiled import compiled
 from reasonrec_fast.data.errors import DataError
 from reasonrec_fast.data.explanations import Explanation, ExplanationQuery
 from reasonrec_fast.evaluation import reference_ranks
-from reasonrec_fast.models.classical.explanation import TextWriter
 from reasonrec_fast.lm.text_encoder import TextEncoder
+from reasonrec_fast.models.classical.explanation import TextWriter
 from reasonrec_fast.settings import Count, Share, check_settings
 
 WEIGHTS = tuple(number / 40 for number in range(21))
