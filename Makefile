@@ -52,7 +52,8 @@ format: $(READY)
 # Before every commit: three minutes on two cores.
 check: lint test-fast
 
-# Slower than the tests: a wheel and a source distribution built, installed and used outside the checkout.
+# Slower than the tests: a wheel and a source distribution built, installed and used outside the checkout; the operators
+# under sanitizers; a whole dry run of the GPU visit.
 verify: $(READY)
 	$(BIN)/python -m pytest -q tests/verify -m verify $(ARGS)
 

@@ -20,7 +20,7 @@ def population(rows, seed=0):
 @pytest.mark.parametrize(("alpha", "delta"), [(0.05, 0.1), (0.1, 0.2)])
 def test_promise_holds_at_its_rate(alpha, delta):
     """500 calibration sets; the true loss of each policy is its loss on the whole population."""
-    losses, confidence = population(40_000)
+    losses, confidence = population(10_000)
     generator = np.random.default_rng(1)
     broken = bold = 0
     for seed in range(500):

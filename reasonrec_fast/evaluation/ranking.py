@@ -102,17 +102,17 @@ def ranking_metrics(
         raise ValueError(f"ks: expected cutoffs in [1, {width}]; got {list(ks)}")
     hit, sizes = hits(ranked, relevant), relevant.lengths
     # Of each rank: the probability that its item is relevant, and that those up to it are the first that are.
-    expected, found = (hit, np.maximum.accumulate(hit, axis=1)) if ties is None else _expected_hits(hit, ties)
+    expected, any_hit = (hit, np.maximum.accumulate(hit, axis=1)) if ties is None else _expected_hits(hit, ties)
     valid = np.where(sizes > 0, 1.0, np.nan)
     discount = 1 / np.log2(np.arange(width) + 2)
     ideal = np.cumsum(discount)
     metrics = {}
     for k in ks:
         ideal_hits = np.maximum(np.minimum(sizes, k), 1)
-        metrics[f"hr@{k}"] = found[:, k - 1] * valid
+        metrics[f"hr@{k}"] = any_hit[:, k - 1] * valid
         metrics[f"recall@{k}"] = expected[:, :k].sum(1) / np.maximum(sizes, 1) * valid
         metrics[f"ndcg@{k}"] = (expected[:, :k] * discount[:k]).sum(1) / ideal[ideal_hits - 1] * valid
-    first = np.diff(found.astype(np.float64), prepend=0.0, axis=1)
+    first = np.diff(any_hit.astype(np.float64), prepend=0.0, axis=1)
     metrics[f"mrr@{width}"] = (first / (np.arange(width) + 1)).sum(1) * valid
     return metrics
 

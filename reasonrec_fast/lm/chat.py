@@ -198,7 +198,7 @@ class ChatPrompt:
         before, middle, after = self._between
         parts = self._begin + before, middle, after + self._end
         added = {token.content: (index, token) for index, token in tokenizer.added_tokens_decoder.items()}
-        special = {content: found for content, found in added.items() if found[1].special}
+        special = {content: entry for content, entry in added.items() if entry[1].special}
         names = "|".join(sorted(map(re.escape, special), key=len, reverse=True))
         self._control = re.compile(names) if names else None
         self._literal, nonce = literal_tokenizer(tokenizer), secrets.token_hex(16)

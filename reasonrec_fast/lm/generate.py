@@ -297,30 +297,32 @@ class TextGenerator:
 
     def _params(self, params: Any, count: int) -> list[SamplingParams]:
         if params is None or isinstance(params, SamplingParams):
-            found = [params or SamplingParams()] * count
+            by_request = [params or SamplingParams()] * count
         elif isinstance(params, str | Set | Mapping) or not isinstance(params, Iterable):
             raise TypeError(f"params: expected SamplingParams, or a list of them; got {params!r}")
         else:
-            found = list(params)
-            other = next((p for p in found if not isinstance(p, SamplingParams)), None)
+            by_request = list(params)
+            other = next((p for p in by_request if not isinstance(p, SamplingParams)), None)
             if other is not None:
                 raise TypeError(f"params: expected SamplingParams; got {other!r}")
-            if len(found) != count:
-                raise ValueError(f"params: expected one for all requests or {count}, one a request; got {len(found)}")
+            if len(by_request) != count:
+                raise ValueError(
+                    f"params: expected one for all requests or {count}, one a request; got {len(by_request)}"
+                )
         most = max(self.decoder.vocabulary, self.head.vocab_size)
-        for request, p in enumerate(found):
+        for request, p in enumerate(by_request):
             strange = next((token for token in p.stop_token_ids or () if not 0 <= token < most), None)
             if strange is not None:
                 raise ValueError(f"params: expected stop_token_ids in [0, {most}); got {strange} in request {request}")
-        if self.tokenizer is None and any(p.stop for p in found):
-            request = next(place for place, p in enumerate(found) if p.stop)
+        if self.tokenizer is None and any(p.stop for p in by_request):
+            request = next(index for index, p in enumerate(by_request) if p.stop)
             raise ValueError(
                 f"params: expected no stop strings, since there is no tokenizer; got some in request {request}"
             )
-        return found
+        return by_request
 
     def _token_groups(self, groups: Any) -> list[TokenGroup]:
-        found: list[TokenGroup] = []
+        read: list[TokenGroup] = []
         request = 0
         if isinstance(groups, str | Set | Mapping) or not isinstance(groups, Iterable):
             raise TypeError(f"groups: expected a list of (prefix, prompts) pairs; got {groups!r}")
@@ -331,16 +333,16 @@ class TextGenerator:
             if isinstance(prompts, str | Set | Mapping) or not isinstance(prompts, Iterable):
                 raise TypeError(f"groups: expected a list of prompts; got {prompts!r} in group {number}")
             ids = self._ids(prefix, request, first=True)
-            found.append((ids, [self._ids(p, request + i, first=not len(ids)) for i, p in enumerate(prompts)]))
-            if not found[-1][1]:
-                raise ValueError(f"groups: expected at least one prompt a group; got none in group {len(found) - 1}")
-            empty = next((i for i, prompt in enumerate(found[-1][1]) if not len(prompt)), None)
+            read.append((ids, [self._ids(p, request + i, first=not len(ids)) for i, p in enumerate(prompts)]))
+            if not read[-1][1]:
+                raise ValueError(f"groups: expected at least one prompt a group; got none in group {len(read) - 1}")
+            empty = next((i for i, prompt in enumerate(read[-1][1]) if not len(prompt)), None)
             if empty is not None:
                 raise ValueError(
                     f"groups: expected prompts of at least one token; got none in request {request + empty}"
                 )
-            request += len(found[-1][1])
-        return found
+            request += len(read[-1][1])
+        return read
 
     def _ids(self, text: Any, request: int, *, first: bool) -> TextInput:
         if isinstance(text, str):

@@ -374,9 +374,9 @@ class Stack(ClassicalRecommender):
         def retrieve(users: np.ndarray, k: int, exclude: Histories) -> tuple[torch.Tensor, torch.Tensor]:
             ranked = self._ranked(users, k, exclude)
             scores = ranked.logits.astype(np.float32)
-            for place in range(1, k):  # equal logits are in an order of their own: that of the scores is the same
-                below = np.nextafter(scores[:, place - 1], np.float32(-np.inf))
-                scores[:, place] = np.minimum(scores[:, place], below)
+            for rank in range(1, k):  # equal logits are in an order of their own: that of the scores is the same
+                below = np.nextafter(scores[:, rank - 1], np.float32(-np.inf))
+                scores[:, rank] = np.minimum(scores[:, rank], below)
             return torch.from_numpy(scores), torch.from_numpy(ranked.items)
 
         return retrieve
@@ -407,7 +407,7 @@ class Stack(ClassicalRecommender):
 
     @torch.inference_mode()
     def _score(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """Logits of the items of each user, float64 ``[B, C]``; ``-inf`` for places without one."""
+        """Logits of the items of each user, float64 ``[B, C]``; ``-inf`` for slots without one."""
         box, result = self.toolbox, np.empty(items.shape)
         size = max(min(_USERS, _VALUES // max(items.shape[1] * len(self.feature_names), 1)), 1)
         for first in range(0, len(users), size):

@@ -189,11 +189,11 @@ class Groups:
             hits_only: leave out users whose next item is no candidate: the trees cannot learn from them.
         """
         is_target = items == targets[:, None]
-        place = np.where(is_target.any(1), is_target.argmax(1), -1)  # places without an item are at the end of a row
-        kept = place >= 0 if hits_only else (items >= 0).any(1)
+        column = np.where(is_target.any(1), is_target.argmax(1), -1)  # slots without an item are at the end of a row
+        kept = column >= 0 if hits_only else (items >= 0).any(1)
         self._features.append(features[kept][items[kept] >= 0])
         self._sizes.append((items[kept] >= 0).sum(1))
-        self._targets.append(place[kept])
+        self._targets.append(column[kept])
 
     def examples(self) -> Examples | None:
         """What trees learn from; None where no target is a candidate."""
@@ -202,7 +202,7 @@ class Groups:
         if not hit.any():
             return None
         features = np.concatenate(
-            [part[np.repeat(place >= 0, size)] for part, size, place in
+            [part[np.repeat(column >= 0, size)] for part, size, column in
              zip(self._features, self._sizes, self._targets, strict=True)]
         )  # fmt: skip
         labels = np.zeros(len(features), dtype=np.int64)

@@ -23,8 +23,8 @@ def feature_names(views: Sequence[str], facts: ItemFacts, text: bool) -> list[st
     """The names of the columns of :func:`features`."""
     names = [f"{view}:{part}" for view in views for part in ("score", "rank", "gap", "best")]
     names += ["tools:nominating", "tools:best rank", "tools:reciprocal rank"]
-    names += ["history:length", "history:popularity", "history:place"]
-    names += ["item:count", "item:place", "item:count against history"]
+    names += ["history:length", "history:popularity", "history:position"]
+    names += ["item:count", "item:position", "item:count against history"]
     if len(facts.idf):
         names += [f"attributes:{part}" for part in ("last", "last but one", "recent", "all")]
         names += [f"attributes:{part}" for part in ("rarest shared with last", "rarest shared", "rarest's share")]
@@ -42,7 +42,7 @@ def features(
     vectors: torch.Tensor | None,
     nominated: int,
 ) -> np.ndarray:
-    """Features of candidates, float32 ``[B, C, F]``; NaN for what is unknown, and for places without an item.
+    """Features of candidates, float32 ``[B, C, F]``; NaN for what is unknown, and for slots without an item.
 
     Args:
         items: candidates of each user, int64 ``[B, C]``; -1 for none.
@@ -89,11 +89,11 @@ def _of_tools(index: np.ndarray, views: Mapping[str, View | None], nominated: in
 def _of_history(index: np.ndarray, histories: Histories, facts: ItemFacts) -> list[np.ndarray]:
     log_counts = np.log1p(facts.counts)
     popularity = _mean(histories, log_counts)
-    places = _mean(histories, np.nan_to_num(facts.places, nan=0.5))
+    positions = _mean(histories, np.nan_to_num(facts.positions, nan=0.5))
     count = log_counts[index]
     return [
-        np.log1p(histories.lengths)[:, None], popularity[:, None], places[:, None],
-        count, facts.places[index], count - popularity[:, None],
+        np.log1p(histories.lengths)[:, None], popularity[:, None], positions[:, None],
+        count, facts.positions[index], count - popularity[:, None],
     ]  # fmt: skip
 
 
@@ -113,8 +113,8 @@ def _of_attributes(index: np.ndarray, histories: Histories, facts: ItemFacts) ->
     entry_back = np.repeat(back, np.diff(of_events.indptr))
     # Only attributes of these histories: the profiles below are dense.
     present, column = np.unique(of_events.indices, return_inverse=True)
-    place_of = np.full(matrix.shape[1] + 1, len(present))
-    place_of[present] = np.arange(len(present))
+    column_of = np.full(matrix.shape[1] + 1, len(present))
+    column_of[present] = np.arange(len(present))
     lengths = np.maximum(histories.lengths, 1)
     weights = {
         "last": entry_back == 0,
@@ -136,7 +136,7 @@ def _of_attributes(index: np.ndarray, histories: Histories, facts: ItemFacts) ->
     of_candidates = matrix[flat]
     sizes = np.diff(of_candidates.indptr)
     candidate = np.repeat(np.arange(len(flat)), sizes)
-    user, attribute = candidate // max(index.shape[1], 1), place_of[of_candidates.indices]
+    user, attribute = candidate // max(index.shape[1], 1), column_of[of_candidates.indices]
 
     def total(values: np.ndarray) -> np.ndarray:
         return np.bincount(candidate, values, minlength=len(flat)).reshape(index.shape)
@@ -156,7 +156,7 @@ def _of_attributes(index: np.ndarray, histories: Histories, facts: ItemFacts) ->
         *similarities,
         most(idf * (profiles["last"][user, attribute] > 0)),
         most(idf * (share[user, attribute] > 0)),
-        share[rows_of, place_of[of_rarest]],
+        share[rows_of, column_of[of_rarest]],
         rarest_count[index],
         sizes.reshape(index.shape),
         np.sqrt(np.square(profiles["all"]).sum(1))[:, None],

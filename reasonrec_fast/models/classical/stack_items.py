@@ -1,4 +1,4 @@
-"""What a stack knows of items besides its tools' scores: popularity, place in histories, attributes."""
+"""What a stack knows of items besides its tools' scores: popularity, position in histories, attributes."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class ItemFacts:
 
     Attributes:
         counts: events among the histories that the tools were fitted on, float32 ``[I]``.
-        places: mean place of these events in their histories, 0 for the first and 1 for the last, float32 ``[I]``; NaN
-            for an item without events.
+        positions: mean relative position of these events in their histories, 0 for the first and 1 for the last,
+            float32 ``[I]``; NaN for an item without events.
         attributes: tf-idf of each attribute, rows of length 1, ``[I, A]``; ``A`` is 0 without attributes.
         idf: of each attribute, float32 ``[A]``.
         ties: numbers that decide between items of equal scores and features (:func:`tie_breakers`), int64 ``[I]``.
     """
 
     counts: np.ndarray
-    places: np.ndarray
+    positions: np.ndarray
     attributes: csr_matrix
     idf: np.ndarray
     ties: np.ndarray
@@ -46,9 +46,9 @@ class ItemFacts:
 
 def _events(histories: Histories, num_items: int) -> tuple[np.ndarray, np.ndarray]:
     lengths = np.repeat(histories.lengths, histories.lengths)
-    places = (np.arange(len(histories.items)) - np.repeat(histories.indptr[:-1], histories.lengths) + 0.5) / lengths
+    positions = (np.arange(len(histories.items)) - np.repeat(histories.indptr[:-1], histories.lengths) + 0.5) / lengths
     counts = np.bincount(histories.items, minlength=num_items)
-    sums = np.bincount(histories.items, places, minlength=num_items)
+    sums = np.bincount(histories.items, positions, minlength=num_items)
     with np.errstate(invalid="ignore"):
         return counts.astype(np.float32), (sums / counts).astype(np.float32)
 
@@ -80,7 +80,7 @@ def write_facts(file: Path, facts: ItemFacts) -> None:
     """Write facts as safetensors."""
     matrix = facts.attributes
     arrays = {
-        "counts": facts.counts, "places": facts.places, "idf": facts.idf, "ties": facts.ties,
+        "counts": facts.counts, "positions": facts.positions, "idf": facts.idf, "ties": facts.ties,
         "attributes.data": matrix.data, "attributes.indices": matrix.indices.astype(np.int64),
         "attributes.indptr": matrix.indptr.astype(np.int64),
     }  # fmt: skip
@@ -92,4 +92,4 @@ def read_facts(file: Path) -> ItemFacts:
     arrays = {name: tensor.numpy() for name, tensor in read_tensors(file).items()}
     csr = tuple(arrays[f"attributes.{part}"] for part in ("data", "indices", "indptr"))
     matrix = csr_matrix(csr, shape=(len(arrays["counts"]), len(arrays["idf"])))
-    return ItemFacts(arrays["counts"], arrays["places"], matrix, arrays["idf"], arrays["ties"])
+    return ItemFacts(arrays["counts"], arrays["positions"], matrix, arrays["idf"], arrays["ties"])

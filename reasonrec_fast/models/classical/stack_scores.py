@@ -109,7 +109,7 @@ def nominations(view: View, size: int) -> torch.Tensor:
     """The items with the ``size`` best scores, bool ``[B, I]``, at most that many a row that are not excluded; among
     those that are excluded, whichever score as much.
 
-    Items that tie with the first that has no place are left out with it, so that no choice depends on their order.
+    Items that tie with the first that does not fit are left out with it, so that no choice depends on their order.
 
     >>> excluded = Excluded.of(Histories.from_lists([[]]), 4, "cpu")
     >>> nominations(standardised(torch.tensor([[1.0, 3.0, 1.0, 0.0]]), excluded, 4), 2).tolist()
@@ -138,7 +138,7 @@ def padded(mask: torch.Tensor) -> np.ndarray:
     """
     rows, items = (part.cpu().numpy() for part in mask.nonzero(as_tuple=True))
     counts = np.bincount(rows, minlength=len(mask))
-    places = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    positions = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
     result = np.full((len(mask), int(counts.max(initial=0))), -1, dtype=np.int64)
-    result[rows, places] = items
+    result[rows, positions] = items
     return result
