@@ -77,7 +77,7 @@ def kernels():
     return module
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     GROUPS,
     st.sampled_from([(9, 3, 16), (4, 4, 8), (4, 1, 80), (2, 2, 7), (8, 2, 33), (40, 1, 16), (3, 3, 256), (150, 2, 9)]),
