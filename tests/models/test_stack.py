@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import replace
 
@@ -143,6 +144,19 @@ def test_saved_and_loaded_it_answers_the_same(stack, walks, tmp_path):
     np.testing.assert_array_equal(loaded.score(users, users % ITEMS), stack.score(users, users % ITEMS))
     (tmp_path / "stack" / "trees.txt").write_text("another")
     with pytest.raises(ValueError, match="trees: expected the text whose digest"):
+        load_recommender(tmp_path / "stack")
+
+
+def test_a_name_leads_out_of_no_folder(stack, tmp_path):
+    """The name of a tool is the name of its folder."""
+    stack.save_pretrained(tmp_path / "stack")
+    stack.save_pretrained(tmp_path / "other")
+    file = tmp_path / "stack" / "stack.json"
+    stored = json.loads(file.read_text())
+    tool = next(entry for entry in stored["tools"] if "spec" in entry)
+    tool["spec"]["name"] = f"../../other/tools/{tool['name']}"
+    file.write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match=r"name: expected letters, digits, - and _; got '\.\./\.\./other"):
         load_recommender(tmp_path / "stack")
 
 

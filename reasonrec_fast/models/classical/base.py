@@ -31,6 +31,7 @@ from reasonrec_fast.models.classical.storage import (
 from reasonrec_fast.models.classical.user_items import UserItemModule
 from reasonrec_fast.models.ties import ranked_with_ties
 from reasonrec_fast.pretrained import PushToHub, load_folder, save_folder
+from reasonrec_fast.settings import settings_from
 from reasonrec_fast.training.progress import Progress
 
 USERS_PER_BLOCK = 2048
@@ -302,7 +303,7 @@ class ClassicalRecommender(PushToHub, UserItemModule):
 
     @classmethod
     def _load(cls: type[Kind], folder: Path, stored: dict[str, Any], device: torch.device | str | None) -> Kind:
-        model = cls(cls.config_type(**stored["config"]), device=device)
+        model = cls(settings_from(cls.config_type, stored["config"], str(folder)), device=device)
         model._restore(folder, stored["sizes"])
         model.like, model.training_digest = stored.get("like"), stored.get("events", "")
         state = read_state(folder)

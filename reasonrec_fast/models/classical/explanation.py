@@ -17,7 +17,7 @@ from reasonrec_fast.data.errors import DataError
 from reasonrec_fast.data.explanations import Explanation, ExplanationQuery
 from reasonrec_fast.files import read_json, write_json
 from reasonrec_fast.pretrained import PushToHub, load_folder, save_folder
-from reasonrec_fast.settings import Count, check_settings
+from reasonrec_fast.settings import Count, check_settings, settings_from
 from reasonrec_fast.training.progress import Progress
 
 _FORMAT = 1
@@ -129,7 +129,7 @@ class TextWriter(PushToHub, ABC):
         """
 
         def read(folder: Path, stored: dict[str, Any]) -> Kind:
-            model = cls(cls.config_type(**stored["config"]))
+            model = cls(settings_from(cls.config_type, stored["config"], str(folder)))
             model.texts = read_json(folder / _TEXTS)
             model._prepare()
             return model

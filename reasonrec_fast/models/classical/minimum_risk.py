@@ -110,8 +110,6 @@ class MinimumRiskTextConfig:
     weight: Share | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.templates, list):  # as JSON has them
-            object.__setattr__(self, "templates", tuple(self.templates))
         check_settings(self)
         for template in self.templates:
             if not set(_FIELD.findall(template)) & set(_FIELDS):

@@ -81,8 +81,6 @@ class StackConfig:
     seed: Whole = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.tools, list):  # as JSON has them
-            object.__setattr__(self, "tools", tuple(self.tools))
         check_settings(self)
         names = [spec.name for spec in self.specs]
         for name in names:

@@ -59,7 +59,7 @@ class Toolbox:
         self.tools, self.facts, self.device = list(tools), facts, device
         self._nominated, self._depth = nominated, max(depth, nominated + 1)
         self.histories = Histories.from_lists([])
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     @property
     def view_names(self) -> list[str]:
@@ -68,8 +68,8 @@ class Toolbox:
     @property
     def vectors(self) -> torch.Tensor | None:
         """Vectors of the items' titles, from the first tool that has them."""
-        found = (tool.item_vectors() for tool in self.tools if isinstance(tool, ModelTool))
-        return next((vectors for vectors in found if vectors is not None), None)
+        of_tools = (tool.item_vectors() for tool in self.tools if isinstance(tool, ModelTool))
+        return next((vectors for vectors in of_tools if vectors is not None), None)
 
     @property
     def feature_names(self) -> list[str]:
@@ -129,8 +129,8 @@ class Toolbox:
                 if strict:
                     raise DataError(f"tools: expected scores from {tool.name}; got {answer.reason}")
                 left_out[tool.name] = answer.reason
-                if tool.name not in self._told:  # once, and not for every block of users
-                    self._told.add(tool.name)
+                if tool.name not in self._warned:  # once, and not for every block of users
+                    self._warned.add(tool.name)
                     _logger.warning("tool %s is left out: %s", tool.name, answer.reason)
                 views |= dict.fromkeys(tool.views)
                 continue

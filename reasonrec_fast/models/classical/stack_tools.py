@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -103,22 +104,22 @@ class Answer(NamedTuple):
     reason: str = ""
 
 
-class Tool:
+class Tool(ABC):
     """A fitted tool. Every *view* of it is a column of scores: by all items of a history, and by the last alone."""
 
     def __init__(self, name: str, views: tuple[str, ...]) -> None:
         self.name, self.views = name, views
         self._running: threading.Thread | None = None
 
+    @abstractmethod
     def set_histories(self, histories: Histories) -> None:
         """The histories that it scores by from here on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def scores(self, users: np.ndarray) -> list[torch.Tensor]:
         """Scores of all items of every view, ``[B, I]``; a row of NaN for a user whom the tool cannot score."""
-        raise NotImplementedError
 
-    def apply(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def apply(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:  # noqa: B027  most have no tensors
         """Move its tensors to another device."""
 
     def answer(self, users: np.ndarray, items: int, seconds: float | None) -> Answer:
@@ -285,11 +286,16 @@ def write_tools(folder: Path, tools: Sequence[Tool]) -> list[dict[str, Any]]:
 
 
 def read_tools(folder: Path, stored: Sequence[Mapping[str, Any]], device: torch.device) -> list[Tool]:
-    """Read what :func:`write_tools` wrote; a function is missing until it is given again."""
+    """Read what :func:`write_tools` wrote; a function is missing until it is given again.
+
+    Raises:
+        ValueError: an entry that no tool has, such as a name that leads out of the folder.
+    """
     tools: list[Tool] = []
     for entry in stored:
         if "spec" in entry:
-            spec = ToolSpec(**entry["spec"])
+            table = dict(entry["spec"])
+            spec = ToolSpec.parse({**table.pop("settings"), **table})
             tools.append(ModelTool(spec, load_model(folder / spec.name, architectures=(spec.kind,), device=device)))
         else:
             tools.append(MissingTool(entry["name"], (entry["name"],)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ from reasonrec_fast.data import DataError, Interactions
 from reasonrec_fast.data.explanations import Explanation
 from reasonrec_fast.data.interactions import UNLABELLED
 from reasonrec_fast.models.reasonrec.rationale import Rationales, listed, stated_confidence
-from reasonrec_fast.prompts import Entries, load_template
+from reasonrec_fast.prompts import Entries, PromptTemplate, load_template
 from reasonrec_fast.prompts.encoding import Value
 
 ReasoningTask = Literal["sequential", "direct", "ctr", "explanation"]
@@ -48,13 +49,19 @@ class ReasoningSample:
             seed: of the draw of a wording.
             which: a wording of the template, by name or index; by default one that is drawn by seed and key.
         """
-        template = load_template(f"reason_{self.task}")
+        template = _template(self.task)
         wording = template.draw(seed, self.key) if which is None else template.wording(which)
         texts = {
             name: value.kept(len(value.texts)) if isinstance(value, Entries) else value
             for name, value in self.values.items()
         }
         return template.render(texts, wording)
+
+
+@cache
+def _template(task: ReasoningTask) -> PromptTemplate:
+    """Read once, not for every sample."""
+    return load_template(f"reason_{task}")
 
 
 class ReasoningConverter:
