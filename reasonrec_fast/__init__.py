@@ -76,6 +76,7 @@ if TYPE_CHECKING:
         load_recommender,
     )
     from reasonrec_fast.models.optirag import OptiRAG, OptiRAGConfig, Predictions
+    from reasonrec_fast.models.reasonrec import AgentConfig, ReasonRec, ReasonRecConfig
     from reasonrec_fast.models.registry import load
 
 __version__ = "0.1.0"
@@ -84,6 +85,7 @@ __all__ = [
     "EASE",
     "FM",
     "SVD",
+    "AgentConfig",
     "AttributeKNN",
     "AttributeKNNConfig",
     "BPRConfig",
@@ -114,6 +116,8 @@ __all__ = [
     "Popularity",
     "PopularityConfig",
     "Predictions",
+    "ReasonRec",
+    "ReasonRecConfig",
     "RecBole",
     "RecBoleConfig",
     "Recommendations",
@@ -202,6 +206,7 @@ _MODULES = {
         "load_recommender",
     ],
     "reasonrec_fast.models.optirag": ["OptiRAG", "OptiRAGConfig", "Predictions"],
+    "reasonrec_fast.models.reasonrec": ["AgentConfig", "ReasonRec", "ReasonRecConfig"],
     "reasonrec_fast.models.registry": ["load"],
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

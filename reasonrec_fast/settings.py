@@ -75,8 +75,9 @@ def settings_from(kind: type[Kind], values: Any, source: str) -> Kind:
         raise ValueError(f"{source}: expected {', '.join(sorted(known))}; got {unknown[0]!r}")
     fields_by_name = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     for name, value in fields_by_name.items():
-        if isinstance(value, Mapping) and is_dataclass(known[name]):
-            fields_by_name[name] = settings_from(known[name], value, f"{source}: {name}")  # type: ignore[arg-type]
+        nested = next((kind for kind in (known[name], *get_args(known[name])) if is_dataclass(kind)), None)
+        if isinstance(value, Mapping) and nested is not None:
+            fields_by_name[name] = settings_from(nested, value, f"{source}: {name}")  # type: ignore[arg-type]
     try:
         return kind(**fields_by_name)
     except (TypeError, ValueError) as error:

@@ -169,7 +169,7 @@ def recommend(
             loaded.set_histories_from_table(history)
         if table is None:
             table = Table({"user": pa.array(loaded.known_users.ids, pa.string())}, Source())
-        user_indices = _users_of(loaded, table.renamed(names))
+        user_indices = users_of(loaded, table.renamed(names))
         with progress_bar("Recommending") as update:
             write_parts(output, table, ("rank", "item", "score"), _recommended(loaded, user_indices, k, update))
         if output != "-":
@@ -249,7 +249,7 @@ def _measured(task: str, ks: str | None, negatives: int | None) -> EvaluationCon
     )
 
 
-def _users_of(model: ClassicalRecommender, table: Table) -> np.ndarray:
+def users_of(model: ClassicalRecommender, table: Table) -> np.ndarray:
     """Index of each row's user, int64 ``[N]``."""
     source = table.source
     if "user" not in table.columns:

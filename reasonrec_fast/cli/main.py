@@ -14,9 +14,11 @@ from reasonrec_fast.cli.console import listen_to_signals, set_loudness
 from reasonrec_fast.cli.demo import demo
 from reasonrec_fast.cli.evaluate import evaluate
 from reasonrec_fast.cli.optirag import app as optirag_app
+from reasonrec_fast.cli.reasonrec import app as reasonrec_app
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Fast LLM- and VLM-based recommendation.")
 app.add_typer(optirag_app, name="optirag")
+app.add_typer(reasonrec_app, name="reasonrec")
 app.add_typer(classical_app, name="classical")
 app.command()(demo)
 app.command()(evaluate)

@@ -32,8 +32,8 @@ from reasonrec_fast.files import atomic_write, check_writable
 DataOption = Annotated[
     str,
     typer.Option(
-        help="movielens-small, the folder of MovieLens 100K, a .csv, .tsv, .parquet or .jsonl (or .gz) of "
-        "interactions, or a .json or .jsonl of instructions"
+        help="movielens-small, the folder of MovieLens 100K, a folder with sequences.txt, a .csv, .tsv, .parquet or "
+        ".jsonl (or .gz) of interactions, or a .json or .jsonl of instructions"
     ),
 ]
 ItemsOption = Annotated[Path | None, typer.Option(help="table of the items (id, title, attributes)")]
@@ -97,11 +97,14 @@ class TableOptions:
 def load_data(data: str, items: Path | None, options: TableOptions | None = None) -> Interactions:
     """Interactions, from the name or path of the option ``--data``."""
     values = (options or TableOptions()).values()
-    named = is_movielens(data)
+    sequences = (Path(data) / "sequences.txt").is_file()
+    named = sequences or is_movielens(data)
     if named and (items is not None or any(value not in (None, {}) for value in values.values())):
         raise ValueError(
             f"--items, --like, --columns, --time-unit, --time-format: expected a table of yours; got {data}"
         )
+    if sequences:
+        return load_events("sequences", data)
     if named:
         return load_events(data if data == "movielens-small" else "movielens-100k", data)
     return load_events("table", data, items, **values)
@@ -109,7 +112,7 @@ def load_data(data: str, items: Path | None, options: TableOptions | None = None
 
 def is_movielens(data: str) -> bool:
     """Whether ``--data`` is MovieLens: a name or a folder, not a table."""
-    return data == "movielens-small" or Path(data).is_dir()
+    return data == "movielens-small" or (Path(data).is_dir() and not (Path(data) / "sequences.txt").is_file())
 
 
 def split_kind(name: str, *others: str) -> SplitKind:

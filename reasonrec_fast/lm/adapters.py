@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
+
+from reasonrec_fast.devices import fork_rng, seed_rng
 
 
 def unwrapped(model: Any) -> Any:
@@ -29,6 +33,26 @@ def unwrapped(model: Any) -> Any:
                 "to what layers read"
             )
     return model.get_base_model()
+
+
+def with_lora(model: nn.Module, *, rank: int, alpha: int, seed: int) -> Any:
+    """A ``PeftModel`` with new LoRA adapters (Hu et al. 2021) on every linear layer of a model on the CPU; they are
+    drawn alike for every device it may move to.
+
+    Args:
+        model: of transformers; it is changed in place.
+        rank, alpha: of the adapters.
+        seed: of their weights; the caller's random generator stays as it is.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    cpu = torch.device("cpu")
+    lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear")
+    with fork_rng(cpu), warnings.catch_warnings():
+        seed_rng(seed, cpu)
+        # peft calls transformers by a name that is deprecated there.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        return get_peft_model(model, lora)  # type: ignore[arg-type]
 
 
 def adapter_state(model: nn.Module) -> str:
@@ -76,6 +100,21 @@ class AdapterMerger:
     def is_merged(self) -> bool:
         """Whether the adapters are in the weights at this moment."""
         return self._is_merged
+
+    def move(self, device: torch.device, old: torch.dtype, new: torch.dtype) -> None:
+        """Move the model to another device, and weights of one type, but for the adapters (float32), to another;
+        weights that were rounded stay rounded.
+
+        Args:
+            device: where to.
+            old, new: types of the weights, which are equal where they stay as they are.
+        """
+        if old != new:  # else merged adapters stay merged: subtracting them from rounded weights rounds again
+            with self.unmerged():
+                for name, parameter in self.model.named_parameters():
+                    if parameter.dtype == old and "lora_" not in name:
+                        parameter.data = parameter.data.to(new)
+        self.model.to(device)
 
     @contextmanager
     def merged(self) -> Iterator[None]:

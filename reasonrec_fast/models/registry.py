@@ -45,14 +45,15 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     **{name: (f"reasonrec_fast.models.classical.{module}", name) for name, module in _WRITERS.items()},
     "FeatureJudge": ("reasonrec_fast.models.classical.judge", "FeatureJudge"),
     "optirag": ("reasonrec_fast.models.optirag", "OptiRAG"),
+    "ReasonRec": ("reasonrec_fast.models.reasonrec", "ReasonRec"),
 }
 """Module and class, by what ``config.json`` of a saved model and a TOML experiment call it."""
 
 TaskName = Literal["ranking", "ctr", "explanation", "judge"]
 
 TASKS: dict[TaskName, tuple[str, ...]] = {
-    "ranking": (*CLASSICAL, "optirag"),
-    "ctr": (*CLASSICAL, "optirag"),
+    "ranking": (*CLASSICAL, "optirag", "ReasonRec"),
+    "ctr": (*CLASSICAL, "optirag", "ReasonRec"),
     "explanation": tuple(_WRITERS),
     "judge": ("FeatureJudge",),
 }

@@ -17,34 +17,54 @@ Horizon = Literal["quantile", "paper"]
 Pacing = Literal["linear", "root", "competence"]
 
 
-def evidence_horizons(counts: np.ndarray, kind: Horizon = "quantile") -> np.ndarray:
-    """How little is known of each user, ``C(u)``, float64 ``[U]`` in [0, 1]; near 1 is cold.
+class EvidenceHorizon:
+    """How little is known of a user, ``C(u)`` in [0, 1]; near 1 is cold.
 
     Args:
         counts: events of each user in the training part, ``[U]``.
         kind: ``"paper"`` is ``1 - |I_u| / max_v |I_v|``. One user with a very long history puts nearly all others
-            beyond 0.7 there. ``"quantile"`` is the share of users with more events (of those with as many, half).
+            beyond 0.7 there. ``"quantile"`` is the share of training users with more events (of those with as many,
+            half).
 
     Raises:
         ValueError: no users, or counts that are not numbers of at least 0 (with the row).
+
+    >>> EvidenceHorizon(np.array([1, 2, 2, 20])).of(np.array([0, 2, 50])).tolist()
+    [1.0, 0.5, 0.0]
+    """
+
+    def __init__(self, counts: np.ndarray, kind: Horizon = "quantile") -> None:
+        self.counts, self.kind = np.sort(_checked_counts(counts)), kind
+        if not len(self.counts):
+            raise ValueError("counts: expected at least one user; got none")
+        if kind not in ("quantile", "paper"):
+            raise ValueError(f"kind: expected 'quantile' or 'paper'; got {kind!r}")
+
+    def of(self, counts: np.ndarray) -> np.ndarray:
+        """Of users with so many events, float64 ``[B]``; they need not be of the training part."""
+        counts = _checked_counts(counts)
+        if self.kind == "paper":
+            return np.maximum(1 - counts / max(self.counts[-1], 1), 0.0)
+        fewer, at_most = (np.searchsorted(self.counts, counts, side) for side in ("left", "right"))
+        return 1 - (fewer + at_most) / 2 / len(self.counts)
+
+
+def evidence_horizons(counts: np.ndarray, kind: Horizon = "quantile") -> np.ndarray:
+    """:class:`EvidenceHorizon` of the training users themselves, float64 ``[U]``.
 
     >>> evidence_horizons(np.array([1, 2, 2, 20])).tolist()
     [0.875, 0.5, 0.5, 0.125]
     >>> evidence_horizons(np.array([1, 2, 2, 20]), "paper").round(2).tolist()
     [0.95, 0.9, 0.9, 0.0]
     """
+    return EvidenceHorizon(counts, kind).of(counts)
+
+
+def _checked_counts(counts: np.ndarray) -> np.ndarray:
     counts = as_numbers(counts, "counts")
-    if not len(counts):
-        raise ValueError("counts: expected at least one user; got none")
-    if counts.min() < 0:
+    if len(counts) and counts.min() < 0:
         raise ValueError(f"counts: expected at least 0; got {counts.min():g} in row {int(counts.argmin())}")
-    if kind == "paper":
-        return 1 - counts / max(counts.max(), 1)
-    if kind != "quantile":
-        raise ValueError(f"kind: expected 'quantile' or 'paper'; got {kind!r}")
-    _, index, sizes = np.unique(counts, return_inverse=True, return_counts=True)
-    at_most = np.cumsum(sizes)
-    return (1 - (at_most - sizes / 2) / len(counts))[index.reshape(-1)]
+    return counts
 
 
 class CurriculumTrace(NamedTuple):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Mode = Literal["joint", "heads", "distil"]
+Loss = Literal["binary", "listwise"]
 
 Item = TypeVar("Item")
 
@@ -68,6 +69,9 @@ class ExitTraining:
         layer_dropout: rate of the last layer but one; it grows exponentially from 0 at the first (LayerSkip, arXiv
             2404.16710). The last layer is never dropped.
         pairwise_weight: of the loss that ranks positive above negative rows within a slate.
+        loss: ``"binary"`` is the cross-entropy of each row's answer; ``"listwise"`` that of a softmax over the rows of
+            a slate, by their log-odds of the second of two answers (ListNet, Cao et al. 2007): one row a slate has
+            label 1. It knows nothing of how likely a row is by itself.
         seed: of layer dropout.
     """
 
@@ -77,10 +81,13 @@ class ExitTraining:
     depth_decay: Positive = 0.98
     layer_dropout: ShareBelowOne = 0.0
     pairwise_weight: NotNegative = 1.0
+    loss: Loss = "binary"
     seed: Whole = 0
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.loss == "listwise" and self.mode == "distil":
+            raise ValueError("mode: expected 'joint' or 'heads' with loss 'listwise'; got 'distil'")
 
 
 def exit_weights(exits: tuple[int, ...]) -> torch.Tensor:
@@ -124,13 +131,15 @@ def train_exits(
             more processes do not speed it up.
 
     Raises:
-        ValueError: distillation or a pairwise loss for more than two answers.
+        ValueError: distillation, a pairwise or a listwise loss for more than two answers, or, for the listwise loss, a
+            slate without exactly one row of label 1.
     """
     settings = settings or ExitTraining()
-    if model.num_answers > 2 and (settings.mode == "distil" or settings.pairwise_weight):
+    of_two = settings.mode == "distil" or settings.pairwise_weight or settings.loss == "listwise"
+    if model.num_answers > 2 and of_two:
         raise ValueError(
-            f"settings: expected mode 'joint' or 'heads' and pairwise_weight 0 for {model.num_answers} answers; got "
-            f"{settings.mode!r} and {settings.pairwise_weight}"
+            f"settings: expected mode 'joint' or 'heads', pairwise_weight 0 and loss 'binary' for {model.num_answers} "
+            f"answers; got {settings.mode!r}, {settings.pairwise_weight} and {settings.loss!r}"
         )
     with _frozen(model.backbone, settings.mode == "heads"):
         loop = StepLoop(
@@ -154,7 +163,8 @@ def _losses(model: EarlyExitModel, batch: Batch, settings: ExitTraining, step: i
     device = model.backbone.device
     labels = to_device(batch.labels, device)
     # The log-probability of no follows from that of yes.
-    targets = torch.ones_like(labels) if settings.mode == "distil" else labels
+    of_yes = settings.mode == "distil" or settings.loss == "listwise"
+    targets = torch.ones_like(labels) if of_yes else labels
     with adapters_in_dtype(model, model.backbone.dtype):
         exits = model.all_exits(
             batch.groups,
@@ -167,11 +177,20 @@ def _losses(model: EarlyExitModel, batch: Batch, settings: ExitTraining, step: i
     if slates is None:
         slates = torch.repeat_interleave(torch.tensor([len(suffixes) for _, suffixes in batch.groups]))
     # On the labels' device, usually the CPU: on a GPU, reading back the number of pairs would synchronise.
-    pairs = to_device(_pairs(to_device(slates, batch.labels.device), batch.labels), device)
+    slates = to_device(slates, batch.labels.device)
+    pairs = to_device(_pairs(slates, batch.labels), device)
+    if settings.loss == "listwise":
+        _, slates = torch.unique(slates, return_inverse=True)
+        counts = torch.zeros(int(slates.max()) + 1, dtype=torch.int64).index_add(0, slates.cpu(), batch.labels.cpu())
+        if (counts != 1).any():
+            raise ValueError(f"labels: expected one row of label 1 in each slate; got {counts.tolist()}")
+        slates = to_device(slates, device)
     teacher = exits[-1].positive_probability.detach()
     losses = []
     for index, statistics in enumerate(exits):
-        if settings.mode == "distil":
+        if settings.loss == "listwise":
+            loss = _listwise_loss(statistics, labels, slates)
+        elif settings.mode == "distil":
             loss = _soft_cross_entropy(statistics, labels.float() if index + 1 == len(exits) else teacher)
         else:
             loss = -statistics.target_logprob.mean()
@@ -197,6 +216,19 @@ def _soft_cross_entropy(statistics: ops.ExitStatistics, target: torch.Tensor) ->
     yes = statistics.target_logprob.clamp(max=-1e-6)
     no = torch.log(-torch.expm1(yes))
     return -(target[:, None] * yes + (1 - target[:, None]) * no).mean()
+
+
+def _listwise_loss(statistics: ops.ExitStatistics, labels: torch.Tensor, slates: torch.Tensor) -> torch.Tensor:
+    """Mean over slates of -log softmax of the row of label 1, by log-odds of yes; the statistics' targets must all be
+    yes, and slates be numbered from 0."""
+    yes = torch.logsumexp(statistics.target_logprob, 1) - math.log(statistics.target_logprob.shape[1])
+    yes = yes.clamp(max=-1e-6)
+    log_odds = yes - torch.log(-torch.expm1(yes))
+    count = labels.sum()
+    largest = log_odds.new_full((len(labels),), -torch.inf).scatter_reduce(0, slates, log_odds.detach(), "amax")
+    powers = torch.zeros_like(log_odds).index_add(0, slates, torch.exp(log_odds - largest[slates]))
+    log_sums = torch.where(powers > 0, torch.log(powers.clamp(min=1e-30)) + largest.clamp(min=-1e30), 0.0)
+    return (log_sums.sum() - (log_odds * labels).sum()) / count
 
 
 def _pairs(slates: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

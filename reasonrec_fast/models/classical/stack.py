@@ -414,6 +414,26 @@ class Stack(ClassicalRecommender):
             result[part] = self._logits(items[part], box.features(items[part], views))
         return result
 
+    def features_of(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """Features of pairs of indices, float32 ``[N, F]``, also of items that no tool nominates."""
+        box, result = self.toolbox, np.empty((len(users), len(self.feature_names)), dtype=np.float32)
+        with torch.inference_mode():
+            for first in range(0, len(users), _USERS):
+                part = slice(first, first + _USERS)
+                views = box.views(users[part], self.seen.select(users[part]), seconds=self.config.tool_seconds)
+                result[part] = box.features(items[part, None], views)[:, 0]
+        return result
+
+    def tool_ranks(self, features: np.ndarray) -> dict[str, int]:
+        """What the features ``[F]`` of a candidate say of it: its rank by each tool that ranks it, from 1, best first;
+        without those beyond ``config.depth``."""
+        ranks = {}
+        for tool in self.toolbox.tools:
+            value = features[self.feature_names.index(f"{tool.views[0]}:rank")]
+            if not np.isnan(value) and (rank := round(float(np.exp(value)))) <= self.config.depth:
+                ranks[tool.name] = rank
+        return dict(sorted(ranks.items(), key=lambda pair: pair[1]))
+
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Stack:
         super()._apply(fn, recurse)
         if self._toolbox is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
 
 from reasonrec_fast import evaluation
 from reasonrec_fast.data.instructions import Instruction
@@ -21,7 +19,7 @@ from reasonrec_fast.early_exit.depth_zero import DepthZero
 from reasonrec_fast.early_exit.engine import EarlyExitModel
 from reasonrec_fast.early_exit.policy import ExitPolicy
 from reasonrec_fast.early_exit.ranker import EarlyExitRanker
-from reasonrec_fast.lm.adapters import AdapterMerger
+from reasonrec_fast.lm.adapters import AdapterMerger, with_lora
 from reasonrec_fast.lm.decoder import Decoder
 from reasonrec_fast.lm.loading import load_language_model
 from reasonrec_fast.models.optirag import storage, training
@@ -77,17 +75,12 @@ class RequestScorer:
         device = resolve_device(device)
         # Adapters and heads are drawn on the CPU, so that they are the same for every device; then everything moves.
         language_model, self.tokenizer = load_language_model(self.config.backbone, fast_dtype(device), device="cpu")
-        lora = LoraConfig(r=self.config.lora_rank, lora_alpha=self.config.lora_alpha, target_modules="all-linear")
         backbone = Decoder(language_model)
         if self.config.layers is not None:
             backbone.keep_layers(self.config.layers)
-        cpu = torch.device("cpu")
+        rank, alpha, cpu = self.config.lora_rank, self.config.lora_alpha, torch.device("cpu")
+        self.peft: Any = with_lora(language_model, rank=rank, alpha=alpha, seed=self.config.seed)
         with fork_rng(cpu):
-            seed_rng(self.config.seed, cpu)
-            with warnings.catch_warnings():
-                # peft calls transformers by a name that is deprecated there.
-                warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-                self.peft: Any = get_peft_model(language_model, lora)
             seed_rng(self.config.seed, cpu)
             model = EarlyExitModel(
                 backbone,
@@ -121,13 +114,7 @@ class RequestScorer:
             ValueError: a device that is not available.
         """
         device = resolve_device(device)
-        old, new = self.ranker.model.backbone.dtype, fast_dtype(device)
-        if old != new:  # else merged adapters stay merged: subtracting them from rounded weights rounds again
-            with self.adapters.unmerged():  # adapters are float32, and stay so
-                for name, parameter in self.peft.named_parameters():
-                    if parameter.dtype == old and "lora_" not in name:
-                        parameter.data = parameter.data.to(new)
-        self.peft.to(device)
+        self.adapters.move(device, self.ranker.model.backbone.dtype, fast_dtype(device))
         self.ranker.to(device)
         return self
 

@@ -1,0 +1,229 @@
+"""What a ReasonRec model's agent adds to its stack on the test part, by who answers: policies, curves, confidence."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from reasonrec_fast import evaluation
+from reasonrec_fast.arrays import as_count
+from reasonrec_fast.data import DataError, Histories, Interactions, Split
+from reasonrec_fast.data.split import check_not_learnt
+from reasonrec_fast.evaluation import Interval
+from reasonrec_fast.models.reasonrec import ReasonRec
+from reasonrec_fast.models.reasonrec.config import Policy
+from reasonrec_fast.models.reasonrec.routing import AGENT, CONSULT, DESTINATIONS, gain_curve
+from reasonrec_fast.training.progress import Progress
+from reasonrec_fast.uncertainty import aurc, ece
+
+POLICIES: tuple[Policy, ...] = ("gain", "budget", "risk")
+COLD_SHARE = 0.3
+"""Users with the largest evidence horizons that are reported by themselves."""
+COLD_EVENTS = 2
+"""Targets with at most so many training events are."""
+
+
+@dataclass(frozen=True)
+class PolicyReport:
+    """One way to decide who answers, over ``B`` users.
+
+    Attributes:
+        shares: of the queries, by who answered.
+        metrics: means over all users.
+        differences: from the stack alone, with intervals.
+    """
+
+    shares: dict[str, float]
+    metrics: dict[str, float]
+    differences: dict[str, Interval]
+
+
+@dataclass(frozen=True)
+class AgentReport:
+    """A ReasonRec model on the test part.
+
+    Attributes:
+        users: measured.
+        stack: metrics of the stack alone.
+        policies: by name; ``"always"`` asks the agent for every query.
+        groups: differences of always asking from the stack, for the coldest users and for targets with few events.
+        room: metrics if every target among the candidates came first: what an agent over these candidates can reach.
+        kept: share of the gain of always asking that is kept if 65 % of the queries are asked, by predicted gain; NaN
+            where asking gains nothing.
+        curve: share of queries, and the mean gain by predicted gain, at random, and by an oracle.
+        confidence: AUROC, share of the possible gain in AURC, and expected calibration error of the confidence.
+        milliseconds: a query, alone: of the stack, and of the agent on top.
+        trust: how far calibration lets the agent correct the stack.
+    """
+
+    users: int
+    stack: dict[str, float]
+    policies: dict[str, PolicyReport]
+    groups: dict[str, dict[str, Interval]]
+    room: dict[str, float]
+    kept: float
+    curve: dict[str, list[float]]
+    confidence: dict[str, float]
+    milliseconds: dict[str, float]
+    trust: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a JSON file: intervals by name, None for what is undefined."""
+        return {name.name: _plain(getattr(self, name.name)) for name in fields(self)}
+
+
+def evaluate_agent(
+    model: ReasonRec,
+    data: Interactions,
+    split: Split,
+    *,
+    ks: Sequence[int] = (5, 10, 20),
+    budget: float | None = None,
+    timed: int = 32,
+    progress: Progress | None = None,
+) -> AgentReport:
+    """Measure a model on the test part, with the events before it as histories.
+
+    The agent reads candidates of those users alone who have a target among them: an order of the candidates changes no
+    metric of another user. So all users are measured, at a fifth of the cost.
+
+    Args:
+        model: fitted on the training part.
+        data: the events, in the model's own indices.
+        split: of the events.
+        ks: cutoffs, none larger than the number of candidates.
+        budget: share of queries for the agent; by default the model's.
+        timed: users whose latency is measured.
+        progress: called with how many candidates the agent has read.
+
+    Raises:
+        DataError: a model without an agent, or one that was fitted on events of the test part.
+        ValueError: cutoffs beyond the candidates.
+    """
+    if model.agent is None or model.config.agent is None:
+        raise DataError("model: expected one with an agent; got the stack alone")
+    depth = model.config.agent.candidates
+    ks = sorted({as_count(k, "ks", 1) for k in ks})
+    if ks[-1] > depth:
+        raise ValueError(f"ks: expected at most {depth}, the agent's candidates; got {ks[-1]}")
+    check_not_learnt(data, split, model.fitted_events, "data")
+    earlier = np.sort(np.concatenate([split.train, split.validation]))
+    known, seen = Histories.of(data, earlier), Histories.seen(data, earlier)
+    model.set_histories(known, seen=seen)
+    rows = split.test[data.labels[split.test] == 1]
+    users, user_rows = np.unique(data.users[rows], return_inverse=True)
+    relevant = Histories.from_pairs(len(users), user_rows, data.items[rows]).without(seen.select(users))
+    some = np.flatnonzero(relevant.lengths)
+    users, relevant = users[some], relevant.select(some)
+    stack_answer = model.recommend(users, depth, policy="never")
+    items = {"stack": stack_answer.items}
+    reachable = np.flatnonzero(_contains(stack_answer.items, relevant))
+    for name, policy in (("agent", "always"), ("consult", "consult")):
+        answered = model.recommend(users[reachable], depth, policy=policy, progress=progress)  # type: ignore[arg-type]
+        items[name] = stack_answer.items.copy()
+        items[name][reachable] = answered.items
+    values = {name: evaluation.ranking_metrics(listed, relevant, ks) for name, listed in items.items()}
+    names = [f"{metric}@{k}" for metric in ("hr", "ndcg") for k in ks]
+
+    def mixed(destination: np.ndarray) -> dict[str, np.ndarray]:
+        return {
+            name: np.select(
+                [destination == AGENT, destination == CONSULT],
+                [values["agent"][name], values["consult"][name]],
+                values["stack"][name],
+            )
+            for name in names
+        }
+
+    destinations = {
+        "always": np.full(len(users), AGENT),
+        **{name: model.decide(users, policy=name, budget=budget).destination for name in POLICIES},
+    }
+    main = f"ndcg@{ks[0]}"
+    gain = values["agent"][main] - values["stack"][main]
+    curve = gain_curve(stack_answer.gain, gain)
+    hit = values["stack"][f"hr@{ks[0]}"]
+    horizons = stack_answer.horizon
+    cold_users = horizons >= np.quantile(horizons, 1 - COLD_SHARE)
+    counts = np.bincount(data.items[split.train][data.labels[split.train] == 1], minlength=data.num_items)
+    rare = counts[relevant.items[relevant.indptr[:-1]]] <= COLD_EVENTS
+    return AgentReport(
+        users=len(users),
+        stack=_means(values["stack"], names),
+        policies={
+            name: PolicyReport(
+                {who: float((destination == number).mean()) for number, who in enumerate(DESTINATIONS)},
+                _means(mixed(destination), names),
+                _differences(mixed(destination), values["stack"], names),
+            )
+            for name, destination in destinations.items()
+        },
+        groups={
+            name: _differences(values["agent"], values["stack"], names, chosen)
+            for name, chosen in {"coldest users": cold_users, "targets with at most 2 events": rare}.items()
+            if chosen.any()
+        },
+        room=_means(evaluation.ranking_metrics(_ideal(stack_answer.items, relevant), relevant, ks), names),
+        kept=curve.kept(0.65),
+        curve={name: getattr(curve, name).tolist() for name in curve._fields},
+        confidence=_confidence(stack_answer.confidence, hit),
+        milliseconds=_milliseconds(model, users[:timed]),
+        trust=model.agent.trust,
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, PolicyReport | Interval):
+        return {name.name: _plain(getattr(value, name.name)) for name in fields(value)}
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _contains(items: np.ndarray, relevant: Histories) -> np.ndarray:
+    return np.asarray(evaluation.hits(items, relevant).any(1))
+
+
+def _ideal(items: np.ndarray, relevant: Histories) -> np.ndarray:
+    hit = evaluation.hits(items, relevant)
+    return np.take_along_axis(items, np.argsort(~hit.astype(bool), axis=1, kind="stable"), 1)
+
+
+def _means(values: dict[str, np.ndarray], names: list[str]) -> dict[str, float]:
+    return {name: float(np.nanmean(values[name])) for name in names}
+
+
+def _differences(
+    values: dict[str, np.ndarray], baseline: dict[str, np.ndarray], names: list[str], rows: Any = slice(None)
+) -> dict[str, Interval]:
+    return {name: evaluation.paired_means(values[name][rows], baseline[name][rows]) for name in names}
+
+
+def _confidence(confidence: np.ndarray, hit: np.ndarray) -> dict[str, float]:
+    """AUROC of hits; the share of the gain in AURC over a random order that a perfect one has; calibration error."""
+    labels, losses = (hit > 0).astype(np.int64), 1.0 - hit
+    random, best = float(losses.mean()), aurc(-losses, losses)
+    possible = random - best
+    return {
+        "auroc": evaluation.auc(labels, confidence),
+        "aurc_gain": (random - aurc(confidence, losses)) / possible if possible > 0 else float("nan"),
+        "ece": ece(confidence, labels),
+    }
+
+
+def _milliseconds(model: ReasonRec, users: np.ndarray) -> dict[str, float]:
+    """Median milliseconds of a query by itself, of the stack and of the agent, in turns."""
+    took: dict[Policy, list[float]] = {"never": [], "always": []}
+    for user in users:
+        for policy, times in took.items():
+            begin = time.perf_counter()
+            model.recommend(np.array([user]), model.config.k, policy=policy)
+            times.append(time.perf_counter() - begin)
+    stack, agent = (1000 * float(np.median(times)) if times else float("nan") for times in took.values())
+    return {"stack": stack, "agent": agent}

@@ -1,0 +1,243 @@
+"""The agent: a language model whose head corrects the stack's logits of its best candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import minimize_scalar
+
+from reasonrec_fast.devices import fork_rng, resolve_device, seed_rng
+from reasonrec_fast.early_exit.engine import EarlyExitModel
+from reasonrec_fast.early_exit.ranker import EarlyExitRanker
+from reasonrec_fast.early_exit.requests import GroupInputs
+from reasonrec_fast.files import read_tensors, write_tensors
+from reasonrec_fast.lm.adapters import AdapterMerger, with_lora
+from reasonrec_fast.lm.decoder import Decoder
+from reasonrec_fast.lm.layout import TokenGroup
+from reasonrec_fast.lm.loading import load_language_model
+from reasonrec_fast.models.reasonrec.config import AgentConfig
+from reasonrec_fast.precision import fast_dtype
+from reasonrec_fast.training.curriculum import CurriculumSampler
+from reasonrec_fast.training.exits import Batch, ExitTraining, train_exits
+from reasonrec_fast.training.progress import Progress
+
+ADAPTER, HEAD = "adapter.safetensors", "head.safetensors"
+_LEAST = -30.0  # of a candidate's logit less the logarithm of the sum over all: beyond, a softmax is 0 anyhow
+
+
+@dataclass(frozen=True)
+class Slate:
+    """A user's candidates.
+
+    Attributes:
+        group: the user as a prefix, each of ``C`` candidates as a suffix.
+        offset: logarithm of each candidate's probability by the stack's softmax, float ``[C]``.
+        target: position of the user's next item, for training.
+    """
+
+    group: TokenGroup
+    offset: np.ndarray
+    target: int = 0
+
+
+class ResidualAgent:
+    """A language model with adapters that reads a user and candidates, and a head that starts at zero: an agent that
+    has learnt nothing answers what the stack says.
+
+    Args:
+        config: settings.
+        device: where the model lives; by default the GPU where there is one.
+    """
+
+    def __init__(self, config: AgentConfig, *, device: torch.device | str | None = None) -> None:
+        self.config = config
+        device, cpu = resolve_device(device), torch.device("cpu")
+        # Drawn on the CPU, so that adapters and head are alike for every device.
+        language_model, tokenizer = load_language_model(config.backbone, fast_dtype(device), device="cpu")
+        self.tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor holds one
+        backbone = Decoder(language_model)
+        if config.layers is not None:
+            backbone.keep_layers(config.layers)
+        self.peft: Any = with_lora(language_model, rank=config.lora_rank, alpha=config.lora_alpha, seed=config.seed)
+        with fork_rng(cpu):
+            seed_rng(config.seed, cpu)
+            model = EarlyExitModel(backbone, [backbone.num_layers], offset=True)
+        self.peft.to(device)
+        self.ranker = EarlyExitRanker(model, self.tokenizer, device=device)
+        self.adapters = AdapterMerger(self.peft)
+
+    @property
+    def device(self) -> torch.device:
+        return self.ranker.device
+
+    def to(self, device: torch.device | str) -> ResidualAgent:
+        """Move the agent; its weights take the type that the new device is fastest in.
+
+        Raises:
+            ValueError: a device that is not available.
+        """
+        device = resolve_device(device)
+        self.adapters.move(device, self.ranker.model.backbone.dtype, fast_dtype(device))
+        self.ranker.to(device)
+        return self
+
+    @property
+    def trust(self) -> float:
+        """How much of what the head has learnt is added to the stack's logits: 0 for nothing, 1 for all of it."""
+        return float(self.ranker.model.heads[-1].scale)
+
+    def train(
+        self,
+        slates: Sequence[Slate],
+        sampler: CurriculumSampler | None = None,
+        *,
+        checkpoint: str | Path | None = None,
+        fingerprint: Mapping[str, Any] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Learn to find the targets: softmax over each slate's candidates, with the stack's logits as offset.
+
+        Args:
+            slates: of users whose next item is known.
+            sampler: draws the slates of a step; by default they come in a random order.
+            checkpoint: file of the training state; a run that was killed goes on from it.
+            fingerprint: identity of the run besides settings and sampler.
+            progress: called after every step.
+
+        Raises:
+            ValueError: no slate with another candidate beside its target.
+        """
+        config = self.config
+        usable = [number for number, slate in enumerate(slates) if len(slate.offset) > 1]
+        if not usable:
+            raise ValueError(f"slates: expected some with another candidate beside the target; got {len(slates)}")
+        steps = max(round(config.epochs * len(usable) / config.batch_users), 1)
+        identity: dict[str, Any] = {"steps": steps, "slates": len(usable), **(fingerprint or {})}
+        if sampler is not None:
+            identity["curriculum"] = sampler.identity
+        order = np.concatenate([
+            np.random.default_rng((config.seed, epoch)).permutation(usable)
+            for epoch in range(-(-steps * config.batch_users // len(usable)))
+        ])  # fmt: skip
+
+        def load(step: int) -> Batch:
+            if sampler is None:
+                drawn = order[step * config.batch_users : (step + 1) * config.batch_users]
+            else:
+                drawn = sampler.draw(config.batch_users, step=step, steps=steps, seed=config.seed)
+                drawn = drawn[np.isin(drawn, usable)]
+            generator = np.random.default_rng((config.seed, step, 1))
+            return batch_of([_fewer(slates[row], config.train_candidates, generator) for row in drawn.tolist()])
+
+        settings = ExitTraining(
+            learning_rate=config.learning_rate, head_learning_rate=config.head_learning_rate,
+            depth_decay=config.depth_decay, pairwise_weight=0.0, loss="listwise", seed=config.seed,
+        )  # fmt: skip
+        with self.adapters.unmerged():
+            train_exits(
+                self.ranker.model, range(steps), load, settings, checkpoint=checkpoint, fingerprint=identity,
+                progress=progress,
+            )  # fmt: skip
+
+    def logits(self, slates: Sequence[Slate], progress: Progress | None = None) -> list[np.ndarray]:
+        """Corrected logits of each slate's candidates, float64 ``[C]`` each; those of a slate depend on that slate
+        alone."""
+        slates = list(slates)
+        if not slates:
+            return []
+        done, total = 0, sum(len(slate.offset) for slate in slates)
+
+        def advance(rows: int) -> None:
+            nonlocal done
+            done += rows
+            if progress is not None:
+                progress(done, total)
+
+        offset = np.concatenate([slate.offset for slate in slates])
+        with self.adapters.merged():
+            scores = self.ranker.predict_groups(
+                [slate.group for slate in slates],
+                GroupInputs(offset=torch.from_numpy(np.maximum(offset, _LEAST).astype(np.float32))),
+                progress=advance,
+            )
+        probability = scores.probability.double().numpy()
+        logits = np.log(np.maximum(probability, 1e-30)) - np.log1p(-np.minimum(probability, 1 - 1e-7))
+        return np.split(logits, np.cumsum([len(slate.offset) for slate in slates])[:-1])
+
+    def calibrate(self, slates: Sequence[Slate], logits: Sequence[np.ndarray]) -> float:
+        """Choose how far the head is trusted, by likelihood on slates that it has not learnt; 0 where it only harms.
+
+        Args:
+            slates: with targets.
+            logits: of the candidates, by :meth:`logits` at full trust.
+
+        Returns:
+            the trust.
+        """
+        known = [(slate, corrected) for slate, corrected in zip(slates, logits, strict=True) if len(corrected) > 1]
+
+        def loss(trust: float) -> float:
+            total = 0.0
+            for slate, corrected in known:
+                values = slate.offset + trust * (corrected - slate.offset)
+                total += float(np.logaddexp.reduce(values) - values[slate.target])
+            return total / max(len(known), 1)
+
+        best = minimize_scalar(loss, bounds=(0.0, 1.5), method="bounded") if known else None
+        trust = float(best.x) if best is not None and best.fun < loss(0.0) else 0.0
+        self.ranker.model.heads[-1].scale.fill_(trust)
+        return trust
+
+    def save(self, folder: Path) -> None:
+        """Write adapters and head into an existing folder."""
+        # Not unmerged: merged or not, the adapters are what they are, and unmerging would round the weights again.
+        weights = {name: value for name, value in self.peft.named_parameters() if "lora_" in name}
+        write_tensors(folder / ADAPTER, {name: value.detach() for name, value in weights.items()})
+        write_tensors(folder / HEAD, self.ranker.model.heads.state_dict())
+
+    def restore(self, folder: Path) -> ResidualAgent:
+        """Take what :meth:`save` wrote.
+
+        Raises:
+            ValueError: adapters or a head of another backbone.
+        """
+        stored, known = read_tensors(folder / ADAPTER), dict(self.peft.named_parameters())
+        expected = {name for name in known if "lora_" in name}
+        if set(stored) != expected or any(stored[name].shape != known[name].shape for name in expected):
+            raise ValueError(f"{folder}: expected adapters of this backbone; got those of another")
+        with self.adapters.unmerged(), torch.no_grad():
+            for name, value in stored.items():
+                known[name].copy_(value)
+        try:
+            self.ranker.model.heads.load_state_dict(read_tensors(folder / HEAD))
+        except RuntimeError as error:
+            raise ValueError(f"{folder}: expected a head of this backbone; {' '.join(str(error).split())}") from error
+        return self
+
+
+def batch_of(slates: Sequence[Slate]) -> Batch:
+    """The slates of a training step."""
+    labels = np.concatenate([np.arange(len(slate.offset)) == slate.target for slate in slates])
+    offset = np.maximum(np.concatenate([slate.offset for slate in slates]), _LEAST)
+    return Batch(
+        [slate.group for slate in slates],
+        torch.from_numpy(labels.astype(np.int64)),
+        offset=torch.from_numpy(offset.astype(np.float32)),
+    )
+
+
+def _fewer(slate: Slate, size: int, generator: np.random.Generator) -> Slate:
+    """A slate with its target and others drawn at random, in their order."""
+    others = np.delete(np.arange(len(slate.offset)), slate.target)
+    if len(others) < size:
+        return slate
+    kept = np.sort(np.append(generator.choice(others, size - 1, replace=False), slate.target))
+    prefix, suffixes = slate.group
+    return Slate(
+        (prefix, [suffixes[index] for index in kept]), slate.offset[kept], int(np.searchsorted(kept, slate.target))
+    )

@@ -1,0 +1,450 @@
+"""ReasonRec (arXiv 2606.28357): the stack answers, and a language model corrects it where that promises a gain."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from reasonrec_fast.arrays import as_count
+from reasonrec_fast.data import Catalog, DataError, Histories, Interactions
+from reasonrec_fast.data.interactions import UNLABELLED
+from reasonrec_fast.data.tables import TableLike, as_interactions
+from reasonrec_fast.models.classical.base import ClassicalRecommender
+from reasonrec_fast.models.classical.identifiers import is_text
+from reasonrec_fast.models.classical.rows import digest_of_rows
+from reasonrec_fast.models.classical.stack import Stack, StackRanking
+from reasonrec_fast.models.classical.stack_folds import first_positives
+from reasonrec_fast.models.optirag import OptiRAG
+from reasonrec_fast.models.reasonrec import storage
+from reasonrec_fast.models.reasonrec.agent import ResidualAgent, Slate
+from reasonrec_fast.models.reasonrec.config import Policy, ReasonRecConfig, Task
+from reasonrec_fast.models.reasonrec.prompt import AgentPrompts
+from reasonrec_fast.models.reasonrec.reasons import Reason, reasons_of
+from reasonrec_fast.models.reasonrec.router import Decision, Router
+from reasonrec_fast.models.reasonrec.routing import CONSULT, STACK
+from reasonrec_fast.training.curriculum import CurriculumSampler, EvidenceHorizon
+from reasonrec_fast.training.progress import Progress, named_part
+
+_logger = logging.getLogger("reasonrec_fast")
+
+
+class Answers(NamedTuple):
+    """Recommendations to ``B`` users, and who gave them.
+
+    Attributes:
+        scores: float32 ``[B, k]``, descending; ``-inf`` where there are no more.
+        items: int64 ``[B, k]``, -1 for no more; where users were given by identifiers, objects: identifiers, and None.
+        answered_by: :data:`~reasonrec_fast.models.reasonrec.routing.DESTINATIONS` by number, int64 ``[B]``.
+        confidence: that the user's next item is among the ``config.k`` best, as the stack ranks them, ``[B]``.
+        horizon: evidence horizon of each user; near 1 is cold, ``[B]``.
+        gain: what the router expected of the agent, ``[B]``; 0 without an agent.
+        left_out: tools that gave no answer, and why.
+    """
+
+    scores: np.ndarray
+    items: np.ndarray
+    answered_by: np.ndarray
+    confidence: np.ndarray
+    horizon: np.ndarray
+    gain: np.ndarray
+    left_out: dict[str, str]
+
+
+class ReasonRec(ClassicalRecommender):
+    """Recommends by a stack of classical models, and asks a language model where a gain is predicted.
+
+    Make one with ``ReasonRec(config).fit(events, split.train, split.validation)`` or :meth:`from_pretrained`.
+
+    The stack (:class:`~reasonrec_fast.models.classical.stack.Stack`) nominates candidates and ranks them. The agent
+    reads the user and the stack's best candidates in words, and adds what its head has learnt to the stack's logits; no
+    other item comes in. The router decides whether it is asked; who is not asked for costs no token.
+
+    The paper's agent is a 7B model that is asked unless the query is of low risk. Here it starts equal to the stack,
+    learns from validation events of some of the users (of training events the stack's trees know the answer, and are
+    too sure), and the other users choose how far it is trusted.
+
+    Args:
+        config: settings.
+        device: of tools and agent; by default the GPU where there is one.
+
+    Raises:
+        ValueError: a device that is not available.
+    """
+
+    config_type = ReasonRecConfig
+    config: ReasonRecConfig
+
+    def __init__(self, config: Any = None, *, device: torch.device | str | None = None) -> None:
+        super().__init__(config, device=device)
+        self.stack = Stack(self.config.stack, device=self.device)
+        self.agent: ResidualAgent | None = None
+        self.ctr: OptiRAG | None = None
+        self.router = Router()
+        self.horizon: EvidenceHorizon | None = None
+        self.catalog = Catalog((), ())
+        self._prompts: AgentPrompts | None = None
+
+    # Fitting
+
+    def build_parameters(self, sizes: dict[str, int]) -> None:
+        """It has none of its own: stack and agent have theirs."""
+
+    def check_events(self, data: Interactions, train: np.ndarray) -> None:
+        self.stack.check_events(data, train)
+        if self.config.ctr is not None and len(labels := np.unique(data.labels[train])) < 2:
+            raise DataError(
+                f"train: expected likes and dislikes, as the configuration has a model of clicks (ctr); got labels "
+                f"{labels.tolist()}"
+            )
+
+    def fit(
+        self,
+        data: Interactions | TableLike,
+        train: np.ndarray | None = None,
+        validation: np.ndarray | None = None,
+        *,
+        checkpoint: str | Path | None = None,
+        progress: Progress | None = None,
+    ) -> ReasonRec:
+        """Fit the stack, train the agent, calibrate the router; then the model of clicks, where there is one.
+
+        Args:
+            data: the events, or a DataFrame or a file of them.
+            train, validation: rows, ascending. An agent needs validation: the first positive event of each user in it
+                is what it learns from and is calibrated on.
+            checkpoint: file of the training state; a run that was killed goes on from it and from files beside it,
+                which are removed at the end.
+            progress: called for the parts ``"stack"``, ``"agent"`` and ``"ctr"``.
+
+        Raises:
+            DataError: rows that nothing can be learnt from, or an agent without validation.
+            ValueError: a checkpoint of another configuration or of other events.
+        """
+        data = as_interactions(data)
+        if self.config.agent is not None and validation is None:
+            raise DataError("validation: expected rows, which the agent learns from; got None")
+        super().fit(data, train, validation, checkpoint=checkpoint, progress=progress)
+        if self.config.ctr is not None:
+            rows = np.flatnonzero(data.labels != UNLABELLED) if train is None else np.asarray(train)
+            self.ctr = OptiRAG(self.config.ctr, device=self.device).fit(
+                data, rows, validation, checkpoint=None if checkpoint is None else f"{checkpoint}.ctr",
+                progress=named_part(progress, "ctr"),
+            )  # fmt: skip
+        if checkpoint is not None:
+            storage.remove_checkpoints(Path(checkpoint))
+        return self
+
+    def fit_rows(
+        self,
+        data: Interactions,
+        train: np.ndarray,
+        validation: np.ndarray | None,
+        *,
+        checkpoint: str | Path | None,
+        progress: Progress | None,
+    ) -> None:
+        kept = None if checkpoint is None else Path(f"{checkpoint}.stack")
+        self.stack = self._fitted_stack(data, train, validation, kept, named_part(progress, "stack"))
+        liked = self.stack.histories
+        self.horizon = EvidenceHorizon(liked.lengths[liked.lengths > 0], self._horizon_kind)
+        self.catalog = Catalog(data.catalog.ids, data.catalog.titles, data.catalog.attributes)
+        self.agent = None if self.config.agent is None else ResidualAgent(self.config.agent, device=self.device)
+        self.build({"users": data.num_users, "items": data.num_items})
+        self.set_histories(liked, seen=self.stack.seen)
+        held_out = np.zeros(0, dtype=np.int64) if validation is None else first_positives(data, validation)
+        if not len(held_out):
+            if self.agent is not None:
+                raise DataError("validation: expected positive events, which the agent learns from; got none")
+            return
+        self._learn(data, held_out, checkpoint, named_part(progress, "agent"))
+
+    @property
+    def _horizon_kind(self) -> Any:
+        return "quantile" if self.config.agent is None else self.config.agent.horizon
+
+    def _fitted_stack(
+        self,
+        data: Interactions,
+        train: np.ndarray,
+        validation: np.ndarray | None,
+        kept: Path | None,
+        progress: Progress | None,
+    ) -> Stack:
+        """The stack, or the one that a run which was killed later had fitted."""
+        if kept is not None and (kept / "config.json").is_file():
+            stack = Stack.from_pretrained(kept, device=self.device)
+            same = asdict(stack.config) == asdict(self.config.stack)
+            if not same or stack.training_digest != digest_of_rows(data, train, validation):
+                raise ValueError(
+                    f"checkpoint: expected a stack of this configuration and these events; {kept} is of another run"
+                )
+            return stack
+        state = None if kept is None else kept.with_name(f"{kept.name}.state")
+        self.stack.fit(data, train, validation, checkpoint=state, progress=progress)
+        if kept is not None and self.agent_follows:
+            self.stack.save_pretrained(kept)
+        return self.stack
+
+    @property
+    def agent_follows(self) -> bool:
+        """Whether something is trained after the stack."""
+        return self.config.agent is not None or self.config.ctr is not None
+
+    def _learn(
+        self, data: Interactions, rows: np.ndarray, checkpoint: str | Path | None, progress: Progress | None
+    ) -> None:
+        """Train the agent on the events of some users, and calibrate it and the router on those of the others."""
+        config, users, targets = self.config, data.users[rows], data.items[rows]
+        ranking = self.stack.rank(users, self._candidates)
+        is_target = ranking.items == targets[:, None]
+        position = np.where(is_target.any(1), is_target.argmax(1), -1)
+        learning = np.zeros(len(users), dtype=bool)
+        if self.agent is not None:
+            count = round(config.agent_share * len(users))
+            learning[np.random.default_rng(config.seed).permutation(len(users))[:count]] = True
+        others = ~learning
+        gain = np.zeros(int(others.sum()))
+        if self.agent is not None:
+            self._train_agent(ranking, users, targets, position, learning, checkpoint, progress)
+            gain = self._calibrate_agent(ranking, users, position, others)
+        self.router = Router.fit(
+            _rows(ranking, others), position[others], gain, self.horizons(users[others]), config.k, seed=config.seed
+        )
+
+    def _train_agent(
+        self,
+        ranking: StackRanking,
+        users: np.ndarray,
+        targets: np.ndarray,
+        position: np.ndarray,
+        learning: np.ndarray,
+        checkpoint: str | Path | None,
+        progress: Progress | None,
+    ) -> None:
+        assert self.agent is not None and self.config.agent is not None
+        agent_config = self.config.agent
+        rows = np.flatnonzero(learning & (position >= 0))
+        if not len(rows):
+            raise DataError(
+                "validation: expected a user whose next item is among the stack's candidates, to learn from; got none "
+                f"in {int(learning.sum())} users"
+            )
+        generator = np.random.default_rng((agent_config.seed, 2))
+        direct = generator.random(len(rows)) < agent_config.direct
+        consulted = generator.random(len(rows)) < agent_config.consulted
+        slates = [
+            self._slate(ranking, users, row, "direct" if direct[n] else "sequential", bool(consulted[n]), position[row])
+            for n, row in enumerate(rows.tolist())
+        ]
+        sampler = None
+        if agent_config.curriculum is not None:
+            counts = np.bincount(self.histories.items, minlength=self.sizes["items"])[targets[rows]]
+            sampler = CurriculumSampler(agent_config.curriculum, self.horizons(users[rows]), counts)
+        self.agent.train(
+            slates, sampler, checkpoint=checkpoint, fingerprint={"stack": self.stack.training_digest},
+            progress=progress,
+        )  # fmt: skip
+
+    def _calibrate_agent(
+        self, ranking: StackRanking, users: np.ndarray, position: np.ndarray, others: np.ndarray
+    ) -> np.ndarray:
+        """Choose the trust; returns the gain in NDCG of asking the agent, for each of the other users."""
+        assert self.agent is not None
+        rows = np.flatnonzero(others & (position >= 0))
+        slates = [self._slate(ranking, users, row, "sequential", False, position[row]) for row in rows.tolist()]
+        logits = self.agent.logits(slates)
+        trust = self.agent.calibrate(slates, logits)
+        _logger.info("the agent's corrections count %.2f of what it has learnt", trust)
+        gain = np.zeros(len(users))
+        for row, slate, corrected in zip(rows.tolist(), slates, logits, strict=True):
+            final = slate.offset + trust * (corrected - slate.offset)
+            before, after = (_ndcg(values, slate.target, self.config.k) for values in (slate.offset, final))
+            gain[row] = after - before
+        return gain[others]
+
+    # Answering
+
+    @property
+    def _candidates(self) -> int:
+        """Of a ranking: those that the agent reads, and more than ``k`` for the confidence."""
+        return max(self.config.k + 1, 0 if self.config.agent is None else self.config.agent.candidates)
+
+    def set_histories(self, histories: Histories, *, seen: Histories | None = None) -> ReasonRec:
+        super().set_histories(histories, seen=seen)
+        self.stack.set_histories(self.histories, seen=self.seen)
+        if self.agent is not None and self.config.agent is not None:
+            if self._prompts is None:
+                self._prompts = AgentPrompts(self.catalog, self.agent.tokenizer, self.config.agent)
+            self._prompts.set_histories(self.histories)
+        return self
+
+    def horizons(self, users: np.ndarray) -> np.ndarray:
+        """Evidence horizons of users by their present histories, float64 ``[B]``."""
+        assert self.horizon is not None
+        return self.horizon.of(self.histories.lengths[users])
+
+    def recommend(  # type: ignore[override]
+        self,
+        users: Any,
+        k: int,
+        *,
+        exclude: Histories | None = None,
+        task: Task = "sequential",
+        policy: Policy | None = None,
+        budget: float | None = None,
+        progress: Progress | None = None,
+    ) -> Answers:
+        """The top ``k`` items of each user, without those that the user has had. A user's answer depends on that user
+        alone: a budget is a threshold that was found on validation users.
+
+        Args:
+            users: indices or identifiers (text), ``[B]``.
+            k: how many, at least 0. Beyond the agent's candidates the order is the stack's.
+            exclude: items to leave out, of all users; those they have had by default.
+            task: ``"direct"`` describes users to the agent by their tastes and names no history.
+            policy: who answers; by default that of the configuration.
+            budget: share of queries for the agent; by default that of the configuration.
+            progress: called with how many candidates the agent has read.
+
+        Raises:
+            DataError: a user that the model does not know (with the row).
+            ValueError: a policy that does not exist, a budget outside [0, 1], or a task of another name.
+        """
+        by_identifier = is_text(users)
+        users, k = self.user_indices(users), as_count(k, "k", error=DataError)
+        if task not in ("sequential", "direct"):
+            raise ValueError(f"task: expected 'sequential' or 'direct'; got {task!r}")
+        ranking = self.stack.rank(users, max(k, self._candidates), exclude=exclude)
+        horizons = self.horizons(users)
+        decided = self._decide(ranking, horizons, policy, budget)
+        items, logits = ranking.items.copy(), ranking.logits.copy()
+        asked = np.flatnonzero(decided.destination != STACK)
+        if len(asked):
+            assert self.agent is not None
+            slates = [
+                self._slate(ranking, users, row, task, bool(decided.destination[row] == CONSULT))
+                for row in asked.tolist()
+            ]
+            for row, corrected in zip(asked.tolist(), self.agent.logits(slates, progress), strict=True):
+                order = np.argsort(-corrected, kind="stable")
+                shift = np.logaddexp.reduce(logits[row, : len(order)]) - np.logaddexp.reduce(corrected)
+                items[row, : len(order)] = items[row, order]
+                logits[row, : len(order)] = corrected[order] + shift
+        return Answers(
+            _descending(logits[:, :k]), self._items.named(items[:, :k]) if by_identifier else items[:, :k],
+            decided.destination, decided.confidence, horizons, decided.gain, ranking.left_out,
+        )  # fmt: skip
+
+    def decide(self, users: Any, *, policy: Policy | None = None, budget: float | None = None) -> Decision:
+        """Who would answer each user, without asking the agent; as :meth:`recommend` decides."""
+        users = self.user_indices(users)
+        ranking = self.stack.rank(users, self._candidates)
+        return self._decide(ranking, self.horizons(users), policy, budget)
+
+    def _decide(
+        self, ranking: StackRanking, horizons: np.ndarray, policy: Policy | None, budget: float | None
+    ) -> Decision:
+        policy, budget = policy or self.config.policy, self.config.budget if budget is None else budget
+        decision = self.router.decide(ranking, horizons, policy, budget, has_agent=self.agent is not None)
+        # With one candidate or none there is nothing to put in order.
+        decision.destination[~(ranking.items[:, 1:2] >= 0).any(1)] = STACK
+        return decision
+
+    def explain(self, users: Any, items: Any) -> list[Reason]:
+        """Why each item may suit its user, out of the data: tastes, what others liked, what each tool says.
+
+        Nothing in it is written by a language model, so nothing is made up.
+
+        Args:
+            users, items: indices or identifiers (text), ``[N]`` both.
+
+        Raises:
+            DataError: a user or an item that the model does not know (with the row).
+        """
+        users, items = self.pairs(users, items)
+        return reasons_of(self.stack, self.catalog, self.histories, users, items)
+
+    def predict_ctr(self, data: Interactions | TableLike, rows: np.ndarray | None = None) -> np.ndarray:
+        """Probability that each event is a like, as of its own moment, float64 ``[N]``
+        (:meth:`~reasonrec_fast.models.optirag.OptiRAG.predict_rows`): boosted evidence answers at depth 0, the language
+        model where a gain is predicted.
+
+        Args:
+            data: requests (rows without label) and what their users did before; users and items may be new.
+            rows: which rows are requests; all unlabelled ones by default.
+
+        Raises:
+            DataError: a model that was fitted without ``ctr``.
+        """
+        if self.ctr is None:
+            raise DataError("model: expected one that was fitted with ctr in its configuration; got one without")
+        return self.ctr.predict_rows(as_interactions(data), rows).probability.astype(np.float64)
+
+    def scores(self, users: np.ndarray) -> torch.Tensor:
+        """The stack's scores of all items, ``[B, I]``; the agent reads candidates alone (:meth:`recommend`)."""
+        return self.stack.scores(users)
+
+    def score(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """The stack's logits of pairs, float32 ``[N]``, of any items."""
+        users, items = self.pairs(users, items)
+        return self.stack.score(users, items)
+
+    def score_events(self, data: Interactions, rows: np.ndarray) -> np.ndarray:
+        """Of the model of clicks, where there is one (logits as of the events' own moments); else the stack's."""
+        if self.ctr is not None:
+            return self.ctr.score_events(data, rows)
+        return super().score_events(data, rows)
+
+    def _slate(
+        self, ranking: StackRanking, users: np.ndarray, row: int, task: Task, consult: bool, target: int = 0
+    ) -> Slate:
+        assert self._prompts is not None and self.config.agent is not None
+        count = int((ranking.items[row, : self.config.agent.candidates] >= 0).sum())
+        items, logits = ranking.items[row, :count], ranking.logits[row, :count]
+        ranks = None
+        if consult:
+            ranks = [self.stack.tool_ranks(ranking.features[row, index]) for index in range(count)]
+        group = self._prompts.group(int(users[row]), items.tolist(), task, ranks)
+        return Slate(group, logits - np.logaddexp.reduce(logits), int(target))
+
+    # Moving, saving, loading
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> ReasonRec:
+        super()._apply(fn, recurse)
+        for part in (self.agent, self.ctr):
+            if part is not None and part.device != self.device:
+                part.to(self.device)
+        return self
+
+    def _write_more(self, folder: Path) -> None:
+        storage.write(folder, self.stack, self.agent, self.ctr, self.router, self.horizon, self.catalog)
+
+    def _restore(self, folder: Path, sizes: dict[str, int]) -> None:
+        parts = storage.read(folder, self.config, self.device)
+        self.stack, self.agent, self.ctr, self.router, self.horizon, self.catalog = parts
+        self.build(sizes)
+
+
+def _rows(ranking: StackRanking, rows: np.ndarray) -> StackRanking:
+    arrays = {name: getattr(ranking, name)[rows] for name in StackRanking._fields[:-1]}
+    return StackRanking(**arrays, left_out=ranking.left_out)
+
+
+def _ndcg(logits: np.ndarray, target: int, k: int) -> float:
+    rank = int((logits > logits[target]).sum()) + 1
+    return float(1 / np.log2(rank + 1)) if rank <= k else 0.0
+
+
+def _descending(logits: np.ndarray) -> np.ndarray:
+    """As float32 in which no two of a row are equal, so that an order which stands is not taken for a tie."""
+    scores = logits.astype(np.float32)
+    for rank in range(1, scores.shape[1]):
+        below = np.nextafter(scores[:, rank - 1], np.float32(-np.inf))
+        scores[:, rank] = np.minimum(scores[:, rank], below)
+    return scores

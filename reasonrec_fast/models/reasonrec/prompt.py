@@ -1,0 +1,158 @@
+"""What the agent reads of a user and the candidates: tastes, history, titles, attributes, evidence, tools' ranks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from reasonrec_fast.data import Catalog, Histories
+from reasonrec_fast.lm.layout import TokenGroup
+from reasonrec_fast.models.reasonrec.config import AgentConfig, Task
+from reasonrec_fast.prompts.items import item_title
+from reasonrec_fast.prompts.tokens import TokenIds
+
+_EVIDENCE_ITEMS = 3  # of a history, the latest, by which other users' likes speak for a candidate
+
+
+class CoLikes:
+    """How many users liked two items, from everybody's histories.
+
+    Args:
+        histories: of all users.
+        num_items: in the catalogue.
+    """
+
+    def __init__(self, histories: Histories, num_items: int) -> None:
+        users = np.repeat(np.arange(histories.num_users), histories.lengths)
+        pairs = np.unique(histories.items * max(histories.num_users, 1) + users)
+        items = pairs // max(histories.num_users, 1)
+        self._users = pairs - items * max(histories.num_users, 1)
+        self._indptr = np.concatenate([[0], np.cumsum(np.bincount(items, minlength=num_items))])
+
+    def likers(self, item: int) -> np.ndarray:
+        """Users who liked an item, ascending."""
+        return self._users[self._indptr[item] : self._indptr[item + 1]]
+
+    def support(self, user: int, known: int, candidate: int) -> tuple[int, int]:
+        """How many others than a user liked a known item, and how many of them a candidate too."""
+        first = self.likers(known)
+        first = first[first != user]
+        return len(first), len(np.intersect1d(first, self.likers(candidate), assume_unique=True))
+
+    def best(self, user: int, history: Sequence[int], candidate: int) -> tuple[int, int, int] | None:
+        """Of the latest items of a history the one whose likers liked a candidate most often: its position from the
+        end (0 is the last), its other likers, and how many of them liked the candidate; None where none did."""
+        found: tuple[float, int, int, int] | None = None
+        for back, item in enumerate(history[::-1][:_EVIDENCE_ITEMS]):
+            others, common = self.support(user, item, candidate)
+            share = common / (others + 5)  # a share of few users counts less
+            if common and (found is None or share > found[0]):
+                found = share, back, others, common
+        return None if found is None else found[1:]
+
+
+class ItemWords:
+    """Items in words: titles and attributes, never identifiers.
+
+    Args:
+        catalog: of the items.
+    """
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+
+    def values(self, item: int) -> list[str]:
+        """The values of all attributes of an item, each once."""
+        return list(dict.fromkeys(value for column in self._catalog.attributes.values() for value in column[item]))
+
+    def name(self, item: int) -> str:
+        """An item in words: its title, or else attributes; never its identifier."""
+        title = item_title(self._catalog, item)
+        return title if title is not None else ", ".join(self.values(item)[:2]) or "something without a description"
+
+    def tastes(self, history: Sequence[int], most: int) -> list[tuple[str, int]]:
+        """The commonest attribute values of a history with their counts; of equally common ones the latest first."""
+        counts: Counter[str] = Counter()
+        latest: dict[str, int] = {}
+        for position, item in enumerate(history):
+            for value in self.values(item):
+                counts[value] += 1
+                latest[value] = position
+        return sorted(counts.items(), key=lambda pair: (-pair[1], -latest[pair[0]], pair[0]))[:most]
+
+
+class AgentPrompts(ItemWords):
+    """Writes a user as a prefix, and each candidate as a suffix that ends where the agent answers.
+
+    Nothing in them is an identifier or depends on how items are numbered.
+
+    Args:
+        catalog: titles and attributes of the items.
+        tokenizer: of the language model.
+        config: what is read, and how much of it.
+    """
+
+    def __init__(self, catalog: Catalog, tokenizer: Any, config: AgentConfig) -> None:
+        super().__init__(catalog)
+        self._config, self._ids = config, TokenIds(tokenizer)
+        self._histories = Histories.from_lists([])
+        self._likes = CoLikes(self._histories, len(catalog))
+
+    def set_histories(self, histories: Histories) -> None:
+        """Everybody's histories: the users' own, and what others liked."""
+        self._histories, self._likes = histories, CoLikes(histories, len(self._catalog))
+
+    def group(
+        self,
+        user: int,
+        candidates: Sequence[int],
+        task: Task = "sequential",
+        ranks: Sequence[dict[str, int]] | None = None,
+    ) -> TokenGroup:
+        """Prefix and suffixes of a user's candidates.
+
+        Args:
+            user: index.
+            candidates: indices of items.
+            task: ``"direct"`` describes the user by tastes, and names no history.
+            ranks: of each candidate, its rank by tool: what the tools say when they are consulted.
+        """
+        history = self._histories.of_user(user).tolist()
+        suffixes = [
+            self._suffix(user, history, item, task, None if ranks is None else ranks[number])
+            for number, item in enumerate(candidates)
+        ]
+        return self._prefix(history, task), suffixes
+
+    def _prefix(self, history: Sequence[int], task: Task) -> list[int]:
+        tastes = ", ".join(f"{value} {count}" for value, count in self.tastes(history, 8 if task == "direct" else 4))
+        ids = [*self._ids.start, *self._ids.encode(f"Tastes: {tastes or 'unknown'}")]
+        if task == "sequential" and history:
+            ids += self._ids.of("\nLiked, latest first:")
+            for number, item in enumerate(history[::-1][: self._config.history], 1):
+                ids += [*self._ids.of(f"\n{number}."), *self._title(item)]
+        return [*ids, *self._ids.of("\nSuggested:")]
+
+    def _title(self, item: int) -> tuple[int, ...]:
+        return self._ids.of(" " + self.name(item))[: self._config.title_tokens]
+
+    def _suffix(self, user: int, history: list[int], item: int, task: Task, ranks: dict[str, int] | None) -> list[int]:
+        ids = list(self._title(item))
+        if (values := self.values(item)[: self._config.attributes]) and self._catalog.has_title(item):
+            ids += self._ids.of(f" ({', '.join(values)})")[: 4 * self._config.attributes + 2]
+        if self._config.evidence:
+            best = self._likes.best(user, history, item)
+            ids += self._ids.of("." if best is None else self._liked(best, task))
+        if ranks is not None:
+            said = ", ".join(f"{name} {rank}" for name, rank in ranks.items())
+            ids += self._ids.of(f" Ranks: {said}." if said else " No tool ranks it.")
+        return [*ids, *self._ids.of(" Liked next:")]
+
+    @staticmethod
+    def _liked(best: tuple[int, int, int], task: Task) -> str:
+        back, others, common = best
+        named = f"who liked {back + 1}" if task == "sequential" else "alike"
+        return f". {common} of {others} {named} liked it."

@@ -1,0 +1,85 @@
+"""A ReasonRec model as a folder: its parts in folders of their own, each with its kind's files."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from reasonrec_fast.data import Catalog
+from reasonrec_fast.files import read_json, write_json
+from reasonrec_fast.models.classical.stack import Stack
+from reasonrec_fast.models.optirag import OptiRAG
+from reasonrec_fast.models.reasonrec.agent import ResidualAgent
+from reasonrec_fast.models.reasonrec.config import ReasonRecConfig
+from reasonrec_fast.models.reasonrec.router import Router
+from reasonrec_fast.training.curriculum import EvidenceHorizon
+
+PARTS = "reasonrec.json"
+_STACK, _AGENT, _CTR = "stack", "agent", "ctr"
+Parts = tuple[Stack, ResidualAgent | None, OptiRAG | None, Router, EvidenceHorizon | None, Catalog]
+
+
+def write(
+    folder: Path,
+    stack: Stack,
+    agent: ResidualAgent | None,
+    ctr: OptiRAG | None,
+    router: Router,
+    horizon: EvidenceHorizon | None,
+    catalog: Catalog,
+) -> None:
+    """Write the parts into an existing folder."""
+    stack.save_pretrained(folder / _STACK)
+    if agent is not None:
+        (folder / _AGENT).mkdir()
+        agent.save(folder / _AGENT)
+    if ctr is not None:
+        ctr.save_pretrained(folder / _CTR)
+    stored = {
+        "agent": agent is not None,
+        "ctr": ctr is not None,
+        "router": router.save(folder),
+        "horizon": None if horizon is None else {"counts": horizon.counts.tolist(), "kind": horizon.kind},
+        "catalog": {
+            "ids": list(catalog.ids),
+            "titles": list(catalog.titles),
+            "attributes": {name: [list(values) for values in column] for name, column in catalog.attributes.items()},
+        },
+    }
+    write_json(folder / PARTS, stored)
+
+
+def read(folder: Path, config: ReasonRecConfig, device: torch.device) -> Parts:
+    """Read what :func:`write` wrote.
+
+    Raises:
+        ValueError: parts that the configuration does not have, or of another backbone.
+    """
+    stored = read_json(folder / PARTS)
+    if stored["agent"] and config.agent is None:
+        raise ValueError(f"{folder}: expected no agent, as the configuration has none; got one")
+    agent = None
+    if stored["agent"] and config.agent is not None:
+        agent = ResidualAgent(config.agent, device=device).restore(folder / _AGENT)
+    horizon = stored["horizon"]
+    known = stored["catalog"]
+    attributes = {name: [tuple(values) for values in column] for name, column in known["attributes"].items()}
+    return (
+        Stack.from_pretrained(folder / _STACK, device=device),
+        agent,
+        OptiRAG.from_pretrained(folder / _CTR, device=device) if stored["ctr"] else None,
+        Router.load(folder, stored["router"]),
+        None if horizon is None else EvidenceHorizon(horizon["counts"], horizon["kind"]),
+        Catalog(known["ids"], known["titles"], attributes),
+    )
+
+
+def remove_checkpoints(checkpoint: Path) -> None:
+    """Remove the state of a training that has ended, whatever part of it there is."""
+    for path in checkpoint.parent.glob(f"{checkpoint.name}*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
