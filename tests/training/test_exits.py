@@ -67,6 +67,39 @@ def test_every_exit_learns(model, mode, dropout):
             assert (statistics.prediction == held_out.labels).float().mean() > 0.7
 
 
+def one_of_four(seed):
+    """Of four candidates the one with the largest token is the right one."""
+    generator = np.random.default_rng(seed)
+    tokens = [generator.permutation(np.arange(1, 50))[:4] for _ in range(4)]
+    labels = np.concatenate([values == values.max() for values in tokens])
+    return Batch([([7, 8], [[int(token)] for token in values]) for values in tokens], torch.tensor(labels).long())
+
+
+def test_a_softmax_over_the_rows_of_a_slate(model):
+    """The loss that is reported is that of a softmax over log-odds, computed here from the heads' probabilities."""
+    made = one_of_four(0)
+    with torch.no_grad():
+        exits = model.all_exits(made.groups)
+    expected = []
+    for statistics in exits:
+        log_odds = torch.logit(statistics.positive_probability.double()).reshape(4, 4)
+        expected.append(-log_odds.log_softmax(1)[made.labels.reshape(4, 4) == 1].mean())
+    weights = torch.tensor([1.0, 2.0, 4.0]) / 7
+    seen = []
+    settings = ExitTraining(loss="listwise", pairwise_weight=0.0, learning_rate=0.0, head_learning_rate=0.0)
+    train_exits(model, [0], one_of_four, settings, progress=lambda *report: seen.append(report[2]["loss"]))
+    assert seen[0] == pytest.approx(float((weights * torch.stack(expected)).sum()), rel=1e-4)
+
+
+def test_a_slate_without_one_right_row_is_refused(model):
+    settings = ExitTraining(loss="listwise", pairwise_weight=0.0)
+    for labels in (torch.zeros(16, dtype=torch.int64), torch.ones(16, dtype=torch.int64)):
+        with pytest.raises(ValueError, match="one row of label 1 in each slate; got"):
+            train_exits(model, [0], lambda _, labels=labels: replace(one_of_four(0), labels=labels), settings)
+    with pytest.raises(ValueError, match="got 'distil'"):
+        ExitTraining(loss="listwise", mode="distil")
+
+
 @pytest.mark.parametrize("mode", ["joint", "distil"])
 def test_distilled_exits_do_not_see_the_labels(model, mode):
     def flipped(seed):
