@@ -227,11 +227,7 @@ def _settings(config: Path | None, backbone: str | None, seed: int | None) -> Re
 
     settings = ReasonRecConfig() if config is None else ReasonRecConfig.from_dict(read_json(config), str(config))
     if seed is not None:
-        settings = replace(settings, seed=seed, stack=replace(settings.stack, seed=seed))
-        if settings.agent is not None:
-            settings = replace(settings, agent=replace(settings.agent, seed=seed))
-        if settings.ctr is not None:
-            settings = replace(settings, ctr=replace(settings.ctr, seed=seed))
+        settings = replace(settings, seed=seed)
     if backbone is not None:
         if settings.agent is None:
             raise ValueError("--backbone: expected a configuration with an agent; got one without")

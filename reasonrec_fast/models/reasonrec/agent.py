@@ -21,6 +21,7 @@ from reasonrec_fast.lm.decoder import Decoder
 from reasonrec_fast.lm.layout import TokenGroup
 from reasonrec_fast.lm.loading import load_language_model
 from reasonrec_fast.models.reasonrec.config import AgentConfig
+from reasonrec_fast.models.reasonrec.observe import SETTINGS, ItemFeatures, Observer
 from reasonrec_fast.precision import fast_dtype
 from reasonrec_fast.training.curriculum import CurriculumSampler
 from reasonrec_fast.training.exits import Batch, ExitTraining, train_exits
@@ -51,10 +52,13 @@ class ResidualAgent:
 
     Args:
         config: settings.
+        kinds: features of items that it reads beside their titles.
         device: where the model lives; by default the GPU where there is one.
     """
 
-    def __init__(self, config: AgentConfig, *, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self, config: AgentConfig, kinds: Sequence[ItemFeatures] = (), *, device: torch.device | str | None = None
+    ) -> None:
         self.config = config
         device, cpu = resolve_device(device), torch.device("cpu")
         # Drawn on the CPU, so that adapters and head are alike for every device.
@@ -67,9 +71,21 @@ class ResidualAgent:
         with fork_rng(cpu):
             seed_rng(config.seed, cpu)
             model = EarlyExitModel(backbone, [backbone.num_layers], offset=True)
+        self.observer: Observer | None = None
+        if kinds or config.thoughts:
+            embeddings: Any = language_model.get_input_embeddings().weight
+            self._observe(
+                model,
+                Observer(kinds, embeddings, soft_tokens=config.soft_tokens, thoughts=config.thoughts, seed=config.seed),
+            )
         self.peft.to(device)
         self.ranker = EarlyExitRanker(model, self.tokenizer, device=device)
         self.adapters = AdapterMerger(self.peft)
+
+    def _observe(self, model: EarlyExitModel, observer: Observer) -> None:
+        """The observer becomes a part of the model, so that it is trained and moved with it."""
+        self.observer = observer
+        model.add_module("observer", observer.to(model.backbone.device))
 
     @property
     def device(self) -> torch.device:
@@ -132,7 +148,7 @@ class ResidualAgent:
                 drawn = sampler.draw(config.batch_users, step=step, steps=steps, seed=config.seed)
                 drawn = drawn[np.isin(drawn, usable)]
             generator = np.random.default_rng((config.seed, step, 1))
-            return batch_of([_fewer(slates[row], config.train_candidates, generator) for row in drawn.tolist()])
+            return self._batch([_fewer(slates[row], config.train_candidates, generator) for row in drawn.tolist()])
 
         settings = ExitTraining(
             learning_rate=config.learning_rate, head_learning_rate=config.head_learning_rate,
@@ -161,13 +177,31 @@ class ResidualAgent:
         offset = np.concatenate([slate.offset for slate in slates])
         with self.adapters.merged():
             scores = self.ranker.predict_groups(
-                [slate.group for slate in slates],
+                self._groups(slates),
                 GroupInputs(offset=torch.from_numpy(np.maximum(offset, _LEAST).astype(np.float32))),
                 progress=advance,
             )
         probability = scores.probability.double().numpy()
         logits = np.log(np.maximum(probability, 1e-30)) - np.log1p(-np.minimum(probability, 1 - 1e-7))
         return np.split(logits, np.cumsum([len(slate.offset) for slate in slates])[:-1])
+
+    def _groups(self, slates: Sequence[Slate]) -> list[TokenGroup]:
+        """What the language model reads, with soft tokens in place."""
+        groups = [slate.group for slate in slates]
+        if self.observer is None:
+            return groups
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.ranker.model.training):
+            return self.observer(groups)  # type: ignore[no-any-return]
+
+    def _batch(self, slates: Sequence[Slate]) -> Batch:
+        """The slates of a training step."""
+        labels = np.concatenate([np.arange(len(slate.offset)) == slate.target for slate in slates])
+        offset = np.maximum(np.concatenate([slate.offset for slate in slates]), _LEAST)
+        return Batch(
+            self._groups(slates),
+            torch.from_numpy(labels.astype(np.int64)),
+            offset=torch.from_numpy(offset.astype(np.float32)),
+        )
 
     def calibrate(self, slates: Sequence[Slate], logits: Sequence[np.ndarray]) -> float:
         """Choose how far the head is trusted, by likelihood on slates that it has not learnt; 0 where it only harms.
@@ -199,6 +233,8 @@ class ResidualAgent:
         weights = {name: value for name, value in self.peft.named_parameters() if "lora_" in name}
         write_tensors(folder / ADAPTER, {name: value.detach() for name, value in weights.items()})
         write_tensors(folder / HEAD, self.ranker.model.heads.state_dict())
+        if self.observer is not None:
+            self.observer.save(folder)
 
     def restore(self, folder: Path) -> ResidualAgent:
         """Take what :meth:`save` wrote.
@@ -217,18 +253,10 @@ class ResidualAgent:
             self.ranker.model.heads.load_state_dict(read_tensors(folder / HEAD))
         except RuntimeError as error:
             raise ValueError(f"{folder}: expected a head of this backbone; {' '.join(str(error).split())}") from error
+        if (folder / SETTINGS).is_file():
+            model = self.ranker.model
+            self._observe(model, Observer.load(folder, self.peft.get_input_embeddings().weight))
         return self
-
-
-def batch_of(slates: Sequence[Slate]) -> Batch:
-    """The slates of a training step."""
-    labels = np.concatenate([np.arange(len(slate.offset)) == slate.target for slate in slates])
-    offset = np.maximum(np.concatenate([slate.offset for slate in slates]), _LEAST)
-    return Batch(
-        [slate.group for slate in slates],
-        torch.from_numpy(labels.astype(np.int64)),
-        offset=torch.from_numpy(offset.astype(np.float32)),
-    )
 
 
 def _fewer(slate: Slate, size: int, generator: np.random.Generator) -> Slate:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, TypeVar
 
 from reasonrec_fast.lm.loading import DEFAULT_MODEL
+from reasonrec_fast.lm.vision import DEFAULT_ENCODER
 from reasonrec_fast.models.classical.stack import StackConfig
 from reasonrec_fast.models.optirag.config import OptiRAGConfig
 from reasonrec_fast.settings import (
@@ -23,6 +24,7 @@ from reasonrec_fast.training.curriculum import Curriculum, Horizon
 
 Policy = Literal["gain", "risk", "budget", "always", "consult", "never"]
 Task = Literal["sequential", "direct"]
+Part = TypeVar("Part", StackConfig, "AgentConfig", OptiRAGConfig)
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,12 @@ class AgentConfig:
         title_tokens: most tokens of an item's title.
         attributes: most attribute values of a candidate.
         evidence: whether candidates are described by what other users liked, beside title and attributes.
+        pictures: folder with a picture ``<identifier>.jpg`` of items (also png, webp, gif, bmp), which the agent reads
+            beside their titles; None for none. It is read when the model is fitted: features are kept with the model.
+        picture_encoder: of :func:`~reasonrec_fast.lm.vision.load_image_encoder`.
+        item_vectors: whether it reads the vectors of items' texts, of the stack's first tool that has them.
+        soft_tokens: of a picture, and of a vector.
+        thoughts: learned vectors at the end of a candidate's text (pause tokens).
         consulted: share of the training users whose prompts hold the tools' ranks too, as when tools are consulted.
         direct: share of the training users who are described by their tastes alone, as in direct recommendation.
         train_candidates: candidates of a user in a step of training: the target and others drawn from the best.
@@ -57,6 +65,11 @@ class AgentConfig:
     title_tokens: Count = 18
     attributes: Whole = 3
     evidence: bool = True
+    pictures: str | None = None
+    picture_encoder: str = DEFAULT_ENCODER
+    item_vectors: bool = False
+    soft_tokens: Count = 1
+    thoughts: Whole = 0
     consulted: Share = 0.3
     direct: Share = 0.2
     train_candidates: Count = 8
@@ -94,7 +107,7 @@ class ReasonRecConfig:
         k: items of an answer that count as a hit for the confidence.
         agent_share: share of the validation users that the agent learns from; the others choose how far it is trusted,
             and calibrate confidence and routing.
-        seed: of the division of the users.
+        seed: of the division of the users; it is added to the seeds of stack, agent and model of clicks.
     """
 
     stack: StackConfig = field(default_factory=StackConfig)
@@ -110,6 +123,10 @@ class ReasonRecConfig:
         check_settings(self)
         if self.agent is not None and self.agent.candidates <= self.k:
             raise ValueError(f"agent.candidates: expected more than k = {self.k}; got {self.agent.candidates}")
+
+    def seeded(self, part: Part) -> Part:
+        """The settings of a part with the seed added to its own."""
+        return replace(part, seed=part.seed + self.seed)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

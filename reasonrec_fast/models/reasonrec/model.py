@@ -23,7 +23,8 @@ from reasonrec_fast.models.classical.stack_folds import first_positives
 from reasonrec_fast.models.optirag import OptiRAG
 from reasonrec_fast.models.reasonrec import storage
 from reasonrec_fast.models.reasonrec.agent import ResidualAgent, Slate
-from reasonrec_fast.models.reasonrec.config import Policy, ReasonRecConfig, Task
+from reasonrec_fast.models.reasonrec.config import AgentConfig, Policy, ReasonRecConfig, Task
+from reasonrec_fast.models.reasonrec.observe import ItemFeatures, picture_features, vector_features
 from reasonrec_fast.models.reasonrec.prompt import AgentPrompts
 from reasonrec_fast.models.reasonrec.reasons import Reason, reasons_of
 from reasonrec_fast.models.reasonrec.router import Decision, Router
@@ -82,7 +83,7 @@ class ReasonRec(ClassicalRecommender):
 
     def __init__(self, config: Any = None, *, device: torch.device | str | None = None) -> None:
         super().__init__(config, device=device)
-        self.stack = Stack(self.config.stack, device=self.device)
+        self.stack = Stack(self.config.seeded(self.config.stack), device=self.device)
         self.agent: ResidualAgent | None = None
         self.ctr: OptiRAG | None = None
         self.router = Router()
@@ -132,7 +133,7 @@ class ReasonRec(ClassicalRecommender):
         super().fit(data, train, validation, checkpoint=checkpoint, progress=progress)
         if self.config.ctr is not None:
             rows = np.flatnonzero(data.labels != UNLABELLED) if train is None else np.asarray(train)
-            self.ctr = OptiRAG(self.config.ctr, device=self.device).fit(
+            self.ctr = OptiRAG(self.config.seeded(self.config.ctr), device=self.device).fit(
                 data, rows, validation, checkpoint=None if checkpoint is None else f"{checkpoint}.ctr",
                 progress=named_part(progress, "ctr"),
             )  # fmt: skip
@@ -154,7 +155,10 @@ class ReasonRec(ClassicalRecommender):
         liked = self.stack.histories
         self.horizon = EvidenceHorizon(liked.lengths[liked.lengths > 0], self._horizon_kind)
         self.catalog = Catalog(data.catalog.ids, data.catalog.titles, data.catalog.attributes)
-        self.agent = None if self.config.agent is None else ResidualAgent(self.config.agent, device=self.device)
+        self._prompts, self.agent = None, None
+        if self.config.agent is not None:
+            kinds = self._observed(self.config.agent)
+            self.agent = ResidualAgent(self.config.seeded(self.config.agent), kinds, device=self.device)
         self.build({"users": data.num_users, "items": data.num_items})
         self.set_histories(liked, seen=self.stack.seen)
         held_out = np.zeros(0, dtype=np.int64) if validation is None else first_positives(data, validation)
@@ -179,7 +183,7 @@ class ReasonRec(ClassicalRecommender):
         """The stack, or the one that a run which was killed later had fitted."""
         if kept is not None and (kept / "config.json").is_file():
             stack = Stack.from_pretrained(kept, device=self.device)
-            same = asdict(stack.config) == asdict(self.config.stack)
+            same = asdict(stack.config) == asdict(self.stack.config)
             if not same or stack.training_digest != digest_of_rows(data, train, validation):
                 raise ValueError(
                     f"checkpoint: expected a stack of this configuration and these events; {kept} is of another run"
@@ -195,6 +199,18 @@ class ReasonRec(ClassicalRecommender):
     def agent_follows(self) -> bool:
         """Whether something is trained after the stack."""
         return self.config.agent is not None or self.config.ctr is not None
+
+    def _observed(self, config: AgentConfig) -> list[ItemFeatures]:
+        """What the agent reads of items beside their texts."""
+        kinds = []
+        if config.pictures is not None:
+            kinds.append(picture_features(self.catalog, config.pictures, config.picture_encoder, device=self.device))
+        if config.item_vectors:
+            vectors = self.stack.toolbox.vectors
+            if vectors is None:
+                raise DataError("agent.item_vectors: expected a tool with vectors of texts in the stack; got none")
+            kinds.append(vector_features(vectors))
+        return kinds
 
     def _learn(
         self, data: Interactions, rows: np.ndarray, checkpoint: str | Path | None, progress: Progress | None
@@ -228,7 +244,7 @@ class ReasonRec(ClassicalRecommender):
         progress: Progress | None,
     ) -> None:
         assert self.agent is not None and self.config.agent is not None
-        agent_config = self.config.agent
+        agent_config = self.agent.config
         rows = np.flatnonzero(learning & (position >= 0))
         if not len(rows):
             raise DataError(
@@ -280,7 +296,8 @@ class ReasonRec(ClassicalRecommender):
         self.stack.set_histories(self.histories, seen=self.seen)
         if self.agent is not None and self.config.agent is not None:
             if self._prompts is None:
-                self._prompts = AgentPrompts(self.catalog, self.agent.tokenizer, self.config.agent)
+                observed = None if self.agent.observer is None else self.agent.observer.known
+                self._prompts = AgentPrompts(self.catalog, self.agent.tokenizer, self.config.agent, observed)
             self._prompts.set_histories(self.histories)
         return self
 

@@ -11,6 +11,7 @@ import numpy as np
 from reasonrec_fast.data import Catalog, Histories
 from reasonrec_fast.lm.layout import TokenGroup
 from reasonrec_fast.models.reasonrec.config import AgentConfig, Task
+from reasonrec_fast.models.reasonrec.observe import THOUGHT, SoftItem
 from reasonrec_fast.prompts.items import item_title
 from reasonrec_fast.prompts.tokens import TokenIds
 
@@ -93,10 +94,15 @@ class AgentPrompts(ItemWords):
         catalog: titles and attributes of the items.
         tokenizer: of the language model.
         config: what is read, and how much of it.
+        observed: items that have soft tokens, bool ``[I]``; texts have a
+            :class:`~reasonrec_fast.models.reasonrec.observe.SoftItem` before their titles. None for no item.
     """
 
-    def __init__(self, catalog: Catalog, tokenizer: Any, config: AgentConfig) -> None:
+    def __init__(
+        self, catalog: Catalog, tokenizer: Any, config: AgentConfig, observed: np.ndarray | None = None
+    ) -> None:
         super().__init__(catalog)
+        self._observed = frozenset() if observed is None else frozenset(np.flatnonzero(observed).tolist())
         self._config, self._ids = config, TokenIds(tokenizer)
         self._histories = Histories.from_lists([])
         self._likes = CoLikes(self._histories, len(catalog))
@@ -127,20 +133,23 @@ class AgentPrompts(ItemWords):
         ]
         return self._prefix(history, task), suffixes
 
-    def _prefix(self, history: Sequence[int], task: Task) -> list[int]:
+    def _prefix(self, history: Sequence[int], task: Task) -> list[Any]:
         tastes = ", ".join(f"{value} {count}" for value, count in self.tastes(history, 8 if task == "direct" else 4))
-        ids = [*self._ids.start, *self._ids.encode(f"Tastes: {tastes or 'unknown'}")]
+        ids: list[Any] = [*self._ids.start, *self._ids.encode(f"Tastes: {tastes or 'unknown'}")]
         if task == "sequential" and history:
             ids += self._ids.of("\nLiked, latest first:")
             for number, item in enumerate(history[::-1][: self._config.history], 1):
-                ids += [*self._ids.of(f"\n{number}."), *self._title(item)]
+                ids += [*self._ids.of(f"\n{number}."), *self._seen(item), *self._title(item)]
         return [*ids, *self._ids.of("\nSuggested:")]
+
+    def _seen(self, item: int) -> list[SoftItem]:
+        return [SoftItem(item)] if item in self._observed else []
 
     def _title(self, item: int) -> tuple[int, ...]:
         return self._ids.of(" " + self.name(item))[: self._config.title_tokens]
 
-    def _suffix(self, user: int, history: list[int], item: int, task: Task, ranks: dict[str, int] | None) -> list[int]:
-        ids = list(self._title(item))
+    def _suffix(self, user: int, history: list[int], item: int, task: Task, ranks: dict[str, int] | None) -> list[Any]:
+        ids: list[Any] = [*self._seen(item), *self._title(item)]
         if (values := self.values(item)[: self._config.attributes]) and self._catalog.has_title(item):
             ids += self._ids.of(f" ({', '.join(values)})")[: 4 * self._config.attributes + 2]
         if self._config.evidence:
@@ -149,7 +158,7 @@ class AgentPrompts(ItemWords):
         if ranks is not None:
             said = ", ".join(f"{name} {rank}" for name, rank in ranks.items())
             ids += self._ids.of(f" Ranks: {said}." if said else " No tool ranks it.")
-        return [*ids, *self._ids.of(" Liked next:")]
+        return [*ids, *self._ids.of(" Liked next:"), *([THOUGHT] if self._config.thoughts else [])]
 
     @staticmethod
     def _liked(best: tuple[int, int, int], task: Task) -> str:

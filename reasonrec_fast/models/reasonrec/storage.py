@@ -62,7 +62,7 @@ def read(folder: Path, config: ReasonRecConfig, device: torch.device) -> Parts:
         raise ValueError(f"{folder}: expected no agent, as the configuration has none; got one")
     agent = None
     if stored["agent"] and config.agent is not None:
-        agent = ResidualAgent(config.agent, device=device).restore(folder / _AGENT)
+        agent = ResidualAgent(config.seeded(config.agent), device=device).restore(folder / _AGENT)
     horizon = stored["horizon"]
     known = stored["catalog"]
     attributes = {name: [tuple(values) for values in column] for name, column in known["attributes"].items()}
