@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -90,7 +90,13 @@ class HitConfidence:
         trees: on the features.
         slope, intercept: of Platt scaling.
         k: how many count as a hit.
+
+    Attributes:
+        unseen: probabilities of the users of :meth:`fit`, each by trees that were grown without that user: what those
+            of new users are distributed like. None for a model that was loaded.
     """
+
+    unseen: np.ndarray | None = None
 
     def __init__(self, trees: Trees, slope: float, intercept: float, k: int) -> None:
         self._trees, self._slope, self._intercept, self.k = trees, slope, intercept, k
@@ -112,12 +118,10 @@ class HitConfidence:
         same_length(ranking=features, hits=hits)
         if not 0 < hits.sum() < len(hits):
             raise ValueError(f"hits: expected both 0 and 1; got {hits[:1].tolist()} alone in {len(hits)} rows")
-        folds = np.random.default_rng(seed).permutation(len(hits)) % FOLDS
-        unseen = np.empty(len(hits))
-        for fold in range(FOLDS):
-            inside = folds == fold
-            unseen[inside] = _grow(features[~inside], hits[~inside], seed).predict(features[inside])
-        return cls(_grow(features, hits, seed), *fit_platt(hits, unseen), k)
+        unseen = out_of_fold(lambda rows: _grow(features[rows], hits[rows], seed), features, seed)
+        model = cls(_grow(features, hits, seed), *fit_platt(hits, unseen), k)
+        model.unseen = model._calibrated(unseen)
+        return model
 
     def probability(self, ranking: Ranking) -> np.ndarray:
         """Of a hit, float64 ``[B]``; a user's depends on that user's ranking alone.
@@ -125,7 +129,9 @@ class HitConfidence:
         Raises:
             ValueError: a ranking with other features than the one it was fitted on.
         """
-        logits = self._trees.predict(ranking_features(ranking, self.k))
+        return self._calibrated(self._trees.predict(ranking_features(ranking, self.k)))
+
+    def _calibrated(self, logits: np.ndarray) -> np.ndarray:
         return 1 / (1 + np.exp(-(self._slope * logits + self._intercept)))
 
     def save(self, folder: Path) -> dict[str, Any]:
@@ -138,6 +144,22 @@ class HitConfidence:
         """Read what :meth:`save` wrote; see :meth:`Trees.load <reasonrec_fast.early_exit.trees.Trees.load>`."""
         trees = Trees.load(folder / FILE, stored["trees"])
         return cls(trees, float(stored["slope"]), float(stored["intercept"]), int(stored["k"]))
+
+
+def out_of_fold(grow: Callable[[np.ndarray], Trees], features: np.ndarray, seed: int) -> np.ndarray:
+    """Predictions for each row by trees that were grown on the rows of other folds, float64 ``[B]``.
+
+    Args:
+        grow: trees of some rows, bool ``[B]``.
+        features: ``[B, F]``.
+        seed: of the folds.
+    """
+    folds = np.random.default_rng(seed).permutation(len(features)) % FOLDS
+    unseen = np.empty(len(features))
+    for fold in np.unique(folds):
+        inside = folds == fold
+        unseen[inside] = grow(~inside).predict(features[inside])
+    return unseen
 
 
 def _grow(features: np.ndarray, hits: np.ndarray, seed: int) -> Trees:

@@ -74,7 +74,9 @@ class Router:
             _logger.info("confidence is the mass of the %d best: validation has too few hits to learn it", k)
         gains = GainRouter.fit(_features(ranking, horizons, k), gain, seed=seed) if gain.any() else None
         first = cls(k, hits, gains)
-        confidence, expected = first._confidence(ranking), first._gain(ranking, horizons)
+        # As of users whom the trees have not learnt: new ones are distributed like these.
+        confidence = first._confidence(ranking) if hits is None or hits.unseen is None else hits.unseen
+        expected = np.zeros(len(horizons)) if gains is None or gains.unseen is None else gains.unseen
         levels = RiskLevels(confident=float(np.median(confidence))) if len(confidence) else RiskLevels()
         return cls(k, hits, gains, levels, np.sort(confidence), np.sort(expected))
 

@@ -17,6 +17,7 @@ import torch
 from reasonrec_fast import ops
 from reasonrec_fast.arrays import as_count, as_numbers, same_length
 from reasonrec_fast.early_exit.trees import Trees
+from reasonrec_fast.models.reasonrec.confidence import out_of_fold
 from reasonrec_fast.ops.route import Route
 from reasonrec_fast.settings import Share, check_settings
 
@@ -106,7 +107,13 @@ class GainRouter:
 
     Args:
         trees: on the features.
+
+    Attributes:
+        unseen: expected gains of the queries of :meth:`fit`, each by trees that were grown without it; None for a model
+            that was loaded.
     """
+
+    unseen: np.ndarray | None = None
 
     def __init__(self, trees: Trees) -> None:
         self._trees = trees
@@ -120,11 +127,11 @@ class GainRouter:
             gain: agent minus stack, ``[B]``.
             seed: of LightGBM.
         """
-        import lightgbm
-
         gain = as_numbers(gain, "gain")
         same_length(features=features, gain=gain)
-        return cls(Trees(lightgbm.train({**SETTINGS, "seed": seed}, lightgbm.Dataset(features, gain), NUM_TREES)))
+        model = cls(_grow(features, gain, seed))
+        model.unseen = out_of_fold(lambda rows: _grow(features[rows], gain[rows], seed), features, seed)
+        return model
 
     def predict(self, features: np.ndarray) -> np.ndarray:
         """Expected gain, float64 ``[B]``; a query's depends on that query alone."""
@@ -167,6 +174,12 @@ class GainRouter:
     def load(cls, folder: Path, expected: Mapping[str, Any]) -> GainRouter:
         """Read what :meth:`save` wrote; see :meth:`Trees.load <reasonrec_fast.early_exit.trees.Trees.load>`."""
         return cls(Trees.load(folder / FILE, expected))
+
+
+def _grow(features: np.ndarray, gain: np.ndarray, seed: int) -> Trees:
+    import lightgbm
+
+    return Trees(lightgbm.train({**SETTINGS, "seed": seed}, lightgbm.Dataset(features, gain), NUM_TREES))
 
 
 class GainCurve(NamedTuple):
