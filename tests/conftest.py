@@ -97,6 +97,16 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def events() -> Interactions:
     """600 random events of 20 users on 40 films with genres, in time order."""
+    return _random_events()
+
+
+@pytest.fixture(scope="session")
+def shared_events() -> Interactions:
+    """The same, for what several tests share and none changes."""
+    return _random_events()
+
+
+def _random_events() -> Interactions:
     generator = np.random.default_rng(0)
     films = [f"f{i}" for i in range(40)]
     genres = ("Drama", "Comedy", "Horror")
