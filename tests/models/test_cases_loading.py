@@ -11,8 +11,9 @@ import time
 
 import pytest
 import torch
+from slow_fill import fill_slowly
 
-from reasonrec_fast.files import atomic_write, cache_folder, create_folder_once, write_tensors
+from reasonrec_fast.files import atomic_write, cache_folder, write_tensors
 from reasonrec_fast.lm import loading
 from reasonrec_fast.lm.loading import load_language_model
 
@@ -86,20 +87,10 @@ def test_a_damaged_cache_costs_a_line(cache, gguf, caplog):
     assert len(caplog.messages) == 1 and len(gguf[1]) == 2
 
 
-def _fill(folder, seconds):
-    def fill(temporary):
-        (temporary / "a").write_text("a")
-        (folder.parent / f"filled-by-{os.getpid()}").write_text("")
-        time.sleep(seconds)
-        (temporary / "b").write_text("b")
-
-    create_folder_once(folder, fill)
-
-
 def test_of_two_processes_one_fills_and_a_killed_one_leaves_nothing(tmp_path):
     context = multiprocessing.get_context("spawn")
     folder = tmp_path / "made"
-    killed = context.Process(target=_fill, args=(folder, 60))
+    killed = context.Process(target=fill_slowly, args=(folder, 60))
     killed.start()
     while not list(tmp_path.glob("filled-by-*")):
         assert killed.is_alive()
@@ -107,7 +98,7 @@ def test_of_two_processes_one_fills_and_a_killed_one_leaves_nothing(tmp_path):
     killed.kill()
     killed.join()
     assert not folder.exists() and (tmp_path / ".made.tmp").exists()
-    both = [context.Process(target=_fill, args=(folder, 0.5)) for _ in range(2)]
+    both = [context.Process(target=fill_slowly, args=(folder, 0.5)) for _ in range(2)]
     for process in both:
         process.start()
     for process in both:
