@@ -5,15 +5,13 @@
 
 import json
 import os
-import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import cubins
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
@@ -34,7 +32,6 @@ WHOLE = ("width", "block_classes", "query_stride", "key_stride", "value_stride",
 """Sizes that are mostly multiples of 16, as Triton finds at run time; others are not specialised."""
 Case = tuple[Any, dict[str, str], dict[str, Any], dict[str, int]]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
 def of_type(kind: str, *names: str) -> dict[str, str]:
@@ -240,27 +237,10 @@ def cases(element: str) -> Iterator[tuple[str, Case]]:
             )
 
 
-def resources(cubin: bytes) -> dict[str, int]:
-    """Registers, stack (spills), 128-bit loads and tensor-core instructions, as cuobjdump reads them."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "kernel.cubin")
-        path.write_bytes(cubin)
-        used, code = (
-            subprocess.run([TOOLS / "cuobjdump", option, path], capture_output=True, text=True, check=True).stdout
-            for option in ("--dump-resource-usage", "--dump-sass")
-        )
-    usage = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", used)
-    return {
-        "registers": int(usage[1]),
-        "stack": int(usage[2]),
-        "wide_loads": len(re.findall(r"\bLDG(?:STS)?\.\S*128", code)),
-        "tensor_core": len(re.findall(r"\b(?:HMMA|HGMMA|UTC\w*MMA)\b", code)),
-    }
-
-
 def compiled(
     kernel: Any, signature: dict[str, str], constants: dict[str, Any], launch: dict[str, int], capability: int
-) -> dict[str, int]:
+) -> tuple[dict[str, int], bytes]:
+    """What the compiled kernel uses, and its instructions."""
     order = [name for name in kernel.arg_names if name in signature or name in constants]
     full = {name: signature.get(name, "constexpr") for name in order}
     # What Triton finds by itself at run time: aligned pointers, and sizes that are multiples of 16.
@@ -268,12 +248,24 @@ def compiled(
     attributes = {(index,): [["tt.divisibility", 16]] for index in whole}
     source = ASTSource(kernel, full, constexprs=constants, attrs=attributes)
     built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch)
-    return {**resources(built.asm["cubin"]), "shared": built.metadata.shared}
+    return {**cubins.usage(built.asm["cubin"]), "shared": built.metadata.shared}, cubins.code(built.asm["cubin"])
 
 
-def compile_one(job: tuple[str, str, int]) -> tuple[str, dict[str, int]]:
+def compile_one(job: tuple[str, str, int]) -> tuple[dict[str, int], bytes]:
     name, element, capability = job
-    return f"{name}/{element}/sm_{capability}", compiled(*dict(cases(element))[name], capability)
+    return compiled(*dict(cases(element))[name], capability)
+
+
+def compile_all(jobs: list[tuple[str, str, int]]) -> dict[str, dict[str, int]]:
+    """The resources of each kernel, under ``name/type/sm_NN``."""
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        built = dict(zip(jobs, pool.map(compile_one, jobs), strict=True))
+    for target in TARGETS:
+        of_target = [job for job in jobs if job[2] == target]
+        counted = cubins.instructions([built[job][1] for job in of_target], target)
+        for job, counts in zip(of_target, counted, strict=True):
+            built[job][0].update(counts)
+    return {f"{name}/{element}/sm_{target}": used for (name, element, target), (used, _) in built.items()}
 
 
 def budget(result: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
@@ -307,8 +299,7 @@ def write_budget(result: dict[str, dict[str, int]]) -> None:
 
 def main() -> None:
     jobs = [(name, element, target) for element in DTYPES for name, _ in cases(element) for target in TARGETS]
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        result = dict(pool.map(compile_one, jobs))
+    result = compile_all(jobs)
     if sys.argv[1:] == ["--budget"]:
         write_budget(result)
     else:

@@ -17,6 +17,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import pytest
+from interpreted import quicken
 from tiers import (  # noqa: F401  hooks of pytest
     pytest_collection_modifyitems,
     pytest_runtest_makereport,
@@ -37,6 +38,15 @@ def quiet_logger() -> Iterator[None]:
     yield
     logger.setLevel(before[0])
     logger.handlers[:] = before[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_interpreter() -> Iterator[None]:
+    """Triton's interpreter, where it runs the kernels, without its waste."""
+    with pytest.MonkeyPatch.context() as patch:
+        if os.environ.get("TRITON_INTERPRET") == "1":
+            quicken(patch)
+        yield
 
 
 @pytest.fixture
@@ -87,6 +97,16 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def events() -> Interactions:
     """600 random events of 20 users on 40 films with genres, in time order."""
+    return _random_events()
+
+
+@pytest.fixture(scope="session")
+def shared_events() -> Interactions:
+    """The same, for what several tests share and none changes."""
+    return _random_events()
+
+
+def _random_events() -> Interactions:
     generator = np.random.default_rng(0)
     films = [f"f{i}" for i in range(40)]
     genres = ("Drama", "Comedy", "Horror")

@@ -30,6 +30,7 @@ _logger = logging.getLogger(__name__)
 MOST_GRAPHS = 256
 """Graphs of a backbone; the least recently used is evicted first."""
 _LEAST = 64
+_LEAST_TILES = 32
 
 Run = Callable[[], None]
 
@@ -108,7 +109,7 @@ class LayerGraphs:
             rows = np.concatenate([rows, [[tokens, size - tokens, 0, 0, tokens, 1]]])
         blocks = kernels.choose_blocks(backbone.dtype, _head_width(backbone), size * heads)
         tiles, bounds = kernels.plan_tiles(rows, size, size, kernels.tile_tokens(blocks, heads // groups))
-        count = 1 << max(len(tiles) - 1, 31).bit_length()  # a program with an empty tile returns at once
+        count = 1 << max(len(tiles) - 1, _LEAST_TILES - 1).bit_length()  # a program with an empty tile returns at once
         plan = torch.zeros(count * 6 + 2 * size, dtype=torch.int32, device="cpu")  # not torch's default device
         plan[: tiles.size] = torch.from_numpy(tiles.reshape(-1))
         plan[count * 6 :] = torch.from_numpy(bounds.reshape(-1))

@@ -30,6 +30,7 @@ def again(run):
 def graphs(monkeypatch):
     result = LayerGraphs(again)
     monkeypatch.setattr(layer_graphs, "_LEAST", 24)
+    monkeypatch.setattr(layer_graphs, "_LEAST_TILES", 8)
     monkeypatch.setattr(engine, "layer_graphs", lambda backbone: result if layer_graphs.usable(backbone) else None)
     return result
 

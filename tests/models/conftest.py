@@ -13,7 +13,7 @@ from reasonrec_fast.models.optirag import OptiRAGConfig
 from reasonrec_fast.models.optirag.embeddings import EmbeddingConfig
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def config(tiny_backbone) -> OptiRAGConfig:
     return OptiRAGConfig(
         backbone=str(tiny_backbone),

