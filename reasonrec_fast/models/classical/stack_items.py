@@ -110,7 +110,10 @@ def read_facts(file: Path) -> ItemFacts:
     csr = tuple(arrays[f"attributes.{part}"] for part in ("data", "indices", "indptr"))
     matrix = csr_matrix(csr, shape=(len(arrays["counts"]), len(arrays["idf"])))
     pairs = (
-        csr_array(tuple(arrays[f"{name}.{part}"] for part in ("data", "indices", "indptr")), shape=(len(matrix.indptr) - 1,) * 2)
+        csr_array(
+            tuple(arrays[f"{name}.{part}"] for part in ("data", "indices", "indptr")),
+            shape=(len(matrix.indptr) - 1,) * 2,
+        )
         for name in ("following", "later")
     )
     return ItemFacts(
