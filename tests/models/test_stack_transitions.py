@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from reasonrec_fast.data import Catalog, Histories
+from reasonrec_fast.files import read_tensors, write_tensors
 from reasonrec_fast.models.classical.stack_features import feature_names, features
 from reasonrec_fast.models.classical.stack_items import ItemFacts, read_facts, write_facts
 from reasonrec_fast.models.classical.stack_transitions import NAMES, Transitions
@@ -66,3 +68,7 @@ def test_facts_are_saved_with_them(tmp_path):
             getattr(loaded.transitions, name).toarray(), getattr(facts.transitions, name).toarray()
         )
     assert loaded.with_events(Histories.from_lists([[1, 0]])).transitions.following.toarray()[1, 0] == 1
+    older = {name: tensor for name, tensor in read_tensors(tmp_path / "facts.safetensors").items() if "." not in name}
+    write_tensors(tmp_path / "older.safetensors", older)
+    with pytest.raises(ValueError, match="expected counts of transitions; it was written by an earlier version"):
+        read_facts(tmp_path / "older.safetensors")

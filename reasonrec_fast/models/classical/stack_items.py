@@ -105,17 +105,21 @@ def write_facts(file: Path, facts: ItemFacts) -> None:
 
 
 def read_facts(file: Path) -> ItemFacts:
-    """Read what :func:`write_facts` wrote."""
+    """Read what :func:`write_facts` wrote.
+
+    Raises:
+        ValueError: a file of an earlier version, which has no transitions.
+    """
     arrays = {name: tensor.numpy() for name, tensor in read_tensors(file).items()}
-    csr = tuple(arrays[f"attributes.{part}"] for part in ("data", "indices", "indptr"))
-    matrix = csr_matrix(csr, shape=(len(arrays["counts"]), len(arrays["idf"])))
-    pairs = (
-        csr_array(
-            tuple(arrays[f"{name}.{part}"] for part in ("data", "indices", "indptr")),
-            shape=(len(matrix.indptr) - 1,) * 2,
-        )
-        for name in ("following", "later")
-    )
+    if "later.indptr" not in arrays:
+        raise ValueError(f"{file}: expected counts of transitions; it was written by an earlier version: fit again")
+    num_items = len(arrays["counts"])
+
+    def parts(name: str) -> tuple[np.ndarray, ...]:
+        return tuple(arrays[f"{name}.{part}"] for part in ("data", "indices", "indptr"))
+
+    attributes = csr_matrix(parts("attributes"), shape=(num_items, len(arrays["idf"])))
+    pairs = (csr_array(parts(name), shape=(num_items, num_items)) for name in ("following", "later"))
     return ItemFacts(
-        arrays["counts"], arrays["positions"], matrix, arrays["idf"], arrays["ties"], Transitions(*pairs)
-    )  # fmt: skip
+        arrays["counts"], arrays["positions"], attributes, arrays["idf"], arrays["ties"], Transitions(*pairs)
+    )
