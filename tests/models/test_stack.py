@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import threading
 import time
 from dataclasses import replace
 
@@ -15,6 +17,7 @@ from reasonrec_fast.experiments.held_out import metrics_on_test
 from reasonrec_fast.models.base import CatalogRecommender
 from reasonrec_fast.models.classical import Stack, StackConfig, load_recommender
 from reasonrec_fast.models.classical.stack_folds import leave_last_out
+from reasonrec_fast.models.classical.stack_tools import Answer, Turn
 
 USERS, ITEMS = 60, 24
 CONFIG = StackConfig(
@@ -231,6 +234,63 @@ def test_a_slow_tool_is_left_out(walks, split):
     pause = 1.0
     assert model.rank([0], 2).left_out == {"slow": "no answer within 0.2 s"}
     assert model.rank([0], 2).left_out == {"slow": "its previous call has not ended"}
+
+
+def asked(turn, call, seconds, after=0.0):
+    """A thread that takes a turn, and a list that gets its answer and how long it took."""
+    results = []
+
+    def ask():
+        time.sleep(after)
+        begin = time.perf_counter()
+        results.append((turn.take(call, seconds).reason, time.perf_counter() - begin))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    return thread, results
+
+
+def test_callers_of_a_tool_take_turns():
+    turn, running = Turn(), []
+
+    def call():
+        assert not running  # one at a time
+        running.append(1)
+        time.sleep(0.1)
+        running.clear()
+        return Answer([])
+
+    threads, results = zip(*[asked(turn, call, 5.0) for _ in range(3)], strict=True)
+    for thread in threads:
+        thread.join()
+    assert [result[0][0] for result in results] == [""] * 3
+    assert max(result[0][1] for result in results) > 0.25  # the last one waited for two others
+    assert copy.deepcopy(turn).take(lambda: Answer([], "own"), 1.0).reason == "own"
+
+
+def test_a_tool_that_never_answers_costs_later_callers_no_more_than_its_time():
+    turn, ends = Turn(), threading.Event()
+
+    def never():
+        ends.wait()
+        return Answer([])
+
+    first = asked(turn, never, 0.6)
+    second = asked(turn, lambda: Answer([]), 0.1, after=0.2)
+    third = asked(turn, lambda: Answer([]), 60.0, after=0.2)
+    for thread, _ in (first, second, third):
+        thread.join()
+    assert first[1][0][0] == "no answer within 0.6 s"
+    assert second[1][0][0] == third[1][0][0] == "its previous call has not ended"
+    assert second[1][0][1] < third[1][0][1] < 30  # it waits no longer than until the first is known to be late
+    begin = time.perf_counter()
+    assert turn.take(lambda: Answer([]), 60.0).reason == "its previous call has not ended"
+    assert time.perf_counter() - begin < 30  # and later callers do not wait
+    ends.set()
+    until = time.perf_counter() + 5
+    while turn.take(lambda: Answer([]), 1.0).reason and time.perf_counter() < until:
+        time.sleep(0.01)
+    assert turn.take(lambda: Answer([]), 1.0).reason == ""
 
 
 def test_few_candidates_new_users_and_no_history(stack, walks, split):

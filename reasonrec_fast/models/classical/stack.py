@@ -72,9 +72,9 @@ class StackConfig:
     depth: Count = 200
     trees: Count = 1000
     patience: Count = 50
-    learning_rate: Positive = 0.05
-    leaves: Count = 31
-    min_leaf: Count = 50
+    learning_rate: Positive = 0.1
+    leaves: Count = 15
+    min_leaf: Count = 200
     users: Count = 50_000
     tool_dropout: ShareBelowOne = 0.02
     tool_seconds: Positive | None = None

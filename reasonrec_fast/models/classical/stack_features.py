@@ -9,13 +9,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array, csr_matrix
 
 from reasonrec_fast.data import Histories
 from reasonrec_fast.models.classical.stack_items import ItemFacts
 from reasonrec_fast.models.classical.stack_scores import View, ranks
+from reasonrec_fast.models.classical.stack_transitions import NAMES
 
 RECENT = 10
 """The latest items of a history that a candidate's title is compared with."""
+_SMOOTHING = 0.1  # added to weights of pairs of attributes
 _DECAY = 0.7  # weight of the attributes of an item against those of the next one
 
 
@@ -25,10 +28,11 @@ def feature_names(views: Sequence[str], facts: ItemFacts, text: bool) -> list[st
     names += ["tools:nominating", "tools:best rank", "tools:reciprocal rank"]
     names += ["history:length", "history:popularity", "history:position"]
     names += ["item:count", "item:position", "item:count against history"]
+    names += [f"transitions:{name}" for name in NAMES]
     if len(facts.idf):
         names += [f"attributes:{part}" for part in ("last", "last but one", "recent", "all")]
         names += [f"attributes:{part}" for part in ("rarest shared with last", "rarest shared", "rarest's share")]
-        names += [f"attributes:{part}" for part in ("rarest's count", "number", "cohesion")]
+        names += [f"attributes:{part}" for part in ("rarest's count", "number", "cohesion", "after last")]
     if text:
         names += [f"titles:{part}" for part in ("last", "last but one", "most", "mean", "cohesion")]
     return names
@@ -56,6 +60,7 @@ def features(
     columns = [
         *_of_tools(index, views, nominated),
         *_of_history(index, histories, facts),
+        *facts.transitions.features(index, histories),
         *(_of_attributes(index, histories, facts) if len(facts.idf) else ()),
         *(_of_titles(index, histories, vectors) if vectors is not None else ()),
     ]
@@ -160,7 +165,35 @@ def _of_attributes(index: np.ndarray, histories: Histories, facts: ItemFacts) ->
         rarest_count[index],
         sizes.reshape(index.shape),
         np.sqrt(np.square(profiles["all"]).sum(1))[:, None],
+        _lift(histories, facts, of_candidates, user, candidate).reshape(index.shape),
     ]
+
+
+def _lift(
+    histories: Histories, facts: ItemFacts, of_candidates: csr_matrix, user: np.ndarray, candidate: np.ndarray
+) -> np.ndarray:
+    """Logarithm of how much more often attributes as a candidate's came right after ones as the last item's than they
+    would by chance, ``[N]``; 0 where there is nothing to tell by.
+
+    Args:
+        of_candidates: attributes of the candidates, ``[N, A]``.
+        user, candidate: rows of each of its entries.
+    """
+    pairs, before, after = facts.attribute_transitions
+    some = np.flatnonzero(histories.lengths > 0)
+    last = csr_array((histories.num_users, facts.attributes.shape[1]))
+    if len(some):
+        picked = csr_array((np.ones(len(some)), (some, np.arange(len(some)))), shape=(histories.num_users, len(some)))
+        last = picked @ csr_array(facts.attributes[histories.items[histories.indptr[1:][some] - 1]])
+    expected = (last @ before)[user]
+    followed = (last @ pairs).toarray()
+
+    def total(values: np.ndarray) -> np.ndarray:
+        return np.bincount(candidate, values * of_candidates.data, minlength=of_candidates.shape[0])
+
+    observed, chance = total(followed[user, of_candidates.indices]), total(expected * after[of_candidates.indices])
+    chance = chance / max(facts.transitions.following.sum(), 1)
+    return np.log((observed + _SMOOTHING) / (chance + _SMOOTHING)).round(3)  # ties of sums in another order stay ties
 
 
 def _rarest(facts: ItemFacts) -> tuple[np.ndarray, np.ndarray]:

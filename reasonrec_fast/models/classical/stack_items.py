@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from pandas.util import hash_array
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_array, csr_matrix
 
 from reasonrec_fast.data import Catalog, Histories
 from reasonrec_fast.files import read_tensors, write_tensors
+from reasonrec_fast.models.classical.stack_transitions import Transitions
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class ItemFacts:
         attributes: tf-idf of each attribute, rows of length 1, ``[I, A]``; ``A`` is 0 without attributes.
         idf: of each attribute, float32 ``[A]``.
         ties: numbers that decide between items of equal scores and features (:func:`tie_breakers`), int64 ``[I]``.
+        transitions: which items came after which in these histories.
     """
 
     counts: np.ndarray
@@ -33,15 +36,26 @@ class ItemFacts:
     attributes: csr_matrix
     idf: np.ndarray
     ties: np.ndarray
+    transitions: Transitions
 
     @classmethod
     def of(cls, histories: Histories, catalog: Catalog) -> ItemFacts:
         """From the histories that the tools are fitted on, and the catalogue."""
-        return cls(*_events(histories, len(catalog)), *_attributes(catalog), tie_breakers(catalog.ids))
+        transitions = Transitions.of(histories, len(catalog))
+        return cls(*_events(histories, len(catalog)), *_attributes(catalog), tie_breakers(catalog.ids), transitions)
 
     def with_events(self, histories: Histories) -> ItemFacts:
         """The same attributes with the events of other histories."""
-        return ItemFacts(*_events(histories, len(self.counts)), self.attributes, self.idf, self.ties)
+        transitions = Transitions.of(histories, len(self.counts))
+        return ItemFacts(*_events(histories, len(self.counts)), self.attributes, self.idf, self.ties, transitions)
+
+    @cached_property
+    def attribute_transitions(self) -> tuple[csr_array, np.ndarray, np.ndarray]:
+        """Of adjacent events: how much of which attribute came after which, ``[A, A]``, and how much of each attribute
+        there was before and after, ``[A]`` both, by the items' tf-idf."""
+        matrix, following = csr_array(self.attributes).astype(np.float64), self.transitions.following
+        pairs = (matrix.T @ (following @ matrix)).tocsr()
+        return pairs, matrix.T @ following.sum(1), matrix.T @ following.sum(0)
 
 
 def _events(histories: Histories, num_items: int) -> tuple[np.ndarray, np.ndarray]:
@@ -84,12 +98,28 @@ def write_facts(file: Path, facts: ItemFacts) -> None:
         "attributes.data": matrix.data, "attributes.indices": matrix.indices.astype(np.int64),
         "attributes.indptr": matrix.indptr.astype(np.int64),
     }  # fmt: skip
+    for name in ("following", "later"):
+        pairs = getattr(facts.transitions, name)
+        arrays |= {f"{name}.{part}": getattr(pairs, part) for part in ("data", "indices", "indptr")}
     write_tensors(file, {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()})
 
 
 def read_facts(file: Path) -> ItemFacts:
-    """Read what :func:`write_facts` wrote."""
+    """Read what :func:`write_facts` wrote.
+
+    Raises:
+        ValueError: a file of an earlier version, which has no transitions.
+    """
     arrays = {name: tensor.numpy() for name, tensor in read_tensors(file).items()}
-    csr = tuple(arrays[f"attributes.{part}"] for part in ("data", "indices", "indptr"))
-    matrix = csr_matrix(csr, shape=(len(arrays["counts"]), len(arrays["idf"])))
-    return ItemFacts(arrays["counts"], arrays["positions"], matrix, arrays["idf"], arrays["ties"])
+    if "later.indptr" not in arrays:
+        raise ValueError(f"{file}: expected counts of transitions; it was written by an earlier version: fit again")
+    num_items = len(arrays["counts"])
+
+    def parts(name: str) -> tuple[np.ndarray, ...]:
+        return tuple(arrays[f"{name}.{part}"] for part in ("data", "indices", "indptr"))
+
+    attributes = csr_matrix(parts("attributes"), shape=(num_items, len(arrays["idf"])))
+    pairs = (csr_array(parts(name), shape=(num_items, num_items)) for name in ("following", "later"))
+    return ItemFacts(
+        arrays["counts"], arrays["positions"], attributes, arrays["idf"], arrays["ties"], Transitions(*pairs)
+    )

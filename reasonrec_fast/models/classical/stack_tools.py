@@ -104,12 +104,51 @@ class Answer(NamedTuple):
     reason: str = ""
 
 
+class Turn:
+    """One call of a tool at a time, each of limited time. Copies and pickles of it are free."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._busy = self._late = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Turn, ()
+
+    def take(self, call: Callable[[], Answer], seconds: float) -> Answer:
+        """Wait ``seconds`` at most for the call before to end, and as long for this one.
+
+        Once a call has taken longer, nobody waits until it has ended.
+        """
+        results: list[Answer] = []
+
+        def run() -> None:
+            try:
+                results.append(call())
+            finally:
+                with self._changed:
+                    self._busy = self._late = False
+                    self._changed.notify_all()
+
+        with self._changed:
+            self._changed.wait_for(lambda: self._late or not self._busy, seconds)
+            if self._busy:
+                return Answer([], "its previous call has not ended")
+            threading.Thread(target=run, daemon=True, name="tool of a stack").start()
+            self._busy = True
+            self._changed.wait_for(lambda: results, seconds)
+            if not results:
+                self._late = True
+                self._changed.notify_all()
+                return Answer([], f"no answer within {seconds} s")
+        return results[0]
+
+
 class Tool(ABC):
     """A fitted tool. Every *view* of it is a column of scores: by all items of a history, and by the last alone."""
 
     def __init__(self, name: str, views: tuple[str, ...]) -> None:
         self.name, self.views = name, views
-        self._running: threading.Thread | None = None
+        self._turn = Turn()
 
     @abstractmethod
     def set_histories(self, histories: Histories) -> None:
@@ -125,31 +164,23 @@ class Tool(ABC):
     def answer(self, users: np.ndarray, items: int, seconds: float | None) -> Answer:
         """Its scores, or why there are none: it failed, or it took longer than ``seconds``.
 
-        A call that is late goes on in its thread, since a thread cannot be stopped; until it has ended the tool is left
-        out without waiting.
+        With ``seconds`` callers take turns: one waits for its turn as long, at most. A call that is late goes on in its
+        thread, since a thread cannot be stopped; until it has ended nobody waits for the tool.
         """
-        results: list[Answer] = []
-
-        def call() -> None:
-            try:
-                with torch.inference_mode():
-                    scores = [part.float() for part in self.scores(users)]
-                for part in scores:
-                    if part.shape != (len(users), items):
-                        raise DataError(f"expected scores [{len(users)}, {items}]; got {list(part.shape)}")
-                results.append(Answer(scores))
-            except Exception as error:  # whatever a user's function raises: the others answer without it
-                results.append(Answer([], f"{type(error).__name__}: {error}"))
-
         if seconds is None:
-            call()
-            return results[0]
-        if self._running is not None and self._running.is_alive():
-            return Answer([], "its previous call has not ended")
-        self._running = threading.Thread(target=call, daemon=True, name=f"tool {self.name}")
-        self._running.start()
-        self._running.join(seconds)
-        return results[0] if results else Answer([], f"no answer within {seconds} s")
+            return self._called(users, items)
+        return self._turn.take(lambda: self._called(users, items), seconds)
+
+    def _called(self, users: np.ndarray, items: int) -> Answer:
+        try:
+            with torch.inference_mode():
+                scores = [part.float() for part in self.scores(users)]
+            for part in scores:
+                if part.shape != (len(users), items):
+                    raise DataError(f"expected scores [{len(users)}, {items}]; got {list(part.shape)}")
+            return Answer(scores)
+        except Exception as error:  # whatever a user's function raises: the others answer without it
+            return Answer([], f"{type(error).__name__}: {error}")
 
 
 class ModelTool(Tool):
