@@ -247,7 +247,7 @@ def _show(model: ReasonRec, users: np.ndarray, k: int, asked: dict[str, Any]) ->
     """Print the answers of some users."""
     from reasonrec_fast.models.reasonrec.routing import DESTINATIONS
 
-    answers = model.recommend(users, k, **asked)
+    answers = model.recommend(users, min(k, len(model.known_items)), **asked)
     for row, user in enumerate(users.tolist()):
         say(
             f"{model.known_users.ids[user]}: answered by the {DESTINATIONS[answers.answered_by[row]]}, "

@@ -52,12 +52,14 @@ class AgentReport:
         policies: by name; ``"always"`` asks the agent for every query.
         groups: differences of always asking from the stack, for the coldest users and for targets with few events.
         room: metrics if every target among the candidates came first: what an agent over these candidates can reach.
-        kept: share of the gain of always asking that is kept if 65 % of the queries are asked, by predicted gain; NaN
-            where asking gains nothing.
+        kept: share of the gain of always asking, in NDCG at the model's ``k``, that is kept if 65 % of the queries are
+            asked, by predicted gain; NaN where asking gains nothing.
         curve: share of queries, and the mean gain by predicted gain, at random, and by an oracle.
-        confidence: AUROC, share of the possible gain in AURC, and expected calibration error of the confidence.
+        confidence: AUROC, share of the possible gain in AURC, and expected calibration error of the confidence
+            in a hit among the model's ``k`` best.
         milliseconds: a query, alone: of the stack, and of the agent on top.
         trust: how far calibration lets the agent correct the stack.
+        left_out: tools that gave no answer, and why: the model was measured without them.
     """
 
     users: int
@@ -70,6 +72,7 @@ class AgentReport:
     confidence: dict[str, float]
     milliseconds: dict[str, float]
     trust: float
+    left_out: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
         """For a JSON file: intervals by name, None for what is undefined."""
@@ -89,7 +92,8 @@ def evaluate_agent(
     """Measure a model on the test part, with the events before it as histories.
 
     The agent reads candidates of those users alone who have a target among them: an order of the candidates changes no
-    metric of another user. So all users are measured, at a fifth of the cost.
+    metric of another user. So all users are measured, at a fifth of the cost. The model's own
+    histories are set again at the end.
 
     Args:
         model: fitted on the training part.
@@ -101,7 +105,7 @@ def evaluate_agent(
         progress: called with how many candidates the agent has read.
 
     Raises:
-        DataError: a model without an agent, or one that was fitted on events of the test part.
+        DataError: a model without an agent, or one that was fitted on events of the test part, or nothing to measure.
         ValueError: cutoffs beyond the candidates.
     """
     if model.agent is None or model.config.agent is None:
@@ -113,12 +117,37 @@ def evaluate_agent(
     check_not_learnt(data, split, model.fitted_events, "data")
     earlier = np.sort(np.concatenate([split.train, split.validation]))
     known, seen = Histories.of(data, earlier), Histories.seen(data, earlier)
-    model.set_histories(known, seen=seen)
     rows = split.test[data.labels[split.test] == 1]
     users, user_rows = np.unique(data.users[rows], return_inverse=True)
     relevant = Histories.from_pairs(len(users), user_rows, data.items[rows]).without(seen.select(users))
     some = np.flatnonzero(relevant.lengths)
-    users, relevant = users[some], relevant.select(some)
+    if not len(some):
+        raise DataError(
+            f"split: expected a like in the test part of something that its user has not had before; got none in "
+            f"{len(split.test)} events"
+        )
+    before = model.histories, model.seen
+    model.set_histories(known, seen=seen)
+    try:
+        return _measured(model, data, split, users[some], relevant.select(some), ks, budget, timed, progress)
+    finally:
+        model.set_histories(before[0], seen=before[1])
+
+
+def _measured(
+    model: ReasonRec,
+    data: Interactions,
+    split: Split,
+    users: np.ndarray,
+    relevant: Histories,
+    ks: list[int],
+    budget: float | None,
+    timed: int,
+    progress: Progress | None,
+) -> AgentReport:
+    """The report on users with their targets, by the model's present histories."""
+    assert model.agent is not None and model.config.agent is not None
+    depth, k = model.config.agent.candidates, model.config.k
     stack_answer = model.recommend(users, depth, policy="never")
     items = {"stack": stack_answer.items}
     reachable = np.flatnonzero(_contains(stack_answer.items, relevant))
@@ -126,7 +155,9 @@ def evaluate_agent(
         answered = model.recommend(users[reachable], depth, policy=policy, progress=progress)  # type: ignore[arg-type]
         items[name] = stack_answer.items.copy()
         items[name][reachable] = answered.items
-    values = {name: evaluation.ranking_metrics(listed, relevant, ks) for name, listed in items.items()}
+    # Confidence and gain are of the model's own k, whatever the cutoffs are.
+    cutoffs = sorted({*ks, k})
+    values = {name: evaluation.ranking_metrics(listed, relevant, cutoffs) for name, listed in items.items()}
     names = [f"{metric}@{k}" for metric in ("hr", "ndcg") for k in ks]
 
     def mixed(destination: np.ndarray) -> dict[str, np.ndarray]:
@@ -143,10 +174,10 @@ def evaluate_agent(
         "always": np.full(len(users), AGENT),
         **{name: model.decide(users, policy=name, budget=budget).destination for name in POLICIES},
     }
-    main = f"ndcg@{ks[0]}"
+    main = f"ndcg@{k}"
     gain = values["agent"][main] - values["stack"][main]
     curve = gain_curve(stack_answer.gain, gain)
-    hit = values["stack"][f"hr@{ks[0]}"]
+    hit = values["stack"][f"hr@{k}"]
     horizons = stack_answer.horizon
     cold_users = horizons >= np.quantile(horizons, 1 - COLD_SHARE)
     counts = np.bincount(data.items[split.train][data.labels[split.train] == 1], minlength=data.num_items)
@@ -173,6 +204,7 @@ def evaluate_agent(
         confidence=_confidence(stack_answer.confidence, hit),
         milliseconds=_milliseconds(model, users[:timed]),
         trust=model.agent.trust,
+        left_out=stack_answer.left_out,
     )
 
 

@@ -170,6 +170,11 @@ class Stack(ClassicalRecommender):
         return self
 
     @property
+    def functions(self) -> dict[str, Function]:
+        """The functions that :meth:`add_tool` was given, by name."""
+        return dict(self._functions)
+
+    @property
     def toolbox(self) -> Toolbox:
         """The fitted tools.
 
@@ -264,8 +269,8 @@ class Stack(ClassicalRecommender):
             fitted(spec, train, "all") if spec.refit else model for spec, model in zip(specs, models, strict=True)
         ]
         box = box.with_events(liked, [*served, *functions])
-        held_out = None if validation is None else first_positives(data, validation)
-        groups = None if held_out is None else self._groups(box, data, held_out, seen, learn=False)
+        held_out = np.zeros(0, dtype=np.int64) if validation is None else first_positives(data, validation)
+        groups = None if not len(held_out) else self._groups(box, data, held_out, seen, learn=False)
         growth = Growth(
             config.trees, config.patience, config.learning_rate, config.leaves, config.min_leaf, config.seed
         )
@@ -310,30 +315,34 @@ class Stack(ClassicalRecommender):
         self.toolbox.set_histories(self.histories)
         return self
 
-    def rank(self, users: np.ndarray, k: int, *, exclude: Histories | None = None) -> StackRanking:
+    def rank(
+        self, users: np.ndarray, k: int, *, exclude: Histories | None = None, strict: bool = False
+    ) -> StackRanking:
         """The ``k`` best candidates of each user, with what was known of them.
 
         Args:
             users: indices or identifiers (text), ``[B]``.
             k: how many, at least 0.
             exclude: items to leave out, of all users; ``seen`` by default.
+            strict: wait for every tool, whatever ``tool_seconds`` says, and refuse to rank without one: for what is
+                learnt from the ranking.
 
         Raises:
-            DataError: a user that the stack does not know (with the row).
+            DataError: a user that the stack does not know (with the row), or, with ``strict``, a tool that fails.
         """
         users, k = self.user_indices(users), as_count(k, "k", error=DataError)
         exclude = self.seen if exclude is None else self._checked(exclude, "exclude")
         exclude.known(users)
         blocks = [users[first : first + _USERS] for first in range(0, max(len(users), 1), _USERS)]
-        parts = [self._ranked(block, k, exclude.select(block)) for block in blocks]
+        parts = [self._ranked(block, k, exclude.select(block), strict=strict) for block in blocks]
         arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in StackRanking._fields[:-1]}
         left_out = {name: reason for part in parts for name, reason in part.left_out.items()}
         return StackRanking(**arrays, left_out=left_out)
 
     @torch.inference_mode()
-    def _ranked(self, users: np.ndarray, k: int, exclude: Histories) -> StackRanking:
+    def _ranked(self, users: np.ndarray, k: int, exclude: Histories, *, strict: bool = False) -> StackRanking:
         box = self.toolbox
-        views = box.views(users, exclude, seconds=self.config.tool_seconds)
+        views = box.views(users, exclude, seconds=None if strict else self.config.tool_seconds, strict=strict)
         items = box.candidates(views)
         features = box.features(items, views)
         logits = self._logits(items, features)

@@ -20,12 +20,13 @@ from reasonrec_fast.models.classical.identifiers import is_text
 from reasonrec_fast.models.classical.rows import digest_of_rows
 from reasonrec_fast.models.classical.stack import Stack, StackRanking
 from reasonrec_fast.models.classical.stack_folds import first_positives
+from reasonrec_fast.models.classical.stack_tools import DEFAULT_TOOLS
 from reasonrec_fast.models.optirag import OptiRAG
 from reasonrec_fast.models.reasonrec import storage
 from reasonrec_fast.models.reasonrec.agent import ResidualAgent, Slate
 from reasonrec_fast.models.reasonrec.config import AgentConfig, Policy, ReasonRecConfig, Task
 from reasonrec_fast.models.reasonrec.observe import ItemFeatures, picture_features, vector_features
-from reasonrec_fast.models.reasonrec.prompt import AgentPrompts
+from reasonrec_fast.models.reasonrec.prompt import AgentPrompts, longest_prompt
 from reasonrec_fast.models.reasonrec.reasons import Reason, reasons_of
 from reasonrec_fast.models.reasonrec.router import Decision, Router
 from reasonrec_fast.models.reasonrec.routing import CONSULT, STACK
@@ -150,23 +151,23 @@ class ReasonRec(ClassicalRecommender):
         checkpoint: str | Path | None,
         progress: Progress | None,
     ) -> None:
+        held_out = np.zeros(0, dtype=np.int64) if validation is None else first_positives(data, validation)
+        if self.config.agent is not None and not len(held_out):
+            raise DataError("validation: expected positive events, which the agent learns from; got none")
+        config, catalog = self.config.agent, Catalog(data.catalog.ids, data.catalog.titles, data.catalog.attributes)
+        agent = None
+        if config is not None and not config.item_vectors:  # what cannot be read is refused before the stack is fitted
+            agent = self._new_agent(config, catalog)
         kept = None if checkpoint is None else Path(f"{checkpoint}.stack")
         self.stack = self._fitted_stack(data, train, validation, kept, named_part(progress, "stack"))
         liked = self.stack.histories
         self.horizon = EvidenceHorizon(liked.lengths[liked.lengths > 0], self._horizon_kind)
-        self.catalog = Catalog(data.catalog.ids, data.catalog.titles, data.catalog.attributes)
-        self._prompts, self.agent = None, None
-        if self.config.agent is not None:
-            kinds = self._observed(self.config.agent)
-            self.agent = ResidualAgent(self.config.seeded(self.config.agent), kinds, device=self.device)
+        self.catalog, self._prompts = catalog, None
+        self.agent = self._new_agent(config, catalog) if config is not None and agent is None else agent
         self.build({"users": data.num_users, "items": data.num_items})
         self.set_histories(liked, seen=self.stack.seen)
-        held_out = np.zeros(0, dtype=np.int64) if validation is None else first_positives(data, validation)
-        if not len(held_out):
-            if self.agent is not None:
-                raise DataError("validation: expected positive events, which the agent learns from; got none")
-            return
-        self._learn(data, held_out, checkpoint, named_part(progress, "agent"))
+        if len(held_out):
+            self._learn(data, held_out, checkpoint, named_part(progress, "agent"))
 
     @property
     def _horizon_kind(self) -> Any:
@@ -188,6 +189,8 @@ class ReasonRec(ClassicalRecommender):
                 raise ValueError(
                     f"checkpoint: expected a stack of this configuration and these events; {kept} is of another run"
                 )
+            for name, function in self.stack.functions.items():  # which are not saved
+                stack.add_tool(name, function)
             return stack
         state = None if kept is None else kept.with_name(f"{kept.name}.state")
         self.stack.fit(data, train, validation, checkpoint=state, progress=progress)
@@ -200,11 +203,23 @@ class ReasonRec(ClassicalRecommender):
         """Whether something is trained after the stack."""
         return self.config.agent is not None or self.config.ctr is not None
 
-    def _observed(self, config: AgentConfig) -> list[ItemFeatures]:
+    def _new_agent(self, config: AgentConfig, catalog: Catalog) -> ResidualAgent:
+        """One that has learnt nothing."""
+        agent = ResidualAgent(self.config.seeded(config), self._observed(config, catalog), device=self.device)
+        tools = max(len(self.stack.config.specs), len(DEFAULT_TOOLS)) + len(self.stack.functions)
+        room, longest = agent.ranker.model.backbone.max_length, longest_prompt(config, tools)
+        if longest > room:
+            raise ValueError(
+                f"agent.history, agent.title_tokens: expected prompts of at most {room} tokens, which the backbone "
+                f"reads; got up to {longest}"
+            )
+        return agent
+
+    def _observed(self, config: AgentConfig, catalog: Catalog) -> list[ItemFeatures]:
         """What the agent reads of items beside their texts."""
         kinds = []
         if config.pictures is not None:
-            kinds.append(picture_features(self.catalog, config.pictures, config.picture_encoder, device=self.device))
+            kinds.append(picture_features(catalog, config.pictures, config.picture_encoder, device=self.device))
         if config.item_vectors:
             vectors = self.stack.toolbox.vectors
             if vectors is None:
@@ -217,7 +232,7 @@ class ReasonRec(ClassicalRecommender):
     ) -> None:
         """Train the agent on the events of some users, and calibrate it and the router on those of the others."""
         config, users, targets = self.config, data.users[rows], data.items[rows]
-        ranking = self.stack.rank(users, self._candidates)
+        ranking = self.stack.rank(users, self._candidates, strict=True)
         is_target = ranking.items == targets[:, None]
         position = np.where(is_target.any(1), is_target.argmax(1), -1)
         learning = np.zeros(len(users), dtype=bool)
@@ -245,11 +260,12 @@ class ReasonRec(ClassicalRecommender):
     ) -> None:
         assert self.agent is not None and self.config.agent is not None
         agent_config = self.agent.config
-        rows = np.flatnonzero(learning & (position >= 0))
+        # With one candidate there is nothing to learn.
+        rows = np.flatnonzero(learning & (position >= 0) & (ranking.candidates > 1))
         if not len(rows):
             raise DataError(
-                "validation: expected a user whose next item is among the stack's candidates, to learn from; got none "
-                f"in {int(learning.sum())} users"
+                "validation: expected a user whose next item is among several candidates of the stack, to learn from; "
+                f"got none in {int(learning.sum())} users"
             )
         generator = np.random.default_rng((agent_config.seed, 2))
         direct = generator.random(len(rows)) < agent_config.direct
@@ -262,10 +278,8 @@ class ReasonRec(ClassicalRecommender):
         if agent_config.curriculum is not None:
             counts = np.bincount(self.histories.items, minlength=self.sizes["items"])[targets[rows]]
             sampler = CurriculumSampler(agent_config.curriculum, self.horizons(users[rows]), counts)
-        self.agent.train(
-            slates, sampler, checkpoint=checkpoint, fingerprint={"stack": self.stack.training_digest},
-            progress=progress,
-        )  # fmt: skip
+        identity = {"stack": self.stack.training_digest, "settings": self.config.to_dict()}
+        self.agent.train(slates, sampler, checkpoint=checkpoint, fingerprint=identity, progress=progress)
 
     def _calibrate_agent(
         self, ranking: StackRanking, users: np.ndarray, position: np.ndarray, others: np.ndarray
@@ -337,7 +351,7 @@ class ReasonRec(ClassicalRecommender):
         users, k = self.user_indices(users), as_count(k, "k", error=DataError)
         if task not in ("sequential", "direct"):
             raise ValueError(f"task: expected 'sequential' or 'direct'; got {task!r}")
-        ranking = self.stack.rank(users, max(k, self._candidates), exclude=exclude)
+        ranking = self.stack.rank(users, max(min(k, self.sizes["items"]), self._candidates), exclude=exclude)
         horizons = self.horizons(users)
         decided = self._decide(ranking, horizons, policy, budget)
         items, logits = ranking.items.copy(), ranking.logits.copy()
@@ -353,6 +367,8 @@ class ReasonRec(ClassicalRecommender):
                 shift = np.logaddexp.reduce(logits[row, : len(order)]) - np.logaddexp.reduce(corrected)
                 items[row, : len(order)] = items[row, order]
                 logits[row, : len(order)] = corrected[order] + shift
+        missing = [(0, 0), (0, max(k - items.shape[1], 0))]
+        items, logits = np.pad(items, missing, constant_values=-1), np.pad(logits, missing, constant_values=-np.inf)
         return Answers(
             _descending(logits[:, :k]), self._items.named(items[:, :k]) if by_identifier else items[:, :k],
             decided.destination, decided.confidence, horizons, decided.gain, ranking.left_out,
@@ -367,7 +383,10 @@ class ReasonRec(ClassicalRecommender):
     def _decide(
         self, ranking: StackRanking, horizons: np.ndarray, policy: Policy | None, budget: float | None
     ) -> Decision:
-        policy, budget = policy or self.config.policy, self.config.budget if budget is None else budget
+        policy, budget = (
+            self.config.policy if policy is None else policy,
+            self.config.budget if budget is None else budget,
+        )
         decision = self.router.decide(ranking, horizons, policy, budget, has_agent=self.agent is not None)
         # With one candidate or none there is nothing to put in order.
         decision.destination[~(ranking.items[:, 1:2] >= 0).any(1)] = STACK
@@ -454,14 +473,15 @@ def _rows(ranking: StackRanking, rows: np.ndarray) -> StackRanking:
 
 
 def _ndcg(logits: np.ndarray, target: int, k: int) -> float:
-    rank = int((logits > logits[target]).sum()) + 1
+    """Of candidates in the stack's order, which decides between equal logits."""
+    rank = int((logits > logits[target]).sum() + (logits[:target] == logits[target]).sum()) + 1
     return float(1 / np.log2(rank + 1)) if rank <= k else 0.0
 
 
 def _descending(logits: np.ndarray) -> np.ndarray:
     """As float32 in which no two of a row are equal, so that an order which stands is not taken for a tie."""
     scores = logits.astype(np.float32)
-    for rank in range(1, scores.shape[1]):
+    for rank in range(1, int(np.isfinite(scores).sum(1).max(initial=0))):
         below = np.nextafter(scores[:, rank - 1], np.float32(-np.inf))
         scores[:, rank] = np.minimum(scores[:, rank], below)
     return scores

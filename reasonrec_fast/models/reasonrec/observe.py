@@ -117,10 +117,10 @@ def _picture(folder: Path, name: str) -> Path | None:
     for suffix in SUFFIXES:
         try:
             path = path_within(f"{name}{suffix}", folder)
-        except (DataError, ValueError):  # leads out of the folder, or is no name of a file
+            if path.is_file():
+                return path
+        except (DataError, ValueError, OSError):  # leads out of the folder, or is no name of a file
             return None
-        if path.is_file():
-            return path
     return None
 
 

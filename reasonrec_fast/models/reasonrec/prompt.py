@@ -16,6 +16,19 @@ from reasonrec_fast.prompts.items import item_title
 from reasonrec_fast.prompts.tokens import TokenIds
 
 _EVIDENCE_ITEMS = 3  # of a history, the latest, by which other users' likes speak for a candidate
+_TASTE_CHARACTERS, _TASTE_TOKENS = 100, 16  # of an attribute value, which may be a whole description
+
+
+def longest_prompt(config: AgentConfig, tools: int) -> int:
+    """Tokens of a prompt, at most.
+
+    Args:
+        config: what is read, and how much of it.
+        tools: whose ranks may be told.
+    """
+    item = config.title_tokens + 2 * config.soft_tokens
+    suffix = item + 4 * config.attributes + 2 + 64 + 32 * tools + config.thoughts
+    return 1 + 9 * _TASTE_TOKENS + 64 + config.history * (item + 8) + suffix
 
 
 class CoLikes:
@@ -134,8 +147,10 @@ class AgentPrompts(ItemWords):
         return self._prefix(history, task), suffixes
 
     def _prefix(self, history: Sequence[int], task: Task) -> list[Any]:
-        tastes = ", ".join(f"{value} {count}" for value, count in self.tastes(history, 8 if task == "direct" else 4))
-        ids: list[Any] = [*self._ids.start, *self._ids.encode(f"Tastes: {tastes or 'unknown'}")]
+        most = 8 if task == "direct" else 4
+        named = [f"{value[:_TASTE_CHARACTERS]} {count}" for value, count in self.tastes(history, most)]
+        told = self._ids.encode(f"Tastes: {', '.join(named) or 'unknown'}")[: _TASTE_TOKENS * (most + 1)]
+        ids: list[Any] = [*self._ids.start, *told]
         if task == "sequential" and history:
             ids += self._ids.of("\nLiked, latest first:")
             for number, item in enumerate(history[::-1][: self._config.history], 1):

@@ -11,13 +11,15 @@ from reasonrec_fast.models.classical.stack import Stack
 from reasonrec_fast.models.reasonrec.prompt import CoLikes, ItemWords
 from reasonrec_fast.models.reasonrec.rationale import listed
 
+_CHARACTERS = 100  # of a title or an attribute value in a sentence
+
 
 @dataclass(frozen=True)
 class Reason:
     """Why an item may suit a user.
 
     Attributes:
-        text: in sentences.
+        text: in sentences; long titles and attribute values are cut there.
         tastes: the commonest attribute values of what the user liked, with their counts.
         shared: of these, the ones that the item has.
         evidence: title of something that the user liked, how many others liked it, and how many of these liked the item
@@ -71,13 +73,21 @@ def _sentences(
 ) -> str:
     parts = []
     if tastes:
-        parts.append(f"Of {liked} liked items, {listed([f'{count} are {value}' for value, count in tastes])}.")
+        parts.append(f"Of {liked} liked items, {listed([f'{count} are {_short(value)}' for value, count in tastes])}.")
     elif not liked:
         parts.append("Nothing is known of this user yet.")
-    parts.append(f"{name} shares {listed(shared[:3])}." if shared else f"{name} shares none of these attributes.")
+    if shared:
+        parts.append(f"{_short(name)} shares {listed([_short(value) for value in shared[:3]])}.")
+    elif tastes:
+        parts.append(f"{_short(name)} shares none of these attributes.")
     if evidence is not None:
         known, others, common = evidence
-        parts.append(f"Of {others} others who liked {known}, {common} liked it.")
+        parts.append(f"Of {others} others who liked {_short(known)}, {common} liked it.")
     if tools:
         parts.append(f"Ranked {listed([f'{rank} by {tool}' for tool, rank in tools.items()])}.")
     return " ".join(parts)
+
+
+def _short(words: str) -> str:
+    """An attribute may be a whole description: what a sentence can hold of it."""
+    return words if len(words) <= _CHARACTERS else f"{words[: _CHARACTERS - 1]}…"

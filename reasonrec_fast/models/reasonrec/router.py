@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import numbers
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -94,8 +95,10 @@ class Router:
         Raises:
             ValueError: a policy that does not exist, or a budget outside [0, 1].
         """
-        if not 0 <= budget <= 1:
-            raise ValueError(f"budget: expected a share in [0, 1]; got {budget}")
+        if policy not in get_args(Policy):
+            raise ValueError(f"policy: expected one of {', '.join(get_args(Policy))}; got {policy!r}")
+        if isinstance(budget, bool) or not isinstance(budget, numbers.Real) or not 0 <= budget <= 1:
+            raise ValueError(f"budget: expected a share in [0, 1]; got {budget!r}")
         confidence, gain = self._confidence(ranking), self._gain(ranking, horizons)
         if policy in EVERY:
             asked = np.full(len(confidence), EVERY[policy])
@@ -103,11 +106,9 @@ class Router:
             asked = self.levels.route(horizons, confidence).destination.numpy()
         elif policy == "budget":
             asked = np.where(confidence < _quantile(self.confidences, budget), AGENT, STACK)
-        elif policy == "gain":
+        else:
             least = max(_quantile(self.expected, 1 - budget), 0.0) if budget < 1 else 0.0
             asked = np.where(gain > least, AGENT, STACK)
-        else:
-            raise ValueError(f"policy: expected one of {', '.join(get_args(Policy))}; got {policy!r}")
         destination = asked.astype(np.int64) if has_agent else np.full(len(confidence), STACK)
         return Decision(destination, confidence, gain)
 

@@ -38,6 +38,7 @@ def write(
     if ctr is not None:
         ctr.save_pretrained(folder / _CTR)
     stored = {
+        "events": stack.training_digest,
         "agent": agent is not None,
         "ctr": ctr is not None,
         "router": router.save(folder),
@@ -55,7 +56,7 @@ def read(folder: Path, config: ReasonRecConfig, device: torch.device) -> Parts:
     """Read what :func:`write` wrote.
 
     Raises:
-        ValueError: parts that the configuration does not have, or of another backbone.
+        ValueError: parts that the configuration does not have, of another training or of another backbone.
     """
     stored = read_json(folder / PARTS)
     if stored["agent"] and config.agent is None:
@@ -63,11 +64,14 @@ def read(folder: Path, config: ReasonRecConfig, device: torch.device) -> Parts:
     agent = None
     if stored["agent"] and config.agent is not None:
         agent = ResidualAgent(config.seeded(config.agent), device=device).restore(folder / _AGENT)
-    horizon = stored["horizon"]
-    known = stored["catalog"]
+    horizon, known = stored["horizon"], stored["catalog"]
+    stack = Stack.from_pretrained(folder / _STACK, device=device)
+    same_events = stored.get("events", stack.training_digest) == stack.training_digest
+    if not same_events or len(known["ids"]) != stack.sizes["items"]:
+        raise ValueError(f"{folder}: expected a stack and a catalogue of the same training; got those of two")
     attributes = {name: [tuple(values) for values in column] for name, column in known["attributes"].items()}
     return (
-        Stack.from_pretrained(folder / _STACK, device=device),
+        stack,
         agent,
         OptiRAG.from_pretrained(folder / _CTR, device=device) if stored["ctr"] else None,
         Router.load(folder, stored["router"]),
@@ -77,8 +81,9 @@ def read(folder: Path, config: ReasonRecConfig, device: torch.device) -> Parts:
 
 
 def remove_checkpoints(checkpoint: Path) -> None:
-    """Remove the state of a training that has ended, whatever part of it there is."""
-    for path in checkpoint.parent.glob(f"{checkpoint.name}*"):
+    """Remove the state of a training that has ended, whatever part of it there is; nothing else that begins alike."""
+    for part in ("", ".stack", ".stack.state", ".stack.state.tools", ".ctr"):
+        path = checkpoint.with_name(checkpoint.name + part)
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
