@@ -94,16 +94,19 @@ def _before(data, sample):
     return data.items[:row][data.users[:row] == sample.user].tolist()
 
 
-def test_the_target_is_among_the_candidates_only_where_the_stack_names_it(data, split, stack, chain, monkeypatch):
+def test_the_target_is_among_the_candidates_only_where_the_stack_names_it(data, split, stack, chain):
     whole = training_samples(stack, data, split.train, replace(chain, ctr=0.0, samples=1000))[0]
     few = training_samples(stack, data, split.train, replace(chain, ctr=0.0, samples=1000, candidates=2))[0]
     assert 0 < len(few) < len(whole) < len(split.train)
 
 
-def test_the_order_of_candidates_tells_nothing_of_their_ranks(data, split, stack, chain):
-    samples = training_samples(stack, data, split.train, replace(chain, ctr=0.0, samples=1000))[0]
-    places = [sample.choice_items.index(sample.item) for sample in samples if len(sample.choices) == 4]
-    assert (np.bincount(places, minlength=4) > 0.12 * len(places)).all()
+def test_the_order_of_candidates_tells_nothing_of_their_ranks(data):
+    words, ranked = Descriptions(data.catalog), np.array([3, 9, 1, 12])
+    orders = [mixed_order(words, np.array([item, other]), ranked) for item in range(ITEMS) for other in range(ITEMS)]
+    for place in range(4):
+        shares = np.bincount([order[place] for order in orders], minlength=ITEMS)[ranked] / len(orders)
+        assert (np.abs(shares - 0.25) < 0.1).all()
+    assert mixed_order(words, np.array([5]), ranked[::-1]) == mixed_order(words, np.array([5]), ranked)
 
 
 def test_samples_do_not_depend_on_how_items_are_numbered(data, split, chain):
@@ -172,12 +175,12 @@ def test_chains_of_users(model):
 
 
 def test_answers_are_items_of_the_stack(model, monkeypatch):
-    def write(questions, n, seed, on_text):
+    def write(questions, n, seed, *, on_text):
         assert all(question.task == "sequential" for question in questions)
         on_text(0, 0, "so")
         return [Chain("so", question.choices[1], "high", 1.0, -1.0, True, question.items[1]) for question in questions]
 
-    monkeypatch.setattr(model.chain, "write", lambda questions, n, seed, on_text: write(questions, n, seed, on_text))
+    monkeypatch.setattr(model.chain, "write", write)
     said = []
     before = model.histories, model.seen
     try:
