@@ -86,7 +86,10 @@ def training_samples(
     def history(row: int) -> np.ndarray:
         return facts.liked(int(data.users[row]), int(data.timestamps[row]))
 
-    with_history = np.array([len(history(row)) > 0 for row in train.tolist()], dtype=bool)
+    liked = train[data.labels[train] == 1]
+    first_like = np.full(data.num_users, np.iinfo(np.int64).max)
+    np.minimum.at(first_like, data.users[liked], data.timestamps[liked])
+    with_history = data.timestamps[train] > first_like[data.users[train]]
     likes, labelled = train[(data.labels[train] == 1) & with_history], train[with_history & (data.labels[train] >= 0)]
     share = config.ctr if (data.labels[train] == 0).any() else 0.0
     found: list[tuple[int, ReasoningSample | None]] = []
