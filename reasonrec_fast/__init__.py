@@ -76,7 +76,7 @@ if TYPE_CHECKING:
         load_recommender,
     )
     from reasonrec_fast.models.optirag import OptiRAG, OptiRAGConfig, Predictions
-    from reasonrec_fast.models.reasonrec import AgentConfig, ReasonRec, ReasonRecConfig
+    from reasonrec_fast.models.reasonrec import AgentConfig, ChainConfig, ReasonRec, ReasonRecConfig
     from reasonrec_fast.models.registry import load
 
 __version__ = "0.1.0"
@@ -94,6 +94,7 @@ __all__ = [
     "Bias",
     "BiasConfig",
     "Catalog",
+    "ChainConfig",
     "ClassicalRecommender",
     "DCNv2",
     "DCNv2Config",
@@ -206,7 +207,7 @@ _MODULES = {
         "load_recommender",
     ],
     "reasonrec_fast.models.optirag": ["OptiRAG", "OptiRAGConfig", "Predictions"],
-    "reasonrec_fast.models.reasonrec": ["AgentConfig", "ReasonRec", "ReasonRecConfig"],
+    "reasonrec_fast.models.reasonrec": ["AgentConfig", "ChainConfig", "ReasonRec", "ReasonRecConfig"],
     "reasonrec_fast.models.registry": ["load"],
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

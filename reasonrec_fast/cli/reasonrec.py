@@ -166,6 +166,9 @@ def recommend(
     task: Annotated[str, typer.Option(help="sequential, or direct: by tastes, without the history")] = "sequential",
     policy: PolicyOption = None,
     budget: BudgetOption = None,
+    think: Annotated[
+        bool, typer.Option("--think", help="write a chain of thought under each user's answers, in the terminal")
+    ] = False,
     data: Annotated[
         str | None, typer.Option(help="events that replace the histories of their users, who may be new")
     ] = None,
@@ -182,11 +185,15 @@ def recommend(
         torch_device = resolve_device(device)
         if user and users is not None:
             raise ValueError("--user, --users: expected one of them; got both")
+        if think and output is not None:
+            raise ValueError("--think, --output: expected one of them, as chains are shown in the terminal; got both")
         check_output(output or "-", users, data)
         options = TableOptions(like, columns, time_unit, time_format)
         if data is None and (like, time_unit, time_format) != (None, None, None):
             raise ValueError("--like, --time-unit, --time-format: expected with --data, which they describe; got none")
         loaded = ReasonRec.from_pretrained(model, device=torch_device)
+        if think and loaded.chain is None:
+            raise ValueError(f"--think: expected a model that was fitted with chain; {model} was fitted without")
         table = None if users is None else read_table(users)
         if data is not None:
             loaded.set_histories_from_table(load_data(data, None, options))
@@ -197,7 +204,7 @@ def recommend(
         asked: dict[str, Any] = {"task": task, "policy": policy, "budget": budget}
         if output is None:
             for first in range(0, len(indices), _AT_ONCE):
-                _show(loaded, indices[first : first + _AT_ONCE], k, asked)
+                _show(loaded, indices[first : first + _AT_ONCE], k, asked, think)
             return
         added = ("rank", "item", "score", "answered_by", "confidence", "why")
         with progress_bar("Recommending") as update:
@@ -229,11 +236,14 @@ def _settings(config: Path | None, backbone: str | None, seed: int | None) -> Re
     if seed is not None:
         settings = replace(settings, seed=seed)
     if backbone is not None:
-        if settings.agent is None:
+        if settings.agent is None and settings.chain is None:
             raise ValueError("--backbone: expected a configuration with an agent; got one without")
-        settings = replace(settings, agent=replace(settings.agent, backbone=backbone))
+        if settings.agent is not None:
+            settings = replace(settings, agent=replace(settings.agent, backbone=backbone))
         if settings.ctr is not None:
             settings = replace(settings, ctr=replace(settings.ctr, backbone=backbone))
+        if settings.chain is not None:
+            settings = replace(settings, chain=replace(settings.chain, backbone=backbone))
     return settings
 
 
@@ -243,8 +253,8 @@ def _cutoffs(ks: str) -> list[int]:
     return [int(part) for part in ks.split(",")]
 
 
-def _show(model: ReasonRec, users: np.ndarray, k: int, asked: dict[str, Any]) -> None:
-    """Print the answers of some users."""
+def _show(model: ReasonRec, users: np.ndarray, k: int, asked: dict[str, Any], think: bool) -> None:
+    """Print the answers of some users, and a chain of thought under those of each."""
     from reasonrec_fast.models.reasonrec.routing import DESTINATIONS
 
     answers = model.recommend(users, min(k, len(model.known_items)), **asked)
@@ -255,10 +265,26 @@ def _show(model: ReasonRec, users: np.ndarray, k: int, asked: dict[str, Any]) ->
         )
         items = answers.items[row][answers.items[row] >= 0]
         for rank, reason in enumerate(model.explain(np.full(len(items), user), items), 1):
-            name = model.known_items.ids[items[rank - 1]]
-            typer.echo(f"  {rank}. {name}: {reason.text}")
+            item = int(items[rank - 1])
+            title = f" ({model.catalog.titles[item]})" if model.catalog.has_title(item) else ""
+            typer.echo(f"  {rank}. {model.known_items.ids[item]}{title}: {reason.text}")
+        if think:
+            _show_chain(model, user, asked["task"])
     for tool, problem in answers.left_out.items():
         say(f"without {tool}: {problem}")
+
+
+def _show_chain(model: ReasonRec, user: int, task: Any) -> None:
+    """Print a chain of thought while it is written, and which item it ends in."""
+    typer.echo("  Thought: ", nl=False)
+    chain = model.think(np.array([user]), 1, task=task, on_text=lambda _row, _chain, text: typer.echo(text, nl=False))[
+        0
+    ]
+    typer.echo("" if chain.text else "nothing, as neither history nor candidates have words")
+    if chain.text and chain.item is not None:
+        say(f"  the chain ends in {model.known_items.ids[int(chain.item)]}")
+    elif chain.text:
+        say("  the chain ends in no candidate" if chain.finished else "  the chain was cut before it ended")
 
 
 def _recommended(model: ReasonRec, users: np.ndarray, k: int, asked: dict[str, Any], update: Update) -> Iterator[Part]:

@@ -6,12 +6,14 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from reasonrec_fast.devices import fork_rng, seed_rng
+from reasonrec_fast.files import read_tensors, write_tensors
 
 
 def unwrapped(model: Any) -> Any:
@@ -53,6 +55,26 @@ def with_lora(model: nn.Module, *, rank: int, alpha: int, seed: int) -> Any:
         # peft calls transformers by a name that is deprecated there.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         return get_peft_model(model, lora)  # type: ignore[arg-type]
+
+
+def write_lora(model: nn.Module, file: Path) -> None:
+    """Write a model's LoRA adapters, merged or not: they are parameters of their own, which merging leaves."""
+    write_tensors(file, {name: value.detach() for name, value in model.named_parameters() if "lora_" in name})
+
+
+def read_lora(model: nn.Module, file: Path) -> None:
+    """Copy what :func:`write_lora` wrote into a model of the same backbone and rank, whose adapters are not merged.
+
+    Raises:
+        ValueError: adapters of other names or shapes.
+    """
+    stored = read_tensors(file)
+    known = {name: value for name, value in model.named_parameters() if "lora_" in name}
+    if set(stored) != set(known) or any(stored[name].shape != known[name].shape for name in known):
+        raise ValueError(f"{file.parent}: expected adapters of this backbone; got those of another")
+    with torch.no_grad():
+        for name, value in stored.items():
+            known[name].copy_(value)
 
 
 def adapter_state(model: nn.Module) -> str:

@@ -12,7 +12,7 @@ from reasonrec_fast.data import Catalog, DataError, Histories, Interactions, Spl
 from reasonrec_fast.experiments.reasonrec import evaluate_agent
 from reasonrec_fast.models.classical import Stack, StackConfig
 from reasonrec_fast.models.reasonrec import AgentConfig, ReasonRec, ReasonRecConfig
-from reasonrec_fast.models.reasonrec.model import _ndcg
+from reasonrec_fast.models.reasonrec.answers import ndcg
 from reasonrec_fast.models.reasonrec.observe import _picture
 from reasonrec_fast.models.reasonrec.prompt import AgentPrompts, longest_prompt
 from reasonrec_fast.models.reasonrec.storage import remove_checkpoints
@@ -269,7 +269,7 @@ def test_arguments_of_another_kind(model, arguments, message):
 
 def test_the_stack_decides_between_equal_logits():
     values = np.array([1.0, 1.0, 1.0, 0.0])
-    assert [_ndcg(values, target, 3) for target in range(4)] == pytest.approx([1.0, 1 / np.log2(3), 0.5, 0.0])
+    assert [ndcg(values, target, 3) for target in range(4)] == pytest.approx([1.0, 1 / np.log2(3), 0.5, 0.0])
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b", "../a", "/etc/hostname"])

@@ -112,6 +112,41 @@ def test_the_report(trained):
     assert report["users"] == 50 and 0 <= report["stack"]["hr@2"] <= report["room"]["hr@2"] <= 1
 
 
+@pytest.fixture(scope="module")
+def thinker(shop, tiny_backbone):
+    """A model without an agent, that writes chains."""
+    config = {
+        "stack": {"tools": ["DirectedItemKNN", "ItemKNN"], "candidates": 6, "depth": 10, "trees": 20, "min_leaf": 5},
+        "agent": None,
+        "chain": {"samples": 8, "lora_rank": 2, "max_tokens": 400},
+        "k": 2,
+    }
+    (shop / "thinker.json").write_text(json.dumps(config))
+    result = run(
+        "train", "--data", shop / "events.csv", "--items", shop / "items.csv", "--columns", COLUMNS, "--output",
+        shop / "thinker", "--config", shop / "thinker.json", "--backbone", tiny_backbone, "--seed", 3,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    return shop
+
+
+def test_a_chain_is_written_under_the_answers(thinker):
+    arguments = ("recommend", "--model", thinker / "thinker", "--user", "c-001", "--user", "c-002", "-k", 2)
+    result = run(*arguments, "--think")
+    assert result.exit_code == 0, result.output
+    model = ReasonRec.from_pretrained(thinker / "thinker")
+    assert model.chain.config.backbone == model.config.chain.backbone and model.chain.config.seed == 3
+    places = []
+    for user in ("c-001", "c-002"):
+        chain = model.think([user], 1)[0]
+        places += [result.output.index(f"{user}: answered by the stack"), result.output.index(chain.text)]
+        end = "the chain ends in no candidate" if chain.finished else "the chain was cut before it ended"
+        assert chain.item is None and end in result.output  # of a model with random weights
+    assert places == sorted(places)
+    assert "Thought:" not in run(*arguments).output
+    assert not list((thinker / "thinker").glob("training*"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -119,6 +154,8 @@ def test_the_report(trained):
         (["recommend", "--model", "{}/model", "--user", "c-001", "--policy", "luck"], "policy: expected one of"),
         (["recommend", "--model", "{}/nothing", "--user", "c-001"], "expected a saved model"),
         (["recommend", "--model", "{}/model", "--user", "c-001", "--users", "{}/events.csv"], "expected one of them"),
+        (["recommend", "--model", "{}/model", "--user", "c-001", "--think"], "expected a model that was fitted with"),
+        (["recommend", "--model", "{}/model", "--think", "--output", "-"], "--think, --output: expected one of them"),
         (["explain", "--model", "{}/model", "--user", "c-001", "--item", "SKU/x"], "items: expected identifiers"),
         (["evaluate", "--model", "{}/model", "--data", "{}/events.csv", "--columns", COLUMNS, "--ks", "10"], "ks"),
         (["train", "--data", "{}/events.csv", "--output", "{}/new", "--config", "{}/who.json"], "who.json"),

@@ -1,7 +1,19 @@
 """ReasonRec (arXiv 2606.28357): observe, deliberate, act."""
 
-from reasonrec_fast.models.reasonrec.config import AgentConfig, ReasonRecConfig
+from reasonrec_fast.models.reasonrec.chain import Chain, ChainWriter
+from reasonrec_fast.models.reasonrec.chain_features import chain_features
+from reasonrec_fast.models.reasonrec.config import AgentConfig, ChainConfig, ReasonRecConfig
 from reasonrec_fast.models.reasonrec.model import Answers, ReasonRec
 from reasonrec_fast.models.reasonrec.reasons import Reason
 
-__all__ = ["AgentConfig", "Answers", "Reason", "ReasonRec", "ReasonRecConfig"]
+__all__ = [
+    "AgentConfig",
+    "Answers",
+    "Chain",
+    "ChainConfig",
+    "ChainWriter",
+    "Reason",
+    "ReasonRec",
+    "ReasonRecConfig",
+    "chain_features",
+]

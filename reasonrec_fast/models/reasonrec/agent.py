@@ -16,7 +16,7 @@ from reasonrec_fast.early_exit.engine import EarlyExitModel
 from reasonrec_fast.early_exit.ranker import EarlyExitRanker
 from reasonrec_fast.early_exit.requests import GroupInputs
 from reasonrec_fast.files import read_tensors, write_tensors
-from reasonrec_fast.lm.adapters import AdapterMerger, with_lora
+from reasonrec_fast.lm.adapters import AdapterMerger, read_lora, with_lora, write_lora
 from reasonrec_fast.lm.decoder import Decoder
 from reasonrec_fast.lm.layout import TokenGroup
 from reasonrec_fast.lm.loading import load_language_model
@@ -229,9 +229,7 @@ class ResidualAgent:
 
     def save(self, folder: Path) -> None:
         """Write adapters and head into an existing folder."""
-        # Not unmerged: merged or not, the adapters are what they are, and unmerging would round the weights again.
-        weights = {name: value for name, value in self.peft.named_parameters() if "lora_" in name}
-        write_tensors(folder / ADAPTER, {name: value.detach() for name, value in weights.items()})
+        write_lora(self.peft, folder / ADAPTER)
         write_tensors(folder / HEAD, self.ranker.model.heads.state_dict())
         if self.observer is not None:
             self.observer.save(folder)
@@ -242,13 +240,8 @@ class ResidualAgent:
         Raises:
             ValueError: adapters or a head of another backbone.
         """
-        stored, known = read_tensors(folder / ADAPTER), dict(self.peft.named_parameters())
-        expected = {name for name in known if "lora_" in name}
-        if set(stored) != expected or any(stored[name].shape != known[name].shape for name in expected):
-            raise ValueError(f"{folder}: expected adapters of this backbone; got those of another")
-        with self.adapters.unmerged(), torch.no_grad():
-            for name, value in stored.items():
-                known[name].copy_(value)
+        with self.adapters.unmerged():
+            read_lora(self.peft, folder / ADAPTER)
         try:
             self.ranker.model.heads.load_state_dict(read_tensors(folder / HEAD))
         except RuntimeError as error:

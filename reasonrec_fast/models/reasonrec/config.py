@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from reasonrec_fast.lm.loading import DEFAULT_MODEL
 from reasonrec_fast.lm.vision import DEFAULT_ENCODER
 from reasonrec_fast.models.classical.stack import StackConfig
 from reasonrec_fast.models.optirag.config import OptiRAGConfig
 from reasonrec_fast.settings import (
+    Bound,
     Count,
     NotNegative,
     Positive,
@@ -24,7 +25,7 @@ from reasonrec_fast.training.curriculum import Curriculum, Horizon
 
 Policy = Literal["gain", "risk", "budget", "always", "consult", "never"]
 Task = Literal["sequential", "direct"]
-Part = TypeVar("Part", StackConfig, "AgentConfig", OptiRAGConfig)
+Part = TypeVar("Part", StackConfig, "AgentConfig", "ChainConfig", OptiRAGConfig)
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,64 @@ class AgentConfig:
 
 
 @dataclass(frozen=True)
+class ChainConfig:
+    """Settings of the writer of chains of thought.
+
+    Attributes:
+        backbone: language model: a name, a folder or a GGUF file. All of its layers are used.
+        system: what the conversation's system message says. None, or a tokenizer without a chat template: the question
+            is plain text.
+        samples: most samples that a :class:`~reasonrec_fast.models.reasonrec.ReasonRec` makes of its training part.
+        candidates: that a question names, of the stack's best.
+        history: latest liked items that a question names.
+        direct: share of the samples that describe users by their tastes alone, as in direct recommendation.
+        ctr: share of the samples that ask whether an item was liked; none where there are no dislikes.
+        timed: whether moments of different users can be compared; False for files of sequences, whose positions mean
+            something within a user only.
+        prompt_tokens: most tokens of a question; a longer history loses its oldest items.
+        lora_rank, lora_alpha: of the adapters on every linear layer.
+        learning_rate: of AdamW.
+        epochs: passes over the samples.
+        batch: samples of a step.
+        batch_tokens: most tokens that go through the model at once, which bounds memory.
+        curriculum: the order in which samples are drawn; None for a random order.
+        max_tokens: most tokens of a chain; one that has not ended by then is cut.
+        temperature: of sampling, at least 1e-6; 0 takes the most likely token.
+        chains: of a query, where the caller names no number.
+        seed: of everything random in the training.
+    """
+
+    backbone: str = DEFAULT_MODEL
+    system: str | None = (
+        "You choose what to recommend. Say what the user prefers, what speaks for it, and compare the candidates. End "
+        "with: Answer: the candidate. Confidence: very low, low, medium, high or very high."
+    )
+    samples: Count = 2000
+    candidates: Annotated[int, Bound("of at least 2", lambda value: value >= 2)] = 5
+    history: Count = 6
+    direct: Share = 0.2
+    ctr: Share = 0.2
+    timed: bool = True
+    prompt_tokens: Count = 768
+    lora_rank: Count = 8
+    lora_alpha: Count = 16
+    learning_rate: NotNegative = 2e-4
+    epochs: Count = 1
+    batch: Count = 8
+    batch_tokens: Count = 4096
+    curriculum: Curriculum | None = field(default_factory=Curriculum)
+    max_tokens: Count = 192
+    temperature: Annotated[float, Bound("that is 0 or at least 1e-6", lambda value: value == 0 or value >= 1e-6)] = 0.7
+    chains: Count = 1
+    seed: Whole = 0
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.direct + self.ctr > 1:
+            raise ValueError(f"direct, ctr: expected shares of at most 1 together; got {self.direct} and {self.ctr}")
+
+
+@dataclass(frozen=True)
 class ReasonRecConfig:
     """Settings of a model and of its training.
 
@@ -100,6 +159,7 @@ class ReasonRecConfig:
         stack: of the classical models and the boosted trees on them.
         agent: of the language model; None leaves the stack to answer all queries.
         ctr: of the model that answers :meth:`~reasonrec_fast.models.reasonrec.ReasonRec.predict_ctr`; None for none.
+        chain: of the writer behind :meth:`~reasonrec_fast.models.reasonrec.ReasonRec.think`; None for none.
         policy: who answers a query by default: ``"gain"`` asks the agent where a gain is predicted, ``"risk"`` decides
             by the paper's risk levels, ``"budget"`` sends a share of the queries, the unsure first, ``"always"`` and
             ``"consult"`` ask it for all (``"consult"`` with the tools' ranks in its prompt), ``"never"`` for none.
@@ -113,6 +173,7 @@ class ReasonRecConfig:
     stack: StackConfig = field(default_factory=StackConfig)
     agent: AgentConfig | None = field(default_factory=AgentConfig)
     ctr: OptiRAGConfig | None = None
+    chain: ChainConfig | None = None
     policy: Policy = "gain"
     budget: Share = 0.65
     k: Count = 5

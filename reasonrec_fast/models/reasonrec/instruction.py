@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -18,11 +17,16 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from reasonrec_fast.data import DataError, Interactions
 from reasonrec_fast.data.explanations import Explanation
 from reasonrec_fast.data.interactions import UNLABELLED
+from reasonrec_fast.models.reasonrec.questions import (
+    Question,
+    ReasoningTask,
+    question_of,
+    question_template,
+    reasoning_template,
+)
 from reasonrec_fast.models.reasonrec.rationale import Rationales, listed, stated_confidence
-from reasonrec_fast.prompts import Entries, PromptTemplate, load_template
+from reasonrec_fast.prompts import Entries
 from reasonrec_fast.prompts.encoding import Value
-
-ReasoningTask = Literal["sequential", "direct", "ctr", "explanation"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class ReasoningSample:
         key: of the event, for the draw of a wording.
         values: by field of the task's template ``reason_TASK``: what question and chain say.
         user, item: indices of the user and of the target, which an image belongs to; -1 where there are none.
+        choices, choice_items: as :attr:`~reasonrec_fast.models.reasonrec.questions.Question.choices` and ``items``.
     """
 
     task: ReasoningTask
@@ -41,6 +46,15 @@ class ReasoningSample:
     values: dict[str, Value]
     user: int = -1
     item: int = -1
+    choices: tuple[str, ...] = ()
+    choice_items: tuple[int, ...] = ()
+
+    @property
+    def question(self) -> Question:
+        """The sample without its chain."""
+        fields = question_template(self.task).fields
+        values = {name: value for name, value in self.values.items() if name in fields}
+        return Question(self.task, self.key, values, self.choices, self.choice_items, self.user)
 
     def texts(self, seed: int = 0, which: int | str | None = None) -> tuple[str, str]:
         """The question, and the chain with answer and confidence.
@@ -49,19 +63,13 @@ class ReasoningSample:
             seed: of the draw of a wording.
             which: a wording of the template, by name or index; by default one that is drawn by seed and key.
         """
-        template = _template(self.task)
+        template = reasoning_template(self.task)
         wording = template.draw(seed, self.key) if which is None else template.wording(which)
         texts = {
             name: value.kept(len(value.texts)) if isinstance(value, Entries) else value
             for name, value in self.values.items()
         }
         return template.render(texts, wording)
-
-
-@cache
-def _template(task: ReasoningTask) -> PromptTemplate:
-    """Read once, not for every sample."""
-    return load_template(f"reason_{task}")
 
 
 class ReasoningConverter:
@@ -146,6 +154,7 @@ class ReasoningConverter:
             },
             user,
             item,
+            ("no", "yes"),
         )
 
     def _choice(
@@ -163,10 +172,9 @@ class ReasoningConverter:
             raise DataError(f"candidates: expected the item of row {row} among them; got {len(names)} others")
         facts = self.rationales
         history = facts.liked(user, moment)
-        titles = {candidate: facts.title(candidate) for candidate in names}
-        known = [name for other in history if (name := facts.title(other)) is not None]
-        answer = titles[item]
-        if not known or answer is None:
+        question = question_of(facts, task, history, names, key=self._key(row), user=user, most=self._most)
+        answer = facts.title(item)
+        if question is None or answer is None:
             return None
         sentences = {name: facts.evidence(user, history, name, moment) for name in names}
         if probability is None:
@@ -176,20 +184,14 @@ class ReasoningConverter:
         told = [sentences[name] for name in names if name in (item, *spoken) and sentences[name] is not None]
         compared = [item, *[name for name in names if name != item][:2]]  # the answer, and those of the best rank
         values: dict[str, Value] = {
-            "candidates": listed([title for title in titles.values() if title is not None]),
+            **question.values,
             "summary": facts.taste_in_words(history),
             "evidence": " ".join(text for text in told if text is not None) or None,
             "comparison": facts.comparison(history, [name for name in names if name in compared]),
             "answer": answer,
             "confidence": stated_confidence(probability),
         }
-        if task == "sequential":
-            values["history"] = Entries(known[-self._most :])
-        else:
-            tastes = facts.taste(history, most=6)
-            described = [f"{value} ({count} of {len(history)})" for value, count in tastes]
-            values["profile"] = Entries(described or known[-self._most :], rule="drop_last")
-        return ReasoningSample(task, self._key(row), values, user, item)
+        return ReasoningSample(task, question.key, values, user, item, question.choices, question.items)
 
     def _support(self, user: int, history: np.ndarray, candidate: int, moment: int) -> int:
         items = dict.fromkeys(history[::-1][:3].tolist())

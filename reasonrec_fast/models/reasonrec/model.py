@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -22,10 +22,12 @@ from reasonrec_fast.models.classical.stack import Stack, StackRanking
 from reasonrec_fast.models.classical.stack_folds import first_positives
 from reasonrec_fast.models.classical.stack_tools import DEFAULT_TOOLS
 from reasonrec_fast.models.optirag import OptiRAG
-from reasonrec_fast.models.reasonrec import storage
+from reasonrec_fast.models.reasonrec import storage, thinking
 from reasonrec_fast.models.reasonrec.agent import ResidualAgent, Slate
+from reasonrec_fast.models.reasonrec.answers import Answers, descending, ndcg
+from reasonrec_fast.models.reasonrec.chain import Chain, ChainWriter, OnText
 from reasonrec_fast.models.reasonrec.config import AgentConfig, Policy, ReasonRecConfig, Task
-from reasonrec_fast.models.reasonrec.observe import ItemFeatures, picture_features, vector_features
+from reasonrec_fast.models.reasonrec.observe import features_of
 from reasonrec_fast.models.reasonrec.prompt import AgentPrompts, longest_prompt
 from reasonrec_fast.models.reasonrec.reasons import Reason, reasons_of
 from reasonrec_fast.models.reasonrec.router import Decision, Router
@@ -34,28 +36,6 @@ from reasonrec_fast.training.curriculum import CurriculumSampler, EvidenceHorizo
 from reasonrec_fast.training.progress import Progress, named_part
 
 _logger = logging.getLogger("reasonrec_fast")
-
-
-class Answers(NamedTuple):
-    """Recommendations to ``B`` users, and who gave them.
-
-    Attributes:
-        scores: float32 ``[B, k]``, descending; ``-inf`` where there are no more.
-        items: int64 ``[B, k]``, -1 for no more; where users were given by identifiers, objects: identifiers, and None.
-        answered_by: :data:`~reasonrec_fast.models.reasonrec.routing.DESTINATIONS` by number, int64 ``[B]``.
-        confidence: that the user's next item is among the ``config.k`` best, as the stack ranks them, ``[B]``.
-        horizon: evidence horizon of each user; near 1 is cold, ``[B]``.
-        gain: what the router expected of the agent, ``[B]``; 0 without an agent.
-        left_out: tools that gave no answer, and why.
-    """
-
-    scores: np.ndarray
-    items: np.ndarray
-    answered_by: np.ndarray
-    confidence: np.ndarray
-    horizon: np.ndarray
-    gain: np.ndarray
-    left_out: dict[str, str]
 
 
 class ReasonRec(ClassicalRecommender):
@@ -87,6 +67,7 @@ class ReasonRec(ClassicalRecommender):
         self.stack = Stack(self.config.seeded(self.config.stack), device=self.device)
         self.agent: ResidualAgent | None = None
         self.ctr: OptiRAG | None = None
+        self.chain: ChainWriter | None = None
         self.router = Router()
         self.horizon: EvidenceHorizon | None = None
         self.catalog = Catalog((), ())
@@ -114,7 +95,8 @@ class ReasonRec(ClassicalRecommender):
         checkpoint: str | Path | None = None,
         progress: Progress | None = None,
     ) -> ReasonRec:
-        """Fit the stack, train the agent, calibrate the router; then the model of clicks, where there is one.
+        """Fit the stack, train the agent, calibrate the router; then the writer of chains and the model of clicks,
+        where there are any.
 
         Args:
             data: the events, or a DataFrame or a file of them.
@@ -122,7 +104,7 @@ class ReasonRec(ClassicalRecommender):
                 is what it learns from and is calibrated on.
             checkpoint: file of the training state; a run that was killed goes on from it and from files beside it,
                 which are removed at the end.
-            progress: called for the parts ``"stack"``, ``"agent"`` and ``"ctr"``.
+            progress: called for the parts ``"stack"``, ``"agent"``, ``"chain"`` and ``"ctr"``.
 
         Raises:
             DataError: rows that nothing can be learnt from, or an agent without validation.
@@ -132,8 +114,16 @@ class ReasonRec(ClassicalRecommender):
         if self.config.agent is not None and validation is None:
             raise DataError("validation: expected rows, which the agent learns from; got None")
         super().fit(data, train, validation, checkpoint=checkpoint, progress=progress)
+        rows = np.flatnonzero(data.labels != UNLABELLED) if train is None else np.asarray(train)
+        if self.config.chain is not None:
+            assert self.horizon is not None
+            self.chain = ChainWriter(self.config.seeded(self.config.chain), device=self.device)
+            thinking.fit_writer(
+                self.chain, self.stack, self.horizon, data, rows,
+                checkpoint=None if checkpoint is None else f"{checkpoint}.chain",
+                progress=named_part(progress, "chain"),
+            )  # fmt: skip
         if self.config.ctr is not None:
-            rows = np.flatnonzero(data.labels != UNLABELLED) if train is None else np.asarray(train)
             self.ctr = OptiRAG(self.config.seeded(self.config.ctr), device=self.device).fit(
                 data, rows, validation, checkpoint=None if checkpoint is None else f"{checkpoint}.ctr",
                 progress=named_part(progress, "ctr"),
@@ -194,18 +184,20 @@ class ReasonRec(ClassicalRecommender):
             return stack
         state = None if kept is None else kept.with_name(f"{kept.name}.state")
         self.stack.fit(data, train, validation, checkpoint=state, progress=progress)
-        if kept is not None and self.agent_follows:
+        if kept is not None and self._more_follows:
             self.stack.save_pretrained(kept)
         return self.stack
 
     @property
-    def agent_follows(self) -> bool:
+    def _more_follows(self) -> bool:
         """Whether something is trained after the stack."""
-        return self.config.agent is not None or self.config.ctr is not None
+        return any(part is not None for part in (self.config.agent, self.config.chain, self.config.ctr))
 
     def _new_agent(self, config: AgentConfig, catalog: Catalog) -> ResidualAgent:
         """One that has learnt nothing."""
-        agent = ResidualAgent(self.config.seeded(config), self._observed(config, catalog), device=self.device)
+        vectors = self.stack.toolbox.vectors if config.item_vectors else None
+        kinds = features_of(config, catalog, vectors, self.device)
+        agent = ResidualAgent(self.config.seeded(config), kinds, device=self.device)
         tools = max(len(self.stack.config.specs), len(DEFAULT_TOOLS)) + len(self.stack.functions)
         room, longest = agent.ranker.model.backbone.max_length, longest_prompt(config, tools)
         if longest > room:
@@ -214,18 +206,6 @@ class ReasonRec(ClassicalRecommender):
                 f"reads; got up to {longest}"
             )
         return agent
-
-    def _observed(self, config: AgentConfig, catalog: Catalog) -> list[ItemFeatures]:
-        """What the agent reads of items beside their texts."""
-        kinds = []
-        if config.pictures is not None:
-            kinds.append(picture_features(catalog, config.pictures, config.picture_encoder, device=self.device))
-        if config.item_vectors:
-            vectors = self.stack.toolbox.vectors
-            if vectors is None:
-                raise DataError("agent.item_vectors: expected a tool with vectors of texts in the stack; got none")
-            kinds.append(vector_features(vectors))
-        return kinds
 
     def _learn(
         self, data: Interactions, rows: np.ndarray, checkpoint: str | Path | None, progress: Progress | None
@@ -294,7 +274,7 @@ class ReasonRec(ClassicalRecommender):
         gain = np.zeros(len(users))
         for row, slate, corrected in zip(rows.tolist(), slates, logits, strict=True):
             final = slate.offset + trust * (corrected - slate.offset)
-            before, after = (_ndcg(values, slate.target, self.config.k) for values in (slate.offset, final))
+            before, after = (ndcg(values, slate.target, self.config.k) for values in (slate.offset, final))
             gain[row] = after - before
         return gain[others]
 
@@ -349,8 +329,7 @@ class ReasonRec(ClassicalRecommender):
         """
         by_identifier = is_text(users)
         users, k = self.user_indices(users), as_count(k, "k", error=DataError)
-        if task not in ("sequential", "direct"):
-            raise ValueError(f"task: expected 'sequential' or 'direct'; got {task!r}")
+        _check_task(task)
         ranking = self.stack.rank(users, max(min(k, self.sizes["items"]), self._candidates), exclude=exclude)
         horizons = self.horizons(users)
         decided = self._decide(ranking, horizons, policy, budget)
@@ -370,7 +349,7 @@ class ReasonRec(ClassicalRecommender):
         missing = [(0, 0), (0, max(k - items.shape[1], 0))]
         items, logits = np.pad(items, missing, constant_values=-1), np.pad(logits, missing, constant_values=-np.inf)
         return Answers(
-            _descending(logits[:, :k]), self._items.named(items[:, :k]) if by_identifier else items[:, :k],
+            descending(logits[:, :k]), self._items.named(items[:, :k]) if by_identifier else items[:, :k],
             decided.destination, decided.confidence, horizons, decided.gain, ranking.left_out,
         )  # fmt: skip
 
@@ -387,10 +366,54 @@ class ReasonRec(ClassicalRecommender):
             self.config.policy if policy is None else policy,
             self.config.budget if budget is None else budget,
         )
-        decision = self.router.decide(ranking, horizons, policy, budget, has_agent=self.agent is not None)
+        # An agent whose corrections count nothing would give the stack's answer, and costs.
+        trusted = self.agent is not None and self.agent.trust > 0
+        decision = self.router.decide(ranking, horizons, policy, budget, has_agent=trusted)
         # With one candidate or none there is nothing to put in order.
         decision.destination[~(ranking.items[:, 1:2] >= 0).any(1)] = STACK
         return decision
+
+    def think(
+        self,
+        users: Any,
+        n: int | None = None,
+        *,
+        k: int | None = None,
+        task: Task = "sequential",
+        seed: int = 0,
+        on_text: OnText | None = None,
+    ) -> list[Chain]:
+        """Chains of thought on which of the stack's best candidates each user wants next.
+
+        They change no recommendation, and their words are the language model's own: counts in them are learnt, not
+        looked up (:meth:`explain` looks up).
+
+        Args:
+            users: indices or identifiers (text), ``[B]``.
+            n: chains of a user; by default those of the configuration.
+            k: candidates that the question names; by default those of the configuration.
+            task: ``"direct"`` describes users by their tastes.
+            seed: of the draws.
+            on_text: receives the chains while they are written: row of the user, chain, text.
+
+        Returns:
+            ``n`` chains of the first user, then those of the second, and so on; empty, unfinished ones for a user about
+            whom nothing can be asked (no history, or items without title and attributes).
+
+        Raises:
+            DataError: a model that was fitted without ``chain``, or a user that it does not know (with the row).
+            ValueError: a task of another name, or as :meth:`ChainWriter.write
+                <reasonrec_fast.models.reasonrec.chain.ChainWriter.write>`.
+        """
+        if self.chain is None:
+            raise DataError("model: expected one that was fitted with chain in its configuration; got one without")
+        by_identifier, config = is_text(users), self.chain.config
+        users, k = self.user_indices(users), as_count(config.candidates if k is None else k, "k", 1, error=DataError)
+        _check_task(task)
+        items = self.stack.rank(users, k).items
+        histories = [self.histories.of_user(user) for user in users.tolist()]
+        chains = thinking.think(self.chain, self.catalog, histories, items, task, n, seed, on_text)
+        return thinking.named(chains, self.known_items.ids) if by_identifier else chains
 
     def explain(self, users: Any, items: Any) -> list[Reason]:
         """Why each item may suit its user, out of the data: tastes, what others liked, what each tool says.
@@ -453,35 +476,25 @@ class ReasonRec(ClassicalRecommender):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> ReasonRec:
         super()._apply(fn, recurse)
-        for part in (self.agent, self.ctr):
+        for part in (self.agent, self.ctr, self.chain):
             if part is not None and part.device != self.device:
                 part.to(self.device)
         return self
 
     def _write_more(self, folder: Path) -> None:
-        storage.write(folder, self.stack, self.agent, self.ctr, self.router, self.horizon, self.catalog)
+        storage.write(folder, self.stack, self.agent, self.ctr, self.chain, self.router, self.horizon, self.catalog)
 
     def _restore(self, folder: Path, sizes: dict[str, int]) -> None:
         parts = storage.read(folder, self.config, self.device)
-        self.stack, self.agent, self.ctr, self.router, self.horizon, self.catalog = parts
+        self.stack, self.agent, self.ctr, self.chain, self.router, self.horizon, self.catalog = parts
         self.build(sizes)
+
+
+def _check_task(task: str) -> None:
+    if task not in get_args(Task):
+        raise ValueError(f"task: expected 'sequential' or 'direct'; got {task!r}")
 
 
 def _rows(ranking: StackRanking, rows: np.ndarray) -> StackRanking:
     arrays = {name: getattr(ranking, name)[rows] for name in StackRanking._fields[:-1]}
     return StackRanking(**arrays, left_out=ranking.left_out)
-
-
-def _ndcg(logits: np.ndarray, target: int, k: int) -> float:
-    """Of candidates in the stack's order, which decides between equal logits."""
-    rank = int((logits > logits[target]).sum() + (logits[:target] == logits[target]).sum()) + 1
-    return float(1 / np.log2(rank + 1)) if rank <= k else 0.0
-
-
-def _descending(logits: np.ndarray) -> np.ndarray:
-    """As float32 in which no two of a row are equal, so that an order which stands is not taken for a tie."""
-    scores = logits.astype(np.float32)
-    for rank in range(1, int(np.isfinite(scores).sum(1).max(initial=0))):
-        below = np.nextafter(scores[:, rank - 1], np.float32(-np.inf))
-        scores[:, rank] = np.minimum(scores[:, rank], below)
-    return scores

@@ -19,6 +19,7 @@ from reasonrec_fast.files import cache_folder, read_json, read_tensors, write_js
 from reasonrec_fast.lm.inputs import Embeddings
 from reasonrec_fast.lm.layout import TokenGroup
 from reasonrec_fast.lm.projector import Projector
+from reasonrec_fast.models.reasonrec.config import AgentConfig
 
 _logger = logging.getLogger("reasonrec_fast")
 
@@ -111,6 +112,30 @@ def picture_features(
 def vector_features(vectors: torch.Tensor) -> ItemFeatures:
     """Features out of one vector an item ``[I, D]``; an item whose vector is 0 has none."""
     return ItemFeatures("vectors", vectors.detach().cpu().half()[:, None], vectors.ne(0).any(1).cpu().numpy())
+
+
+def features_of(
+    config: AgentConfig, catalog: Catalog, vectors: torch.Tensor | None, device: torch.device
+) -> list[ItemFeatures]:
+    """What an agent reads of items beside their texts.
+
+    Args:
+        config: of the agent.
+        catalog: of the items.
+        vectors: of the items' texts, as the stack has them; None without.
+        device: for the image encoder.
+
+    Raises:
+        DataError: a configuration that asks for vectors where there are none.
+    """
+    kinds = []
+    if config.pictures is not None:
+        kinds.append(picture_features(catalog, config.pictures, config.picture_encoder, device=device))
+    if config.item_vectors:
+        if vectors is None:
+            raise DataError("agent.item_vectors: expected a tool with vectors of texts in the stack; got none")
+        kinds.append(vector_features(vectors))
+    return kinds
 
 
 def _picture(folder: Path, name: str) -> Path | None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from reasonrec_fast.arrays import as_rows
-from reasonrec_fast.data import DataError, Interactions
+from reasonrec_fast.data import Catalog, DataError, Interactions
 from reasonrec_fast.data.timeline import Timeline
 from reasonrec_fast.prompts.items import item_title
 
@@ -27,42 +27,24 @@ def stated_confidence(probability: float) -> str:
     return LEVELS[min(int(probability * 5), 4)]
 
 
-class Rationales:
-    """Facts about users and items, in words, none of them later than the moment that is asked for.
+class Descriptions:
+    """Items and tastes in words, from the catalogue alone; never an identifier.
 
     Args:
-        data: the events.
-        rows: of the training part; no other event is read.
-        timed: whether events of different users can be compared by their timestamps. Sequence files have positions
-            instead: there all training events of *other* users count, and a user's own before the moment.
-
-    Raises:
-        DataError: rows outside the table.
+        catalog: titles and attributes of the items.
     """
 
-    def __init__(self, data: Interactions, rows: np.ndarray, *, timed: bool) -> None:
-        self.data, self.timed = data, timed
-        rows = as_rows(rows, "rows", len(data), error=DataError)
-        self._by_user = Timeline(data.users, data.timestamps, data.num_users, rows)
-        self._by_item = Timeline(data.items, data.timestamps, data.num_items, rows[data.labels[rows] == 1])
-
-    def history(self, user: int, moment: int) -> np.ndarray:
-        """Rows of a user's training events before a moment, oldest first."""
-        return self._by_user.before(user, moment)
-
-    def liked(self, user: int, moment: int) -> np.ndarray:
-        """Items that a user liked before a moment, oldest first."""
-        rows = self.history(user, moment)
-        return self.data.items[rows[self.data.labels[rows] == 1]]
+    def __init__(self, catalog: Catalog) -> None:
+        self.catalog = catalog
 
     def title(self, item: int) -> str | None:
         """An item in words: its title, else its attributes, else None; never its identifier."""
-        title = item_title(self.data.catalog, int(item))
+        title = item_title(self.catalog, int(item))
         return title if title is not None else ", ".join(self.values(item)[:2]) or None
 
     def values(self, item: int) -> list[str]:
         """The values of all attributes of an item."""
-        return [value for column in self.data.catalog.attributes.values() for value in column[int(item)]]
+        return [value for column in self.catalog.attributes.values() for value in column[int(item)]]
 
     def taste(self, items: Sequence[int] | np.ndarray, most: int = 3) -> list[tuple[str, int]]:
         """The commonest attribute values of items with their counts, most common first; of equally common ones those
@@ -81,6 +63,50 @@ class Rationales:
             return "nothing that is known yet"
         parts = [f"{value} ({count} of {len(items)})" for value, count in self.taste(items)]
         return listed(parts) or "things that have no description"
+
+    def comparison(self, history: np.ndarray, candidates: Sequence[int]) -> str:
+        """What each candidate has in common with the history."""
+        sentences = []
+        tastes = dict(self.taste(history, most=1 << 30))
+        for item in candidates:
+            if (title := self.title(item)) is None:
+                continue
+            shared = sorted((value for value in dict.fromkeys(self.values(item)) if value in tastes),
+                            key=lambda value: (-tastes[value], value))  # fmt: skip
+            sentences.append(
+                f"{title} shares {listed(shared[:2])}." if shared else f"{title} has nothing in common with that."
+            )
+        return " ".join(sentences) or "The candidates have no description."
+
+
+class Rationales(Descriptions):
+    """Facts about users and items, in words, none of them later than the moment that is asked for.
+
+    Args:
+        data: the events.
+        rows: of the training part; no other event is read.
+        timed: whether events of different users can be compared by their timestamps. Sequence files have positions
+            instead: there all training events of *other* users count, and a user's own before the moment.
+
+    Raises:
+        DataError: rows outside the table.
+    """
+
+    def __init__(self, data: Interactions, rows: np.ndarray, *, timed: bool) -> None:
+        super().__init__(data.catalog)
+        self.data, self.timed = data, timed
+        rows = as_rows(rows, "rows", len(data), error=DataError)
+        self._by_user = Timeline(data.users, data.timestamps, data.num_users, rows)
+        self._by_item = Timeline(data.items, data.timestamps, data.num_items, rows[data.labels[rows] == 1])
+
+    def history(self, user: int, moment: int) -> np.ndarray:
+        """Rows of a user's training events before a moment, oldest first."""
+        return self._by_user.before(user, moment)
+
+    def liked(self, user: int, moment: int) -> np.ndarray:
+        """Items that a user liked before a moment, oldest first."""
+        rows = self.history(user, moment)
+        return self.data.items[rows[self.data.labels[rows] == 1]]
 
     def support(self, user: int, known: int, candidate: int, moment: int) -> tuple[int, int]:
         """How many other users liked an item, and how many of them a candidate too: both before the moment, in the
@@ -102,20 +128,6 @@ class Rationales:
             return None
         _, _, others, common = best
         return f"Of {others} others who liked {known}, {common} liked {title}."
-
-    def comparison(self, history: np.ndarray, candidates: Sequence[int]) -> str:
-        """What each candidate has in common with the history."""
-        sentences = []
-        tastes = dict(self.taste(history, most=1 << 30))
-        for item in candidates:
-            if (title := self.title(item)) is None:
-                continue
-            shared = sorted((value for value in dict.fromkeys(self.values(item)) if value in tastes),
-                            key=lambda value: (-tastes[value], value))  # fmt: skip
-            sentences.append(
-                f"{title} shares {listed(shared[:2])}." if shared else f"{title} has nothing in common with that."
-            )
-        return " ".join(sentences) or "The candidates have no description."
 
     def _likers(self, item: int, moment: int) -> np.ndarray:
         """Distinct users who liked an item before the moment, ascending."""

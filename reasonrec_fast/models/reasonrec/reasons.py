@@ -73,7 +73,9 @@ def _sentences(
 ) -> str:
     parts = []
     if tastes:
-        parts.append(f"Of {liked} liked items, {listed([f'{count} are {_short(value)}' for value, count in tastes])}.")
+        parts.append(
+            f"Liked so far, {liked} in all: {listed([f'{_short(value)} ({count})' for value, count in tastes])}."
+        )
     elif not liked:
         parts.append("Nothing is known of this user yet.")
     if shared:

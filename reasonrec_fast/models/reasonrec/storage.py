@@ -12,13 +12,14 @@ from reasonrec_fast.files import read_json, write_json
 from reasonrec_fast.models.classical.stack import Stack
 from reasonrec_fast.models.optirag import OptiRAG
 from reasonrec_fast.models.reasonrec.agent import ResidualAgent
+from reasonrec_fast.models.reasonrec.chain import ChainWriter
 from reasonrec_fast.models.reasonrec.config import ReasonRecConfig
 from reasonrec_fast.models.reasonrec.router import Router
 from reasonrec_fast.training.curriculum import EvidenceHorizon
 
 PARTS = "reasonrec.json"
-_STACK, _AGENT, _CTR = "stack", "agent", "ctr"
-Parts = tuple[Stack, ResidualAgent | None, OptiRAG | None, Router, EvidenceHorizon | None, Catalog]
+_STACK, _AGENT, _CTR, _CHAIN = "stack", "agent", "ctr", "chain"
+Parts = tuple[Stack, ResidualAgent | None, OptiRAG | None, ChainWriter | None, Router, EvidenceHorizon | None, Catalog]
 
 
 def write(
@@ -26,6 +27,7 @@ def write(
     stack: Stack,
     agent: ResidualAgent | None,
     ctr: OptiRAG | None,
+    chain: ChainWriter | None,
     router: Router,
     horizon: EvidenceHorizon | None,
     catalog: Catalog,
@@ -37,10 +39,13 @@ def write(
         agent.save(folder / _AGENT)
     if ctr is not None:
         ctr.save_pretrained(folder / _CTR)
+    if chain is not None:
+        chain.save_pretrained(folder / _CHAIN)
     stored = {
         "events": stack.training_digest,
         "agent": agent is not None,
         "ctr": ctr is not None,
+        "chain": chain is not None,
         "router": router.save(folder),
         "horizon": None if horizon is None else {"counts": horizon.counts.tolist(), "kind": horizon.kind},
         "catalog": {
@@ -74,6 +79,7 @@ def read(folder: Path, config: ReasonRecConfig, device: torch.device) -> Parts:
         stack,
         agent,
         OptiRAG.from_pretrained(folder / _CTR, device=device) if stored["ctr"] else None,
+        ChainWriter.from_pretrained(folder / _CHAIN, device=device) if stored.get("chain") else None,
         Router.load(folder, stored["router"]),
         None if horizon is None else EvidenceHorizon(horizon["counts"], horizon["kind"]),
         Catalog(known["ids"], known["titles"], attributes),
@@ -82,7 +88,7 @@ def read(folder: Path, config: ReasonRecConfig, device: torch.device) -> Parts:
 
 def remove_checkpoints(checkpoint: Path) -> None:
     """Remove the state of a training that has ended, whatever part of it there is; nothing else that begins alike."""
-    for part in ("", ".stack", ".stack.state", ".stack.state.tools", ".ctr"):
+    for part in ("", ".stack", ".stack.state", ".stack.state.tools", ".chain", ".ctr"):
         path = checkpoint.with_name(checkpoint.name + part)
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
