@@ -34,6 +34,8 @@ class Overlaid(Sequence[Entry], Generic[Entry]):
         if isinstance(index, slice):
             return [self[position] for position in range(*index.indices(self._length))]
         position = index + self._length if index < 0 else index
+        if not 0 <= position < self._length:  # the base would count a negative one from its own end
+            raise IndexError(f"index: expected one in [{-self._length}, {self._length}); got {index}")
         return self.changes[position] if position in self.changes else self.base[position]
 
     def __iter__(self) -> Iterator[Entry]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,8 @@ def load_sequences(folder: str | Path) -> Interactions:
 
     Raises:
         DataError: ``sequences.txt`` is missing, empty or not UTF-8 (the message names line and byte), or a line does
-            not consist of a new user and integers (the message names the line).
+            not consist of a new user and integers (the message names the line), or attributes or titles of another form
+            (the message names the file and the item).
     """
     folder = Path(folder)
     path = folder / "sequences.txt"
@@ -69,9 +71,25 @@ def load_sequences(folder: str | Path) -> Interactions:
 
 def _catalog(folder: Path, ids: list[str]) -> Catalog:
     attributes = {}
-    if (folder / "item_attributes.json").is_file():
-        stored = read_json(folder / "item_attributes.json")
-        attributes["attributes"] = [tuple(map(str, stored.get(item, ()))) for item in ids]
+    path = folder / "item_attributes.json"
+    if path.is_file():
+        stored = _by_item(path)
+        attributes["attributes"] = [_attributes(stored.get(item, ()), path, item) for item in ids]
     files = [folder / name for name in _TITLES if (folder / name).is_file()]
-    titles = read_json(files[0]) if files else {}
+    titles = _by_item(files[0]) if files else {}
     return Catalog(ids, [str(titles.get(item) or "").strip() or item for item in ids], attributes)
+
+
+def _by_item(path: Path) -> dict[str, Any]:
+    stored = read_json(path)
+    if not isinstance(stored, dict):
+        raise DataError(f"{path}: expected an object with items as keys; got a {type(stored).__name__}")
+    return stored
+
+
+def _attributes(values: Any, path: Path, item: str) -> tuple[str, ...]:
+    """A text alone would be taken for its letters."""
+    listed = isinstance(values, list | tuple)
+    if not listed or not all(isinstance(value, str | int) and not isinstance(value, bool) for value in values):
+        raise DataError(f"{path}: expected a list of names or numbers; got {values!r} for item {item}")
+    return tuple(map(str, values))

@@ -96,6 +96,20 @@ class EarlyExitModel(nn.Module):
                 groups, skip, lambda head, hidden: head(hidden, *given, measure=measure, targets=targets)
             )
 
+    def all_log_odds(
+        self,
+        groups: Sequence[TokenGroup],
+        features: torch.Tensor | None = None,
+        skip: Collection[int] = (),
+        offset: torch.Tensor | None = None,
+    ) -> list[torch.Tensor]:
+        """Log-odds ``[R, K]`` of the second of two answers by every member of every head
+        (:meth:`~reasonrec_fast.early_exit.heads.ExitHead.log_odds`). The arguments are those of :meth:`all_exits`."""
+        groups, device = text_groups(groups), self.backbone.device
+        with explain_out_of_memory(_words(groups), device):
+            given = to_device(features, device), to_device(offset, device)
+            return self._at_exits(groups, skip, lambda head, hidden: head.log_odds(hidden, *given))
+
     def all_distributions(
         self,
         groups: Sequence[TokenGroup],

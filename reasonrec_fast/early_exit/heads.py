@@ -120,7 +120,7 @@ class ExitHead(nn.Module):
             wanted = shape if self.offset else "None, as the heads stand on their own"
             raise ValueError(f"offset: expected {wanted}; got {None if offset is None else list(offset.shape)}")
         if offset is not None:
-            parts.append(offset.float().reshape(len(hidden), -1))
+            parts.append(offset.float().reshape(len(hidden), 1 if self.num_answers == 2 else self.num_answers))
         return torch.cat(parts, -1)
 
     def _operands(
@@ -189,6 +189,28 @@ class ExitHead(nn.Module):
                 previous=previous,
                 targets=targets,
             )
+
+    def log_odds(
+        self, hidden: torch.Tensor, features: torch.Tensor | None = None, offset: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Log-odds of the second of two answers by each member of the ensemble, float32 ``[B, K]``; differentiable.
+
+        They are differences of logits: of a probability that float32 rounds to 0 or 1 they cannot be had any more. The
+        arguments are those of :meth:`forward`.
+
+        Raises:
+            ValueError: more than two answers, or what :meth:`forward` refuses.
+        """
+        if self.num_answers != 2:
+            raise ValueError(f"model: expected heads of two answers; got {self.num_answers}")
+        with torch.autocast(hidden.device.type, enabled=False):
+            inputs, weight, bias = self._operands(hidden, features, offset)
+            answers = torch.arange(2, device=inputs.device).repeat_interleave(len(inputs))
+            # The operator's sums, whose bits do not depend on the other rows.
+            logprobs = ops.exit_confidence(
+                inputs.repeat(2, 1), weight, bias=bias, temperature=self.temperature, targets=answers
+            ).target_logprob
+            return logprobs[len(inputs) :] - logprobs[: len(inputs)]
 
 
 def _offset_columns(num_answers: int) -> torch.Tensor:

@@ -124,9 +124,7 @@ class ExitScorer:
             raise ValueError(f"model: expected heads of two answers by their first tokens; got {self.answers}")
         logits = np.empty((len(heads), sum(len(suffixes) for _, suffixes in groups), len(heads[0].weight)))
         for batch, rows in batches_of(groups, self.max_tokens):
-            statistics = self._exit_statistics(batch, inputs.of(rows), targets=torch.ones(len(rows), dtype=torch.int64))
-            yes = torch.stack([exit.target_logprob for exit in statistics]).cpu().double().numpy()  # one copy a batch
-            logits[:, rows] = yes - np.log(-np.expm1(np.minimum(yes, -1e-12)))
+            logits[:, rows] = torch.stack(self._log_odds(batch, inputs.of(rows))).cpu().numpy()  # one copy a batch
             if progress is not None:
                 progress(len(rows))
         return logits
@@ -193,6 +191,10 @@ class ExitScorer:
     @torch.inference_mode()
     def _exit_statistics(self, groups: Sequence[TokenGroup], inputs: GroupInputs, **options: Any) -> Any:
         return self.model.all_exits(groups, inputs.features, offset=inputs.offset, **options)
+
+    @torch.inference_mode()
+    def _log_odds(self, groups: Sequence[TokenGroup], inputs: GroupInputs) -> list[torch.Tensor]:
+        return self.model.all_log_odds(groups, inputs.features, offset=inputs.offset)
 
     @torch.inference_mode()
     def _distributions(self, groups: Sequence[TokenGroup], inputs: GroupInputs, measure: Measure) -> Any:

@@ -6,8 +6,9 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -100,6 +101,10 @@ class AdapterMerger:
     Readers therefore enter :meth:`merged`, any number at a time; training and saving enter :meth:`unmerged`, which
     waits for the readers and is exclusive. After either, the weights stay as they are.
 
+    Adding an adapter to a weight and subtracting it again rounds twice: in bfloat16 a quarter of the weights come back
+    as others, and answers would depend on how often a model was merged. While adapters are merged, the weights that they
+    were added to are therefore kept in host memory, and put back as they were.
+
     Args:
         model: a ``PeftModel`` whose adapters can be merged (LoRA, DoRA), not merged yet.
 
@@ -117,6 +122,7 @@ class AdapterMerger:
         self._writer: int | None = None
         self._waiting_writers = 0
         self._thread_state = threading.local()
+        self._unmerged_weights: list[_Kept] = []
 
     @property
     def is_merged(self) -> bool:
@@ -153,8 +159,7 @@ class AdapterMerger:
             # Waiting writers go first, except before threads that are inside already.
             self._changed.wait_for(lambda: self._writer is None and (depth or not self._waiting_writers))
             if not self._is_merged:
-                self.model.merge_adapter()
-                self._is_merged = True
+                self._merge()
             self._readers += 1
         self._thread_state.depth = depth + 1
         try:
@@ -182,8 +187,7 @@ class AdapterMerger:
             finally:
                 self._waiting_writers -= 1
             if self._is_merged:
-                self.model.unmerge_adapter()
-                self._is_merged = False
+                self._unmerge()
             self._writer = thread
         try:
             yield
@@ -191,3 +195,57 @@ class AdapterMerger:
             with self._changed:
                 self._writer = None
                 self._changed.notify_all()
+
+    def _merge(self) -> None:
+        self._unmerged_weights = _weights_to_merge_into(self.model)
+        try:
+            self.model.merge_adapter()
+        except BaseException:  # e.g. out of memory behind some of the layers
+            self._unmerge()
+            raise
+        for kept in self._unmerged_weights:
+            kept.version = _version(kept.weight)
+        self._is_merged = True
+
+    def _unmerge(self) -> None:
+        self.model.unmerge_adapter()
+        with torch.no_grad():
+            for kept in self._unmerged_weights:
+                if kept.version in (None, _version(kept.weight)):  # else somebody wrote into it while it was merged
+                    kept.weight.data.copy_(kept.values)
+        self._unmerged_weights, self._is_merged = [], False
+
+
+@dataclass
+class _Kept:
+    """A parameter of a layer as it was before adapters were merged into it.
+
+    Attributes:
+        layer, name: which parameter.
+        values: on the CPU.
+        version: of the merged parameter, by torch's counter of writes; None before it is merged.
+    """
+
+    layer: nn.Module
+    name: str
+    values: torch.Tensor
+    version: int | None = None
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return cast(torch.Tensor, getattr(self.layer, self.name))
+
+
+def _weights_to_merge_into(model: nn.Module) -> list[_Kept]:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [m.get_base_layer() for m in model.modules() if isinstance(m, BaseTunerLayer) and not m.merged]
+    return [
+        _Kept(layer, name, weight.detach().to("cpu", copy=True))
+        for layer in layers
+        for name, weight in layer.named_parameters(recurse=False)
+    ]
+
+
+def _version(weight: torch.Tensor) -> int:
+    return -1 if weight.is_inference() else weight._version

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from reasonrec_fast import ops
 from reasonrec_fast.devices import to_device
 from reasonrec_fast.early_exit.engine import EarlyExitModel
 from reasonrec_fast.lm.layout import TokenGroup
@@ -161,18 +160,15 @@ def train_exits(
 def _losses(model: EarlyExitModel, batch: Batch, settings: ExitTraining, step: int) -> torch.Tensor:
     """Loss of every exit, ``[E]``."""
     device = model.backbone.device
-    labels = to_device(batch.labels, device)
-    # The log-probability of no follows from that of yes.
-    of_yes = settings.mode == "distil" or settings.loss == "listwise"
-    targets = torch.ones_like(labels) if of_yes else labels
+    labels, features = to_device(batch.labels, device), to_device(batch.features, device)
+    skip = dropped_layers(model.backbone.num_layers, settings.layer_dropout, (settings.seed, step))
     with adapters_in_dtype(model, model.backbone.dtype):
-        exits = model.all_exits(
-            batch.groups,
-            to_device(batch.features, device),
-            targets,
-            skip=dropped_layers(model.backbone.num_layers, settings.layer_dropout, (settings.seed, step)),
-            offset=batch.offset,
-        )
+        if settings.mode == "distil" or settings.loss == "listwise":
+            members = model.all_log_odds(batch.groups, features, skip, batch.offset)
+            log_odds = [_of_ensemble(exit) for exit in members]
+        else:
+            exits = model.all_exits(batch.groups, features, labels, skip, offset=batch.offset)
+            log_odds = [torch.logit(exit.positive_probability, eps=1e-6) for exit in exits]
     slates = batch.slates
     if slates is None:
         slates = torch.repeat_interleave(torch.tensor([len(suffixes) for _, suffixes in batch.groups]))
@@ -185,16 +181,16 @@ def _losses(model: EarlyExitModel, batch: Batch, settings: ExitTraining, step: i
         if (counts != 1).any():
             raise ValueError(f"labels: expected one row of label 1 in each slate; got {counts.tolist()}")
         slates = to_device(slates, device)
-    teacher = exits[-1].positive_probability.detach()
     losses = []
-    for index, statistics in enumerate(exits):
+    for index, of_rows in enumerate(log_odds):
         if settings.loss == "listwise":
-            loss = _listwise_loss(statistics, labels, slates)
+            loss = _listwise_loss(of_rows, labels, slates)
         elif settings.mode == "distil":
-            loss = _soft_cross_entropy(statistics, labels.float() if index + 1 == len(exits) else teacher)
+            target = labels.float() if index + 1 == len(log_odds) else torch.sigmoid(log_odds[-1]).detach()
+            loss = _soft_cross_entropy(members[index], target)
         else:
-            loss = -statistics.target_logprob.mean()
-        losses.append(loss + settings.pairwise_weight * _pairwise_loss(statistics.positive_probability, pairs))
+            loss = -exits[index].target_logprob.mean()
+        losses.append(loss + settings.pairwise_weight * _pairwise_loss(of_rows, pairs))
     return torch.stack(losses)
 
 
@@ -211,19 +207,20 @@ def dropped_layers(num_layers: int, most: float, seed: tuple[int, int]) -> froze
     return frozenset((np.flatnonzero(np.random.default_rng(seed).random(num_layers - 1) < share) + 1).tolist())
 
 
-def _soft_cross_entropy(statistics: ops.ExitStatistics, target: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy with probabilities of yes, ``[R]``; the statistics' targets must all be yes."""
-    yes = statistics.target_logprob.clamp(max=-1e-6)
-    no = torch.log(-torch.expm1(yes))
-    return -(target[:, None] * yes + (1 - target[:, None]) * no).mean()
+def _of_ensemble(log_odds: torch.Tensor) -> torch.Tensor:
+    """Log-odds ``[R]`` of the mean of the members' probabilities, from their own ``[R, K]``."""
+    sigmoids = nn.functional.logsigmoid
+    return torch.logsumexp(sigmoids(log_odds), 1) - torch.logsumexp(sigmoids(-log_odds), 1)
 
 
-def _listwise_loss(statistics: ops.ExitStatistics, labels: torch.Tensor, slates: torch.Tensor) -> torch.Tensor:
-    """Mean over slates of -log softmax of the row of label 1, by log-odds of yes; the statistics' targets must all be
-    yes, and slates be numbered from 0."""
-    yes = torch.logsumexp(statistics.target_logprob, 1) - math.log(statistics.target_logprob.shape[1])
-    yes = yes.clamp(max=-1e-6)
-    log_odds = yes - torch.log(-torch.expm1(yes))
+def _soft_cross_entropy(log_odds: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of log-odds of yes ``[R, K]`` with probabilities of yes, ``[R]``."""
+    return nn.functional.binary_cross_entropy_with_logits(log_odds, target[:, None].expand_as(log_odds))
+
+
+def _listwise_loss(log_odds: torch.Tensor, labels: torch.Tensor, slates: torch.Tensor) -> torch.Tensor:
+    """Mean over slates of -log softmax of the row of label 1, by log-odds of yes; slates are numbered from 0, and each
+    number has one row of label 1."""
     count = labels.sum()
     largest = log_odds.new_full((len(labels),), -torch.inf).scatter_reduce(0, slates, log_odds.detach(), "amax")
     powers = torch.zeros_like(log_odds).index_add(0, slates, torch.exp(log_odds - largest[slates]))
@@ -237,16 +234,15 @@ def _pairs(slates: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return (same & (labels[:, None] == 1) & (labels[None, :] == 0)).nonzero()
 
 
-def _pairwise_loss(probability: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
-    """Mean of -log sigmoid of the difference of the logits (BPR, arXiv 1205.2618); 0 without pairs.
+def _pairwise_loss(log_odds: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+    """Mean of -log sigmoid of the difference of the log-odds (BPR, arXiv 1205.2618); 0 without pairs.
 
     Cross-entropy mostly fits a user's overall like rate, which is the same for all of their candidates; this loss
     depends on differences between candidates alone.
     """
     if not len(pairs):
-        return probability.sum() * 0.0
-    logits = torch.logit(probability, eps=1e-6)
-    return nn.functional.softplus(logits[pairs[:, 1]] - logits[pairs[:, 0]]).mean()
+        return log_odds.sum() * 0.0
+    return nn.functional.softplus(log_odds[pairs[:, 1]] - log_odds[pairs[:, 0]]).mean()
 
 
 @contextmanager

@@ -106,6 +106,19 @@ def test_groups_share_batches_and_divide(ranker, given):
     torch.testing.assert_close(small.predict(texts(), **given).probability, expected, atol=1e-6, rtol=1e-5)
 
 
+def test_log_odds_are_known_beyond_the_digits_of_a_probability(backbone):
+    """They were taken from float32 probabilities: 27.6 whatever the logit was above 17."""
+    model = EarlyExitModel(backbone, (1,), offset=True).eval()
+    offset = torch.tensor([12.0, 18.0, 40.0, -40.0])
+    groups = [([1, 2], [[3], [4], [5], [6]])]
+    logits = EarlyExitRanker(model).exit_logits(groups, GroupInputs(offset=offset))
+    np.testing.assert_allclose(logits[..., 0], np.broadcast_to(offset.numpy(), (2, 4)), rtol=1e-6)
+    head = model.heads[0]
+    assert head.log_odds(torch.empty(0, backbone.hidden_size), None, torch.empty(0)).numel() == 0
+    with pytest.raises(ValueError, match="expected heads of two answers; got 3"):
+        EarlyExitModel(backbone, (1,), num_answers=3).all_log_odds(groups)
+
+
 def test_calibration_begins_at_depth_zero(ranker, given):
     trained(ranker)
     labels = np.arange(ROWS) % 2

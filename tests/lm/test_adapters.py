@@ -135,3 +135,53 @@ def test_the_state_of_adapters(original):
     states.append(adapter_state(model))
     assert len(set(states)) == 4 and adapter_state(tiny("Llama")) == ""
     assert unwrapped(model) is model.get_base_model()
+
+
+def served(dtype, **more):
+    """A model with adapters in float32, its weights without them, and what it answers."""
+    model = adapted(**more)
+    for name, weight in model.named_parameters():
+        if "lora_" not in name:
+            weight.data = weight.data.to(dtype)
+    weights = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    merger = AdapterMerger(model)
+
+    def answer():
+        with merger.merged(), torch.no_grad():
+            return model(torch.tensor([[1, 2, 3]])).logits
+
+    return model, weights, merger, answer
+
+
+@pytest.mark.parametrize("more", [{}, {"use_dora": True}], ids=["lora", "dora"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_come_back_as_they_were(dtype, more):
+    """Subtracting an adapter from a rounded sum gives another weight: answers drifted with every training or loading of
+    adapters between two predictions."""
+    model, weights, merger, answer = served(dtype, **more)
+    first = answer()
+    with merger.unmerged():
+        assert all(torch.equal(weight, weights[name]) for name, weight in model.named_parameters())
+    assert torch.equal(answer(), first)
+
+
+def test_a_weight_that_was_written_while_it_was_merged_keeps_what_was_written():
+    model, weights, merger, answer = served(torch.float32)
+    answer()
+    name = next(name for name in weights if "q_proj.base_layer" in name)
+    with torch.no_grad():
+        model.get_parameter(name).add_(1.0)
+    with merger.unmerged():
+        torch.testing.assert_close(model.get_parameter(name), weights[name] + 1.0)
+
+
+def test_a_merge_that_fails_leaves_the_weights(monkeypatch):
+    model, weights, merger, answer = served(torch.bfloat16)
+    last = [module for module in model.modules() if hasattr(module, "base_layer")][-1]
+    monkeypatch.setattr(last, "merge", lambda **_: (_ for _ in ()).throw(MemoryError("of a test")))
+    with pytest.raises(MemoryError, match="of a test"):
+        answer()
+    assert not merger.is_merged
+    assert all(torch.equal(weight, weights[name]) for name, weight in model.named_parameters())
+    monkeypatch.undo()
+    assert torch.isfinite(answer()).all() and merger.is_merged

@@ -1,5 +1,6 @@
 """Models of clicks, models of items by items, and the plainest baselines: what they learn and what they keep."""
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -156,6 +157,19 @@ def test_ease_of_few_users_solves_the_smaller_system(monkeypatch, regularisation
         models.append(model.weights)
     assert models[0].abs().max() > 1e-3
     torch.testing.assert_close(*models, rtol=1e-4, atol=1e-6)
+
+
+def test_ease_refuses_a_regularisation_that_float64_cannot_invert():
+    """Ranks below the items' number are invertible by the regularisation alone: weights were off by a hundredth."""
+    liked = csr_matrix((np.random.default_rng(0).random((5, 30)) < 0.8).astype(np.float32))
+    for regularisation in (1e-300, 1e-12):
+        with pytest.raises(DataError, match=f"regularisation: expected a larger one, .* got {regularisation}"):
+            EASE(EASEConfig(regularisation=regularisation)).fit_interactions(liked)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = EASE(EASEConfig(regularisation=1e300))
+        model.fit_interactions(liked)
+    assert torch.equal(model.weights, torch.zeros(30, 30))
 
 
 @pytest.mark.parametrize("model", [Popularity(), Bias(), ItemKNN(), EASE(), *(kind(config) for kind, config in CLICKS)])

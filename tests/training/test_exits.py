@@ -204,3 +204,39 @@ def test_bad_settings():
         ExitTraining(mode="none")
     with pytest.raises(ValueError, match="layer_dropout: expected a finite number in .0, 1.; got 1.0"):
         ExitTraining(layer_dropout=1.0)
+
+
+@pytest.fixture
+def corrected(model):
+    """Heads that correct a logit."""
+    return EarlyExitModel(model.backbone, (2,), offset=True).eval()
+
+
+@pytest.mark.parametrize("shift", [-60.0, 12.0, 40.0])
+def test_a_softmax_over_a_slate_does_not_see_what_all_its_rows_have_in_common(corrected, shift):
+    """Log-odds that were taken from float32 probabilities had a hundredth of error at 12 and no gradient beyond 14."""
+    made = one_of_four(0)
+    offset = torch.tensor([1.0, -1.0, 0.5, 2.0] * 4)
+    settings = ExitTraining(loss="listwise", pairwise_weight=0.0, mode="heads")
+    losses, weights = [], []
+    for by in (0.0, shift):
+        trained = copy.deepcopy(corrected)
+        train_exits(
+            trained, [0, 1], lambda _, by=by: replace(made, offset=offset + by), settings,
+            progress=lambda *report: losses.append(report[2]["loss"]),
+        )  # fmt: skip
+        weights.append(trained.heads[0].weight.detach()[..., :-1])  # Adam's steps are as long for any gradient
+    assert losses[2] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[3] == pytest.approx(losses[1], rel=1e-4) and losses[1] < losses[0]
+    assert float(weights[0].abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("ensemble_size", [1, 2])
+def test_exits_that_are_too_sure_learn_from_the_last(model, ensemble_size):
+    """A member whose probability is 1 in float32 had no gradient."""
+    model = EarlyExitModel(model.backbone, (1,), ensemble_size=ensemble_size).eval()
+    with torch.no_grad():
+        model.heads[0].bias.copy_(torch.tensor([-15.0, 15.0]).expand(ensemble_size, 2))
+    settings = ExitTraining(mode="distil", pairwise_weight=0.0, learning_rate=0.0, head_learning_rate=0.1)
+    train_exits(model, range(2), batch, settings)
+    assert (model.heads[0].bias.abs() < 14.9).all()  # weight decay alone takes 0.03

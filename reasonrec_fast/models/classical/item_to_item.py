@@ -17,6 +17,7 @@ from reasonrec_fast.models.classical.sparse_items import SparseRecommender
 from reasonrec_fast.settings import Count, NotNegative, Positive, check_settings
 
 _ROWS = 1024  # items whose neighbours are computed at a time
+_MOST_INFLATION = 1e9  # beyond it a float64 inverse is worth less than the float32 that is kept
 
 
 class ItemToItem(ClosedFormRecommender):
@@ -140,10 +141,15 @@ class EASE(ItemToItem):
 
     def fit_interactions(self, liked: csr_matrix) -> None:
         users, items = liked.shape
-        most = np.asarray(liked.sum(axis=0)).max(initial=0.0)
+        most = float(np.asarray(liked.sum(axis=0)).max(initial=0.0))
         # Few users: a smaller system, unless the regularisation is so small that 1 - diagonal would lose its digits.
         few = 2 * users < items and self.config.regularisation >= 1e-6 * most
         diagonal, rows_of = (self._inverse_by_users if few else self._inverse_by_items)(liked)
+        if not few:
+            # How far the other items foretell an item (its variance inflation): so many digits of float64 are lost.
+            counts = np.asarray(liked.sum(axis=0), dtype=np.float64).ravel() + self.config.regularisation
+            if not (counts * diagonal).max(initial=1.0) < _MOST_INFLATION:
+                raise self._too_small()
         self.build({"users": users, "items": items})
         scale = -1 / diagonal
         for first in range(0, items, _ROWS):  # B = -P / diag(P); column j by the j-th
@@ -157,7 +163,7 @@ class EASE(ItemToItem):
         # Symmetric and positive definite: inverted in place from its Cholesky factor, one triangle.
         inverse, failed = lapack.dpotri(self._factor(gram), lower=True, overwrite_c=True)
         if failed:
-            raise self._not_positive()
+            raise self._too_small()
 
         def rows_of(rows: slice) -> np.ndarray:
             below = np.arange(len(inverse)) <= np.arange(rows.start, rows.stop)[:, None]
@@ -182,11 +188,14 @@ class EASE(ItemToItem):
     def _factor(self, gram: np.ndarray) -> np.ndarray:
         factor, failed = lapack.dpotrf(gram, lower=True, overwrite_a=True)
         if failed:
-            raise self._not_positive()
+            raise self._too_small()
         return factor
 
-    def _not_positive(self) -> DataError:
-        return DataError(f"regularisation: expected a positive number; got {self.config.regularisation}")
+    def _too_small(self) -> DataError:
+        return DataError(
+            f"regularisation: expected a larger one, as these items are too much alike for the digits of a float64; got "
+            f"{self.config.regularisation}"
+        )
 
     def scores(self, users: np.ndarray) -> torch.Tensor:
         liked = self._matrix_of(users).tocoo()
