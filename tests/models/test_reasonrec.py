@@ -258,7 +258,10 @@ def test_reasons_are_counted_from_the_data(data, model):
 def test_the_report_measures_every_user(data, split, trusted):
     report = evaluate_agent(trusted, data, split, ks=(2, 4), timed=2)
     assert report.users == len(np.unique(data.users[split.test]))
+    before = trusted.histories, trusted.seen
+    trusted.set_histories_from(data, np.sort(np.concatenate([split.train, split.validation])))
     answers = trusted.recommend(np.arange(USERS), 4, policy="always")
+    trusted.set_histories(before[0], seen=before[1])
     targets = np.full(USERS, -1)
     targets[data.users[split.test]] = data.items[split.test]
     hit = answers.items == targets[:, None]
