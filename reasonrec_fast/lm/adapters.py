@@ -102,8 +102,8 @@ class AdapterMerger:
     waits for the readers and is exclusive. After either, the weights stay as they are.
 
     Adding an adapter to a weight and subtracting it again rounds twice: in bfloat16 a quarter of the weights come back
-    as others, and answers would depend on how often a model was merged. While adapters are merged, the weights that they
-    were added to are therefore kept in host memory, and put back as they were.
+    as others, and answers would depend on how often a model was merged. While adapters are merged, the weights that
+    they were added to are therefore kept in host memory, and put back as they were.
 
     Args:
         model: a ``PeftModel`` whose adapters can be merged (LoRA, DoRA), not merged yet.

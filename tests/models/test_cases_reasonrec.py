@@ -7,14 +7,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from reasonrec_fast.data import Catalog, DataError, Histories, Interactions, Split, split_by_time
 from reasonrec_fast.experiments.reasonrec import evaluate_agent
 from reasonrec_fast.models.classical import Stack, StackConfig
 from reasonrec_fast.models.reasonrec import AgentConfig, ReasonRec, ReasonRecConfig
+from reasonrec_fast.models.reasonrec.agent import digest_of_weights
 from reasonrec_fast.models.reasonrec.answers import ndcg
 from reasonrec_fast.models.reasonrec.observe import _picture
 from reasonrec_fast.models.reasonrec.prompt import AgentPrompts, longest_prompt
+from reasonrec_fast.models.reasonrec.routing import GainRouter
 from reasonrec_fast.models.reasonrec.storage import remove_checkpoints
 
 USERS, ITEMS = 40, 12
@@ -285,3 +288,32 @@ def test_parts_of_two_trainings_are_refused(data, split, config, model, tmp_path
     shutil.copytree(tmp_path / "other" / "stack", tmp_path / "one" / "stack")
     with pytest.raises(ValueError, match="of the same training; got those of two"):
         ReasonRec.from_pretrained(tmp_path / "one")
+
+
+def test_another_language_model_of_the_same_shape_is_refused(model, config, tiny_backbone, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model.save_pretrained(tmp_path / "model")
+    shutil.copytree(tiny_backbone, tmp_path / "other")
+    weights = load_file(tiny_backbone / "model.safetensors")
+    name = next(name for name in weights if "layers.0" in name and "q_proj" in name)
+    save_file(weights | {name: weights[name] * 1.1}, tmp_path / "other" / "model.safetensors", {"format": "pt"})
+    stored = (tmp_path / "model" / "config.json").read_text()
+    changed = stored.replace(str(tiny_backbone), str(tmp_path / "other"))
+    (tmp_path / "model" / "config.json").write_text(changed)
+    with pytest.raises(ValueError, match="expected the language model that the agent was trained with"):
+        ReasonRec.from_pretrained(tmp_path / "model")
+
+
+def test_a_digest_of_weights_is_the_same_in_both_types():
+    linear = torch.nn.Linear(300, 20)
+    digest = digest_of_weights(linear)
+    assert digest_of_weights(linear.to(torch.bfloat16)) == digest
+    with torch.no_grad():
+        linear.bias.add_(1.0)
+    assert digest_of_weights(linear) != digest
+
+
+def test_gains_of_one_query():
+    router = GainRouter.fit(np.zeros((1, 3), dtype=np.float32), np.ones(1))
+    assert router.predict(np.zeros((2, 3), dtype=np.float32)).tolist() == [1.0, 1.0]

@@ -193,8 +193,8 @@ class EASE(ItemToItem):
 
     def _too_small(self) -> DataError:
         return DataError(
-            f"regularisation: expected a larger one, as these items are too much alike for the digits of a float64; got "
-            f"{self.config.regularisation}"
+            "regularisation: expected a larger one, as these items are too much alike for the digits of a float64; "
+            f"got {self.config.regularisation}"
         )
 
     def scores(self, users: np.ndarray) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from reasonrec_fast.training.curriculum import CurriculumSampler
 from reasonrec_fast.training.exits import Batch, ExitTraining, train_exits
 from reasonrec_fast.training.progress import Progress
 
+_SAMPLED = 256  # values of a parameter, about
 ADAPTER, HEAD = "adapter.safetensors", "head.safetensors"
 _LEAST = -30.0  # of a candidate's logit less the logarithm of the sum over all: beyond, a softmax is 0 anyhow
 
@@ -67,6 +69,7 @@ class ResidualAgent:
         backbone = Decoder(language_model)
         if config.layers is not None:
             backbone.keep_layers(config.layers)
+        self.backbone_digest = digest_of_weights(backbone)  # now: adapters are merged into the weights later
         self.peft: Any = with_lora(language_model, rank=config.lora_rank, alpha=config.lora_alpha, seed=config.seed)
         with fork_rng(cpu):
             seed_rng(config.seed, cpu)
@@ -133,7 +136,8 @@ class ResidualAgent:
         if not usable:
             raise ValueError(f"slates: expected some with another candidate beside the target; got {len(slates)}")
         steps = max(round(config.epochs * len(usable) / config.batch_users), 1)
-        identity: dict[str, Any] = {"steps": steps, "slates": len(usable), **(fingerprint or {})}
+        identity: dict[str, Any] = {"steps": steps, "slates": len(usable), "backbone": self.backbone_digest}
+        identity |= fingerprint or {}
         if sampler is not None:
             identity["curriculum"] = sampler.identity
         order = np.concatenate([
@@ -250,6 +254,16 @@ class ResidualAgent:
             model = self.ranker.model
             self._observe(model, Observer.load(folder, self.peft.get_input_embeddings().weight))
         return self
+
+
+def digest_of_weights(module: torch.nn.Module) -> str:
+    """Tells weights from others of the same shapes, by a sample of each parameter; the same in float32 and bfloat16."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, parameter in module.named_parameters():
+        values = parameter.detach().reshape(-1)
+        sample = values[:: max(len(values) // _SAMPLED, 1)].bfloat16().view(torch.int16)
+        digest.update(name.encode() + sample.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _fewer(slate: Slate, size: int, generator: np.random.Generator) -> Slate:

@@ -158,7 +158,8 @@ def out_of_fold(grow: Callable[[np.ndarray], Trees], features: np.ndarray, seed:
     unseen = np.empty(len(features))
     for fold in np.unique(folds):
         inside = folds == fold
-        unseen[inside] = grow(~inside).predict(features[inside])
+        others = ~inside if not inside.all() else inside  # of one row there are no others
+        unseen[inside] = grow(others).predict(features[inside])
     return unseen
 
 

@@ -102,8 +102,8 @@ class ReasonRec(ClassicalRecommender):
             data: the events, or a DataFrame or a file of them.
             train, validation: rows, ascending. An agent needs validation: the first positive event of each user in it
                 is what it learns from and is calibrated on.
-            checkpoint: file of the training state; a run that was killed goes on from it and from files beside it,
-                which are removed at the end.
+            checkpoint: file of the training state; a run that was killed goes on from it and from what lies beside it
+                (``.stack``, ``.stack.state``, ``.chain``, ``.ctr``), which is removed at the end.
             progress: called for the parts ``"stack"``, ``"agent"``, ``"chain"`` and ``"ctr"``.
 
         Raises:

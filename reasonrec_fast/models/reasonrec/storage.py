@@ -44,6 +44,7 @@ def write(
     stored = {
         "events": stack.training_digest,
         "agent": agent is not None,
+        "backbone": None if agent is None else agent.backbone_digest,
         "ctr": ctr is not None,
         "chain": chain is not None,
         "router": router.save(folder),
@@ -68,7 +69,13 @@ def read(folder: Path, config: ReasonRecConfig, device: torch.device) -> Parts:
         raise ValueError(f"{folder}: expected no agent, as the configuration has none; got one")
     agent = None
     if stored["agent"] and config.agent is not None:
-        agent = ResidualAgent(config.seeded(config.agent), device=device).restore(folder / _AGENT)
+        agent = ResidualAgent(config.seeded(config.agent), device=device)
+        if stored.get("backbone", agent.backbone_digest) != agent.backbone_digest:
+            raise ValueError(
+                f"{folder}: expected the language model that the agent was trained with; {config.agent.backbone} has "
+                "other weights"
+            )
+        agent.restore(folder / _AGENT)
     horizon, known = stored["horizon"], stored["catalog"]
     stack = Stack.from_pretrained(folder / _STACK, device=device)
     same_events = stored.get("events", stack.training_digest) == stack.training_digest
