@@ -18,6 +18,7 @@ from reasonrec_fast.models.base import CatalogRecommender
 from reasonrec_fast.models.classical import Stack, StackConfig, load_recommender
 from reasonrec_fast.models.classical.stack_folds import leave_last_out
 from reasonrec_fast.models.classical.stack_tools import Answer, Turn
+from reasonrec_fast.models.classical.stack_trees import Examples, Growth, fit_trees, softmax_of_groups
 
 USERS, ITEMS = 60, 24
 CONFIG = StackConfig(
@@ -136,6 +137,23 @@ def test_validation_is_not_learnt_but_stops_and_calibrates(walks, split, stack):
     ranking = stack.set_histories_from(walks, split.train).rank(np.arange(USERS), 5)
     assert (ranking.probabilities.sum(1) < 1).all() and (np.diff(ranking.logits, axis=1) <= 0).all()
     assert (ranking.entropy >= 0).all() and (ranking.candidates >= 5).all()
+
+
+def test_logits_of_an_ensemble_are_means():
+    generator = np.random.default_rng(0)
+    sizes = np.full(40, 6)
+    features = generator.random((240, 3)).astype(np.float32)
+    labels = (features[:, 0] == np.repeat(features[:, 0].reshape(40, 6).max(1), 6)).astype(np.int64)
+    examples = Examples.ordered(features, sizes, labels)
+    growth = Growth(trees=20, patience=3, learning_rate=0.1, leaves=4, min_leaf=5, seed=0)
+    members = [fit_trees(examples, examples, replace(growth, seed=seed), ["a", "b", "c"])[0] for seed in (0, 1, 2)]
+    assert not np.array_equal(members[0].predict(features), members[1].predict(features))
+    whole, loss = fit_trees(examples, examples, replace(growth, ensemble_size=3), ["a", "b", "c"])
+    assert whole.num_trees == sum(member.num_trees for member in members)
+    mean = np.mean([member.predict(examples.features) for member in members], axis=0)
+    np.testing.assert_allclose(whole.predict(examples.features), mean, atol=1e-12)
+    shares = softmax_of_groups(mean, sizes)
+    assert loss == pytest.approx(-np.log(shares[examples.labels == 1]).mean())
 
 
 def test_saved_and_loaded_it_answers_the_same(stack, walks, tmp_path):

@@ -59,6 +59,7 @@ class StackConfig:
         depth: ranks of a tool are told apart up to here.
         trees, patience: trees at most, and trees without less loss on validation before stopping.
         learning_rate, leaves, min_leaf: of the trees.
+        ensemble_size: models of trees with different seeds, whose logits are averaged; so many times the trees.
         users: whose last training events the trees learn, and whose first validation events stop and calibrate them, at
             most; drawn where there are more.
         tool_dropout: share of the users of training for whom a tool is taken to be missing, each tool by itself, so
@@ -75,6 +76,7 @@ class StackConfig:
     learning_rate: Positive = 0.1
     leaves: Count = 15
     min_leaf: Count = 200
+    ensemble_size: Count = 1
     users: Count = 50_000
     tool_dropout: ShareBelowOne = 0.02
     tool_seconds: Positive | None = None
@@ -272,7 +274,13 @@ class Stack(ClassicalRecommender):
         held_out = np.zeros(0, dtype=np.int64) if validation is None else first_positives(data, validation)
         groups = None if not len(held_out) else self._groups(box, data, held_out, seen, learn=False)
         growth = Growth(
-            config.trees, config.patience, config.learning_rate, config.leaves, config.min_leaf, config.seed
+            config.trees,
+            config.patience,
+            config.learning_rate,
+            config.leaves,
+            config.min_leaf,
+            config.seed,
+            config.ensemble_size,
         )
         self._trees, self.validation_loss = fit_trees(
             examples, None if groups is None else groups.examples(), growth, box.feature_names

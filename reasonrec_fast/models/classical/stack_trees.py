@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -49,6 +51,7 @@ class Growth:
     leaves: int
     min_leaf: int
     seed: int
+    ensemble_size: int = 1
 
 
 def softmax_of_groups(logits: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -72,7 +75,8 @@ def fit_trees(train: Examples, validation: Examples | None, growth: Growth, name
         names: of the features.
 
     Returns:
-        the trees, and their mean loss on validation (NaN without).
+        the trees, and their mean loss on validation (NaN without). Of an ensemble the logits are means, each member
+        has its own seed and its own number of trees.
     """
     import lightgbm
 
@@ -88,33 +92,54 @@ def fit_trees(train: Examples, validation: Examples | None, growth: Growth, name
     settings = {
         "objective": objective, "metric": "none", "learning_rate": growth.learning_rate, "num_leaves": growth.leaves,
         "min_data_in_leaf": growth.min_leaf, "feature_fraction": 0.4, "lambda_l2": 10.0, "max_bin": 127,
-        "deterministic": True, "force_row_wise": True, "verbosity": -1, "seed": growth.seed,
+        "deterministic": True, "force_row_wise": True, "verbosity": -1,
         "num_threads": torch.get_num_threads(),
     }  # fmt: skip
     data = lightgbm.Dataset(train.features, train.labels, feature_name=[_plain(name) for name in names])
+    held_out = None
+    if validation is not None:
+        held_out = lightgbm.Dataset(validation.features, validation.labels, reference=data)
+
+    def grown(seed: int) -> str:
+        own = settings | {"seed": seed}
+        if held_out is None:
+            return str(lightgbm.train(own, data, growth.trees).model_to_string())
+        stopping = lightgbm.early_stopping(growth.patience, verbose=False)
+        booster = lightgbm.train(own, data, growth.trees, valid_sets=[held_out], feval=loss, callbacks=[stopping])
+        return str(booster.model_to_string(num_iteration=booster.best_iteration))
+
+    texts = [grown(growth.seed + member) for member in range(growth.ensemble_size)]
+    # As they are read from a file: they know nothing of the data and of the objective.
+    trees = Trees(lightgbm.Booster(model_str=texts[0] if len(texts) == 1 else mean_of(texts)))
     if validation is None:
-        return Trees(_as_text(lightgbm.train(settings, data, growth.trees), None)), float("nan")
-    booster = lightgbm.train(
-        settings,
-        data,
-        growth.trees,
-        valid_sets=[lightgbm.Dataset(validation.features, validation.labels, reference=data)],
-        feval=loss,
-        callbacks=[lightgbm.early_stopping(growth.patience, verbose=False)],
-    )
-    return Trees(_as_text(booster, booster.best_iteration)), float(booster.best_score["valid_0"]["loss"])
+        return trees, float("nan")
+    return trees, loss(trees.predict(validation.features), None)[1]
+
+
+def mean_of(texts: Sequence[str]) -> str:
+    """Trees whose raw score is the mean of several models' raw scores: all of them, with their leaves divided.
+
+    Args:
+        texts: of the models, as LightGBM writes them.
+    """
+    blocks: list[str] = []
+
+    def divided(line: re.Match[str]) -> str:
+        return " ".join(repr(float(value) / len(texts)) for value in line[0].split())
+
+    for text in texts:
+        trees = text[text.index("Tree=0\n") : text.index("end of trees")]
+        for tree in re.split(r"^Tree=\d+\n", trees, flags=re.MULTILINE)[1:]:
+            scaled = re.sub(r"(?<=^leaf_value=).*", divided, tree, flags=re.MULTILINE)
+            blocks.append(f"Tree={len(blocks)}\n{scaled}")
+    # Without the trees' sizes in bytes LightGBM finds them itself.
+    head = re.sub(r"^tree_sizes=.*\n", "", texts[0][: texts[0].index("Tree=0\n")], flags=re.MULTILINE)
+    return head + "".join(blocks) + texts[0][texts[0].index("end of trees") :]
 
 
 def _plain(name: str) -> str:
     """LightGBM refuses some marks of JSON in names of features."""
     return name.replace(" ", "_").replace(":", ".").replace("'", "")
-
-
-def _as_text(booster: Any, trees: int | None) -> Any:
-    """The trees as they are read from a file: they know nothing of the data and of the objective."""
-    import lightgbm
-
-    return lightgbm.Booster(model_str=booster.model_to_string(num_iteration=trees))
 
 
 @dataclass(frozen=True)
