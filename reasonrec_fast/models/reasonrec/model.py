@@ -142,6 +142,10 @@ class ReasonRec(ClassicalRecommender):
         progress: Progress | None,
     ) -> None:
         held_out = np.zeros(0, dtype=np.int64) if validation is None else first_positives(data, validation)
+        if len(both := np.intersect1d(train, held_out)):
+            raise DataError(
+                f"validation: expected rows that are not in train; got {len(both)} in both, such as {both[0]}"
+            )
         if self.config.agent is not None and not len(held_out):
             raise DataError("validation: expected positive events, which the agent learns from; got none")
         config, catalog = self.config.agent, Catalog(data.catalog.ids, data.catalog.titles, data.catalog.attributes)
