@@ -91,6 +91,7 @@ def train(
         events = load_data(data, items, TableOptions(like, columns, time_unit, time_format))
         parts = split_by_time(events, kind)
         from reasonrec_fast.models.reasonrec import ReasonRec
+        from reasonrec_fast.models.reasonrec.storage import remove_checkpoints
 
         model = ReasonRec(settings, device=torch_device)
         model.check_events(events, parts.train)
@@ -98,6 +99,7 @@ def train(
             model.fit(events, parts.train, parts.validation, checkpoint=checkpoint, progress=training_progress(update))
         model.set_histories_from(events, np.arange(len(events)))
         model.save_pretrained(output)
+        remove_checkpoints(checkpoint)
         say(f"Model written to {output}")
 
 

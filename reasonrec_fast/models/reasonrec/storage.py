@@ -94,7 +94,8 @@ def read(folder: Path, config: ReasonRecConfig, device: torch.device) -> Parts:
 
 
 def remove_checkpoints(checkpoint: Path) -> None:
-    """Remove the state of a training that has ended, whatever part of it there is; nothing else that begins alike."""
+    """Remove the state of a training whose model is saved, whatever part of it there is; nothing else that begins
+    alike."""
     for part in ("", ".stack", ".stack.state", ".stack.state.tools", ".chain", ".ctr"):
         path = checkpoint.with_name(checkpoint.name + part)
         if path.is_dir():
