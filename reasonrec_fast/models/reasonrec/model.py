@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,7 +16,6 @@ from reasonrec_fast.data.interactions import UNLABELLED
 from reasonrec_fast.data.tables import TableLike, as_interactions
 from reasonrec_fast.models.classical.base import ClassicalRecommender
 from reasonrec_fast.models.classical.identifiers import is_text
-from reasonrec_fast.models.classical.rows import digest_of_rows
 from reasonrec_fast.models.classical.stack import Stack, StackRanking
 from reasonrec_fast.models.classical.stack_folds import first_positives
 from reasonrec_fast.models.classical.stack_tools import DEFAULT_TOOLS
@@ -152,7 +150,9 @@ class ReasonRec(ClassicalRecommender):
         if config is not None and not config.item_vectors:  # what cannot be read is refused before the stack is fitted
             agent = self._new_agent(config, catalog)
         kept = None if checkpoint is None else Path(f"{checkpoint}.stack")
-        self.stack = self._fitted_stack(data, train, validation, kept, named_part(progress, "stack"))
+        self.stack = storage.fitted_stack(
+            self.stack, data, train, validation, kept, keep=self._more_follows, progress=named_part(progress, "stack")
+        )
         liked = self.stack.histories
         self.horizon = EvidenceHorizon(liked.lengths[liked.lengths > 0], self._horizon_kind)
         self.catalog, self._prompts = catalog, None
@@ -165,31 +165,6 @@ class ReasonRec(ClassicalRecommender):
     @property
     def _horizon_kind(self) -> Any:
         return "quantile" if self.config.agent is None else self.config.agent.horizon
-
-    def _fitted_stack(
-        self,
-        data: Interactions,
-        train: np.ndarray,
-        validation: np.ndarray | None,
-        kept: Path | None,
-        progress: Progress | None,
-    ) -> Stack:
-        """The stack, or the one that a run which was killed later had fitted."""
-        if kept is not None and (kept / "config.json").is_file():
-            stack = Stack.from_pretrained(kept, device=self.device)
-            same = asdict(stack.config) == asdict(self.stack.config)
-            if not same or stack.training_digest != digest_of_rows(data, train, validation):
-                raise ValueError(
-                    f"checkpoint: expected a stack of this configuration and these events; {kept} is of another run"
-                )
-            for name, function in self.stack.functions.items():  # which are not saved
-                stack.add_tool(name, function)
-            return stack
-        state = None if kept is None else kept.with_name(f"{kept.name}.state")
-        self.stack.fit(data, train, validation, checkpoint=state, progress=progress)
-        if kept is not None and self._more_follows:
-            self.stack.save_pretrained(kept)
-        return self.stack
 
     @property
     def _more_follows(self) -> bool:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from reasonrec_fast.data import Catalog
+from reasonrec_fast.data import Catalog, Interactions
 from reasonrec_fast.files import read_json, write_json
+from reasonrec_fast.models.classical.rows import digest_of_rows
 from reasonrec_fast.models.classical.stack import Stack
 from reasonrec_fast.models.optirag import OptiRAG
 from reasonrec_fast.models.reasonrec.agent import ResidualAgent
@@ -16,6 +19,7 @@ from reasonrec_fast.models.reasonrec.chain import ChainWriter
 from reasonrec_fast.models.reasonrec.config import ReasonRecConfig
 from reasonrec_fast.models.reasonrec.router import Router
 from reasonrec_fast.training.curriculum import EvidenceHorizon
+from reasonrec_fast.training.progress import Progress
 
 PARTS = "reasonrec.json"
 _STACK, _AGENT, _CTR, _CHAIN = "stack", "agent", "ctr", "chain"
@@ -91,6 +95,45 @@ def read(folder: Path, config: ReasonRecConfig, device: torch.device) -> Parts:
         None if horizon is None else EvidenceHorizon(horizon["counts"], horizon["kind"]),
         Catalog(known["ids"], known["titles"], attributes),
     )
+
+
+def fitted_stack(
+    stack: Stack,
+    data: Interactions,
+    train: np.ndarray,
+    validation: np.ndarray | None,
+    kept: Path | None,
+    *,
+    keep: bool,
+    progress: Progress | None,
+) -> Stack:
+    """The stack, fitted; or the one that a run which was killed later had fitted.
+
+    Args:
+        stack: to fit, with its functions.
+        data, train, validation: the events, and the rows of the parts.
+        kept: folder of a killed run's stack; None for a run without a checkpoint.
+        keep: whether something is trained after it, so that it is written there.
+        progress: of the fitting.
+
+    Raises:
+        ValueError: a kept stack of another configuration or of other events.
+    """
+    if kept is not None and (kept / "config.json").is_file():
+        known = Stack.from_pretrained(kept, device=stack.device)
+        same = asdict(known.config) == asdict(stack.config)
+        if not same or known.training_digest != digest_of_rows(data, train, validation):
+            raise ValueError(
+                f"checkpoint: expected a stack of this configuration and these events; {kept} is of another run"
+            )
+        for name, function in stack.functions.items():  # which are not saved
+            known.add_tool(name, function)
+        return known
+    state = None if kept is None else kept.with_name(f"{kept.name}.state")
+    stack.fit(data, train, validation, checkpoint=state, progress=progress)
+    if kept is not None and keep:
+        stack.save_pretrained(kept)
+    return stack
 
 
 def remove_checkpoints(checkpoint: Path) -> None:
