@@ -466,6 +466,7 @@ OPTIRAG_FIT = {
     "interaction.to",  # the same graph
     "loop.read_metrics",  # the loss, for progress
     "scorer.exit_logits",  # once a batch of calibration
+    "adapters._weights_to_merge_into",  # each adapted weight, once a merge
 }
 
 
