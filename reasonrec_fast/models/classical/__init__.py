@@ -15,7 +15,8 @@ from reasonrec_fast.models.classical.popularity import Popularity, PopularityCon
 from reasonrec_fast.models.classical.recbole import RecBole, RecBoleConfig
 from reasonrec_fast.models.classical.retrieval import Recommendations
 from reasonrec_fast.models.classical.sasrec import SASRec, SASRecConfig
-from reasonrec_fast.models.classical.stack import Stack, StackConfig, StackRanking
+from reasonrec_fast.models.classical.stack import Stack
+from reasonrec_fast.models.classical.stack_config import StackConfig, StackRanking
 from reasonrec_fast.models.classical.svd import SVD, SVDConfig
 from reasonrec_fast.models.classical.text_knn import TextKNN, TextKNNConfig
 from reasonrec_fast.models.classical.text_tower import TextTower, TextTowerConfig

@@ -331,3 +331,13 @@ def read_tools(folder: Path, stored: Sequence[Mapping[str, Any]], device: torch.
         else:
             tools.append(MissingTool(entry["name"], (entry["name"],)))
     return tools
+
+
+def check_functions(tools: Sequence[Tool], histories: Histories, num_items: int) -> None:
+    """Refuse a function that fails on the first users."""
+    users = np.arange(min(histories.num_users, 2))
+    for tool in tools:
+        tool.set_histories(histories)
+        answer = tool.answer(users, num_items, None)
+        if answer.reason:
+            raise DataError(f"tools: expected scores from {tool.name}; got {answer.reason}")

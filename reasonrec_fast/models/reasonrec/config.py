@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from reasonrec_fast.lm.loading import DEFAULT_MODEL
 from reasonrec_fast.lm.vision import DEFAULT_ENCODER
-from reasonrec_fast.models.classical.stack import StackConfig
+from reasonrec_fast.models.classical.stack_config import StackConfig
 from reasonrec_fast.models.optirag.config import OptiRAGConfig
 from reasonrec_fast.settings import (
     Bound,

@@ -16,7 +16,8 @@ from reasonrec_fast.data.interactions import UNLABELLED
 from reasonrec_fast.data.tables import TableLike, as_interactions
 from reasonrec_fast.models.classical.base import ClassicalRecommender
 from reasonrec_fast.models.classical.identifiers import is_text
-from reasonrec_fast.models.classical.stack import Stack, StackRanking
+from reasonrec_fast.models.classical.stack import Stack
+from reasonrec_fast.models.classical.stack_config import StackRanking
 from reasonrec_fast.models.classical.stack_folds import first_positives
 from reasonrec_fast.models.classical.stack_tools import DEFAULT_TOOLS
 from reasonrec_fast.models.optirag import OptiRAG
