@@ -47,6 +47,9 @@ def load_sequences(folder: str | Path) -> Interactions:
             raise DataError(
                 f"{path}, line {number}: expected another user than in line {line_of_user[user]}; got {user!r}"
             )
+        strange = next((word for word in words if not _is_number(word)), None)
+        if strange is not None:  # Python's numbers may have other forms, by which two items would become one
+            raise DataError(f"{path}, line {number}: expected whole numbers such as 17; got {strange!r}")
         try:
             rows.append(np.array(words, dtype=np.int64))
         except (ValueError, OverflowError) as error:
@@ -67,6 +70,12 @@ def load_sequences(folder: str | Path) -> Interactions:
         list(line_of_user),
         _catalog(folder, [str(item) for item in ids.tolist()]),
     )
+
+
+def _is_number(word: str) -> bool:
+    """Whether a word is a whole number in its shortest form."""
+    digits = word.removeprefix("-")
+    return digits.isascii() and digits.isdigit() and (word == "0" or digits[0] != "0")
 
 
 def _catalog(folder: Path, ids: list[str]) -> Catalog:

@@ -106,3 +106,10 @@ def test_negatives_are_uniform():
 def test_who_has_had_everything_is_given_anything():
     drawn = NegativeSampler(Histories.from_lists([[0, 1]]), 2).draw(np.array([0]), 50, np.random.default_rng(0))
     assert set(drawn[0].tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("word", ["1_0", "05", "+5", "٣", "-0"])
+def test_another_form_of_a_number_is_not_the_same_item(tmp_path, word):
+    (tmp_path / "sequences.txt").write_text(f"1 10 5 3\n2 {word} 7\n", encoding="utf-8")
+    with pytest.raises(DataError, match="line 2: expected whole numbers such as 17; got"):
+        load_sequences(tmp_path)
