@@ -309,7 +309,7 @@ def test_candidates_are_scored_by_what_was_known_before_the_target(events, tiny_
     [
         (("negatives = 4", "negatives = 0"), "negatives: expected at least 1, as OptiRAG scores the candidates"),
         (("negatives = 4", "negatives = 4\nvalidation_is_history = false"), "OptiRAG reads all that a user did before"),
-        (("'ranking'", "'explanation'"), "models.kind: expected one of ConstantText, MinimumRiskText, Nea"),
+        (("'ranking'", "'explanation'"), "models.kind: expected one of ConstantText, ExplanationWriter, Min"),
         (("'ranking'", "'judge'"), "models.kind: expected one of FeatureJudge for task 'judge'; got 'optirag'"),
         (("kind = 'movielens-small'", "kind = 'explanations'"), "datasets.kind: expected one of sequences, .* for"),
         (("kind = 'movielens-small'", "kind = 'opinions'"), "test: expected a file of opinions; got none"),

@@ -46,6 +46,7 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "FeatureJudge": ("reasonrec_fast.models.classical.judge", "FeatureJudge"),
     "optirag": ("reasonrec_fast.models.optirag", "OptiRAG"),
     "ReasonRec": ("reasonrec_fast.models.reasonrec", "ReasonRec"),
+    "ExplanationWriter": ("reasonrec_fast.models.reasonrec.explanation", "ExplanationWriter"),
 }
 """Module and class, by what ``config.json`` of a saved model and a TOML experiment call it."""
 
@@ -54,7 +55,7 @@ TaskName = Literal["ranking", "ctr", "explanation", "judge"]
 TASKS: dict[TaskName, tuple[str, ...]] = {
     "ranking": (*CLASSICAL, "optirag", "ReasonRec"),
     "ctr": (*CLASSICAL, "optirag", "ReasonRec"),
-    "explanation": tuple(_WRITERS),
+    "explanation": (*_WRITERS, "ExplanationWriter"),
     "judge": ("FeatureJudge",),
 }
 """Which architectures do a task; the protocols are those of :mod:`reasonrec_fast.models.base`."""

@@ -154,7 +154,7 @@ def train_supervised(
         model, optimizer, seed=settings.seed, clip=settings.clip, schedule=warmup_cosine(steps, settings.warmup),
         checkpoint=checkpoint,
         fingerprint={
-            "settings": asdict(settings), "groups": _digest(groups),
+            "settings": asdict(settings), "groups": groups_digest(groups),
             **({} if sampler is None else {"sampler": sampler.identity}), **(fingerprint or {}),
         },
         progress=progress, trackers=trackers, accelerator=accelerator,
@@ -212,7 +212,8 @@ def _checked_groups(groups: Sequence[SupervisedGroup], decoder: Decoder) -> list
     return checked
 
 
-def _digest(groups: Sequence[SupervisedGroup]) -> str:
+def groups_digest(groups: Sequence[SupervisedGroup]) -> str:
+    """BLAKE2b of prefixes, continuations and which tokens count, 32 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=16)
     for group in groups:
         for part in map(np.asarray, (group.prefix, *group.continuations, group.flat_chosen())):

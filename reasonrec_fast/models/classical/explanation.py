@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -40,6 +40,8 @@ class TextWriter(PushToHub, ABC):
     """
 
     config_type: ClassVar[type] = TextWriterConfig
+    more_files: ClassVar[Collection[str]] = ()
+    """Further files of a saved writer."""
 
     def __init__(self, config: Any = None, *, device: torch.device | str | None = None) -> None:
         self.config = self.config_type() if config is None else config
@@ -99,13 +101,15 @@ class TextWriter(PushToHub, ABC):
         """
         if self.texts is None:
             raise DataError("model: expected one that is fitted or loaded; got a new one")
-        texts = self.texts
+        save_folder(folder, type(self).__name__, _FORMAT, (_TEXTS, *self.more_files), self._save)
 
-        def write(temporary: Path) -> Mapping[str, Any]:
-            write_json(temporary / _TEXTS, texts)
-            return {"config": asdict(self.config)}
+    def _save(self, folder: Path) -> Mapping[str, Any]:
+        """Write all files but the settings, and return these."""
+        write_json(folder / _TEXTS, self.texts)
+        return {"config": asdict(self.config)}
 
-        save_folder(folder, type(self).__name__, _FORMAT, (_TEXTS,), write)
+    def _load(self, folder: Path) -> None:
+        """Read further files of a saved writer, after :meth:`_prepare`."""
 
     @classmethod
     def from_pretrained(
@@ -120,7 +124,7 @@ class TextWriter(PushToHub, ABC):
 
         Args:
             folder: the model, or a repository of the Hugging Face hub.
-            device: unused.
+            device: of a language model, where the writer has one.
             revision, token: of the repository.
 
         Raises:
@@ -129,9 +133,10 @@ class TextWriter(PushToHub, ABC):
         """
 
         def read(folder: Path, stored: dict[str, Any]) -> Kind:
-            model = cls(settings_from(cls.config_type, stored["config"], str(folder)))
+            model = cls(settings_from(cls.config_type, stored["config"], str(folder)), device=device)
             model.texts = read_json(folder / _TEXTS)
             model._prepare()
+            model._load(folder)
             return model
 
         return load_folder(folder, cls.__name__, _FORMAT, read, revision=revision, token=token)

@@ -64,11 +64,21 @@ def _overlaps(words: np.ndarray, indptr: np.ndarray) -> np.ndarray:
     return result
 
 
-def agreement(texts: Sequence[str]) -> np.ndarray:
-    """Mean overlap of each text with the others, float64 ``[N]``: minus its Bayes risk, were they samples of what is to
-    be written (Kumar and Byrne 2004); 0 for a text alone."""
-    values = overlaps(texts)
-    return (values.sum(1) - values.diagonal()) / max(len(texts) - 1, 1)
+def agreement(texts: Sequence[str], variants: Sequence[str] = ()) -> np.ndarray:
+    """Mean overlap of each text with the other texts, float64 ``[N + M]``: minus its Bayes risk, were they samples of
+    what is to be written (Kumar and Byrne 2004); 0 for a text alone.
+
+    Args:
+        texts: ``N`` of them, all different.
+        variants: ``M`` more, whose overlap with the texts is measured and that count as no sample themselves.
+
+    >>> agreement(["a warm room", "a room"], ["room"]).round(2).tolist()
+    [0.8, 0.8, 0.58]
+    """
+    count = len(texts)
+    values = overlaps([*texts, *variants])[:, :count]
+    own = np.eye(len(values), count)
+    return (values * (1 - own)).sum(1) / np.maximum(count - own.sum(1), 1)
 
 
 def offer_of(profile: str) -> str:
@@ -116,6 +126,18 @@ class MinimumRiskTextConfig:
                 raise ValueError(f"templates: expected one of {', '.join(_FIELDS)} in each; got {template!r}")
 
 
+@dataclass(frozen=True)
+class _Pool:
+    """Candidates of a pair, their agreement and their similarity to its item, float ``[N]`` each."""
+
+    texts: list[str]
+    agreement: np.ndarray
+    similarity: np.ndarray
+
+    def best(self, weight: float) -> str:
+        return self.texts[int(np.argmax((1 - weight) * self.agreement + weight * self.similarity))]
+
+
 _FIELDS = ("title", "item_profile", "offer")
 _FIELD = re.compile(r"\{(\w+)\}")
 
@@ -148,11 +170,18 @@ class MinimumRiskText(TextWriter):
         if self.config.weight is None and not len(validation):
             raise DataError("validation: expected explanations to choose the weight on; got none")
         super().fit(train, validation, **options)
-        assert self.texts is not None
-        self.texts["weight"] = self.config.weight
-        if self.config.weight is None:
-            self.texts["weight"] = self._chosen_weight(validation)
+        try:
+            self._tune(train, validation, **options)
+            assert self.texts is not None
+            weight = self.config.weight
+            self.texts["weight"] = self._chosen_weight(validation) if weight is None else weight
+        except BaseException:
+            self.texts = None  # as before: not fitted
+            raise
         return self
+
+    def _tune(self, train: Sequence[Explanation], validation: Sequence[Explanation], **options: Any) -> None:
+        """What is learnt after the texts are kept and before the weight is chosen."""
 
     def _learned(self, train: Sequence[Explanation]) -> dict[str, Any]:
         return {
@@ -169,20 +198,22 @@ class MinimumRiskText(TextWriter):
 
     def _written(self, queries: Sequence[ExplanationQuery]) -> list[str]:
         assert self.texts is not None
-        weight, texts = self.texts["weight"], []
-        for query in queries:
-            candidates, agree, similar = self._weighed(query)
-            texts.append(candidates[int(np.argmax((1 - weight) * agree + weight * similar))])
-        return texts
+        return [pool.best(self.texts["weight"]) for pool in self._weighed(queries)]
 
-    def _weighed(self, query: ExplanationQuery) -> tuple[list[str], np.ndarray, np.ndarray]:
-        """The candidates of a pair, their agreement and their similarity to its item."""
-        candidates = self.candidates(query)
-        item, *vectors = (self._vector(text) for text in (f"{query.title}. {query.item_profile}", *candidates))
-        return candidates, agreement(candidates), np.stack(vectors) @ item
+    def _weighed(self, queries: Sequence[ExplanationQuery]) -> list[_Pool]:
+        pools = []
+        for query, (texts, variants) in zip(queries, self._candidates(queries), strict=True):
+            everything = [*texts, *variants]
+            item, *vectors = (self._vector(text) for text in (f"{query.title}. {query.item_profile}", *everything))
+            pools.append(_Pool(everything, agreement(texts, variants), np.stack(vectors) @ item))
+        return pools
+
+    def _candidates(self, queries: Sequence[ExplanationQuery]) -> list[tuple[list[str], list[str]]]:
+        """What the text of each pair is chosen from: candidates, and variants that others need not agree with."""
+        return [(self.candidates(query), []) for query in queries]
 
     def candidates(self, query: ExplanationQuery) -> list[str]:
-        """What a pair's text is chosen from: those of the nearest pairs, nearest first, then the templates."""
+        """Explanations of the nearest pairs, nearest first, then the templates."""
         assert self.texts is not None
         similarity = self._pairs @ self._vector(_described(query))
         nearest = np.argsort(-similarity, kind="stable")[: self.config.neighbours]
@@ -202,10 +233,10 @@ class MinimumRiskText(TextWriter):
 
     def _chosen_weight(self, validation: Sequence[Explanation]) -> float:
         references = [line.explanation for line in validation]
-        weighed = [self._weighed(line.query) for line in validation]
+        pools = self._weighed([line.query for line in validation])
         values = []
         for weight in WEIGHTS:
-            chosen = [texts[int(np.argmax((1 - weight) * agree + weight * near))] for texts, agree, near in weighed]
+            chosen = [pool.best(weight) for pool in pools]
             overlap = np.mean([overlaps(pair)[0, 1] for pair in zip(chosen, references, strict=True)])
             ranks = reference_ranks(chosen, references, lambda texts: np.stack([self._vector(text) for text in texts]))
             values.append(float(overlap + np.mean(1 / ranks)))
