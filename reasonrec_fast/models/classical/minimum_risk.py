@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from reasonrec_fast.evaluation import reference_ranks
 from reasonrec_fast.lm.text_encoder import TextEncoder
 from reasonrec_fast.models.classical.explanation import TextWriter
 from reasonrec_fast.settings import Count, Share, check_settings
+from reasonrec_fast.training.progress import Progress
 
 WEIGHTS = tuple(number / 40 for number in range(21))
 """Weights that the validation part chooses from."""
@@ -159,7 +161,9 @@ class MinimumRiskText(TextWriter):
         self,
         train: Sequence[Explanation],
         validation: Sequence[Explanation] = (),
-        **options: Any,
+        *,
+        checkpoint: str | Path | None = None,
+        progress: Progress | None = None,
     ) -> MinimumRiskText:
         """Keep the training explanations, and choose the weight: the one with the largest sum of ROUGE-L's F-measure
         and the reciprocal rank of a text's own reference on the validation part.
@@ -169,9 +173,9 @@ class MinimumRiskText(TextWriter):
         """
         if self.config.weight is None and not len(validation):
             raise DataError("validation: expected explanations to choose the weight on; got none")
-        super().fit(train, validation, **options)
+        super().fit(train, validation)
         try:
-            self._tune(train, validation, **options)
+            self._tune(train, validation, checkpoint, progress)
             assert self.texts is not None
             weight = self.config.weight
             self.texts["weight"] = self._chosen_weight(validation) if weight is None else weight
@@ -180,7 +184,13 @@ class MinimumRiskText(TextWriter):
             raise
         return self
 
-    def _tune(self, train: Sequence[Explanation], validation: Sequence[Explanation], **options: Any) -> None:
+    def _tune(
+        self,
+        train: Sequence[Explanation],
+        validation: Sequence[Explanation],
+        checkpoint: str | Path | None,
+        progress: Progress | None,
+    ) -> None:
         """What is learnt after the texts are kept and before the weight is chosen."""
 
     def _learned(self, train: Sequence[Explanation]) -> dict[str, Any]:

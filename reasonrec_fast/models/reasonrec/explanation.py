@@ -91,9 +91,8 @@ class ExplanationWriter(MinimumRiskText):
         self,
         train: Sequence[Explanation],
         validation: Sequence[Explanation],
-        *,
-        checkpoint: str | Path | None = None,
-        progress: Progress | None = None,
+        checkpoint: str | Path | None,
+        progress: Progress | None,
     ) -> None:
         if checkpoint is not None:
             self._generator.store = SampleStore(Path(f"{checkpoint}.samples.jsonl"))
