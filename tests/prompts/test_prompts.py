@@ -172,7 +172,7 @@ W = {"name": "w", "prefix": "", "suffix": "{title}"}
 
 def test_templates_of_the_package_have_several_wordings():
     reasoning = {f"reason_{task}": task for task in ("sequential", "direct", "ctr", "explanation")}
-    names = {**dict(zip(TASKS, TASKS, strict=True)), **reasoning}
+    names = {**dict(zip(TASKS, TASKS, strict=True)), **reasoning, "explanation_pattern": "explanation"}
     assert {path.stem for path in FOLDER.glob("*.json")} == set(names)
     for name, task in names.items():
         template = load_template(name)
