@@ -24,7 +24,6 @@ PAGES = (
     ROOT / "docs" / "results.md",
     ROOT / "docs" / "early-exit.md",
     ROOT / "docs" / "evaluate.md",
-    ROOT / "docs" / "explanations.md",
 )
 BLOCK = re.compile(r"<!-- (?P<kind>[a-z-]+): (?P<names>[^>]*?) -->\n.*?<!-- end -->", re.DOTALL)
 

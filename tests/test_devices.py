@@ -740,6 +740,10 @@ REQUIRED = {
     ("classical", "fit"): ["--model", "sasrec", "--data", "x.csv", "--output", "model"],
     ("classical", "recommend"): ["--model", "model", "--output", "y.csv"],
     ("classical", "evaluate"): ["--model", "model", "--data", "x.csv"],
+    ("reasonrec", "train"): ["--data", "x.csv", "--output", "model"],
+    ("reasonrec", "evaluate"): ["--model", "model", "--data", "x.csv"],
+    ("reasonrec", "recommend"): ["--model", "model"],
+    ("reasonrec", "explain"): ["--model", "model", "--user", "u", "--item", "i"],
 }
 
 

@@ -119,7 +119,7 @@ def test_a_folder_names_what_wrote_it(fitted, tmp_path):
     with pytest.raises(ValueError, match="folder: expected an EASE of format 1; .* holds 'Popularity' of format 1"):
         EASE.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"architecture": "Unknown", "format": 1}')
-    with pytest.raises(ValueError, match="folder: expected a saved AttributeKNN, .*optirag; .* holds 'Unknown'"):
+    with pytest.raises(ValueError, match="folder: expected a saved AttributeKNN, .*optirag, .*; .* holds 'Unknown'"):
         reasonrec_fast.load(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(ValueError, match="holds None"):

@@ -172,7 +172,7 @@ def test_heads_of_more_answers_are_trained():
     scores = model.predict(batches[0].groups, policy=ExitPolicy(((-INF,),), "margin"))
     assert (scores.prediction == batches[0].labels).float().mean() > 0.9 and set(scores.depth.tolist()) == {1}
     for wrong in (ExitTraining(mode="distil", pairwise_weight=0.0), ExitTraining()):
-        with pytest.raises(ValueError, match="pairwise_weight 0 for 3 answers"):
+        with pytest.raises(ValueError, match="pairwise_weight 0 and loss 'binary' for 3 answers"):
             train_exits(model, batches, lambda batch: batch, wrong)
 
 

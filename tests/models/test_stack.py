@@ -365,3 +365,10 @@ def test_a_fit_that_was_killed_goes_on(walks, split, tmp_path):
     assert not kept.exists()
     whole = Stack(config).fit(walks, split.train, split.validation)
     np.testing.assert_array_equal(resumed.rank(np.arange(9), 4).logits, whole.rank(np.arange(9), 4).logits)
+
+
+def test_the_default_trees_grow_on_a_small_shop(walks, split):
+    """A leaf of 200 candidates would be more than there are."""
+    data = walks.take(np.flatnonzero(walks.users < 12))
+    stack = Stack(StackConfig(tools=("ItemKNN", "Popularity"), trees=5)).fit(data)
+    assert stack.trees.num_trees == 5

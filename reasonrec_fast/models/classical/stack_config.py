@@ -22,7 +22,7 @@ class StackConfig:
         candidates: items that each tool nominates; the trees order their union.
         depth: ranks of a tool are told apart up to here.
         trees, patience: trees at most, and trees without less loss on validation before stopping.
-        learning_rate, leaves, min_leaf: of the trees.
+        learning_rate, leaves, min_leaf: of the trees; of few candidates a leaf needs a twentieth of them at most.
         ensemble_size: models of trees with different seeds, whose logits are averaged; so many times the trees.
         users: whose last training events the trees learn, and whose first validation events stop and calibrate them, at
             most; drawn where there are more.

@@ -91,7 +91,8 @@ def fit_trees(train: Examples, validation: Examples | None, growth: Growth, name
 
     settings = {
         "objective": objective, "metric": "none", "learning_rate": growth.learning_rate, "num_leaves": growth.leaves,
-        "min_data_in_leaf": growth.min_leaf, "feature_fraction": 0.4, "lambda_l2": 10.0, "max_bin": 127,
+        "min_data_in_leaf": min(growth.min_leaf, max(len(train.labels) // 20, 1)),
+        "feature_fraction": 0.4, "lambda_l2": 10.0, "max_bin": 127,
         "deterministic": True, "force_row_wise": True, "verbosity": -1,
         "num_threads": torch.get_num_threads(),
     }  # fmt: skip
