@@ -75,7 +75,7 @@ def settings_from(kind: type[Kind], values: Any, source: str) -> Kind:
         raise ValueError(f"{source}: expected {', '.join(sorted(known))}; got {unknown[0]!r}")
     fields_by_name = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     for name, value in fields_by_name.items():
-        nested = next((kind for kind in (known[name], *get_args(known[name])) if is_dataclass(kind)), None)
+        nested = next((option for option in (known[name], *get_args(known[name])) if is_dataclass(option)), None)
         if isinstance(value, Mapping) and nested is not None:
             fields_by_name[name] = settings_from(nested, value, f"{source}: {name}")  # type: ignore[arg-type]
     try:

@@ -153,3 +153,8 @@ def pretended_device() -> Iterator[PretendedDevice]:
         adam = sys.modules[torch.optim.Adam.__module__]  # torch hides the module behind its class
         patch.setattr(adam, "_device_dtype_check_for_fused", lambda *arguments, **named: None)
         yield device
+
+
+def all_on_device(module: torch.nn.Module) -> bool:
+    """Whether all parameters and buffers are on the pretended device."""
+    return all(isinstance(tensor, OnDevice) for tensor in (*module.parameters(), *module.buffers()))

@@ -7,7 +7,6 @@ functions that read values back are listed here, and any other fails.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from dataclasses import replace
@@ -15,24 +14,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import typer
 from early_exit.tiny import Letters, tiny
 from models.conftest import config  # noqa: F401
-from pretended_device import DEVICE, OnDevice, pretended_device
-from typer.testing import CliRunner
-from word_encoder import WordEncoder
+from pretended_device import DEVICE, OnDevice, all_on_device, pretended_device
 
 from reasonrec_fast import EarlyExitRanker, InteractionGraph
-from reasonrec_fast.cli.main import app
-from reasonrec_fast.data import Histories, Interactions, split_by_time
+from reasonrec_fast.data import split_by_time
 from reasonrec_fast.devices import on_device, resolve_device, to_device
 from reasonrec_fast.early_exit import EarlyExitModel, ExitPolicy
 from reasonrec_fast.early_exit.requests import GroupInputs, request_batches
-from reasonrec_fast.experiments.config import load_experiment
-from reasonrec_fast.experiments.runner import load_runs, run_experiment
 from reasonrec_fast.lm import Decoder
 from reasonrec_fast.lm.prefix_cache import weights_mark
-from reasonrec_fast.models import classical, item_texts
+from reasonrec_fast.models import classical
 from reasonrec_fast.models.optirag import OptiRAG
 from reasonrec_fast.models.optirag import scorer as optirag_scorer
 from reasonrec_fast.models.optirag.embeddings import EmbeddingConfig, GraphEmbeddings
@@ -46,10 +39,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*to a meta parameter in the cur
 
 GROUPS = [([5, 6, 7, 8, 9], [[10, 11], [12], [13, 14, 15]]), ([], [[20, 21, 22]]), ([30] * 17, [[31, 32]])]
 ROWS = 5
-
-
-def all_on_device(module: torch.nn.Module) -> bool:
-    return all(isinstance(tensor, OnDevice) for tensor in (*module.parameters(), *module.buffers()))
 
 
 # Which device is meant
@@ -557,207 +546,6 @@ def test_graph_embeddings_train_where_their_graph_is():
         torch.testing.assert_close(model.score(*pairs).cpu(), expected)
         to_device = GraphEmbeddings(graphs[0], settings).fit(graphs[1]).to(DEVICE)
         torch.testing.assert_close(to_device.score(*pairs).cpu(), expected)
-
-
-# Classical models
-
-QUICK = {"epochs": 2, "patience": 2, "batch": 128}
-# What a fit reads back.
-LOSS = Counter({"epochs.train_epochs": 2})  # once an epoch
-GRAPH = Counter({"interaction._checked_count": 4, "sorting.graph_by_sorting": 2})  # once a graph
-FIELDS = Counter({"fields.host": 3})  # what indices are made of, once a model
-MODELS = {
-    "Popularity": ({}, Counter()),
-    "Bias": ({}, Counter()),
-    "ItemKNN": ({}, Counter()),
-    "DirectedItemKNN": ({}, Counter()),
-    "AttributeKNN": ({}, Counter()),
-    "EASE": ({}, Counter()),
-    "SVD": ({"dim": 8}, Counter()),
-    "BPR": ({"dim": 8, **QUICK}, LOSS),
-    "BPR, softmax": ({"dim": 8, "loss": "softmax", "negatives": 0, **QUICK}, LOSS),
-    "LightGCN": ({"dim": 8, "layers": 2, **QUICK}, LOSS + GRAPH),
-    "SASRec": ({"dim": 8, "layers": 1, "dropout": 0.0, "precision": "float32", **QUICK}, LOSS),
-    "SASRec, bias": ({"dim": 8, "layers": 1, "dropout": 0.0, "precision": "float32", "item_bias": True, **QUICK}, LOSS),
-    "BSARec": ({"dim": 8, "layers": 1, "dropout": 0.0, "precision": "float32", **QUICK}, LOSS),
-    "TextKNN": ({}, Counter()),
-    "TextTower": ({"dim": 8, "hidden": 8, "dropout": 0.0, "precision": "float32", **QUICK}, LOSS),
-    "FM": ({"dim": 4, **QUICK}, LOSS + FIELDS),
-    "DCNv2": ({"dim": 4, "deep": (8,), "dropout": 0.0, **QUICK}, LOSS + FIELDS),
-}
-ONCE_A_FIT = {
-    "base._apply", "lightgcn.prepare", "sequence.fit_rows", "fields.describe", "item_to_item.fit_interactions",
-    "sparse_items.keep", "svd.fit_closed_form", "text_knn.fit_closed_form", "text_tower.prepare",
-    "bias.fit_closed_form", "popularity.fit_closed_form",
-}  # fmt: skip
-# What scores and recommendations read back: one array, and two; products of sparse matrices are the host's.
-RESULTS = ("base.score", "vectors.score", "bias.score", "popularity.score", "ctr.score")
-
-
-def made(name, device):
-    kind = getattr(classical, name.split(",")[0])
-    return kind(kind.config_type(**MODELS[name][0]), device=device)
-
-
-@pytest.fixture(scope="module")
-def clicks():
-    generator = np.random.default_rng(0)
-    users, items = generator.integers(0, 30, 700), generator.integers(0, 25, 700)
-    return Interactions.from_columns(
-        [str(u) for u in users], [str(i) for i in items],
-        ((users + items) % 3 > 0).astype(int).tolist(), range(700),
-        titles={str(i): f"thing {i}" for i in range(25)},
-        attributes={"kind": {str(i): (f"k{i % 2}",) for i in range(25)}},
-    )  # fmt: skip
-
-
-def outputs_of(model, data):
-    users, items = np.array([0, 3, 3, 29]), np.array([1, 2, 24, 0])
-    best = model.recommend(np.arange(30), 4)
-    return model.score(users, items), best.scores, best.items
-
-
-def same(result, expected):
-    for first, second in zip(result[:2], expected[:2], strict=True):
-        np.testing.assert_allclose(first, second, atol=2e-4, rtol=1e-3)
-    assert (result[2] == expected[2]).mean() > 0.95  # except for near ties
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_a_classical_model_lives_on_a_device(clicks, name, tmp_path, monkeypatch):
-    monkeypatch.setattr(item_texts, "TextEncoder", WordEncoder)
-    parts = split_by_time(clicks, "global_time")
-    cpu_model = made(name, "cpu").fit(clicks, parts.train, parts.validation)
-    expected = outputs_of(cpu_model, clicks)
-    with pretended_device() as device:
-        device_model = made(name, DEVICE)
-        device.forget()
-        device_model.fit(clicks, parts.train, progress=lambda *report: None)
-        assert device_model.device == DEVICE and all_on_device(device_model)
-        assert device.reads <= MODELS[name][1], device.reads
-        assert set(device.waits) <= ONCE_A_FIT, device.waits
-        device_model = made(name, DEVICE).fit(clicks, parts.train, parts.validation)
-        device.forget()
-        same(outputs_of(device_model, clicks), expected)
-        products = device.reads.pop("sparse_items.matrix", 0)
-        assert products == (6 if name in ("ItemKNN", "DirectedItemKNN", "AttributeKNN") else 0)
-        (score,) = set(RESULTS) & set(device.reads)
-        assert device.reads <= Counter({score: 1, "retrieval.retrieve": 2}) + GRAPH, device.reads
-        assert set(device.waits) <= {"item_to_item.scores", "sparse_items.dense", "attribute_knn.scores"}, device.waits
-        device_model.save_pretrained(tmp_path / "device")
-        cpu_model.save_pretrained(tmp_path / "cpu")
-        loaded = type(cpu_model).from_pretrained(tmp_path / "cpu", device=DEVICE)
-        assert loaded.device == DEVICE and all_on_device(loaded)
-        same(outputs_of(loaded, clicks), expected)
-        same(outputs_of(cpu_model.to(DEVICE), clicks), expected)
-        assert cpu_model.device == DEVICE
-        assert cpu_model.to("cpu").device == torch.device("cpu")
-    same(outputs_of(cpu_model, clicks), expected)
-    loaded = type(cpu_model).from_pretrained(tmp_path / "device", device="cpu")
-    same(outputs_of(loaded, clicks), expected)
-
-
-def test_sampled_classes_are_counted_once_a_step(clicks):
-    """The remaining reads from the device in a step; remove the entry when one is fixed."""
-    kind = classical.SASRecConfig(**{**MODELS["SASRec"][0], "negatives": 8, "epochs": 1})
-    with pretended_device() as device:
-        rows = np.arange(len(clicks))
-        classical.SASRec(kind, device=DEVICE).fit(clicks, rows, progress=lambda *report: None)
-    assert set(device.reads) == {"sampled_softmax.item_cross_entropy", "epochs.train_epochs"}
-    assert device.reads["epochs.train_epochs"] == 1
-
-
-def test_new_users_are_folded_in_on_a_device(clicks):
-    model = made("LightGCN", "cpu").fit(clicks, np.arange(len(clicks)))
-    model.set_histories(Histories.from_lists([[1]] * 30 + [[2, 4, 6]]))
-    expected = model.recommend(np.array([30, 2]), 3)
-    with pretended_device() as device:
-        model.to(DEVICE)
-        device.forget()
-        result = model.recommend(np.array([30, 2]), 3)
-        assert device.reads <= Counter({"retrieval.retrieve": 2}) + GRAPH and not device.waits
-    assert np.array_equal(result.items, expected.items)
-
-
-def test_a_model_without_tensors_remembers_where_they_belong():
-    with pretended_device():
-        assert classical.BPR(device="cpu").to(DEVICE).device == DEVICE
-    with pytest.raises(ValueError, match="device: expected"):
-        classical.FM(device="gpu")
-
-
-# Experiments and commands
-
-TOML = """
-seeds = [0]
-device = "cpu"
-[[datasets]]
-kind = "sequences"
-path = "tiny"
-[[models]]
-kind = "BPR"
-dim = 4
-epochs = 1
-[evaluation]
-ks = [1]
-"""
-
-
-def test_a_result_is_the_same_on_another_device_and_tells_where_it_was_made(tmp_path):
-    (tmp_path / "tiny").mkdir()
-    lines = [f"{user} " + " ".join(str((user + step) % 12) for step in range(6)) for user in range(15)]
-    (tmp_path / "tiny" / "sequences.txt").write_text("\n".join(lines) + "\n")
-    (tmp_path / "one.toml").write_text(TOML)
-    experiment, output = load_experiment(tmp_path / "one.toml"), tmp_path / "runs.jsonl"
-    assert experiment.device == "cpu"
-    with pretended_device():
-        (device_run,) = run_experiment(experiment, tmp_path, output, device=DEVICE)
-    assert device_run.machine["device"] == "meta"
-    assert run_experiment(experiment, tmp_path, output) == [device_run]
-    (cpu_run,) = run_experiment(experiment, tmp_path, tmp_path / "other.jsonl")
-    assert cpu_run.machine["device"] == "cpu" and cpu_run.key == device_run.key
-    assert cpu_run.metrics == pytest.approx(device_run.metrics)
-    (tmp_path / "one.toml").write_text(TOML.replace('"cpu"', '"gpu"'))
-    with pytest.raises(ValueError, match="device: expected 'cpu', 'cuda' or 'cuda:N'; got 'gpu'"):
-        run_experiment(load_experiment(tmp_path / "one.toml"), tmp_path, output)
-    assert json.loads(output.read_text())["machine"]["device"] == "meta" and len(load_runs(output)) == 1
-
-
-def commands(group=None, path=()):
-    group = typer.main.get_command(app) if group is None else group
-    for name, command in group.commands.items():
-        if hasattr(command, "commands"):
-            yield from commands(command, (*path, name))
-        else:
-            yield (*path, name), command
-
-
-REQUIRED = {
-    ("optirag", "train"): ["--output", "model"],
-    ("optirag", "evaluate"): ["--model", "model"],
-    ("optirag", "predict"): ["--model", "model", "--data", "x.csv", "--output", "y.csv"],
-    ("evaluate",): ["{toml}"],
-    ("classical", "fit"): ["--model", "sasrec", "--data", "x.csv", "--output", "model"],
-    ("classical", "recommend"): ["--model", "model", "--output", "y.csv"],
-    ("classical", "evaluate"): ["--model", "model", "--data", "x.csv"],
-    ("reasonrec", "train"): ["--data", "x.csv", "--output", "model"],
-    ("reasonrec", "evaluate"): ["--model", "model", "--data", "x.csv"],
-    ("reasonrec", "recommend"): ["--model", "model"],
-    ("reasonrec", "explain"): ["--model", "model", "--user", "u", "--item", "i"],
-}
-
-
-@pytest.mark.parametrize("path", [path for path, _ in commands()], ids=" ".join)
-def test_every_command_takes_a_device(path, tmp_path, monkeypatch):
-    """Every command that runs a model refuses a missing device before anything is read or trained."""
-    (tmp_path / "one.toml").write_text(TOML)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    arguments = [word.replace("{toml}", str(tmp_path / "one.toml")) for word in REQUIRED.get(path, [])]
-    for device, expected in (("cuda", "device: expected 'cpu', since"), ("gpu", "device: expected 'cpu', 'cuda'")):
-        done = CliRunner().invoke(app, [*path, *arguments, "--device", device])
-        assert done.exit_code == 2, done.output
-        assert [line for line in done.output.splitlines() if expected in line], done.output
 
 
 def test_out_of_memory_names_the_batch(monkeypatch):

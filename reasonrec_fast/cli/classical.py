@@ -159,17 +159,9 @@ def recommend(
         torch_device = resolve_device(device)
         check_output(output, users, data)
         options = TableOptions(like, columns, time_unit, time_format)
-        names = options.values()["columns"]
-        if data is None and (like, time_unit, time_format) != (None, None, None):
-            raise ValueError("--like, --time-unit, --time-format: expected with --data, which they describe; got none")
+        check_described(data, options)
         loaded = load_recommender(model, device=torch_device)
-        table = None if users is None else read_table(users)
-        if data is not None:
-            history = load_data(data, None, options)
-            loaded.set_histories_from_table(history)
-        if table is None:
-            table = Table({"user": pa.array(loaded.known_users.ids, pa.string())}, Source())
-        user_indices = users_of(loaded, table.renamed(names))
+        table, user_indices = users_to_serve(loaded, None if users is None else read_table(users), data, options)
         with progress_bar("Recommending") as update:
             write_parts(output, table, ("rank", "item", "score"), _recommended(loaded, user_indices, k, update))
         if output != "-":
@@ -241,12 +233,33 @@ def _measured(task: str, ks: str | None, negatives: int | None) -> EvaluationCon
 
     if task == "ctr" and (ks, negatives) != (None, None):
         raise ValueError("--ks, --negatives: expected with --task ranking; got ctr")
-    cutoffs = (ks or "5,10,20").split(",")
-    if not all(part.strip().isdecimal() and int(part) for part in cutoffs):
+    values = {"task": task, "ks": cutoffs_of(ks or "5,10,20"), "negatives": negatives or 0}
+    return settings_from(EvaluationConfig, values, "options")
+
+
+def cutoffs_of(ks: str) -> list[int]:
+    """The option ``--ks``, such as ``5,10``."""
+    parts = ks.split(",")
+    if not all(part.strip().isdecimal() and int(part) for part in parts):
         raise ValueError(f"--ks: expected cutoffs such as 5,10; got {ks!r}")
-    return settings_from(
-        EvaluationConfig, {"task": task, "ks": [int(part) for part in cutoffs], "negatives": negatives or 0}, "options"
-    )
+    return [int(part) for part in parts]
+
+
+def check_described(data: str | None, options: TableOptions) -> None:
+    """Refuse options of a table of histories where there is none."""
+    if data is None and (options.like, options.time_unit, options.time_format) != (None, None, None):
+        raise ValueError("--like, --time-unit, --time-format: expected with --data, which they describe; got none")
+
+
+def users_to_serve(
+    model: ClassicalRecommender, table: Table | None, data: str | None, options: TableOptions
+) -> tuple[Table, np.ndarray]:
+    """Set the histories of ``--data``; returns a table of users, by default of all, and their indices."""
+    if data is not None:
+        model.set_histories_from_table(load_data(data, None, options))
+    if table is None:
+        table = Table({"user": pa.array(model.known_users.ids, pa.string())}, Source())
+    return table, users_of(model, table.renamed(options.values()["columns"]))
 
 
 def users_of(model: ClassicalRecommender, table: Table) -> np.ndarray:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import typer
 from rich.table import Table as Shown
 
-from reasonrec_fast.cli.classical import FolderOption, users_of
+from reasonrec_fast.cli.classical import FolderOption, check_described, cutoffs_of, users_to_serve
 from reasonrec_fast.cli.console import (
     DeviceOption,
     Update,
@@ -120,7 +120,7 @@ def evaluate(
 ) -> None:
     """What the agent adds to the stack on the test part, by who answers; the report as JSON on standard output."""
     with clear_errors():
-        kind, cutoffs = split_kind(split), _cutoffs(ks)
+        kind, cutoffs = split_kind(split), cutoffs_of(ks)
         if output is not None:
             check_writable(output)
         from reasonrec_fast.experiments.reasonrec import evaluate_agent
@@ -191,18 +191,12 @@ def recommend(
             raise ValueError("--think, --output: expected one of them, as chains are shown in the terminal; got both")
         check_output(output or "-", users, data)
         options = TableOptions(like, columns, time_unit, time_format)
-        if data is None and (like, time_unit, time_format) != (None, None, None):
-            raise ValueError("--like, --time-unit, --time-format: expected with --data, which they describe; got none")
+        check_described(data, options)
         loaded = ReasonRec.from_pretrained(model, device=torch_device)
         if think and loaded.chain is None:
             raise ValueError(f"--think: expected a model that was fitted with chain; {model} was fitted without")
-        table = None if users is None else read_table(users)
-        if data is not None:
-            loaded.set_histories_from_table(load_data(data, None, options))
-        if table is None:
-            names = user or list(loaded.known_users.ids)
-            table = Table({"user": pa.array(names, pa.string())}, Source())
-        indices = users_of(loaded, table.renamed(options.values()["columns"]))
+        named = Table({"user": pa.array(user, pa.string())}, Source()) if user else None
+        table, indices = users_to_serve(loaded, named if users is None else read_table(users), data, options)
         asked: dict[str, Any] = {"task": task, "policy": policy, "budget": budget}
         if output is None:
             for first in range(0, len(indices), _AT_ONCE):
@@ -239,7 +233,7 @@ def _settings(config: Path | None, backbone: str | None, seed: int | None) -> Re
         settings = replace(settings, seed=seed)
     if backbone is not None:
         if settings.agent is None and settings.chain is None:
-            raise ValueError("--backbone: expected a configuration with an agent; got one without")
+            raise ValueError("--backbone: expected a configuration with an agent or chains; got one without")
         if settings.agent is not None:
             settings = replace(settings, agent=replace(settings.agent, backbone=backbone))
         if settings.ctr is not None:
@@ -247,12 +241,6 @@ def _settings(config: Path | None, backbone: str | None, seed: int | None) -> Re
         if settings.chain is not None:
             settings = replace(settings, chain=replace(settings.chain, backbone=backbone))
     return settings
-
-
-def _cutoffs(ks: str) -> list[int]:
-    if not all(part.strip().isdecimal() and int(part) for part in ks.split(",")):
-        raise ValueError(f"--ks: expected cutoffs such as 5,10; got {ks!r}")
-    return [int(part) for part in ks.split(",")]
 
 
 def _show(model: ReasonRec, users: np.ndarray, k: int, asked: dict[str, Any], think: bool) -> None:

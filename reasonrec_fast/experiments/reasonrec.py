@@ -20,7 +20,7 @@ from reasonrec_fast.models.reasonrec.routing import AGENT, CONSULT, DESTINATIONS
 from reasonrec_fast.training.progress import Progress
 from reasonrec_fast.uncertainty import aurc, ece
 
-POLICIES: tuple[Policy, ...] = ("gain", "budget", "risk")
+POLICIES: tuple[Policy, ...] = ("always", "gain", "budget", "risk")
 COLD_SHARE = 0.3
 """Users with the largest evidence horizons that are reported by themselves."""
 COLD_EVENTS = 2
@@ -49,7 +49,7 @@ class AgentReport:
     Attributes:
         users: measured.
         stack: metrics of the stack alone.
-        policies: by name; ``"always"`` asks the agent for every query.
+        policies: by name; ``"always"`` asks the agent for every query, if it is trusted at all.
         groups: differences of always asking from the stack, for the coldest users and for targets with few events.
         room: metrics if every target among the candidates came first: what an agent over these candidates can reach.
         kept: share of the gain of always asking, in NDCG at the model's ``k``, that is kept if 65 % of the queries are
@@ -57,7 +57,7 @@ class AgentReport:
         curve: share of queries, and the mean gain by predicted gain, at random, and by an oracle.
         confidence: AUROC, share of the possible gain in AURC, and expected calibration error of the confidence
             in a hit among the model's ``k`` best.
-        milliseconds: a query, alone: of the stack, and of the agent on top.
+        milliseconds: a query, alone: of the stack, and with the agent, undefined where nobody asks it (trust 0).
         trust: how far calibration lets the agent correct the stack.
         left_out: tools that gave no answer, and why: the model was measured without them.
     """
@@ -92,8 +92,8 @@ def evaluate_agent(
     """Measure a model on the test part, with the events before it as histories.
 
     The agent reads candidates of those users alone who have a target among them: an order of the candidates changes no
-    metric of another user. So all users are measured, at a fifth of the cost. The model's own
-    histories are set again at the end.
+    metric of another user. So all users are measured, at a fifth of the cost. The model's own histories are set again
+    at the end.
 
     Args:
         model: fitted on the training part.
@@ -148,12 +148,12 @@ def _measured(
     """The report on users with their targets, by the model's present histories."""
     assert model.agent is not None and model.config.agent is not None
     depth, k = model.config.agent.candidates, model.config.k
-    stack_answer = model.recommend(users, depth, policy="never")
-    items = {"stack": stack_answer.items}
-    reachable = np.flatnonzero(_contains(stack_answer.items, relevant))
+    ranking, horizons = model.stack.rank(users, model.candidates), model.horizons(users)
+    items = {"stack": ranking.items[:, :depth]}
+    reachable = np.flatnonzero(_contains(items["stack"], relevant))
     for name, policy in (("agent", "always"), ("consult", "consult")):
         answered = model.recommend(users[reachable], depth, policy=policy, progress=progress)  # type: ignore[arg-type]
-        items[name] = stack_answer.items.copy()
+        items[name] = items["stack"].copy()
         items[name][reachable] = answered.items
     # Confidence and gain are of the model's own k, whatever the cutoffs are.
     cutoffs = sorted({*ks, k})
@@ -170,15 +170,13 @@ def _measured(
             for name in names
         }
 
-    destinations = {
-        "always": np.full(len(users), AGENT),
-        **{name: model.decide(users, policy=name, budget=budget).destination for name in POLICIES},
-    }
+    decisions = {name: model.decide(ranking, horizons, name, budget) for name in POLICIES}
+    destinations = {name: decision.destination for name, decision in decisions.items()}
+    decision = decisions["always"]
     main = f"ndcg@{k}"
     gain = values["agent"][main] - values["stack"][main]
-    curve = gain_curve(stack_answer.gain, gain)
+    curve = gain_curve(decision.gain, gain)
     hit = values["stack"][f"hr@{k}"]
-    horizons = stack_answer.horizon
     cold_users = horizons >= np.quantile(horizons, 1 - COLD_SHARE)
     counts = np.bincount(data.items[split.train][data.labels[split.train] == 1], minlength=data.num_items)
     rare = counts[relevant.items[relevant.indptr[:-1]]] <= COLD_EVENTS
@@ -195,16 +193,19 @@ def _measured(
         },
         groups={
             name: _differences(values["agent"], values["stack"], names, chosen)
-            for name, chosen in {"coldest users": cold_users, "targets with at most 2 events": rare}.items()
+            for name, chosen in {
+                "coldest users": cold_users,
+                f"targets with at most {COLD_EVENTS} events": rare,
+            }.items()
             if chosen.any()
         },
-        room=_means(evaluation.ranking_metrics(_ideal(stack_answer.items, relevant), relevant, ks), names),
+        room=_means(evaluation.ranking_metrics(_ideal(items["stack"], relevant), relevant, ks), names),
         kept=curve.kept(0.65),
         curve={name: getattr(curve, name).tolist() for name in curve._fields},
-        confidence=_confidence(stack_answer.confidence, hit),
+        confidence=_confidence(decision.confidence, hit),
         milliseconds=_milliseconds(model, users[:timed]),
         trust=model.agent.trust,
-        left_out=stack_answer.left_out,
+        left_out=ranking.left_out,
     )
 
 
@@ -251,11 +252,12 @@ def _confidence(confidence: np.ndarray, hit: np.ndarray) -> dict[str, float]:
 
 def _milliseconds(model: ReasonRec, users: np.ndarray) -> dict[str, float]:
     """Median milliseconds of a query by itself, of the stack and of the agent, in turns."""
-    took: dict[Policy, list[float]] = {"never": [], "always": []}
+    assert model.agent is not None
+    took: dict[Policy, list[float]] = {"never": [], "always": []} if model.agent.trust > 0 else {"never": []}
     for user in users:
         for policy, times in took.items():
             begin = time.perf_counter()
             model.recommend(np.array([user]), model.config.k, policy=policy)
             times.append(time.perf_counter() - begin)
-    stack, agent = (1000 * float(np.median(times)) if times else float("nan") for times in took.values())
-    return {"stack": stack, "agent": agent}
+    medians = {policy: 1000 * float(np.median(times)) for policy, times in took.items() if times}
+    return {"stack": medians.get("never", float("nan")), "agent": medians.get("always", float("nan"))}

@@ -38,7 +38,7 @@ def unwrapped(model: Any) -> Any:
     return model.get_base_model()
 
 
-def with_lora(model: nn.Module, *, rank: int, alpha: int, seed: int) -> Any:
+def with_lora(model: nn.Module, *, rank: int, alpha: int, seed: int, **options: Any) -> Any:
     """A ``PeftModel`` with new LoRA adapters (Hu et al. 2021) on every linear layer of a model on the CPU; they are
     drawn alike for every device it may move to.
 
@@ -46,11 +46,12 @@ def with_lora(model: nn.Module, *, rank: int, alpha: int, seed: int) -> Any:
         model: of transformers; it is changed in place.
         rank, alpha: of the adapters.
         seed: of their weights; the caller's random generator stays as it is.
+        options: of peft's ``LoraConfig``, such as ``target_modules`` for other layers.
     """
     from peft import LoraConfig, get_peft_model
 
     cpu = torch.device("cpu")
-    lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear")
+    lora = LoraConfig(r=rank, lora_alpha=alpha, **{"target_modules": "all-linear", **options})
     with fork_rng(cpu), warnings.catch_warnings():
         seed_rng(seed, cpu)
         # peft calls transformers by a name that is deprecated there.
@@ -98,8 +99,8 @@ class AdapterMerger:
     """A readers-writer lock that merges a model's adapters into its weights once, for all readers.
 
     Merging changes weights in place: if two threads merge, or one unmerges while another reads, the weights are wrong.
-    Readers therefore enter :meth:`merged`, any number at a time; training and saving enter :meth:`unmerged`, which
-    waits for the readers and is exclusive. After either, the weights stay as they are.
+    Readers therefore enter :meth:`merged`, any number at a time; training and changing adapters enter
+    :meth:`unmerged`, which waits for the readers and is exclusive. After either, the weights stay as they are.
 
     Adding an adapter to a weight and subtracting it again rounds twice: in bfloat16 a quarter of the weights come back
     as others, and answers would depend on how often a model was merged. While adapters are merged, the weights that
@@ -137,7 +138,7 @@ class AdapterMerger:
             device: where to.
             old, new: types of the weights, which are equal where they stay as they are.
         """
-        if old != new:  # else merged adapters stay merged: subtracting them from rounded weights rounds again
+        if old != new:  # else merged adapters stay merged, and the weights that are kept on the host stay there
             with self.unmerged():
                 for name, parameter in self.model.named_parameters():
                     if parameter.dtype == old and "lora_" not in name:
@@ -172,7 +173,7 @@ class AdapterMerger:
 
     @contextmanager
     def unmerged(self) -> Iterator[None]:
-        """Inside, the adapters are not merged, as training and saving need it; one thread at a time.
+        """Inside, the adapters are not merged, as training needs it; one thread at a time.
 
         Raises:
             RuntimeError: the thread is inside :meth:`merged` or :meth:`unmerged`, so that it would deadlock.

@@ -176,15 +176,15 @@ def _losses(model: EarlyExitModel, batch: Batch, settings: ExitTraining, step: i
     slates = to_device(slates, batch.labels.device)
     pairs = to_device(_pairs(slates, batch.labels), device)
     if settings.loss == "listwise":
-        _, slates = torch.unique(slates, return_inverse=True)
-        counts = torch.zeros(int(slates.max()) + 1, dtype=torch.int64).index_add(0, slates.cpu(), batch.labels.cpu())
+        numbers, slates = torch.unique(slates, return_inverse=True)
+        counts = torch.zeros_like(numbers).index_add(0, slates, batch.labels)
         if (counts != 1).any():
             raise ValueError(f"labels: expected one row of label 1 in each slate; got {counts.tolist()}")
         slates = to_device(slates, device)
     losses = []
     for index, of_rows in enumerate(log_odds):
         if settings.loss == "listwise":
-            loss = _listwise_loss(of_rows, labels, slates)
+            loss = _listwise_loss(of_rows, labels, slates, len(numbers))
         elif settings.mode == "distil":
             target = labels.float() if index + 1 == len(log_odds) else torch.sigmoid(log_odds[-1]).detach()
             loss = _soft_cross_entropy(members[index], target)
@@ -218,14 +218,12 @@ def _soft_cross_entropy(log_odds: torch.Tensor, target: torch.Tensor) -> torch.T
     return nn.functional.binary_cross_entropy_with_logits(log_odds, target[:, None].expand_as(log_odds))
 
 
-def _listwise_loss(log_odds: torch.Tensor, labels: torch.Tensor, slates: torch.Tensor) -> torch.Tensor:
-    """Mean over slates of -log softmax of the row of label 1, by log-odds of yes; slates are numbered from 0, and each
-    number has one row of label 1."""
-    count = labels.sum()
-    largest = log_odds.new_full((len(labels),), -torch.inf).scatter_reduce(0, slates, log_odds.detach(), "amax")
-    powers = torch.zeros_like(log_odds).index_add(0, slates, torch.exp(log_odds - largest[slates]))
-    log_sums = torch.where(powers > 0, torch.log(powers.clamp(min=1e-30)) + largest.clamp(min=-1e30), 0.0)
-    return (log_sums.sum() - (log_odds * labels).sum()) / count
+def _listwise_loss(log_odds: torch.Tensor, labels: torch.Tensor, slates: torch.Tensor, count: int) -> torch.Tensor:
+    """Mean over slates of -log softmax of the row of label 1, by log-odds of yes; slates are numbered from 0 to below
+    their count, and each has one row of label 1."""
+    largest = log_odds.new_full((count,), -torch.inf).scatter_reduce(0, slates, log_odds.detach(), "amax")
+    powers = log_odds.new_zeros(count).index_add(0, slates, torch.exp(log_odds - largest[slates]))
+    return ((largest + torch.log(powers)).sum() - (log_odds * labels).sum()) / count
 
 
 def _pairs(slates: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from walks import walks as random_walks
 
 from reasonrec_fast.data import Catalog, DataError, Histories, Interactions, Split, split_by_time
 from reasonrec_fast.experiments.reasonrec import evaluate_agent
@@ -44,14 +45,8 @@ def by_number(histories):
 
 
 def walks(num_items=ITEMS, kind="kind"):
-    generator = np.random.default_rng(0)
-    users, items = [], []
-    for user in range(USERS):
-        item = int(generator.integers(num_items))
-        for _ in range(int(generator.integers(4, 7))):
-            users.append(f"u{user}")
-            items.append(f"i{item}")
-            item = (item + (1 if generator.random() < 0.7 else 4)) % num_items
+    users, numbers = random_walks(np.random.default_rng(0), USERS, num_items, (4, 7))
+    items = [f"i{number}" for number in numbers]
     ids = [f"i{item}" for item in range(num_items)]
     return Interactions.from_columns(
         users, items, [1] * len(users), range(len(users)), titles={name: f"Title {name[1:]}" for name in ids},

@@ -8,41 +8,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
+from reasonrec_shop import ITEMS, STACK, USERS, small_config, walks
 
 from reasonrec_fast import load
-from reasonrec_fast.data import Catalog, DataError, Histories, Interactions, split_by_time
+from reasonrec_fast.data import Catalog, DataError, Histories, split_by_time
 from reasonrec_fast.experiments.reasonrec import evaluate_agent
 from reasonrec_fast.models.base import CatalogRecommender
-from reasonrec_fast.models.classical import StackConfig
 from reasonrec_fast.models.reasonrec import AgentConfig, ReasonRec, ReasonRecConfig
 from reasonrec_fast.models.reasonrec.agent import ResidualAgent, Slate
-from reasonrec_fast.models.reasonrec.observe import ItemFeatures, SoftItem, picture_features
 from reasonrec_fast.models.reasonrec.prompt import AgentPrompts, CoLikes
 from reasonrec_fast.models.reasonrec.storage import remove_checkpoints
-
-USERS, ITEMS = 60, 24
-STACK = StackConfig(
-    tools=("DirectedItemKNN", "ItemKNN", "AttributeKNN"), candidates=6, depth=10, trees=20, min_leaf=5, leaves=7
-)
-
-
-def walks():
-    """Users who mostly walk on to the next item; items have a kind, by which the walks sometimes jump."""
-    generator = np.random.default_rng(0)
-    users, items = [], []
-    for user in range(USERS):
-        item = int(generator.integers(ITEMS))
-        for _ in range(int(generator.integers(5, 10))):
-            users.append(f"u{user}")
-            items.append(f"i{item}")
-            item = (item + (1 if generator.random() < 0.7 else 4)) % ITEMS
-    kinds = {f"i{item}": (f"kind {item % 4}", "all") for item in range(ITEMS - 2)}
-    return Interactions.from_columns(
-        users, items, [1] * len(users), range(len(users)), attributes={"kind": kinds},
-        titles={f"i{item}": f"Title {chr(65 + item)}" for item in range(ITEMS - 1)},
-        extra_items=[f"i{item}" for item in range(ITEMS)],
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +32,7 @@ def split(data):
 
 @pytest.fixture(scope="module")
 def config(tiny_backbone):
-    agent = AgentConfig(
-        backbone=str(tiny_backbone), layers=2, candidates=6, train_candidates=4, lora_rank=2, epochs=2.0, batch_users=4
-    )
-    return ReasonRecConfig(stack=STACK, agent=agent, k=2)
+    return small_config(tiny_backbone)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +59,7 @@ def test_it_is_a_recommender_of_the_registry(model, tmp_path):
 def test_an_agent_that_has_learnt_nothing_answers_what_the_stack_says(data, model, config):
     fresh = ResidualAgent(config.agent)
     ranking = model.stack.rank(np.arange(5), 6)
-    slates = [model._slate(ranking, np.arange(5), row, "sequential", False) for row in range(5)]
+    slates = [model._slates.write(ranking, np.arange(5), row) for row in range(5)]
     for slate, logits in zip(slates, fresh.logits(slates), strict=True):
         assert np.abs(logits - slate.offset).max() < 1e-3
 
@@ -130,7 +102,8 @@ def test_who_is_not_sent_to_the_agent_costs_nothing_of_it(model, monkeypatch):
 
 def test_budgets_are_shares_of_the_validation_users(model):
     users = np.arange(USERS)
-    asked = [(model.decide(users, policy="budget", budget=share).destination > 0).mean() for share in (0.0, 0.5, 1.0)]
+    ranking, horizons = model.stack.rank(users, model.candidates), model.horizons(users)
+    asked = [(model.decide(ranking, horizons, "budget", share).destination > 0).mean() for share in (0.0, 0.5, 1.0)]
     assert asked[0] == 0 and asked[2] == 1 and 0.2 < asked[1] < 0.8
 
 
@@ -277,6 +250,33 @@ def test_the_report_measures_every_user(data, split, trusted):
         evaluate_agent(trusted, data, split, ks=(10,))
 
 
+def test_an_agent_that_is_not_trusted_is_not_asked(data, split, trusted, monkeypatch):
+    trusted.agent.ranker.model.heads[-1].scale.fill_(0.0)
+
+    def refuse(*_):
+        raise AssertionError("the agent was asked")
+
+    monkeypatch.setattr(trusted.agent, "logits", refuse)
+    answers = trusted.recommend(np.arange(5), 3, policy="always")
+    assert answers.answered_by.tolist() == [0] * 5
+    report = evaluate_agent(trusted, data, split, ks=(2,), timed=2).to_dict()
+    assert report["policies"]["always"]["shares"] == {"stack": 1.0, "agent": 0.0, "consult": 0.0}
+    assert report["milliseconds"]["agent"] is None and report["milliseconds"]["stack"] > 0
+
+
+def test_likes_are_counted_once(model, monkeypatch):
+    """Not again for each answer that is explained, and again for other histories."""
+    counted = []
+    real = CoLikes.__init__
+    monkeypatch.setattr(CoLikes, "__init__", lambda self, *given: (counted.append(1), real(self, *given))[1])
+    before, seen = model.histories, model.seen
+    model.set_histories(before, seen=seen)
+    for _ in range(3):
+        model.explain(["u0"], ["i5"])
+        model.recommend(np.arange(3), 2, policy="always")
+    assert len(counted) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -354,87 +354,3 @@ def test_clicks(events, config):
     probability = model.predict_ctr(events, parts.test[:10])
     assert probability.shape == (10,) and ((probability > 0) & (probability < 1)).all()
     assert model.score_events(events, parts.test[:10]).argmax() == probability.argmax()
-
-
-class Colours:
-    """An image encoder that sees the mean colour."""
-
-    name, digest, settings, tokens, width = "colours", "0", {}, 1, 3
-
-    def encode(self, images, *, folder=None, max_pixels=None):
-        return torch.stack([torch.from_numpy(image.pixels.mean((0, 1))).float() for image in images])[:, None]
-
-
-@pytest.fixture
-def pictures(tmp_path, monkeypatch):
-    """Pictures of most items: one is broken, three have none."""
-    from PIL import Image
-
-    monkeypatch.setattr("reasonrec_fast.lm.vision.load_image_encoder", lambda name, device=None: Colours())
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    generator = np.random.default_rng(0)
-    for item in range(ITEMS - 3):
-        Image.new("RGB", (4, 4), tuple(generator.integers(0, 255, 3).tolist())).save(folder / f"i{item}.png")
-    (folder / "i0.png").write_bytes(b"no picture")
-    return folder
-
-
-def test_pictures_and_thoughts_are_soft_tokens(data, split, config, pictures, tmp_path, caplog):
-    caplog.set_level("INFO", logger="reasonrec_fast")
-    agent = replace(config.agent, pictures=str(pictures), thoughts=2, soft_tokens=2, epochs=1.0)
-    model = ReasonRec(replace(config, agent=agent)).fit(data, split.train, split.validation)
-    assert f"{ITEMS - 4} of {ITEMS} items have a picture" in caplog.text
-    assert "1 pictures cannot be read, and are left out" in caplog.text
-    observer = model.agent.observer
-    known = {data.catalog.ids[item] for item in np.flatnonzero(observer.known)}
-    assert known == {f"i{item}" for item in range(1, ITEMS - 3)}
-    row = int(np.flatnonzero(observer.known)[0])
-    _, (suffix,) = observer([model._prompts.group(0, [row])])[0]
-    assert [len(part) for part in suffix if not isinstance(part, list)] == [2, 2]  # the picture, the thoughts
-    before = model.recommend(np.arange(USERS), 6, policy="always")
-    model.save_pretrained(tmp_path / "model")
-    shutil.rmtree(pictures)  # they were read when the model was fitted
-    after = ReasonRec.from_pretrained(tmp_path / "model").recommend(np.arange(USERS), 6, policy="always")
-    assert (before.items == after.items).all()
-    np.testing.assert_allclose(before.scores, after.scores, atol=1e-4)
-
-
-def test_the_agent_learns_from_pictures_alone(config):
-    """The target is the candidate whose picture is bright; words say nothing."""
-    generator = np.random.default_rng(0)
-    values = torch.from_numpy(generator.normal(size=(40, 1, 3))).half()
-    bright = np.arange(40) % 4 == 0
-    values[bright, 0, 0] += 6
-    kinds = [ItemFeatures("pictures", values, np.ones(40, dtype=bool))]
-
-    def slate():
-        items = generator.permutation(40)
-        chosen = [int(items[bright[items]][0]), *items[~bright[items]][:3].tolist()]
-        order = generator.permutation(4)
-        suffixes = [[SoftItem(chosen[index]), 7] for index in order]
-        return Slate(([1, 2], suffixes), np.log(np.full(4, 0.25)), int(np.flatnonzero(order == 0)[0]))
-
-    agent = ResidualAgent(replace(config.agent, epochs=4.0, learning_rate=1e-2, head_learning_rate=2e-2), kinds)
-    before = agent.observer.projectors["pictures"].second.weight.detach().clone()
-    agent.train([slate() for _ in range(60)])
-    assert not torch.equal(before, agent.observer.projectors["pictures"].second.weight)
-    held_out = [slate() for _ in range(30)]
-    logits = agent.logits(held_out)
-    assert np.mean([scores.argmax() == one.target for one, scores in zip(held_out, logits, strict=True)]) > 0.8
-
-
-def test_pictures_that_are_not_there_are_refused(data, tmp_path):
-    with pytest.raises(DataError, match="expected a folder; there is none"):
-        picture_features(data.catalog, tmp_path / "nothing", "colours")
-    with pytest.raises(DataError, match=r"expected files such as i\d+.jpg"):
-        picture_features(data.catalog, tmp_path, "colours")
-
-
-def test_no_identifier_leads_out_of_the_folder(tmp_path, pictures):
-    from PIL import Image
-
-    Image.new("RGB", (2, 2)).save(tmp_path / "secret.png")
-    catalog = Catalog(["../secret", "i1", "a\0b"], ["", "", ""])
-    assert picture_features(catalog, pictures, "colours").known.tolist() == [False, True, False]

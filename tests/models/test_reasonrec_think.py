@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from walks import walks as random_walks
 
 from reasonrec_fast.data import Catalog, DataError, Histories, Interactions, split_by_time
 from reasonrec_fast.models.classical import Stack, StackConfig
@@ -13,7 +14,7 @@ from reasonrec_fast.models.reasonrec import Chain, ChainConfig, ReasonRec, Reaso
 from reasonrec_fast.models.reasonrec.questions import mixed_order
 from reasonrec_fast.models.reasonrec.rationale import Descriptions
 from reasonrec_fast.models.reasonrec.storage import remove_checkpoints
-from reasonrec_fast.models.reasonrec.thinking import training_samples, user_questions
+from reasonrec_fast.models.reasonrec.thinking import is_timed, training_samples, user_questions
 
 USERS, ITEMS = 40, 16
 STACK = StackConfig(tools=("DirectedItemKNN", "ItemKNN"), candidates=6, depth=10, trees=15, min_leaf=5, leaves=7)
@@ -22,14 +23,9 @@ STACK = StackConfig(tools=("DirectedItemKNN", "ItemKNN"), candidates=6, depth=10
 def walks(dislikes=True):
     """Users who mostly walk on to the next item, and dislike some; all events have moments of their own."""
     generator = np.random.default_rng(0)
-    users, items, labels = [], [], []
-    for user in range(USERS):
-        item = int(generator.integers(ITEMS))
-        for _ in range(int(generator.integers(5, 9))):
-            users.append(f"u{user}")
-            items.append(f"i{item}")
-            labels.append(int(generator.random() < 0.85) if dislikes else 1)
-            item = (item + (1 if generator.random() < 0.7 else 4)) % ITEMS
+    users, numbers = random_walks(generator, USERS, ITEMS, (5, 9))
+    items = [f"i{number}" for number in numbers]
+    labels = (generator.random(len(users)) < (0.85 if dislikes else 1)).astype(int).tolist()
     kinds = {f"i{item}": (f"kind {item % 4}",) for item in range(ITEMS)}
     order = generator.permutation(len(users))
     return Interactions.from_columns(
@@ -54,6 +50,7 @@ def split(data):
 def chain(tiny_backbone):
     return ChainConfig(
         backbone=str(tiny_backbone), samples=30, candidates=4, lora_rank=2, batch=4, max_tokens=400, temperature=1.0,
+        timed=True,
     )  # fmt: skip
 
 
@@ -274,3 +271,12 @@ def test_refusals(data, split, model, config):
     stored["chain"]["chain"] = 3
     with pytest.raises(ValueError, match="chain: expected"):
         ReasonRecConfig.from_dict(stored)
+
+
+def test_moments_of_a_counter_are_not_taken_for_times(data, split, config):
+    """Positions within each user's own sequence cannot be compared between users, and a counter of all events can."""
+    unsaid = replace(config, chain=replace(config.chain, timed=None))
+    with pytest.raises(DataError, match=r"chain\.timed: expected true or false, as the events' moments are a counter"):
+        ReasonRec(unsaid).fit(data, split.train, split.validation)
+    assert is_timed(replace(data, time_unit="s"), unsaid.chain)
+    assert not is_timed(data, replace(config.chain, timed=False))

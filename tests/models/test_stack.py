@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from walks import walks as random_walks
 
 from reasonrec_fast.data import Catalog, DataError, Histories, Interactions, split_by_time
 from reasonrec_fast.experiments.config import EvaluationConfig
@@ -29,14 +30,8 @@ CONFIG = StackConfig(
 @pytest.fixture(scope="module")
 def walks():
     """Users who mostly walk on to the next item; items have a kind, by which the walks sometimes jump."""
-    generator = np.random.default_rng(0)
-    users, items = [], []
-    for user in range(USERS):
-        item = int(generator.integers(ITEMS))
-        for _ in range(int(generator.integers(5, 10))):
-            users.append(f"u{user}")
-            items.append(f"i{item}")
-            item = (item + (1 if generator.random() < 0.7 else 4)) % ITEMS
+    users, numbers = random_walks(np.random.default_rng(0), USERS, ITEMS, (5, 10))
+    items = [f"i{number}" for number in numbers]
     kinds = {f"i{item}": (f"k{item % 4}", "all") for item in range(ITEMS - 2)}
     return Interactions.from_columns(
         users, items, [1] * len(users), range(len(users)), attributes={"kind": kinds},

@@ -230,7 +230,8 @@ class ChainWriter:
         *,
         on_text: OnText | None = None,
     ) -> list[Chain]:
-        """Chains of thought; each depends on its own question, its number in the question and the seed alone.
+        """Chains of thought; each depends on its own question, its number in the question and the seed alone (on some
+        processors to the rounding of the type, see :class:`~reasonrec_fast.lm.generate.TextGenerator`).
 
         Args:
             questions: or samples, whose chains are not read.

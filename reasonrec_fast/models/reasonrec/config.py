@@ -106,8 +106,9 @@ class ChainConfig:
         history: latest liked items that a question names.
         direct: share of the samples that describe users by their tastes alone, as in direct recommendation.
         ctr: share of the samples that ask whether an item was liked; none where there are no dislikes.
-        timed: whether moments of different users can be compared; False for files of sequences, whose positions mean
-            something within a user only.
+        timed: whether moments of different users can be compared. None: they can where they are times of day; a counter
+            must be said to be one order of all events (True), or positions within each user's own (False, files of
+            sequences).
         prompt_tokens: most tokens of a question; a longer history loses its oldest items.
         lora_rank, lora_alpha: of the adapters on every linear layer.
         learning_rate: of AdamW.
@@ -131,7 +132,7 @@ class ChainConfig:
     history: Count = 6
     direct: Share = 0.2
     ctr: Share = 0.2
-    timed: bool = True
+    timed: bool | None = None
     prompt_tokens: Count = 768
     lora_rank: Count = 8
     lora_alpha: Count = 16

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from torch import nn
 
-from reasonrec_fast.devices import fork_rng, resolve_device, seed_rng
+from reasonrec_fast.devices import resolve_device
 from reasonrec_fast.files import read_json, write_json
+from reasonrec_fast.lm.adapters import with_lora
 from reasonrec_fast.lm.decoder import Decoder
 from reasonrec_fast.lm.generate import TextGenerator
 from reasonrec_fast.lm.loading import DEFAULT_MODEL, load_language_model
@@ -226,18 +226,15 @@ class ExplanationGenerator:
             for name, part in Decoder(self.model).base.layers.named_modules()
             if isinstance(part, nn.Linear)
         }
-        lora = LoraConfig(
-            r=self.config.lora_rank,
-            lora_alpha=self.config.lora_alpha,
+        adapted = with_lora(
+            self.model.to("cpu"),
+            rank=self.config.lora_rank,
+            alpha=self.config.lora_alpha,
+            seed=self.config.seed,
             target_modules=sorted(linear),
             layers_to_transform=list(range(self._first_adapted, Decoder(self.model).num_layers)),
         )
-        cpu = torch.device("cpu")  # adapters are drawn there, so that they are the same for every device
-        with fork_rng(cpu), warnings.catch_warnings():
-            # peft calls transformers by a name that is deprecated there.
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-            seed_rng(self.config.seed, cpu)
-            return get_peft_model(self.model.to(cpu), lora).to(self.device).eval()
+        return adapted.to(self.device).eval()
 
     def _groups(self, prompts: Sequence[Prompt], explanations: Sequence[str]) -> list[SupervisedGroup]:
         return [

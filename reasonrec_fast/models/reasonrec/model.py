@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -22,19 +21,18 @@ from reasonrec_fast.models.classical.stack_folds import first_positives
 from reasonrec_fast.models.classical.stack_tools import DEFAULT_TOOLS
 from reasonrec_fast.models.optirag import OptiRAG
 from reasonrec_fast.models.reasonrec import storage, thinking
-from reasonrec_fast.models.reasonrec.agent import ResidualAgent, Slate
-from reasonrec_fast.models.reasonrec.answers import Answers, descending, ndcg
+from reasonrec_fast.models.reasonrec.agent import ResidualAgent
+from reasonrec_fast.models.reasonrec.answers import Answers, descending
 from reasonrec_fast.models.reasonrec.chain import Chain, ChainWriter, OnText
 from reasonrec_fast.models.reasonrec.config import AgentConfig, Policy, ReasonRecConfig, Task
+from reasonrec_fast.models.reasonrec.learning import SlateWriter, calibrate_agent, positions_of, train_agent
 from reasonrec_fast.models.reasonrec.observe import features_of
-from reasonrec_fast.models.reasonrec.prompt import AgentPrompts, longest_prompt
+from reasonrec_fast.models.reasonrec.prompt import AgentPrompts, CoLikes, longest_prompt
 from reasonrec_fast.models.reasonrec.reasons import Reason, reasons_of
 from reasonrec_fast.models.reasonrec.router import Decision, Router
 from reasonrec_fast.models.reasonrec.routing import CONSULT, STACK
-from reasonrec_fast.training.curriculum import CurriculumSampler, EvidenceHorizon
+from reasonrec_fast.training.curriculum import EvidenceHorizon, Horizon
 from reasonrec_fast.training.progress import Progress, named_part
-
-_logger = logging.getLogger("reasonrec_fast")
 
 
 class ReasonRec(ClassicalRecommender):
@@ -71,6 +69,7 @@ class ReasonRec(ClassicalRecommender):
         self.horizon: EvidenceHorizon | None = None
         self.catalog = Catalog((), ())
         self._prompts: AgentPrompts | None = None
+        self._likes: CoLikes | None = None
 
     # Fitting
 
@@ -164,7 +163,7 @@ class ReasonRec(ClassicalRecommender):
             self._learn(data, held_out, checkpoint, named_part(progress, "agent"))
 
     @property
-    def _horizon_kind(self) -> Any:
+    def _horizon_kind(self) -> Horizon:
         return "quantile" if self.config.agent is None else self.config.agent.horizon
 
     @property
@@ -191,88 +190,50 @@ class ReasonRec(ClassicalRecommender):
     ) -> None:
         """Train the agent on the events of some users, and calibrate it and the router on those of the others."""
         config, users, targets = self.config, data.users[rows], data.items[rows]
-        ranking = self.stack.rank(users, self._candidates, strict=True)
-        is_target = ranking.items == targets[:, None]
-        position = np.where(is_target.any(1), is_target.argmax(1), -1)
+        ranking, horizons = self.stack.rank(users, self.candidates, strict=True), self.horizons(users)
+        position = positions_of(ranking, targets)
         learning = np.zeros(len(users), dtype=bool)
+        gain = np.zeros(len(users))
         if self.agent is not None:
             count = round(config.agent_share * len(users))
             learning[np.random.default_rng(config.seed).permutation(len(users))[:count]] = True
+            counts = np.bincount(self.histories.items, minlength=self.sizes["items"])[targets]
+            identity = {"stack": self.stack.training_digest, "settings": config.to_dict()}
+            train_agent(
+                self.agent, self._slates, ranking, users, position, learning, horizons=horizons, target_counts=counts,
+                fingerprint=identity, checkpoint=checkpoint, progress=progress,
+            )  # fmt: skip
+            gain = calibrate_agent(self.agent, self._slates, ranking, users, position, ~learning, config.k)
         others = ~learning
-        gain = np.zeros(int(others.sum()))
-        if self.agent is not None:
-            self._train_agent(ranking, users, targets, position, learning, checkpoint, progress)
-            gain = self._calibrate_agent(ranking, users, position, others)
         self.router = Router.fit(
-            _rows(ranking, others), position[others], gain, self.horizons(users[others]), config.k, seed=config.seed
+            _rows(ranking, others), position[others], gain, horizons[others], config.k, seed=config.seed
         )
-
-    def _train_agent(
-        self,
-        ranking: StackRanking,
-        users: np.ndarray,
-        targets: np.ndarray,
-        position: np.ndarray,
-        learning: np.ndarray,
-        checkpoint: str | Path | None,
-        progress: Progress | None,
-    ) -> None:
-        assert self.agent is not None and self.config.agent is not None
-        agent_config = self.agent.config
-        # With one candidate there is nothing to learn.
-        rows = np.flatnonzero(learning & (position >= 0) & (ranking.candidates > 1))
-        if not len(rows):
-            raise DataError(
-                "validation: expected a user whose next item is among several candidates of the stack, to learn from; "
-                f"got none in {int(learning.sum())} users"
-            )
-        generator = np.random.default_rng((agent_config.seed, 2))
-        direct = generator.random(len(rows)) < agent_config.direct
-        consulted = generator.random(len(rows)) < agent_config.consulted
-        slates = [
-            self._slate(ranking, users, row, "direct" if direct[n] else "sequential", bool(consulted[n]), position[row])
-            for n, row in enumerate(rows.tolist())
-        ]
-        sampler = None
-        if agent_config.curriculum is not None:
-            counts = np.bincount(self.histories.items, minlength=self.sizes["items"])[targets[rows]]
-            sampler = CurriculumSampler(agent_config.curriculum, self.horizons(users[rows]), counts)
-        identity = {"stack": self.stack.training_digest, "settings": self.config.to_dict()}
-        self.agent.train(slates, sampler, checkpoint=checkpoint, fingerprint=identity, progress=progress)
-
-    def _calibrate_agent(
-        self, ranking: StackRanking, users: np.ndarray, position: np.ndarray, others: np.ndarray
-    ) -> np.ndarray:
-        """Choose the trust; returns the gain in NDCG of asking the agent, for each of the other users."""
-        assert self.agent is not None
-        rows = np.flatnonzero(others & (position >= 0))
-        slates = [self._slate(ranking, users, row, "sequential", False, position[row]) for row in rows.tolist()]
-        logits = self.agent.logits(slates)
-        trust = self.agent.calibrate(slates, logits)
-        _logger.info("the agent's corrections count %.2f of what it has learnt", trust)
-        gain = np.zeros(len(users))
-        for row, slate, corrected in zip(rows.tolist(), slates, logits, strict=True):
-            final = slate.offset + trust * (corrected - slate.offset)
-            before, after = (ndcg(values, slate.target, self.config.k) for values in (slate.offset, final))
-            gain[row] = after - before
-        return gain[others]
 
     # Answering
 
     @property
-    def _candidates(self) -> int:
-        """Of a ranking: those that the agent reads, and more than ``k`` for the confidence."""
+    def candidates(self) -> int:
+        """Items of a ranking that is decided about: those that the agent reads, and more than ``k`` for the
+        confidence."""
         return max(self.config.k + 1, 0 if self.config.agent is None else self.config.agent.candidates)
 
     def set_histories(self, histories: Histories, *, seen: Histories | None = None) -> ReasonRec:
         super().set_histories(histories, seen=seen)
+        self._likes = None
         self.stack.set_histories(self.histories, seen=self.seen)
         if self.agent is not None and self.config.agent is not None:
             if self._prompts is None:
                 observed = None if self.agent.observer is None else self.agent.observer.known
                 self._prompts = AgentPrompts(self.catalog, self.agent.tokenizer, self.config.agent, observed)
-            self._prompts.set_histories(self.histories)
+            self._prompts.set_histories(self.histories, self._co_likes)
         return self
+
+    @property
+    def _co_likes(self) -> CoLikes:
+        """Who liked what, from everybody's histories; counted when it is first asked for."""
+        if self._likes is None:
+            self._likes = CoLikes(self.histories, self.sizes["items"])
+        return self._likes
 
     def horizons(self, users: np.ndarray) -> np.ndarray:
         """Evidence horizons of users by their present histories, float64 ``[B]``."""
@@ -309,15 +270,15 @@ class ReasonRec(ClassicalRecommender):
         by_identifier = is_text(users)
         users, k = self.user_indices(users), as_count(k, "k", error=DataError)
         _check_task(task)
-        ranking = self.stack.rank(users, max(min(k, self.sizes["items"]), self._candidates), exclude=exclude)
+        ranking = self.stack.rank(users, max(min(k, self.sizes["items"]), self.candidates), exclude=exclude)
         horizons = self.horizons(users)
-        decided = self._decide(ranking, horizons, policy, budget)
+        decided = self.decide(ranking, horizons, policy, budget)
         items, logits = ranking.items.copy(), ranking.logits.copy()
         asked = np.flatnonzero(decided.destination != STACK)
         if len(asked):
             assert self.agent is not None
             slates = [
-                self._slate(ranking, users, row, task, bool(decided.destination[row] == CONSULT))
+                self._slates.write(ranking, users, row, task, consult=bool(decided.destination[row] == CONSULT))
                 for row in asked.tolist()
             ]
             for row, corrected in zip(asked.tolist(), self.agent.logits(slates, progress), strict=True):
@@ -332,19 +293,18 @@ class ReasonRec(ClassicalRecommender):
             decided.destination, decided.confidence, horizons, decided.gain, ranking.left_out,
         )  # fmt: skip
 
-    def decide(self, users: Any, *, policy: Policy | None = None, budget: float | None = None) -> Decision:
-        """Who would answer each user, without asking the agent; as :meth:`recommend` decides."""
-        users = self.user_indices(users)
-        ranking = self.stack.rank(users, self._candidates)
-        return self._decide(ranking, self.horizons(users), policy, budget)
-
-    def _decide(
-        self, ranking: StackRanking, horizons: np.ndarray, policy: Policy | None, budget: float | None
+    def decide(
+        self, ranking: StackRanking, horizons: np.ndarray, policy: Policy | None = None, budget: float | None = None
     ) -> Decision:
-        policy, budget = (
-            self.config.policy if policy is None else policy,
-            self.config.budget if budget is None else budget,
-        )
+        """Who answers users whom the stack has ranked.
+
+        Args:
+            ranking: with at least as many columns as :attr:`candidates`.
+            horizons: evidence horizons of the users (:meth:`horizons`), ``[B]``.
+            policy, budget: as in :meth:`recommend`.
+        """
+        policy = self.config.policy if policy is None else policy
+        budget = self.config.budget if budget is None else budget
         # An agent whose corrections count nothing would give the stack's answer, and costs.
         trusted = self.agent is not None and self.agent.trust > 0
         decision = self.router.decide(ranking, horizons, policy, budget, has_agent=trusted)
@@ -406,7 +366,7 @@ class ReasonRec(ClassicalRecommender):
             DataError: a user or an item that the model does not know (with the row).
         """
         users, items = self.pairs(users, items)
-        return reasons_of(self.stack, self.catalog, self.histories, users, items)
+        return reasons_of(self.stack, self.catalog, self._co_likes, users, items)
 
     def predict_ctr(self, data: Interactions | TableLike, rows: np.ndarray | None = None) -> np.ndarray:
         """Probability that each event is a like, as of its own moment, float64 ``[N]``
@@ -439,17 +399,10 @@ class ReasonRec(ClassicalRecommender):
             return self.ctr.score_events(data, rows)
         return super().score_events(data, rows)
 
-    def _slate(
-        self, ranking: StackRanking, users: np.ndarray, row: int, task: Task, consult: bool, target: int = 0
-    ) -> Slate:
+    @property
+    def _slates(self) -> SlateWriter:
         assert self._prompts is not None and self.config.agent is not None
-        count = int((ranking.items[row, : self.config.agent.candidates] >= 0).sum())
-        items, logits = ranking.items[row, :count], ranking.logits[row, :count]
-        ranks = None
-        if consult:
-            ranks = [self.stack.tool_ranks(ranking.features[row, index]) for index in range(count)]
-        group = self._prompts.group(int(users[row]), items.tolist(), task, ranks)
-        return Slate(group, logits - np.logaddexp.reduce(logits), int(target))
+        return SlateWriter(self.stack, self._prompts, self.config.agent.candidates)
 
     # Moving, saving, loading
 

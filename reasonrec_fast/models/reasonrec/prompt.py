@@ -120,9 +120,9 @@ class AgentPrompts(ItemWords):
         self._histories = Histories.from_lists([])
         self._likes = CoLikes(self._histories, len(catalog))
 
-    def set_histories(self, histories: Histories) -> None:
-        """Everybody's histories: the users' own, and what others liked."""
-        self._histories, self._likes = histories, CoLikes(histories, len(self._catalog))
+    def set_histories(self, histories: Histories, likes: CoLikes | None = None) -> None:
+        """Everybody's histories: the users' own, and what others liked, unless that is counted already."""
+        self._histories, self._likes = histories, CoLikes(histories, len(self._catalog)) if likes is None else likes
 
     def group(
         self,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reasonrec_fast.data import Catalog, Histories
+from reasonrec_fast.data import Catalog
 from reasonrec_fast.models.classical.stack import Stack
 from reasonrec_fast.models.reasonrec.prompt import CoLikes, ItemWords
 from reasonrec_fast.models.reasonrec.rationale import listed
@@ -34,24 +34,22 @@ class Reason:
     tools: dict[str, int]
 
 
-def reasons_of(
-    stack: Stack, catalog: Catalog, histories: Histories, users: np.ndarray, items: np.ndarray
-) -> list[Reason]:
+def reasons_of(stack: Stack, catalog: Catalog, likes: CoLikes, users: np.ndarray, items: np.ndarray) -> list[Reason]:
     """Reasons of pairs.
 
     Args:
         stack: fitted, with the users' histories.
         catalog: titles and attributes of the items.
-        histories: of all users.
+        likes: of all users.
         users, items: indices, ``[N]`` both.
     """
     if not len(users):
         return []
-    words, likes = ItemWords(catalog), CoLikes(histories, len(catalog))
+    words = ItemWords(catalog)
     features = stack.features_of(users, items)
     results = []
     for user, item, row in zip(users.tolist(), items.tolist(), features, strict=True):
-        history = histories.of_user(user).tolist()
+        history = stack.histories.of_user(user).tolist()
         tastes = words.tastes(history, 3)
         known = {value for value, _ in words.tastes(history, 1 << 30)}
         shared = tuple(value for value in words.values(item) if value in known)

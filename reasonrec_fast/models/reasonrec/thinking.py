@@ -79,7 +79,7 @@ def training_samples(
         data, train: the events, and the rows of the training part.
         config: how many samples, of which tasks, with how many candidates.
     """
-    converter = ReasoningConverter(data, train, timed=config.timed, history=config.history)
+    converter = ReasoningConverter(data, train, timed=is_timed(data, config), history=config.history)
     facts, generator = converter.rationales, np.random.default_rng((config.seed, 3))
     train = np.sort(train)
 
@@ -110,6 +110,20 @@ def training_samples(
             break
     known = [(row, sample) for row, sample in sorted(found + choices[:wanted], key=_row) if sample is not None]
     return [sample for _, sample in known], np.array([len(history(row)) for row, _ in known], dtype=np.int64)
+
+
+def is_timed(data: Interactions, config: ChainConfig) -> bool:
+    """Whether moments of different users can be compared.
+
+    Raises:
+        DataError: moments of a counter, about which the configuration says nothing.
+    """
+    if config.timed is None and data.time_unit == "count":
+        raise DataError(
+            "chain.timed: expected true or false, as the events' moments are a counter: true where it counts all "
+            "events, false where it counts those of each user"
+        )
+    return True if config.timed is None else config.timed
 
 
 def _row(pair: tuple[int, object]) -> int:

@@ -1,0 +1,153 @@
+"""How the agent learns from validation events: on some users, and how far it is trusted on others."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reasonrec_fast.data import DataError
+from reasonrec_fast.models.classical.stack import Stack
+from reasonrec_fast.models.classical.stack_config import StackRanking
+from reasonrec_fast.models.reasonrec.agent import ResidualAgent, Slate
+from reasonrec_fast.models.reasonrec.answers import ndcg
+from reasonrec_fast.models.reasonrec.config import Task
+from reasonrec_fast.models.reasonrec.prompt import AgentPrompts
+from reasonrec_fast.training.curriculum import CurriculumSampler
+from reasonrec_fast.training.progress import Progress
+
+_logger = logging.getLogger("reasonrec_fast")
+
+
+@dataclass(frozen=True)
+class SlateWriter:
+    """Writes the stack's best candidates of a user as the agent reads them.
+
+    Attributes:
+        stack: that ranked them.
+        prompts: of the agent.
+        candidates: how many it reads.
+    """
+
+    stack: Stack
+    prompts: AgentPrompts
+    candidates: int
+
+    def write(
+        self,
+        ranking: StackRanking,
+        users: np.ndarray,
+        row: int,
+        task: Task = "sequential",
+        *,
+        consult: bool = False,
+        target: int = 0,
+    ) -> Slate:
+        """The slate of one row of a ranking.
+
+        Args:
+            ranking: of ``users``, ``[B]``.
+            users: indices.
+            row: of the ranking.
+            task: ``"direct"`` names no history.
+            consult: whether the tools' ranks are in the prompt.
+            target: position of the user's next item, for training.
+        """
+        count = int((ranking.items[row, : self.candidates] >= 0).sum())
+        items, logits = ranking.items[row, :count], ranking.logits[row, :count]
+        ranks = [self.stack.tool_ranks(ranking.features[row, index]) for index in range(count)] if consult else None
+        group = self.prompts.group(int(users[row]), items.tolist(), task, ranks)
+        return Slate(group, logits - np.logaddexp.reduce(logits), int(target))
+
+
+def positions_of(ranking: StackRanking, targets: np.ndarray) -> np.ndarray:
+    """Where the target of each row stands in a ranking, int64 ``[B]``; -1 where it does not."""
+    is_target = ranking.items == targets[:, None]
+    return np.where(is_target.any(1), is_target.argmax(1), -1)
+
+
+def train_agent(
+    agent: ResidualAgent,
+    writer: SlateWriter,
+    ranking: StackRanking,
+    users: np.ndarray,
+    position: np.ndarray,
+    learning: np.ndarray,
+    *,
+    horizons: np.ndarray,
+    target_counts: np.ndarray,
+    fingerprint: dict[str, Any],
+    checkpoint: str | Path | None,
+    progress: Progress | None,
+) -> None:
+    """Train the agent on users whose next item is among its candidates.
+
+    Args:
+        agent: learns.
+        writer: of its slates.
+        ranking, users: of the validation users, ``[B]``.
+        position: of the next item in the ranking, -1 for none, ``[B]``.
+        learning: whom it may learn from, bool ``[B]``.
+        horizons: evidence horizons, ``[B]``.
+        target_counts: events of the next items, ``[B]``.
+        fingerprint, checkpoint, progress: as in :meth:`ResidualAgent.train`.
+
+    Raises:
+        DataError: nobody to learn from.
+    """
+    config = agent.config
+    # With one candidate there is nothing to learn.
+    rows = np.flatnonzero(learning & (position >= 0) & (ranking.candidates > 1))
+    if not len(rows):
+        raise DataError(
+            "validation: expected a user whose next item is among several candidates of the stack, to learn from; "
+            f"got none in {int(learning.sum())} users"
+        )
+    generator = np.random.default_rng((config.seed, 2))
+    direct, consulted = (generator.random(len(rows)) < share for share in (config.direct, config.consulted))
+    slates = [
+        writer.write(
+            ranking, users, row, "direct" if direct[n] else "sequential", consult=bool(consulted[n]),
+            target=position[row],
+        )
+        for n, row in enumerate(rows.tolist())
+    ]  # fmt: skip
+    sampler = None
+    if config.curriculum is not None:
+        sampler = CurriculumSampler(config.curriculum, horizons[rows], target_counts[rows])
+    agent.train(slates, sampler, checkpoint=checkpoint, fingerprint=fingerprint, progress=progress)
+
+
+def calibrate_agent(
+    agent: ResidualAgent,
+    writer: SlateWriter,
+    ranking: StackRanking,
+    users: np.ndarray,
+    position: np.ndarray,
+    others: np.ndarray,
+    k: int,
+) -> np.ndarray:
+    """Choose how far the agent is trusted.
+
+    Args:
+        agent, writer, ranking, users, position: as in :func:`train_agent`.
+        others: users that it has not learnt from, bool ``[B]``.
+        k: items of an answer.
+
+    Returns:
+        the gain in NDCG at ``k`` of asking the agent, for each of the other users.
+    """
+    rows = np.flatnonzero(others & (position >= 0))
+    slates = [writer.write(ranking, users, row, target=position[row]) for row in rows.tolist()]
+    logits = agent.logits(slates)
+    trust = agent.calibrate(slates, logits)
+    _logger.info("the agent's corrections count %.2f of what it has learnt", trust)
+    gain = np.zeros(len(users))
+    for row, slate, corrected in zip(rows.tolist(), slates, logits, strict=True):
+        final = slate.offset + trust * (corrected - slate.offset)
+        before, after = (ndcg(values, slate.target, k) for values in (slate.offset, final))
+        gain[row] = after - before
+    return gain[others]

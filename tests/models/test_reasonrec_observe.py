@@ -1,0 +1,115 @@
+"""What the agent observes of items beside their words: pictures, vectors of texts, thoughts."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from reasonrec_shop import ITEMS, USERS, small_config, walks
+
+from reasonrec_fast.data import Catalog, DataError, split_by_time
+from reasonrec_fast.models.reasonrec import ReasonRec
+from reasonrec_fast.models.reasonrec.agent import ResidualAgent, Slate
+from reasonrec_fast.models.reasonrec.observe import ItemFeatures, SoftItem, picture_features
+
+
+@pytest.fixture(scope="module")
+def data():
+    return walks()
+
+
+@pytest.fixture(scope="module")
+def split(data):
+    return split_by_time(data, "leave_one_out")
+
+
+@pytest.fixture(scope="module")
+def config(tiny_backbone):
+    return small_config(tiny_backbone)
+
+
+class Colours:
+    """An image encoder that sees the mean colour."""
+
+    name, digest, settings, tokens, width = "colours", "0", {}, 1, 3
+
+    def encode(self, images, *, folder=None, max_pixels=None):
+        return torch.stack([torch.from_numpy(image.pixels.mean((0, 1))).float() for image in images])[:, None]
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """Pictures of most items: one is broken, three have none."""
+    from PIL import Image
+
+    monkeypatch.setattr("reasonrec_fast.lm.vision.load_image_encoder", lambda name, device=None: Colours())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for item in range(ITEMS - 3):
+        Image.new("RGB", (4, 4), tuple(generator.integers(0, 255, 3).tolist())).save(folder / f"i{item}.png")
+    (folder / "i0.png").write_bytes(b"no picture")
+    return folder
+
+
+def test_pictures_and_thoughts_are_soft_tokens(data, split, config, pictures, tmp_path, caplog):
+    caplog.set_level("INFO", logger="reasonrec_fast")
+    agent = replace(config.agent, pictures=str(pictures), thoughts=2, soft_tokens=2, epochs=1.0)
+    model = ReasonRec(replace(config, agent=agent)).fit(data, split.train, split.validation)
+    assert f"{ITEMS - 4} of {ITEMS} items have a picture" in caplog.text
+    assert "1 pictures cannot be read, and are left out" in caplog.text
+    observer = model.agent.observer
+    known = {data.catalog.ids[item] for item in np.flatnonzero(observer.known)}
+    assert known == {f"i{item}" for item in range(1, ITEMS - 3)}
+    row = int(np.flatnonzero(observer.known)[0])
+    _, (suffix,) = observer([model._prompts.group(0, [row])])[0]
+    assert [len(part) for part in suffix if not isinstance(part, list)] == [2, 2]  # the picture, the thoughts
+    before = model.recommend(np.arange(USERS), 6, policy="always")
+    model.save_pretrained(tmp_path / "model")
+    shutil.rmtree(pictures)  # they were read when the model was fitted
+    after = ReasonRec.from_pretrained(tmp_path / "model").recommend(np.arange(USERS), 6, policy="always")
+    assert (before.items == after.items).all()
+    np.testing.assert_allclose(before.scores, after.scores, atol=1e-4)
+
+
+def test_the_agent_learns_from_pictures_alone(config):
+    """The target is the candidate whose picture is bright; words say nothing."""
+    generator = np.random.default_rng(0)
+    values = torch.from_numpy(generator.normal(size=(40, 1, 3))).half()
+    bright = np.arange(40) % 4 == 0
+    values[bright, 0, 0] += 6
+    kinds = [ItemFeatures("pictures", values, np.ones(40, dtype=bool))]
+
+    def slate():
+        items = generator.permutation(40)
+        chosen = [int(items[bright[items]][0]), *items[~bright[items]][:3].tolist()]
+        order = generator.permutation(4)
+        suffixes = [[SoftItem(chosen[index]), 7] for index in order]
+        return Slate(([1, 2], suffixes), np.log(np.full(4, 0.25)), int(np.flatnonzero(order == 0)[0]))
+
+    agent = ResidualAgent(replace(config.agent, epochs=4.0, learning_rate=1e-2, head_learning_rate=2e-2), kinds)
+    before = agent.observer.projectors["pictures"].second.weight.detach().clone()
+    agent.train([slate() for _ in range(60)])
+    assert not torch.equal(before, agent.observer.projectors["pictures"].second.weight)
+    held_out = [slate() for _ in range(30)]
+    logits = agent.logits(held_out)
+    assert np.mean([scores.argmax() == one.target for one, scores in zip(held_out, logits, strict=True)]) > 0.8
+
+
+def test_pictures_that_are_not_there_are_refused(data, tmp_path):
+    with pytest.raises(DataError, match="expected a folder; there is none"):
+        picture_features(data.catalog, tmp_path / "nothing", "colours")
+    with pytest.raises(DataError, match=r"expected files such as i\d+.jpg"):
+        picture_features(data.catalog, tmp_path, "colours")
+
+
+def test_no_identifier_leads_out_of_the_folder(tmp_path, pictures):
+    from PIL import Image
+
+    Image.new("RGB", (2, 2)).save(tmp_path / "secret.png")
+    catalog = Catalog(["../secret", "i1", "a\0b"], ["", "", ""])
+    assert picture_features(catalog, pictures, "colours").known.tolist() == [False, True, False]
