@@ -39,8 +39,8 @@ def unwrapped(model: Any) -> Any:
 
 
 def with_lora(model: nn.Module, *, rank: int, alpha: int, seed: int, **options: Any) -> Any:
-    """A ``PeftModel`` with new LoRA adapters (Hu et al. 2021) on every linear layer of a model on the CPU; they are
-    drawn alike for every device it may move to.
+    """A ``PeftModel`` with new LoRA adapters (Hu et al. 2021) on every linear layer of a model on the CPU (of its
+    language part, if it reads images too); they are drawn alike for every device it may move to.
 
     Args:
         model: of transformers; it is changed in place.
@@ -51,12 +51,20 @@ def with_lora(model: nn.Module, *, rank: int, alpha: int, seed: int, **options: 
     from peft import LoraConfig, get_peft_model
 
     cpu = torch.device("cpu")
-    lora = LoraConfig(r=rank, lora_alpha=alpha, **{"target_modules": "all-linear", **options})
+    lora = LoraConfig(r=rank, lora_alpha=alpha, **{"target_modules": _language_layers(model), **options})
     with fork_rng(cpu), warnings.catch_warnings():
         seed_rng(seed, cpu)
         # peft calls transformers by a name that is deprecated there.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         return get_peft_model(model, lora)  # type: ignore[arg-type]
+
+
+def _language_layers(model: Any) -> str | list[str]:
+    """Names of the linear layers of a model's language part."""
+    if not hasattr(model.config, "vision_config"):
+        return "all-linear"
+    inside = {id(module) for module in model.get_decoder().modules()}
+    return [name for name, part in model.named_modules() if isinstance(part, nn.Linear) and id(part) in inside]
 
 
 def write_lora(model: nn.Module, file: Path) -> None:

@@ -8,9 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from early_exit.tiny import tiny_vlm
 from reasonrec_shop import ITEMS, USERS, small_config, walks
+from vlm_processors import processor
 
 from reasonrec_fast.data import Catalog, DataError, split_by_time
+from reasonrec_fast.lm import segments_of
+from reasonrec_fast.lm.own_image_encoder import OwnImageEncoder
 from reasonrec_fast.models.reasonrec import ReasonRec
 from reasonrec_fast.models.reasonrec.agent import ResidualAgent, Slate
 from reasonrec_fast.models.reasonrec.observe import ItemFeatures, SoftItem, picture_features
@@ -113,3 +117,60 @@ def test_no_identifier_leads_out_of_the_folder(tmp_path, pictures):
     Image.new("RGB", (2, 2)).save(tmp_path / "secret.png")
     catalog = Catalog(["../secret", "i1", "a\0b"], ["", "", ""])
     assert picture_features(catalog, pictures, "colours").known.tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("kind", ["Llava", "Idefics3", "Qwen2_5_VL"])
+def test_a_vision_language_model_is_a_backbone_by_its_name(data, split, config, kind, tmp_path, monkeypatch):
+    from PIL import Image
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    processor(kind).save_pretrained(tmp_path / "vlm")
+    model = tiny_vlm(kind)
+    model.config.get_text_config().max_position_embeddings = 2048
+    model.save_pretrained(tmp_path / "vlm")
+    generator, pictures = np.random.default_rng(0), tmp_path / "pictures"
+    pictures.mkdir()
+    for item in range(ITEMS - 3):
+        pixels = generator.integers(0, 256, (20 + item, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(pictures / f"i{item}.png")
+    agent = replace(
+        config.agent, backbone=str(tmp_path / "vlm"), pictures=str(pictures), picture_encoder="backbone", soft_tokens=2
+    )
+    model = ReasonRec(replace(config, agent=agent)).fit(data, split.train, split.validation)
+    (kind,) = model.agent.observer.kinds
+    assert tuple(kind.values.shape) == (ITEMS, 2, 32) and kind.values[kind.known].float().std() > 0.05
+    # The vision tower reads nothing while the agent learns, so it has no adapters.
+    adapted = {name for name, _ in model.agent.peft.named_parameters() if "lora_" in name}
+    assert adapted and not any("vision" in name or "visual" in name for name in adapted)
+    model.agent.ranker.model.heads[-1].scale.fill_(1.0)
+    before = model.recommend(np.arange(USERS), 5, policy="always")
+    model.save_pretrained(tmp_path / "model")
+    shutil.rmtree(pictures)
+    after = ReasonRec.from_pretrained(tmp_path / "model").recommend(np.arange(USERS), 5, policy="always")
+    assert (before.items == after.items).all()
+    np.testing.assert_allclose(before.scores, after.scores, atol=1e-4)
+
+
+def test_a_backbone_without_eyes_is_refused(data, split, config, pictures):
+    agent = replace(config.agent, pictures=str(pictures), picture_encoder="backbone")
+    with pytest.raises(ValueError, match="expected an image-text-to-text model of one of idefics3, .*is 'llama'"):
+        ReasonRec(replace(config, agent=agent)).fit(data, split.train, split.validation)
+
+
+def test_vectors_of_a_picture_do_not_depend_on_the_others(tmp_path):
+    from PIL import Image
+
+    tiny_vlm("Llava").save_pretrained(tmp_path)
+    processor("Llava").save_pretrained(tmp_path)
+    encoder = OwnImageEncoder(str(tmp_path), tokens=3, device="cpu")
+    generator = np.random.default_rng(0)
+    images = [Image.fromarray(generator.integers(0, 256, (9 + i, 14, 3), dtype=np.uint8)) for i in range(3)]
+    together = encoder.encode(images)
+    assert together.shape == (3, 3, 32) and encoder.width == 32
+    alone = torch.cat([encoder.encode([image]) for image in images])
+    torch.testing.assert_close(together, alone, rtol=0, atol=0)
+    # The nine vectors of an image, three by three.
+    inputs = processor("Llava")(text=["<image>"], images=[images[0]], return_tensors="pt")
+    (text,) = segments_of(encoder._model, inputs)
+    expected = text.embeddings[0][1].values.reshape(3, 3, 32).mean(1)
+    torch.testing.assert_close(together[0], expected)

@@ -1,4 +1,4 @@
-"""A sequential model whose items are their titles, so that items without events are ranked among the others."""
+"""A sequential model that reads items' titles, so that items without events are ranked among the others."""
 
 from __future__ import annotations
 
@@ -24,16 +24,20 @@ class TextTowerConfig(SequenceConfig):
     Attributes:
         hidden: width of the perceptron between an item's embedding and its vector.
         attributes: whether texts have the values of attributes after the title.
+        item_embedding: whether an item has a vector of its own, which starts at zero, added to that of its text.
     """
 
     hidden: Count = 512
     attributes: bool = False
+    item_embedding: bool = False
     layers: Count = 1
 
 
 class TextTower(SequenceRecommender):
-    """SASRec over titles: an item's vector is learned from its embedding by all-MiniLM-L6-v2, which stays as it is, and
-    from nothing of its own. Items without a text have the vector zero: their cosines are 0.
+    """SASRec over titles: an item's vector is learned from its embedding by all-MiniLM-L6-v2, which stays as it is.
+
+    Without ``item_embedding`` it is learned from nothing else, and items without a text have the vector zero: their
+    cosines are 0.
 
     A saved model holds the embeddings: the encoder's package is needed by ``fit`` alone.
 
@@ -55,9 +59,12 @@ class TextTower(SequenceRecommender):
         self.project = nn.Sequential(
             nn.Linear(WIDTH, config.hidden), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(config.hidden, config.dim)
         )
+        if config.item_embedding:
+            self.own = nn.Parameter(torch.zeros(sizes["items"], config.dim))
 
     def item_vectors(self) -> torch.Tensor:
-        return self.project(self.texts) * (self.texts != 0).any(1, keepdim=True)
+        vectors = self.project(self.texts) * (self.texts != 0).any(1, keepdim=True)
+        return vectors + self.own if self.config.item_embedding else vectors
 
     def check_events(self, data: Interactions, train: np.ndarray) -> None:
         super().check_events(data, train)

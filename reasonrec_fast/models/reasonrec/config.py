@@ -25,6 +25,8 @@ from reasonrec_fast.training.curriculum import Curriculum, Horizon
 
 Policy = Literal["gain", "risk", "budget", "always", "consult", "never"]
 Task = Literal["sequential", "direct"]
+OWN_ENCODER = "backbone"
+"""The name of the picture encoder that is the vision tower of the agent's backbone."""
 Part = TypeVar("Part", StackConfig, "AgentConfig", "ChainConfig", OptiRAGConfig)
 
 
@@ -42,7 +44,9 @@ class AgentConfig:
         evidence: whether candidates are described by what other users liked, beside title and attributes.
         pictures: folder with a picture ``<identifier>.jpg`` of items (also png, webp, gif, bmp), which the agent reads
             beside their titles; None for none. It is read when the model is fitted: features are kept with the model.
-        picture_encoder: of :func:`~reasonrec_fast.lm.vision.load_image_encoder`.
+        picture_encoder: of :func:`~reasonrec_fast.lm.vision.load_image_encoder`; or ``"backbone"``, the vision tower of
+            a backbone that has one (SmolVLM, Qwen2.5-VL), whose vectors are averaged to ``soft_tokens`` and read as
+            they are.
         item_vectors: whether it reads the vectors of items' texts, of the stack's first tool that has them.
         soft_tokens: of a picture, and of a vector.
         thoughts: learned vectors at the end of a candidate's text (pause tokens).

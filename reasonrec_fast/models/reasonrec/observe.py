@@ -19,7 +19,7 @@ from reasonrec_fast.files import cache_folder, read_json, read_tensors, write_js
 from reasonrec_fast.lm.inputs import Embeddings
 from reasonrec_fast.lm.layout import TokenGroup
 from reasonrec_fast.lm.projector import Projector
-from reasonrec_fast.models.reasonrec.config import AgentConfig
+from reasonrec_fast.models.reasonrec.config import OWN_ENCODER, AgentConfig
 
 _logger = logging.getLogger("reasonrec_fast")
 
@@ -47,15 +47,22 @@ class ItemFeatures:
         name: of the kind: ``"pictures"`` or ``"vectors"``.
         values: float16 ``[I, T, F]``; 0 where nothing is known.
         known: bool ``[I]``.
+        projected: whether soft tokens are learned from them; else they are soft tokens themselves.
     """
 
     name: str
     values: torch.Tensor
     known: np.ndarray
+    projected: bool = True
 
 
 def picture_features(
-    catalog: Catalog, folder: str | Path, encoder_name: str, *, device: torch.device | str | None = None
+    catalog: Catalog,
+    folder: str | Path,
+    encoder_name: str,
+    *,
+    own: int | None = None,
+    device: torch.device | str | None = None,
 ) -> ItemFeatures:
     """Features of the pictures ``<identifier>.jpg`` (or another of :data:`SUFFIXES`) in a folder.
 
@@ -67,12 +74,15 @@ def picture_features(
         catalog: of the items; identifiers that would lead out of the folder have no picture.
         folder: of the pictures.
         encoder_name: as of :func:`~reasonrec_fast.lm.vision.load_image_encoder`.
+        own: vectors of a picture, where the encoder is the vision tower of the agent's own backbone, whose name this is
+            (:class:`~reasonrec_fast.lm.own_image_encoder.OwnImageEncoder`); None for any other encoder.
         device: of the encoder.
 
     Raises:
         DataError: no folder, or no item with a picture in it.
     """
-    from reasonrec_fast.lm.vision import CachedEncoder, load_image_encoder
+    from reasonrec_fast.lm.own_image_encoder import OwnImageEncoder
+    from reasonrec_fast.lm.vision import CachedEncoder, ImageEncoder, load_image_encoder
 
     folder = Path(folder)
     if not folder.is_dir():
@@ -84,10 +94,12 @@ def picture_features(
             f"agent.pictures: expected files such as {catalog.ids[0] if len(catalog) else 'ID'}.jpg; {folder} has none "
             f"for any of {len(catalog)} items"
         )
-    encoder = CachedEncoder(
-        load_image_encoder(encoder_name, device=device),
-        cache_folder() / "observations" / encoder_name.replace("/", "--"),
-    )
+    uncached: ImageEncoder
+    if own is None:
+        uncached, kept = load_image_encoder(encoder_name, device=device), encoder_name
+    else:
+        uncached, kept = OwnImageEncoder(encoder_name, tokens=own, device=device), f"{encoder_name}-{own}"
+    encoder = CachedEncoder(uncached, cache_folder() / "observations" / kept.replace("/", "--"))
     values = torch.zeros(len(catalog), encoder.tokens, encoder.width, dtype=torch.float16)
     known, broken = np.zeros(len(catalog), dtype=bool), []
     for first in range(0, len(rows), _AT_ONCE):
@@ -106,7 +118,7 @@ def picture_features(
         _logger.warning("%d pictures cannot be read, and are left out; the first: %s", len(broken), broken[0])
     if not known.any():
         raise DataError(f"agent.pictures: expected a picture that can be read; got none: {broken[0]}")
-    return ItemFeatures("pictures", values, known)
+    return ItemFeatures("pictures", values, known, projected=own is None)
 
 
 def vector_features(vectors: torch.Tensor) -> ItemFeatures:
@@ -130,7 +142,16 @@ def features_of(
     """
     kinds = []
     if config.pictures is not None:
-        kinds.append(picture_features(catalog, config.pictures, config.picture_encoder, device=device))
+        own = config.picture_encoder == OWN_ENCODER
+        kinds.append(
+            picture_features(
+                catalog,
+                config.pictures,
+                config.backbone if own else config.picture_encoder,
+                own=config.soft_tokens if own else None,
+                device=device,
+            )
+        )
     if config.item_vectors:
         if vectors is None:
             raise DataError("agent.item_vectors: expected a tool with vectors of texts in the stack; got none")
@@ -156,7 +177,7 @@ class Observer(nn.Module):
     tokens, Goyal et al. 2024): the simplest kind of latent thought, with no words to generate.
 
     Args:
-        kinds: of features; each has a projector.
+        kinds: of features; each has a projector, unless its features are soft tokens already.
         embeddings: of the language model's tokens, ``[V, D]``: soft tokens begin where these are.
         soft_tokens: of each kind and item.
         thoughts: vectors; 0 for none.
@@ -172,6 +193,10 @@ class Observer(nn.Module):
         self.projectors = nn.ModuleDict()
         for kind in kinds:
             _, tokens, width = kind.values.shape
+            if not kind.projected:
+                if width != dim:
+                    raise ValueError(f"kinds: expected {kind.name} as wide as the embeddings, {dim}; got {width}")
+                continue
             projector = Projector(tokens, width, dim, soft_tokens=soft_tokens, seed=seed)
             projector.standardizer.fit(kind.values[torch.from_numpy(kind.known)].float())
             projector.match_embeddings(embeddings.detach().cpu())
@@ -203,7 +228,9 @@ class Observer(nn.Module):
         for kind in self.kinds:
             of_kind = [item for item in items if kind.known[item]]
             if of_kind:
-                soft = self.projectors[kind.name](kind.values[of_kind].float())
+                soft = kind.values[of_kind].float()
+                if kind.projected:
+                    soft = self.projectors[kind.name](soft)
                 for item, values in zip(of_kind, soft, strict=True):
                     result[item].append(Embeddings.of(values))
         return result
@@ -219,6 +246,7 @@ class Observer(nn.Module):
             folder / SETTINGS,
             {
                 "kinds": [kind.name for kind in self.kinds],
+                "projected": [kind.projected for kind in self.kinds],
                 "soft_tokens": self.soft_tokens,
                 "thoughts": 0 if self.thoughts is None else len(self.thoughts),
             },
@@ -232,8 +260,10 @@ class Observer(nn.Module):
             ValueError: soft tokens of another width than the embeddings.
         """
         stored, tensors = read_json(folder / SETTINGS), read_tensors(folder / WEIGHTS)
+        projected = stored.get("projected", [True] * len(stored["kinds"]))
         kinds = [
-            ItemFeatures(name, tensors[f"values.{name}"], tensors[f"known.{name}"].numpy()) for name in stored["kinds"]
+            ItemFeatures(name, tensors[f"values.{name}"], tensors[f"known.{name}"].numpy(), learned)
+            for name, learned in zip(stored["kinds"], projected, strict=True)
         ]
         observer = cls(
             kinds, embeddings, soft_tokens=stored["soft_tokens"], thoughts=stored["thoughts"], seed=0
