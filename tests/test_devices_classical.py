@@ -37,6 +37,7 @@ MODELS = {
     "SASRec, bias": ({"dim": 8, "layers": 1, "dropout": 0.0, "precision": "float32", "item_bias": True, **QUICK}, LOSS),
     "BSARec": ({"dim": 8, "layers": 1, "dropout": 0.0, "precision": "float32", **QUICK}, LOSS),
     "TextKNN": ({}, Counter()),
+    "HybridKNN": ({}, Counter()),
     "TextTower": ({"dim": 8, "hidden": 8, "dropout": 0.0, "precision": "float32", **QUICK}, LOSS),
     "FM": ({"dim": 4, **QUICK}, LOSS + FIELDS),
     "DCNv2": ({"dim": 4, "deep": (8,), "dropout": 0.0, **QUICK}, LOSS + FIELDS),
@@ -96,7 +97,8 @@ def test_a_classical_model_lives_on_a_device(clicks, name, tmp_path, monkeypatch
         device.forget()
         same(outputs_of(device_model, clicks), expected)
         products = device.reads.pop("sparse_items.matrix", 0)
-        assert products == (6 if name in ("ItemKNN", "DirectedItemKNN", "AttributeKNN") else 0)
+        wanted = {"ItemKNN": 6, "DirectedItemKNN": 6, "AttributeKNN": 6, "HybridKNN": 18}
+        assert products == wanted.get(name, 0)
         (score,) = set(RESULTS) & set(device.reads)
         assert device.reads <= Counter({score: 1, "retrieval.retrieve": 2}) + GRAPH, device.reads
         assert set(device.waits) <= {"item_to_item.scores", "sparse_items.dense", "attribute_knn.scores"}, device.waits

@@ -329,7 +329,13 @@ def test_what_cannot_be_evaluated_is_refused_before_any_work(tmp_path, tiny_back
 
 def test_every_architecture_does_a_task_and_is_what_its_protocol_says():
     assert set().union(*TASKS.values()) == set(ARCHITECTURES)
-    protocols = {"ranking": Recommender, "ctr": Recommender, "explanation": Explainer, "judge": Judge}
+    protocols = {
+        "ranking": Recommender,
+        "ctr": Recommender,
+        "agent": Recommender,
+        "explanation": Explainer,
+        "judge": Judge,
+    }
     for task, names in TASKS.items():
         for name in names:
             kind = class_of(name)

@@ -27,6 +27,7 @@ FOLDER = Path(__file__).parent / "configs"
 DATASETS: dict[TaskName, tuple[str, ...]] = {
     "ranking": EVENTS,
     "ctr": EVENTS,
+    "agent": EVENTS,
     "explanation": ("explanations",),
     "judge": ("opinions",),
 }
@@ -159,7 +160,8 @@ class EvaluationConfig:
     """The task and settings of the evaluation on the test part.
 
     Attributes:
-        task: one of :data:`~reasonrec_fast.models.registry.TASKS`; the settings below are of ranking.
+        task: one of :data:`~reasonrec_fast.models.registry.TASKS`; the settings below are of ranking. ``"agent"`` ranks
+            too, and measures what a ReasonRec's agent adds to its stack.
         ks: cutoffs of ranking.
         negatives: 0 ranks all unseen items; otherwise this many items are sampled for each target from those that the
             user has in no part of the data. Items that the user has seen and disliked are excluded in either case.
@@ -176,6 +178,11 @@ class EvaluationConfig:
         check_settings(self)
         if not self.ks:
             raise ValueError("ks: expected at least one cutoff; got none")
+        if self.task == "agent" and (self.negatives or not self.validation_is_history):
+            raise ValueError(
+                "negatives, validation_is_history: expected 0 and true with task 'agent', which ranks all unseen items "
+                f"by all that a user did before; got {self.negatives} and {self.validation_is_history}"
+            )
         if self.task == "ranking" and self.negatives and max(self.ks) > self.negatives + 1:
             raise ValueError(
                 f"ks: expected cutoffs in [1, {self.negatives + 1}], the target and its negatives; got {max(self.ks)}"

@@ -105,6 +105,10 @@ def with_reasons(metrics: dict[str, float]) -> tuple[dict[str, float | None], di
 def _reason(name: str) -> str:
     if name.startswith("gauc"):
         return "no user with both labels"
+    if name == "kept":
+        return "asking the agent gains nothing"
+    if name in ("milliseconds/agent", "milliseconds/consult"):
+        return "nobody asks an agent whose corrections count nothing"
     if name.startswith(("srcc", "plcc", "krcc")):
         return "scores that are all the same"
     return "no row in this part" if "/" in name else "no row to measure"

@@ -20,7 +20,7 @@ from reasonrec_fast.models.reasonrec.routing import AGENT, CONSULT, DESTINATIONS
 from reasonrec_fast.training.progress import Progress
 from reasonrec_fast.uncertainty import aurc, ece
 
-POLICIES: tuple[Policy, ...] = ("always", "gain", "budget", "risk")
+POLICIES: tuple[Policy, ...] = ("always", "consult", "gain", "budget", "risk")
 COLD_SHARE = 0.3
 """Users with the largest evidence horizons that are reported by themselves."""
 COLD_EVENTS = 2
@@ -51,13 +51,16 @@ class AgentReport:
         stack: metrics of the stack alone.
         policies: by name; ``"always"`` asks the agent for every query, if it is trusted at all.
         groups: differences of always asking from the stack, for the coldest users and for targets with few events.
+        levels: of the risk policy, by who answers: metrics of the queries that it sends there.
+        consulting: differences of consulting from answering alone, on the queries that the risk policy sends there.
         room: metrics if every target among the candidates came first: what an agent over these candidates can reach.
         kept: share of the gain of always asking, in NDCG at the model's ``k``, that is kept if 65 % of the queries are
             asked, by predicted gain; NaN where asking gains nothing.
         curve: share of queries, and the mean gain by predicted gain, at random, and by an oracle.
         confidence: AUROC, share of the possible gain in AURC, and expected calibration error of the confidence
             in a hit among the model's ``k`` best.
-        milliseconds: a query, alone: of the stack, and with the agent, undefined where nobody asks it (trust 0).
+        milliseconds: a query by itself: of the stack, and with the agent, alone and consulting; undefined where nobody
+            asks it (trust 0).
         trust: how far calibration lets the agent correct the stack.
         left_out: tools that gave no answer, and why: the model was measured without them.
     """
@@ -66,6 +69,8 @@ class AgentReport:
     stack: dict[str, float]
     policies: dict[str, PolicyReport]
     groups: dict[str, dict[str, Interval]]
+    levels: dict[str, dict[str, float]]
+    consulting: dict[str, Interval]
     room: dict[str, float]
     kept: float
     curve: dict[str, list[float]]
@@ -73,6 +78,30 @@ class AgentReport:
     milliseconds: dict[str, float]
     trust: float
     left_out: dict[str, str]
+
+    def metrics(self, policy: str) -> dict[str, float]:
+        """For a line of results: metrics under a policy by their names; all else with the part before a slash.
+
+        Args:
+            policy: one of :data:`POLICIES`, or ``"never"``.
+        """
+        flat = dict(self.stack if policy == "never" else self.policies[policy].metrics)
+        flat |= {"trust": self.trust, "kept": self.kept} | self.confidence
+        flat |= {f"stack/{name}": value for name, value in self.stack.items()}
+        flat |= {f"room/{name}": value for name, value in self.room.items()}
+        flat |= {f"milliseconds/{name}": value for name, value in self.milliseconds.items()}
+        flat |= {f"risk/{who}/{name}": value for who, part in self.levels.items() for name, value in part.items()}
+        parts = {f"{name}/": part.differences for name, part in self.policies.items()}
+        parts |= {f"always/{name}/": differences for name, differences in self.groups.items()}
+        parts |= {"consulting/": self.consulting}
+        for name, part in self.policies.items():
+            flat |= {f"{name}/share/{who}": share for who, share in part.shares.items()}
+            flat |= {f"{name}/{metric}": value for metric, value in part.metrics.items()}
+        for name, differences in parts.items():
+            for metric, interval in differences.items():
+                for end in ("value", "low", "high"):
+                    flat[f"{name}{metric}/difference/{end}"] = getattr(interval, end)
+        return flat
 
     def to_dict(self) -> dict[str, Any]:
         """For a JSON file: intervals by name, None for what is undefined."""
@@ -108,12 +137,7 @@ def evaluate_agent(
         DataError: a model without an agent, or one that was fitted on events of the test part, or nothing to measure.
         ValueError: cutoffs beyond the candidates.
     """
-    if model.agent is None or model.config.agent is None:
-        raise DataError("model: expected one with an agent; got the stack alone")
-    depth = model.config.agent.candidates
-    ks = sorted({as_count(k, "ks", 1) for k in ks})
-    if ks[-1] > depth:
-        raise ValueError(f"ks: expected at most {depth}, the agent's candidates; got {ks[-1]}")
+    ks = checked_cutoffs(model, ks)
     check_not_learnt(data, split, model.fitted_events, "data")
     earlier = np.sort(np.concatenate([split.train, split.validation]))
     known, seen = Histories.of(data, earlier), Histories.seen(data, earlier)
@@ -132,6 +156,22 @@ def evaluate_agent(
         return _measured(model, data, split, users[some], relevant.select(some), ks, budget, timed, progress)
     finally:
         model.set_histories(before[0], seen=before[1])
+
+
+def checked_cutoffs(model: ReasonRec, ks: Sequence[int]) -> list[int]:
+    """Cutoffs, ascending, that can be measured.
+
+    Raises:
+        DataError: a model without an agent.
+        ValueError: cutoffs beyond the candidates.
+    """
+    if model.config.agent is None:
+        raise DataError("model: expected one with an agent; got the stack alone")
+    depth = model.config.agent.candidates
+    ascending = sorted({as_count(k, "ks", 1) for k in ks})
+    if ascending[-1] > depth:
+        raise ValueError(f"ks: expected at most {depth}, the agent's candidates; got {ascending[-1]}")
+    return ascending
 
 
 def _measured(
@@ -172,7 +212,7 @@ def _measured(
 
     decisions = {name: model.decide(ranking, horizons, name, budget) for name in POLICIES}
     destinations = {name: decision.destination for name, decision in decisions.items()}
-    decision = decisions["always"]
+    decision, risk = decisions["always"], destinations["risk"]
     main = f"ndcg@{k}"
     gain = values["agent"][main] - values["stack"][main]
     curve = gain_curve(decision.gain, gain)
@@ -199,6 +239,14 @@ def _measured(
             }.items()
             if chosen.any()
         },
+        levels={
+            who: _means({name: value[risk == number] for name, value in mixed(risk).items()}, names)
+            for number, who in enumerate(DESTINATIONS)
+            if (risk == number).any()
+        },
+        consulting=_differences(values["consult"], values["agent"], names, risk == CONSULT)
+        if (risk == CONSULT).any()
+        else {},
         room=_means(evaluation.ranking_metrics(_ideal(items["stack"], relevant), relevant, ks), names),
         kept=curve.kept(0.65),
         curve={name: getattr(curve, name).tolist() for name in curve._fields},
@@ -253,11 +301,13 @@ def _confidence(confidence: np.ndarray, hit: np.ndarray) -> dict[str, float]:
 def _milliseconds(model: ReasonRec, users: np.ndarray) -> dict[str, float]:
     """Median milliseconds of a query by itself, of the stack and of the agent, in turns."""
     assert model.agent is not None
-    took: dict[Policy, list[float]] = {"never": [], "always": []} if model.agent.trust > 0 else {"never": []}
+    named: dict[str, Policy] = {"stack": "never", "agent": "always", "consult": "consult"}
+    asked = list(named.values()) if model.agent.trust > 0 else [named["stack"]]
+    took: dict[Policy, list[float]] = {policy: [] for policy in asked}
     for user in users:
         for policy, times in took.items():
             begin = time.perf_counter()
             model.recommend(np.array([user]), model.config.k, policy=policy)
             times.append(time.perf_counter() - begin)
     medians = {policy: 1000 * float(np.median(times)) for policy, times in took.items() if times}
-    return {"stack": medians.get("never", float("nan")), "agent": medians.get("always", float("nan"))}
+    return {name: medians.get(policy, float("nan")) for name, policy in named.items()}

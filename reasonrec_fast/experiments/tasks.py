@@ -16,6 +16,7 @@ from reasonrec_fast.data.explanations import ExplanationSplit
 from reasonrec_fast.data.opinions import OpinionSplit, check_readable
 from reasonrec_fast.experiments.config import DatasetConfig, EvaluationConfig
 from reasonrec_fast.experiments.held_out import check_measurable, check_rankable, metrics_on_test
+from reasonrec_fast.experiments.reasonrec import checked_cutoffs, evaluate_agent
 from reasonrec_fast.models.base import Explainer, Judge
 from reasonrec_fast.training.progress import Progress
 
@@ -38,7 +39,7 @@ class Task(Protocol):
 
 
 class EventsTask:
-    """Ranking and CTR on events."""
+    """Ranking and CTR on events, and what an agent adds to its stack."""
 
     def __init__(self, dataset: DatasetConfig, data: Any, settings: EvaluationConfig, title: str) -> None:
         self.data, self.split = data, split_by_time(data, dataset.split)
@@ -47,12 +48,17 @@ class EventsTask:
 
     def check_model(self, model: Any, settings: EvaluationConfig) -> None:
         check_rankable(model, settings)
+        if settings.task == "agent":
+            checked_cutoffs(model, settings.ks)
         model.check_events(self.data, self.split.train)
 
     def fit(self, model: Any, checkpoint: Path, progress: Progress | None) -> None:
         model.fit(self.data, self.split.train, self.split.validation, checkpoint=checkpoint, progress=progress)
 
     def metrics(self, model: Any, settings: EvaluationConfig) -> dict[str, float]:
+        if settings.task == "agent":
+            report = evaluate_agent(model, self.data, self.split, ks=settings.ks)
+            return report.metrics(model.config.policy)
         return metrics_on_test(model, self.data, self.split, settings)
 
 

@@ -46,7 +46,8 @@ class OwnImageEncoder:
                 f"name: expected an image-text-to-text model of one of {', '.join(VISION_LANGUAGE)}; {name} is "
                 f"{self._model.config.model_type!r}"
             )
-        self.width = int(self._model.get_input_embeddings().weight.shape[1])
+        weight: Any = self._model.get_input_embeddings().weight
+        self.width = int(weight.shape[1])
         self.digest = weights_digest(self._model)
 
     @property

@@ -20,6 +20,7 @@ _CLASSICAL = {
     "DirectedItemKNN": "directed_knn",
     "EASE": "item_to_item",
     "FM": "fm",
+    "HybridKNN": "hybrid_knn",
     "ItemKNN": "item_to_item",
     "LightGCN": "lightgcn",
     "Popularity": "popularity",
@@ -50,11 +51,12 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
 }
 """Module and class, by what ``config.json`` of a saved model and a TOML experiment call it."""
 
-TaskName = Literal["ranking", "ctr", "explanation", "judge"]
+TaskName = Literal["ranking", "ctr", "agent", "explanation", "judge"]
 
 TASKS: dict[TaskName, tuple[str, ...]] = {
     "ranking": (*CLASSICAL, "optirag", "ReasonRec"),
     "ctr": (*CLASSICAL, "optirag", "ReasonRec"),
+    "agent": ("ReasonRec",),
     "explanation": (*_WRITERS, "ExplanationWriter"),
     "judge": ("FeatureJudge",),
 }

@@ -25,6 +25,7 @@ from reasonrec_fast.models.classical import (
     BSARec,
     BSARecConfig,
     DirectedItemKNN,
+    HybridKNN,
     ItemKNN,
     ItemKNNConfig,
     Popularity,
@@ -47,6 +48,7 @@ CLOSED = {
     "ease": EASE,
     "attributes": AttributeKNN,
     "titles": TextKNN,
+    "hybrid": HybridKNN,
 }
 LEARNED = {
     "svd": SVD,

@@ -12,7 +12,9 @@ from reasonrec_shop import ITEMS, STACK, USERS, small_config, walks
 
 from reasonrec_fast import load
 from reasonrec_fast.data import Catalog, DataError, Histories, split_by_time
+from reasonrec_fast.experiments.config import load_experiment
 from reasonrec_fast.experiments.reasonrec import evaluate_agent
+from reasonrec_fast.experiments.runner import run_experiment
 from reasonrec_fast.models.base import CatalogRecommender
 from reasonrec_fast.models.reasonrec import AgentConfig, ReasonRec, ReasonRecConfig
 from reasonrec_fast.models.reasonrec.agent import ResidualAgent, Slate
@@ -248,6 +250,47 @@ def test_the_report_measures_every_user(data, split, trusted):
     assert json.dumps(report.curve)
     with pytest.raises(ValueError, match="ks: expected at most 6"):
         evaluate_agent(trusted, data, split, ks=(10,))
+    flat = report.metrics("consult")
+    assert flat["ndcg@4"] == report.policies["consult"].metrics["ndcg@4"] == flat["consult/ndcg@4"]
+    assert flat["always/hr@4/difference/value"] == pytest.approx(flat["always/hr@4"] - flat["stack/hr@4"])
+    assert report.metrics("never")["hr@4"] == report.stack["hr@4"]
+    shares = report.policies["risk"].shares
+    whole = sum(shares[who] * level["hr@4"] for who, level in report.levels.items())
+    assert whole == pytest.approx(report.policies["risk"].metrics["hr@4"])
+    assert set(report.milliseconds) == {"stack", "agent", "consult"}
+
+
+def test_an_experiment_measures_the_agent(data, config, tmp_path):
+    lines = ["user,item,timestamp,label"]
+    for user, item, moment in zip(data.users, data.items, data.timestamps, strict=True):
+        lines.append(f"{data.user_ids[user]},{data.catalog.ids[item]},{2 * 10**9 + moment},1")
+    (tmp_path / "events.csv").write_text("\n".join(lines))
+    agent = json.dumps({"backbone": config.agent.backbone}).replace(":", " =").replace('"backbone"', "backbone")
+    agent = agent.removesuffix("}") + ", layers = 2, candidates = 6, train_candidates = 4, lora_rank = 2}"
+    text = f"""seeds = [0]
+[[datasets]]
+kind = "table"
+path = "events.csv"
+[[models]]
+kind = "ReasonRec"
+k = 2
+stack = {{ tools = ["DirectedItemKNN", "ItemKNN"], candidates = 6, depth = 10, trees = 10, min_leaf = 5, leaves = 7 }}
+agent = {agent}
+[evaluation]
+task = "agent"
+ks = [2, 4]
+"""
+    (tmp_path / "e.toml").write_text(text)
+    (run,) = run_experiment(load_experiment(tmp_path / "e.toml"), tmp_path, tmp_path / "r.jsonl")
+    assert {"hr@4", "trust", "auroc", "stack/ndcg@2", "room/hr@2", "risk/share/stack"} <= set(run.metrics)
+    for metric in [name for name, value in run.metrics.items() if value is None]:
+        assert run.undefined[metric]
+    (tmp_path / "e.toml").write_text(text.replace("[2, 4]", "[2, 10]"))
+    with pytest.raises(ValueError, match="ks: expected at most 6, the agent's candidates; got 10"):
+        run_experiment(load_experiment(tmp_path / "e.toml"), tmp_path, tmp_path / "r.jsonl")
+    (tmp_path / "e.toml").write_text(text + "negatives = 9")
+    with pytest.raises(ValueError, match="expected 0 and true with task 'agent'"):
+        load_experiment(tmp_path / "e.toml")
 
 
 def test_an_agent_that_is_not_trusted_is_not_asked(data, split, trusted, monkeypatch):

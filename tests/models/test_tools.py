@@ -17,6 +17,9 @@ from reasonrec_fast.models.classical import (
     BSARecConfig,
     DirectedItemKNN,
     DirectedItemKNNConfig,
+    HybridKNN,
+    HybridKNNConfig,
+    ItemKNN,
     SASRec,
     SASRecConfig,
     SVDConfig,
@@ -229,3 +232,32 @@ def test_losses_are_their_definitions():
 def test_binary_cross_entropy_needs_negatives():
     with pytest.raises(ValueError, match="negatives: expected at least 1 with loss 'bce'; got 0"):
         SASRecConfig(loss="bce")
+
+
+def test_a_hybrid_adds_the_scores_of_its_parts(walks, encoder, tmp_path):
+    model = HybridKNN(HybridKNNConfig(directed=1.0, titles=0.5, attributes=0.25, items=2.0)).fit(walks)
+    users = np.arange(walks.num_users)
+    expected = np.zeros((walks.num_users, walks.num_items))
+    parts = {DirectedItemKNN: 1.0, TextKNN: 0.5, AttributeKNN: 0.25, ItemKNN: 2.0}
+    for kind, weight in parts.items():
+        scores = kind().fit(walks).scores(users).double().numpy()
+        expected += weight * scores / np.maximum(np.abs(scores).max(1, keepdims=True), 1e-30)
+    np.testing.assert_allclose(model.scores(users).numpy(), expected, atol=1e-5)
+    assert not model.scores(users).isnan().any()  # also of users with one item, whom no order says anything of
+    model.save_pretrained(tmp_path / "model")
+    loaded = load_recommender(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.scores(users), model.scores(users))
+    later = Histories.from_lists([[3]] * walks.num_users)
+    model.set_histories(later), loaded.set_histories(later)
+    assert len(np.unique(model.scores(users), axis=0)) == 1
+    np.testing.assert_array_equal(loaded.scores(users), model.scores(users))
+
+
+def test_a_hybrid_says_which_part_cannot_read_the_data(walks):
+    bare = Interactions.from_columns(["a", "a", "b"], ["x", "y", "x"], [1] * 3, range(3))
+    with pytest.raises(DataError, match="titles: expected data that this part can read, or the weight 0; "):
+        HybridKNN().fit(bare)
+    model = HybridKNN(HybridKNNConfig(titles=0, attributes=0)).fit(bare)
+    assert model.recommend(["b"], 1).items.tolist() == [["y"]]
+    with pytest.raises(ValueError, match="expected a weight above 0; got 0 for all"):
+        HybridKNNConfig(directed=0, titles=0, attributes=0, items=0)

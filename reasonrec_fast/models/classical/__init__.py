@@ -8,6 +8,7 @@ from reasonrec_fast.models.classical.bsarec import BSARec, BSARecConfig
 from reasonrec_fast.models.classical.dcn import DCNv2, DCNv2Config
 from reasonrec_fast.models.classical.directed_knn import DirectedItemKNN, DirectedItemKNNConfig
 from reasonrec_fast.models.classical.fm import FM, FMConfig
+from reasonrec_fast.models.classical.hybrid_knn import HybridKNN, HybridKNNConfig
 from reasonrec_fast.models.classical.item_to_item import EASE, EASEConfig, ItemKNN, ItemKNNConfig
 from reasonrec_fast.models.classical.lightgcn import LightGCN, LightGCNConfig
 from reasonrec_fast.models.classical.loading import load_recommender
@@ -40,6 +41,8 @@ __all__ = [
     "DirectedItemKNNConfig",
     "EASEConfig",
     "FMConfig",
+    "HybridKNN",
+    "HybridKNNConfig",
     "ItemKNN",
     "ItemKNNConfig",
     "LightGCN",
