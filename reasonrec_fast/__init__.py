@@ -78,7 +78,7 @@ if TYPE_CHECKING:
         load_recommender,
     )
     from reasonrec_fast.models.optirag import OptiRAG, OptiRAGConfig, Predictions
-    from reasonrec_fast.models.reasonrec import AgentConfig, ChainConfig, ReasonRec, ReasonRecConfig
+    from reasonrec_fast.models.reasonrec import AgentConfig, ChainConfig, ReasonRec, ReasonRecConfig, TitleAgentConfig
     from reasonrec_fast.models.registry import load
 
 __version__ = "0.1.0"
@@ -137,6 +137,7 @@ __all__ = [
     "TextKNNConfig",
     "TextTower",
     "TextTowerConfig",
+    "TitleAgentConfig",
     "load",
     "load_explanations",
     "load_instructions",
@@ -213,7 +214,13 @@ _MODULES = {
         "load_recommender",
     ],
     "reasonrec_fast.models.optirag": ["OptiRAG", "OptiRAGConfig", "Predictions"],
-    "reasonrec_fast.models.reasonrec": ["AgentConfig", "ChainConfig", "ReasonRec", "ReasonRecConfig"],
+    "reasonrec_fast.models.reasonrec": [
+        "AgentConfig",
+        "ChainConfig",
+        "ReasonRec",
+        "ReasonRecConfig",
+        "TitleAgentConfig",
+    ],
     "reasonrec_fast.models.registry": ["load"],
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -165,9 +165,9 @@ def checked_cutoffs(model: ReasonRec, ks: Sequence[int]) -> list[int]:
         DataError: a model without an agent.
         ValueError: cutoffs beyond the candidates.
     """
-    if model.config.agent is None:
+    if model.config.reader is None:
         raise DataError("model: expected one with an agent; got the stack alone")
-    depth = model.config.agent.candidates
+    depth = model.config.reader.candidates
     ascending = sorted({as_count(k, "ks", 1) for k in ks})
     if ascending[-1] > depth:
         raise ValueError(f"ks: expected at most {depth}, the agent's candidates; got {ascending[-1]}")
@@ -186,8 +186,8 @@ def _measured(
     progress: Progress | None,
 ) -> AgentReport:
     """The report on users with their targets, by the model's present histories."""
-    assert model.agent is not None and model.config.agent is not None
-    depth, k = model.config.agent.candidates, model.config.k
+    assert model.agent is not None and model.config.reader is not None
+    depth, k = model.config.reader.candidates, model.config.k
     ranking, horizons = model.stack.rank(users, model.candidates), model.horizons(users)
     items = {"stack": ranking.items[:, :depth]}
     reachable = np.flatnonzero(_contains(items["stack"], relevant))

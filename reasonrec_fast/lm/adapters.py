@@ -38,7 +38,7 @@ def unwrapped(model: Any) -> Any:
     return model.get_base_model()
 
 
-def with_lora(model: nn.Module, *, rank: int, alpha: int, seed: int, **options: Any) -> Any:
+def with_lora(model: nn.Module, *, rank: int, alpha: int, seed: int, last_layers: int | None = None) -> Any:
     """A ``PeftModel`` with new LoRA adapters (Hu et al. 2021) on every linear layer of a model on the CPU (of its
     language part, if it reads images too); they are drawn alike for every device it may move to.
 
@@ -46,12 +46,12 @@ def with_lora(model: nn.Module, *, rank: int, alpha: int, seed: int, **options: 
         model: of transformers; it is changed in place.
         rank, alpha: of the adapters.
         seed: of their weights; the caller's random generator stays as it is.
-        options: of peft's ``LoraConfig``, such as ``target_modules`` for other layers.
+        last_layers: of the model, which get adapters; None for all. Those before have no backward pass.
     """
     from peft import LoraConfig, get_peft_model
 
     cpu = torch.device("cpu")
-    lora = LoraConfig(r=rank, lora_alpha=alpha, **{"target_modules": _language_layers(model), **options})
+    lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=_adapted(model, last_layers))
     with fork_rng(cpu), warnings.catch_warnings():
         seed_rng(seed, cpu)
         # peft calls transformers by a name that is deprecated there.
@@ -59,11 +59,13 @@ def with_lora(model: nn.Module, *, rank: int, alpha: int, seed: int, **options: 
         return get_peft_model(model, lora)  # type: ignore[arg-type]
 
 
-def _language_layers(model: Any) -> str | list[str]:
-    """Names of the linear layers of a model's language part."""
-    if not hasattr(model.config, "vision_config"):
+def _adapted(model: Any, last_layers: int | None) -> str | list[str]:
+    """Names of the linear layers of a model's language part, or of its last layers."""
+    if last_layers is None and not hasattr(model.config, "vision_config"):
         return "all-linear"
-    inside = {id(module) for module in model.get_decoder().modules()}
+    decoder = model.get_decoder()
+    parts = [decoder] if last_layers is None else decoder.layers[len(decoder.layers) - last_layers :]
+    inside = {id(module) for part in parts for module in part.modules()}
     return [name for name, part in model.named_modules() if isinstance(part, nn.Linear) and id(part) in inside]
 
 

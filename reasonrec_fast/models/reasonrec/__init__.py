@@ -2,7 +2,7 @@
 
 from reasonrec_fast.models.reasonrec.chain import Chain, ChainWriter
 from reasonrec_fast.models.reasonrec.chain_features import chain_features
-from reasonrec_fast.models.reasonrec.config import AgentConfig, ChainConfig, ReasonRecConfig
+from reasonrec_fast.models.reasonrec.config import AgentConfig, ChainConfig, ReasonRecConfig, TitleAgentConfig
 from reasonrec_fast.models.reasonrec.model import Answers, ReasonRec
 from reasonrec_fast.models.reasonrec.reasons import Reason
 
@@ -15,5 +15,6 @@ __all__ = [
     "Reason",
     "ReasonRec",
     "ReasonRecConfig",
+    "TitleAgentConfig",
     "chain_features",
 ]

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import minimize_scalar
 
 from reasonrec_fast.devices import fork_rng, resolve_device, seed_rng
 from reasonrec_fast.early_exit.engine import EarlyExitModel
@@ -21,6 +18,7 @@ from reasonrec_fast.lm.adapters import AdapterMerger, read_lora, with_lora, writ
 from reasonrec_fast.lm.decoder import Decoder
 from reasonrec_fast.lm.layout import TokenGroup
 from reasonrec_fast.lm.loading import load_language_model
+from reasonrec_fast.models.reasonrec.agent_base import Agent, Slate, digest_of_weights
 from reasonrec_fast.models.reasonrec.config import AgentConfig
 from reasonrec_fast.models.reasonrec.observe import SETTINGS, ItemFeatures, Observer
 from reasonrec_fast.precision import fast_dtype
@@ -28,27 +26,11 @@ from reasonrec_fast.training.curriculum import CurriculumSampler
 from reasonrec_fast.training.exits import Batch, ExitTraining, train_exits
 from reasonrec_fast.training.progress import Progress
 
-_SAMPLED = 256  # values of a parameter, about
 ADAPTER, HEAD = "adapter.safetensors", "head.safetensors"
 _LEAST = -30.0  # of a candidate's logit less the logarithm of the sum over all: beyond, a softmax is 0 anyhow
 
 
-@dataclass(frozen=True)
-class Slate:
-    """A user's candidates.
-
-    Attributes:
-        group: the user as a prefix, each of ``C`` candidates as a suffix.
-        offset: logarithm of each candidate's probability by the stack's softmax, float ``[C]``.
-        target: position of the user's next item, for training.
-    """
-
-    group: TokenGroup
-    offset: np.ndarray
-    target: int = 0
-
-
-class ResidualAgent:
+class ResidualAgent(Agent):
     """A language model with adapters that reads a user and candidates, and a head that starts at zero: an agent that
     has learnt nothing answers what the stack says.
 
@@ -74,7 +56,6 @@ class ResidualAgent:
         with fork_rng(cpu):
             seed_rng(config.seed, cpu)
             model = EarlyExitModel(backbone, [backbone.num_layers], offset=True)
-        self.observer: Observer | None = None
         if kinds or config.thoughts:
             embeddings: Any = language_model.get_input_embeddings().weight
             self._observe(
@@ -107,8 +88,11 @@ class ResidualAgent:
 
     @property
     def trust(self) -> float:
-        """How much of what the head has learnt is added to the stack's logits: 0 for nothing, 1 for all of it."""
         return float(self.ranker.model.heads[-1].scale)
+
+    @trust.setter
+    def trust(self, value: float) -> None:
+        self.ranker.model.heads[-1].scale.fill_(value)
 
     def train(
         self,
@@ -207,30 +191,6 @@ class ResidualAgent:
             offset=torch.from_numpy(offset.astype(np.float32)),
         )
 
-    def calibrate(self, slates: Sequence[Slate], logits: Sequence[np.ndarray]) -> float:
-        """Choose how far the head is trusted, by likelihood on slates that it has not learnt; 0 where it only harms.
-
-        Args:
-            slates: with targets.
-            logits: of the candidates, by :meth:`logits` at full trust.
-
-        Returns:
-            the trust.
-        """
-        known = [(slate, corrected) for slate, corrected in zip(slates, logits, strict=True) if len(corrected) > 1]
-
-        def loss(trust: float) -> float:
-            total = 0.0
-            for slate, corrected in known:
-                values = slate.offset + trust * (corrected - slate.offset)
-                total += float(np.logaddexp.reduce(values) - values[slate.target])
-            return total / max(len(known), 1)
-
-        best = minimize_scalar(loss, bounds=(0.0, 1.5), method="bounded") if known else None
-        trust = float(best.x) if best is not None and best.fun < loss(0.0) else 0.0
-        self.ranker.model.heads[-1].scale.fill_(trust)
-        return trust
-
     def save(self, folder: Path) -> None:
         """Write adapters and head into an existing folder."""
         write_lora(self.peft, folder / ADAPTER)
@@ -254,16 +214,6 @@ class ResidualAgent:
             model = self.ranker.model
             self._observe(model, Observer.load(folder, self.peft.get_input_embeddings().weight))
         return self
-
-
-def digest_of_weights(module: torch.nn.Module) -> str:
-    """Tells weights from others of the same shapes, by a sample of each parameter; the same in float32 and bfloat16."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, parameter in module.named_parameters():
-        values = parameter.detach().reshape(-1)
-        sample = values[:: max(len(values) // _SAMPLED, 1)].bfloat16().view(torch.int16)
-        digest.update(name.encode() + sample.cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _fewer(slate: Slate, size: int, generator: np.random.Generator) -> Slate:

@@ -27,7 +27,7 @@ Policy = Literal["gain", "risk", "budget", "always", "consult", "never"]
 Task = Literal["sequential", "direct"]
 OWN_ENCODER = "backbone"
 """The name of the picture encoder that is the vision tower of the agent's backbone."""
-Part = TypeVar("Part", StackConfig, "AgentConfig", "ChainConfig", OptiRAGConfig)
+Part = TypeVar("Part", StackConfig, "AgentConfig", "TitleAgentConfig", "ChainConfig", OptiRAGConfig)
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,43 @@ class AgentConfig:
 
 
 @dataclass(frozen=True)
+class TitleAgentConfig:
+    """Settings of an agent that compares how likely a language model finds the candidates' titles.
+
+    Attributes:
+        backbone: language model: a name, a folder or a GGUF file. All of its layers are used.
+        candidates: of the stack's best, whose titles are read.
+        history: latest items of a user whose titles come before.
+        title_tokens: most tokens of an item's title.
+        users: of the training part, drawn, whose histories the model is fine-tuned on; those with one like are not.
+        adapted_layers: how many of the last layers get adapters; those before have no backward pass.
+        lora_rank, lora_alpha: of the adapters on every linear layer of these.
+        learning_rate: of AdamW.
+        batch_users: users of a step of fine-tuning.
+        penalty: on the squares of the weights of standardised likelihoods.
+        horizon: how the evidence horizon is defined (:func:`~reasonrec_fast.training.curriculum.evidence_horizons`).
+        seed: of everything random.
+    """
+
+    backbone: str = DEFAULT_MODEL
+    candidates: Count = 20
+    history: Count = 5
+    title_tokens: Count = 14
+    users: Count = 4000
+    adapted_layers: Count = 14
+    lora_rank: Count = 16
+    lora_alpha: Count = 32
+    learning_rate: NotNegative = 6e-4
+    batch_users: Count = 32
+    penalty: NotNegative = 1.0
+    horizon: Horizon = "quantile"
+    seed: Whole = 0
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True)
 class ChainConfig:
     """Settings of the writer of chains of thought.
 
@@ -163,6 +200,8 @@ class ReasonRecConfig:
     Attributes:
         stack: of the classical models and the boosted trees on them.
         agent: of the language model; None leaves the stack to answer all queries.
+        titles: of an agent that compares likelihoods of titles. Where it is given, it stands in place of ``agent``,
+            which is None then.
         ctr: of the model that answers :meth:`~reasonrec_fast.models.reasonrec.ReasonRec.predict_ctr`; None for none.
         chain: of the writer behind :meth:`~reasonrec_fast.models.reasonrec.ReasonRec.think`; None for none.
         policy: who answers a query by default: ``"gain"`` asks the agent where a gain is predicted, ``"risk"`` decides
@@ -177,6 +216,7 @@ class ReasonRecConfig:
 
     stack: StackConfig = field(default_factory=StackConfig)
     agent: AgentConfig | None = field(default_factory=AgentConfig)
+    titles: TitleAgentConfig | None = None
     ctr: OptiRAGConfig | None = None
     chain: ChainConfig | None = None
     policy: Policy = "gain"
@@ -187,8 +227,16 @@ class ReasonRecConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.agent is not None and self.agent.candidates <= self.k:
-            raise ValueError(f"agent.candidates: expected more than k = {self.k}; got {self.agent.candidates}")
+        if self.titles is not None:
+            object.__setattr__(self, "agent", None)
+        if self.reader is not None and self.reader.candidates <= self.k:
+            name = "agent" if self.titles is None else "titles"
+            raise ValueError(f"{name}.candidates: expected more than k = {self.k}; got {self.reader.candidates}")
+
+    @property
+    def reader(self) -> AgentConfig | TitleAgentConfig | None:
+        """The settings of the agent, whatever its kind."""
+        return self.agent if self.titles is None else self.titles
 
     def seeded(self, part: Part) -> Part:
         """The settings of a part with the seed added to its own."""

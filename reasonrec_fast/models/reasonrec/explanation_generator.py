@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from peft import PeftModel
-from torch import nn
 
 from reasonrec_fast.devices import resolve_device
 from reasonrec_fast.files import read_json, write_json
@@ -96,9 +95,8 @@ class ExplanationGenerator:
             self.config.backbone, fast_dtype(self.device), device=self.device
         )
         self.store: SampleStore | None = None
-        self._first_adapted = Decoder(self.model).num_layers - self.config.adapted_layers
-        if self.config.epochs and self._first_adapted < 0:
-            layers = Decoder(self.model).num_layers
+        layers = Decoder(self.model).num_layers
+        if self.config.epochs and self.config.adapted_layers > layers:
             raise ValueError(f"adapted_layers: expected at most {layers}; got {self.config.adapted_layers}")
         self._ids = TokenIds(self.tokenizer)
         self._weights: str | None = None  # digest
@@ -221,18 +219,12 @@ class ExplanationGenerator:
         self._weights = None
 
     def _with_adapters(self) -> Any:
-        linear = {
-            name.split(".")[-1]
-            for name, part in Decoder(self.model).base.layers.named_modules()
-            if isinstance(part, nn.Linear)
-        }
         adapted = with_lora(
             self.model.to("cpu"),
             rank=self.config.lora_rank,
             alpha=self.config.lora_alpha,
             seed=self.config.seed,
-            target_modules=sorted(linear),
-            layers_to_transform=list(range(self._first_adapted, Decoder(self.model).num_layers)),
+            last_layers=self.config.adapted_layers,
         )
         return adapted.to(self.device).eval()
 

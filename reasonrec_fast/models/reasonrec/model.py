@@ -22,15 +22,23 @@ from reasonrec_fast.models.classical.stack_tools import DEFAULT_TOOLS
 from reasonrec_fast.models.optirag import OptiRAG
 from reasonrec_fast.models.reasonrec import storage, thinking
 from reasonrec_fast.models.reasonrec.agent import ResidualAgent
+from reasonrec_fast.models.reasonrec.agent_base import Agent
 from reasonrec_fast.models.reasonrec.answers import Answers, descending
 from reasonrec_fast.models.reasonrec.chain import Chain, ChainWriter, OnText
-from reasonrec_fast.models.reasonrec.config import AgentConfig, Policy, ReasonRecConfig, Task
-from reasonrec_fast.models.reasonrec.learning import SlateWriter, calibrate_agent, positions_of, train_agent
+from reasonrec_fast.models.reasonrec.config import AgentConfig, Policy, ReasonRecConfig, Task, TitleAgentConfig
+from reasonrec_fast.models.reasonrec.learning import (
+    SlateWriter,
+    calibrate_agent,
+    positions_of,
+    train_agent,
+    train_title_agent,
+)
 from reasonrec_fast.models.reasonrec.observe import features_of
-from reasonrec_fast.models.reasonrec.prompt import AgentPrompts, CoLikes, longest_prompt
+from reasonrec_fast.models.reasonrec.prompt import AgentPrompts, CoLikes, TitlePrompts, longest_prompt, longest_titles
 from reasonrec_fast.models.reasonrec.reasons import Reason, reasons_of
 from reasonrec_fast.models.reasonrec.router import Decision, Router
 from reasonrec_fast.models.reasonrec.routing import CONSULT, STACK
+from reasonrec_fast.models.reasonrec.title_agent import TitleAgent
 from reasonrec_fast.training.curriculum import EvidenceHorizon, Horizon
 from reasonrec_fast.training.progress import Progress, named_part
 
@@ -62,13 +70,13 @@ class ReasonRec(ClassicalRecommender):
     def __init__(self, config: Any = None, *, device: torch.device | str | None = None) -> None:
         super().__init__(config, device=device)
         self.stack = Stack(self.config.seeded(self.config.stack), device=self.device)
-        self.agent: ResidualAgent | None = None
+        self.agent: Agent | None = None
         self.ctr: OptiRAG | None = None
         self.chain: ChainWriter | None = None
         self.router = Router()
         self.horizon: EvidenceHorizon | None = None
         self.catalog = Catalog((), ())
-        self._prompts: AgentPrompts | None = None
+        self._prompts: AgentPrompts | TitlePrompts | None = None
         self._likes: CoLikes | None = None
 
     # Fitting
@@ -110,7 +118,7 @@ class ReasonRec(ClassicalRecommender):
             ValueError: a checkpoint of another configuration or of other events.
         """
         data = as_interactions(data)
-        if self.config.agent is not None and validation is None:
+        if self.config.reader is not None and validation is None:
             raise DataError("validation: expected rows, which the agent learns from; got None")
         super().fit(data, train, validation, checkpoint=checkpoint, progress=progress)
         rows = np.flatnonzero(data.labels != UNLABELLED) if train is None else np.asarray(train)
@@ -143,11 +151,14 @@ class ReasonRec(ClassicalRecommender):
             raise DataError(
                 f"validation: expected rows that are not in train; got {len(both)} in both, such as {both[0]}"
             )
-        if self.config.agent is not None and not len(held_out):
+        if self.config.reader is not None and not len(held_out):
             raise DataError("validation: expected positive events, which the agent learns from; got none")
         config, catalog = self.config.agent, Catalog(data.catalog.ids, data.catalog.titles, data.catalog.attributes)
-        agent = None
-        if config is not None and not config.item_vectors:  # what cannot be read is refused before the stack is fitted
+        agent: Agent | None = None
+        # What cannot be read is refused before the stack is fitted.
+        if self.config.titles is not None:
+            agent = self._new_title_agent(self.config.titles)
+        elif config is not None and not config.item_vectors:
             agent = self._new_agent(config, catalog)
         kept = None if checkpoint is None else Path(f"{checkpoint}.stack")
         self.stack = storage.fitted_stack(
@@ -164,12 +175,12 @@ class ReasonRec(ClassicalRecommender):
 
     @property
     def _horizon_kind(self) -> Horizon:
-        return "quantile" if self.config.agent is None else self.config.agent.horizon
+        return "quantile" if self.config.reader is None else self.config.reader.horizon
 
     @property
     def _more_follows(self) -> bool:
         """Whether something is trained after the stack."""
-        return any(part is not None for part in (self.config.agent, self.config.chain, self.config.ctr))
+        return any(part is not None for part in (self.config.reader, self.config.chain, self.config.ctr))
 
     def _new_agent(self, config: AgentConfig, catalog: Catalog) -> ResidualAgent:
         """One that has learnt nothing."""
@@ -182,6 +193,16 @@ class ReasonRec(ClassicalRecommender):
             raise ValueError(
                 f"agent.history, agent.title_tokens: expected prompts of at most {room} tokens, which the backbone "
                 f"reads; got up to {longest}"
+            )
+        return agent
+
+    def _new_title_agent(self, config: TitleAgentConfig) -> TitleAgent:
+        """One that has learnt nothing."""
+        agent = TitleAgent(self.config.seeded(config), device=self.device)
+        if (longest := longest_titles(config)) > agent.max_length:
+            raise ValueError(
+                f"titles.history, titles.title_tokens: expected texts of at most {agent.max_length} tokens, which the "
+                f"backbone reads; got up to {longest}"
             )
         return agent
 
@@ -199,10 +220,17 @@ class ReasonRec(ClassicalRecommender):
             learning[np.random.default_rng(config.seed).permutation(len(users))[:count]] = True
             counts = np.bincount(self.histories.items, minlength=self.sizes["items"])[targets]
             identity = {"stack": self.stack.training_digest, "settings": config.to_dict()}
-            train_agent(
-                self.agent, self._slates, ranking, users, position, learning, horizons=horizons, target_counts=counts,
-                fingerprint=identity, checkpoint=checkpoint, progress=progress,
-            )  # fmt: skip
+            if isinstance(self.agent, TitleAgent):
+                train_title_agent(
+                    self.agent, self._slates, ranking, users, position, learning, histories=self.histories,
+                    fingerprint=identity, checkpoint=checkpoint, progress=progress,
+                )  # fmt: skip
+            else:
+                assert isinstance(self.agent, ResidualAgent)
+                train_agent(
+                    self.agent, self._slates, ranking, users, position, learning, horizons=horizons,
+                    target_counts=counts, fingerprint=identity, checkpoint=checkpoint, progress=progress,
+                )  # fmt: skip
             gain = calibrate_agent(self.agent, self._slates, ranking, users, position, ~learning, config.k)
         others = ~learning
         self.router = Router.fit(
@@ -215,13 +243,17 @@ class ReasonRec(ClassicalRecommender):
     def candidates(self) -> int:
         """Items of a ranking that is decided about: those that the agent reads, and more than ``k`` for the
         confidence."""
-        return max(self.config.k + 1, 0 if self.config.agent is None else self.config.agent.candidates)
+        return max(self.config.k + 1, 0 if self.config.reader is None else self.config.reader.candidates)
 
     def set_histories(self, histories: Histories, *, seen: Histories | None = None) -> ReasonRec:
         super().set_histories(histories, seen=seen)
         self._likes = None
         self.stack.set_histories(self.histories, seen=self.seen)
-        if self.agent is not None and self.config.agent is not None:
+        if self.agent is not None and self.config.titles is not None:
+            if self._prompts is None:
+                self._prompts = TitlePrompts(self.catalog, self.agent.tokenizer, self.config.titles)
+            self._prompts.set_histories(self.histories)
+        elif self.agent is not None and self.config.agent is not None:
             if self._prompts is None:
                 observed = None if self.agent.observer is None else self.agent.observer.known
                 self._prompts = AgentPrompts(self.catalog, self.agent.tokenizer, self.config.agent, observed)
@@ -401,8 +433,8 @@ class ReasonRec(ClassicalRecommender):
 
     @property
     def _slates(self) -> SlateWriter:
-        assert self._prompts is not None and self.config.agent is not None
-        return SlateWriter(self.stack, self._prompts, self.config.agent.candidates)
+        assert self._prompts is not None and self.config.reader is not None
+        return SlateWriter(self.stack, self._prompts, self.config.reader.candidates)
 
     # Moving, saving, loading
 

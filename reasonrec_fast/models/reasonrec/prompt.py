@@ -10,10 +10,11 @@ import numpy as np
 
 from reasonrec_fast.data import Catalog, Histories
 from reasonrec_fast.lm.layout import TokenGroup
-from reasonrec_fast.models.reasonrec.config import AgentConfig, Task
+from reasonrec_fast.models.reasonrec.config import AgentConfig, Task, TitleAgentConfig
 from reasonrec_fast.models.reasonrec.observe import THOUGHT, SoftItem
 from reasonrec_fast.prompts.items import item_title
 from reasonrec_fast.prompts.tokens import TokenIds
+from reasonrec_fast.training.sft import SupervisedGroup
 
 _EVIDENCE_ITEMS = 3  # of a history, the latest, by which other users' likes speak for a candidate
 _TASTE_CHARACTERS, _TASTE_TOKENS = 100, 16  # of an attribute value, which may be a whole description
@@ -29,6 +30,11 @@ def longest_prompt(config: AgentConfig, tools: int) -> int:
     item = config.title_tokens + 2 * config.soft_tokens
     suffix = item + 4 * config.attributes + 2 + 64 + 32 * tools + config.thoughts
     return 1 + 9 * _TASTE_TOKENS + 64 + config.history * (item + 8) + suffix
+
+
+def longest_titles(config: TitleAgentConfig) -> int:
+    """Tokens of a history and a title, at most, as :class:`TitlePrompts` writes them."""
+    return max(32 + 9 * _TASTE_TOKENS, 32 + (config.history + 3) * (config.title_tokens + 4))
 
 
 class CoLikes:
@@ -180,3 +186,66 @@ class AgentPrompts(ItemWords):
         back, others, common = best
         named = f"who liked {back + 1}" if task == "sequential" else "alike"
         return f". {common} of {others} {named} liked it."
+
+
+def introduction(ids: TokenIds) -> list[int]:
+    """What comes before the titles of a history."""
+    return [*ids.start, *ids.encode("A customer liked, in this order:\n")]
+
+
+class TitlePrompts(ItemWords):
+    """Writes a user as the titles of their latest items, and each candidate as its title, a line each.
+
+    Nothing in them is an identifier or depends on how items are numbered.
+
+    Args:
+        catalog: titles and attributes of the items; one without a title is named by attributes.
+        tokenizer: of the language model.
+        config: what is read, and how much of it.
+    """
+
+    def __init__(self, catalog: Catalog, tokenizer: Any, config: TitleAgentConfig) -> None:
+        super().__init__(catalog)
+        self._config, self._ids = config, TokenIds(tokenizer)
+        self._histories = Histories.from_lists([])
+
+    def set_histories(self, histories: Histories, likes: CoLikes | None = None) -> None:
+        """The users' histories; who liked what is not read."""
+        self._histories = histories
+
+    def group(
+        self,
+        user: int,
+        candidates: Sequence[int],
+        task: Task = "sequential",
+        ranks: Sequence[dict[str, int]] | None = None,
+    ) -> TokenGroup:
+        """Prefix and suffixes of a user's candidates.
+
+        Args:
+            user: index.
+            candidates: indices of items.
+            task: ``"direct"`` describes the user by tastes, and names no history.
+            ranks: not read: a title is as likely whatever the tools say.
+        """
+        history = self._histories.of_user(user).tolist()
+        prefix = introduction(self._ids)
+        if task == "direct":
+            named = ", ".join(f"{value[:_TASTE_CHARACTERS]} {count}" for value, count in self.tastes(history, 8))
+            told = self._ids.encode(f"A customer likes {named or 'something'}")[: 9 * _TASTE_TOKENS]
+            prefix = [*self._ids.start, *told, *self._ids.encode(", and liked:\n")]
+        else:
+            prefix += [token for item in history[-self._config.history :] for token in self.title(item)]
+        return prefix, [self.title(item) for item in candidates]
+
+    def title(self, item: int) -> tuple[int, ...]:
+        """Tokens of an item's title and of the line's end."""
+        return (*self._ids.of(self.name(item))[: self._config.title_tokens], *self._ids.of("\n"))
+
+    def reading(self, user: int) -> SupervisedGroup:
+        """The user's latest items as what a language model learns from: every title but the first."""
+        items = self._histories.of_user(user)[-self._config.history - 2 :].tolist()
+        titles = [self.title(item) for item in items]
+        tokens = [token for title in titles for token in title]
+        chosen = np.arange(len(tokens)) >= len(titles[0])
+        return SupervisedGroup(introduction(self._ids), [tokens], [chosen.tolist()])

@@ -15,21 +15,23 @@ from reasonrec_fast.models.classical.rows import digest_of_rows
 from reasonrec_fast.models.classical.stack import Stack
 from reasonrec_fast.models.optirag import OptiRAG
 from reasonrec_fast.models.reasonrec.agent import ResidualAgent
+from reasonrec_fast.models.reasonrec.agent_base import Agent
 from reasonrec_fast.models.reasonrec.chain import ChainWriter
 from reasonrec_fast.models.reasonrec.config import ReasonRecConfig
 from reasonrec_fast.models.reasonrec.router import Router
+from reasonrec_fast.models.reasonrec.title_agent import TitleAgent
 from reasonrec_fast.training.curriculum import EvidenceHorizon
 from reasonrec_fast.training.progress import Progress
 
 PARTS = "reasonrec.json"
 _STACK, _AGENT, _CTR, _CHAIN = "stack", "agent", "ctr", "chain"
-Parts = tuple[Stack, ResidualAgent | None, OptiRAG | None, ChainWriter | None, Router, EvidenceHorizon | None, Catalog]
+Parts = tuple[Stack, Agent | None, OptiRAG | None, ChainWriter | None, Router, EvidenceHorizon | None, Catalog]
 
 
 def write(
     folder: Path,
     stack: Stack,
-    agent: ResidualAgent | None,
+    agent: Agent | None,
     ctr: OptiRAG | None,
     chain: ChainWriter | None,
     router: Router,
@@ -69,14 +71,18 @@ def read(folder: Path, config: ReasonRecConfig, device: torch.device) -> Parts:
         ValueError: parts that the configuration does not have, of another training or of another backbone.
     """
     stored = read_json(folder / PARTS)
-    if stored["agent"] and config.agent is None:
+    if stored["agent"] and config.reader is None:
         raise ValueError(f"{folder}: expected no agent, as the configuration has none; got one")
-    agent = None
-    if stored["agent"] and config.agent is not None:
-        agent = ResidualAgent(config.seeded(config.agent), device=device)
+    agent: Agent | None = None
+    if stored["agent"] and config.reader is not None:
+        if config.titles is not None:
+            agent = TitleAgent(config.seeded(config.titles), device=device)
+        elif config.agent is not None:
+            agent = ResidualAgent(config.seeded(config.agent), device=device)
+        assert agent is not None
         if stored.get("backbone", agent.backbone_digest) != agent.backbone_digest:
             raise ValueError(
-                f"{folder}: expected the language model that the agent was trained with; {config.agent.backbone} has "
+                f"{folder}: expected the language model that the agent was trained with; {config.reader.backbone} has "
                 "other weights"
             )
         agent.restore(folder / _AGENT)
