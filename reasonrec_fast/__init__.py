@@ -77,7 +77,7 @@ if TYPE_CHECKING:
         TextTowerConfig,
         load_recommender,
     )
-    from reasonrec_fast.models.optirag import OptiRAG, OptiRAGConfig, Predictions
+    from reasonrec_fast.models.optirag import CTRStack, CTRStackConfig, OptiRAG, OptiRAGConfig, Predictions
     from reasonrec_fast.models.reasonrec import AgentConfig, ChainConfig, ReasonRec, ReasonRecConfig, TitleAgentConfig
     from reasonrec_fast.models.registry import load
 
@@ -95,6 +95,8 @@ __all__ = [
     "BSARecConfig",
     "Bias",
     "BiasConfig",
+    "CTRStack",
+    "CTRStackConfig",
     "Catalog",
     "ChainConfig",
     "ClassicalRecommender",
@@ -213,7 +215,7 @@ _MODULES = {
         "AttributeKNNConfig",
         "load_recommender",
     ],
-    "reasonrec_fast.models.optirag": ["OptiRAG", "OptiRAGConfig", "Predictions"],
+    "reasonrec_fast.models.optirag": ["CTRStack", "CTRStackConfig", "OptiRAG", "OptiRAGConfig", "Predictions"],
     "reasonrec_fast.models.reasonrec": [
         "AgentConfig",
         "ChainConfig",

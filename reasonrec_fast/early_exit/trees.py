@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,27 @@ class Trees:
         if _digest(text) != expected.get("blake2b"):
             raise ValueError(f"trees: expected the text whose digest config.json tells; {file} holds another")
         return cls(lightgbm.Booster(model_str=text))
+
+
+def mean_of(texts: Sequence[str]) -> str:
+    """Trees whose raw score is the mean of several models' raw scores: all of them, with their leaves divided.
+
+    Args:
+        texts: of the models, as LightGBM writes them.
+    """
+    blocks: list[str] = []
+
+    def divided(line: re.Match[str]) -> str:
+        return " ".join(repr(float(value) / len(texts)) for value in line[0].split())
+
+    for text in texts:
+        trees = text[text.index("Tree=0\n") : text.index("end of trees")]
+        for tree in re.split(r"^Tree=\d+\n", trees, flags=re.MULTILINE)[1:]:
+            scaled = re.sub(r"(?<=^leaf_value=).*", divided, tree, flags=re.MULTILINE)
+            blocks.append(f"Tree={len(blocks)}\n{scaled}")
+    # Without the trees' sizes in bytes LightGBM finds them itself.
+    head = re.sub(r"^tree_sizes=.*\n", "", texts[0][: texts[0].index("Tree=0\n")], flags=re.MULTILINE)
+    return head + "".join(blocks) + texts[0][texts[0].index("end of trees") :]
 
 
 def _digest(text: str) -> str:

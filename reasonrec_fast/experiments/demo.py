@@ -17,10 +17,11 @@ from reasonrec_fast.devices import resolve_device
 from reasonrec_fast.experiments.evidence import evidence_regression
 from reasonrec_fast.graph import InteractionGraph
 from reasonrec_fast.models.classical import FM, Bias, Popularity
-from reasonrec_fast.models.optirag import OptiRAG
+from reasonrec_fast.models.optirag import CTRStack, OptiRAG
 from reasonrec_fast.models.optirag.calibration import log_odds
-from reasonrec_fast.models.optirag.dataset import RequestBuilder, TrainingEvidence
+from reasonrec_fast.models.optirag.dataset import RequestBuilder
 from reasonrec_fast.models.optirag.embeddings import EmbeddingConfig, GraphEmbeddings
+from reasonrec_fast.models.optirag.evidence_source import TrainingEvidence
 from reasonrec_fast.models.optirag.full_depth import full_depth_scores
 from reasonrec_fast.models.optirag.packaged import MOVIELENS, MOVIELENS_FULL_DEPTH
 
@@ -143,7 +144,7 @@ def run_demo(
     bench.classical()
     say("Evidence without the language model")
     builder, builder_rows = exiting.request_builder(interactions)
-    bench.evidence_only(builder, builder_rows, training)
+    bench.evidence_only(exiting.stack, builder, builder_rows, training)
     say("Language models")
     bench.language_models(exiting, full, builder, builder_rows, timed, say)
     records = [bench.records[name] for name in SYSTEMS if name in bench.records]
@@ -183,17 +184,17 @@ class _Bench:
         ]
         return GraphEmbeddings(graphs[0].to(self.device), EmbeddingConfig(weight_decay=1e-3)).fit(graphs[1])
 
-    def evidence_only(self, builder: RequestBuilder, builder_rows: np.ndarray, training: TrainingEvidence) -> None:
+    def evidence_only(
+        self, stack: CTRStack, builder: RequestBuilder, builder_rows: np.ndarray, training: TrainingEvidence
+    ) -> None:
         """Evidence without a language model: a logistic regression on the features that the language models' heads
-        read, and the boosted trees whose logits OptiRAG's heads correct."""
+        read, and the stack whose logits OptiRAG's heads correct."""
         linear = evidence_regression(training.evidence.dense_features, training.labels)
-        trees, evidence_of = builder.booster, builder.visible_evidence
-        if trees is None:
-            raise RuntimeError("builder: expected one with boosted trees; got none")
+        evidence_of = builder.visible_evidence
         self.batched(
             "evidence_only", lambda rows: linear.decision_function(evidence_of(builder_rows[rows]).dense_features)
         )
-        self.batched("evidence_gbm", lambda rows: trees.logits(evidence_of(builder_rows[rows])))
+        self.batched("evidence_gbm", lambda rows: stack.score_requests(builder, builder_rows[rows]))
 
     def batched(self, name: str, score: Callable[[np.ndarray], np.ndarray]) -> None:
         """Time a system that scores rows in batches, and calibrate it on the validation part."""

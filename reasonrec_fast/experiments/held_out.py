@@ -123,15 +123,18 @@ def metrics_on_test(
     (thirds of the training events, and of the users). Targets that the user has seen before are excluded from all
     recommendations: ``unreachable`` is their number, and the means are over the others. Items of equal scores are in no
     order: a metric is its expectation over their orders. For CTR: of probabilities that
-    are calibrated on validation by Platt scaling.
+    are calibrated on validation by Platt scaling; ``gauc_unrated`` is the GAUC on items without a training event.
 
     Raises:
         DataError: the model was trained on events of the test part.
     """
     check_not_learnt(data, split, model.fitted_events, "data")
     if settings.task == "ctr":
-        users = data.users[split.test]
-        return evaluation.ctr_metrics(data.labels[split.test], _probabilities(model, data, split), users)
+        labels, users = data.labels[split.test], data.users[split.test]
+        probabilities = _probabilities(model, data, split)
+        unrated = ~np.isin(data.items[split.test], data.items[split.train])
+        of_unrated = evaluation.gauc(labels[unrated], probabilities[unrated], users[unrated])
+        return evaluation.ctr_metrics(labels, probabilities, users) | {"gauc_unrated": of_unrated}
     return _means(_ranked(model, data, split, settings), Histories.of(data, split.train), data, settings)
 
 

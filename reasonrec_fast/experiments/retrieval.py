@@ -17,7 +17,7 @@ from reasonrec_fast.experiments.evidence import evidence_regression
 from reasonrec_fast.experiments.trained import trained
 from reasonrec_fast.lm.text_encoder import TextEncoder
 from reasonrec_fast.models.optirag import OptiRAGConfig
-from reasonrec_fast.models.optirag.config import Retrieval
+from reasonrec_fast.models.optirag.evidence_source import Retrieval
 from reasonrec_fast.models.optirag.retriever import Retriever
 from reasonrec_fast.prompts.items import item_text
 from reasonrec_fast.training.progress import Progress

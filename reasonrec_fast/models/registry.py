@@ -45,6 +45,7 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     **{name: (f"reasonrec_fast.models.classical.{module}", name) for name, module in _CLASSICAL.items()},
     **{name: (f"reasonrec_fast.models.classical.{module}", name) for name, module in _WRITERS.items()},
     "FeatureJudge": ("reasonrec_fast.models.classical.judge", "FeatureJudge"),
+    "CTRStack": ("reasonrec_fast.models.optirag", "CTRStack"),
     "optirag": ("reasonrec_fast.models.optirag", "OptiRAG"),
     "ReasonRec": ("reasonrec_fast.models.reasonrec", "ReasonRec"),
     "ExplanationWriter": ("reasonrec_fast.models.reasonrec.explanation", "ExplanationWriter"),
@@ -54,8 +55,8 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
 TaskName = Literal["ranking", "ctr", "agent", "explanation", "judge"]
 
 TASKS: dict[TaskName, tuple[str, ...]] = {
-    "ranking": (*CLASSICAL, "optirag", "ReasonRec"),
-    "ctr": (*CLASSICAL, "optirag", "ReasonRec"),
+    "ranking": (*CLASSICAL, "CTRStack", "optirag", "ReasonRec"),
+    "ctr": (*CLASSICAL, "CTRStack", "optirag", "ReasonRec"),
     "agent": ("ReasonRec",),
     "explanation": (*_WRITERS, "ExplanationWriter"),
     "judge": ("FeatureJudge",),

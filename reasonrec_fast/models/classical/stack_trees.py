@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,7 +9,7 @@ import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
 
-from reasonrec_fast.early_exit.trees import Trees
+from reasonrec_fast.early_exit.trees import Trees, mean_of
 from reasonrec_fast.evaluation import fit_platt
 
 TOP = 5
@@ -115,27 +113,6 @@ def fit_trees(train: Examples, validation: Examples | None, growth: Growth, name
     if validation is None:
         return trees, float("nan")
     return trees, loss(trees.predict(validation.features), None)[1]
-
-
-def mean_of(texts: Sequence[str]) -> str:
-    """Trees whose raw score is the mean of several models' raw scores: all of them, with their leaves divided.
-
-    Args:
-        texts: of the models, as LightGBM writes them.
-    """
-    blocks: list[str] = []
-
-    def divided(line: re.Match[str]) -> str:
-        return " ".join(repr(float(value) / len(texts)) for value in line[0].split())
-
-    for text in texts:
-        trees = text[text.index("Tree=0\n") : text.index("end of trees")]
-        for tree in re.split(r"^Tree=\d+\n", trees, flags=re.MULTILINE)[1:]:
-            scaled = re.sub(r"(?<=^leaf_value=).*", divided, tree, flags=re.MULTILINE)
-            blocks.append(f"Tree={len(blocks)}\n{scaled}")
-    # Without the trees' sizes in bytes LightGBM finds them itself.
-    head = re.sub(r"^tree_sizes=.*\n", "", texts[0][: texts[0].index("Tree=0\n")], flags=re.MULTILINE)
-    return head + "".join(blocks) + texts[0][texts[0].index("end of trees") :]
 
 
 def _plain(name: str) -> str:

@@ -1,7 +1,7 @@
-"""The exit at depth 0: gradient-boosted trees on the evidence that the language model reads.
+"""Gradient-boosted trees on evidence: what a :class:`~reasonrec_fast.models.optirag.CTRStack` answers with.
 
-In the demo they are the strongest cheap baseline; in a model they give the logit that the exits in the language model
-correct, and requests that exit with it cost no token.
+Without tools and tastes they are the exit at depth 0 of OptiRAG-Rec: they give the logit that the exits in the language
+model correct, and requests that exit with it cost no token.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from reasonrec_fast.early_exit.trees import Trees
+from reasonrec_fast.early_exit.trees import Trees, mean_of
 from reasonrec_fast.models.optirag.evidence import Evidence
 
 ROUNDS, PATIENCE = 5000, 100
@@ -55,6 +56,7 @@ class BoostedEvidence:
         *,
         num_trees: int | None = None,
         seed: int = 0,
+        ensemble_size: int = 1,
     ) -> BoostedEvidence:
         """Grow the trees; equal arguments give equal trees.
 
@@ -68,6 +70,7 @@ class BoostedEvidence:
             validation_labels: of them.
             num_trees: how many to grow where there is no validation.
             seed: of the draws of rows and columns.
+            ensemble_size: models of different seeds, whose logits are averaged: as many times the trees.
 
         Raises:
             ValueError: neither validation requests nor a number of trees, or both.
@@ -79,20 +82,22 @@ class BoostedEvidence:
                 "validation, num_trees: expected exactly one of the two; got "
                 + ("neither" if num_trees is None else f"validation and num_trees={num_trees}")
             )
-        data = lightgbm.Dataset(boosted_features(train), labels)
-        settings = {**SETTINGS, "seed": seed}
-        if num_trees is not None:
-            return cls(Trees(lightgbm.train(settings, data, num_trees)))
-        assert validation is not None
-        trees = lightgbm.train(
-            settings,
-            data,
-            ROUNDS,
-            valid_sets=[lightgbm.Dataset(boosted_features(validation), validation_labels, reference=data)],
-            callbacks=[lightgbm.early_stopping(PATIENCE, verbose=False)],
-        )
-        best = trees.model_to_string(num_iteration=trees.best_iteration)
-        return cls(Trees(lightgbm.Booster(model_str=best)))
+        data, held_out = lightgbm.Dataset(boosted_features(train), labels), None
+        if validation is not None:
+            held_out = lightgbm.Dataset(boosted_features(validation), validation_labels, reference=data)
+
+        def grown(seed: int) -> str:
+            # LightGBM's sums of columns do not depend on the number of threads: the trees are the same with any.
+            settings = {**SETTINGS, "seed": seed, "num_threads": torch.get_num_threads()}
+            if held_out is None:
+                assert num_trees is not None
+                return str(lightgbm.train(settings, data, num_trees).model_to_string())
+            stopping = lightgbm.early_stopping(PATIENCE, verbose=False)
+            trees = lightgbm.train(settings, data, ROUNDS, valid_sets=[held_out], callbacks=[stopping])
+            return str(trees.model_to_string(num_iteration=trees.best_iteration))
+
+        texts = [grown(seed + member) for member in range(ensemble_size)]
+        return cls(Trees(lightgbm.Booster(model_str=texts[0] if len(texts) == 1 else mean_of(texts))))
 
     def logits(self, evidence: Evidence) -> np.ndarray:
         """Logit of a like, float64 ``[N]``.
@@ -149,11 +154,11 @@ def take(evidence: Evidence, rows: np.ndarray) -> Evidence:
 
 
 def boosted_features(evidence: Evidence) -> np.ndarray:
-    """The dense features, the tastes (of each value of the item's attribute, and averaged) and the votes, float32
-    ``[N, F]``; NaN where there is no event with any of the values."""
+    """The dense features, the tastes (of each value of the item's attribute, and averaged), the votes and the further
+    columns, float32 ``[N, F]``; NaN where there is no event with any of the values."""
     taste = evidence.taste
     present = ~np.isnan(taste)
     with np.errstate(invalid="ignore"):
         mean = np.where(present, taste, 0).sum(1) / np.where(present.any(1), present.sum(1), np.nan)
-    parts = [evidence.dense_features, taste.reshape(len(taste), -1), mean, evidence.votes]
+    parts = [evidence.dense_features, taste.reshape(len(taste), -1), mean, evidence.votes, evidence.columns]
     return np.concatenate(parts, axis=1).astype(np.float32)

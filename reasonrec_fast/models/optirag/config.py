@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from reasonrec_fast.lm.loading import DEFAULT_MODEL
-from reasonrec_fast.models.optirag.embeddings import EmbeddingConfig
+from reasonrec_fast.models.optirag.evidence_source import AtLeastTwo, EvidenceConfig
 from reasonrec_fast.ops.exit_confidence import Measure
 from reasonrec_fast.settings import (
-    Bound,
     Count,
     NotNegative,
     Positive,
     Share,
     ShareBelowOne,
     Whole,
-    check_settings,
     settings_from,
 )
 from reasonrec_fast.training.exits import Mode
 
-Retrieval = Literal["gcn", "text", "none"]
-AtLeastTwo = Annotated[int, Bound("of at least 2", lambda value: value >= 2)]
-
 
 @dataclass(frozen=True)
-class OptiRAGConfig:
-    """Settings of a model and of its training.
+class OptiRAGConfig(EvidenceConfig):
+    """Settings of a model and of its training, beside those of the evidence
+    (:class:`~reasonrec_fast.models.optirag.evidence_source.EvidenceConfig`).
 
     Attributes:
         backbone: language model: a name, a folder or a GGUF file.
@@ -38,9 +34,6 @@ class OptiRAGConfig:
         prefix_tokens, suffix_tokens, slate_size: token budgets, and candidates that share a prefix. A suffix has by
             default 24 tokens, and 40 where the template has attributes of the target.
         layers: how many of the backbone's layers are kept; None for all.
-        retrieval: how similar users are retrieved: ``"gcn"``, ``"text"`` (embeddings of the texts of liked items; a
-            baseline) or ``"none"`` (no evidence from similar users in prompts and dense features).
-        num_neighbours: similar users who vote.
         read_dense_features: whether the heads read the dense features of the evidence beside the hidden state.
         boosted: whether the exits stand on boosted trees that read the evidence: the trees' logit is that of depth 0,
             and the heads correct it. Heads without dense features stand on their own.
@@ -58,7 +51,6 @@ class OptiRAGConfig:
         warm_start_steps: steps in which the heads first learn from the dense features alone.
         cold_share: share of training requests whose item is shown as unrated.
         pairwise_weight: weight of the loss that ranks a user's liked items above the others of the slate.
-        folds: parts of the users whose evidence comes from a retriever that never saw them.
         measure, trend: how confidence is measured, and whether a request exits only where it has not fallen since
             the exit before.
         calibration_requests: validation requests (of whole users) that thresholds come from; with boosted trees, or
@@ -68,8 +60,6 @@ class OptiRAGConfig:
             90 % probability over calibration sets both hold: early exit answers at most this share of a user's requests
             of either kind otherwise than full depth (mean over users; Learn then Test). For validation sets that are
             too small for the losses above to carry over.
-        seed: of everything random.
-        retriever: LightGCN's settings.
     """
 
     backbone: str = DEFAULT_MODEL
@@ -78,8 +68,6 @@ class OptiRAGConfig:
     suffix_tokens: Count | None = None
     slate_size: Count = 32
     layers: Count | None = None
-    retrieval: Retrieval = "gcn"
-    num_neighbours: Count = 100
     read_dense_features: bool = True
     boosted: bool = True
     exits: tuple[Count, ...] | None = None
@@ -96,18 +84,15 @@ class OptiRAGConfig:
     warm_start_steps: Whole = 600
     cold_share: Share = 0.35
     pairwise_weight: NotNegative = 0.5
-    folds: AtLeastTwo = 5
     measure: Measure = "ratio"
     trend: bool = False
     calibration_requests: AtLeastTwo = 5_000
     max_auc_loss: NotNegative = 0.002
     max_gauc_loss: NotNegative = 0.005
     max_disagreement: Share | None = None
-    seed: Whole = 0
-    retriever: EmbeddingConfig = field(default_factory=lambda: EmbeddingConfig(weight_decay=1e-3))
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        super().__post_init__()
         if self.stands_on_trees and self.ensemble_size > 1:
             raise ValueError(
                 f"ensemble_size: expected 1 with boosted=True, where all heads of an ensemble would be the same; got "

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from reasonrec_fast.data.interactions import Catalog, Interactions, joined
+from reasonrec_fast.data.interactions import Catalog, Interactions
 from reasonrec_fast.early_exit.requests import GroupInputs
 from reasonrec_fast.lm.layout import TokenGroup
 from reasonrec_fast.models.optirag.boosted import BoostedEvidence, boosted_features, out_of_fold_logits, take
 from reasonrec_fast.models.optirag.config import OptiRAGConfig
 from reasonrec_fast.models.optirag.evidence import DENSE_FEATURES, Evidence, EvidenceBuilder
+from reasonrec_fast.models.optirag.evidence_source import EvidenceSource, TrainingEvidence
 from reasonrec_fast.models.optirag.index import EventIndex
 from reasonrec_fast.models.optirag.prompt import PromptBuilder, Slate, TokenIds
 from reasonrec_fast.models.optirag.retriever import Retriever
@@ -78,27 +79,8 @@ class SlateBatch(NamedTuple):
     labels: torch.Tensor
 
 
-@dataclass(frozen=True)
-class TrainingEvidence:
-    """Evidence of the training requests, each user's from a retriever that was trained without them.
-
-    Attributes:
-        table: the requests: the training events, and with them negatives that were drawn.
-        labels: 0 or 1, int64 ``[N]``.
-        folds: of each request, int64 ``[N]``: all requests of a user have the same.
-        evidence: of each request.
-        builder: of the histories in the prompts.
-    """
-
-    table: Interactions
-    labels: np.ndarray
-    folds: np.ndarray
-    evidence: Evidence
-    builder: EvidenceBuilder
-
-
-class RequestBuilder:
-    """Makes requests from rows of one table.
+class RequestBuilder(EvidenceSource):
+    """Makes requests from rows of one table: their evidence, and their prompts.
 
     Args:
         interactions: the table: requests and events of their users.
@@ -129,10 +111,6 @@ class RequestBuilder:
         template: Template | None = None,
         booster: BoostedEvidence | None = None,
     ) -> None:
-        self._device, self.booster = device, booster
-        self.interactions, self.config = interactions, config
-        self._item_vectors = item_vectors
-        self._ids = tokenizer if isinstance(tokenizer, TokenIds) else TokenIds(tokenizer)
         if index is not None:
             events = index.events
         elif train_rows is not None:
@@ -142,8 +120,9 @@ class RequestBuilder:
         self._template = template or template_for(config.template, events)
         if index is None:
             index = EventIndex(events, retriever, self._template.taste_attribute)
-        self.index = index
-        self.evidence = EvidenceBuilder(interactions, index, config.num_neighbours, ticks)
+        super().__init__(interactions, index, config, item_vectors, device=device, ticks=ticks)
+        self.config, self.booster = config, booster
+        self._ids = tokenizer if isinstance(tokenizer, TokenIds) else TokenIds(tokenizer)
         self.prompts = self._prompts(self.evidence)
 
     def _prompts(self, evidence: EvidenceBuilder) -> PromptBuilder:
@@ -182,35 +161,6 @@ class RequestBuilder:
         requests = self.requests(rows, unrated=unrated)
         return replace(requests, labels=np.maximum(requests.labels, 0)), self.interactions.users[rows]
 
-    def visible_evidence(self, rows: np.ndarray) -> Evidence:
-        """Evidence of rows outside the training part, as far as the settings let the model see it."""
-        return self._visible(self.evidence.build(rows))
-
-    def training_evidence(self, drawn: Interactions | None = None) -> TrainingEvidence:
-        """Evidence of the training events, out of fold.
-
-        Args:
-            drawn: further requests of the same users and items, without labels, that count as not liked: negatives for
-                events that are all likes.
-        """
-        table = self.index.events if drawn is None else joined(self.index.events, drawn)[0]
-        events, config = self.index.events, self.config
-        fold = np.random.default_rng(config.seed).permutation(events.num_users) % config.folds
-        parts: dict[str, np.ndarray] = {}
-        vectors = None if self._item_vectors is None else self._item_vectors()
-        for number in range(config.folds):
-            inside = fold[table.users] == number
-            others = np.flatnonzero(fold[events.users] != number)
-            retriever = Retriever.train(events, others, config.retriever, vectors, device=self._device)
-            index = EventIndex(events, retriever, self.index.attribute)
-            builder = EvidenceBuilder(table, index, config.num_neighbours)
-            built = builder.build(np.flatnonzero(inside))
-            for name, values in vars(built).items():
-                whole = parts.setdefault(name, np.zeros((len(table), *values.shape[1:]), dtype=values.dtype))
-                whole[inside] = values
-        evidence = self._visible(Evidence(**parts))
-        return TrainingEvidence(table, np.maximum(table.labels, 0), fold[table.users], evidence, builder)
-
     def training_requests(self, training: TrainingEvidence | None = None) -> Requests:
         """Requests of the training events. No evidence depends on its own edge: a user's evidence comes from a
         retriever that was trained without that user, who is folded in from what they did before, and the logit of
@@ -234,14 +184,6 @@ class RequestBuilder:
             )  # fmt: skip
         requests = self._with_prompts(self._prompts(training.builder), rows, shown, offset)
         return replace(requests, labels=training.labels)
-
-    def _visible(self, evidence: Evidence) -> Evidence:
-        """Without evidence from similar users, where the settings exclude it."""
-        if self.config.retrieval == "none":
-            EvidenceBuilder.forget_retrieved(evidence.dense_features)
-            evidence.votes[:] = 0
-            evidence.taste[:, :, 1] = np.nan
-        return evidence
 
     def _with_prompts(
         self,

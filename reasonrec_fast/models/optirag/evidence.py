@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -49,12 +49,23 @@ class Evidence:
         taste: for the item's first ``V`` attribute values, how much more often than usual the user
             (column 0) and the similar users (column 1) liked items that have it, float32 ``[N, V, 2]``;
             NaN where they have no event with the value.
+        columns: what a :class:`~reasonrec_fast.models.optirag.CTRStack` adds for its trees, float32 ``[N, T]``; by
+            default of no width.
     """
 
     dense_features: np.ndarray
     votes: np.ndarray
     neighbours: np.ndarray
     taste: np.ndarray
+    columns: np.ndarray = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.columns is None:
+            object.__setattr__(self, "columns", np.zeros((len(self.dense_features), 0), dtype=np.float32))
+
+    def with_columns(self, columns: np.ndarray) -> Evidence:
+        """With further columns ``[N, T]`` after those that there are."""
+        return replace(self, columns=np.concatenate([self.columns, columns.astype(np.float32)], axis=1))
 
 
 class EvidenceBuilder:

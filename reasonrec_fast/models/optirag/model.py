@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Container, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,19 +14,19 @@ import torch
 from reasonrec_fast import evaluation
 from reasonrec_fast.arrays import as_rows
 from reasonrec_fast.data.errors import DataError
-from reasonrec_fast.data.interactions import Catalog, Interactions, joined
+from reasonrec_fast.data.interactions import Interactions, joined
 from reasonrec_fast.data.negatives import draw_negatives
 from reasonrec_fast.data.tables import TableLike, as_interactions
-from reasonrec_fast.models.item_texts import item_vectors
 from reasonrec_fast.models.optirag import storage
 from reasonrec_fast.models.optirag.boosted import BoostedEvidence
 from reasonrec_fast.models.optirag.calibration import check_promise, log_odds
 from reasonrec_fast.models.optirag.config import OptiRAGConfig
-from reasonrec_fast.models.optirag.dataset import RequestBuilder, Requests, TrainingEvidence, log_template_fields
+from reasonrec_fast.models.optirag.dataset import RequestBuilder, Requests, log_template_fields
+from reasonrec_fast.models.optirag.evidence_source import EvidenceConfig, TrainingEvidence
 from reasonrec_fast.models.optirag.knowledge import Knowledge, MatchedRequests
-from reasonrec_fast.models.optirag.retriever import Retriever
 from reasonrec_fast.models.optirag.rows import (
     FitRows,
+    check_learnable,
     evaluation_rows,
     fit_rows,
     request_rows,
@@ -34,6 +34,7 @@ from reasonrec_fast.models.optirag.rows import (
     user_chunks,
 )
 from reasonrec_fast.models.optirag.scorer import Predictions, RequestScorer
+from reasonrec_fast.models.optirag.stack import CTRStack, CTRStackConfig
 from reasonrec_fast.models.optirag.template import AUTO, Template, template_for
 from reasonrec_fast.pretrained import PushToHub
 from reasonrec_fast.prompts.tokens import TokenIds
@@ -66,12 +67,39 @@ class OptiRAG(RequestScorer, PushToHub):
 
     def __init__(self, config: OptiRAGConfig | None = None, *, device: torch.device | str | None = None) -> None:
         super().__init__(config, device=device)
-        self.booster: BoostedEvidence | None = None
         self.num_trees: int | None = None
-        self.knowledge: Knowledge | None = None
+        settings = {field.name: getattr(self.config, field.name) for field in fields(EvidenceConfig)}
+        self._stack = CTRStack(CTRStackConfig(tools=(), tastes=False, **settings), device=self.device)
         self._ids = TokenIds(self.tokenizer)
         self.template = None if self.config.template == AUTO else Template.load(self.config.template)
         self.fitted_events = np.zeros(0, dtype=np.uint64)
+
+    @property
+    def stack(self) -> CTRStack:
+        """What answers at depth 0: the stack without tools and tastes, with the training events, the retriever and the
+        trees."""
+        self._stack.device = self.device
+        if self.template is not None:
+            self._stack.attribute = self.template.taste_attribute
+        return self._stack
+
+    @property
+    def knowledge(self) -> Knowledge | None:
+        """The training events and the retriever."""
+        return self._stack.knowledge
+
+    @knowledge.setter
+    def knowledge(self, knowledge: Knowledge | None) -> None:
+        self._stack.knowledge = knowledge
+
+    @property
+    def booster(self) -> BoostedEvidence | None:
+        """The boosted trees that the exits stand on."""
+        return self._stack.booster
+
+    @booster.setter
+    def booster(self, booster: BoostedEvidence | None) -> None:
+        self._stack.booster = booster
 
     # Fitting
 
@@ -81,9 +109,7 @@ class OptiRAG(RequestScorer, PushToHub):
         Raises:
             ValueError: dislikes alone, or no labels.
         """
-        labels = set(np.unique(data.labels[train]).tolist())
-        if labels not in ({0, 1}, {1}):
-            raise ValueError(f"train: expected events of both labels, or likes alone; got labels {sorted(labels)}")
+        check_learnable(data, train)
 
     def fit(
         self,
@@ -122,16 +148,14 @@ class OptiRAG(RequestScorer, PushToHub):
         log_template_fields(self.template, interactions.catalog)
         report = progress or _ignore
         report(0, 1, NO_METRICS, "retriever")
-        self._train_retriever(interactions, rows.train)
+        self.stack.train_retriever(interactions, rows.train)
         report(0, 1, NO_METRICS, "requests")
         builder, held_out, calibration_rows = self._validation_builder(interactions, rows)
         training = builder.training_evidence(rows.train_negatives if rows.implicit else None)
         if self.config.stands_on_trees:
-            self.booster = builder.booster = BoostedEvidence.fit(
-                training.evidence, training.labels, builder.visible_evidence(held_out),
-                np.maximum(builder.interactions.labels[held_out], 0), seed=self.config.seed,
-            )  # fmt: skip
-            self.num_trees = self.booster.num_trees
+            labels = np.maximum(builder.interactions.labels[held_out], 0)
+            builder.booster = self.stack.grow_trees(training, builder.visible_evidence(held_out), labels)
+            self.num_trees = builder.booster.num_trees
         fingerprint = {"events": interactions.digest(), "train": self._fitted_knowledge().events.digest()}
         requests = builder.training_requests(training)
         self.train_requests(requests, fingerprint, checkpoint, named_part(progress, "training"))
@@ -183,7 +207,7 @@ class OptiRAG(RequestScorer, PushToHub):
         """
         self.booster = None
         rows = as_rows(train_rows, "train_rows", len(interactions), error=DataError)
-        self._train_retriever(interactions, rows)
+        self.stack.train_retriever(interactions, rows)
         self.fitted_events = np.union1d(self.fitted_events, interactions.keys(rows))
         labels = np.unique(interactions.labels[rows])
         drawn = None
@@ -194,23 +218,16 @@ class OptiRAG(RequestScorer, PushToHub):
     def grow_trees(self, training: TrainingEvidence) -> None:
         """The second part of :meth:`refit_retriever`; nothing where the exits do not stand on trees."""
         if self.config.stands_on_trees:
-            self.booster = BoostedEvidence.fit(
-                training.evidence, training.labels, num_trees=self.num_trees, seed=self.config.seed
-            )
-
-    def _train_retriever(self, interactions: Interactions, train_rows: np.ndarray) -> None:
-        events = interactions.take(as_rows(train_rows, "train_rows", len(interactions), error=DataError))
-        vectors = self._item_vectors(events.catalog)
-        retriever = Retriever.train(events, np.arange(len(events)), self.config.retriever, vectors, device=self.device)
-        self.knowledge = Knowledge(events, retriever)
+            self.stack.grow_trees(training, num_trees=self.num_trees)
 
     def _builder(self, table: Interactions, train_rows: np.ndarray) -> RequestBuilder:
         """A builder over a table that holds the training events themselves."""
         knowledge = self._fitted_knowledge()
         self.template = self.template or template_for(self.config.template, knowledge.events)
         return RequestBuilder(
-            table, train_rows, knowledge.retriever, self._ids, self.config, lambda: self._item_vectors(table.catalog),
-            device=self.device, template=self.template, booster=self.booster,
+            table, train_rows, knowledge.retriever, self._ids, self.config,
+            lambda: self.stack.item_vectors(table.catalog), device=self.device, template=self.template,
+            booster=self.booster,
         )  # fmt: skip
 
     # Predicting
@@ -247,7 +264,7 @@ class OptiRAG(RequestScorer, PushToHub):
         template = self.template = self.template or template_for(self.config.template, knowledge.events)
         return RequestBuilder(
             matched.table, None, knowledge.retriever, self._ids, self.config,
-            lambda: self._item_vectors(knowledge.events.catalog), device=self.device,
+            lambda: self.stack.item_vectors(knowledge.events.catalog), device=self.device,
             index=knowledge.index(template.taste_attribute), ticks=matched.ticks, template=template,
             booster=self.booster,
         )  # fmt: skip
@@ -393,6 +410,3 @@ class OptiRAG(RequestScorer, PushToHub):
         if self.knowledge is None:
             raise RuntimeError("the model has no retriever yet; call fit or refit_retriever")
         return self.knowledge
-
-    def _item_vectors(self, catalog: Catalog) -> torch.Tensor | None:
-        return item_vectors(catalog, device=self.device) if self.config.retrieval == "text" else None

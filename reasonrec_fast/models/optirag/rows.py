@@ -36,6 +36,17 @@ class FitRows:
     validation_negatives: Interactions
 
 
+def check_learnable(interactions: Interactions, train: np.ndarray) -> None:
+    """Refuse training rows that a model can learn nothing from.
+
+    Raises:
+        ValueError: dislikes alone, or no labels.
+    """
+    labels = set(np.unique(interactions.labels[train]).tolist())
+    if labels not in ({0, 1}, {1}):
+        raise ValueError(f"train: expected events of both labels, or likes alone; got labels {sorted(labels)}")
+
+
 def fit_rows(interactions: Interactions, train: Any, validation: Any, seed: int) -> FitRows:
     """Check the parts that a model is fitted on, and draw negatives where all events are likes.
 
