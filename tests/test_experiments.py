@@ -116,7 +116,9 @@ def test_sampled_protocol_and_ctr(folder):
         '[[models]]\nkind = "BPR"\nepochs = 2\n[evaluation]\ntask = "ctr"\n'
     )
     (run,) = run_experiment(load_experiment(folder / "ctr.toml"), folder, folder / "c.jsonl")
-    assert set(run.metrics) == {"auc", "gauc", "gauc_unrated", "log_loss", "accuracy", "ece"} and run.dataset == "events"
+    assert (
+        set(run.metrics) == {"auc", "gauc", "gauc_unrated", "log_loss", "accuracy", "ece"} and run.dataset == "events"
+    )
 
 
 @pytest.mark.parametrize("task", ["ranking", "ctr"])

@@ -125,7 +125,7 @@ def test_a_rating_that_is_named_is_read_with_the_likes_of_the_model(tmp_path, mo
     path.write_text("user,item,timestamp,label,stars\nu,a,1,0,3\nu,b,2,0,2\nu,c,3,,\n")
     requested = []
     model = OptiRAG.__new__(OptiRAG)
-    model.knowledge = SimpleNamespace(events=replace(purchases(), like=3.0))
+    model._stack = SimpleNamespace(knowledge=SimpleNamespace(events=replace(purchases(), like=3.0)))
     model.predict_rows = lambda table, rows, **_: (
         requested.append(table) or SimpleNamespace(probability=np.zeros(len(rows)), depth=np.zeros(len(rows)))
     )

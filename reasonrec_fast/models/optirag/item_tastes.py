@@ -17,6 +17,8 @@ _SHRINKAGE = 2.0  # added to the product of norms: similarity over few raters co
 _PRIOR_SIMILARITY, _PRIOR_WEIGHT = 0.3, 3.0  # summed weights at which a taste counts by half
 _BANDWIDTH = 0.3  # of a kernel over a numeric attribute, in standard deviations of the catalogue
 _SHARPNESS = 8.0  # how fast an item's weight falls with the cosine of its attribute values to the target's
+_HALF_LIVES = (5, 30)  # in events of the user
+_POPULARITY_BANDWIDTH = 0.5  # of a kernel over the logarithm of an item's events
 _LEAST_NUMBERS = 5  # distinct values of an attribute that is compared as a number
 _ITEMS, _REQUESTS = 1024, 256  # at a time
 
@@ -26,11 +28,12 @@ class ItemTastes:
 
     A residual is the label minus what the user's like rate at that moment and the item's bias say. Similarities are: of
     two items, the shrunk cosine of their training residuals over users (item-kNN, Sarwar et al. 2001, for likes and
-    dislikes), a Gaussian kernel of each numeric attribute, and the cosine of each other attribute's values.
+    dislikes), how late it was, Gaussian kernels of their popularity and of each numeric attribute, and the cosine of
+    each other attribute's values.
 
     Args:
         index: of the training events, whose item biases are read.
-        rows: rows of its events that similarities between items come from.
+        rows: rows of its events that similarities between items, and their popularity, come from.
     """
 
     def __init__(self, index: EventIndex, rows: np.ndarray) -> None:
@@ -47,7 +50,9 @@ class ItemTastes:
     def names(self) -> list[str]:
         """Of the columns of :meth:`build`."""
         numeric = [f"{name}{suffix}" for name in self.numeric for suffix in ("", ":taste")]
-        return ["raters:taste", "raters:weight", *numeric, *(f"{name}:taste" for name in self.others)]
+        late = [f"last {half_life}:taste" for half_life in _HALF_LIVES]
+        others = [f"{name}:taste" for name in self.others]
+        return ["raters:taste", "raters:weight", *late, "popularity:taste", *numeric, *others]
 
     @cached_property
     def similarity(self) -> csr_array:
@@ -79,6 +84,11 @@ class ItemTastes:
         parts = np.concatenate([*values, np.zeros(0, np.float32)]), np.concatenate([*indices, np.zeros(0, np.int32)])
         return csr_array((*parts, np.concatenate([[0], np.cumsum(lengths)])), shape=(events.num_items,) * 2)
 
+    @cached_property
+    def popularity(self) -> np.ndarray:
+        """Logarithm of 1 and the events of each item, float64 ``[I + 1]``; the last is that of new items."""
+        return np.log1p(np.bincount(self.index.events.items[self._rows], minlength=self.index.events.num_items + 1))
+
     def build(self, builder: EvidenceBuilder, rows: np.ndarray) -> np.ndarray:
         """Tastes of requests, float32 ``[N, len(names)]``; NaN for numbers that an item does not have.
 
@@ -104,20 +114,28 @@ class ItemTastes:
         rate = smoothed(running(labels)[past], past, self.index.base_rate(builder.in_index(moments)))
         residuals = labels - expected(rate[:, None], self.index.bias(items))
         before = np.arange(len(history)) < past[:, None]
+
+        def taste(weights: np.ndarray) -> np.ndarray:
+            weights = weights * before
+            result: np.ndarray = (weights * residuals).sum(1) / (weights.sum(1) + _PRIOR_WEIGHT)
+            return result
+
         weights = self._by_raters(targets, items) * before
         total = weights.sum(1)
         columns = [(weights * residuals).sum(1) / (total + _PRIOR_SIMILARITY), total]
+        age = np.maximum(past[:, None] - 1 - np.arange(len(history)), 0)
+        columns += [taste(np.exp2(-age / half_life)) for half_life in _HALF_LIVES]
+        popularity = [self.popularity[np.minimum(part, len(self.popularity) - 1)] for part in (targets, items)]
+        columns.append(taste(_kernel(popularity[0][:, None] - popularity[1], _POPULARITY_BANDWIDTH)))
         distinct, position = np.unique(np.concatenate([targets, items]), return_inverse=True)
         of_targets, of_history = np.split(position, [len(targets)])
         for name, bandwidth in self.numeric.items():
             numbers = np.array([_number(value) for value in _values(table.catalog, name, distinct)])
-            distance = (numbers[of_targets][:, None] - numbers[of_history]) / max(bandwidth, 1e-12)
-            weights = np.nan_to_num(np.exp(-(distance**2) / 2)) * before
-            columns += [numbers[of_targets], (weights * residuals).sum(1) / (weights.sum(1) + _PRIOR_WEIGHT)]
+            kernel = _kernel(numbers[of_targets][:, None] - numbers[of_history], bandwidth)
+            columns += [numbers[of_targets], taste(kernel)]
         for name in self.others:
             cosine = _cosines(_values(table.catalog, name, distinct), of_targets, of_history)
-            weights = np.exp(_SHARPNESS * (cosine - 1)) * before
-            columns.append((weights * residuals).sum(1) / (weights.sum(1) + _PRIOR_WEIGHT))
+            columns.append(taste(np.exp(_SHARPNESS * (cosine - 1))))
         return np.stack(columns, axis=1).astype(np.float32)
 
     def _by_raters(self, targets: np.ndarray, items: np.ndarray) -> np.ndarray:
@@ -136,8 +154,14 @@ def expected(rate: np.ndarray, bias: np.ndarray) -> np.ndarray:
     >>> expected(np.array([0.5]), np.array([0.0])).tolist()
     [0.5]
     """
+    rate = np.clip(rate, 1e-3, 1 - 1e-3)  # where all events are likes the rate is 1
     odds = np.log(rate) - np.log1p(-rate) + bias
     return 1 / (1 + np.exp(-odds))
+
+
+def _kernel(distance: np.ndarray, bandwidth: float) -> np.ndarray:
+    """A Gaussian kernel; 0 where the distance is NaN."""
+    return np.nan_to_num(np.exp(-((distance / bandwidth) ** 2) / 2))
 
 
 def _values(catalog: Catalog, name: str, items: np.ndarray) -> list[tuple[str, ...]]:

@@ -305,13 +305,20 @@ class CTRStack(PushToHub):
         knowledge = self.fitted_knowledge()
         if self.attribute is None:
             self.attribute = template_for(AUTO, knowledge.events).taste_attribute
-        index = knowledge.index(self.attribute)
-        if self.config.tastes and (self._tastes is None or self._tastes[0] is not knowledge):
-            self._tastes = knowledge, ItemTastes(index, np.arange(len(knowledge.events)))
         return EvidenceSource(
-            table, index, self.config, lambda: self.item_vectors(knowledge.events.catalog), device=self.device,
-            ticks=ticks, tastes=self._tastes[1] if self._tastes is not None else None,
+            table, knowledge.index(self.attribute), self.config, lambda: self.item_vectors(knowledge.events.catalog),
+            device=self.device, ticks=ticks, tastes=self.tastes,
         )  # fmt: skip
+
+    @property
+    def tastes(self) -> ItemTastes | None:
+        """What the trees read beside the evidence, made once for the training events; None without
+        ``config.tastes``."""
+        knowledge = self.fitted_knowledge()
+        if self.config.tastes and (self._tastes is None or self._tastes[0] is not knowledge):
+            index = knowledge.index(self.attribute or "")
+            self._tastes = knowledge, ItemTastes(index, np.arange(len(knowledge.events)))
+        return None if self._tastes is None else self._tastes[1]
 
     def item_vectors(self, catalog: Catalog) -> torch.Tensor | None:
         """Embeddings of the items' texts, for retrieval by text."""
