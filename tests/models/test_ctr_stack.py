@@ -8,6 +8,8 @@ import torch
 
 from reasonrec_fast import CTRStack, CTRStackConfig, OptiRAGConfig, load
 from reasonrec_fast.data import DataError, Interactions, split_by_time
+from reasonrec_fast.experiments.config import FOLDER, EvaluationConfig, load_experiment
+from reasonrec_fast.experiments.held_out import metrics_on_test
 from reasonrec_fast.models.optirag.boosted import SETTINGS, BoostedEvidence, boosted_features
 from reasonrec_fast.models.optirag.embeddings import EmbeddingConfig
 from reasonrec_fast.models.optirag.evidence import Evidence, EvidenceBuilder
@@ -160,7 +162,8 @@ def test_tastes_by_a_loop(years):
     same = np.array([genres[other] == genres[item] for other in years.items[own]])
     weights = np.where(same, 1, np.exp(-8.0))
     assert result["genres:taste"] == pytest.approx((weights * residuals).sum() / (weights.sum() + 3), abs=1e-5)
-    weights = 0.5 ** (np.arange(len(own))[::-1] / 5)
+    times = years.timestamps[own]
+    weights = 0.5 ** ((times[None] > times[:, None]).sum(1) / 5)
     assert result["last 5:taste"] == pytest.approx((weights * residuals).sum() / (weights.sum() + 3), abs=1e-5)
     popularity = np.log1p(np.bincount(events.items, minlength=40))
     weights = np.exp(-(((popularity[years.items[own]] - popularity[item]) / 0.5) ** 2) / 2)
@@ -168,6 +171,21 @@ def test_tastes_by_a_loop(years):
     likeness = tastes.similarity.toarray()[item, years.items[own]]
     assert likeness.any() and result["raters:weight"] == pytest.approx(likeness.sum(), abs=1e-5)
     assert result["raters:taste"] == pytest.approx((likeness * residuals).sum() / (likeness.sum() + 0.3), abs=1e-5)
+
+
+def test_the_order_of_events_of_one_moment_tells_nothing(years):
+    """Files sort them by item."""
+    still = replace(years, timestamps=years.timestamps // 2000)
+    order = np.lexsort((np.random.default_rng(0).random(len(still)), still.timestamps))
+    shuffled = still.take(order)
+    train = np.flatnonzero(still.timestamps < 3)
+    first, second = (
+        ItemTastes(index_of(data.take(train)), np.arange(len(train))).build(
+            EvidenceBuilder(data, index_of(data.take(train))), np.arange(len(data))
+        )
+        for data in (still, shuffled)
+    )
+    np.testing.assert_allclose(first[order], second, atol=1e-4)
 
 
 def test_similarity_is_the_cosine_of_residuals(events):
@@ -390,9 +408,18 @@ def _only_validation():
     return checked
 
 
-def test_the_packaged_configuration_names_it():
-    from reasonrec_fast.experiments.config import FOLDER, load_experiment
+@pytest.mark.parametrize("settings", [EvaluationConfig(task="ctr"), EvaluationConfig(ks=(5,), negatives=10)])
+def test_it_is_measured_as_other_models_are(events, settings):
+    """CTR, and ranking of sampled candidates."""
+    parts = split_by_time(events)
+    stack = make().fit(events, parts.train, parts.validation)
+    metrics = metrics_on_test(stack, events, parts, settings)
+    assert ({"auc", "gauc", "gauc_unrated"} if settings.task == "ctr" else {"ndcg@5"}) <= set(metrics)
+    with pytest.raises(DataError, match="a test part that the model has not learnt from"):
+        metrics_on_test(make().fit(events, parts.test, parts.validation), events, parts, settings)
 
+
+def test_the_packaged_configuration_names_it():
     experiment = load_experiment(FOLDER / "movielens-ctr-stack.toml")
-    assert [model.kind for model in experiment.models] == ["CTRStack"]
+    assert [model.kind for model in experiment.models] == ["CTRStack"] * 2
     assert experiment.evaluation.task == "ctr"

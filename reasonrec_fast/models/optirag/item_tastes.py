@@ -93,7 +93,7 @@ class ItemTastes:
         """Tastes of requests, float32 ``[N, len(names)]``; NaN for numbers that an item does not have.
 
         Args:
-            builder: of the table of the requests, over the same items.
+            builder: of the table of the requests; items that are new to the index come after its own.
             rows: of the requests.
         """
         table, result = builder.interactions, np.zeros((len(rows), len(self.names)), dtype=np.float32)
@@ -123,7 +123,9 @@ class ItemTastes:
         weights = self._by_raters(targets, items) * before
         total = weights.sum(1)
         columns = [(weights * residuals).sum(1) / (total + _PRIOR_SIMILARITY), total]
-        age = np.maximum(past[:, None] - 1 - np.arange(len(history)), 0)
+        # Events of one moment have one age: their order is that of the source, which may be that of items.
+        times = table.timestamps[history]
+        age = np.maximum(past[:, None] - np.searchsorted(times, times, side="right"), 0)
         columns += [taste(np.exp2(-age / half_life)) for half_life in _HALF_LIVES]
         popularity = [self.popularity[np.minimum(part, len(self.popularity) - 1)] for part in (targets, items)]
         columns.append(taste(_kernel(popularity[0][:, None] - popularity[1], _POPULARITY_BANDWIDTH)))
