@@ -314,8 +314,10 @@ def test_a_useful_function_is_used(events):
     ],
 )
 def test_functions_that_fail_are_refused(events, result, message):
+    stack = make().add_tool("mine", lambda requests, liked: result(len(requests)))
     with pytest.raises(DataError, match=message):
-        make().add_tool("mine", lambda requests, liked: result(len(requests))).fit(events)
+        stack.fit(events)
+    assert stack.knowledge is None  # before anything was fitted
 
 
 def test_tools_are_checked(events):

@@ -115,6 +115,14 @@ class CTRStack(PushToHub):
         self._functions[name] = function
         return self
 
+    def _given_functions(self) -> list[tuple[str, RequestFunction]]:
+        given = []
+        for name, function in self._functions.items():
+            if function is None:
+                raise DataError(f"tools: {name}: a function is not saved with the stack; give it to add_tool")
+            given.append((name, function))
+        return given
+
     # Fitting
 
     def check_events(self, data: Interactions, train: np.ndarray) -> None:
@@ -174,9 +182,8 @@ class CTRStack(PushToHub):
         if rows.implicit:
             _logger.info("events are likes alone: %d items that their users have not had are drawn as dislikes",
                          len(rows.train_negatives) + len(rows.validation_negatives))  # fmt: skip
-        missing = [name for name, function in self._functions.items() if function is None]
-        if missing:
-            raise DataError(f"tools: expected the function of {missing[0]}; give it to add_tool")
+        for name, function in self._given_functions():  # before what takes minutes
+            function_logits(name, function, interactions, rows.train[:2])
         state = FitState(
             checkpoint,
             {"config": asdict(self.config), "events": interactions.digest(), "functions": list(self._functions),
@@ -188,7 +195,7 @@ class CTRStack(PushToHub):
                 progress(0, 1, NO_METRICS, part)
 
         tell("retriever")
-        self.booster = None
+        self.booster, self.attribute = None, self.config.attribute
         self.train_retriever(interactions, rows.train)
         # Negatives of validation have no label in the table, so that they are in nobody's history.
         table, (event_rows, negative_rows) = joined(interactions, rows.validation_negatives)
@@ -218,8 +225,7 @@ class CTRStack(PushToHub):
         """Fit the models for serving, and give the logits of the training requests ``[N, T]``."""
         config, blocks = self.config, time_blocks(table, self.config.blocks, self.config.block_time)
         columns, self._models = [np.zeros((len(table), 0), dtype=np.float32)], []
-        for name, function in self._functions.items():  # first: they fail at once where they do
-            assert function is not None
+        for name, function in self._given_functions():
             columns.append(function_logits(name, function, table, np.arange(len(table)))[:, None])
         labelled = np.flatnonzero(table.labels != UNLABELLED)
         for spec in self._carried(table, labelled):
@@ -289,11 +295,7 @@ class CTRStack(PushToHub):
     def _visible(self, source: EvidenceSource, rows: np.ndarray) -> Evidence:
         """Evidence of requests with the tools' logits."""
         evidence, table = source.visible_evidence(rows), source.interactions
-        columns = []
-        for name, function in self._functions.items():
-            if function is None:
-                raise DataError(f"tools: {name}: a function is not saved with the stack; give it to add_tool")
-            columns.append(function_logits(name, function, table, rows))
+        columns = [function_logits(name, function, table, rows) for name, function in self._given_functions()]
         columns += [model_logits(tool, table.users[rows], table.items[rows]) for tool in self._models]
         return evidence.with_columns(np.stack(columns, axis=1)) if columns else evidence
 
