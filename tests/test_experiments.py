@@ -175,7 +175,10 @@ def test_configurations_of_the_package(name):
         ),
         (('kind = "sequences"', 'kind = "web"'), "both.toml: datasets: kind: expected 'sequences', .*; got 'web'"),
         (("seeds", "seed"), "both.toml: expected models, datasets, evaluation, seeds, device; got 'seed'"),
-        (("ks = [1, 3]", "task = 'taste'"), "task: expected 'ranking', 'ctr', 'explanation' or 'judge'; got 'taste'"),
+        (
+            ("ks = [1, 3]", "task = 'taste'"),
+            "task: expected 'ranking', 'ctr', 'agent', 'explanation' or 'judge'; got 'taste'",
+        ),
         (("ks = [1, 3]", "task = 'judge'"), "models.kind: expected one of FeatureJudge for task 'judge'; got 'BPR'"),
         (("[[models]]", "[models]"), "both.toml: expected TOML"),
         (("dim = 8", "dim = 9"), "both.toml: models.small: heads: expected a divisor of dim 9; got 2"),

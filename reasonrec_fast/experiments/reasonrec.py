@@ -192,6 +192,9 @@ def _measured(
     items = {"stack": ranking.items[:, :depth]}
     reachable = np.flatnonzero(_contains(items["stack"], relevant))
     for name, policy in (("agent", "always"), ("consult", "consult")):
+        if name == "consult" and not model.agent.hears_tools:
+            items[name] = items["agent"]
+            continue
         answered = model.recommend(users[reachable], depth, policy=policy, progress=progress)  # type: ignore[arg-type]
         items[name] = items["stack"].copy()
         items[name][reachable] = answered.items

@@ -135,7 +135,8 @@ def test_fit_recommend_evaluate(shop, model, monkeypatch):
     assert done.exit_code == 0, done.output
     assert f"Model written to {shop / 'model'}" in done.stderr and done.stdout == ""
     names = {"config.json", "identifiers.json", "model.safetensors"}
-    names |= {"stack.json", "trees.txt", "items.safetensors", "tools"} if model == "stack" else set()
+    parts = {"directed", "titles", "attributes", "items"}
+    names |= {"stack": {"stack.json", "trees.txt", "items.safetensors", "tools"}, "hybridknn": parts}.get(model, set())
     assert {path.name for path in (shop / "model").iterdir()} == names
     done = recommend(shop)
     assert done.exit_code == 0, done.output
@@ -335,7 +336,11 @@ def test_unwritable_outputs_are_refused_before_the_work(shop, monkeypatch):
         (evaluate, ("--split", "none"), "split: expected user_time, global_time or leave_one_out; got 'none'"),
         (evaluate, ("--split", "user_time"), "expected a test part that the model has not learnt from"),
         (evaluate, ("--like", "3"), "like: expected 4 .*, as the model was fitted; got 3"),
-        (evaluate, ("--task", "both"), "task: expected 'ranking', 'ctr', 'explanation' or 'judge'; got 'both'"),
+        (
+            evaluate,
+            ("--task", "both"),
+            "task: expected 'ranking', 'ctr', 'agent', 'explanation' or 'judge'; got 'both'",
+        ),
         (evaluate, ("--task", "judge"), "--task: expected ranking or ctr; got 'judge'"),  # rankings were measured
         (evaluate, ("--ks", "5,0"), "--ks: expected cutoffs such as 5,10; got '5,0'"),
         (evaluate, ("--task", "ctr", "--ks", "5"), "--ks, --negatives: expected with --task ranking; got ctr"),

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -43,12 +43,14 @@ class Agent(ABC):
         tokenizer: of the language model.
         backbone_digest: tells the language model from others of the same shape.
         observer: makes soft tokens of items' features; None for an agent that reads words alone.
+        hears_tools: whether it reads what tools say, so that consulting them may change its answer.
         trust: how much of what it has learnt is added to the stack's logits: 0 for nothing, 1 for all of it.
     """
 
     tokenizer: Any
     backbone_digest: str
     observer: Observer | None = None
+    hears_tools: ClassVar[bool] = True
 
     @property
     @abstractmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -46,6 +46,8 @@ class TitleAgent(Agent):
     Raises:
         ValueError: a device that is not available, or more layers with adapters than the model has.
     """
+
+    hears_tools: ClassVar[bool] = False
 
     def __init__(self, config: TitleAgentConfig, *, device: torch.device | str | None = None) -> None:
         self.config = config
