@@ -209,3 +209,60 @@ def test_refusals(settings, tiny_backbone):
         ExplanationGenerator(GeneratorConfig(backbone=str(tiny_backbone), epochs=1, adapted_layers=5), device="cpu")
     with pytest.raises(FileNotFoundError, match="model: expected a folder with config.json"):
         writer(settings, backbone="/nowhere/else").fit(TRAIN)
+
+
+def test_grpo_raises_the_reward(settings):
+    """Explanations with more of a letter: what is rewarded becomes likelier."""
+    config = GeneratorConfig(
+        backbone=settings["backbone"], adapted_layers=4, max_new_tokens=5, lora_rank=8, iterations=25, prompts=4,
+        group=8, temperature=0.1, policy_learning_rate=2e-2,
+    )  # fmt: skip
+    generator = ExplanationGenerator(config, device="cpu")
+    prompts = [([5, 6, 7], [number + 8]) for number in range(4)]
+    seen = []
+
+    def reward(index, texts):
+        assert 0 <= index < 4 and len(texts) == 8
+        return [sum(character < "P" for character in text) / 5 for text in texts]
+
+    generator.reinforce(prompts, reward, progress=lambda done, total, metrics: seen.append(metrics["reward"]))
+    assert len(seen) == 25 and sum(seen[10:]) / 15 > sum(seen[:3]) / 3 + 0.05
+    assert generator.is_adapted
+
+
+def test_a_writer_is_reinforced_by_what_its_choice_weighs(settings, tmp_path, monkeypatch):
+    rewards = []
+    real = ExplanationGenerator.reinforce
+
+    def watched(self, prompts, reward, **options):
+        def kept(index, texts):
+            rewards.append((index, texts, reward(index, texts)))
+            return rewards[-1][2]
+
+        real(self, prompts, kept, **options)
+
+    monkeypatch.setattr(ExplanationGenerator, "reinforce", watched)
+    model = writer(settings, iterations=2, prompts=3, group=2, policy_learning_rate=1e-2)
+    model.fit(TRAIN, VALID, checkpoint=tmp_path / "state")
+    assert len(rewards) == 6 and (tmp_path / "state.grpo").is_file()
+    index, texts, values = rewards[0]
+    own = TRAIN[index]
+    others = model.candidates(own.query, without=index)
+    assert own.explanation not in others and own.explanation in model.candidates(own.query)
+    overlap = minimum_risk.overlaps([texts[0], *others])[0, 1:].mean()
+    item, text = Words().encode([f"{own.title}. {own.query.item_profile}", texts[0]])
+    assert values[0] == pytest.approx(0.9 * overlap + 0.1 * float(item @ text), abs=1e-6)
+    model.save_pretrained(tmp_path / "model")
+    assert ExplanationWriter.from_pretrained(tmp_path / "model", device="cpu").explain(QUERIES) == model.explain(
+        QUERIES
+    )
+    again = writer(settings, iterations=2, prompts=3, group=2, policy_learning_rate=1e-2)
+    again.fit(TRAIN, VALID, checkpoint=tmp_path / "state")  # a run that was killed after GRPO goes on from its end
+    assert len(rewards) == 6 and again.explain(QUERIES) == model.explain(QUERIES)
+
+
+def test_grpo_without_samples_to_compare_is_refused(settings):
+    with pytest.raises(ValueError, match="temperature: expected one above 0 with iterations of GRPO"):
+        writer(settings, iterations=1, temperature=0.0)
+    with pytest.raises(ValueError, match="group: expected a whole number of at least 2; got 1"):
+        writer(settings, iterations=1, group=1)

@@ -222,11 +222,20 @@ class MinimumRiskText(TextWriter):
         """What the text of each pair is chosen from: candidates, and variants that others need not agree with."""
         return [(self.candidates(query), []) for query in queries]
 
-    def candidates(self, query: ExplanationQuery) -> list[str]:
-        """Explanations of the nearest pairs, nearest first, then the templates."""
+    def candidates(self, query: ExplanationQuery, *, without: int | None = None) -> list[str]:
+        """Explanations of the nearest pairs, nearest first, then the templates.
+
+        Args:
+            query: the pair.
+            without: number of a training pair that is left out, with those of the same texts: the query's own.
+        """
         assert self.texts is not None
         similarity = self._pairs @ self._vector(_described(query))
+        if without is not None:
+            own = [text == self.texts["pairs"][without] for text in self.texts["pairs"]]
+            similarity = np.where(own, -np.inf, similarity)
         nearest = np.argsort(-similarity, kind="stable")[: self.config.neighbours]
+        nearest = nearest[np.isfinite(similarity[nearest])]
         texts = [_retitled(self.texts["explanations"][row], self.texts["titles"][row], query.title) for row in nearest]
         values = {"title": query.title, "item_profile": query.item_profile, "offer": offer_of(query.item_profile)}
         texts += [_FIELD.sub(lambda field: values.get(field[1], field[0]), text) for text in self.config.templates]

