@@ -21,7 +21,7 @@ from reasonrec_fast.training.curriculum import Curriculum, CurriculumSampler
 def sample(liked: bool, key: str = "same") -> ReasoningSample:
     """A question whose title tells its answer."""
     values = {
-        "history": Entries(["A (liked)"]), "title": ("PPPPPP", "QQQQQQ")[liked], "attributes": None, "summary": "tea",
+        "history": Entries(["A (liked)"]), "title": ("XXXXXX", "YYYYYY")[liked], "attributes": None, "summary": "tea",
         "evidence": None, "comparison": "So.", "answer": ("no", "yes")[liked], "confidence": "high",
     }  # fmt: skip
     return ReasoningSample("ctr", key, values, 0, 0, ("no", "yes"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from walks import walks as random_walks
 from reasonrec_fast.data import Catalog, DataError, Histories, Interactions, split_by_time
 from reasonrec_fast.models.classical import Stack, StackConfig
 from reasonrec_fast.models.reasonrec import Chain, ChainConfig, ReasonRec, ReasonRecConfig
+from reasonrec_fast.models.reasonrec.prompt import CoLikes
 from reasonrec_fast.models.reasonrec.questions import mixed_order
 from reasonrec_fast.models.reasonrec.rationale import Descriptions
 from reasonrec_fast.models.reasonrec.storage import remove_checkpoints
@@ -202,14 +204,30 @@ def test_questions_are_those_of_training(data, split, stack, chain):
         mine = split.train[(data.users[split.train] == sample.user) & (split.train < row)]
         history = data.items[mine[data.labels[mine] == 1]]
         items = np.array(sample.choice_items)[::-1]
-        question = user_questions(data.catalog, [history], [items], sample.task, chain.history)[0]
+        before = split.train[data.timestamps[split.train] < data.timestamps[row]]
+        likes = CoLikes(Histories.of(data, before), data.num_items)
+        question = user_questions(data.catalog, likes, [sample.user], [history], [items], sample.task, chain.history)[0]
         assert question.values == sample.question.values and question.choices == sample.choices
         assert mixed_order(line, history, items) == list(sample.choice_items)
 
 
 def test_a_user_of_whom_nothing_is_known_has_no_question(data):
     empty, some = np.zeros(0, dtype=np.int64), np.array([1, 2])
-    assert user_questions(data.catalog, [empty, some], [some, empty], "sequential", 5) == [None, None]
+    likes = CoLikes(Histories.of(data, np.arange(len(data))), data.num_items)
+    asked = user_questions(data.catalog, likes, [0, 1], [empty, some], [some, empty], "sequential", 5)
+    assert asked == [None, None]
+
+
+def test_what_a_chain_says_of_a_candidate_stands_in_its_question(data, split, stack, chain):
+    """Counts and attributes are there to be read, so that a chain need not make them up."""
+    samples = training_samples(stack, data, split.train, replace(chain, ctr=0.0, samples=1000))[0]
+    counts = 0
+    for sample in samples:
+        question, told = sample.texts(0)
+        for others, known, common in re.findall(r"Of (\d+) others who liked (.+?), (\d+) liked", told):
+            counts += 1
+            assert f"{common} of {others} others who liked {known} liked it" in question
+    assert counts > 5
 
 
 def test_a_loaded_model_thinks_the_same(model, config, tmp_path):

@@ -172,7 +172,10 @@ class ReasoningConverter:
             raise DataError(f"candidates: expected the item of row {row} among them; got {len(names)} others")
         facts = self.rationales
         history = facts.liked(user, moment)
-        question = question_of(facts, task, history, names, key=self._key(row), user=user, most=self._most)
+        question = question_of(
+            facts, task, history, names, key=self._key(row), user=user, most=self._most,
+            told=lambda name: facts.told(user, history, name, moment),
+        )  # fmt: skip
         answer = facts.title(item)
         if question is None or answer is None:
             return None

@@ -356,8 +356,8 @@ class ReasonRec(ClassicalRecommender):
     ) -> list[Chain]:
         """Chains of thought on which of the stack's best candidates each user wants next.
 
-        They change no recommendation, and their words are the language model's own: counts in them are learnt, not
-        looked up (:meth:`explain` looks up).
+        They change no recommendation. The question tells each candidate's attributes and what other users' likes say
+        for it; what a chain makes of that is the language model's own (:meth:`explain` looks up).
 
         Args:
             users: indices or identifiers (text), ``[B]``.
@@ -383,7 +383,9 @@ class ReasonRec(ClassicalRecommender):
         _check_task(task)
         items = self.stack.rank(users, k).items
         histories = [self.histories.of_user(user) for user in users.tolist()]
-        chains = thinking.think(self.chain, self.catalog, histories, items, task, n, seed, on_text)
+        chains = thinking.think(
+            self.chain, self.catalog, self._co_likes, users.tolist(), histories, items, task, n, seed, on_text
+        )
         return thinking.named(chains, self.known_items.ids) if by_identifier else chains
 
     def explain(self, users: Any, items: Any) -> list[Reason]:

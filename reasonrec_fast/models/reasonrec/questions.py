@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
@@ -14,6 +14,7 @@ from reasonrec_fast.models.reasonrec.rationale import Descriptions, listed
 from reasonrec_fast.prompts import Entries, PromptTemplate, load_template
 from reasonrec_fast.prompts.encoding import Value
 
+_VALUES, _CHARACTERS = 3, 100  # attribute values of a candidate, and of such a value
 ReasoningTask = Literal["sequential", "direct", "ctr", "explanation"]
 
 
@@ -74,6 +75,7 @@ def question_of(
     candidates: Sequence[int],
     *,
     key: str,
+    told: Callable[[int], str | None],
     user: int = -1,
     most: int = 10,
 ) -> Question | None:
@@ -85,6 +87,7 @@ def question_of(
         history: items that the user liked, oldest first.
         candidates: items, in the order in which the question names them; those without words are left out.
         key: for the draw of a wording.
+        told: what other users' likes say for a candidate, in a few words; None for nothing.
         user: index, for the caller.
         most: latest items of the history that are named.
 
@@ -96,7 +99,9 @@ def question_of(
     named = {item: title for item, title in titles.items() if title is not None}
     if not known or not named:
         return None
-    values: dict[str, Value] = {"candidates": listed(list(named.values()))}
+    values: dict[str, Value] = {
+        "candidates": listed([_described(words, item, title, told(item)) for item, title in named.items()])
+    }
     if task == "sequential":
         values["history"] = Entries(known[-most:])
     else:
@@ -104,6 +109,13 @@ def question_of(
         described = [f"{value} ({count} of {len(history)})" for value, count in tastes]
         values["profile"] = Entries(described or known[-most:], rule="drop_last")
     return Question(task, key, values, tuple(named.values()), tuple(named), user)
+
+
+def _described(words: Descriptions, item: int, title: str, told: str | None) -> str:
+    """A candidate with what a chain may say of it: attributes, and what other users' likes say."""
+    values = ", ".join(value[:_CHARACTERS] for value in words.values(item)[:_VALUES])
+    parts = [part for part in (values, told) if part]
+    return f"{title} ({'; '.join(parts)})" if parts else title
 
 
 def mixed_order(words: Descriptions, history: np.ndarray, candidates: Sequence[int] | np.ndarray) -> list[int]:

@@ -115,24 +115,47 @@ class Rationales(Descriptions):
         first, second = first[first != user], second[second != user]
         return len(first), len(np.intersect1d(first, second, assume_unique=True))
 
-    def evidence(self, user: int, history: np.ndarray, candidate: int, moment: int, latest: int = 3) -> str | None:
+    def evidence(self, user: int, history: np.ndarray, candidate: int, moment: int) -> str | None:
         """What other users' events say for a candidate: by the latest items of the history, the one with the largest
         share; None where none of them speaks for it."""
+        best, title = self._best(user, history, candidate, moment), self.title(candidate)
+        if best is None or title is None:
+            return None
+        known, others, common = best
+        return f"Of {others} others who liked {known}, {common} liked {title}."
+
+    def told(self, user: int, history: np.ndarray, candidate: int, moment: int) -> str | None:
+        """The same in a few words, as a question says it beside the candidate."""
+        best = self._best(user, history, candidate, moment)
+        return None if best is None else others_liked(*best)
+
+    def _best(
+        self, user: int, history: np.ndarray, candidate: int, moment: int, latest: int = 3
+    ) -> tuple[str, int, int] | None:
+        """Title of the item that speaks most for the candidate, its other likers, and how many of them liked both."""
         best: tuple[float, int, int, int] | None = None
         for item in dict.fromkeys(history[::-1][:latest].tolist()):
             others, common = self.support(user, item, candidate, moment)
             share = common / (others + 5)  # a share of few users counts less
             if common and (best is None or share > best[0]):
                 best = share, item, others, common
-        if best is None or (known := self.title(best[1])) is None or (title := self.title(candidate)) is None:
+        if best is None or (known := self.title(best[1])) is None:
             return None
-        _, _, others, common = best
-        return f"Of {others} others who liked {known}, {common} liked {title}."
+        return known, best[2], best[3]
 
     def _likers(self, item: int, moment: int) -> np.ndarray:
         """Distinct users who liked an item before the moment, ascending."""
         rows = self._by_item.before(int(item), moment) if self.timed else self._by_item.all(int(item))
         return np.unique(self.data.users[rows])
+
+
+def others_liked(known: str, others: int, common: int) -> str:
+    """What other users' likes say for a candidate.
+
+    >>> others_liked("tea", 12, 5)
+    '5 of 12 others who liked tea liked it'
+    """
+    return f"{common} of {others} others who liked {known} liked it"
 
 
 def listed(parts: Sequence[str]) -> str:

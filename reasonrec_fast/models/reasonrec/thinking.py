@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from reasonrec_fast.models.classical.stack import Stack
 from reasonrec_fast.models.reasonrec.chain import Chain, ChainWriter, OnText
 from reasonrec_fast.models.reasonrec.config import ChainConfig, Task
 from reasonrec_fast.models.reasonrec.instruction import ReasoningConverter, ReasoningSample
+from reasonrec_fast.models.reasonrec.prompt import CoLikes
 from reasonrec_fast.models.reasonrec.questions import Question, mixed_order, question_of
-from reasonrec_fast.models.reasonrec.rationale import Descriptions, Rationales
+from reasonrec_fast.models.reasonrec.rationale import Descriptions, Rationales, others_liked
 from reasonrec_fast.training.curriculum import CurriculumSampler, EvidenceHorizon
 from reasonrec_fast.training.progress import Progress
 
@@ -147,27 +149,46 @@ def _candidates_before(
 
 
 def user_questions(
-    catalog: Catalog, histories: Sequence[np.ndarray], candidates: Sequence[np.ndarray], task: Task, most: int
+    catalog: Catalog,
+    likes: CoLikes,
+    users: Sequence[int],
+    histories: Sequence[np.ndarray],
+    candidates: Sequence[np.ndarray],
+    task: Task,
+    most: int,
 ) -> list[Question | None]:
     """A question about each user's next item; None where history or candidates have no words.
 
     Args:
         catalog: titles and attributes.
+        likes: of all users, which the question tells beside the candidates.
+        users: indices.
         histories: liked items of each user, oldest first.
         candidates: of each user.
         task: ``"direct"`` describes users by their tastes.
         most: latest items of a history that are named.
     """
     words = Descriptions(catalog)
+
+    def told(user: int, history: np.ndarray, item: int) -> str | None:
+        best = likes.best(user, history.tolist(), item)
+        known = None if best is None else words.title(history[len(history) - 1 - best[0]])
+        return None if best is None or known is None else others_liked(known, *best[1:])
+
     return [
-        question_of(words, task, history, mixed_order(words, history, items), key="", most=most)
-        for history, items in zip(histories, candidates, strict=True)
-    ]
+        question_of(
+            words, task, history, mixed_order(words, history, items), key="", most=most,
+            told=partial(told, user, history),
+        )
+        for user, history, items in zip(users, histories, candidates, strict=True)
+    ]  # fmt: skip
 
 
 def think(
     writer: ChainWriter,
     catalog: Catalog,
+    likes: CoLikes,
+    users: Sequence[int],
     histories: Sequence[np.ndarray],
     items: np.ndarray,
     task: Task,
@@ -179,12 +200,12 @@ def think(
 
     Args:
         writer: of the chains.
-        catalog, histories, task: as in :func:`user_questions`.
+        catalog, likes, users, histories, task: as in :func:`user_questions`.
         items: candidates of each user, -1 for none, int64 ``[B, k]``.
         n, seed, on_text: as in :meth:`ChainWriter.write`.
     """
     candidates = [row[row >= 0] for row in items]
-    questions = user_questions(catalog, histories, candidates, task, writer.config.history)
+    questions = user_questions(catalog, likes, users, histories, candidates, task, writer.config.history)
     rows = [row for row, question in enumerate(questions) if question is not None]
     n = writer.config.chains if n is None else n
 
