@@ -232,14 +232,11 @@ def _settings(config: Path | None, backbone: str | None, seed: int | None) -> Re
     if seed is not None:
         settings = replace(settings, seed=seed)
     if backbone is not None:
-        if settings.agent is None and settings.chain is None:
+        if settings.reader is None and settings.chain is None:
             raise ValueError("--backbone: expected a configuration with an agent or chains; got one without")
-        if settings.agent is not None:
-            settings = replace(settings, agent=replace(settings.agent, backbone=backbone))
-        if settings.ctr is not None:
-            settings = replace(settings, ctr=replace(settings.ctr, backbone=backbone))
-        if settings.chain is not None:
-            settings = replace(settings, chain=replace(settings.chain, backbone=backbone))
+        for name in ("agent", "titles", "ctr", "chain"):
+            if (part := getattr(settings, name)) is not None:
+                settings = replace(settings, **{name: replace(part, backbone=backbone)})
     return settings
 
 

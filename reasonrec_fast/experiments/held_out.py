@@ -96,6 +96,8 @@ def with_reasons(metrics: dict[str, float]) -> tuple[dict[str, float | None], di
 
     >>> with_reasons({"auc": 0.5, "gauc": float("nan")})
     ({'auc': 0.5, 'gauc': None}, {'gauc': 'no user with both labels'})
+    >>> with_reasons({"auroc": float("nan")})[1]
+    {'auroc': 'queries that are all hits, or all misses'}
     """
     missing = [name for name, value in metrics.items() if not np.isfinite(value)]
     reasons = {name: _reason(name) for name in missing}
@@ -105,6 +107,8 @@ def with_reasons(metrics: dict[str, float]) -> tuple[dict[str, float | None], di
 def _reason(name: str) -> str:
     if name.startswith("gauc"):
         return "no user with both labels"
+    if name in ("auroc", "aurc_gain"):
+        return "queries that are all hits, or all misses"
     if name == "kept":
         return "asking the agent gains nothing"
     if name in ("milliseconds/agent", "milliseconds/consult"):

@@ -46,7 +46,10 @@ def with_lora(model: nn.Module, *, rank: int, alpha: int, seed: int, last_layers
         model: of transformers; it is changed in place.
         rank, alpha: of the adapters.
         seed: of their weights; the caller's random generator stays as it is.
-        last_layers: of the model, which get adapters; None for all. Those before have no backward pass.
+        last_layers: how many of the model's last layers get adapters; None for all. Those before have no backward pass.
+
+    Raises:
+        ValueError: more layers than the model has, or none.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -64,9 +67,20 @@ def _adapted(model: Any, last_layers: int | None) -> str | list[str]:
     if last_layers is None and not hasattr(model.config, "vision_config"):
         return "all-linear"
     decoder = model.get_decoder()
-    parts = [decoder] if last_layers is None else decoder.layers[len(decoder.layers) - last_layers :]
+    parts = [decoder]
+    if last_layers is not None:
+        count = len(decoder.layers)
+        if not 1 <= last_layers <= count:
+            raise ValueError(f"last_layers: expected 1 to {count}, the model's layers; got {last_layers}")
+        parts = decoder.layers[count - last_layers :]
     inside = {id(module) for part in parts for module in part.modules()}
     return [name for name, part in model.named_modules() if isinstance(part, nn.Linear) and id(part) in inside]
+
+
+def _beside_the_language(model: Any) -> set[str]:
+    """Names of the modules of a model in peft's wrapping that lie outside of its language part."""
+    inside = {id(module) for module in unwrapped(model).get_decoder().modules()}
+    return {name for name, part in model.named_modules() if id(part) not in inside}
 
 
 def write_lora(model: nn.Module, file: Path) -> None:
@@ -77,10 +91,15 @@ def write_lora(model: nn.Module, file: Path) -> None:
 def read_lora(model: nn.Module, file: Path) -> None:
     """Copy what :func:`write_lora` wrote into a model of the same backbone and rank, whose adapters are not merged.
 
+    Adapters of a vision part are left out: :func:`with_lora` once made some, which no prompt was read with.
+
     Raises:
         ValueError: adapters of other names or shapes.
     """
     stored = read_tensors(file)
+    if hasattr(unwrapped(model).config, "vision_config"):
+        beside = _beside_the_language(model)
+        stored = {name: value for name, value in stored.items() if name.partition(".lora_")[0] not in beside}
     known = {name: value for name, value in model.named_parameters() if "lora_" in name}
     if set(stored) != set(known) or any(stored[name].shape != known[name].shape for name in known):
         raise ValueError(f"{file.parent}: expected adapters of this backbone; got those of another")

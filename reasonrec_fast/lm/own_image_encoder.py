@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from reasonrec_fast.arrays import as_count
+from reasonrec_fast.data.errors import DataError
 from reasonrec_fast.data.images import MAX_PIXELS, ImageSource, read_images
 from reasonrec_fast.devices import resolve_device
 from reasonrec_fast.lm.decoder import VISION_LANGUAGE
@@ -33,11 +35,12 @@ class OwnImageEncoder:
 
     Raises:
         FileNotFoundError: a path that does not exist.
-        ValueError: a model that reads no images, or a device that does not exist.
+        ValueError: a model that reads no images or whose processor has no image token, no vectors, or a device that
+            does not exist.
     """
 
     def __init__(self, name: str, *, tokens: int = 1, device: torch.device | str | None = None) -> None:
-        self.name, self.tokens = name, tokens
+        self.name, self.tokens = name, as_count(tokens, "tokens", 1)
         self.device = resolve_device(device)
         model, self._processor = load_language_model(name, torch.float32, device=self.device)
         self._model: Any = model
@@ -45,6 +48,11 @@ class OwnImageEncoder:
             raise ValueError(
                 f"name: expected an image-text-to-text model of one of {', '.join(VISION_LANGUAGE)}; {name} is "
                 f"{self._model.config.model_type!r}"
+            )
+        self._image_token = getattr(self._processor, "image_token", None)
+        if not self._image_token:
+            raise ValueError(
+                f"name: expected a processor with an image_token; {name} has a {type(self._processor).__name__} without"
             )
         weight: Any = self._model.get_input_embeddings().weight
         self.width = int(weight.shape[1])
@@ -71,14 +79,21 @@ class OwnImageEncoder:
             folder, max_pixels: as there.
 
         Raises:
-            DataError: an image that cannot be read; its row is named.
+            DataError: an image that cannot be read, or that the model's processor refuses (Qwen2.5-VL's does if one
+                side is more than 200 times the other); its row is named.
         """
         from PIL import Image
 
         parts = [torch.zeros(0, self.tokens, self.width)]
-        for image in read_images(images, folder=folder, max_pixels=max_pixels):
+        for row, image in enumerate(read_images(images, folder=folder, max_pixels=max_pixels)):
             picture = Image.fromarray(image.pixels)
-            inputs = self._processor(text=[self._processor.image_token], images=[[picture]], return_tensors="pt")
+            try:
+                inputs = self._processor(text=[self._image_token], images=[[picture]], return_tensors="pt")
+            except ValueError as error:
+                raise DataError(
+                    f"images[{row}]: expected an image that {self.name} reads; {image.size[0]} x {image.size[1]} "
+                    f"pixels: {error}"
+                ) from error
             (text,) = segments_of(self._model, inputs)
             if not isinstance(text, Text):
                 raise ValueError(f"{self.name}: expected a processor that makes image tokens of an image; got none")

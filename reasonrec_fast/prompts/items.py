@@ -6,8 +6,8 @@ from reasonrec_fast.data.interactions import Catalog
 
 
 def item_title(catalog: Catalog, item: int) -> str | None:
-    """The title of an item in reading order; None where the source has none, for which a catalogue repeats the
-    identifier.
+    """The title of an item in reading order and in one line; None where the source has none, for which a catalogue
+    repeats the identifier, or a blank one.
 
     Args:
         catalog: of the items.
@@ -17,7 +17,7 @@ def item_title(catalog: Catalog, item: int) -> str | None:
     >>> item_title(catalog, 0), item_title(catalog, 1)
     ('The Matrix', None)
     """
-    return natural_title(catalog.titles[item]) if catalog.has_title(item) else None
+    return natural_title(one_line(catalog.titles[item])) or None if catalog.has_title(item) else None
 
 
 def item_text(catalog: Catalog, item: int, *, attributes: bool = True) -> str:
@@ -35,6 +35,15 @@ def item_text(catalog: Catalog, item: int, *, attributes: bool = True) -> str:
     values = [value for column in catalog.attributes.values() for value in column[item]] if attributes else []
     title = [catalog.titles[item]] if catalog.has_title(item) else []
     return ". ".join([*title, *([", ".join(values)] if values else [])])
+
+
+def one_line(text: str) -> str:
+    """A text without line breaks, which would end a line of a prompt, and without white space around it.
+
+    >>> one_line("Heat\\n1. Alien ")
+    'Heat 1. Alien'
+    """
+    return " ".join(text.splitlines()).strip()
 
 
 def natural_title(title: str) -> str:

@@ -7,10 +7,10 @@ import time
 import peft
 import pytest
 import torch
-from early_exit.tiny import tiny
+from early_exit.tiny import tiny, tiny_vlm
 
 from reasonrec_fast.lm import AdapterMerger
-from reasonrec_fast.lm.adapters import adapter_state, unwrapped
+from reasonrec_fast.lm.adapters import adapter_state, read_lora, unwrapped, with_lora, write_lora
 
 
 def adapted(**more):
@@ -185,3 +185,30 @@ def test_a_merge_that_fails_leaves_the_weights(monkeypatch):
     assert all(torch.equal(weight, weights[name]) for name, weight in model.named_parameters())
     monkeypatch.undo()
     assert torch.isfinite(answer()).all() and merger.is_merged
+
+
+def test_the_last_layers_get_adapters_and_no_others():
+    model = with_lora(tiny("Llama"), rank=2, alpha=2, seed=0, last_layers=1)
+    layers = {name.split(".layers.")[1].split(".")[0] for name, _ in model.named_parameters() if "lora_" in name}
+    count = len(unwrapped(model).model.layers)
+    assert layers == {str(count - 1)}
+    for wrong in (0, -1, count + 1):
+        with pytest.raises(ValueError, match=f"last_layers: expected 1 to {count}, the model's layers; got {wrong}"):
+            with_lora(tiny("Llama"), rank=2, alpha=2, seed=0, last_layers=wrong)
+
+
+@pytest.mark.parametrize("kind", ["Llava", "Idefics3"])
+def test_adapters_of_a_vision_tower_which_were_saved_once_are_left_out(kind, tmp_path):
+    """Models of before had adapters in every linear layer, also where no prompt is read."""
+    whole = peft.get_peft_model(
+        tiny_vlm(kind), peft.LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+    )
+    write_lora(whole, tmp_path / "adapter.safetensors")
+    model = with_lora(tiny_vlm(kind), rank=2, alpha=2, seed=0)
+    read_lora(model, tmp_path / "adapter.safetensors")
+    before = dict(whole.named_parameters())
+    read = {name: value for name, value in model.named_parameters() if "lora_" in name}
+    assert 0 < len(read) < sum("lora_" in name for name in before)
+    assert all(torch.equal(value, before[name]) for name, value in read.items())
+    with pytest.raises(ValueError, match="expected adapters of this backbone; got those of another"):
+        read_lora(with_lora(tiny_vlm(kind), rank=2, alpha=2, seed=0, last_layers=1), tmp_path / "adapter.safetensors")

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from reasonrec_fast.cli.main import app
+from reasonrec_fast.cli.reasonrec import _settings
 from reasonrec_fast.models.reasonrec import ReasonRec
 
 COLUMNS = "user=customer,item=sku,timestamp=bought_at"
@@ -166,3 +167,15 @@ def test_refusals_are_one_line(trained, arguments, message):
     result = run(*(argument.replace("{}", str(trained)) for argument in arguments))
     assert result.exit_code == 2
     assert message in " ".join(result.output.split()) and "Traceback" not in result.output
+
+
+def test_a_backbone_is_that_of_every_language_model(tmp_path):
+    parts = {"titles": {"backbone": "one"}, "chain": {"backbone": "two"}, "ctr": {"backbone": "three"}}
+    (tmp_path / "config.json").write_text(json.dumps(parts))
+    settings = _settings(tmp_path / "config.json", "other", None)
+    assert {getattr(settings, name).backbone for name in parts} == {"other"} and settings.agent is None
+    (tmp_path / "config.json").write_text(json.dumps({"titles": {"backbone": "one"}}))
+    assert _settings(tmp_path / "config.json", "other", 3).titles.backbone == "other"
+    (tmp_path / "config.json").write_text(json.dumps({"agent": None}))
+    with pytest.raises(ValueError, match="--backbone: expected a configuration with an agent or chains"):
+        _settings(tmp_path / "config.json", "other", None)

@@ -8,12 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import transformers
 from early_exit.tiny import tiny_vlm
 from reasonrec_shop import ITEMS, USERS, small_config, walks
 from vlm_processors import processor
 
 from reasonrec_fast.data import Catalog, DataError, split_by_time
-from reasonrec_fast.lm import segments_of
+from reasonrec_fast.lm import own_image_encoder, segments_of
 from reasonrec_fast.lm.own_image_encoder import OwnImageEncoder
 from reasonrec_fast.models.reasonrec import ReasonRec
 from reasonrec_fast.models.reasonrec.agent import ResidualAgent, Slate
@@ -174,3 +175,45 @@ def test_vectors_of_a_picture_do_not_depend_on_the_others(tmp_path):
     (text,) = segments_of(encoder._model, inputs)
     expected = text.embeddings[0][1].values.reshape(3, 3, 32).mean(1)
     torch.testing.assert_close(together[0], expected)
+
+
+def test_a_picture_that_the_tower_refuses_is_left_out(tmp_path, monkeypatch):
+    """Qwen2.5-VL's processor refuses pictures of extreme shapes: such a one must not end the training."""
+    from PIL import Image
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    tiny_vlm("Llava").save_pretrained(tmp_path / "vlm")
+    processor("Llava").save_pretrained(tmp_path / "vlm")
+    read = transformers.LlavaProcessor.__call__
+
+    def strict(self, images, text, **options):
+        width, height = images[0][0].size
+        if max(width, height) > 200 * min(width, height):
+            raise ValueError(f"absolute aspect ratio must be smaller than 200, got {max(width, height)}")
+        return read(self, images=images, text=text, **options)
+
+    monkeypatch.setattr(transformers.LlavaProcessor, "__call__", strict)
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name, size in {"wide": (900, 2), "dot": (1, 1), "plain": (20, 30)}.items():
+        Image.new("RGB", size, "red").save(pictures / f"{name}.png")
+    catalog = Catalog(["wide", "dot", "plain", "none"], [""] * 4)
+    features = picture_features(catalog, pictures, str(tmp_path / "vlm"), own=2, device="cpu")
+    assert features.known.tolist() == [False, True, True, False]
+    encoder = OwnImageEncoder(str(tmp_path / "vlm"), tokens=2, device="cpu")
+    alone = encoder.encode([str(pictures / "dot.png"), str(pictures / "plain.png")])
+    torch.testing.assert_close(features.values[1:3].float(), alone, atol=1e-2, rtol=1e-2)
+    with pytest.raises(DataError, match=r"images\[1\]: expected an image that .* reads; 900 x 2 pixels: absolute aspect"):
+        encoder.encode([str(pictures / "dot.png"), str(pictures / "wide.png")])
+
+
+def test_an_own_encoder_that_cannot_read_is_refused(tmp_path, monkeypatch):
+    tiny_vlm("Llava").save_pretrained(tmp_path)
+    processor("Llava").save_pretrained(tmp_path)
+    for tokens in (0, 1.5, "2", True):
+        with pytest.raises(ValueError, match="tokens: expected a whole number of at least 1"):
+            OwnImageEncoder(str(tmp_path), tokens=tokens, device="cpu")
+    load = own_image_encoder.load_language_model
+    monkeypatch.setattr(own_image_encoder, "load_language_model", lambda *a, **k: (load(*a, **k)[0], object()))
+    with pytest.raises(ValueError, match="name: expected a processor with an image_token; .* has a object without"):
+        OwnImageEncoder(str(tmp_path), device="cpu")

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from early_exit.tiny import tiny_vlm
 from reasonrec_shop import USERS, small_config, walks
+from vlm_processors import processor
 
-from reasonrec_fast.data import Catalog, Histories, split_by_time
-from reasonrec_fast.models.reasonrec import ReasonRec, ReasonRecConfig, TitleAgentConfig
+from reasonrec_fast.data import Catalog, DataError, Histories, split_by_time
+from reasonrec_fast.models.reasonrec import AgentConfig, ReasonRec, ReasonRecConfig, TitleAgentConfig
+from reasonrec_fast.models.reasonrec.agent import ResidualAgent
 from reasonrec_fast.models.reasonrec.agent_base import Slate
-from reasonrec_fast.models.reasonrec.prompt import TitlePrompts, introduction
+from reasonrec_fast.models.reasonrec.prompt import AgentPrompts, TitlePrompts, introduction, longest_titles
 from reasonrec_fast.models.reasonrec.title_agent import FEATURES, TitleAgent
 from reasonrec_fast.prompts.tokens import TokenIds
 
@@ -135,3 +138,61 @@ def test_settings_that_do_not_fit_are_refused(titles, tiny_backbone, data, split
     config = replace(small_config(tiny_backbone), agent=None, titles=replace(titles, history=200))
     with pytest.raises(ValueError, match="expected texts of at most 2048 tokens"):
         ReasonRec(config).fit(data, split.train, split.validation)
+
+
+def test_a_title_is_one_line(titles, tiny_backbone):
+    """A line break in a title would look like a further item of the history."""
+    catalog = Catalog(
+        ["i0", "i1", "i2", "i3"], ["", " \t", "tea\r\n2. cups", "x" * 10_000], {"kind": [("mild\nhot", " "), (), (), ()]}
+    )
+    agent = TitleAgent(titles, device="cpu")
+    decode = agent.tokenizer.decode
+    prompts = TitlePrompts(catalog, agent.tokenizer, replace(titles, title_tokens=40))
+    prompts.set_histories(Histories.from_lists([[0, 1, 2]]))
+    prefix, suffixes = prompts.group(0, [0, 1, 2, 3])
+    assert [decode(part) for part in suffixes] == [
+        "mild hot\n", "something without a description\n", "tea 2. cups\n", "x" * 40 + "\n",
+    ]  # fmt: skip
+    assert decode(prefix).count("\n") == 1 + 3
+    agent_prompts = AgentPrompts(catalog, agent.tokenizer, AgentConfig(title_tokens=40))
+    agent_prompts.set_histories(Histories.from_lists([[0, 1, 2]]))
+    assert decode(agent_prompts.group(0, [3])[0]).count("\n") == 1 + 3 + 1
+    assert "mild hot 1" in decode(prompts.group(0, [3], "direct")[0])
+
+
+@pytest.mark.parametrize(("history", "title_tokens"), [(1, 1), (1, 30), (3, 8), (6, 40)])
+def test_no_text_is_longer_than_what_is_refused(titles, history, title_tokens):
+    config = replace(titles, history=history, title_tokens=title_tokens)
+    agent = TitleAgent(config, device="cpu")
+    kinds = [tuple(f"{value} {'y' * 200}" for value in range(9))] * 12
+    prompts = TitlePrompts(Catalog([f"i{i}" for i in range(12)], ["x" * 200] * 12, {"kind": kinds}), agent.tokenizer, config)
+    prompts.set_histories(Histories.from_lists([list(range(11))]))
+    texts = [prompts.group(0, [11], task) for task in ("sequential", "direct")]
+    group = prompts.reading(0)
+    lengths = [len(prefix) + len(suffix) for prefix, (suffix,) in texts]
+    lengths.append(len(group.prefix) + len(group.continuations[0]))
+    assert max(lengths) == longest_titles(config, TokenIds(agent.tokenizer))
+
+
+def test_numbers_that_overflow_are_refused(titles, tiny_backbone):
+    slates = [Slate(([1, 2], [(3,), (4,)]), np.log([0.5, 0.5]))] * 2
+    agent = TitleAgent(titles, device="cpu")
+    agent.weights = np.full(len(FEATURES), np.inf)
+    with pytest.raises(DataError, match="agent: expected finite logits; got .* for slate 0"):
+        agent.logits(slates)
+    residual = ResidualAgent(small_config(tiny_backbone).agent, device="cpu")
+    with torch.no_grad():
+        for parameter in residual.ranker.model.heads[-1].parameters():
+            parameter.fill_(float("nan"))
+    with pytest.raises(DataError, match="agent: expected finite logits; got .* for slate 0"):
+        residual.logits(slates)
+
+
+def test_a_vision_language_model_reads_titles(titles, tmp_path):
+    processor("Llava").save_pretrained(tmp_path)
+    tiny_vlm("Llava").save_pretrained(tmp_path)
+    agent = TitleAgent(replace(titles, backbone=str(tmp_path), adapted_layers=1), device="cpu")
+    adapted = {name for name, _ in agent.peft.named_parameters() if "lora_" in name}
+    assert adapted and not any("vision" in name for name in adapted)
+    (found,) = agent.likelihoods([Slate(([1, 5], [(4, 5), (6,)]), np.zeros(2))])
+    assert np.isfinite(found).all()

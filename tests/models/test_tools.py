@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -261,3 +263,13 @@ def test_a_hybrid_says_which_part_cannot_read_the_data(walks):
     assert model.recommend(["b"], 1).items.tolist() == [["y"]]
     with pytest.raises(ValueError, match="expected a weight above 0; got 0 for all"):
         HybridKNNConfig(directed=0, titles=0, attributes=0, items=0)
+
+
+def test_a_hybrid_of_two_trainings_is_refused(walks, encoder, tmp_path):
+    config = HybridKNNConfig(titles=0, attributes=0)
+    HybridKNN(config).fit(walks).save_pretrained(tmp_path / "one")
+    HybridKNN(config).fit(walks, np.arange(len(walks) - 5)).save_pretrained(tmp_path / "other")
+    shutil.rmtree(tmp_path / "one" / "items")
+    shutil.copytree(tmp_path / "other" / "items", tmp_path / "one" / "items")
+    with pytest.raises(ValueError, match="expected parts of the same training; got those of several"):
+        load_recommender(tmp_path / "one")

@@ -117,4 +117,6 @@ class HybridKNN(ClosedFormRecommender):
     def _restore(self, folder: Path, sizes: dict[str, int]) -> None:
         for name in self._parts:
             self._parts[name] = _PARTS[name].from_pretrained(folder / name, device=self.device)
+        if len({part.training_digest for part in self._parts.values()}) > 1:
+            raise ValueError(f"{folder}: expected parts of the same training; got those of several")
         self.build(sizes)

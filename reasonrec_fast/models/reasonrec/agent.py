@@ -18,7 +18,7 @@ from reasonrec_fast.lm.adapters import AdapterMerger, read_lora, with_lora, writ
 from reasonrec_fast.lm.decoder import Decoder
 from reasonrec_fast.lm.layout import TokenGroup
 from reasonrec_fast.lm.loading import load_language_model
-from reasonrec_fast.models.reasonrec.agent_base import Agent, Slate, digest_of_weights
+from reasonrec_fast.models.reasonrec.agent_base import Agent, Slate, checked, digest_of_weights
 from reasonrec_fast.models.reasonrec.config import AgentConfig
 from reasonrec_fast.models.reasonrec.observe import SETTINGS, ItemFeatures, Observer
 from reasonrec_fast.precision import fast_dtype
@@ -149,8 +149,6 @@ class ResidualAgent(Agent):
             )  # fmt: skip
 
     def logits(self, slates: Sequence[Slate], progress: Progress | None = None) -> list[np.ndarray]:
-        """Corrected logits of each slate's candidates, float64 ``[C]`` each; those of a slate depend on that slate
-        alone."""
         slates = list(slates)
         if not slates:
             return []
@@ -171,7 +169,7 @@ class ResidualAgent(Agent):
             )
         probability = scores.probability.double().numpy()
         logits = np.log(np.maximum(probability, 1e-30)) - np.log1p(-np.minimum(probability, 1 - 1e-7))
-        return np.split(logits, np.cumsum([len(slate.offset) for slate in slates])[:-1])
+        return checked(np.split(logits, np.cumsum([len(slate.offset) for slate in slates])[:-1]))
 
     def _groups(self, slates: Sequence[Slate]) -> list[TokenGroup]:
         """What the language model reads, with soft tokens in place."""

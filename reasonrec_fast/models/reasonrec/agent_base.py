@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
 
+from reasonrec_fast.data import DataError
 from reasonrec_fast.lm.layout import TokenGroup
 from reasonrec_fast.models.reasonrec.observe import Observer
 from reasonrec_fast.training.progress import Progress
@@ -76,7 +77,11 @@ class Agent(ABC):
     @abstractmethod
     def logits(self, slates: Sequence[Slate], progress: Progress | None = None) -> list[np.ndarray]:
         """Corrected logits of each slate's candidates, float64 ``[C]`` each; those of a slate depend on that slate
-        alone."""
+        alone.
+
+        Raises:
+            DataError: logits that are not finite.
+        """
 
     @abstractmethod
     def save(self, folder: Path) -> None:
@@ -112,6 +117,18 @@ class Agent(ABC):
         best = minimize_scalar(loss, bounds=(0.0, 1.5), method="bounded") if known else None
         self.trust = float(best.x) if best is not None and best.fun < loss(0.0) else 0.0
         return self.trust
+
+
+def checked(logits: list[np.ndarray]) -> list[np.ndarray]:
+    """Corrected logits of slates, as they are.
+
+    Raises:
+        DataError: some that are not finite: a language model or weights that overflow.
+    """
+    for number, values in enumerate(logits):
+        if not np.isfinite(values).all():
+            raise DataError(f"agent: expected finite logits; got {values.tolist()} for slate {number}")
+    return logits
 
 
 def digest_of_weights(module: torch.nn.Module) -> str:

@@ -39,6 +39,7 @@ from reasonrec_fast.models.reasonrec.reasons import Reason, reasons_of
 from reasonrec_fast.models.reasonrec.router import Decision, Router
 from reasonrec_fast.models.reasonrec.routing import CONSULT, STACK
 from reasonrec_fast.models.reasonrec.title_agent import TitleAgent
+from reasonrec_fast.prompts.tokens import TokenIds
 from reasonrec_fast.training.curriculum import EvidenceHorizon, Horizon
 from reasonrec_fast.training.progress import Progress, named_part
 
@@ -199,7 +200,7 @@ class ReasonRec(ClassicalRecommender):
     def _new_title_agent(self, config: TitleAgentConfig) -> TitleAgent:
         """One that has learnt nothing."""
         agent = TitleAgent(self.config.seeded(config), device=self.device)
-        if (longest := longest_titles(config)) > agent.max_length:
+        if (longest := longest_titles(config, TokenIds(agent.tokenizer))) > agent.max_length:
             raise ValueError(
                 f"titles.history, titles.title_tokens: expected texts of at most {agent.max_length} tokens, which the "
                 f"backbone reads; got up to {longest}"

@@ -110,9 +110,18 @@ def picture_features(
                 of_rows.append(row)
             except (DataError, OSError) as error:
                 broken.append(f"{files[row]}: {error}")
-        if images:
+        if not images:
+            continue
+        try:
             values[of_rows] = encoder.encode(images).half()
             known[of_rows] = True
+        except DataError:  # the encoder reads some of them alone
+            for row, image in zip(of_rows, images, strict=True):
+                try:
+                    values[row] = encoder.encode([image])[0].half()
+                    known[row] = True
+                except DataError as error:
+                    broken.append(f"{files[row]}: {error}")
     _logger.info("%d of %d items have a picture", int(known.sum()), len(catalog))
     if broken:
         _logger.warning("%d pictures cannot be read, and are left out; the first: %s", len(broken), broken[0])

@@ -12,12 +12,15 @@ from reasonrec_fast.data import Catalog, Histories
 from reasonrec_fast.lm.layout import TokenGroup
 from reasonrec_fast.models.reasonrec.config import AgentConfig, Task, TitleAgentConfig
 from reasonrec_fast.models.reasonrec.observe import THOUGHT, SoftItem
-from reasonrec_fast.prompts.items import item_title
+from reasonrec_fast.prompts.items import item_title, one_line
 from reasonrec_fast.prompts.tokens import TokenIds
 from reasonrec_fast.training.sft import SupervisedGroup
 
 _EVIDENCE_ITEMS = 3  # of a history, the latest, by which other users' likes speak for a candidate
 _TASTE_CHARACTERS, _TASTE_TOKENS = 100, 16  # of an attribute value, which may be a whole description
+_ALL_TASTES_TOKENS = 9 * _TASTE_TOKENS  # of eight values and the words around them
+_AND_LIKED = ", and liked:\n"
+_MORE_READ = 2  # titles of a training text beyond those of a prompt's history: what a candidate would be, and the first
 
 
 def longest_prompt(config: AgentConfig, tools: int) -> int:
@@ -30,11 +33,6 @@ def longest_prompt(config: AgentConfig, tools: int) -> int:
     item = config.title_tokens + 2 * config.soft_tokens
     suffix = item + 4 * config.attributes + 2 + 64 + 32 * tools + config.thoughts
     return 1 + 9 * _TASTE_TOKENS + 64 + config.history * (item + 8) + suffix
-
-
-def longest_titles(config: TitleAgentConfig) -> int:
-    """Tokens of a history and a title, at most, as :class:`TitlePrompts` writes them."""
-    return max(32 + 9 * _TASTE_TOKENS, 32 + (config.history + 3) * (config.title_tokens + 4))
 
 
 class CoLikes:
@@ -85,8 +83,9 @@ class ItemWords:
         self._catalog = catalog
 
     def values(self, item: int) -> list[str]:
-        """The values of all attributes of an item, each once."""
-        return list(dict.fromkeys(value for column in self._catalog.attributes.values() for value in column[item]))
+        """The values of all attributes of an item, each once and in one line."""
+        values = (one_line(value) for column in self._catalog.attributes.values() for value in column[item])
+        return [value for value in dict.fromkeys(values) if value]
 
     def name(self, item: int) -> str:
         """An item in words: its title, or else attributes; never its identifier."""
@@ -190,7 +189,19 @@ class AgentPrompts(ItemWords):
 
 def introduction(ids: TokenIds) -> list[int]:
     """What comes before the titles of a history."""
-    return [*ids.start, *ids.encode("A customer liked, in this order:\n")]
+    return [*ids.start, *ids.of("A customer liked, in this order:\n")]
+
+
+def longest_titles(config: TitleAgentConfig, ids: TokenIds) -> int:
+    """Tokens of a text of :class:`TitlePrompts`, at most.
+
+    Args:
+        config: what is read, and how much of it.
+        ids: of the language model's tokenizer.
+    """
+    title = config.title_tokens + len(ids.of("\n"))
+    tastes = len(ids.start) + _ALL_TASTES_TOKENS + len(ids.of(_AND_LIKED)) + title
+    return max(tastes, len(introduction(ids)) + (config.history + _MORE_READ) * title)
 
 
 class TitlePrompts(ItemWords):
@@ -209,8 +220,8 @@ class TitlePrompts(ItemWords):
         self._config, self._ids = config, TokenIds(tokenizer)
         self._histories = Histories.from_lists([])
 
-    def set_histories(self, histories: Histories, likes: CoLikes | None = None) -> None:
-        """The users' histories; who liked what is not read."""
+    def set_histories(self, histories: Histories) -> None:
+        """Everybody's histories."""
         self._histories = histories
 
     def group(
@@ -232,8 +243,8 @@ class TitlePrompts(ItemWords):
         prefix = introduction(self._ids)
         if task == "direct":
             named = ", ".join(f"{value[:_TASTE_CHARACTERS]} {count}" for value, count in self.tastes(history, 8))
-            told = self._ids.encode(f"A customer likes {named or 'something'}")[: 9 * _TASTE_TOKENS]
-            prefix = [*self._ids.start, *told, *self._ids.encode(", and liked:\n")]
+            told = self._ids.encode(f"A customer likes {named or 'something'}")[:_ALL_TASTES_TOKENS]
+            prefix = [*self._ids.start, *told, *self._ids.of(_AND_LIKED)]
         else:
             prefix += [token for item in history[-self._config.history :] for token in self.title(item)]
         return prefix, [self.title(item) for item in candidates]
@@ -244,7 +255,7 @@ class TitlePrompts(ItemWords):
 
     def reading(self, user: int) -> SupervisedGroup:
         """The user's latest items as what a language model learns from: every title but the first."""
-        items = self._histories.of_user(user)[-self._config.history - 2 :].tolist()
+        items = self._histories.of_user(user)[-self._config.history - _MORE_READ :].tolist()
         titles = [self.title(item) for item in items]
         tokens = [token for title in titles for token in title]
         chosen = np.arange(len(tokens)) >= len(titles[0])

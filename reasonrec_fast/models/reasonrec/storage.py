@@ -17,7 +17,7 @@ from reasonrec_fast.models.optirag import OptiRAG
 from reasonrec_fast.models.reasonrec.agent import ResidualAgent
 from reasonrec_fast.models.reasonrec.agent_base import Agent
 from reasonrec_fast.models.reasonrec.chain import ChainWriter
-from reasonrec_fast.models.reasonrec.config import ReasonRecConfig
+from reasonrec_fast.models.reasonrec.config import AgentConfig, ReasonRecConfig, TitleAgentConfig
 from reasonrec_fast.models.reasonrec.router import Router
 from reasonrec_fast.models.reasonrec.title_agent import TitleAgent
 from reasonrec_fast.training.curriculum import EvidenceHorizon
@@ -71,18 +71,14 @@ def read(folder: Path, config: ReasonRecConfig, device: torch.device) -> Parts:
         ValueError: parts that the configuration does not have, of another training or of another backbone.
     """
     stored = read_json(folder / PARTS)
-    if stored["agent"] and config.reader is None:
-        raise ValueError(f"{folder}: expected no agent, as the configuration has none; got one")
-    agent: Agent | None = None
-    if stored["agent"] and config.reader is not None:
-        if config.titles is not None:
-            agent = TitleAgent(config.seeded(config.titles), device=device)
-        elif config.agent is not None:
-            agent = ResidualAgent(config.seeded(config.agent), device=device)
-        assert agent is not None
+    reader, agent = config.reader, None
+    if stored["agent"]:
+        if reader is None:
+            raise ValueError(f"{folder}: expected no agent, as the configuration has none; got one")
+        agent = _new_agent(config, reader, device)
         if stored.get("backbone", agent.backbone_digest) != agent.backbone_digest:
             raise ValueError(
-                f"{folder}: expected the language model that the agent was trained with; {config.reader.backbone} has "
+                f"{folder}: expected the language model that the agent was trained with; {reader.backbone} has "
                 "other weights"
             )
         agent.restore(folder / _AGENT)
@@ -101,6 +97,12 @@ def read(folder: Path, config: ReasonRecConfig, device: torch.device) -> Parts:
         None if horizon is None else EvidenceHorizon(horizon["counts"], horizon["kind"]),
         Catalog(known["ids"], known["titles"], attributes),
     )
+
+
+def _new_agent(config: ReasonRecConfig, reader: AgentConfig | TitleAgentConfig, device: torch.device) -> Agent:
+    if isinstance(reader, TitleAgentConfig):
+        return TitleAgent(config.seeded(reader), device=device)
+    return ResidualAgent(config.seeded(reader), device=device)
 
 
 def fitted_stack(

@@ -15,7 +15,7 @@ from reasonrec_fast.files import read_json, write_json
 from reasonrec_fast.lm.adapters import AdapterMerger, read_lora, with_lora, write_lora
 from reasonrec_fast.lm.decoder import Decoder
 from reasonrec_fast.lm.loading import load_language_model
-from reasonrec_fast.models.reasonrec.agent_base import Agent, Slate, digest_of_weights
+from reasonrec_fast.models.reasonrec.agent_base import Agent, Slate, checked, digest_of_weights
 from reasonrec_fast.models.reasonrec.config import TitleAgentConfig
 from reasonrec_fast.models.reasonrec.prompt import introduction
 from reasonrec_fast.precision import fast_dtype
@@ -48,6 +48,7 @@ class TitleAgent(Agent):
     """
 
     hears_tools: ClassVar[bool] = False
+    trust: float = 1.0
 
     def __init__(self, config: TitleAgentConfig, *, device: torch.device | str | None = None) -> None:
         self.config = config
@@ -75,7 +76,6 @@ class TitleAgent(Agent):
         self._bare = introduction(TokenIds(self.tokenizer))
         self._alone: dict[tuple[int, ...], np.ndarray] = {}
         self.weights = np.zeros(len(FEATURES))
-        self._trust = 1.0
 
     @property
     def device(self) -> torch.device:
@@ -87,14 +87,6 @@ class TitleAgent(Agent):
         self._device = device
         self._alone.clear()
         return self
-
-    @property
-    def trust(self) -> float:
-        return self._trust
-
-    @trust.setter
-    def trust(self, value: float) -> None:
-        self._trust = value
 
     def read(
         self,
@@ -156,10 +148,10 @@ class TitleAgent(Agent):
 
     def logits(self, slates: Sequence[Slate], progress: Progress | None = None) -> list[np.ndarray]:
         corrections = (part @ self.weights for part in self.likelihoods(slates, progress))
-        return [
+        return checked([
             slate.offset + self.trust * (correction - correction.mean())
             for slate, correction in zip(slates, corrections, strict=True)
-        ]
+        ])  # fmt: skip
 
     def likelihoods(self, slates: Sequence[Slate], progress: Progress | None = None) -> list[np.ndarray]:
         """Log-likelihoods of each slate's titles, float64 ``[C, len(FEATURES)]`` each, in nats."""
