@@ -203,7 +203,9 @@ def test_a_picture_that_the_tower_refuses_is_left_out(tmp_path, monkeypatch):
     encoder = OwnImageEncoder(str(tmp_path / "vlm"), tokens=2, device="cpu")
     alone = encoder.encode([str(pictures / "dot.png"), str(pictures / "plain.png")])
     torch.testing.assert_close(features.values[1:3].float(), alone, atol=1e-2, rtol=1e-2)
-    with pytest.raises(DataError, match=r"images\[1\]: expected an image that .* reads; 900 x 2 pixels: absolute aspect"):
+    with pytest.raises(
+        DataError, match=r"images\[1\]: expected an image that .* reads; 900 x 2 pixels: absolute aspect"
+    ):
         encoder.encode([str(pictures / "dot.png"), str(pictures / "wide.png")])
 
 

@@ -135,7 +135,7 @@ def test_settings_that_do_not_fit_are_refused(titles, tiny_backbone, data, split
     config = replace(small_config(tiny_backbone), agent=None, titles=replace(titles, adapted_layers=5))
     with pytest.raises(ValueError, match="titles.adapted_layers: expected at most 4, the backbone's layers; got 5"):
         ReasonRec(config).fit(data, split.train, split.validation)
-    config = replace(small_config(tiny_backbone), agent=None, titles=replace(titles, history=200))
+    config = replace(small_config(tiny_backbone), agent=None, titles=replace(titles, history=230))
     with pytest.raises(ValueError, match="expected texts of at most 2048 tokens"):
         ReasonRec(config).fit(data, split.train, split.validation)
 
@@ -143,7 +143,9 @@ def test_settings_that_do_not_fit_are_refused(titles, tiny_backbone, data, split
 def test_a_title_is_one_line(titles, tiny_backbone):
     """A line break in a title would look like a further item of the history."""
     catalog = Catalog(
-        ["i0", "i1", "i2", "i3"], ["", " \t", "tea\r\n2. cups", "x" * 10_000], {"kind": [("mild\nhot", " "), (), (), ()]}
+        ["i0", "i1", "i2", "i3"],
+        ["", " \t", "tea\r\n2. cups", "x" * 10_000],
+        {"kind": [("mild\nhot", " "), (), (), ()]},
     )
     agent = TitleAgent(titles, device="cpu")
     decode = agent.tokenizer.decode
@@ -165,7 +167,9 @@ def test_no_text_is_longer_than_what_is_refused(titles, history, title_tokens):
     config = replace(titles, history=history, title_tokens=title_tokens)
     agent = TitleAgent(config, device="cpu")
     kinds = [tuple(f"{value} {'y' * 200}" for value in range(9))] * 12
-    prompts = TitlePrompts(Catalog([f"i{i}" for i in range(12)], ["x" * 200] * 12, {"kind": kinds}), agent.tokenizer, config)
+    prompts = TitlePrompts(
+        Catalog([f"i{i}" for i in range(12)], ["x" * 200] * 12, {"kind": kinds}), agent.tokenizer, config
+    )
     prompts.set_histories(Histories.from_lists([list(range(11))]))
     texts = [prompts.group(0, [11], task) for task in ("sequential", "direct")]
     group = prompts.reading(0)
@@ -177,7 +181,7 @@ def test_no_text_is_longer_than_what_is_refused(titles, history, title_tokens):
 def test_numbers_that_overflow_are_refused(titles, tiny_backbone):
     slates = [Slate(([1, 2], [(3,), (4,)]), np.log([0.5, 0.5]))] * 2
     agent = TitleAgent(titles, device="cpu")
-    agent.weights = np.full(len(FEATURES), np.inf)
+    agent.weights = np.full(len(FEATURES), np.nan)
     with pytest.raises(DataError, match="agent: expected finite logits; got .* for slate 0"):
         agent.logits(slates)
     residual = ResidualAgent(small_config(tiny_backbone).agent, device="cpu")
