@@ -243,6 +243,7 @@ def _settings(config: Path | None, backbone: str | None, seed: int | None) -> Re
 def _show(model: ReasonRec, users: np.ndarray, k: int, asked: dict[str, Any], think: bool) -> None:
     """Print the answers of some users, and a chain of thought under those of each."""
     from reasonrec_fast.models.reasonrec.routing import DESTINATIONS
+    from reasonrec_fast.prompts.items import item_title
 
     answers = model.recommend(users, min(k, len(model.known_items)), **asked)
     for row, user in enumerate(users.tolist()):
@@ -253,8 +254,9 @@ def _show(model: ReasonRec, users: np.ndarray, k: int, asked: dict[str, Any], th
         items = answers.items[row][answers.items[row] >= 0]
         for rank, reason in enumerate(model.explain(np.full(len(items), user), items), 1):
             item = int(items[rank - 1])
-            title = f" ({model.catalog.titles[item]})" if model.catalog.has_title(item) else ""
-            typer.echo(f"  {rank}. {model.known_items.ids[item]}{title}: {reason.text}")
+            title = item_title(model.catalog, item)
+            shown = "" if title is None else f" ({title})"
+            typer.echo(f"  {rank}. {model.known_items.ids[item]}{shown}: {reason.text}")
         if think:
             _show_chain(model, user, asked["task"])
     for tool, problem in answers.left_out.items():

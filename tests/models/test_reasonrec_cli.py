@@ -109,7 +109,7 @@ def test_the_report(trained):
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     report = json.loads((trained / "report.json").read_text())
-    assert set(report["policies"]) == {"always", "gain", "budget", "risk"}
+    assert set(report["policies"]) == {"always", "consult", "gain", "budget", "risk"}
     assert report["users"] == 50 and 0 <= report["stack"]["hr@2"] <= report["room"]["hr@2"] <= 1
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -200,3 +201,12 @@ def test_a_vision_language_model_reads_titles(titles, tmp_path):
     assert adapted and not any("vision" in name for name in adapted)
     (found,) = agent.likelihoods([Slate(([1, 5], [(4, 5), (6,)]), np.zeros(2))])
     assert np.isfinite(found).all()
+
+
+def test_an_agent_of_the_other_kind_is_refused_as_such(model, tiny_backbone, tmp_path):
+    model.save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    stored["config"] |= {"agent": asdict(small_config(tiny_backbone).agent), "titles": None}
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match="expected the agent of the configuration's agent; got one of titles"):
+        ReasonRec.from_pretrained(tmp_path)

@@ -19,7 +19,7 @@ from reasonrec_fast.models.reasonrec.agent_base import Agent
 from reasonrec_fast.models.reasonrec.chain import ChainWriter
 from reasonrec_fast.models.reasonrec.config import AgentConfig, ReasonRecConfig, TitleAgentConfig
 from reasonrec_fast.models.reasonrec.router import Router
-from reasonrec_fast.models.reasonrec.title_agent import TitleAgent
+from reasonrec_fast.models.reasonrec.title_agent import WEIGHTS, TitleAgent
 from reasonrec_fast.training.curriculum import EvidenceHorizon
 from reasonrec_fast.training.progress import Progress
 
@@ -75,6 +75,13 @@ def read(folder: Path, config: ReasonRecConfig, device: torch.device) -> Parts:
     if stored["agent"]:
         if reader is None:
             raise ValueError(f"{folder}: expected no agent, as the configuration has none; got one")
+        of_titles = (folder / _AGENT / WEIGHTS).is_file()
+        if of_titles != isinstance(reader, TitleAgentConfig):
+            named = ("agent", "titles")
+            raise ValueError(
+                f"{folder}: expected the agent of the configuration's {named[not of_titles]}; got one of "
+                f"{named[of_titles]}"
+            )
         agent = _new_agent(config, reader, device)
         if stored.get("backbone", agent.backbone_digest) != agent.backbone_digest:
             raise ValueError(
