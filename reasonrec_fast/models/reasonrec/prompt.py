@@ -220,8 +220,8 @@ class TitlePrompts(ItemWords):
         self._config, self._ids = config, TokenIds(tokenizer)
         self._histories = Histories.from_lists([])
 
-    def set_histories(self, histories: Histories) -> None:
-        """Everybody's histories."""
+    def set_histories(self, histories: Histories, likes: CoLikes | None = None) -> None:
+        """Everybody's histories; who liked what is not read."""
         self._histories = histories
 
     def group(
