@@ -89,7 +89,7 @@ def test_an_undefined_metric_is_null_with_its_reason(tmp_path):
     (run,) = run_experiment(config, tmp_path, tmp_path / "r.jsonl")
     stored = json.loads((tmp_path / "r.jsonl").read_text())
     assert stored["metrics"]["gauc"] is None and stored["metrics"]["auc"] is not None
-    assert stored["undefined"] == {"gauc": "no user with both labels"} == run.undefined
+    assert stored["undefined"] == dict.fromkeys(("gauc", "gauc_unrated"), "no user with both labels") == run.undefined
 
 
 def test_users_with_two_events_are_no_trouble(tmp_path):
