@@ -298,3 +298,17 @@ def test_moments_of_a_counter_are_not_taken_for_times(data, split, config):
         ReasonRec(unsaid).fit(data, split.train, split.validation)
     assert is_timed(replace(data, time_unit="s"), unsaid.chain)
     assert not is_timed(data, replace(config.chain, timed=False))
+
+
+def test_a_question_has_a_line_for_each_line_of_its_template():
+    """Line breaks in titles and attributes are none in a question; what has no title is named by attributes, once."""
+    catalog = Catalog(
+        ["a", "b", "c"], ["Tea\nGreen", "b", "Cup"], {"kind": [("hot\ndrink",), ("black\ntea", "cheap"), ("ware",)]}
+    )
+    likes = CoLikes(Histories.from_lists([[0], [0, 1], [0, 1, 2]]), 3)
+    asked = user_questions(catalog, likes, [0], [np.array([0])], [np.array([1, 2])], "sequential", 5)
+    assert asked[0] is not None and set(asked[0].choices) == {"black tea, cheap", "Cup"}
+    text = str(asked[0].values["candidates"])
+    assert "\n" not in text and text.count("black tea") == 1
+    assert "black tea, cheap (2 of 2 others who liked Tea Green liked it)" in text
+    assert "Cup (ware; 1 of 2 others who liked Tea Green liked it)" in text

@@ -25,6 +25,7 @@ from reasonrec_fast.models.reasonrec.questions import (
     reasoning_template,
 )
 from reasonrec_fast.models.reasonrec.rationale import Rationales, listed, stated_confidence
+from reasonrec_fast.models.reasonrec.words import EVIDENCE_ITEMS
 from reasonrec_fast.prompts import Entries
 from reasonrec_fast.prompts.encoding import Value
 
@@ -197,7 +198,7 @@ class ReasoningConverter:
         return ReasoningSample(task, question.key, values, user, item, question.choices, question.items)
 
     def _support(self, user: int, history: np.ndarray, candidate: int, moment: int) -> int:
-        items = dict.fromkeys(history[::-1][:3].tolist())
+        items = dict.fromkeys(history[::-1][:EVIDENCE_ITEMS].tolist())
         return sum(self.rationales.support(user, known, candidate, moment)[1] for known in items)
 
     def _event(self, row: int) -> tuple[int, int, int]:

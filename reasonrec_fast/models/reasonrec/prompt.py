@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,11 +11,10 @@ from reasonrec_fast.data import Catalog, Histories
 from reasonrec_fast.lm.layout import TokenGroup
 from reasonrec_fast.models.reasonrec.config import AgentConfig, Task, TitleAgentConfig
 from reasonrec_fast.models.reasonrec.observe import THOUGHT, SoftItem
-from reasonrec_fast.prompts.items import item_title, one_line
+from reasonrec_fast.models.reasonrec.words import ItemWords, strongest
 from reasonrec_fast.prompts.tokens import TokenIds
 from reasonrec_fast.training.sft import SupervisedGroup
 
-_EVIDENCE_ITEMS = 3  # of a history, the latest, by which other users' likes speak for a candidate
 _TASTE_CHARACTERS, _TASTE_TOKENS = 100, 16  # of an attribute value, which may be a whole description
 _ALL_TASTES_TOKENS = 9 * _TASTE_TOKENS  # of eight values and the words around them
 _AND_LIKED = ", and liked:\n"
@@ -63,44 +61,7 @@ class CoLikes:
     def best(self, user: int, history: Sequence[int], candidate: int) -> tuple[int, int, int] | None:
         """Of the latest items of a history the one whose likers liked a candidate most often: its position from the
         end (0 is the last), its other likers, and how many of them liked the candidate; None where none did."""
-        found: tuple[float, int, int, int] | None = None
-        for back, item in enumerate(history[::-1][:_EVIDENCE_ITEMS]):
-            others, common = self.support(user, item, candidate)
-            share = common / (others + 5)  # a share of few users counts less
-            if common and (found is None or share > found[0]):
-                found = share, back, others, common
-        return None if found is None else found[1:]
-
-
-class ItemWords:
-    """Items in words: titles and attributes, never identifiers.
-
-    Args:
-        catalog: of the items.
-    """
-
-    def __init__(self, catalog: Catalog) -> None:
-        self._catalog = catalog
-
-    def values(self, item: int) -> list[str]:
-        """The values of all attributes of an item, each once and in one line."""
-        values = (one_line(value) for column in self._catalog.attributes.values() for value in column[item])
-        return [value for value in dict.fromkeys(values) if value]
-
-    def name(self, item: int) -> str:
-        """An item in words: its title, or else attributes; never its identifier."""
-        title = item_title(self._catalog, item)
-        return title if title is not None else ", ".join(self.values(item)[:2]) or "something without a description"
-
-    def tastes(self, history: Sequence[int], most: int) -> list[tuple[str, int]]:
-        """The commonest attribute values of a history with their counts; of equally common ones the latest first."""
-        counts: Counter[str] = Counter()
-        latest: dict[str, int] = {}
-        for position, item in enumerate(history):
-            for value in self.values(item):
-                counts[value] += 1
-                latest[value] = position
-        return sorted(counts.items(), key=lambda pair: (-pair[1], -latest[pair[0]], pair[0]))[:most]
+        return strongest(history, lambda item: self.support(user, item, candidate))
 
 
 class AgentPrompts(ItemWords):
@@ -127,7 +88,7 @@ class AgentPrompts(ItemWords):
 
     def set_histories(self, histories: Histories, likes: CoLikes | None = None) -> None:
         """Everybody's histories: the users' own, and what others liked, unless that is counted already."""
-        self._histories, self._likes = histories, CoLikes(histories, len(self._catalog)) if likes is None else likes
+        self._histories, self._likes = histories, CoLikes(histories, len(self.catalog)) if likes is None else likes
 
     def group(
         self,
@@ -170,7 +131,7 @@ class AgentPrompts(ItemWords):
 
     def _suffix(self, user: int, history: list[int], item: int, task: Task, ranks: dict[str, int] | None) -> list[Any]:
         ids: list[Any] = [*self._seen(item), *self._title(item)]
-        if (values := self.values(item)[: self._config.attributes]) and self._catalog.has_title(item):
+        if (values := self.values(item)[: self._config.attributes]) and self.catalog.has_title(item):
             ids += self._ids.of(f" ({', '.join(values)})")[: 4 * self._config.attributes + 2]
         if self._config.evidence:
             best = self._likes.best(user, history, item)
@@ -246,17 +207,17 @@ class TitlePrompts(ItemWords):
             told = self._ids.encode(f"A customer likes {named or 'something'}")[:_ALL_TASTES_TOKENS]
             prefix = [*self._ids.start, *told, *self._ids.of(_AND_LIKED)]
         else:
-            prefix += [token for item in history[-self._config.history :] for token in self.title(item)]
-        return prefix, [self.title(item) for item in candidates]
+            prefix += [token for item in history[-self._config.history :] for token in self.line(item)]
+        return prefix, [self.line(item) for item in candidates]
 
-    def title(self, item: int) -> tuple[int, ...]:
+    def line(self, item: int) -> tuple[int, ...]:
         """Tokens of an item's title and of the line's end."""
         return (*self._ids.of(self.name(item))[: self._config.title_tokens], *self._ids.of("\n"))
 
     def reading(self, user: int) -> SupervisedGroup:
         """The user's latest items as what a language model learns from: every title but the first."""
         items = self._histories.of_user(user)[-self._config.history - _MORE_READ :].tolist()
-        titles = [self.title(item) for item in items]
+        titles = [self.line(item) for item in items]
         tokens = [token for title in titles for token in title]
         chosen = np.arange(len(tokens)) >= len(titles[0])
         return SupervisedGroup(introduction(self._ids), [tokens], [chosen.tolist()])

@@ -105,7 +105,7 @@ def question_of(
     if task == "sequential":
         values["history"] = Entries(known[-most:])
     else:
-        tastes = words.taste(history, most=6)
+        tastes = words.tastes(history, most=6)
         described = [f"{value} ({count} of {len(history)})" for value, count in tastes]
         values["profile"] = Entries(described or known[-most:], rule="drop_last")
     return Question(task, key, values, tuple(named.values()), tuple(named), user)
@@ -114,6 +114,7 @@ def question_of(
 def _described(words: Descriptions, item: int, title: str, told: str | None) -> str:
     """A candidate with what a chain may say of it: attributes, and what other users' likes say."""
     values = ", ".join(value[:_CHARACTERS] for value in words.values(item)[:_VALUES])
+    values = values if words.catalog.has_title(item) else ""  # else they are its title
     parts = [part for part in (values, told) if part]
     return f"{title} ({'; '.join(parts)})" if parts else title
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
 from reasonrec_fast.arrays import as_rows
-from reasonrec_fast.data import Catalog, DataError, Interactions
+from reasonrec_fast.data import DataError, Interactions
 from reasonrec_fast.data.timeline import Timeline
-from reasonrec_fast.prompts.items import item_title
+from reasonrec_fast.models.reasonrec.words import ItemWords, strongest
 
 LEVELS = ("very low", "low", "medium", "high", "very high")
 """Stated confidences, for probabilities below 0.2, 0.4, 0.6 and 0.8, and above."""
@@ -27,51 +26,24 @@ def stated_confidence(probability: float) -> str:
     return LEVELS[min(int(probability * 5), 4)]
 
 
-class Descriptions:
-    """Items and tastes in words, from the catalogue alone; never an identifier.
-
-    Args:
-        catalog: titles and attributes of the items.
-    """
-
-    def __init__(self, catalog: Catalog) -> None:
-        self.catalog = catalog
-
-    def title(self, item: int) -> str | None:
-        """An item in words: its title, else its attributes, else None; never its identifier."""
-        title = item_title(self.catalog, int(item))
-        return title if title is not None else ", ".join(self.values(item)[:2]) or None
-
-    def values(self, item: int) -> list[str]:
-        """The values of all attributes of an item."""
-        return [value for column in self.catalog.attributes.values() for value in column[int(item)]]
-
-    def taste(self, items: Sequence[int] | np.ndarray, most: int = 3) -> list[tuple[str, int]]:
-        """The commonest attribute values of items with their counts, most common first; of equally common ones those
-        that occurred last, so that the order does not depend on how anything is numbered."""
-        counts: Counter[str] = Counter()
-        latest: dict[str, int] = {}
-        for position, item in enumerate(items):
-            for value in dict.fromkeys(self.values(item)):
-                counts[value] += 1
-                latest[value] = position
-        return sorted(counts.items(), key=lambda pair: (-pair[1], -latest[pair[0]], pair[0]))[:most]
+class Descriptions(ItemWords):
+    """Sentences about items and tastes, from the catalogue alone; never an identifier."""
 
     def taste_in_words(self, items: Sequence[int] | np.ndarray) -> str:
         """A preference summary: ``Skin Care (4 of 6) and Olay (2 of 6)``."""
         if not len(items):
             return "nothing that is known yet"
-        parts = [f"{value} ({count} of {len(items)})" for value, count in self.taste(items)]
+        parts = [f"{value} ({count} of {len(items)})" for value, count in self.tastes(items)]
         return listed(parts) or "things that have no description"
 
     def comparison(self, history: np.ndarray, candidates: Sequence[int]) -> str:
         """What each candidate has in common with the history."""
         sentences = []
-        tastes = dict(self.taste(history, most=1 << 30))
+        tastes = dict(self.tastes(history, most=1 << 30))
         for item in candidates:
             if (title := self.title(item)) is None:
                 continue
-            shared = sorted((value for value in dict.fromkeys(self.values(item)) if value in tastes),
+            shared = sorted((value for value in self.values(item) if value in tastes),
                             key=lambda value: (-tastes[value], value))  # fmt: skip
             sentences.append(
                 f"{title} shares {listed(shared[:2])}." if shared else f"{title} has nothing in common with that."
@@ -129,19 +101,11 @@ class Rationales(Descriptions):
         best = self._best(user, history, candidate, moment)
         return None if best is None else others_liked(*best)
 
-    def _best(
-        self, user: int, history: np.ndarray, candidate: int, moment: int, latest: int = 3
-    ) -> tuple[str, int, int] | None:
+    def _best(self, user: int, history: np.ndarray, candidate: int, moment: int) -> tuple[str, int, int] | None:
         """Title of the item that speaks most for the candidate, its other likers, and how many of them liked both."""
-        best: tuple[float, int, int, int] | None = None
-        for item in dict.fromkeys(history[::-1][:latest].tolist()):
-            others, common = self.support(user, item, candidate, moment)
-            share = common / (others + 5)  # a share of few users counts less
-            if common and (best is None or share > best[0]):
-                best = share, item, others, common
-        if best is None or (known := self.title(best[1])) is None:
-            return None
-        return known, best[2], best[3]
+        best = strongest(history, lambda item: self.support(user, item, candidate, moment))
+        known = None if best is None else self.title(history[len(history) - 1 - best[0]])
+        return None if best is None or known is None else (known, *best[1:])
 
     def _likers(self, item: int, moment: int) -> np.ndarray:
         """Distinct users who liked an item before the moment, ascending."""

@@ -8,8 +8,9 @@ import numpy as np
 
 from reasonrec_fast.data import Catalog
 from reasonrec_fast.models.classical.stack import Stack
-from reasonrec_fast.models.reasonrec.prompt import CoLikes, ItemWords
+from reasonrec_fast.models.reasonrec.prompt import CoLikes
 from reasonrec_fast.models.reasonrec.rationale import listed
+from reasonrec_fast.models.reasonrec.words import ItemWords
 
 _CHARACTERS = 100  # of a title or an attribute value in a sentence
 
