@@ -137,7 +137,7 @@ def test_settings_that_do_not_fit_are_refused(titles, tiny_backbone, data, split
     with pytest.raises(ValueError, match="titles.adapted_layers: expected at most 4, the backbone's layers; got 5"):
         ReasonRec(config).fit(data, split.train, split.validation)
     config = replace(small_config(tiny_backbone), agent=None, titles=replace(titles, history=230))
-    with pytest.raises(ValueError, match="expected texts of at most 2048 tokens"):
+    with pytest.raises(ValueError, match="titles.title_tokens: expected prompts of at most 2048 tokens"):
         ReasonRec(config).fit(data, split.train, split.validation)
 
 

@@ -45,6 +45,7 @@ class Agent(ABC):
         backbone_digest: tells the language model from others of the same shape.
         observer: makes soft tokens of items' features; None for an agent that reads words alone.
         hears_tools: whether it reads what tools say, so that consulting them may change its answer.
+        reads_likes: whether its prompts tell what other users liked.
         trust: how much of what it has learnt is added to the stack's logits: 0 for nothing, 1 for all of it.
     """
 
@@ -52,6 +53,7 @@ class Agent(ABC):
     backbone_digest: str
     observer: Observer | None = None
     hears_tools: ClassVar[bool] = True
+    reads_likes: ClassVar[bool] = True
 
     @property
     @abstractmethod

@@ -14,9 +14,10 @@ from reasonrec_fast.models.classical.stack import Stack
 from reasonrec_fast.models.classical.stack_config import StackRanking
 from reasonrec_fast.models.reasonrec.agent import ResidualAgent
 from reasonrec_fast.models.reasonrec.agent_base import Agent, Slate
+from reasonrec_fast.models.reasonrec.agents import Prompts
 from reasonrec_fast.models.reasonrec.answers import ndcg
 from reasonrec_fast.models.reasonrec.config import Task
-from reasonrec_fast.models.reasonrec.prompt import AgentPrompts, TitlePrompts
+from reasonrec_fast.models.reasonrec.prompt import TitlePrompts
 from reasonrec_fast.models.reasonrec.title_agent import TitleAgent
 from reasonrec_fast.training.curriculum import CurriculumSampler
 from reasonrec_fast.training.progress import Progress
@@ -35,7 +36,7 @@ class SlateWriter:
     """
 
     stack: Stack
-    prompts: AgentPrompts | TitlePrompts
+    prompts: Prompts
     candidates: int
 
     def write(
@@ -72,7 +73,7 @@ def positions_of(ranking: StackRanking, targets: np.ndarray) -> np.ndarray:
 
 
 def train_agent(
-    agent: ResidualAgent,
+    agent: Agent,
     writer: SlateWriter,
     ranking: StackRanking,
     users: np.ndarray,
@@ -80,7 +81,7 @@ def train_agent(
     learning: np.ndarray,
     *,
     horizons: np.ndarray,
-    target_counts: np.ndarray,
+    histories: Histories,
     fingerprint: dict[str, Any],
     checkpoint: str | Path | None,
     progress: Progress | None,
@@ -94,14 +95,29 @@ def train_agent(
         position: of the next item in the ranking, -1 for none, ``[B]``.
         learning: whom it may learn from, bool ``[B]``.
         horizons: evidence horizons, ``[B]``.
-        target_counts: events of the next items, ``[B]``.
-        fingerprint, checkpoint, progress: as in :meth:`ResidualAgent.train`.
+        histories: of the training part.
+        fingerprint, checkpoint, progress: as in :meth:`ResidualAgent.train` and :meth:`TitleAgent.read`.
 
     Raises:
         DataError: nobody to learn from.
     """
+    # With one candidate there is nothing to learn.
+    rows = np.flatnonzero(learning & (position >= 0) & (ranking.candidates > 1))
+    if not len(rows):
+        raise DataError(
+            "validation: expected a user whose next item is among several candidates of the stack, to learn from; "
+            f"got none in {int(learning.sum())} users"
+        )
+    if isinstance(agent, TitleAgent):
+        assert isinstance(writer.prompts, TitlePrompts)
+        readers = np.flatnonzero(histories.lengths >= 2)
+        readers = np.random.default_rng((agent.config.seed, 3)).permutation(readers)[: agent.config.users]
+        groups = [writer.prompts.reading(user) for user in readers.tolist()]
+        agent.read(groups, checkpoint=checkpoint, fingerprint=fingerprint, progress=progress)
+        agent.train([writer.write(ranking, users, row, target=position[row]) for row in rows.tolist()])
+        return
+    assert isinstance(agent, ResidualAgent)
     config = agent.config
-    rows = _learnable(ranking, position, learning)
     generator = np.random.default_rng((config.seed, 2))
     direct, consulted = (generator.random(len(rows)) < share for share in (config.direct, config.consulted))
     slates = [
@@ -113,51 +129,9 @@ def train_agent(
     ]  # fmt: skip
     sampler = None
     if config.curriculum is not None:
-        sampler = CurriculumSampler(config.curriculum, horizons[rows], target_counts[rows])
+        counts = np.bincount(histories.items, minlength=int(ranking.items.max()) + 1)
+        sampler = CurriculumSampler(config.curriculum, horizons[rows], counts[ranking.items[rows, position[rows]]])
     agent.train(slates, sampler, checkpoint=checkpoint, fingerprint=fingerprint, progress=progress)
-
-
-def train_title_agent(
-    agent: TitleAgent,
-    writer: SlateWriter,
-    ranking: StackRanking,
-    users: np.ndarray,
-    position: np.ndarray,
-    learning: np.ndarray,
-    *,
-    histories: Histories,
-    fingerprint: dict[str, Any],
-    checkpoint: str | Path | None,
-    progress: Progress | None,
-) -> None:
-    """Fine-tune the agent's language model on training histories, and learn its weights on validation events.
-
-    Args:
-        agent, writer, ranking, users, position, learning: as in :func:`train_agent`.
-        histories: of the training part.
-        fingerprint, checkpoint, progress: as in :meth:`TitleAgent.read`.
-
-    Raises:
-        DataError: nobody to learn from.
-    """
-    rows = _learnable(ranking, position, learning)
-    assert isinstance(writer.prompts, TitlePrompts)
-    readers = np.flatnonzero(histories.lengths >= 2)
-    readers = np.random.default_rng((agent.config.seed, 3)).permutation(readers)[: agent.config.users]
-    groups = [writer.prompts.reading(user) for user in readers.tolist()]
-    agent.read(groups, checkpoint=checkpoint, fingerprint=fingerprint, progress=progress)
-    agent.train([writer.write(ranking, users, row, target=position[row]) for row in rows.tolist()])
-
-
-def _learnable(ranking: StackRanking, position: np.ndarray, learning: np.ndarray) -> np.ndarray:
-    """Rows of users whose next item is among several candidates: with one there is nothing to learn."""
-    rows = np.flatnonzero(learning & (position >= 0) & (ranking.candidates > 1))
-    if not len(rows):
-        raise DataError(
-            "validation: expected a user whose next item is among several candidates of the stack, to learn from; "
-            f"got none in {int(learning.sum())} users"
-        )
-    return rows
 
 
 def calibrate_agent(

@@ -21,25 +21,22 @@ from reasonrec_fast.models.classical.stack_folds import first_positives
 from reasonrec_fast.models.classical.stack_tools import DEFAULT_TOOLS
 from reasonrec_fast.models.optirag import OptiRAG
 from reasonrec_fast.models.reasonrec import storage, thinking
-from reasonrec_fast.models.reasonrec.agent import ResidualAgent
 from reasonrec_fast.models.reasonrec.agent_base import Agent
+from reasonrec_fast.models.reasonrec.agents import Prompts, check_room, new_agent, prompts_of
 from reasonrec_fast.models.reasonrec.answers import Answers, descending
 from reasonrec_fast.models.reasonrec.chain import Chain, ChainWriter, OnText
-from reasonrec_fast.models.reasonrec.config import AgentConfig, Policy, ReasonRecConfig, Task, TitleAgentConfig
+from reasonrec_fast.models.reasonrec.config import Policy, ReasonRecConfig, Task
 from reasonrec_fast.models.reasonrec.learning import (
     SlateWriter,
     calibrate_agent,
     positions_of,
     train_agent,
-    train_title_agent,
 )
 from reasonrec_fast.models.reasonrec.observe import features_of
-from reasonrec_fast.models.reasonrec.prompt import AgentPrompts, CoLikes, TitlePrompts, longest_prompt, longest_titles
+from reasonrec_fast.models.reasonrec.prompt import CoLikes
 from reasonrec_fast.models.reasonrec.reasons import Reason, reasons_of
 from reasonrec_fast.models.reasonrec.router import Decision, Router
 from reasonrec_fast.models.reasonrec.routing import CONSULT, STACK
-from reasonrec_fast.models.reasonrec.title_agent import TitleAgent
-from reasonrec_fast.prompts.tokens import TokenIds
 from reasonrec_fast.training.curriculum import EvidenceHorizon, Horizon
 from reasonrec_fast.training.progress import Progress, named_part
 
@@ -77,7 +74,7 @@ class ReasonRec(ClassicalRecommender):
         self.router = Router()
         self.horizon: EvidenceHorizon | None = None
         self.catalog = Catalog((), ())
-        self._prompts: AgentPrompts | TitlePrompts | None = None
+        self._prompts: Prompts | None = None
         self._likes: CoLikes | None = None
 
     # Fitting
@@ -154,13 +151,11 @@ class ReasonRec(ClassicalRecommender):
             )
         if self.config.reader is not None and not len(held_out):
             raise DataError("validation: expected positive events, which the agent learns from; got none")
-        config, catalog = self.config.agent, Catalog(data.catalog.ids, data.catalog.titles, data.catalog.attributes)
-        agent: Agent | None = None
-        # What cannot be read is refused before the stack is fitted.
-        if self.config.titles is not None:
-            agent = self._new_title_agent(self.config.titles)
-        elif config is not None and not config.item_vectors:
-            agent = self._new_agent(config, catalog)
+        catalog = Catalog(data.catalog.ids, data.catalog.titles, data.catalog.attributes)
+        agent = None
+        # What cannot be read is refused before the stack is fitted, unless it reads the stack's vectors.
+        if self.config.reader is not None and not (self.config.agent is not None and self.config.agent.item_vectors):
+            agent = self._new_agent(catalog)
         kept = None if checkpoint is None else Path(f"{checkpoint}.stack")
         self.stack = storage.fitted_stack(
             self.stack, data, train, validation, kept, keep=self._more_follows, progress=named_part(progress, "stack")
@@ -168,7 +163,7 @@ class ReasonRec(ClassicalRecommender):
         liked = self.stack.histories
         self.horizon = EvidenceHorizon(liked.lengths[liked.lengths > 0], self._horizon_kind)
         self.catalog, self._prompts = catalog, None
-        self.agent = self._new_agent(config, catalog) if config is not None and agent is None else agent
+        self.agent = self._new_agent(catalog) if self.config.reader is not None and agent is None else agent
         self.build({"users": data.num_users, "items": data.num_items})
         self.set_histories(liked, seen=self.stack.seen)
         if len(held_out):
@@ -183,28 +178,14 @@ class ReasonRec(ClassicalRecommender):
         """Whether something is trained after the stack."""
         return any(part is not None for part in (self.config.reader, self.config.chain, self.config.ctr))
 
-    def _new_agent(self, config: AgentConfig, catalog: Catalog) -> ResidualAgent:
+    def _new_agent(self, catalog: Catalog) -> Agent:
         """One that has learnt nothing."""
-        vectors = self.stack.toolbox.vectors if config.item_vectors else None
-        kinds = features_of(config, catalog, vectors, self.device)
-        agent = ResidualAgent(self.config.seeded(config), kinds, device=self.device)
-        tools = max(len(self.stack.config.specs), len(DEFAULT_TOOLS)) + len(self.stack.functions)
-        room, longest = agent.ranker.model.backbone.max_length, longest_prompt(config, tools)
-        if longest > room:
-            raise ValueError(
-                f"agent.history, agent.title_tokens: expected prompts of at most {room} tokens, which the backbone "
-                f"reads; got up to {longest}"
-            )
-        return agent
-
-    def _new_title_agent(self, config: TitleAgentConfig) -> TitleAgent:
-        """One that has learnt nothing."""
-        agent = TitleAgent(self.config.seeded(config), device=self.device)
-        if (longest := longest_titles(config, TokenIds(agent.tokenizer))) > agent.max_length:
-            raise ValueError(
-                f"titles.history, titles.title_tokens: expected texts of at most {agent.max_length} tokens, which the "
-                f"backbone reads; got up to {longest}"
-            )
+        config, kinds = self.config.agent, []
+        if config is not None:
+            vectors = self.stack.toolbox.vectors if config.item_vectors else None
+            kinds = features_of(config, catalog, vectors, self.device)
+        agent = new_agent(self.config, self.device, kinds)
+        check_room(agent, max(len(self.stack.config.specs), len(DEFAULT_TOOLS)) + len(self.stack.functions))
         return agent
 
     def _learn(
@@ -219,19 +200,11 @@ class ReasonRec(ClassicalRecommender):
         if self.agent is not None:
             count = round(config.agent_share * len(users))
             learning[np.random.default_rng(config.seed).permutation(len(users))[:count]] = True
-            counts = np.bincount(self.histories.items, minlength=self.sizes["items"])[targets]
             identity = {"stack": self.stack.training_digest, "settings": config.to_dict()}
-            if isinstance(self.agent, TitleAgent):
-                train_title_agent(
-                    self.agent, self._slates, ranking, users, position, learning, histories=self.histories,
-                    fingerprint=identity, checkpoint=checkpoint, progress=progress,
-                )  # fmt: skip
-            else:
-                assert isinstance(self.agent, ResidualAgent)
-                train_agent(
-                    self.agent, self._slates, ranking, users, position, learning, horizons=horizons,
-                    target_counts=counts, fingerprint=identity, checkpoint=checkpoint, progress=progress,
-                )  # fmt: skip
+            train_agent(
+                self.agent, self._slates, ranking, users, position, learning, horizons=horizons,
+                histories=self.histories, fingerprint=identity, checkpoint=checkpoint, progress=progress,
+            )  # fmt: skip
             gain = calibrate_agent(self.agent, self._slates, ranking, users, position, ~learning, config.k)
         others = ~learning
         self.router = Router.fit(
@@ -250,15 +223,9 @@ class ReasonRec(ClassicalRecommender):
         super().set_histories(histories, seen=seen)
         self._likes = None
         self.stack.set_histories(self.histories, seen=self.seen)
-        if self.agent is not None and self.config.titles is not None:
-            if self._prompts is None:
-                self._prompts = TitlePrompts(self.catalog, self.agent.tokenizer, self.config.titles)
-            self._prompts.set_histories(self.histories)
-        elif self.agent is not None and self.config.agent is not None:
-            if self._prompts is None:
-                observed = None if self.agent.observer is None else self.agent.observer.known
-                self._prompts = AgentPrompts(self.catalog, self.agent.tokenizer, self.config.agent, observed)
-            self._prompts.set_histories(self.histories, self._co_likes)
+        if self.agent is not None:
+            self._prompts = self._prompts or prompts_of(self.agent, self.catalog)
+            self._prompts.set_histories(self.histories, self._co_likes if self.agent.reads_likes else None)
         return self
 
     @property

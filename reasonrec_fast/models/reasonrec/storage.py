@@ -14,12 +14,12 @@ from reasonrec_fast.files import read_json, write_json
 from reasonrec_fast.models.classical.rows import digest_of_rows
 from reasonrec_fast.models.classical.stack import Stack
 from reasonrec_fast.models.optirag import OptiRAG
-from reasonrec_fast.models.reasonrec.agent import ResidualAgent
 from reasonrec_fast.models.reasonrec.agent_base import Agent
+from reasonrec_fast.models.reasonrec.agents import new_agent
 from reasonrec_fast.models.reasonrec.chain import ChainWriter
-from reasonrec_fast.models.reasonrec.config import AgentConfig, ReasonRecConfig, TitleAgentConfig
+from reasonrec_fast.models.reasonrec.config import ReasonRecConfig, TitleAgentConfig
 from reasonrec_fast.models.reasonrec.router import Router
-from reasonrec_fast.models.reasonrec.title_agent import WEIGHTS, TitleAgent
+from reasonrec_fast.models.reasonrec.title_agent import WEIGHTS
 from reasonrec_fast.training.curriculum import EvidenceHorizon
 from reasonrec_fast.training.progress import Progress
 
@@ -82,7 +82,7 @@ def read(folder: Path, config: ReasonRecConfig, device: torch.device) -> Parts:
                 f"{folder}: expected the agent of the configuration's {named[not of_titles]}; got one of "
                 f"{named[of_titles]}"
             )
-        agent = _new_agent(config, reader, device)
+        agent = new_agent(config, device)
         if stored.get("backbone", agent.backbone_digest) != agent.backbone_digest:
             raise ValueError(
                 f"{folder}: expected the language model that the agent was trained with; {reader.backbone} has "
@@ -104,12 +104,6 @@ def read(folder: Path, config: ReasonRecConfig, device: torch.device) -> Parts:
         None if horizon is None else EvidenceHorizon(horizon["counts"], horizon["kind"]),
         Catalog(known["ids"], known["titles"], attributes),
     )
-
-
-def _new_agent(config: ReasonRecConfig, reader: AgentConfig | TitleAgentConfig, device: torch.device) -> Agent:
-    if isinstance(reader, TitleAgentConfig):
-        return TitleAgent(config.seeded(reader), device=device)
-    return ResidualAgent(config.seeded(reader), device=device)
 
 
 def fitted_stack(

@@ -48,6 +48,7 @@ class TitleAgent(Agent):
     """
 
     hears_tools: ClassVar[bool] = False
+    reads_likes: ClassVar[bool] = False
     trust: float = 1.0
 
     def __init__(self, config: TitleAgentConfig, *, device: torch.device | str | None = None) -> None:
