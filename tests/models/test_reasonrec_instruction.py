@@ -1,11 +1,12 @@
 """R-VIT samples: chains of thought made of training events before the label, without identifiers."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from reasonrec_fast.data import DataError, Interactions
+from reasonrec_fast.data import Catalog, DataError, Interactions
 from reasonrec_fast.data.explanations import Explanation
 from reasonrec_fast.models.reasonrec.instruction import ReasoningConverter, explanation_sample
 from reasonrec_fast.models.reasonrec.rationale import Rationales, stated_confidence
@@ -108,6 +109,45 @@ def test_the_chain_ends_in_the_answer_and_a_confidence(task):
                 assert chain.endswith(f" Answer: {answer}. Confidence: {sample.values['confidence']}.")
                 assert task == "ctr" or answer in question
             assert (sample.user, sample.item) == (data.users[row], data.items[row])
+
+
+def test_what_a_chain_counts_can_be_read_in_its_question():
+    data = shop()
+    counted = dict.fromkeys(("taste", "evidence", "shared", "rated"), 0)
+    for _, _, sample in samples(data, np.arange(200)):
+        if sample is None:
+            continue
+        for which in range(10):
+            question, chain = sample.texts(which=which)
+            chain = chain[: chain.index(" Answer: ")]
+            for taste in re.findall(r"(?:Tea|Books|Bikes) \(\d+ of \d+\)", chain):
+                assert taste in question
+                counted["taste"] += 1
+            for others, known, common, title in re.findall(
+                r"Of (\d+) others who liked (.+?), (\d+) liked (.+?)\.", chain
+            ):
+                assert title in question and f"{common} of {others} others who liked {known} liked it" in question
+                counted["evidence"] += 1
+            for title, kind in re.findall(r"(Thing \w) shares (Tea|Books|Bikes)", chain):
+                assert f"{title} ({kind}" in question and f"{kind} (" in question.replace(f"{title} ({kind}", "")
+                counted["shared"] += 1
+            for events, liked in re.findall(r"Of (\d+) earlier items like .+?, the user liked (\d+)\.", chain):
+                kind = str(sample.values["attributes"])
+                labels = re.findall(rf"\({kind}; (liked|not liked)\)", question)
+                labels += re.findall(rf"{kind} \((liked|not liked)\)", question)  # the item without a title
+                assert (len(labels), labels.count("liked")) == (int(events), int(liked))
+                counted["rated"] += 1
+    assert min(counted.values()) > 300
+
+
+def test_a_long_description_of_a_taste_is_cut_in_questions():
+    data = shop()
+    kinds = {
+        "kind": [tuple(f"{value} {'long ' * 60}" for value in values) for values in data.catalog.attributes["kind"]]
+    }
+    long = replace(data, catalog=Catalog(data.catalog.ids, data.catalog.titles, kinds))
+    found = [sample for _, task, sample in samples(long, np.arange(200)) if sample is not None and task == "sequential"]
+    assert max(len(str(sample.values["profile"])) for sample in found) < 3 * 130
 
 
 def test_support_counts_other_users():

@@ -116,7 +116,7 @@ class ReasoningConverter:
         Args:
             row: of the event, labelled.
             probability: of the answer that the event gives, for the stated confidence; by default the share of it among
-                the user's earlier events with an attribute value of the item.
+                those of the named events that have an attribute value of the item.
         """
         user, item, moment = self._event(row)
         label = int(self.data.labels[row])
@@ -124,17 +124,19 @@ class ReasoningConverter:
             raise DataError(f"row: expected a labelled event; got row {row} without a label")
         facts = self.rationales
         events, title = facts.history(user, moment), facts.title(item)
-        known = [(r, name) for r in events.tolist() if (name := facts.title(self.data.items[r])) is not None]
+        known = [r for r in events.tolist() if facts.title(self.data.items[r]) is not None][-self._most :]
         if not known or title is None:
             return None
-        liked = facts.liked(user, moment)
-        values = set(facts.values(item))
-        alike = [int(self.data.labels[r]) for r in events.tolist() if values & set(facts.values(self.data.items[r]))]
+        liked, values = facts.liked(user, moment), facts.values(item)
+        alike = [int(self.data.labels[r]) for r in known if set(values) & set(facts.values(self.data.items[r]))]
         likes = sum(alike)
         share = (likes + 1) / (len(alike) + 2)
         if probability is None:
             probability = share if label else 1 - share
-        words = [f"{name} ({'liked' if self.data.labels[r] == 1 else 'not liked'})" for r, name in known]
+        words = [
+            facts.described(self.data.items[r], values, "liked" if self.data.labels[r] == 1 else "not liked")
+            for r in known
+        ]
         compared = (
             f"Of {len(alike)} earlier items like {title}, the user liked {likes}."
             if alike
@@ -144,9 +146,11 @@ class ReasoningConverter:
             "ctr",
             self._key(row),
             {
-                "history": Entries(words[-self._most :]),
+                "history": Entries(words),
+                "profile": ", ".join(facts.profile(liked)) or None,
                 "title": title,
-                "attributes": ", ".join(facts.values(item)) or None,
+                "attributes": ", ".join(values) or None,
+                "told": facts.told(user, liked, item, moment),
                 "summary": facts.taste_in_words(liked),
                 "evidence": facts.evidence(user, liked, item, moment),
                 "comparison": compared,

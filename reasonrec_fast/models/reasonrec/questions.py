@@ -10,11 +10,10 @@ from typing import Literal
 
 import numpy as np
 
-from reasonrec_fast.models.reasonrec.rationale import Descriptions, listed
+from reasonrec_fast.models.reasonrec.rationale import LEADING, Descriptions, listed
 from reasonrec_fast.prompts import Entries, PromptTemplate, load_template
 from reasonrec_fast.prompts.encoding import Value
 
-_VALUES, _CHARACTERS = 3, 100  # attribute values of a candidate, and of such a value
 ReasoningTask = Literal["sequential", "direct", "ctr", "explanation"]
 
 
@@ -95,28 +94,18 @@ def question_of(
         None where no item of the history, or no candidate, has words.
     """
     known = [name for item in history if (name := words.title(item)) is not None]
+    tastes = dict(words.tastes(history, LEADING))
     titles = {int(item): words.title(item) for item in candidates}
     named = {item: title for item, title in titles.items() if title is not None}
     if not known or not named:
         return None
-    values: dict[str, Value] = {
-        "candidates": listed([_described(words, item, title, told(item)) for item, title in named.items()])
-    }
+    profile = words.profile(history)
+    values: dict[str, Value] = {"candidates": listed([words.described(item, tastes, told(item)) for item in named])}
     if task == "sequential":
-        values["history"] = Entries(known[-most:])
+        values |= {"history": Entries(known[-most:]), "profile": ", ".join(profile) or None}
     else:
-        tastes = words.tastes(history, most=6)
-        described = [f"{value} ({count} of {len(history)})" for value, count in tastes]
-        values["profile"] = Entries(described or known[-most:], rule="drop_last")
+        values["profile"] = Entries(profile or known[-most:], rule="drop_last")
     return Question(task, key, values, tuple(named.values()), tuple(named), user)
-
-
-def _described(words: Descriptions, item: int, title: str, told: str | None) -> str:
-    """A candidate with what a chain may say of it: attributes, and what other users' likes say."""
-    values = ", ".join(value[:_CHARACTERS] for value in words.values(item)[:_VALUES])
-    values = values if words.catalog.has_title(item) else ""  # else they are its title
-    parts = [part for part in (values, told) if part]
-    return f"{title} ({'; '.join(parts)})" if parts else title
 
 
 def mixed_order(words: Descriptions, history: np.ndarray, candidates: Sequence[int] | np.ndarray) -> list[int]:

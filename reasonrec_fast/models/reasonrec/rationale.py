@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -13,6 +13,10 @@ from reasonrec_fast.models.reasonrec.words import ItemWords, strongest
 
 LEVELS = ("very low", "low", "medium", "high", "very high")
 """Stated confidences, for probabilities below 0.2, 0.4, 0.6 and 0.8, and above."""
+
+LEADING = 6
+"""A user's commonest attribute values, which are what a question tells of tastes, and what a chain compares with."""
+_VALUES, _CHARACTERS = 3, 100  # attribute values of an item, and of such a value
 
 
 def stated_confidence(probability: float) -> str:
@@ -36,17 +40,28 @@ class Descriptions(ItemWords):
         parts = [f"{value} ({count} of {len(items)})" for value, count in self.tastes(items)]
         return listed(parts) or "things that have no description"
 
+    def profile(self, items: Sequence[int] | np.ndarray) -> list[str]:
+        """The leading tastes, as a question tells them."""
+        return [f"{value[:_CHARACTERS]} ({count} of {len(items)})" for value, count in self.tastes(items, LEADING)]
+
+    def described(self, item: int, tastes: Collection[str], *told: str | None) -> str:
+        """A title with what a chain may say of it: attributes, first those among some tastes, and more in words."""
+        values = sorted(self.values(item), key=lambda value: value not in tastes)[:_VALUES]
+        named = ", ".join(value[:_CHARACTERS] for value in values) if self.catalog.has_title(item) else ""
+        parts = [part for part in (named, *told) if part]  # without a title, attributes are the name
+        return f"{self.title(item)} ({'; '.join(parts)})" if parts else str(self.title(item))
+
     def comparison(self, history: np.ndarray, candidates: Sequence[int]) -> str:
-        """What each candidate has in common with the history."""
+        """What each candidate has in common with the leading tastes of the history."""
         sentences = []
-        tastes = dict(self.tastes(history, most=1 << 30))
+        tastes = dict(self.tastes(history, LEADING))
         for item in candidates:
             if (title := self.title(item)) is None:
                 continue
             shared = sorted((value for value in self.values(item) if value in tastes),
                             key=lambda value: (-tastes[value], value))  # fmt: skip
             sentences.append(
-                f"{title} shares {listed(shared[:2])}." if shared else f"{title} has nothing in common with that."
+                f"{title} shares {listed(shared[:2])}." if shared else f"{title} shares none of the leading tastes."
             )
         return " ".join(sentences) or "The candidates have no description."
 
