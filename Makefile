@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 PRETRAINED := reasonrec_fast/models/optirag/pretrained
+CHAINS := reasonrec_fast/models/reasonrec/pretrained/movielens-chains
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 CONFIGS := reasonrec_fast/experiments/configs
@@ -96,6 +97,8 @@ recbole:
 train-demo: $(READY)
 	$(BIN)/reasonrec-fast optirag train --without-knowledge --output $(PRETRAINED)/movielens
 	$(BIN)/reasonrec-fast optirag train --without-knowledge --config $(CONFIGS)/movielens-full-depth.json --output $(PRETRAINED)/movielens-full-depth
+	$(BIN)/reasonrec-fast reasonrec train --data movielens-small --config $(CONFIGS)/movielens-chains.json --output runs/movielens-chains
+	rm -rf $(CHAINS) && mkdir -p $(dir $(CHAINS)) && cp -r runs/movielens-chains/chain $(CHAINS)
 
 # The GCN retriever against retrieval by text and against none: three trainings of ten layers.
 compare-retrieval: $(READY)

@@ -172,7 +172,7 @@ while kill < int(sys.argv[2]) or (len(seen) < 2 and kill < 400):  # a busy machi
         while True:
             for kind in (1, 0):  # the folder begins with kind 0
                 models[kind].save_pretrained(folder)
-    time.sleep(draws.random() * 0.02)
+    time.sleep(draws.random() * 0.02 * (1 + kill // 40))  # a save takes longer there
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     loaded = BPR.from_pretrained(folder, device="cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ from reasonrec_fast.files import atomic_write, check_writable, write_json
 
 if TYPE_CHECKING:
     from reasonrec_fast.experiments.demo import Comparison, SystemRecord
+    from reasonrec_fast.experiments.demo_reasonrec import UserAnswer
 
 
 def demo(
@@ -24,16 +26,21 @@ def demo(
     output: Annotated[Path, typer.Option(help="folder of the report")] = Path("runs/demo"),
     device: DeviceOption = None,
 ) -> None:
-    """Compare OptiRAG-Rec with its baselines on held-out MovieLens requests."""
+    """Compare OptiRAG-Rec with its baselines on held-out MovieLens requests, and let ReasonRec answer three users."""
     begin = time.perf_counter()
     with clear_errors():
         check_writable(output / "report.json")
         from reasonrec_fast.experiments.demo import run_demo
+        from reasonrec_fast.experiments.demo_reasonrec import run_reasonrec_demo
 
         comparison = run_demo(sample=None if full else sample, device=device, say=say)
         write_json(output / "report.json", comparison.as_json())
         _plot(comparison.records, output / "report.png")
+        answers = run_reasonrec_demo(device=device, say=say)
+        write_json(output / "reasonrec.json", [asdict(answer) for answer in answers])
     print_result(_table(comparison.records), _differences(comparison))
+    for answer in answers:
+        _show(answer)
     say(f"Written to {output}; {time.perf_counter() - begin:.0f} s")
 
 
@@ -66,6 +73,21 @@ def _differences(comparison: Comparison) -> Table:
         cold = paired_differences(labels[part], users[part], ours[part], scores[part])
         table.add_row(name, str(whole["auc"]), str(whole["gauc"]), str(cold["gauc"]))
     return table
+
+
+def _show(answer: UserAnswer) -> None:
+    """What ReasonRec says to a user."""
+    typer.echo(
+        f"\nUser {answer.user} liked, latest first: {', '.join(answer.liked)}\n"
+        f"Answered by the {answer.answered_by}, confidence {answer.confidence:.2f}, "
+        f"evidence horizon {answer.horizon:.2f}"
+    )
+    for rank, (film, reason) in enumerate(zip(answer.films, answer.reasons, strict=True), 1):
+        typer.echo(f"  {rank}. {film}: {reason}")
+    if answer.chain:
+        ends = "no candidate" if answer.chain_film is None else answer.chain_film
+        typer.echo(f"  Thought: {answer.chain}\n  It ends in {ends}.")
+    typer.echo(f"  Liked next: {answer.next_film}")
 
 
 def _plot(records: list[SystemRecord], path: Path) -> None:

@@ -1,0 +1,218 @@
+"""``python -m benchmarks.ablations``: what each part of ReasonRec's agent is worth, each on against off.
+
+The stack of an experiment is fitted once; then an agent for each arm learns over it, from the same users, and answers
+the same test users. A run that was killed goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+
+from reasonrec_fast import evaluation
+from reasonrec_fast.data import Histories, split_by_time
+from reasonrec_fast.evaluation import Interval
+from reasonrec_fast.experiments.config import load_experiment
+from reasonrec_fast.experiments.reasonrec import COLD_EVENTS, COLD_SHARE
+from reasonrec_fast.experiments.runner import machine, revision, versions
+from reasonrec_fast.files import atomic_write, read_json, read_tensors, write_json, write_tensors
+from reasonrec_fast.models.reasonrec import AgentConfig, ReasonRec, ReasonRecConfig
+from reasonrec_fast.models.reasonrec.learning import positions_of
+from reasonrec_fast.settings import settings_from
+from reasonrec_fast.training.curriculum import Curriculum
+from reasonrec_fast.training.progress import Progress
+
+ALL = "all parts"
+STACK = "stack"
+
+
+def arms_of(base: AgentConfig) -> dict[str, AgentConfig]:
+    """The agent with all parts, and one without each."""
+    arms = {
+        ALL: base,
+        "curriculum: random order": replace(base, curriculum=None),
+        "curriculum: reversed": replace(base, curriculum=replace(base.curriculum or Curriculum(), reverse=True)),
+        "tools": replace(base, evidence=False, consulted=0.0),
+        "thoughts": replace(base, thoughts=0),
+        "item vectors": replace(base, item_vectors=False),
+    }
+    return arms if base.pictures is None else arms | {"pictures": replace(base, pictures=None)}
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="folder of the data sets")],
+    output: Annotated[Path, typer.Option("--json", help="where to write the figures; state is kept beside it")],
+    config: Annotated[str, typer.Option(help="experiment whose data set and Stack are taken")] = "beauty-stack",
+    agent: Annotated[Path | None, typer.Option(help="JSON file with fields of AgentConfig")] = None,
+    arm: Annotated[list[str] | None, typer.Option(help="arms to train, by name; all by default")] = None,
+    seed: Annotated[int, typer.Option(help="of the agents")] = 0,
+) -> None:
+    """Train and measure the arms, and write what each part adds."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    base = AgentConfig(layers=6, candidates=10, thoughts=2, item_vectors=True, seed=seed)
+    if agent is not None:
+        base = settings_from(AgentConfig, {**asdict(base), **read_json(agent)}, str(agent))
+    arms, state = arms_of(base), output.parent / f".{output.name}.state"
+    if unknown := set(arm or ()) - set(arms):
+        raise SystemExit(f"--arm: expected some of {', '.join(arms)}; got {', '.join(sorted(unknown))}")
+    state.mkdir(parents=True, exist_ok=True)
+    experiment = load_experiment(config)
+    (model, *_), (dataset, *_) = experiment.models, experiment.datasets
+    events = dataset.load(data)
+    split = split_by_time(events, dataset.split)
+    found = {}
+    for name, settings in arms.items():
+        if arm and name not in arm:
+            continue
+        key = name.replace(": ", "-").replace(" ", "-")
+        answered = state / f"{key}.answers.safetensors"
+        if not answered.is_file():
+            stack = {**model.settings, "seed": model.settings.get("seed", 0)}
+            whole = ReasonRecConfig.from_dict({"stack": stack, "agent": asdict(settings)})
+            write_tensors(answered, _answers(whole, events, split, state, key, _say(name)))
+        found[name] = {name: value.numpy() for name, value in read_tensors(answered).items()}
+        figures = report_of(found, asdict(base), {"config": config, "seed": seed})
+        with atomic_write(output) as temporary:
+            write_json(temporary, figures)
+        print(table(figures), flush=True)
+
+
+def _say(arm: str) -> Progress:
+    def say(done: int, total: int, **figures: Any) -> None:
+        if done % 20 == 0:
+            print(
+                arm,
+                done,
+                total,
+                {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()},
+                flush=True,
+            )
+
+    return say
+
+
+def _answers(
+    config: ReasonRecConfig, events: Any, split: Any, state: Path, key: str, progress: Progress
+) -> dict[str, torch.Tensor]:
+    """What one agent says to the test users that have their next item among its candidates."""
+    checkpoint, shared = state / f"{key}.safetensors", state / "stack"
+    own = checkpoint.with_name(f"{checkpoint.name}.stack")
+    if shared.is_dir() and not own.exists():
+        own.symlink_to(shared.name)
+    model = ReasonRec(config)
+    model.fit(events, split.train, split.validation, checkpoint=checkpoint, progress=progress)
+    if not own.is_symlink():
+        own.rename(shared)
+        own.symlink_to(shared.name)
+    assert model.agent is not None and model.config.agent is not None
+    trust, depth = model.agent.trust, model.config.agent.candidates
+    earlier = np.sort(np.concatenate([split.train, split.validation]))
+    model.set_histories_from(events, earlier)
+    rows = split.test[events.labels[split.test] == 1]
+    rows = rows[~_had(Histories.seen(events, earlier), events.users[rows], events.items[rows])]
+    users, targets = events.users[rows], events.items[rows]
+    ranking = model.stack.rank(users, depth)
+    position = positions_of(ranking, targets)
+    reachable = np.flatnonzero((position >= 0) & (ranking.candidates > 1))
+    model.agent.trust = 1.0
+    answers = model.recommend(users[reachable], depth, policy="always", progress=progress)
+    counts = np.bincount(events.items[split.train][events.labels[split.train] == 1], minlength=events.num_items)
+    offset = ranking.logits[:, :depth].astype(np.float64)
+    corrected = offset.copy()
+    for row, items, scores in zip(reachable.tolist(), answers.items, answers.scores, strict=True):
+        said = dict(zip(items.tolist(), scores.tolist(), strict=True))
+        corrected[row] = [said[item] for item in ranking.items[row, :depth].tolist()]
+    values = {
+        "offset": offset, "corrected": corrected, "position": position, "horizon": model.horizons(users),
+        "count": counts[targets], "trust": np.array(trust), "row": rows,
+    }  # fmt: skip
+    return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in values.items()}
+
+
+def _had(seen: Histories, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+    return np.array([item in seen.of_user(user) for user, item in zip(users.tolist(), items.tolist(), strict=True)])
+
+
+def values_of(answers: dict[str, np.ndarray], trust: float) -> dict[str, np.ndarray]:
+    """Metrics of each user if corrections count so much: NDCG and hits at 5, and the log-likelihood of the next item
+    among the candidates (NaN where it is none of them)."""
+    offset, position = answers["offset"], answers["position"]
+    logits = offset + trust * (answers["corrected"] - offset)
+    logits[~np.isfinite(offset)] = -np.inf
+    among = position >= 0
+    own = np.take_along_axis(logits, np.maximum(position, 0)[:, None], 1)
+    equal = (logits == own) & (np.arange(logits.shape[1]) < position[:, None])
+    rank = ((logits > own) | equal).sum(1)
+    hit = among & (rank < 5)
+    with np.errstate(invalid="ignore"):
+        likelihood = np.where(among, own[:, 0] - np.logaddexp.reduce(logits, axis=1), np.nan)
+    return {"ndcg@5": np.where(hit, 1 / np.log2(rank + 2), 0.0), "hr@5": hit.astype(float), "nats": likelihood}
+
+
+def report_of(found: dict[str, dict[str, np.ndarray]], base: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+    """What every agent adds to the stack, and what each part adds to the agent, by group of users."""
+    first = next(iter(found.values()))
+    groups = {
+        "all users": np.ones(len(first["position"]), dtype=bool),
+        "coldest users": first["horizon"] >= np.quantile(first["horizon"], 1 - COLD_SHARE),
+        f"targets with at most {COLD_EVENTS} events": first["count"] <= COLD_EVENTS,
+    }
+    report: dict[str, Any] = {
+        **run, "agent": base, "users": len(first["position"]), "reachable": int((first["position"] >= 0).sum()),
+        "revision": revision(), "versions": versions(), "machine": machine("cpu"), "arms": {},
+    }  # fmt: skip
+    before = values_of(first, 0.0)
+    report[STACK] = {name: float(np.nanmean(value)) for name, value in before.items()}
+    for name, answers in found.items():
+        entry: dict[str, Any] = {"trust": float(answers["trust"])}
+        for kind, trust in (("calibrated", float(answers["trust"])), ("full trust", 1.0)):
+            values = values_of(answers, trust)
+            entry[f"{kind}, over the stack"] = _differences(values, before, groups)
+            if name != ALL and ALL in found:
+                whole = found[ALL]
+                with_all = values_of(whole, float(whole["trust"]) if kind == "calibrated" else 1.0)
+                entry[f"{kind}, what the part adds"] = _differences(with_all, values, groups)
+        report["arms"][name] = entry
+    return report
+
+
+def _differences(
+    values: dict[str, np.ndarray], baseline: dict[str, np.ndarray], groups: dict[str, np.ndarray]
+) -> dict[str, dict[str, dict[str, float]]]:
+    def plain(interval: Interval) -> dict[str, float]:
+        return {end: float(getattr(interval, end)) for end in ("value", "low", "high")}
+
+    return {
+        group: {name: plain(evaluation.paired_means(values[name][rows], baseline[name][rows])) for name in values}
+        for group, rows in groups.items()
+    }
+
+
+def table(report: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    stack = report[STACK]
+    lines = [
+        f"{report['users']} users, {report['reachable']} with the next item among the candidates; stack: "
+        + ", ".join(f"{name} {value:.4f}" for name, value in stack.items()),
+        "", "| part | trust | group | " + " | ".join(stack) + " | |", "| --- " * (len(stack) + 4) + "|",
+    ]  # fmt: skip
+    for arm, entry in report["arms"].items():
+        for kind, groups in entry.items():
+            if kind == "trust":
+                continue
+            for group, values in groups.items():
+                cells = [f"{v['value']:+.4f} [{v['low']:+.4f}, {v['high']:+.4f}]" for v in values.values()]
+                lines.append(f"| {arm} | {entry['trust']:.2f} | {group} | {' | '.join(cells)} | {kind} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    typer.run(main)
