@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import pytest
 from walks import walks as random_walks
 
 from reasonrec_fast.data import Catalog, DataError, Histories, Interactions, split_by_time
+from reasonrec_fast.experiments import demo_reasonrec
 from reasonrec_fast.models.classical import Stack, StackConfig
 from reasonrec_fast.models.reasonrec import Chain, ChainConfig, ReasonRec, ReasonRecConfig
 from reasonrec_fast.models.reasonrec.prompt import CoLikes
@@ -312,3 +314,24 @@ def test_a_question_has_a_line_for_each_line_of_its_template():
     assert "\n" not in text and text.count("black tea") == 1
     assert "black tea, cheap (2 of 2 others who liked Tea Green liked it)" in text
     assert "Cup (ware; 1 of 2 others who liked Tea Green liked it)" in text
+
+
+def test_the_demo_answers_users_before_their_last_event(data, split, model, config, tmp_path, monkeypatch):
+    (tmp_path / "settings.json").write_text(json.dumps(config.to_dict()))
+    model.chain.save_pretrained(tmp_path / "chains")
+    monkeypatch.setattr(demo_reasonrec, "load_movielens_small", lambda: data)
+    monkeypatch.setattr(demo_reasonrec, "SETTINGS", tmp_path / "settings.json")
+    monkeypatch.setattr(demo_reasonrec, "MOVIELENS_CHAINS", tmp_path / "chains")
+    answers = demo_reasonrec.run_reasonrec_demo(users=2, k=3, say=lambda line: None)
+    held_out = {data.user_ids[data.users[row]]: data.catalog.titles[data.items[row]] for row in split.test}
+    assert [answer.user for answer in answers] != sorted(held_out)[:2] and len(answers) == 2
+    for answer in answers:
+        assert answer.next_film in (held_out[answer.user], "a film without a title")
+        assert answer.next_film not in answer.liked and len(answer.films) == len(answer.reasons) == 3
+        assert not set(answer.films) & set(answer.liked)
+        assert answer.answered_by == "stack" and 0 <= answer.confidence <= 1 and answer.chain
+    said = []
+    monkeypatch.setattr(demo_reasonrec, "MOVIELENS_CHAINS", tmp_path / "nothing")
+    without = demo_reasonrec.run_reasonrec_demo(users=2, k=3, say=said.append)
+    assert [replace(answer, chain="", chain_film=None) for answer in answers] == without
+    assert "adapters are not in this checkout" in said[-1]
