@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +28,7 @@ from reasonrec_fast.models.reasonrec import AgentConfig, ReasonRec, ReasonRecCon
 from reasonrec_fast.models.reasonrec.learning import positions_of
 from reasonrec_fast.settings import settings_from
 from reasonrec_fast.training.curriculum import Curriculum
-from reasonrec_fast.training.progress import Progress
+from reasonrec_fast.training.progress import NO_METRICS, Progress, metrics_text
 
 ALL = "all parts"
 STACK = "stack"
@@ -40,6 +41,7 @@ def arms_of(base: AgentConfig) -> dict[str, AgentConfig]:
         "curriculum: random order": replace(base, curriculum=None),
         "curriculum: reversed": replace(base, curriculum=replace(base.curriculum or Curriculum(), reverse=True)),
         "tools": replace(base, evidence=False, consulted=0.0),
+        "chains of thought": replace(base, reasoning_weight=0.0),
         "thoughts": replace(base, thoughts=0),
         "item vectors": replace(base, item_vectors=False),
     }
@@ -52,11 +54,16 @@ def main(
     config: Annotated[str, typer.Option(help="experiment whose data set and Stack are taken")] = "beauty-stack",
     agent: Annotated[Path | None, typer.Option(help="JSON file with fields of AgentConfig")] = None,
     arm: Annotated[list[str] | None, typer.Option(help="arms to train, by name; all by default")] = None,
+    timed: Annotated[
+        bool | None, typer.Option(help="whether moments of different users can be compared (ChainConfig.timed)")
+    ] = None,
     seed: Annotated[int, typer.Option(help="of the agents")] = 0,
 ) -> None:
     """Train and measure the arms, and write what each part adds."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    base = AgentConfig(layers=6, candidates=10, thoughts=2, item_vectors=True, seed=seed)
+    base = AgentConfig(
+        layers=6, candidates=10, thoughts=2, item_vectors=True, reasoning_weight=0.1, timed=timed, seed=seed
+    )
     if agent is not None:
         base = settings_from(AgentConfig, {**asdict(base), **read_json(agent)}, str(agent))
     arms, state = arms_of(base), output.parent / f".{output.name}.state"
@@ -85,15 +92,9 @@ def main(
 
 
 def _say(arm: str) -> Progress:
-    def say(done: int, total: int, **figures: Any) -> None:
+    def say(done: int, total: int, metrics: Mapping[str, float] = NO_METRICS, part: str = "") -> None:
         if done % 20 == 0:
-            print(
-                arm,
-                done,
-                total,
-                {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()},
-                flush=True,
-            )
+            print(f"{arm}, {part}: {done} of {total}, {metrics_text(metrics)}", flush=True)
 
     return say
 

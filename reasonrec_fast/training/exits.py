@@ -105,6 +105,7 @@ def train_exits(
     load: Callable[[Item], Batch],
     settings: ExitTraining | None = None,
     *,
+    more: Callable[[Item], torch.Tensor] | None = None,
     checkpoint: str | Path | None = None,
     fingerprint: dict[str, Any] | None = None,
     checkpoint_every: int = 25,
@@ -122,6 +123,7 @@ def train_exits(
         items: of the steps, in order.
         load: returns the batch of an item.
         settings: of the training.
+        more: a loss of the model that is added to that of the exits, 0-d; it depends on the item alone.
         checkpoint: file of the training state.
         fingerprint: identity of the run.
         checkpoint_every: steps between two checkpoints.
@@ -151,7 +153,8 @@ def train_exits(
         model.train(settings.mode != "heads")
 
         def loss(item: Item) -> torch.Tensor:
-            return (weights * _losses(model, load(item), settings, loop.steps_done)).sum()
+            of_exits = (weights * _losses(model, load(item), settings, loop.steps_done)).sum()
+            return of_exits if more is None else of_exits + more(item)
 
         loop.run(len(items), lambda step: [items[step]], loss, save_every=checkpoint_every)
         model.eval()

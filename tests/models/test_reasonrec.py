@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from reasonrec_shop import ITEMS, STACK, USERS, small_config, walks
 
 from reasonrec_fast import load
@@ -16,10 +18,12 @@ from reasonrec_fast.experiments.config import load_experiment
 from reasonrec_fast.experiments.reasonrec import evaluate_agent
 from reasonrec_fast.experiments.runner import run_experiment
 from reasonrec_fast.models.base import CatalogRecommender
+from reasonrec_fast.models.classical import Stack
 from reasonrec_fast.models.reasonrec import AgentConfig, ReasonRec, ReasonRecConfig
 from reasonrec_fast.models.reasonrec.agent import ResidualAgent, Slate
 from reasonrec_fast.models.reasonrec.prompt import AgentPrompts, CoLikes
 from reasonrec_fast.models.reasonrec.storage import remove_checkpoints
+from reasonrec_fast.training.sft import SupervisedGroup, supervised_loss
 
 
 @pytest.fixture(scope="module")
@@ -209,6 +213,48 @@ def test_the_agent_learns_what_the_stack_does_not_know(config):
     logits = agent.logits(held_out)
     assert np.mean([values.argmax() == one.target for one, values in zip(held_out, logits, strict=True)]) > 0.8
     assert agent.calibrate(held_out, logits) > 0.5
+
+
+def test_the_agent_learns_chains_of_thought_beside(config):
+    """Both losses fall, the chains' alone with its weight, and what is learnt depends on the seed alone."""
+    slates = [Slate(([1, 2], [[5, 200], [5, 101]]), np.log(np.array([0.4, 0.6])), 0) for _ in range(24)]
+    chains = [SupervisedGroup([1, 2, first], [[40, 41, 42, 43]]) for first in range(3, 9)]
+    settings = replace(config.agent, epochs=3.0, learning_rate=2e-2, reasoning_weight=0.1, reasoning_batch=6)
+
+    def learnt(reasoning):
+        agent = ResidualAgent(settings)
+        said = {}
+        agent.train(slates, reasoning=reasoning, progress=lambda done, _, values: said.update({done: values["loss"]}))
+        with torch.no_grad(), agent.adapters.unmerged():
+            loss = float(supervised_loss(agent.peft, chains))
+        return loss, said, agent.logits(slates[:1])[0]
+
+    with torch.no_grad():
+        before = float(supervised_loss(ResidualAgent(settings).peft, chains))
+    after, said, logits = learnt(chains)
+    without, plain, _ = learnt([])
+    assert after < before - 0.15 and after < without - 0.15 and logits.argmax() == 0, (before, after, without)
+    assert said[1] == pytest.approx(plain[1] + 0.1 * before, abs=0.02)
+
+
+def test_chains_beside_the_agent_are_of_the_training_part(data, split, config, monkeypatch):
+    agent = replace(config.agent, reasoning_weight=0.1, reasoning_samples=12, timed=True)
+    given = []
+    train = ResidualAgent.train
+
+    def keep(self, *args, reasoning=(), **named):
+        given.extend(reasoning)
+        train(self, *args, reasoning=reasoning, **named)
+
+    monkeypatch.setattr(ResidualAgent, "train", keep)
+    model = ReasonRec(replace(config, agent=agent)).fit(data, split.train, split.validation)
+    assert 0 < len(given) <= 12
+    texts = [model.agent.tokenizer.decode(group.continuations[0]) for group in given]
+    assert all(re.search(r"Answer: .*Confidence: [a-z ]+\.", text) for text in texts)
+    unsaid = replace(config, agent=replace(agent, timed=None))
+    monkeypatch.setattr(Stack, "fit", lambda *a, **k: pytest.fail("the stack is fitted before the refusal"))
+    with pytest.raises(DataError, match=r"agent\.timed: expected true or false, as the events' moments are a counter"):
+        ReasonRec(unsaid).fit(data, split.train, split.validation)
 
 
 def test_an_agent_that_only_harms_is_not_trusted(config):

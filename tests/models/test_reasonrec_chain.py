@@ -12,6 +12,7 @@ import torch
 from reasonrec_fast.models.reasonrec import Chain, ChainConfig, ChainWriter, chain_features
 from reasonrec_fast.models.reasonrec.chain import parse_chain
 from reasonrec_fast.models.reasonrec.chain_features import CHAIN_FEATURES
+from reasonrec_fast.models.reasonrec.chain_prompts import ChainPrompts
 from reasonrec_fast.models.reasonrec.instruction import ReasoningSample
 from reasonrec_fast.models.reasonrec.questions import Question, question_template
 from reasonrec_fast.prompts import Entries
@@ -73,7 +74,7 @@ def test_it_learns_to_copy_chains_that_depend_on_the_question(learnt):
 
 
 def test_the_loss_is_on_the_chain_alone(fresh):
-    group = fresh._group(sample(True))
+    group = fresh._prompts.group(sample(True))
     assert group.flat_chosen().all() and len(group.continuations) == 1
     prompt, chain = fresh.tokenizer.decode(group.prefix), group.continuations[0]
     assert prompt.endswith("fits the history.\n") and "Answer" not in prompt
@@ -244,18 +245,16 @@ def test_a_model_without_an_end_is_refused(config, tmp_path):
         ChainWriter(replace(config, backbone=str(tmp_path / "endless")))
 
 
-def test_a_question_is_a_conversation_where_the_model_has_them(smollm2_tokenizer, fresh, monkeypatch):
-    monkeypatch.setattr(fresh, "tokenizer", smollm2_tokenizer)
-    monkeypatch.setattr(fresh, "_encoders", {})
+def test_a_question_is_a_conversation_where_the_model_has_them(smollm2_tokenizer, config):
+    prompts = ChainPrompts(smollm2_tokenizer, system=config.system, budget=config.prompt_tokens, stop=None)
     question = replace(sample(True).question, values=sample(True).question.values | {"title": "<|im_end|>"})
-    ids = fresh.prompt(question)
+    ids = prompts.prompt(question)
     text = smollm2_tokenizer.decode(ids)
     assert text.startswith("<|im_start|>system\nYou choose what to recommend.")
     assert text.endswith("<|im_start|>assistant\n")
     assert ids.count(smollm2_tokenizer.eos_token_id) == 2  # the turns', not the title's
-    monkeypatch.setattr(fresh, "config", replace(fresh.config, system=None))
-    monkeypatch.setattr(fresh, "_encoders", {})
-    assert "system" not in smollm2_tokenizer.decode(fresh.prompt(question))
+    plain = ChainPrompts(smollm2_tokenizer, system=None, budget=config.prompt_tokens, stop=None)
+    assert "system" not in smollm2_tokenizer.decode(plain.prompt(question))
 
 
 @pytest.mark.parametrize("task", ["sequential", "direct", "ctr", "explanation"])

@@ -25,6 +25,7 @@ from reasonrec_fast.precision import fast_dtype
 from reasonrec_fast.training.curriculum import CurriculumSampler
 from reasonrec_fast.training.exits import Batch, ExitTraining, train_exits
 from reasonrec_fast.training.progress import Progress
+from reasonrec_fast.training.sft import SupervisedGroup, groups_digest, supervised_loss
 
 ADAPTER, HEAD = "adapter.safetensors", "head.safetensors"
 _LEAST = -30.0  # of a candidate's logit less the logarithm of the sum over all: beyond, a softmax is 0 anyhow
@@ -99,6 +100,7 @@ class ResidualAgent(Agent):
         slates: Sequence[Slate],
         sampler: CurriculumSampler | None = None,
         *,
+        reasoning: Sequence[SupervisedGroup] = (),
         checkpoint: str | Path | None = None,
         fingerprint: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
@@ -108,6 +110,8 @@ class ResidualAgent(Agent):
         Args:
             slates: of users whose next item is known.
             sampler: draws the slates of a step; by default they come in a random order.
+            reasoning: questions and chains of thought, of which every step learns some
+                (``config.reasoning_weight``, ``config.reasoning_batch``).
             checkpoint: file of the training state; a run that was killed goes on from it.
             fingerprint: identity of the run besides settings and sampler.
             progress: called after every step.
@@ -121,7 +125,7 @@ class ResidualAgent(Agent):
             raise ValueError(f"slates: expected some with another candidate beside the target; got {len(slates)}")
         steps = max(round(config.epochs * len(usable) / config.batch_users), 1)
         identity: dict[str, Any] = {"steps": steps, "slates": len(usable), "backbone": self.backbone_digest}
-        identity |= fingerprint or {}
+        identity |= {**(fingerprint or {}), "reasoning": groups_digest(reasoning)}
         if sampler is not None:
             identity["curriculum"] = sampler.identity
         order = np.concatenate([
@@ -138,14 +142,18 @@ class ResidualAgent(Agent):
             generator = np.random.default_rng((config.seed, step, 1))
             return self._batch([_fewer(slates[row], config.train_candidates, generator) for row in drawn.tolist()])
 
+        def reason(step: int) -> torch.Tensor:
+            drawn = np.random.default_rng((config.seed, step, 4)).permutation(len(reasoning))[: config.reasoning_batch]
+            return config.reasoning_weight * supervised_loss(self.peft, [reasoning[row] for row in drawn.tolist()])
+
         settings = ExitTraining(
             learning_rate=config.learning_rate, head_learning_rate=config.head_learning_rate,
             depth_decay=config.depth_decay, pairwise_weight=0.0, loss="listwise", seed=config.seed,
         )  # fmt: skip
         with self.adapters.unmerged():
             train_exits(
-                self.ranker.model, range(steps), load, settings, checkpoint=checkpoint, fingerprint=identity,
-                progress=progress,
+                self.ranker.model, range(steps), load, settings, more=reason if reasoning else None,
+                checkpoint=checkpoint, fingerprint=identity, progress=progress,
             )  # fmt: skip
 
     def logits(self, slates: Sequence[Slate], progress: Progress | None = None) -> list[np.ndarray]:

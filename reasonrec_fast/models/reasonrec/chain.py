@@ -16,17 +16,17 @@ from reasonrec_fast.lm.adapters import AdapterMerger, read_lora, with_lora, writ
 from reasonrec_fast.lm.generate import Generation, Piece, TextGenerator
 from reasonrec_fast.lm.loading import load_language_model
 from reasonrec_fast.lm.sampling import SamplingParams
+from reasonrec_fast.models.reasonrec.chain_prompts import ChainPrompts
 from reasonrec_fast.models.reasonrec.config import ChainConfig
 from reasonrec_fast.models.reasonrec.instruction import ReasoningSample
-from reasonrec_fast.models.reasonrec.questions import Question, ReasoningTask, question_template
+from reasonrec_fast.models.reasonrec.questions import Question
 from reasonrec_fast.models.reasonrec.rationale import LEVELS
 from reasonrec_fast.precision import fast_dtype
 from reasonrec_fast.pretrained import load_folder, save_folder
-from reasonrec_fast.prompts import PromptEncoder, TokenIds
 from reasonrec_fast.settings import settings_from
 from reasonrec_fast.training.curriculum import CurriculumSampler
 from reasonrec_fast.training.progress import Progress
-from reasonrec_fast.training.sft import SupervisedGroup, SupervisedTraining, train_supervised
+from reasonrec_fast.training.sft import SupervisedTraining, train_supervised
 
 ADAPTER = "adapter.safetensors"
 _FORMAT = 1
@@ -109,9 +109,10 @@ class ChainWriter:
         self.peft.to(device).eval()
         self.device = device
         self.adapters = AdapterMerger(self.peft)
-        self._ids = TokenIds(self.tokenizer)
         self._stops = self._stop_tokens()
-        self._encoders: dict[ReasoningTask, PromptEncoder] = {}
+        self._prompts = ChainPrompts(
+            self.tokenizer, system=self.config.system, budget=self.config.prompt_tokens, stop=self._stops[0]
+        )
 
     def _stop_tokens(self) -> tuple[int, ...]:
         """Those of the model, or else of its tokenizer; the first one ends the chains that are learnt."""
@@ -139,35 +140,12 @@ class ChainWriter:
     # Reading
 
     def prompt(self, question: Question, seed: int = 0) -> list[int]:
-        """Token ids of a question, in the wording that seed and key draw: a conversation up to where the model answers,
-        or plain text.
-
-        Raises:
-            ValueError: a question that is too long without its history.
-        """
-        if question.task not in self._encoders:
-            system = self.config.system if getattr(self.tokenizer, "chat_template", None) else None
-            template = question_template(question.task, system)
-            self._encoders[question.task] = PromptEncoder(template, self.tokenizer)
-        encoder = self._encoders[question.task]
-        wording = encoder.template.draw(seed, question.key)
-        encoded = encoder(question.values, wording, budget=self.config.prompt_tokens)
-        return [*encoded.prefix, *encoded.suffix]
-
-    def _group(self, sample: ReasoningSample) -> SupervisedGroup:
-        """Question and chain, with the loss on the chain and the token that ends it."""
-        chain = self._ids.encode(sample.texts(self.config.seed)[1])
-        return SupervisedGroup(self.prompt(sample.question, self.config.seed), [[*chain, self._stops[0]]])
+        """As :meth:`ChainPrompts.prompt <reasonrec_fast.models.reasonrec.chain_prompts.ChainPrompts.prompt>`."""
+        return self._prompts.prompt(question, seed)
 
     def fits(self, sample: ReasoningSample) -> bool:
         """Whether the sample can be learnt: its question within ``prompt_tokens``, its chain within ``max_tokens``."""
-        try:
-            group = self._group(sample)
-        except ValueError as error:
-            if str(error).startswith("budget:"):
-                return False
-            raise
-        return len(group.continuations[0]) <= self.config.max_tokens
+        return self._prompts.fits(sample, self.config.max_tokens, self.config.seed)
 
     # Learning
 
@@ -197,7 +175,7 @@ class ChainWriter:
         groups = []
         for number, sample in enumerate(samples):
             try:
-                groups.append(self._group(sample))
+                groups.append(self._prompts.group(sample, config.seed))
             except ValueError as error:
                 raise ValueError(f"samples[{number}]: {error}") from error
             length = len(groups[-1].continuations[0])

@@ -59,6 +59,10 @@ class AgentConfig:
         epochs: how often a user is drawn on average.
         batch_users: users of a step.
         curriculum: the order in which users are drawn; None draws them in a random order.
+        reasoning_weight: of the loss of chains of thought (R-VIT) that the language model learns to write beside, out
+            of the training part; 0 for none.
+        reasoning_samples, reasoning_batch: such chains in all, at most, and in a step.
+        timed: as in :class:`ChainConfig`, for these chains.
         horizon: how the evidence horizon is defined (:func:`~reasonrec_fast.training.curriculum.evidence_horizons`).
         seed: of everything random.
     """
@@ -86,6 +90,10 @@ class AgentConfig:
     epochs: Positive = 1.0
     batch_users: Count = 8
     curriculum: Curriculum | None = field(default_factory=Curriculum)
+    reasoning_weight: NotNegative = 0.0
+    reasoning_samples: Count = 500
+    reasoning_batch: Count = 2
+    timed: bool | None = None
     horizon: Horizon = "quantile"
     seed: Whole = 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,14 @@ from reasonrec_fast.models.reasonrec.agent import ResidualAgent
 from reasonrec_fast.models.reasonrec.agent_base import Agent, Slate
 from reasonrec_fast.models.reasonrec.agents import Prompts
 from reasonrec_fast.models.reasonrec.answers import ndcg
-from reasonrec_fast.models.reasonrec.config import Task
+from reasonrec_fast.models.reasonrec.chain_prompts import ChainPrompts
+from reasonrec_fast.models.reasonrec.config import AgentConfig, ChainConfig, Task
+from reasonrec_fast.models.reasonrec.instruction import ReasoningSample
 from reasonrec_fast.models.reasonrec.prompt import TitlePrompts
 from reasonrec_fast.models.reasonrec.title_agent import TitleAgent
 from reasonrec_fast.training.curriculum import CurriculumSampler
 from reasonrec_fast.training.progress import Progress
+from reasonrec_fast.training.sft import SupervisedGroup
 
 _logger = logging.getLogger("reasonrec_fast")
 
@@ -82,6 +86,7 @@ def train_agent(
     *,
     horizons: np.ndarray,
     histories: Histories,
+    samples: Sequence[ReasoningSample],
     fingerprint: dict[str, Any],
     checkpoint: str | Path | None,
     progress: Progress | None,
@@ -96,6 +101,7 @@ def train_agent(
         learning: whom it may learn from, bool ``[B]``.
         horizons: evidence horizons, ``[B]``.
         histories: of the training part.
+        samples: questions with chains of thought, which a :class:`ResidualAgent` learns beside.
         fingerprint, checkpoint, progress: as in :meth:`ResidualAgent.train` and :meth:`TitleAgent.read`.
 
     Raises:
@@ -131,7 +137,30 @@ def train_agent(
     if config.curriculum is not None:
         counts = np.bincount(histories.items, minlength=int(ranking.items.max()) + 1)
         sampler = CurriculumSampler(config.curriculum, horizons[rows], counts[ranking.items[rows, position[rows]]])
-    agent.train(slates, sampler, checkpoint=checkpoint, fingerprint=fingerprint, progress=progress)
+    agent.train(
+        slates, sampler, reasoning=_reasoning(agent, samples), checkpoint=checkpoint, fingerprint=fingerprint,
+        progress=progress,
+    )  # fmt: skip
+
+
+def _reasoning(agent: ResidualAgent, samples: Sequence[ReasoningSample]) -> list[SupervisedGroup]:
+    """What an agent learns of samples; those that are too long are left out."""
+    config = reasoning_of(agent.config)
+    prompts = ChainPrompts(
+        agent.tokenizer, system=config.system, budget=config.prompt_tokens, stop=agent.tokenizer.eos_token_id
+    )
+    fitting = [sample for sample in samples if prompts.fits(sample, config.max_tokens, config.seed)]
+    if len(fitting) < len(samples):
+        _logger.info("%d of %d chains of thought are too long", len(samples) - len(fitting), len(samples))
+    return [prompts.group(sample, config.seed) for sample in fitting]
+
+
+def reasoning_of(config: AgentConfig) -> ChainConfig:
+    """The settings of the chains of thought that an agent learns beside."""
+    return ChainConfig(
+        samples=config.reasoning_samples, history=config.history, direct=config.direct, ctr=0.0, timed=config.timed,
+        seed=config.seed,
+    )  # fmt: skip
 
 
 def calibrate_agent(

@@ -26,10 +26,12 @@ from reasonrec_fast.models.reasonrec.agents import Prompts, check_room, new_agen
 from reasonrec_fast.models.reasonrec.answers import Answers, descending
 from reasonrec_fast.models.reasonrec.chain import Chain, ChainWriter, OnText
 from reasonrec_fast.models.reasonrec.config import Policy, ReasonRecConfig, Task
+from reasonrec_fast.models.reasonrec.instruction import ReasoningSample
 from reasonrec_fast.models.reasonrec.learning import (
     SlateWriter,
     calibrate_agent,
     positions_of,
+    reasoning_of,
     train_agent,
 )
 from reasonrec_fast.models.reasonrec.observe import features_of
@@ -84,6 +86,10 @@ class ReasonRec(ClassicalRecommender):
 
     def check_events(self, data: Interactions, train: np.ndarray) -> None:
         self.stack.check_events(data, train)
+        if self.config.chain is not None:
+            thinking.is_timed(data, self.config.chain)
+        if self.config.agent is not None and self.config.agent.reasoning_weight:
+            thinking.is_timed(data, self.config.agent)
         if self.config.ctr is not None and len(labels := np.unique(data.labels[train])) < 2:
             raise DataError(
                 f"train: expected likes and dislikes, as the configuration has a model of clicks (ctr); got labels "
@@ -167,7 +173,7 @@ class ReasonRec(ClassicalRecommender):
         self.build({"users": data.num_users, "items": data.num_items})
         self.set_histories(liked, seen=self.stack.seen)
         if len(held_out):
-            self._learn(data, held_out, checkpoint, named_part(progress, "agent"))
+            self._learn(data, train, held_out, checkpoint, named_part(progress, "agent"))
 
     @property
     def _horizon_kind(self) -> Horizon:
@@ -189,7 +195,12 @@ class ReasonRec(ClassicalRecommender):
         return agent
 
     def _learn(
-        self, data: Interactions, rows: np.ndarray, checkpoint: str | Path | None, progress: Progress | None
+        self,
+        data: Interactions,
+        train: np.ndarray,
+        rows: np.ndarray,
+        checkpoint: str | Path | None,
+        progress: Progress | None,
     ) -> None:
         """Train the agent on the events of some users, and calibrate it and the router on those of the others."""
         config, users, targets = self.config, data.users[rows], data.items[rows]
@@ -201,9 +212,13 @@ class ReasonRec(ClassicalRecommender):
             count = round(config.agent_share * len(users))
             learning[np.random.default_rng(config.seed).permutation(len(users))[:count]] = True
             identity = {"stack": self.stack.training_digest, "settings": config.to_dict()}
+            samples: list[ReasoningSample] = []
+            if config.agent is not None and config.agent.reasoning_weight:
+                samples, _ = thinking.training_samples(self.stack, data, train, reasoning_of(config.agent))
             train_agent(
                 self.agent, self._slates, ranking, users, position, learning, horizons=horizons,
-                histories=self.histories, fingerprint=identity, checkpoint=checkpoint, progress=progress,
+                histories=self.histories, samples=samples, fingerprint=identity, checkpoint=checkpoint,
+                progress=progress,
             )  # fmt: skip
             gain = calibrate_agent(self.agent, self._slates, ranking, users, position, ~learning, config.k)
         others = ~learning

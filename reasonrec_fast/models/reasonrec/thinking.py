@@ -13,7 +13,7 @@ import numpy as np
 from reasonrec_fast.data import Catalog, DataError, Histories, Interactions
 from reasonrec_fast.models.classical.stack import Stack
 from reasonrec_fast.models.reasonrec.chain import Chain, ChainWriter, OnText
-from reasonrec_fast.models.reasonrec.config import ChainConfig, Task
+from reasonrec_fast.models.reasonrec.config import AgentConfig, ChainConfig, Task
 from reasonrec_fast.models.reasonrec.instruction import ReasoningConverter, ReasoningSample
 from reasonrec_fast.models.reasonrec.prompt import CoLikes
 from reasonrec_fast.models.reasonrec.questions import Question, mixed_order, question_of
@@ -114,15 +114,16 @@ def training_samples(
     return [sample for _, sample in known], np.array([len(history(row)) for row, _ in known], dtype=np.int64)
 
 
-def is_timed(data: Interactions, config: ChainConfig) -> bool:
+def is_timed(data: Interactions, config: ChainConfig | AgentConfig) -> bool:
     """Whether moments of different users can be compared.
 
     Raises:
         DataError: moments of a counter, about which the configuration says nothing.
     """
     if config.timed is None and data.time_unit == "count":
+        part = "chain" if isinstance(config, ChainConfig) else "agent"
         raise DataError(
-            "chain.timed: expected true or false, as the events' moments are a counter: true where it counts all "
+            f"{part}.timed: expected true or false, as the events' moments are a counter: true where it counts all "
             "events, false where it counts those of each user"
         )
     return True if config.timed is None else config.timed
