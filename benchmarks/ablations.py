@@ -23,7 +23,7 @@ from reasonrec_fast.evaluation import Interval
 from reasonrec_fast.experiments.config import load_experiment
 from reasonrec_fast.experiments.reasonrec import COLD_EVENTS, COLD_SHARE
 from reasonrec_fast.experiments.runner import machine, revision, versions
-from reasonrec_fast.files import atomic_write, read_json, read_tensors, write_json, write_tensors
+from reasonrec_fast.files import read_json, read_tensors, write_json, write_tensors
 from reasonrec_fast.models.reasonrec import AgentConfig, ReasonRec, ReasonRecConfig
 from reasonrec_fast.models.reasonrec.learning import positions_of
 from reasonrec_fast.settings import settings_from
@@ -86,15 +86,14 @@ def main(
             write_tensors(answered, _answers(whole, events, split, state, key, _say(name)))
         found[name] = {name: value.numpy() for name, value in read_tensors(answered).items()}
         figures = report_of(found, asdict(base), {"config": config, "seed": seed})
-        with atomic_write(output) as temporary:
-            write_json(temporary, figures)
+        write_json(output, figures)
         print(table(figures), flush=True)
 
 
 def _say(arm: str) -> Progress:
     def say(done: int, total: int, metrics: Mapping[str, float] = NO_METRICS, part: str = "") -> None:
         if done % 20 == 0:
-            print(f"{arm}, {part}: {done} of {total}, {metrics_text(metrics)}", flush=True)
+            print(f"{arm}, {part or 'test'}: {done} of {total}, {metrics_text(metrics)}", flush=True)
 
     return say
 
@@ -172,13 +171,13 @@ def report_of(found: dict[str, dict[str, np.ndarray]], base: dict[str, Any], run
     before = values_of(first, 0.0)
     report[STACK] = {name: float(np.nanmean(value)) for name, value in before.items()}
     for name, answers in found.items():
-        entry: dict[str, Any] = {"trust": float(answers["trust"])}
-        for kind, trust in (("calibrated", float(answers["trust"])), ("full trust", 1.0)):
+        entry: dict[str, Any] = {"trust": answers["trust"].item()}
+        for kind, trust in (("calibrated", answers["trust"].item()), ("full trust", 1.0)):
             values = values_of(answers, trust)
             entry[f"{kind}, over the stack"] = _differences(values, before, groups)
             if name != ALL and ALL in found:
                 whole = found[ALL]
-                with_all = values_of(whole, float(whole["trust"]) if kind == "calibrated" else 1.0)
+                with_all = values_of(whole, whole["trust"].item() if kind == "calibrated" else 1.0)
                 entry[f"{kind}, what the part adds"] = _differences(with_all, values, groups)
         report["arms"][name] = entry
     return report
@@ -186,9 +185,11 @@ def report_of(found: dict[str, dict[str, np.ndarray]], base: dict[str, Any], run
 
 def _differences(
     values: dict[str, np.ndarray], baseline: dict[str, np.ndarray], groups: dict[str, np.ndarray]
-) -> dict[str, dict[str, dict[str, float]]]:
-    def plain(interval: Interval) -> dict[str, float]:
-        return {end: float(getattr(interval, end)) for end in ("value", "low", "high")}
+) -> dict[str, dict[str, dict[str, float] | None]]:
+    def plain(interval: Interval) -> dict[str, float] | None:
+        """None where no user has the metric."""
+        ends = {end: float(getattr(interval, end)) for end in ("value", "low", "high")}
+        return ends if np.isfinite(ends["value"]) else None
 
     return {
         group: {name: plain(evaluation.paired_means(values[name][rows], baseline[name][rows])) for name in values}
@@ -206,11 +207,16 @@ def table(report: dict[str, Any]) -> str:
     ]  # fmt: skip
     for arm, entry in report["arms"].items():
         for kind, groups in entry.items():
-            if kind == "trust":
-                continue
+            if not kind.startswith("calibrated"):
+                continue  # the file has it
             for group, values in groups.items():
-                cells = [f"{v['value']:+.4f} [{v['low']:+.4f}, {v['high']:+.4f}]" for v in values.values()]
-                lines.append(f"| {arm} | {entry['trust']:.2f} | {group} | {' | '.join(cells)} | {kind} |")
+                cells = [
+                    "–" if v is None else f"{v['value']:+.4f} [{v['low']:+.4f}, {v['high']:+.4f}]"
+                    for v in values.values()
+                ]
+                lines.append(
+                    f"| {arm} | {entry['trust']:.2f} | {group} | {' | '.join(cells)} | {kind.removeprefix('calibrated, ')} |"
+                )
     return "\n".join(lines)
 
 
