@@ -215,7 +215,7 @@ def table(report: dict[str, Any]) -> str:
                     for v in values.values()
                 ]
                 lines.append(
-                    f"| {arm} | {entry['trust']:.2f} | {group} | {' | '.join(cells)} | {kind.removeprefix('calibrated, ')} |"
+                    f"| {arm} | {entry['trust']:.2f} | {group} | {' | '.join(cells)} | {kind[len('calibrated, ') :]} |"
                 )
     return "\n".join(lines)
 
