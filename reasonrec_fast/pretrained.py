@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import tempfile
@@ -81,6 +82,43 @@ def load_folder(
     return read_consistent(
         folder, lambda: read(folder, checked_settings(folder, architecture, format, what=what, older=older))
     )
+
+
+def digests_of_files(folder: Path) -> dict[str, str]:
+    """Path and digest (BLAKE2b, 32 hexadecimal digits) of every file in a folder, for :func:`check_files`."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): _digest_of_file(path) for path in paths}
+
+
+def check_files(folder: Path, digests: Mapping[str, str]) -> None:
+    """Refuse parts of a saved model that are not those it was saved with; one that is missing is left to its reader.
+
+    Args:
+        folder: of the model.
+        digests: what :func:`digests_of_files` gave when it was saved.
+
+    Raises:
+        ValueError: a file with another content (the message names it).
+
+    >>> with tempfile.TemporaryDirectory() as name:
+    ...     _ = Path(name, "a.txt").write_text("old")
+    ...     digests = digests_of_files(Path(name))
+    ...     check_files(Path(name), digests)
+    ...     sorted(digests)
+    ['a.txt']
+    """
+    for name, digest in digests.items():
+        path = folder / name
+        if path.is_file() and _digest_of_file(path) != digest:
+            raise ValueError(f"{path}: expected the file that was saved with the model ({CONFIG}); it holds another")
+
+
+def _digest_of_file(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read_settings(folder: Path, what: str = "model") -> dict[str, Any]:

@@ -6,6 +6,8 @@ model correct, and requests that exit with it cost no token.
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ import torch
 
 from reasonrec_fast.early_exit.trees import Trees, mean_of
 from reasonrec_fast.models.optirag.evidence import Evidence
+
+_logger = logging.getLogger("reasonrec_fast")
 
 ROUNDS, PATIENCE = 5000, 100
 SETTINGS = {
@@ -97,6 +101,11 @@ class BoostedEvidence:
             return str(trees.model_to_string(num_iteration=trees.best_iteration))
 
         texts = [grown(seed + member) for member in range(ensemble_size)]
+        if not any(re.search(r"^num_leaves=(?!1$)", text, re.MULTILINE) for text in texts):
+            _logger.warning(
+                "no tree splits %d training requests, so that all requests get one score: a leaf has at least %d",
+                len(labels), SETTINGS["min_child_samples"],
+            )  # fmt: skip
         return cls(Trees(lightgbm.Booster(model_str=texts[0] if len(texts) == 1 else mean_of(texts))))
 
     def logits(self, evidence: Evidence) -> np.ndarray:

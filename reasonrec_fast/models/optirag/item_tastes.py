@@ -20,6 +20,7 @@ _SHARPNESS = 8.0  # how fast an item's weight falls with the cosine of its attri
 _HALF_LIVES = (5, 30)  # in events of the user
 _POPULARITY_BANDWIDTH = 0.5  # of a kernel over the logarithm of an item's events
 _LEAST_NUMBERS = 5  # distinct values of an attribute that is compared as a number
+_LARGEST = float(np.finfo(np.float32).max)
 _ITEMS, _REQUESTS = 1024, 256  # at a time
 
 
@@ -172,16 +173,18 @@ def _values(catalog: Catalog, name: str, items: np.ndarray) -> list[tuple[str, .
 
 
 def _number(values: tuple[str, ...]) -> float:
-    return float(values[0]) if len(values) == 1 and NUMBER.fullmatch(values[0]) else np.nan
+    number = float(values[0]) if len(values) == 1 and NUMBER.fullmatch(values[0]) else np.nan
+    return number if abs(number) <= _LARGEST else np.nan
 
 
 def _numbers(column: object) -> np.ndarray | None:
-    """A column as numbers, NaN where an item has none; None for a column that is not one of numbers."""
+    """A column as numbers, NaN where an item has none; None for a column that is not one of numbers, or of numbers
+    that float32 does not hold or tell apart."""
     values = list(column)  # type: ignore[call-overload]
     numbers = np.array([_number(entry) for entry in values])
     whole = not any(entry and np.isnan(number) for entry, number in zip(values, numbers.tolist(), strict=True))
-    finite = numbers[~np.isnan(numbers)]
-    return numbers if whole and np.isfinite(finite).all() and len(np.unique(finite)) > _LEAST_NUMBERS else None
+    finite = numbers[~np.isnan(numbers)].astype(np.float32)
+    return numbers if whole and len(np.unique(finite)) > _LEAST_NUMBERS else None
 
 
 def _cosines(values: list[tuple[str, ...]], rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

@@ -57,7 +57,8 @@ def fit_rows(interactions: Interactions, train: Any, validation: Any, seed: int)
 
     Raises:
         TypeError: a split in place of rows.
-        ValueError: one of the two parts alone, a part without events, or with one class alone while the other has both.
+        ValueError: one of the two parts alone, a part without events, with one class alone while the other has both, or
+            with a row of the other.
     """
     split = _split(interactions, train, validation)
     parts = {"train": split.train, "validation": split.validation}
@@ -86,15 +87,22 @@ def _split(interactions: Interactions, train: Any, validation: Any) -> Split:
         raise ValueError(f"{missing}: expected rows, as the other part has some; got None")
     if train is None:
         return split_by_time(interactions)
-    return checked_split(interactions, Split(train, validation, np.zeros(0, dtype=np.int64)))
+    split = checked_split(interactions, Split(train, validation, np.zeros(0, dtype=np.int64)))
+    both = np.intersect1d(split.train, split.validation)
+    if len(both):
+        raise DataError(f"validation: expected other rows than those of train; got row {both[0]} in both")
+    return split
 
 
 def request_rows(interactions: Interactions, rows: np.ndarray | None) -> np.ndarray:
     """Rows of requests, in the order given; by default all that are unlabelled.
 
     Raises:
+        TypeError: a table that was not read yet, whose rows may have another order.
         DataError: not rows of the table.
     """
+    if not isinstance(interactions, Interactions):
+        raise TypeError(f"data: expected Interactions, as of load_interactions; got {type(interactions).__name__}")
     if rows is None:
         return np.flatnonzero(interactions.labels == UNLABELLED)
     return as_index(rows, "rows", len(interactions), error=DataError)

@@ -35,9 +35,10 @@ from reasonrec_fast.models.optirag.stack_tools import (
     model_logits,
     prequential_logits,
     time_blocks,
+    training_function_logits,
 )
 from reasonrec_fast.models.optirag.template import AUTO, template_for
-from reasonrec_fast.pretrained import PushToHub, load_folder, save_folder
+from reasonrec_fast.pretrained import PushToHub, check_files, digests_of_files, load_folder, save_folder
 from reasonrec_fast.settings import settings_from
 from reasonrec_fast.training.progress import NO_METRICS, Progress
 
@@ -99,12 +100,14 @@ class CTRStack(PushToHub):
             function: from ``N`` requests (a table in time order without labels) and the items that the user of each
                 liked strictly before it (:class:`~reasonrec_fast.data.Histories`) to finite logits ``[N]``. It must not
                 have learnt from the training events or later ones: the blocks of time cannot take from it what it
-                knows.
+                knows. Each logit is of its own request alone, and always the same.
 
         Raises:
-            TypeError: not callable.
+            TypeError: not callable, or a name that is no text.
             ValueError: a name that another tool has, or, of a stack that is fitted, one that it was not fitted with.
         """
+        if not isinstance(name, str):
+            raise TypeError(f"name: expected text; got {name!r}")
         if not callable(function):
             raise TypeError(f"tool {name}: expected a function; got {type(function).__name__}")
         if self.booster is None and (name in self._functions or name in [spec.name for spec in self.config.specs]):
@@ -174,7 +177,7 @@ class CTRStack(PushToHub):
             TypeError: a split in place of rows.
             ValueError: as of :meth:`OptiRAG.fit <reasonrec_fast.models.optirag.OptiRAG.fit>`, or a checkpoint of
                 another run.
-            DataError: a tool that fails.
+            DataError: a tool that fails, or a function whose logits depend on other requests.
         """
         interactions = as_interactions(data)
         rows = fit_rows(interactions, train, validation, self.config.seed)
@@ -226,7 +229,7 @@ class CTRStack(PushToHub):
         config, blocks = self.config, time_blocks(table, self.config.blocks, self.config.block_time)
         columns, self._models = [np.zeros((len(table), 0), dtype=np.float32)], []
         for name, function in self._given_functions():
-            columns.append(function_logits(name, function, table, np.arange(len(table)))[:, None])
+            columns.append(training_function_logits(name, function, table)[:, None])
         labelled = np.flatnonzero(table.labels != UNLABELLED)
         for spec in self._carried(table, labelled):
             options: dict[str, Any] = {"seed": config.seed, "device": self.device, "progress": progress}
@@ -363,6 +366,7 @@ class CTRStack(PushToHub):
             "trees": self._fitted_booster().save(folder / _TREES),
             "tools": write_tools(folder / _TOOLS, self._models),
             "functions": list(self._functions),
+            "files": digests_of_files(folder),  # after all of them are written
         }
 
     @classmethod
@@ -383,13 +387,14 @@ class CTRStack(PushToHub):
 
         Raises:
             FileNotFoundError: nothing was saved there.
-            ValueError: the folder holds something else, or a device that is not available.
+            ValueError: the folder holds something else, or a part of another model; a device that is not available.
         """
 
         def read(folder: Path, stored: Mapping[str, Any]) -> CTRStack:
             stack = cls(settings_from(CTRStackConfig, stored["config"], str(folder)), device=device)
-            stack.knowledge = Knowledge.load(folder)
             stack.booster = BoostedEvidence.load(folder / _TREES, stored["trees"])
+            check_files(folder, stored.get("files", {}))
+            stack.knowledge = Knowledge.load(folder)
             stack.attribute = stored["attribute"]
             tools = read_tools(folder / _TOOLS, stored["tools"], stack.device)
             stack._models = [tool for tool in tools if isinstance(tool, ModelTool)]

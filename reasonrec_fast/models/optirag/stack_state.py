@@ -23,7 +23,7 @@ class FitState:
         identity: what the run depends on.
 
     Raises:
-        ValueError: the folder is of another run.
+        ValueError: the folder is of another run, or nothing tells of which.
     """
 
     def __init__(self, checkpoint: str | Path | None, identity: Mapping[str, Any]) -> None:
@@ -36,6 +36,13 @@ class FitState:
                 f"checkpoint: expected one of this configuration and these events; {self.folder} is of another run. "
                 "Give another checkpoint, or remove the folder to start again"
             )
+        if self.folder.is_dir() and not file.is_file():  # hidden files are what a killed writer has left
+            strange = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("."))
+            if strange:
+                raise ValueError(
+                    f"checkpoint: expected {self.folder} to be new, or to have the {_IDENTITY} of a fit; it has "
+                    f"{strange[0]} alone. Give another checkpoint, or remove the folder to start again"
+                )
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(file, expected)
 
@@ -51,6 +58,12 @@ class FitState:
         return arrays
 
     def close(self) -> None:
-        """Remove the folder."""
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the folder; what tells of which run it is goes last, as the fit may be killed meanwhile."""
+        if self.folder is None:
+            return
+        for path in self.folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != _IDENTITY:
+                path.unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)

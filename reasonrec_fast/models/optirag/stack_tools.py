@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import torch
 
+from reasonrec_fast.arrays import as_array, as_numbers
 from reasonrec_fast.data import UNLABELLED, DataError, Histories, Interactions
 from reasonrec_fast.data.timeline import Timeline
 from reasonrec_fast.models.classical.base import ClassicalRecommender
@@ -143,6 +144,25 @@ def function_logits(name: str, function: RequestFunction, table: Interactions, r
     return checked_logits(name, result, len(requests))[position]
 
 
+def training_function_logits(name: str, function: RequestFunction, table: Interactions) -> np.ndarray:
+    """Logits of all rows of a table to learn from, float32 ``[N]``: :func:`function_logits`, which may not depend on
+    the other rows, as the function could read from them what is later.
+
+    Raises:
+        DataError: as of :func:`function_logits`, or another logit of the first, the middle or the last row when it is
+            alone.
+    """
+    logits = function_logits(name, function, table, np.arange(len(table)))
+    for row in sorted({0, len(table) // 2, len(table) - 1}):
+        alone = function_logits(name, function, table, np.array([row]))[0]
+        if not np.isclose(alone, logits[row], rtol=1e-3, atol=1e-4):
+            raise DataError(
+                f"tools: {name}: expected a logit that depends on its own request alone; row {row} has {logits[row]} "
+                f"among {len(table)} requests, and {alone} by itself"
+            )
+    return logits
+
+
 def checked_logits(name: str, values: Any, size: int) -> np.ndarray:
     """A tool's logits, float32 ``[N]``.
 
@@ -153,12 +173,12 @@ def checked_logits(name: str, values: Any, size: int) -> np.ndarray:
     Traceback (most recent call last):
     reasonrec_fast.data.errors.DataError: tools: mine: expected finite logits; got nan in row 1
     """
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu().float().numpy()
     try:
-        logits = np.asarray(values, dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"tools: {name}: expected numbers [{size}]; got {type(values).__name__}") from error
+        numbers = as_numbers(as_array(values, "logits"), "logits", nan=True, infinite=True)
+    except (TypeError, ValueError, RuntimeError) as error:  # torch's own where a tensor is sparse or has no data
+        raise DataError(f"tools: {name}: expected numbers [{size}]; got {type(values).__name__} ({error})") from error
+    with np.errstate(over="ignore"):
+        logits = numbers.astype(np.float32)
     if logits.shape != (size,):
         raise DataError(f"tools: {name}: expected logits [{size}]; got {list(logits.shape)}")
     wrong = np.flatnonzero(~np.isfinite(logits))
