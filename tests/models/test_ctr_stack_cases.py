@@ -136,12 +136,12 @@ def test_logits_are_of_one_request_alone(events):
 def test_a_checkpoint_that_tells_of_no_run_is_refused(events, tmp_path):
     """Its arrays could be of any."""
     state = FitState(tmp_path / "state", {"seed": 0})
-    state.keep("evidence-0", lambda: {"votes": np.zeros(3)})
+    state.keep("evidence.0", lambda: {"votes": np.zeros(3)})
     (state.folder / "run.json").unlink()
     (state.folder / ".killed.tmp").touch()
-    with pytest.raises(ValueError, match=r"to be new, or to have the run.json of a fit; it has evidence-0.safetensors"):
+    with pytest.raises(ValueError, match=r"to be new, or to have the run.json of a fit; it has evidence.0.safetensors"):
         make().fit(events, checkpoint=tmp_path / "state")
-    (state.folder / "evidence-0.safetensors").unlink()
+    (state.folder / "evidence.0.safetensors").unlink()
     FitState(tmp_path / "state", {"seed": 1}).close()
     assert not state.folder.exists()
 
@@ -149,7 +149,7 @@ def test_a_checkpoint_that_tells_of_no_run_is_refused(events, tmp_path):
 def test_what_tells_of_the_run_is_removed_last(tmp_path, monkeypatch):
     """A fit that is killed while it removes its checkpoint leaves none that another run takes for its own."""
     state = FitState(tmp_path / "state", {"seed": 0})
-    state.keep("evidence-0", lambda: {"votes": np.zeros(3)})
+    state.keep("evidence.0", lambda: {"votes": np.zeros(3)})
     (state.folder / "Bias").mkdir()
     left, remove = [], shutil.rmtree
 
@@ -162,6 +162,19 @@ def test_what_tells_of_the_run_is_removed_last(tmp_path, monkeypatch):
     state.close()
     assert left == ["run.json"]
     assert not state.folder.exists()
+
+
+def test_tools_whose_names_end_in_numbers_are_kept_apart(events, tmp_path):
+    """Blocks of one are none of the other, and no evidence."""
+    parts = split_by_time(events)
+    kept = {"epochs": 1, "dim": 4, "kind": "FM"}
+    tools = (kept, {**kept, "name": "FM-1"}, {**kept, "name": "evidence-0", "seed": 3})
+    stacks = [
+        make(tools=tools).fit(events, parts.train, parts.validation, checkpoint=checkpoint)
+        for checkpoint in (None, tmp_path / "state")
+    ]
+    scores = [stack.score_events(events, parts.test) for stack in stacks]
+    np.testing.assert_array_equal(*scores)
 
 
 # Folders

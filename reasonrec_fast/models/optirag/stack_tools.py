@@ -85,7 +85,8 @@ def prequential_logits(
         table: the requests; those without a label are scored and not learnt.
         blocks: of each, from :func:`time_blocks`, int64 ``[N]``.
         seed, device, progress: as of :func:`~reasonrec_fast.models.classical.stack_tools.fit_tool`.
-        folder: where fitted models are kept for a fit that is killed.
+        folder: where fitted models are kept for a fit that is killed; a dot, which no tool's name has, parts the name
+            from the block.
 
     Returns:
         float32 ``[N]``; NaN in the first block, and where there is no like before.
@@ -100,7 +101,7 @@ def prequential_logits(
             continue
         tool = fit_tool(
             spec, table, past, None, seed=seed, device=device,
-            folder=None if folder is None else folder / f"{spec.name}-{block}", progress=progress,
+            folder=None if folder is None else folder / f"{spec.name}.{block}", progress=progress,
         )  # fmt: skip
         logits[now] = model_logits(tool, table.users[now], table.items[now])
     return logits
