@@ -215,3 +215,13 @@ def test_a_model_that_is_not_fitted_is_not_saved(make, tmp_path):
     with pytest.raises(DataError, match="^model: expected one that is fitted or loaded; got a new one"):
         make().save_pretrained(tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_a_row_of_both_parts_is_refused(make):
+    """It would be learnt, and stop the training as if it were not."""
+    data = Interactions.from_columns(
+        ["a", "a", "a", "b", "b", "b"], ["x", "y", "z", "y", "x", "z"], [1, 1, 0, 1, 0, 1], range(6)
+    )
+    for train in (np.arange(5), None):
+        with pytest.raises(DataError, match="validation: expected other rows than those of train; got row 4 in both"):
+            make().fit(data, train, np.array([4]))

@@ -52,7 +52,7 @@ def checked_rows(
         labels: whether the model learns labels: it then trains on labelled events alone.
 
     Raises:
-        DataError: rows outside the table, a duplicate row, no row, or no positive event.
+        DataError: rows outside the table, a duplicate row, a row of both parts, no row, or no positive event.
     """
     train = as_rows(train, "train", len(data), error=DataError)
     if not len(train):
@@ -64,6 +64,8 @@ def checked_rows(
         train = train[labels_of_train != UNLABELLED]
     if validation is not None:
         validation = as_rows(validation, "validation", len(data), error=DataError)
+        if len(both := np.intersect1d(train, validation)):
+            raise DataError(f"validation: expected other rows than those of train; got row {both[0]} in both")
     return train, validation
 
 

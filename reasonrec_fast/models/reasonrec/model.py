@@ -151,10 +151,6 @@ class ReasonRec(ClassicalRecommender):
         progress: Progress | None,
     ) -> None:
         held_out = np.zeros(0, dtype=np.int64) if validation is None else first_positives(data, validation)
-        if len(both := np.intersect1d(train, held_out)):
-            raise DataError(
-                f"validation: expected rows that are not in train; got {len(both)} in both, such as {both[0]}"
-            )
         if self.config.reader is not None and not len(held_out):
             raise DataError("validation: expected positive events, which the agent learns from; got none")
         catalog = Catalog(data.catalog.ids, data.catalog.titles, data.catalog.attributes)
