@@ -217,3 +217,17 @@ def test_requests_of_a_moment_do_not_know_each_other():
     at_once = parts.test[data.timestamps[parts.test] == 3]
     other = replace(data, labels=np.where(data.timestamps == 3, 1 - data.labels, data.labels))
     np.testing.assert_array_equal(stack.score_events(data, at_once), stack.score_events(other, at_once))
+
+
+def test_an_item_of_which_nothing_was_learnt_is_new_whether_the_table_named_it_or_not():
+    """In the table of the fit or not: a tool has no logit of an item without training events, nor the trees another."""
+    users, items = [f"u{row % 20}" for row in range(400)], [f"i{row * 7 % 13}" for row in range(360)] + ["late"] * 40
+    labels, times = [row * row % 3 > 0 for row in range(400)], list(range(400))
+    named = Interactions.from_columns(users, items, labels, times)
+    lacked = Interactions.from_columns(users, [*items[:360], *["later"] * 40], labels, times)
+    train, validation, late = np.arange(300), np.arange(300, 360), np.arange(360, 400)
+    stack = make(tools=("EASE", {"kind": "FM", "epochs": 2})).fit(named, train, validation)
+    np.testing.assert_array_equal(stack.score_events(named, late), stack.score_events(lacked, late))
+    source, rows = stack.request_source(named)
+    columns = stack._visible(source, rows[np.append(late, 0)]).columns[:, -2:]
+    assert np.isnan(columns[:-1]).all() and np.isfinite(columns[-1]).all()

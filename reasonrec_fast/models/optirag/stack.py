@@ -30,6 +30,7 @@ from reasonrec_fast.models.optirag.rows import check_learnable, fit_rows, reques
 from reasonrec_fast.models.optirag.stack_config import CTRStackConfig
 from reasonrec_fast.models.optirag.stack_state import FitState
 from reasonrec_fast.models.optirag.stack_tools import (
+    Learnt,
     RequestFunction,
     function_logits,
     model_logits,
@@ -89,6 +90,7 @@ class CTRStack(PushToHub):
         self._models: list[ModelTool] = []
         self._functions: dict[str, RequestFunction | None] = {}
         self._tastes: tuple[Knowledge, ItemTastes] | None = None
+        self._learnt_by: tuple[list[ModelTool], list[Learnt]] | None = None
 
     # Tools
 
@@ -299,7 +301,10 @@ class CTRStack(PushToHub):
         """Evidence of requests with the tools' logits."""
         evidence, table = source.visible_evidence(rows), source.interactions
         columns = [function_logits(name, function, table, rows) for name, function in self._given_functions()]
-        columns += [model_logits(tool, table.users[rows], table.items[rows]) for tool in self._models]
+        users, items = table.users[rows], table.items[rows]
+        columns += [
+            model_logits(tool, learnt, users, items) for tool, learnt in zip(self._models, self._learnt, strict=True)
+        ]
         return evidence.with_columns(np.stack(columns, axis=1)) if columns else evidence
 
     def _matched_source(self, data: Interactions, rows: np.ndarray) -> tuple[EvidenceSource, np.ndarray]:
@@ -314,6 +319,13 @@ class CTRStack(PushToHub):
             table, knowledge.index(self.attribute), self.config, lambda: self.item_vectors(knowledge.events.catalog),
             device=self.device, ticks=ticks, tastes=self.tastes,
         )  # fmt: skip
+
+    @property
+    def _learnt(self) -> list[Learnt]:
+        """What each model learnt of, counted once."""
+        if self._learnt_by is None or self._learnt_by[0] is not self._models:
+            self._learnt_by = self._models, [Learnt.by(tool) for tool in self._models]
+        return self._learnt_by[1]
 
     @property
     def tastes(self) -> ItemTastes | None:

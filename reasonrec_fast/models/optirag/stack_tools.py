@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -68,6 +68,31 @@ def time_blocks(table: Interactions, count: int, by: BlockTime) -> np.ndarray:
     return before * count // total
 
 
+class Learnt(NamedTuple):
+    """Of whom and what a model had events to learn from.
+
+    Attributes:
+        users, items: bool ``[U]`` and ``[I]``.
+    """
+
+    users: np.ndarray
+    items: np.ndarray
+
+    @classmethod
+    def by(cls, tool: ModelTool) -> Learnt:
+        """Of a fitted model, by the events that it was fitted on."""
+        seen, items = tool.model.seen, np.zeros(tool.model.sizes["items"], dtype=bool)
+        items[seen.items] = True
+        return cls(seen.lengths > 0, items)
+
+    def pairs(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """Which pairs ``[N]`` have both: whether the fitted table names an item of which nothing was learnt, or lacks
+        it, makes no difference."""
+        inside = (users < len(self.users)) & (items < len(self.items))
+        inside[inside] = self.users[users[inside]] & self.items[items[inside]]
+        return inside
+
+
 def prequential_logits(
     spec: ToolSpec,
     table: Interactions,
@@ -103,19 +128,19 @@ def prequential_logits(
             spec, table, past, None, seed=seed, device=device,
             folder=None if folder is None else folder / f"{spec.name}.{block}", progress=progress,
         )  # fmt: skip
-        logits[now] = model_logits(tool, table.users[now], table.items[now])
+        logits[now] = model_logits(tool, Learnt.by(tool), table.users[now], table.items[now])
     return logits
 
 
-def model_logits(tool: ModelTool, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-    """Logits of pairs, float32 ``[N]``; NaN where the user or the item is new to the model.
+def model_logits(tool: ModelTool, learnt: Learnt, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+    """Logits of pairs, float32 ``[N]``; NaN where nothing was learnt of the user or of the item.
 
     Raises:
         DataError: logits that are not finite.
     """
     model: ClassicalRecommender = tool.model
     logits = np.full(len(users), np.nan, dtype=np.float32)
-    known = np.flatnonzero((users < model.histories.num_users) & (items < model.sizes["items"]))
+    known = np.flatnonzero(learnt.pairs(users, items))
     if len(known):
         logits[known] = checked_logits(tool.name, model.score(users[known], items[known]), len(known))
     return logits
