@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from reasonrec_fast.experiments.config import EvaluationConfig
 from reasonrec_fast.experiments.held_out import metrics_on_test
 from reasonrec_fast.models.base import CatalogRecommender
 from reasonrec_fast.models.classical import Stack, StackConfig, load_recommender
+from reasonrec_fast.models.classical.stack_candidates import Groups
 from reasonrec_fast.models.classical.stack_folds import leave_last_out
 from reasonrec_fast.models.classical.stack_tools import Answer, Turn
 from reasonrec_fast.models.classical.stack_trees import Examples, Growth, fit_trees, softmax_of_groups
@@ -149,6 +151,30 @@ def test_logits_of_an_ensemble_are_means():
     np.testing.assert_allclose(whole.predict(examples.features), mean, atol=1e-12)
     shares = softmax_of_groups(mean, sizes)
     assert loss == pytest.approx(-np.log(shares[examples.labels == 1]).mean())
+
+
+def test_groups_keep_what_is_learnt_from_and_what_is_calibrated_on():
+    """User 5 has no candidates; of the others 0, 2 and 4 are every second; those of 0, 1, 4 and 6 are hits."""
+    items = np.array([[0, 1], [2, 3], [4, -1], [5, 6], [1, 2], [-1, -1], [3, -1]])
+    features = np.arange(14, dtype=np.float32).reshape(7, 2, 1)
+    targets = np.array([1, 2, 9, 9, 2, 9, 3])
+    groups = Groups(every=2)
+    for rows in (slice(0, 3), slice(3, 7)):
+        groups.add(items[rows], features[rows], targets[rows])
+    examples = groups.examples()
+    assert examples.sizes.tolist() == [2, 2, 2, 1]
+    assert sorted(examples.features[examples.labels == 1, 0].tolist()) == [1.0, 2.0, 9.0, 12.0]
+    assert sorted(examples.features[:, 0].tolist()) == [0.0, 1.0, 2.0, 3.0, 8.0, 9.0, 12.0]
+    trees = SimpleNamespace(predict=lambda rows: rows[:, 0].astype(np.float64))
+    logits, columns = groups.logits(trees)
+    assert logits.tolist() == [[0.0, 1.0], [4.0, -np.inf], [8.0, 9.0]] and columns.tolist() == [1, -1, 1]
+
+
+def test_order_of_examples_depends_on_no_position():
+    """Equal candidates would be in the order of the items if sums depended, in their last bits, on where rows stand."""
+    row = np.random.default_rng(0).random(23).astype(np.float32)
+    examples = Examples.ordered(np.tile(row, (1003, 1)), np.array([1003]), np.eye(1003, dtype=np.int64)[0])
+    assert examples.labels.argmax() == 1002
 
 
 def test_saved_and_loaded_it_answers_the_same(stack, walks, tmp_path):

@@ -44,7 +44,7 @@ STACK, TREES, FACTS, TOOLS = "stack.json", "trees.txt", "items.safetensors", "to
 which each model has its own."""
 
 _USERS = 256  # asked about at a time
-_CALIBRATED = 5000  # users, at most, whose validation events calibrate the probabilities
+_CALIBRATED = 5000  # users, about, whose validation events calibrate the probabilities
 _VALUES = 1 << 25  # of features in memory at a time
 
 
@@ -216,9 +216,7 @@ class Stack(ClassicalRecommender):
         self._trees, self.validation_loss = fit_trees(
             examples, None if groups is None else groups.examples(), growth, box.feature_names
         )
-        self.calibration = (
-            Calibration() if groups is None else Calibration.fit(*groups.logits(self._trees, _CALIBRATED))
-        )
+        self.calibration = Calibration() if groups is None else Calibration.fit(*groups.logits(self._trees))
         self._toolbox = box
         _logger.info("%d trees on %d users", self._trees.num_trees, len(examples.sizes))
         self.build({"users": data.num_users, "items": data.num_items})
@@ -238,7 +236,7 @@ class Stack(ClassicalRecommender):
         # Histories of like lengths together: tools that read sequences pad less.
         rows = rows[np.argsort(box.histories.lengths[data.users[rows]], kind="stable")]
         dropped = generator.random((len(rows), len(box.tools))) < self.config.tool_dropout
-        groups = Groups()
+        groups = Groups(0 if learn else max(-(-len(rows) // _CALIBRATED), 1))
         for first in range(0, len(rows), _USERS):
             part = rows[first : first + _USERS]
             users = data.users[part]
@@ -246,7 +244,7 @@ class Stack(ClassicalRecommender):
             with torch.inference_mode():
                 views = box.views(users, seen.select(users), strict=True, dropped=gone)
                 items = box.candidates(views)
-                groups.add(items, box.features(items, views), data.items[part], hits_only=learn)
+                groups.add(items, box.features(items, views), data.items[part])
         return groups
 
     def set_histories(self, histories: Histories, *, seen: Histories | None = None) -> Stack:

@@ -172,56 +172,70 @@ class Toolbox:
 
 
 class Groups:
-    """Candidates of users whose next item is known, block by block."""
+    """Candidates of users whose next item is known, block by block.
 
-    def __init__(self) -> None:
+    Args:
+        every: of the users, one in so many is kept for :meth:`logits`, whether or not its next item is a candidate; 0
+            for none.
+    """
+
+    def __init__(self, every: int = 0) -> None:
+        self._every, self._added = every, 0
         self._features: list[np.ndarray] = []
         self._sizes: list[np.ndarray] = []
         self._targets: list[np.ndarray] = []
+        self._spaced: list[np.ndarray] = []
 
-    def add(self, items: np.ndarray, features: np.ndarray, targets: np.ndarray, *, hits_only: bool) -> None:
-        """Add the users of a block.
+    def add(self, items: np.ndarray, features: np.ndarray, targets: np.ndarray) -> None:
+        """Add the users of a block. Features are large: those of a user whom neither :meth:`examples` nor
+        :meth:`logits` asks for are not kept.
 
         Args:
             items: candidates, ``[B, C]``, -1 for none.
             features: ``[B, C, F]``.
             targets: their next items, ``[B]``.
-            hits_only: leave out users whose next item is no candidate: the trees cannot learn from them.
         """
         is_target = items == targets[:, None]
         column = np.where(is_target.any(1), is_target.argmax(1), -1)  # slots without an item are at the end of a row
-        kept = column >= 0 if hits_only else (items >= 0).any(1)
+        some = (items >= 0).any(1)
+        number = self._added + np.cumsum(some) - 1
+        self._added += int(some.sum())
+        spaced = some & (number % self._every == 0) if self._every else np.zeros_like(some)
+        kept = (column >= 0) | spaced
         self._features.append(features[kept][items[kept] >= 0])
         self._sizes.append((items[kept] >= 0).sum(1))
         self._targets.append(column[kept])
+        self._spaced.append(spaced[kept])
 
     def examples(self) -> Examples | None:
         """What trees learn from; None where no target is a candidate."""
-        sizes, targets = np.concatenate(self._sizes), np.concatenate(self._targets)
-        hit = targets >= 0
-        if not hit.any():
+        hits = [targets >= 0 for targets in self._targets]
+        if not any(hit.any() for hit in hits):
             return None
-        features = np.concatenate(
-            [part[np.repeat(column >= 0, size)] for part, size, column in
-             zip(self._features, self._sizes, self._targets, strict=True)]
-        )  # fmt: skip
+        sizes, targets = (self._users_of(values, hits) for values in (self._sizes, self._targets))
+        features = np.concatenate(self._rows_of(hits))
         labels = np.zeros(len(features), dtype=np.int64)
-        labels[np.cumsum(sizes[hit]) - sizes[hit] + targets[hit]] = 1
-        return Examples.ordered(features, sizes[hit], labels)
+        labels[np.cumsum(sizes) - sizes + targets] = 1
+        return Examples.ordered(features, sizes, labels)
 
-    def logits(self, trees: Trees, most: int) -> tuple[np.ndarray, np.ndarray]:
-        """Logits of all candidates, ``[G, C]``, ``-inf`` for none, and the column of each target, -1 for none.
+    def logits(self, trees: Trees) -> tuple[np.ndarray, np.ndarray]:
+        """Logits of all candidates of the users that are kept for it, ``[G, C]``, ``-inf`` for none, and the column of
+        each target, -1 for none.
 
         Args:
             trees: whose raw scores are the logits.
-            most: users at most, evenly spaced among those that were added.
         """
-        sizes = np.concatenate(self._sizes)
-        kept = np.zeros(len(sizes), dtype=bool)
-        kept[:: max(-(-len(sizes) // most), 1)] = True
-        result = np.full((int(kept.sum()), int(sizes[kept].max(initial=0))), -np.inf)
-        inside = np.arange(result.shape[1]) < sizes[kept][:, None]
-        rows = np.split(np.repeat(kept, sizes), np.cumsum([len(part) for part in self._features])[:-1])
-        features = [part[of_part] for part, of_part in zip(self._features, rows, strict=True)]
-        result[inside] = np.concatenate([trees.predict(part) for part in features])
-        return result, np.concatenate(self._targets)[kept]
+        sizes, targets = (self._users_of(values, self._spaced) for values in (self._sizes, self._targets))
+        result = np.full((len(sizes), int(sizes.max(initial=0))), -np.inf)
+        inside = np.arange(result.shape[1]) < sizes[:, None]
+        result[inside] = np.concatenate([trees.predict(part) for part in self._rows_of(self._spaced)])
+        return result, targets
+
+    @staticmethod
+    def _users_of(values: list[np.ndarray], chosen: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate([part[rows] for part, rows in zip(values, chosen, strict=True)])
+
+    def _rows_of(self, chosen: list[np.ndarray]) -> list[np.ndarray]:
+        """Features of the candidates of some users, block by block."""
+        blocks = zip(self._features, self._sizes, chosen, strict=True)
+        return [features[np.repeat(users, sizes)] for features, sizes, users in blocks]
