@@ -1,13 +1,16 @@
 """``python -m benchmarks.ablations``: what each part of ReasonRec's agent is worth, each on against off.
 
 The stack of an experiment is fitted once; then an agent for each arm learns over it, from the same users, and answers
-the same test users. A run that was killed goes on where it stopped.
+the same test users. A run that was killed goes on where it stopped; answers of another run, with other events, settings
+or seed, are refused.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,14 +19,16 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from safetensors import safe_open
 
 from reasonrec_fast import evaluation
-from reasonrec_fast.data import Histories, split_by_time
+from reasonrec_fast.data import Histories, Interactions, Split, split_by_time
 from reasonrec_fast.evaluation import Interval
 from reasonrec_fast.experiments.config import load_experiment
 from reasonrec_fast.experiments.reasonrec import COLD_EVENTS, COLD_SHARE
 from reasonrec_fast.experiments.runner import machine, revision, versions
 from reasonrec_fast.files import read_json, read_tensors, write_json, write_tensors
+from reasonrec_fast.models.classical.rows import digest_of_rows
 from reasonrec_fast.models.reasonrec import AgentConfig, ReasonRec, ReasonRecConfig
 from reasonrec_fast.models.reasonrec.learning import positions_of
 from reasonrec_fast.settings import settings_from
@@ -35,7 +40,7 @@ STACK = "stack"
 
 
 def arms_of(base: AgentConfig) -> dict[str, AgentConfig]:
-    """The agent with all parts, and one without each."""
+    """The agent with all parts, and one without each that it has."""
     arms = {
         ALL: base,
         "curriculum: random order": replace(base, curriculum=None),
@@ -45,7 +50,8 @@ def arms_of(base: AgentConfig) -> dict[str, AgentConfig]:
         "thoughts": replace(base, thoughts=0),
         "item vectors": replace(base, item_vectors=False),
     }
-    return arms if base.pictures is None else arms | {"pictures": replace(base, pictures=None)}
+    arms["pictures"] = replace(base, pictures=None)
+    return {name: arm for name, arm in arms.items() if name == ALL or arm != base}
 
 
 def main(
@@ -69,25 +75,59 @@ def main(
     arms, state = arms_of(base), output.parent / f".{output.name}.state"
     if unknown := set(arm or ()) - set(arms):
         raise SystemExit(f"--arm: expected some of {', '.join(arms)}; got {', '.join(sorted(unknown))}")
-    state.mkdir(parents=True, exist_ok=True)
     experiment = load_experiment(config)
     (model, *_), (dataset, *_) = experiment.models, experiment.datasets
+    if dataset.split != "leave_one_out":
+        raise SystemExit(f"--config: expected a data set that leaves one event of a user out; got {dataset.split}")
+    state.mkdir(parents=True, exist_ok=True)
     events = dataset.load(data)
     split = split_by_time(events, dataset.split)
+    stack = {**model.settings, "seed": model.settings.get("seed", 0)}
+    chosen = {
+        name: ReasonRecConfig.from_dict({"stack": stack, "agent": asdict(settings)})
+        for name, settings in arms.items()
+        if not arm or name in arm
+    }
+    identities = {name: _identity(whole, events, split) for name, whole in chosen.items()}
+    for name, identity in identities.items():  # before the first agent learns
+        _is_answered(_answers_file(state, name), identity)
     found = {}
-    for name, settings in arms.items():
-        if arm and name not in arm:
-            continue
-        key = name.replace(": ", "-").replace(" ", "-")
-        answered = state / f"{key}.answers.safetensors"
-        if not answered.is_file():
-            stack = {**model.settings, "seed": model.settings.get("seed", 0)}
-            whole = ReasonRecConfig.from_dict({"stack": stack, "agent": asdict(settings)})
-            write_tensors(answered, _answers(whole, events, split, state, key, _say(name)))
-        found[name] = {name: value.numpy() for name, value in read_tensors(answered).items()}
-        figures = report_of(found, asdict(base), {"config": config, "seed": seed})
+    for name, whole in chosen.items():
+        file = _answers_file(state, name)
+        if not _is_answered(file, identities[name]):
+            answers = _answers(whole, events, split, state, _key(name), _say(name))
+            write_tensors(file, answers, {"run": identities[name]})
+        found[name] = {name: value.numpy() for name, value in read_tensors(file).items()}
+        figures = report_of(found, asdict(base), {"config": config, "seed": base.seed})
         write_json(output, figures)
         print(table(figures), flush=True)
+
+
+def _key(arm: str) -> str:
+    return arm.replace(": ", "-").replace(" ", "-")
+
+
+def _answers_file(state: Path, arm: str) -> Path:
+    return state / f"{_key(arm)}.answers.safetensors"
+
+
+def _identity(config: ReasonRecConfig, events: Interactions, split: Split) -> str:
+    """What answers depend on."""
+    rows = f"{digest_of_rows(events, split.train, split.validation)} {digest_of_rows(events, split.test, None)}"
+    return json.dumps({"settings": config.to_dict(), "events": rows}, sort_keys=True)
+
+
+def _is_answered(file: Path, identity: str) -> bool:
+    """Whether the answers of an arm are there; those of another run are refused."""
+    if not file.is_file():
+        return False
+    with safe_open(file, framework="pt") as stored:
+        if (stored.metadata() or {}).get("run") != identity:
+            raise SystemExit(
+                f"--json: expected answers of these events, settings and seed; {file} is of another run. Give another "
+                f"file, or remove {file.parent} to start again"
+            )
+    return True
 
 
 def _say(arm: str) -> Progress:
@@ -99,18 +139,13 @@ def _say(arm: str) -> Progress:
 
 
 def _answers(
-    config: ReasonRecConfig, events: Any, split: Any, state: Path, key: str, progress: Progress
+    config: ReasonRecConfig, events: Interactions, split: Split, state: Path, key: str, progress: Progress | None
 ) -> dict[str, torch.Tensor]:
     """What one agent says to the test users that have their next item among its candidates."""
     checkpoint, shared = state / f"{key}.safetensors", state / "stack"
-    own = checkpoint.with_name(f"{checkpoint.name}.stack")
-    if shared.is_dir() and not own.exists():
-        own.symlink_to(shared.name)
+    _share(checkpoint.with_name(f"{checkpoint.name}.stack"), shared)
     model = ReasonRec(config)
     model.fit(events, split.train, split.validation, checkpoint=checkpoint, progress=progress)
-    if not own.is_symlink():
-        own.rename(shared)
-        own.symlink_to(shared.name)
     assert model.agent is not None and model.config.agent is not None
     trust, depth = model.agent.trust, model.config.agent.candidates
     earlier = np.sort(np.concatenate([split.train, split.validation]))
@@ -136,6 +171,17 @@ def _answers(
     return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in values.items()}
 
 
+def _share(own: Path, shared: Path) -> None:
+    """Let an arm keep its stack where all arms have theirs, whether it is there yet or not."""
+    if own.is_symlink():
+        return
+    if own.is_dir() and not shared.exists():
+        own.rename(shared)
+    elif own.is_dir():
+        shutil.rmtree(own)
+    own.symlink_to(shared.name)
+
+
 def _had(seen: Histories, users: np.ndarray, items: np.ndarray) -> np.ndarray:
     return np.array([item in seen.of_user(user) for user, item in zip(users.tolist(), items.tolist(), strict=True)])
 
@@ -144,7 +190,8 @@ def values_of(answers: dict[str, np.ndarray], trust: float) -> dict[str, np.ndar
     """Metrics of each user if corrections count so much: NDCG and hits at 5, and the log-likelihood of the next item
     among the candidates (NaN where it is none of them)."""
     offset, position = answers["offset"], answers["position"]
-    logits = offset + trust * (answers["corrected"] - offset)
+    with np.errstate(invalid="ignore"):  # of places without a candidate
+        logits = offset + trust * (answers["corrected"] - offset)
     logits[~np.isfinite(offset)] = -np.inf
     among = position >= 0
     own = np.take_along_axis(logits, np.maximum(position, 0)[:, None], 1)
