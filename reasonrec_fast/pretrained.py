@@ -50,6 +50,7 @@ def save_folder(
     with atomic_write_folder(folder, (CONFIG, *files)) as temporary:
         settings = write(temporary)
         header = {"architecture": architecture, "format": format, "version": __version__}
+        header["files"] = digests_of_files(temporary)
         write_json(temporary / CONFIG, {**header, **settings})
 
 
@@ -79,13 +80,18 @@ def load_folder(
         ValueError: the folder holds another architecture or format, or files that do not belong together.
     """
     folder = local_folder(name, what=what, revision=revision, token=token)
-    return read_consistent(
-        folder, lambda: read(folder, checked_settings(folder, architecture, format, what=what, older=older))
-    )
+
+    def checked() -> Model:
+        settings = checked_settings(folder, architecture, format, what=what, older=older)
+        check_files(folder, settings.get("files", {}))
+        return read(folder, settings)
+
+    return read_consistent(folder, checked)
 
 
 def digests_of_files(folder: Path) -> dict[str, str]:
-    """Path and digest (BLAKE2b, 32 hexadecimal digits) of every file in a folder, for :func:`check_files`."""
+    """Path and digest (BLAKE2b, 32 hexadecimal digits) of every file in a folder, for :func:`check_files`; those of a
+    model in a folder of its own within are among them."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): _digest_of_file(path) for path in paths}
 

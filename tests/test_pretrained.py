@@ -191,3 +191,26 @@ def test_a_model_that_is_saved_by_killed_processes_is_one_of_them(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[0] == "[0, 1]"
+
+
+def test_a_part_of_another_model_is_refused(fitted, tmp_path):
+    """Of the same shapes, so that nothing else would tell; a stack holds models in folders of their own."""
+    data = Interactions.from_columns(["a", "a", "b", "c"], ["x", "y", "z", "z"], [1, 1, 1, 1], [1, 2, 3, 4])
+    fitted.save_pretrained(tmp_path / "one")
+    Popularity(device="cpu").fit(data).save_pretrained(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "model.safetensors", tmp_path / "one")
+    message = "model.safetensors: expected the file that was saved with the model .config.json.; it holds another"
+    with pytest.raises(ValueError, match=message):
+        load_recommender(tmp_path / "one")
+
+    def write(folder):
+        fitted.save_pretrained(folder / "part")
+        return {}
+
+    save_folder(tmp_path / "whole", "Whole", 1, ("part",), write)
+    load_folder(tmp_path / "whole", "Whole", 1, lambda folder, settings: load_recommender(folder / "part"))
+    part = tmp_path / "whole" / "part"
+    shutil.rmtree(part)
+    shutil.copytree(tmp_path / "other", part)  # a whole model by itself
+    with pytest.raises(ValueError, match="part/config.json: expected the file that was saved with the model"):
+        load_folder(tmp_path / "whole", "Whole", 1, lambda folder, settings: load_recommender(folder / "part"))

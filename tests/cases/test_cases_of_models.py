@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 import typer
+from saved_models import forget_digests
 from typer.testing import CliRunner
 
 from reasonrec_fast import InteractionGraph, files, ops, split_by_time
@@ -344,6 +345,7 @@ def changed(name, change):
         stored = json.loads((folder / name).read_text())
         change(stored)
         (folder / name).write_text(json.dumps(stored))
+        forget_digests(folder)
 
     return apply
 
@@ -357,8 +359,8 @@ def changed(name, change):
         (changed("identifiers.json", lambda stored: stored.pop("users")), "expected the files of one saved model"),
         (changed("identifiers.json", lambda stored: stored["items"].pop()), "expected identifiers of 12 users and 20"),
         (changed("identifiers.json", lambda stored: stored["users"].pop()), "expected identifiers of 12 users and 20"),
-        (lambda folder: (folder / "identifiers.json").write_text("[1]"), "expected the files of one saved model"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b""), r"model\.safetensors: expected safetensors"),
+        (lambda folder: (folder / "identifiers.json").write_text("[1]"), "identifiers.json: expected the file that"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b""), r"model\.safetensors: expected the file that"),
         (lambda folder: (folder / "model.safetensors").unlink(), r"model\.safetensors: No such file"),
     ],
 )

@@ -373,7 +373,7 @@ def test_a_loaded_stack_scores_the_same(years, tmp_path):
     assert not [file for file in (tmp_path / "model").rglob("*") if file.suffix in (".pkl", ".pt", ".bin")]
     trees = tmp_path / "model" / "booster.txt"
     trees.write_text(trees.read_text().replace("leaf", "loaf"))
-    with pytest.raises(ValueError, match="trees: expected the text whose digest"):
+    with pytest.raises(ValueError, match="booster.txt: expected the file that was saved with the model"):
         load(tmp_path / "model")
 
 

@@ -129,7 +129,7 @@ def test_trees_are_saved_as_text_and_held_to_it(events, fitted, tmp_path):
     np.testing.assert_array_equal(first.offset, second.offset)
     np.testing.assert_array_equal(fitted.depth_zero.gain(first.features), loaded.depth_zero.gain(first.features))
     (tmp_path / "booster.txt").write_text((tmp_path / "booster.txt").read_text().replace("leaf", "loaf"))
-    with pytest.raises(ValueError, match="trees: expected the text whose digest"):
+    with pytest.raises(ValueError, match="booster.txt: expected the file that was saved with the model"):
         OptiRAG.from_pretrained(tmp_path)
 
 

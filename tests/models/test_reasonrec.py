@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from reasonrec_shop import ITEMS, STACK, USERS, small_config, walks
+from saved_models import forget_digests
 
 from reasonrec_fast import load
 from reasonrec_fast.data import Catalog, DataError, Histories, split_by_time
@@ -419,6 +420,7 @@ def test_a_user_without_history_and_one_with_few_candidates(data, split, model):
 def test_files_of_another_backbone_are_refused(model, tmp_path):
     model.save_pretrained(tmp_path)
     shutil.copy(tmp_path / "agent" / "head.safetensors", tmp_path / "agent" / "adapter.safetensors")
+    forget_digests(tmp_path)
     with pytest.raises(ValueError, match="adapters of this backbone"):
         ReasonRec.from_pretrained(tmp_path)
 

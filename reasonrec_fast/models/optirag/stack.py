@@ -39,7 +39,7 @@ from reasonrec_fast.models.optirag.stack_tools import (
     training_function_logits,
 )
 from reasonrec_fast.models.optirag.template import AUTO, template_for
-from reasonrec_fast.pretrained import PushToHub, check_files, digests_of_files, load_folder, save_folder
+from reasonrec_fast.pretrained import PushToHub, load_folder, save_folder
 from reasonrec_fast.settings import settings_from
 from reasonrec_fast.training.progress import NO_METRICS, Progress
 
@@ -378,7 +378,6 @@ class CTRStack(PushToHub):
             "trees": self._fitted_booster().save(folder / _TREES),
             "tools": write_tools(folder / _TOOLS, self._models),
             "functions": list(self._functions),
-            "files": digests_of_files(folder),  # after all of them are written
         }
 
     @classmethod
@@ -405,7 +404,6 @@ class CTRStack(PushToHub):
         def read(folder: Path, stored: Mapping[str, Any]) -> CTRStack:
             stack = cls(settings_from(CTRStackConfig, stored["config"], str(folder)), device=device)
             stack.booster = BoostedEvidence.load(folder / _TREES, stored["trees"])
-            check_files(folder, stored.get("files", {}))
             stack.knowledge = Knowledge.load(folder)
             stack.attribute = stored["attribute"]
             tools = read_tools(folder / _TOOLS, stored["tools"], stack.device)
