@@ -47,6 +47,7 @@ def arms_of(base: AgentConfig) -> dict[str, AgentConfig]:
         "curriculum: reversed": replace(base, curriculum=replace(base.curriculum or Curriculum(), reverse=True)),
         "tools": replace(base, evidence=False, consulted=0.0),
         "chains of thought": replace(base, reasoning_weight=0.0),
+        "templates: one wording": replace(base, reasoning_wordings=1),
         "thoughts": replace(base, thoughts=0),
         "item vectors": replace(base, item_vectors=False),
     }

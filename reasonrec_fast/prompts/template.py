@@ -141,12 +141,13 @@ class PromptTemplate:
             return self.wordings[which]
         raise ValueError(f"wording: expected one of {', '.join(names)} or its index; got {which!r}")
 
-    def draw(self, seed: int, key: str | int) -> Wording:
+    def draw(self, seed: int, key: str | int, among: int | None = None) -> Wording:
         """A wording for training, uniformly at random; it depends on the seed and the request's key alone.
 
         Args:
             seed: of the training run; NumPy's integers count as Python's.
             key: of the request, the same wherever the request stands.
+            among: the first so many are drawn from, at least 1; None for all.
 
         Raises:
             TypeError: a seed that is no whole number, or a key that is neither text nor whole number.
@@ -161,7 +162,8 @@ class PromptTemplate:
                 raise TypeError(f"{name}: expected {kind}; got {value!r}")
         plain = str(key) if isinstance(key, str) else index(key)
         digest = hashlib.blake2b(repr((index(seed), plain)).encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        return self.wordings[int.from_bytes(digest, "little") % len(self.wordings)]
+        count = len(self.wordings) if among is None else min(among, len(self.wordings))
+        return self.wordings[int.from_bytes(digest, "little") % count]
 
     def render(self, values: Mapping[str, str | None], which: int | str | Wording = 0) -> tuple[str, str]:
         """Prefix and suffix of a prompt.

@@ -259,6 +259,19 @@ def test_a_question_is_a_conversation_where_the_model_has_them(smollm2_tokenizer
     assert "system" not in smollm2_tokenizer.decode(plain.prompt(question))
 
 
+def test_a_limit_of_wordings_holds_for_questions_and_chains(smollm2_tokenizer):
+    many = [replace(sample(True), key=f"event {number}") for number in range(40)]
+    for limit, most in ((None, 10), (3, 3), (1, 1)):
+        prompts = ChainPrompts(smollm2_tokenizer, system=None, budget=768, stop=None, wordings=limit)
+        groups = [prompts.group(one, seed=5) for one in many]
+        assert len({tuple(group.prefix) for group in groups}) == most
+        pairs = {(tuple(group.prefix), tuple(group.continuations[0])) for group in groups}
+        assert len(pairs) == most  # of a question and its chain: one wording
+    first = "".join(sample(True).texts(which=0))
+    text = smollm2_tokenizer.decode([*groups[0].prefix, *groups[0].continuations[0]])
+    assert text == f"{smollm2_tokenizer.bos_token}{first}"
+
+
 @pytest.mark.parametrize("task", ["sequential", "direct", "ctr", "explanation"])
 def test_no_question_reads_what_only_the_chain_says(task):
     template = question_template(task)

@@ -111,7 +111,11 @@ class ChainWriter:
         self.adapters = AdapterMerger(self.peft)
         self._stops = self._stop_tokens()
         self._prompts = ChainPrompts(
-            self.tokenizer, system=self.config.system, budget=self.config.prompt_tokens, stop=self._stops[0]
+            self.tokenizer,
+            system=self.config.system,
+            budget=self.config.prompt_tokens,
+            stop=self._stops[0],
+            wordings=self.config.wordings,
         )
 
     def _stop_tokens(self) -> tuple[int, ...]:

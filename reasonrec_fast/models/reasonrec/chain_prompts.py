@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from reasonrec_fast.models.reasonrec.instruction import ReasoningSample
-from reasonrec_fast.models.reasonrec.questions import Question, ReasoningTask, question_template
+from reasonrec_fast.models.reasonrec.questions import Question, ReasoningTask, question_template, reasoning_template
 from reasonrec_fast.prompts import PromptEncoder, TokenIds
 from reasonrec_fast.training.sft import SupervisedGroup
 
@@ -19,10 +19,13 @@ class ChainPrompts:
             question is plain text.
         budget: most tokens of a question; a longer history loses its oldest items.
         stop: token that ends a chain; None for none.
+        wordings: of each task, that are drawn from: the first so many; None for all.
     """
 
-    def __init__(self, tokenizer: Any, *, system: str | None, budget: int, stop: int | None) -> None:
-        self._tokenizer, self._budget, self._stop = tokenizer, budget, stop
+    def __init__(
+        self, tokenizer: Any, *, system: str | None, budget: int, stop: int | None, wordings: int | None = None
+    ) -> None:
+        self._tokenizer, self._budget, self._stop, self._wordings = tokenizer, budget, stop, wordings
         self._system = system if getattr(tokenizer, "chat_template", None) else None
         self._ids = TokenIds(tokenizer)
         self._encoders: dict[ReasoningTask, PromptEncoder] = {}
@@ -38,13 +41,14 @@ class ChainPrompts:
             template = question_template(question.task, self._system)
             self._encoders[question.task] = PromptEncoder(template, self._tokenizer)
         encoder = self._encoders[question.task]
-        wording = encoder.template.draw(seed, question.key)
+        wording = encoder.template.draw(seed, question.key, self._wordings)
         encoded = encoder(question.values, wording, budget=self._budget)
         return [*encoded.prefix, *encoded.suffix]
 
     def group(self, sample: ReasoningSample, seed: int = 0) -> SupervisedGroup:
         """Question and chain, with the loss on the chain and the token that ends it."""
-        chain = self._ids.encode(sample.texts(seed)[1])
+        wording = reasoning_template(sample.task).draw(seed, sample.key, self._wordings)
+        chain = self._ids.encode(sample.texts(which=wording)[1])
         stop = [] if self._stop is None else [self._stop]
         return SupervisedGroup(self.prompt(sample.question, seed), [[*chain, *stop]])
 

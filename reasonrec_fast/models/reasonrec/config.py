@@ -62,6 +62,7 @@ class AgentConfig:
         reasoning_weight: of the loss of chains of thought (R-VIT) that the language model learns to write beside, out
             of the training part; 0 for none.
         reasoning_samples, reasoning_batch: such chains in all, at most, and in a step.
+        reasoning_wordings: as :class:`ChainConfig`'s ``wordings``, for these chains.
         timed: as in :class:`ChainConfig`, for these chains.
         horizon: how the evidence horizon is defined (:func:`~reasonrec_fast.training.curriculum.evidence_horizons`).
         seed: of everything random.
@@ -93,6 +94,7 @@ class AgentConfig:
     reasoning_weight: NotNegative = 0.0
     reasoning_samples: Count = 500
     reasoning_batch: Count = 2
+    reasoning_wordings: Count | None = None
     timed: bool | None = None
     horizon: Horizon = "quantile"
     seed: Whole = 0
@@ -158,6 +160,7 @@ class ChainConfig:
         timed: whether moments of different users can be compared. None: they can where they are times of day; a counter
             must be said to be one order of all events (True), or positions within each user's own (False, files of
             sequences).
+        wordings: of the ten of each task, that samples and questions are written in: the first so many; None for all.
         prompt_tokens: most tokens of a question; a longer history loses its oldest items.
         lora_rank, lora_alpha: of the adapters on every linear layer.
         learning_rate: of AdamW.
@@ -182,6 +185,7 @@ class ChainConfig:
     direct: Share = 0.2
     ctr: Share = 0.2
     timed: bool | None = None
+    wordings: Count | None = None
     prompt_tokens: Count = 768
     lora_rank: Count = 8
     lora_alpha: Count = 16

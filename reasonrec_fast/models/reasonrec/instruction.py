@@ -57,12 +57,12 @@ class ReasoningSample:
         values = {name: value for name, value in self.values.items() if name in fields}
         return Question(self.task, self.key, values, self.choices, self.choice_items, self.user)
 
-    def texts(self, seed: int = 0, which: int | str | None = None) -> tuple[str, str]:
+    def texts(self, seed: int = 0, which: int | str | Wording | None = None) -> tuple[str, str]:
         """The question, and the chain with answer and confidence.
 
         Args:
             seed: of the draw of a wording.
-            which: a wording of the template, by name or index; by default one that is drawn by seed and key.
+            which: a wording of the template, or its name or index; by default one that is drawn by seed and key.
         """
         template = reasoning_template(self.task)
         wording = template.draw(seed, self.key) if which is None else template.wording(which)

@@ -147,7 +147,11 @@ def _reasoning(agent: ResidualAgent, samples: Sequence[ReasoningSample]) -> list
     """What an agent learns of samples; those that are too long are left out."""
     config = reasoning_of(agent.config)
     prompts = ChainPrompts(
-        agent.tokenizer, system=config.system, budget=config.prompt_tokens, stop=agent.tokenizer.eos_token_id
+        agent.tokenizer,
+        system=config.system,
+        budget=config.prompt_tokens,
+        stop=agent.tokenizer.eos_token_id,
+        wordings=config.wordings,
     )
     fitting = [sample for sample in samples if prompts.fits(sample, config.max_tokens, config.seed)]
     if len(fitting) < len(samples):
@@ -159,7 +163,7 @@ def reasoning_of(config: AgentConfig) -> ChainConfig:
     """The settings of the chains of thought that an agent learns beside."""
     return ChainConfig(
         samples=config.reasoning_samples, history=config.history, direct=config.direct, ctr=0.0, timed=config.timed,
-        seed=config.seed,
+        wordings=config.reasoning_wordings, seed=config.seed,
     )  # fmt: skip
 
 
