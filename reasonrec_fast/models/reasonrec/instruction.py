@@ -26,7 +26,7 @@ from reasonrec_fast.models.reasonrec.questions import (
 )
 from reasonrec_fast.models.reasonrec.rationale import Rationales, listed, stated_confidence
 from reasonrec_fast.models.reasonrec.words import EVIDENCE_ITEMS
-from reasonrec_fast.prompts import Entries
+from reasonrec_fast.prompts import Entries, Wording
 from reasonrec_fast.prompts.encoding import Value
 
 
