@@ -7,11 +7,13 @@ or seed, are refused.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,6 +31,8 @@ from reasonrec_fast.experiments.reasonrec import COLD_EVENTS, COLD_SHARE
 from reasonrec_fast.experiments.runner import machine, revision, versions
 from reasonrec_fast.files import read_json, read_tensors, write_json, write_tensors
 from reasonrec_fast.models.classical.rows import digest_of_rows
+from reasonrec_fast.models.classical.stack import Stack
+from reasonrec_fast.models.classical.stack_config import StackRanking
 from reasonrec_fast.models.reasonrec import AgentConfig, ReasonRec, ReasonRecConfig
 from reasonrec_fast.models.reasonrec.learning import positions_of
 from reasonrec_fast.settings import settings_from
@@ -37,6 +41,7 @@ from reasonrec_fast.training.progress import NO_METRICS, Progress, metrics_text
 
 ALL = "all parts"
 STACK = "stack"
+_MANY = 1000  # users whose ranking is kept
 
 
 def arms_of(base: AgentConfig) -> dict[str, AgentConfig]:
@@ -47,7 +52,7 @@ def arms_of(base: AgentConfig) -> dict[str, AgentConfig]:
         "curriculum: reversed": replace(base, curriculum=replace(base.curriculum or Curriculum(), reverse=True)),
         "tools": replace(base, evidence=False, consulted=0.0),
         "chains of thought": replace(base, reasoning_weight=0.0),
-        "templates: one wording": replace(base, reasoning_wordings=1),
+        "templates: one wording": replace(base, reasoning_wordings=1 if base.reasoning_weight else None),
         "thoughts": replace(base, thoughts=0),
         "item vectors": replace(base, item_vectors=False),
     }
@@ -96,7 +101,8 @@ def main(
     for name, whole in chosen.items():
         file = _answers_file(state, name)
         if not _is_answered(file, identities[name]):
-            answers = _answers(whole, events, split, state, _key(name), _say(name))
+            with remembered_rankings(state / "rankings"):
+                answers = _answers(whole, events, split, state, _key(name), _say(name))
             write_tensors(file, answers, {"run": identities[name]})
         found[name] = {name: value.numpy() for name, value in read_tensors(file).items()}
         figures = report_of(found, asdict(base), {"config": config, "seed": base.seed})
@@ -170,6 +176,36 @@ def _answers(
         "count": counts[targets], "trust": np.array(trust), "row": rows,
     }  # fmt: skip
     return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in values.items()}
+
+
+@contextmanager
+def remembered_rankings(folder: Path) -> Iterator[None]:
+    """Rankings of many users are kept in a folder: the trees take longer than an agent, and all arms ask the same."""
+    rank = Stack.rank
+
+    def remembered(
+        stack: Stack, users: np.ndarray, k: int, *, exclude: Histories | None = None, strict: bool = False
+    ) -> StackRanking:
+        if exclude is not None or len(users) < _MANY:
+            return rank(stack, users, k, exclude=exclude, strict=strict)
+        digest = hashlib.blake2b(repr((stack.training_digest, asdict(stack.config), k, strict)).encode(), digest_size=8)
+        for known in (stack.histories, stack.seen):
+            digest.update(known.indptr.tobytes() + known.items.tobytes())
+        digest.update(np.ascontiguousarray(users).tobytes())
+        file = folder / f"{digest.hexdigest()}.safetensors"
+        if not file.is_file():
+            found = rank(stack, users, k, strict=strict)
+            arrays = {name: torch.from_numpy(getattr(found, name)) for name in StackRanking._fields[:-1]}
+            write_tensors(file, arrays, {"left_out": json.dumps(found.left_out)})
+        with safe_open(file, framework="np") as stored:
+            left_out = json.loads(stored.metadata()["left_out"])
+            return StackRanking(*(stored.get_tensor(name) for name in StackRanking._fields[:-1]), left_out=left_out)
+
+    Stack.rank = remembered  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Stack.rank = rank  # type: ignore[method-assign]
 
 
 def _share(own: Path, shared: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from reasonrec_shop import STACK, small_config, walks
 
 from reasonrec_fast.data import split_by_time
+from reasonrec_fast.models.classical import Stack
 from reasonrec_fast.models.reasonrec import AgentConfig, ReasonRecConfig
 
 ablations = pytest.importorskip("benchmarks.ablations", reason="needs the checkout")
@@ -61,7 +62,7 @@ def test_metrics_by_hand(monkeypatch):
 
 def test_arms_that_change_nothing_are_none():
     whole = AgentConfig(thoughts=2, item_vectors=True, reasoning_weight=0.1)
-    assert len(ablations.arms_of(whole)) == 7
+    assert len(ablations.arms_of(whole)) == 8
     assert list(ablations.arms_of(replace(whole, thoughts=0, reasoning_weight=0.0, curriculum=None))) == [
         ablations.ALL, "curriculum: reversed", "tools", "item vectors",
     ]  # fmt: skip
@@ -143,3 +144,27 @@ def test_arms_answer_over_one_stack(tiny_backbone, tmp_path):
     assert (tmp_path / "run" / "stack" / "config.json").is_file()
     for name, values in made[0].items():
         assert torch.equal(values, made[1][name])
+
+
+def test_a_ranking_that_is_remembered_is_that_of_its_question(tmp_path, monkeypatch):
+    """Of its users, depth, histories and stack alone."""
+    monkeypatch.setattr(ablations, "_MANY", 2)
+    data = walks()
+    split = split_by_time(data, "leave_one_out")
+    stack = Stack(STACK).fit(data, split.train, split.validation)
+    users, earlier = np.arange(6), np.sort(np.concatenate([split.train, split.validation]))
+
+    def ranked():
+        kept = [stack.rank(users, 3), stack.rank(users[::-1], 3), stack.rank(users, 2), stack.rank(users[:1], 2)]
+        stack.set_histories_from(data, earlier)
+        kept.append(stack.rank(users, 3))
+        stack.set_histories_from(data, split.train)
+        return kept
+
+    plain = ranked()
+    for _ in range(2):
+        with ablations.remembered_rankings(tmp_path):
+            for ours, theirs in zip(ranked(), plain, strict=True):
+                for one, other in zip(ours, theirs, strict=True):
+                    np.testing.assert_array_equal(one, other)
+    assert len(list(tmp_path.iterdir())) == 4
