@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ PAGES = (
     ROOT / "docs" / "results.md",
     ROOT / "docs" / "early-exit.md",
     ROOT / "docs" / "evaluate.md",
+    ROOT / "docs" / "reasonrec.md",
 )
 BLOCK = re.compile(r"<!-- (?P<kind>[a-z-]+): (?P<names>[^>]*?) -->\n.*?<!-- end -->", re.DOTALL)
 
@@ -144,12 +145,57 @@ def exits(name: str) -> str:
     return markdown(["training", *(f"exit {depth}" for depth in every), "early exit", "mean depth"], rows)
 
 
+def agent(*names: str) -> str:
+    """What asking a language model adds to the stack, policy by policy, of the first run of each file."""
+    rows = []
+    for name in names:
+        metrics = load_runs(RESULTS / f"{name}.jsonl")[0].metrics
+        found = ("hr@5", "ndcg@5", "hr@10")
+        rows.append([name, "stack alone", "0", "0", *(number(metrics[f"stack/{metric}"], ".4f") for metric in found)])
+        for policy in ("always", "consult", "gain", "budget", "risk"):
+            shares = [f"{metrics[f'{policy}/share/{who}']:.0%}" for who in ("agent", "consult")]
+            rows.append([name, policy, *shares, *(_difference(metrics, f"{policy}/{metric}") for metric in found)])
+        rows.append([name, "room", "–", "–", *(number(metrics[f"room/{metric}"], ".4f") for metric in found)])
+    return markdown(["data", "policy", "asked", "consulted", "HR@5", "NDCG@5", "HR@10"], rows)
+
+
+def _difference(metrics: Mapping[str, float | None], name: str) -> str:
+    value, low, high = (metrics[f"{name}/difference/{end}"] for end in ("value", "low", "high"))
+    return interval({"value": value, "low": low, "high": high})
+
+
+def interval(ends: Mapping[str, float | None] | None) -> str:
+    """A difference with its interval.
+
+    >>> interval({"value": 0.01, "low": -0.002, "high": 0.02})
+    '+0.0100 [-0.0020, +0.0200]'
+    """
+    if ends is None or ends["value"] is None:
+        return "–"
+    return f"{ends['value']:+.4f} [{number(ends['low'], '+.4f')}, {number(ends['high'], '+.4f')}]"
+
+
+def ablations(name: str) -> str:
+    """What each part adds to an agent at the trust that calibration found, and at full trust."""
+    rows = []
+    for arm, entry in read(name)["arms"].items():
+        for kind in ("calibrated", "full trust"):
+            what = f"{kind}, what the part adds"
+            over = f"{kind}, over the stack"
+            for group, values in entry.get(what, entry[over]).items():
+                trust = number(entry["trust"], ".2f") if kind == "calibrated" else "1"
+                rows.append([arm, trust, group, *(interval(values[metric]) for metric in ("ndcg@5", "hr@5", "nats"))])
+    return markdown(["part", "trust", "users", "NDCG@5", "HR@5", "log-likelihood, nats"], rows)
+
+
 KINDS: dict[str, Callable[..., str]] = {
     "runs": runs,
     "demo": demo,
     "retrieval": retrieval,
     "retrieval-differences": retrieval_differences,
     "exits": exits,
+    "agent": agent,
+    "ablations": ablations,
 }
 
 
