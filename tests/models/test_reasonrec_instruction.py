@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from reasonrec_fast.data import Catalog, DataError, Interactions
+from reasonrec_fast.data import UNLABELLED, Catalog, DataError, Interactions
 from reasonrec_fast.data.explanations import Explanation
 from reasonrec_fast.models.reasonrec.instruction import ReasoningConverter, explanation_sample
 from reasonrec_fast.models.reasonrec.rationale import Rationales, stated_confidence
@@ -67,6 +67,16 @@ def test_samples_hold_nothing_later_than_their_label():
             assert sample.texts(0) == before[key].texts(0)
             written += 1
     assert written > 100
+
+
+def test_events_without_a_label_are_no_history():
+    """Nobody knows whether they were liked: they are not, and count nothing."""
+    data = shop()
+    data.labels[np.random.default_rng(2).random(len(data)) < 0.5] = UNLABELLED
+    labelled = np.flatnonzero(data.labels != UNLABELLED)
+    whole, without = (ReasoningConverter(data, rows, timed=True) for rows in (np.arange(len(data)), labelled))
+    for row in labelled.tolist():
+        assert whole.ctr(row) == without.ctr(row)
 
 
 def test_without_times_a_users_own_later_events_do_not_count():

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from reasonrec_fast.arrays import as_rows
-from reasonrec_fast.data import DataError, Interactions
+from reasonrec_fast.data import UNLABELLED, DataError, Interactions
 from reasonrec_fast.data.timeline import Timeline
 from reasonrec_fast.models.reasonrec.words import ItemWords, strongest
 
@@ -71,7 +71,7 @@ class Rationales(Descriptions):
 
     Args:
         data: the events.
-        rows: of the training part; no other event is read.
+        rows: of the training part; no other event is read, nor one without a label: nobody knows how it ended.
         timed: whether events of different users can be compared by their timestamps. Sequence files have positions
             instead: there all training events of *other* users count, and a user's own before the moment.
 
@@ -83,6 +83,7 @@ class Rationales(Descriptions):
         super().__init__(data.catalog)
         self.data, self.timed = data, timed
         rows = as_rows(rows, "rows", len(data), error=DataError)
+        rows = rows[data.labels[rows] != UNLABELLED]
         self._by_user = Timeline(data.users, data.timestamps, data.num_users, rows)
         self._by_item = Timeline(data.items, data.timestamps, data.num_items, rows[data.labels[rows] == 1])
 
