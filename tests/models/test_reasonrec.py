@@ -14,7 +14,7 @@ from reasonrec_shop import ITEMS, STACK, USERS, small_config, walks
 from saved_models import forget_digests
 
 from reasonrec_fast import load
-from reasonrec_fast.data import Catalog, DataError, Histories, split_by_time
+from reasonrec_fast.data import UNLABELLED, Catalog, DataError, Histories, split_by_time
 from reasonrec_fast.experiments.config import load_experiment
 from reasonrec_fast.experiments.reasonrec import evaluate_agent
 from reasonrec_fast.experiments.runner import run_experiment
@@ -445,3 +445,26 @@ def test_clicks(events, config):
     probability = model.predict_ctr(events, parts.test[:10])
     assert probability.shape == (10,) and ((probability > 0) & (probability < 1)).all()
     assert model.score_events(events, parts.test[:10]).argmax() == probability.argmax()
+
+
+def test_what_the_model_of_clicks_refuses_is_refused_before_the_stack_is_fitted(events, config, monkeypatch):
+    from reasonrec_fast.models.optirag import OptiRAG, OptiRAGConfig
+
+    given = []
+    monkeypatch.setattr(OptiRAG, "fit", lambda self, data, *rows, **_: given.extend(rows))
+    parts = split_by_time(events)
+    both = replace(config, agent=None, ctr=OptiRAGConfig(backbone=config.agent.backbone, exits=(2, 4)))
+    unlabelled = replace(events, labels=np.where(np.arange(len(events)) % 3 == 0, UNLABELLED, events.labels))
+    ReasonRec(both).fit(unlabelled, parts.train, parts.validation)
+    assert [(rows % 3 > 0).all() for rows in given] == [True, True]
+    assert len(np.concatenate(given)) == (np.concatenate([parts.train, parts.validation]) % 3 > 0).sum()
+    monkeypatch.setattr(Stack, "fit", lambda *a, **k: pytest.fail("the stack is fitted before the refusal"))
+    for train, validation, message in (
+        (parts.train, None, r"validation: expected rows, which the model of clicks \(ctr\) is stopped by; got None"),
+        (None, parts.validation, "validation: expected other rows than those of train; got row"),
+        (parts.train, parts.validation[events.labels[parts.validation] == 1], "validation: expected both classes"),
+        (parts.train, parts.validation[events.labels[parts.validation] == 0], "validation: expected both classes"),
+        (parts.train[events.labels[parts.train] == 1], parts.validation, "train: expected both classes"),
+    ):
+        with pytest.raises((DataError, ValueError), match=message):
+            ReasonRec(both).fit(events, train, validation)
