@@ -258,6 +258,15 @@ def test_chains_beside_the_agent_are_of_the_training_part(data, split, config, m
         ReasonRec(unsaid).fit(data, split.train, split.validation)
 
 
+def test_an_agent_that_shall_learn_chains_and_has_none_is_refused(data, split, config):
+    """It would be taken for one that had learnt them."""
+    agent = replace(config.agent, reasoning_weight=0.1, reasoning_samples=12, timed=True)
+    titles = tuple(title and title * 40 for title in data.catalog.titles)
+    long = replace(data, catalog=replace(data.catalog, titles=titles))
+    with pytest.raises(DataError, match=r"agent\.reasoning_weight: expected 0, or .*; got 12 that are all too long"):
+        ReasonRec(replace(config, agent=agent)).fit(long, split.train, split.validation)
+
+
 def test_an_agent_that_only_harms_is_not_trusted(config):
     agent = ResidualAgent(config.agent)
     slates = [Slate(([1], [[2], [3]]), np.log(np.array([0.8, 0.2])), 0) for _ in range(5)]

@@ -13,6 +13,7 @@ import torch
 from reasonrec_fast.arrays import as_count
 from reasonrec_fast.devices import resolve_device
 from reasonrec_fast.lm.adapters import AdapterMerger, read_lora, with_lora, write_lora
+from reasonrec_fast.lm.decoder import Decoder
 from reasonrec_fast.lm.generate import Generation, Piece, TextGenerator
 from reasonrec_fast.lm.loading import load_language_model
 from reasonrec_fast.lm.sampling import SamplingParams
@@ -94,7 +95,8 @@ class ChainWriter:
         device: where the model lives; by default the GPU where there is one.
 
     Raises:
-        ValueError: a device that is not available, or a model that has no token that ends a text.
+        ValueError: a device that is not available, a model that has no token that ends a text, or one that reads no
+            more than a chain.
     """
 
     def __init__(self, config: ChainConfig | None = None, *, device: torch.device | str | None = None) -> None:
@@ -111,12 +113,9 @@ class ChainWriter:
         self.adapters = AdapterMerger(self.peft)
         self._stops = self._stop_tokens()
         self._prompts = ChainPrompts(
-            self.tokenizer,
-            system=self.config.system,
-            budget=self.config.prompt_tokens,
-            stop=self._stops[0],
-            wordings=self.config.wordings,
-        )
+            self.tokenizer, system=self.config.system, budget=self.config.prompt_tokens, stop=self._stops[0],
+            chain=self.config.max_tokens, room=Decoder(self.peft).max_length, wordings=self.config.wordings,
+        )  # fmt: skip
 
     def _stop_tokens(self) -> tuple[int, ...]:
         """Those of the model, or else of its tokenizer; the first one ends the chains that are learnt."""
@@ -148,8 +147,9 @@ class ChainWriter:
         return self._prompts.prompt(question, seed)
 
     def fits(self, sample: ReasoningSample) -> bool:
-        """Whether the sample can be learnt: its question within ``prompt_tokens``, its chain within ``max_tokens``."""
-        return self._prompts.fits(sample, self.config.max_tokens, self.config.seed)
+        """Whether the sample can be learnt: its question within ``prompt_tokens`` and what the model reads before a
+        chain, its chain within ``max_tokens``."""
+        return self._prompts.fits(sample, self.config.seed)
 
     # Learning
 
