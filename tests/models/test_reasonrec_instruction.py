@@ -150,6 +150,26 @@ def test_what_a_chain_counts_can_be_read_in_its_question():
     assert min(counted.values()) > 300
 
 
+def test_shared_tastes_can_be_read_beside_an_item_with_many_attributes():
+    """The question names three of them: those that a chain may speak of."""
+    data = shop()
+    generator, words = np.random.default_rng(4), [letter * 120 for letter in "FEDCBA"]
+    kinds = [tuple(generator.permutation(words)[: generator.integers(3, 6)].tolist()) for _ in data.catalog.ids]
+    data = replace(data, catalog=Catalog(data.catalog.ids, data.catalog.titles, {"kind": kinds}))
+    found = 0
+    for _, task, sample in samples(data, np.arange(200)):
+        if sample is None or task == "ctr":
+            continue
+        question, chain = sample.texts(which=0)
+        for title, shared in re.findall(r"(Thing \w) shares ([A-Z and]+)\.", chain):
+            told = re.search(rf"{title} \(([^;)]+)", question)[1]
+            assert all(value in told.split(", ") for value in shared.split(" and "))
+            found += 1
+        for taste in re.findall(r"[A-Z]{9,} \(\d+ of \d+\)", chain):
+            assert taste in question
+    assert found > 100
+
+
 def test_a_long_description_of_a_taste_is_cut_in_questions():
     data = shop()
     kinds = {
