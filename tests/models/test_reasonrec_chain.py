@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -97,6 +98,32 @@ def test_what_was_learnt_is_saved_and_loaded(learnt, config, tmp_path):
         ChainWriter.from_pretrained(other)
     with pytest.raises(FileNotFoundError):
         ChainWriter.from_pretrained(tmp_path / "nothing")
+
+
+def test_a_language_model_of_other_weights_is_refused(talker, config, tmp_path, caplog):
+    """By its name and shapes it is the same."""
+    from transformers import LlamaForCausalLM
+
+    shutil.copytree(talker, tmp_path / "model")
+    few = replace(config, backbone=str(tmp_path / "model"), epochs=1)
+    writer = ChainWriter(few).fit([sample(True)], checkpoint=tmp_path / "state")
+    writer.save_pretrained(tmp_path / "writer")
+    settings = json.loads((tmp_path / "writer" / "config.json").read_text())
+    settings["templates"]["ctr"] = "another"
+    (tmp_path / "writer" / "config.json").write_text(json.dumps(settings))
+    ChainWriter.from_pretrained(tmp_path / "writer")
+    assert "learnt from questions of another template ctr" in caplog.text and "sequential" not in caplog.text
+    model = LlamaForCausalLM.from_pretrained(talker)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.mul_(1.5)
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="expected the language model that the writer was trained with; .* has other"):
+        ChainWriter.from_pretrained(tmp_path / "writer")
+    with pytest.raises(ValueError, match="another run"):
+        ChainWriter(few).fit([sample(True)], checkpoint=tmp_path / "state")
+    del settings["backbone"], settings["templates"]  # as versions before wrote it
+    (tmp_path / "writer" / "config.json").write_text(json.dumps(settings))
+    ChainWriter.from_pretrained(tmp_path / "writer")
 
 
 def test_a_run_that_was_killed_goes_on(config, tmp_path, monkeypatch):
