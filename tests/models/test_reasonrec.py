@@ -258,6 +258,16 @@ def test_chains_beside_the_agent_are_of_the_training_part(data, split, config, m
         ReasonRec(unsaid).fit(data, split.train, split.validation)
 
 
+def test_a_checkpoint_of_an_agent_with_other_settings_is_refused(config, tmp_path):
+    slates = [Slate(([1, 2], [[5, 200], [5, 101]]), np.log(np.array([0.4, 0.6])), 0) for _ in range(4)]
+    chains = [SupervisedGroup([1, 2], [[40, 41]])]
+    settings = replace(config.agent, reasoning_weight=0.1)
+    ResidualAgent(settings).train(slates, reasoning=chains, checkpoint=tmp_path / "state")
+    for other, reasoning in (({"seed": 1}, chains), ({"reasoning_weight": 0.2}, chains), ({}, [])):
+        with pytest.raises(ValueError, match="it is of another run"):
+            ResidualAgent(replace(settings, **other)).train(slates, reasoning=reasoning, checkpoint=tmp_path / "state")
+
+
 def test_an_agent_that_shall_learn_chains_and_has_none_is_refused(data, split, config):
     """It would be taken for one that had learnt them."""
     agent = replace(config.agent, reasoning_weight=0.1, reasoning_samples=12, timed=True)
