@@ -20,7 +20,7 @@ from reasonrec_fast.experiments.reasonrec import evaluate_agent
 from reasonrec_fast.experiments.runner import run_experiment
 from reasonrec_fast.models.base import CatalogRecommender
 from reasonrec_fast.models.classical import Stack
-from reasonrec_fast.models.reasonrec import AgentConfig, ReasonRec, ReasonRecConfig
+from reasonrec_fast.models.reasonrec import AgentConfig, ReasonRec, ReasonRecConfig, thinking
 from reasonrec_fast.models.reasonrec.agent import ResidualAgent, Slate
 from reasonrec_fast.models.reasonrec.prompt import AgentPrompts, CoLikes
 from reasonrec_fast.models.reasonrec.storage import remove_checkpoints
@@ -252,6 +252,15 @@ def test_chains_beside_the_agent_are_of_the_training_part(data, split, config, m
     assert 0 < len(given) <= 12
     texts = [model.agent.tokenizer.decode(group.continuations[0]) for group in given]
     assert all(re.search(r"Answer: .*Confidence: [a-z ]+\.", text) for text in texts)
+    seeds, samples = [], thinking.training_samples
+
+    def keep_seed(*args):
+        seeds.append(args[-1].seed)
+        return samples(*args)
+
+    monkeypatch.setattr(thinking, "training_samples", keep_seed)
+    ReasonRec(replace(config, agent=replace(agent, seed=1), seed=3)).fit(data, split.train, split.validation)
+    assert seeds == [4]  # which ones are drawn, as all else of the agent
     unsaid = replace(config, agent=replace(agent, timed=None))
     monkeypatch.setattr(Stack, "fit", lambda *a, **k: pytest.fail("the stack is fitted before the refusal"))
     with pytest.raises(DataError, match=r"agent\.timed: expected true or false, as the events' moments are a counter"):

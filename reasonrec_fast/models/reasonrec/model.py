@@ -217,7 +217,8 @@ class ReasonRec(ClassicalRecommender):
             identity = {"stack": self.stack.training_digest, "settings": config.to_dict()}
             samples: list[ReasoningSample] = []
             if config.agent is not None and config.agent.reasoning_weight:
-                samples, _ = thinking.training_samples(self.stack, data, train, reasoning_of(config.agent))
+                settings = reasoning_of(config.seeded(config.agent))
+                samples, _ = thinking.training_samples(self.stack, data, train, settings)
             train_agent(
                 self.agent, self._slates, ranking, users, position, learning, horizons=horizons,
                 histories=self.histories, samples=samples, fingerprint=identity, checkpoint=checkpoint,
