@@ -305,7 +305,9 @@ def test_a_question_is_a_conversation_where_the_model_has_them(smollm2_tokenizer
 def test_a_limit_of_wordings_holds_for_questions_and_chains(smollm2_tokenizer):
     many = [replace(sample(True), key=f"event {number}") for number in range(40)]
     for limit, most in ((None, 10), (3, 3), (1, 1)):
-        prompts = ChainPrompts(smollm2_tokenizer, system=None, budget=768, stop=None, chain=192, room=8192, wordings=limit)
+        prompts = ChainPrompts(
+            smollm2_tokenizer, system=None, budget=768, stop=None, chain=192, room=8192, wordings=limit
+        )
         groups = [prompts.group(one, seed=5) for one in many]
         assert len({tuple(group.prefix) for group in groups}) == most
         pairs = {(tuple(group.prefix), tuple(group.continuations[0])) for group in groups}
