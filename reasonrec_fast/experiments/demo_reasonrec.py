@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from reasonrec_fast.arrays import as_count
 from reasonrec_fast.data import load_movielens_small, split_by_time
 from reasonrec_fast.experiments.config import FOLDER
 from reasonrec_fast.files import read_json
@@ -68,8 +69,9 @@ def run_reasonrec_demo(
         say: called with each line of progress.
 
     Raises:
-        ValueError: a device that does not exist.
+        ValueError: a device that does not exist, or users or films that are fewer than none.
     """
+    users, k = as_count(users, "users"), as_count(k, "k")
     data = load_movielens_small()
     split = split_by_time(data, "leave_one_out")
     config = replace(ReasonRecConfig.from_dict(read_json(SETTINGS), str(SETTINGS)), chain=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -283,6 +284,11 @@ def test_parts_of_two_trainings_are_refused(data, split, config, model, tmp_path
     other.save_pretrained(tmp_path / "other")
     shutil.rmtree(tmp_path / "one" / "stack")
     shutil.copytree(tmp_path / "other" / "stack", tmp_path / "one" / "stack")
+    with pytest.raises(ValueError, match=r"stack/\S+: expected the file that was saved with the model"):
+        ReasonRec.from_pretrained(tmp_path / "one")
+    settings = json.loads((tmp_path / "one" / "config.json").read_text())
+    del settings["files"]  # as versions before wrote it
+    (tmp_path / "one" / "config.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match="of the same training; got those of two"):
         ReasonRec.from_pretrained(tmp_path / "one")
 

@@ -390,7 +390,7 @@ def test_a_killed_fit_goes_on(events, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             make(tools=("Bias", FM)).fit(events, parts.train, parts.validation, checkpoint=state)
     kept = {path.name for path in tmp_path.joinpath("state.tools").iterdir()}
-    assert {"run.json", "evidence.0.safetensors", "evidence.1.safetensors", "FM", "FM.4", "Bias.1"} <= kept
+    assert {"run.json", "evidence.fold.0.safetensors", "evidence.fold.1.safetensors", "FM", "FM.4", "Bias.1"} <= kept
     with pytest.raises(ValueError, match="checkpoint: expected one of this configuration"):
         make(tools=("Bias",)).fit(events, parts.train, parts.validation, checkpoint=state)
     monkeypatch.setattr("reasonrec_fast.models.optirag.evidence_source.EvidenceBuilder.build", _only_validation())

@@ -165,10 +165,10 @@ def test_what_tells_of_the_run_is_removed_last(tmp_path, monkeypatch):
 
 
 def test_tools_whose_names_end_in_numbers_are_kept_apart(events, tmp_path):
-    """Blocks of one are none of the other, and no evidence."""
+    """Blocks of one are none of the other, and no fold of the evidence, whatever the tool is named."""
     parts = split_by_time(events)
     kept = {"epochs": 1, "dim": 4, "kind": "FM"}
-    tools = (kept, {**kept, "name": "FM-1"}, {**kept, "name": "evidence-0", "seed": 3})
+    tools = (kept, *({**kept, "name": name, "seed": 3} for name in ("FM-1", "evidence-0", "evidence")))
     stacks = [
         make(tools=tools).fit(events, parts.train, parts.validation, checkpoint=checkpoint)
         for checkpoint in (None, tmp_path / "state")

@@ -14,13 +14,13 @@ from reasonrec_shop import ITEMS, STACK, USERS, small_config, walks
 from saved_models import forget_digests
 
 from reasonrec_fast import load
-from reasonrec_fast.data import Catalog, DataError, Histories, split_by_time
+from reasonrec_fast.data import UNLABELLED, Catalog, DataError, Histories, split_by_time
 from reasonrec_fast.experiments.config import load_experiment
 from reasonrec_fast.experiments.reasonrec import evaluate_agent
 from reasonrec_fast.experiments.runner import run_experiment
 from reasonrec_fast.models.base import CatalogRecommender
 from reasonrec_fast.models.classical import Stack
-from reasonrec_fast.models.reasonrec import AgentConfig, ReasonRec, ReasonRecConfig
+from reasonrec_fast.models.reasonrec import AgentConfig, ReasonRec, ReasonRecConfig, thinking
 from reasonrec_fast.models.reasonrec.agent import ResidualAgent, Slate
 from reasonrec_fast.models.reasonrec.prompt import AgentPrompts, CoLikes
 from reasonrec_fast.models.reasonrec.storage import remove_checkpoints
@@ -252,10 +252,38 @@ def test_chains_beside_the_agent_are_of_the_training_part(data, split, config, m
     assert 0 < len(given) <= 12
     texts = [model.agent.tokenizer.decode(group.continuations[0]) for group in given]
     assert all(re.search(r"Answer: .*Confidence: [a-z ]+\.", text) for text in texts)
+    seeds, samples = [], thinking.training_samples
+
+    def keep_seed(*args):
+        seeds.append(args[-1].seed)
+        return samples(*args)
+
+    monkeypatch.setattr(thinking, "training_samples", keep_seed)
+    ReasonRec(replace(config, agent=replace(agent, seed=1), seed=3)).fit(data, split.train, split.validation)
+    assert seeds == [4]  # which ones are drawn, as all else of the agent
     unsaid = replace(config, agent=replace(agent, timed=None))
     monkeypatch.setattr(Stack, "fit", lambda *a, **k: pytest.fail("the stack is fitted before the refusal"))
     with pytest.raises(DataError, match=r"agent\.timed: expected true or false, as the events' moments are a counter"):
         ReasonRec(unsaid).fit(data, split.train, split.validation)
+
+
+def test_a_checkpoint_of_an_agent_with_other_settings_is_refused(config, tmp_path):
+    slates = [Slate(([1, 2], [[5, 200], [5, 101]]), np.log(np.array([0.4, 0.6])), 0) for _ in range(4)]
+    chains = [SupervisedGroup([1, 2], [[40, 41]])]
+    settings = replace(config.agent, reasoning_weight=0.1)
+    ResidualAgent(settings).train(slates, reasoning=chains, checkpoint=tmp_path / "state")
+    for other, reasoning in (({"seed": 1}, chains), ({"reasoning_weight": 0.2}, chains), ({}, [])):
+        with pytest.raises(ValueError, match="it is of another run"):
+            ResidualAgent(replace(settings, **other)).train(slates, reasoning=reasoning, checkpoint=tmp_path / "state")
+
+
+def test_an_agent_that_shall_learn_chains_and_has_none_is_refused(data, split, config):
+    """It would be taken for one that had learnt them."""
+    agent = replace(config.agent, reasoning_weight=0.1, reasoning_samples=12, timed=True)
+    titles = tuple(title and title * 40 for title in data.catalog.titles)
+    long = replace(data, catalog=replace(data.catalog, titles=titles))
+    with pytest.raises(DataError, match=r"agent\.reasoning_weight: expected 0, or .*; got 12 that are all too long"):
+        ReasonRec(replace(config, agent=agent)).fit(long, split.train, split.validation)
 
 
 def test_an_agent_that_only_harms_is_not_trusted(config):
@@ -445,3 +473,26 @@ def test_clicks(events, config):
     probability = model.predict_ctr(events, parts.test[:10])
     assert probability.shape == (10,) and ((probability > 0) & (probability < 1)).all()
     assert model.score_events(events, parts.test[:10]).argmax() == probability.argmax()
+
+
+def test_what_the_model_of_clicks_refuses_is_refused_before_the_stack_is_fitted(events, config, monkeypatch):
+    from reasonrec_fast.models.optirag import OptiRAG, OptiRAGConfig
+
+    given = []
+    monkeypatch.setattr(OptiRAG, "fit", lambda self, data, *rows, **_: given.extend(rows))
+    parts = split_by_time(events)
+    both = replace(config, agent=None, ctr=OptiRAGConfig(backbone=config.agent.backbone, exits=(2, 4)))
+    unlabelled = replace(events, labels=np.where(np.arange(len(events)) % 3 == 0, UNLABELLED, events.labels))
+    ReasonRec(both).fit(unlabelled, parts.train, parts.validation)
+    assert [(rows % 3 > 0).all() for rows in given] == [True, True]
+    assert len(np.concatenate(given)) == (np.concatenate([parts.train, parts.validation]) % 3 > 0).sum()
+    monkeypatch.setattr(Stack, "fit", lambda *a, **k: pytest.fail("the stack is fitted before the refusal"))
+    for train, validation, message in (
+        (parts.train, None, r"validation: expected rows, which the model of clicks \(ctr\) is stopped by; got None"),
+        (None, parts.validation, "validation: expected other rows than those of train; got row"),
+        (parts.train, parts.validation[events.labels[parts.validation] == 1], "validation: expected both classes"),
+        (parts.train, parts.validation[events.labels[parts.validation] == 0], "validation: expected both classes"),
+        (parts.train[events.labels[parts.train] == 1], parts.validation, "train: expected both classes"),
+    ):
+        with pytest.raises((DataError, ValueError), match=message):
+            ReasonRec(both).fit(events, train, validation)

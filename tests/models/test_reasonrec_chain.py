@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -97,6 +98,32 @@ def test_what_was_learnt_is_saved_and_loaded(learnt, config, tmp_path):
         ChainWriter.from_pretrained(other)
     with pytest.raises(FileNotFoundError):
         ChainWriter.from_pretrained(tmp_path / "nothing")
+
+
+def test_a_language_model_of_other_weights_is_refused(talker, config, tmp_path, caplog):
+    """By its name and shapes it is the same."""
+    from transformers import LlamaForCausalLM
+
+    shutil.copytree(talker, tmp_path / "model")
+    few = replace(config, backbone=str(tmp_path / "model"), epochs=1)
+    writer = ChainWriter(few).fit([sample(True)], checkpoint=tmp_path / "state")
+    writer.save_pretrained(tmp_path / "writer")
+    settings = json.loads((tmp_path / "writer" / "config.json").read_text())
+    settings["templates"]["ctr"] = "another"
+    (tmp_path / "writer" / "config.json").write_text(json.dumps(settings))
+    ChainWriter.from_pretrained(tmp_path / "writer")
+    assert "learnt from questions of another template ctr" in caplog.text and "sequential" not in caplog.text
+    model = LlamaForCausalLM.from_pretrained(talker)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.mul_(1.5)
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="expected the language model that the writer was trained with; .* has other"):
+        ChainWriter.from_pretrained(tmp_path / "writer")
+    with pytest.raises(ValueError, match="another run"):
+        ChainWriter(few).fit([sample(True)], checkpoint=tmp_path / "state")
+    del settings["backbone"], settings["templates"]  # as versions before wrote it
+    (tmp_path / "writer" / "config.json").write_text(json.dumps(settings))
+    ChainWriter.from_pretrained(tmp_path / "writer")
 
 
 def test_a_run_that_was_killed_goes_on(config, tmp_path, monkeypatch):
@@ -247,22 +274,40 @@ def test_a_model_without_an_end_is_refused(config, tmp_path):
         ChainWriter(replace(config, backbone=str(tmp_path / "endless")))
 
 
+def test_question_and_chain_are_no_longer_than_the_model_reads(fresh):
+    """What is too long for it would end the training in its middle, and the writing."""
+    history = Entries([f"Thing {number} (liked)" for number in range(30)])
+    long = replace(sample(True), values=sample(True).values | {"history": history})
+
+    def prompts(room):
+        return ChainPrompts(fresh.tokenizer, system=None, budget=2000, stop=0, chain=200, room=room)
+
+    whole, cut = (len(prompts(room).prompt(long.question)) for room in (4000, 700))
+    assert whole > 500 >= cut and prompts(700).fits(long)
+    assert not prompts(220).fits(long)
+    with pytest.raises(ValueError, match="max_tokens: expected chains of fewer than 200 tokens, which the backbone"):
+        prompts(200)
+
+
 def test_a_question_is_a_conversation_where_the_model_has_them(smollm2_tokenizer, config):
-    prompts = ChainPrompts(smollm2_tokenizer, system=config.system, budget=config.prompt_tokens, stop=None)
+    budget = {"budget": config.prompt_tokens, "chain": 40, "room": 8192}
+    prompts = ChainPrompts(smollm2_tokenizer, system=config.system, stop=None, **budget)
     question = replace(sample(True).question, values=sample(True).question.values | {"title": "<|im_end|>"})
     ids = prompts.prompt(question)
     text = smollm2_tokenizer.decode(ids)
     assert text.startswith("<|im_start|>system\nYou choose what to recommend.")
     assert text.endswith("<|im_start|>assistant\n")
     assert ids.count(smollm2_tokenizer.eos_token_id) == 2  # the turns', not the title's
-    plain = ChainPrompts(smollm2_tokenizer, system=None, budget=config.prompt_tokens, stop=None)
+    plain = ChainPrompts(smollm2_tokenizer, system=None, stop=None, **budget)
     assert "system" not in smollm2_tokenizer.decode(plain.prompt(question))
 
 
 def test_a_limit_of_wordings_holds_for_questions_and_chains(smollm2_tokenizer):
     many = [replace(sample(True), key=f"event {number}") for number in range(40)]
     for limit, most in ((None, 10), (3, 3), (1, 1)):
-        prompts = ChainPrompts(smollm2_tokenizer, system=None, budget=768, stop=None, wordings=limit)
+        prompts = ChainPrompts(
+            smollm2_tokenizer, system=None, budget=768, stop=None, chain=192, room=8192, wordings=limit
+        )
         groups = [prompts.group(one, seed=5) for one in many]
         assert len({tuple(group.prefix) for group in groups}) == most
         pairs = {(tuple(group.prefix), tuple(group.continuations[0])) for group in groups}

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from reasonrec_fast.data import Catalog, DataError, Interactions
+from reasonrec_fast.data import UNLABELLED, Catalog, DataError, Interactions
 from reasonrec_fast.data.explanations import Explanation
 from reasonrec_fast.models.reasonrec.instruction import ReasoningConverter, explanation_sample
 from reasonrec_fast.models.reasonrec.rationale import Rationales, stated_confidence
@@ -67,6 +67,16 @@ def test_samples_hold_nothing_later_than_their_label():
             assert sample.texts(0) == before[key].texts(0)
             written += 1
     assert written > 100
+
+
+def test_events_without_a_label_are_no_history():
+    """Nobody knows whether they were liked: they are not, and count nothing."""
+    data = shop()
+    data.labels[np.random.default_rng(2).random(len(data)) < 0.5] = UNLABELLED
+    labelled = np.flatnonzero(data.labels != UNLABELLED)
+    whole, without = (ReasoningConverter(data, rows, timed=True) for rows in (np.arange(len(data)), labelled))
+    for row in labelled.tolist():
+        assert whole.ctr(row) == without.ctr(row)
 
 
 def test_without_times_a_users_own_later_events_do_not_count():
@@ -138,6 +148,26 @@ def test_what_a_chain_counts_can_be_read_in_its_question():
                 assert (len(labels), labels.count("liked")) == (int(events), int(liked))
                 counted["rated"] += 1
     assert min(counted.values()) > 300
+
+
+def test_shared_tastes_can_be_read_beside_an_item_with_many_attributes():
+    """The question names three of them: those that a chain may speak of."""
+    data = shop()
+    generator, words = np.random.default_rng(4), [letter * 120 for letter in "FEDCBA"]
+    kinds = [tuple(generator.permutation(words)[: generator.integers(3, 6)].tolist()) for _ in data.catalog.ids]
+    data = replace(data, catalog=Catalog(data.catalog.ids, data.catalog.titles, {"kind": kinds}))
+    found = 0
+    for _, task, sample in samples(data, np.arange(200)):
+        if sample is None or task == "ctr":
+            continue
+        question, chain = sample.texts(which=0)
+        for title, shared in re.findall(r"(Thing \w) shares ([A-Z and]+)\.", chain):
+            told = re.search(rf"{title} \(([^;)]+)", question)[1]
+            assert all(value in told.split(", ") for value in shared.split(" and "))
+            found += 1
+        for taste in re.findall(r"[A-Z]{9,} \(\d+ of \d+\)", chain):
+            assert taste in question
+    assert found > 100
 
 
 def test_a_long_description_of_a_taste_is_cut_in_questions():

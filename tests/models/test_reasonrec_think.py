@@ -335,3 +335,6 @@ def test_the_demo_answers_users_before_their_last_event(data, split, model, conf
     without = demo_reasonrec.run_reasonrec_demo(users=2, k=3, say=said.append)
     assert [replace(answer, chain="", chain_film=None) for answer in answers] == without
     assert "adapters are not in this checkout" in said[-1]
+    for wrong in ({"users": -1}, {"k": -1}, {"users": 2.5}):
+        with pytest.raises(ValueError, match="expected a whole number of at least 0"):
+            demo_reasonrec.run_reasonrec_demo(**wrong)

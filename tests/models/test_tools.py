@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import numpy as np
@@ -271,5 +272,10 @@ def test_a_hybrid_of_two_trainings_is_refused(walks, encoder, tmp_path):
     HybridKNN(config).fit(walks, np.arange(len(walks) - 5)).save_pretrained(tmp_path / "other")
     shutil.rmtree(tmp_path / "one" / "items")
     shutil.copytree(tmp_path / "other" / "items", tmp_path / "one" / "items")
+    with pytest.raises(ValueError, match=r"items/\S+: expected the file that was saved with the model"):
+        load_recommender(tmp_path / "one")
+    settings = json.loads((tmp_path / "one" / "config.json").read_text())
+    del settings["files"]  # as versions before wrote it
+    (tmp_path / "one" / "config.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match="expected parts of the same training; got those of several"):
         load_recommender(tmp_path / "one")

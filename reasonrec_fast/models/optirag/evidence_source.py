@@ -135,7 +135,7 @@ class EvidenceSource:
                     built = built.with_columns(ItemTastes(index, others).build(builders[-1], rows))
                 return vars(built)
 
-            for name, values in keep(f"evidence.{number}", of_fold).items():
+            for name, values in keep(f"evidence.fold.{number}", of_fold).items():
                 whole = parts.setdefault(name, np.zeros((len(table), *values.shape[1:]), dtype=values.dtype))
                 whole[inside] = values
         builder = builders[-1] if builders else EvidenceBuilder(table, self.index, config.num_neighbours)

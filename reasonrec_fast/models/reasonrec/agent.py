@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ class ResidualAgent(Agent):
             raise ValueError(f"slates: expected some with another candidate beside the target; got {len(slates)}")
         steps = max(round(config.epochs * len(usable) / config.batch_users), 1)
         identity: dict[str, Any] = {"steps": steps, "slates": len(usable), "backbone": self.backbone_digest}
-        identity |= {**(fingerprint or {}), "reasoning": groups_digest(reasoning)}
+        identity |= {"settings": asdict(config), **(fingerprint or {}), "reasoning": groups_digest(reasoning)}
         if sampler is not None:
             identity["curriculum"] = sampler.identity
         order = np.concatenate([

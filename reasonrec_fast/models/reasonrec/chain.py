@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from reasonrec_fast.arrays import as_count
 from reasonrec_fast.devices import resolve_device
 from reasonrec_fast.lm.adapters import AdapterMerger, read_lora, with_lora, write_lora
+from reasonrec_fast.lm.decoder import Decoder
 from reasonrec_fast.lm.generate import Generation, Piece, TextGenerator
 from reasonrec_fast.lm.loading import load_language_model
 from reasonrec_fast.lm.sampling import SamplingParams
+from reasonrec_fast.models.reasonrec.agent_base import digest_of_weights
 from reasonrec_fast.models.reasonrec.chain_prompts import ChainPrompts
 from reasonrec_fast.models.reasonrec.config import ChainConfig
 from reasonrec_fast.models.reasonrec.instruction import ReasoningSample
-from reasonrec_fast.models.reasonrec.questions import Question
+from reasonrec_fast.models.reasonrec.questions import Question, ReasoningTask, reasoning_template
 from reasonrec_fast.models.reasonrec.rationale import LEVELS
 from reasonrec_fast.precision import fast_dtype
 from reasonrec_fast.pretrained import load_folder, save_folder
@@ -27,6 +30,8 @@ from reasonrec_fast.settings import settings_from
 from reasonrec_fast.training.curriculum import CurriculumSampler
 from reasonrec_fast.training.progress import Progress
 from reasonrec_fast.training.sft import SupervisedTraining, train_supervised
+
+_logger = logging.getLogger("reasonrec_fast")
 
 ADAPTER = "adapter.safetensors"
 _FORMAT = 1
@@ -94,7 +99,8 @@ class ChainWriter:
         device: where the model lives; by default the GPU where there is one.
 
     Raises:
-        ValueError: a device that is not available, or a model that has no token that ends a text.
+        ValueError: a device that is not available, a model that has no token that ends a text, or one that reads no
+            more than a chain.
     """
 
     def __init__(self, config: ChainConfig | None = None, *, device: torch.device | str | None = None) -> None:
@@ -103,6 +109,7 @@ class ChainWriter:
         # Drawn on the CPU, so that adapters are alike for every device.
         model, tokenizer = load_language_model(self.config.backbone, fast_dtype(device), device="cpu")
         self.tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor holds one
+        self.backbone_digest = digest_of_weights(model)
         self.peft: Any = with_lora(
             model, rank=self.config.lora_rank, alpha=self.config.lora_alpha, seed=self.config.seed
         )
@@ -111,12 +118,9 @@ class ChainWriter:
         self.adapters = AdapterMerger(self.peft)
         self._stops = self._stop_tokens()
         self._prompts = ChainPrompts(
-            self.tokenizer,
-            system=self.config.system,
-            budget=self.config.prompt_tokens,
-            stop=self._stops[0],
-            wordings=self.config.wordings,
-        )
+            self.tokenizer, system=self.config.system, budget=self.config.prompt_tokens, stop=self._stops[0],
+            chain=self.config.max_tokens, room=Decoder(self.peft).max_length, wordings=self.config.wordings,
+        )  # fmt: skip
 
     def _stop_tokens(self) -> tuple[int, ...]:
         """Those of the model, or else of its tokenizer; the first one ends the chains that are learnt."""
@@ -148,8 +152,9 @@ class ChainWriter:
         return self._prompts.prompt(question, seed)
 
     def fits(self, sample: ReasoningSample) -> bool:
-        """Whether the sample can be learnt: its question within ``prompt_tokens``, its chain within ``max_tokens``."""
-        return self._prompts.fits(sample, self.config.max_tokens, self.config.seed)
+        """Whether the sample can be learnt: its question within ``prompt_tokens`` and what the model reads before a
+        chain, its chain within ``max_tokens``."""
+        return self._prompts.fits(sample, self.config.seed)
 
     # Learning
 
@@ -192,6 +197,7 @@ class ChainWriter:
             learning_rate=config.learning_rate, seed=config.seed,
         )  # fmt: skip
         identity = {name: getattr(config, name) for name in ("backbone", "lora_rank", "lora_alpha")}
+        identity["weights"] = self.backbone_digest
         with self.adapters.unmerged():
             try:
                 train_supervised(
@@ -266,7 +272,11 @@ class ChainWriter:
 
         def write(path: Path) -> dict[str, Any]:
             write_lora(self.peft, path / ADAPTER)
-            return {"config": asdict(self.config)}
+            return {
+                "config": asdict(self.config),
+                "backbone": self.backbone_digest,
+                "templates": {task: reasoning_template(task).digest for task in get_args(ReasoningTask)},
+            }
 
         save_folder(folder, "ChainWriter", _FORMAT, (ADAPTER,), write)
 
@@ -274,13 +284,24 @@ class ChainWriter:
     def from_pretrained(cls, folder: str | Path, *, device: torch.device | str | None = None) -> ChainWriter:
         """Read what :meth:`save_pretrained` wrote, on any device.
 
+        A log message tells of questions that are put in other words than those it learnt from.
+
         Raises:
             FileNotFoundError: nothing was saved there.
-            ValueError: the folder holds something else, or adapters of another backbone.
+            ValueError: the folder holds something else, or adapters of another backbone, or the backbone has other
+                weights.
         """
 
         def read(path: Path, stored: dict[str, Any]) -> ChainWriter:
             writer = cls(settings_from(ChainConfig, stored["config"], str(path)), device=device)
+            if stored.get("backbone", writer.backbone_digest) != writer.backbone_digest:
+                raise ValueError(
+                    f"{path}: expected the language model that the writer was trained with; "
+                    f"{writer.config.backbone} has other weights"
+                )
+            for task, digest in stored.get("templates", {}).items():
+                if digest != reasoning_template(task).digest:
+                    _logger.warning("%s: learnt from questions of another template %s than this one", path, task)
             read_lora(writer.peft, path / ADAPTER)
             return writer
 

@@ -19,13 +19,31 @@ class ChainPrompts:
             question is plain text.
         budget: most tokens of a question; a longer history loses its oldest items.
         stop: token that ends a chain; None for none.
+        chain: most tokens of a chain.
+        room: tokens that the language model reads, question and chain together; the question gets what is left.
         wordings: of each task, that are drawn from: the first so many; None for all.
+
+    Raises:
+        ValueError: no room for a question.
     """
 
     def __init__(
-        self, tokenizer: Any, *, system: str | None, budget: int, stop: int | None, wordings: int | None = None
+        self,
+        tokenizer: Any,
+        *,
+        system: str | None,
+        budget: int,
+        stop: int | None,
+        chain: int,
+        room: int,
+        wordings: int | None = None,
     ) -> None:
-        self._tokenizer, self._budget, self._stop, self._wordings = tokenizer, budget, stop, wordings
+        if chain >= room:
+            raise ValueError(
+                f"max_tokens: expected chains of fewer than {room} tokens, which the backbone reads; got {chain}"
+            )
+        self._tokenizer, self._stop, self._wordings = tokenizer, stop, wordings
+        self._budget, self._longest = min(budget, room - chain), chain
         self._system = system if getattr(tokenizer, "chat_template", None) else None
         self._ids = TokenIds(tokenizer)
         self._encoders: dict[ReasoningTask, PromptEncoder] = {}
@@ -52,12 +70,12 @@ class ChainPrompts:
         stop = [] if self._stop is None else [self._stop]
         return SupervisedGroup(self.prompt(sample.question, seed), [[*chain, *stop]])
 
-    def fits(self, sample: ReasoningSample, most: int, seed: int = 0) -> bool:
-        """Whether a sample can be learnt: its question within the budget, its chain within so many tokens."""
+    def fits(self, sample: ReasoningSample, seed: int = 0) -> bool:
+        """Whether a sample can be learnt: neither its question nor its chain is too long."""
         try:
             group = self.group(sample, seed)
         except ValueError as error:
             if str(error).startswith("budget:"):
                 return False
             raise
-        return len(group.continuations[0]) <= most
+        return len(group.continuations[0]) <= self._longest

@@ -161,7 +161,8 @@ class ChainConfig:
             must be said to be one order of all events (True), or positions within each user's own (False, files of
             sequences).
         wordings: of the ten of each task, that samples and questions are written in: the first so many; None for all.
-        prompt_tokens: most tokens of a question; a longer history loses its oldest items.
+        prompt_tokens: most tokens of a question, and no more than the backbone reads before a chain; a longer history
+            loses its oldest items.
         lora_rank, lora_alpha: of the adapters on every linear layer.
         learning_rate: of AdamW.
         epochs: passes over the samples.

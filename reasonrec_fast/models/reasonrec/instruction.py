@@ -134,7 +134,9 @@ class ReasoningConverter:
         if probability is None:
             probability = share if label else 1 - share
         words = [
-            facts.described(self.data.items[r], values, "liked" if self.data.labels[r] == 1 else "not liked")
+            facts.described(
+                self.data.items[r], dict.fromkeys(values, 1), "liked" if self.data.labels[r] == 1 else "not liked"
+            )
             for r in known
         ]
         compared = (

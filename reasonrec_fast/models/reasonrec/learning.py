@@ -105,7 +105,7 @@ def train_agent(
         fingerprint, checkpoint, progress: as in :meth:`ResidualAgent.train` and :meth:`TitleAgent.read`.
 
     Raises:
-        DataError: nobody to learn from.
+        DataError: nobody to learn from, or no chain of thought where the agent learns some.
     """
     # With one candidate there is nothing to learn.
     rows = np.flatnonzero(learning & (position >= 0) & (ranking.candidates > 1))
@@ -143,19 +143,34 @@ def train_agent(
     )  # fmt: skip
 
 
+def reasoning_prompts(agent: ResidualAgent) -> ChainPrompts:
+    """What writes the chains of thought that an agent learns beside.
+
+    Raises:
+        ValueError: a backbone that reads no more than a chain.
+    """
+    config = reasoning_of(agent.config)
+    return ChainPrompts(
+        agent.tokenizer, system=config.system, budget=config.prompt_tokens, stop=agent.tokenizer.eos_token_id,
+        chain=config.max_tokens, room=agent.ranker.model.backbone.max_length,
+        wordings=config.wordings,
+    )  # fmt: skip
+
+
 def _reasoning(agent: ResidualAgent, samples: Sequence[ReasoningSample]) -> list[SupervisedGroup]:
     """What an agent learns of samples; those that are too long are left out."""
-    config = reasoning_of(agent.config)
-    prompts = ChainPrompts(
-        agent.tokenizer,
-        system=config.system,
-        budget=config.prompt_tokens,
-        stop=agent.tokenizer.eos_token_id,
-        wordings=config.wordings,
-    )
-    fitting = [sample for sample in samples if prompts.fits(sample, config.max_tokens, config.seed)]
+    if not agent.config.reasoning_weight:
+        return []
+    config, prompts = agent.config, reasoning_prompts(agent)
+    fitting = [sample for sample in samples if prompts.fits(sample, config.seed)]
     if len(fitting) < len(samples):
         _logger.info("%d of %d chains of thought are too long", len(samples) - len(fitting), len(samples))
+    if not fitting:
+        raise DataError(
+            "agent.reasoning_weight: expected 0, or training events that chains of thought can be made of: likes, "
+            "after another one, of items with title or attributes that the stack nominates; got "
+            + (f"{len(samples)} that are all too long" if samples else "none")
+        )
     return [prompts.group(sample, config.seed) for sample in fitting]
 
 

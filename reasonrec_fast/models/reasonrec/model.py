@@ -15,11 +15,13 @@ from reasonrec_fast.data.interactions import UNLABELLED
 from reasonrec_fast.data.tables import TableLike, as_interactions
 from reasonrec_fast.models.classical.base import ClassicalRecommender
 from reasonrec_fast.models.classical.identifiers import is_text
+from reasonrec_fast.models.classical.rows import checked_rows
 from reasonrec_fast.models.classical.stack import Stack
 from reasonrec_fast.models.classical.stack_config import StackRanking
 from reasonrec_fast.models.classical.stack_folds import first_positives
 from reasonrec_fast.models.classical.stack_tools import DEFAULT_TOOLS
 from reasonrec_fast.models.optirag import OptiRAG
+from reasonrec_fast.models.optirag.rows import fit_rows
 from reasonrec_fast.models.reasonrec import storage, thinking
 from reasonrec_fast.models.reasonrec.agent_base import Agent
 from reasonrec_fast.models.reasonrec.agents import Prompts, check_room, new_agent, prompts_of
@@ -118,14 +120,18 @@ class ReasonRec(ClassicalRecommender):
             progress: called for the parts ``"stack"``, ``"agent"``, ``"chain"`` and ``"ctr"``.
 
         Raises:
-            DataError: rows that nothing can be learnt from, or an agent without validation.
-            ValueError: a checkpoint of another configuration or of other events.
+            DataError: rows that nothing can be learnt from, or an agent or a model of clicks without validation.
+            ValueError: a checkpoint of another configuration or of other events, or a part without likes or without
+                dislikes for the model of clicks.
         """
         data = as_interactions(data)
         if self.config.reader is not None and validation is None:
             raise DataError("validation: expected rows, which the agent learns from; got None")
-        super().fit(data, train, validation, checkpoint=checkpoint, progress=progress)
         rows = np.flatnonzero(data.labels != UNLABELLED) if train is None else np.asarray(train)
+        clicks = (
+            None if self.config.ctr is None else _clicks(data, rows, validation)
+        )  # refused before the stack is fitted
+        super().fit(data, train, validation, checkpoint=checkpoint, progress=progress)
         if self.config.chain is not None:
             assert self.horizon is not None
             self.chain = ChainWriter(self.config.seeded(self.config.chain), device=self.device)
@@ -134,9 +140,10 @@ class ReasonRec(ClassicalRecommender):
                 checkpoint=None if checkpoint is None else f"{checkpoint}.chain",
                 progress=named_part(progress, "chain"),
             )  # fmt: skip
-        if self.config.ctr is not None:
+        if clicks is not None:
+            assert self.config.ctr is not None
             self.ctr = OptiRAG(self.config.seeded(self.config.ctr), device=self.device).fit(
-                data, rows, validation, checkpoint=None if checkpoint is None else f"{checkpoint}.ctr",
+                data, *clicks, checkpoint=None if checkpoint is None else f"{checkpoint}.ctr",
                 progress=named_part(progress, "ctr"),
             )  # fmt: skip
         return self
@@ -210,7 +217,8 @@ class ReasonRec(ClassicalRecommender):
             identity = {"stack": self.stack.training_digest, "settings": config.to_dict()}
             samples: list[ReasoningSample] = []
             if config.agent is not None and config.agent.reasoning_weight:
-                samples, _ = thinking.training_samples(self.stack, data, train, reasoning_of(config.agent))
+                settings = reasoning_of(config.seeded(config.agent))
+                samples, _ = thinking.training_samples(self.stack, data, train, settings)
             train_agent(
                 self.agent, self._slates, ranking, users, position, learning, horizons=horizons,
                 histories=self.histories, samples=samples, fingerprint=identity, checkpoint=checkpoint,
@@ -433,6 +441,16 @@ class ReasonRec(ClassicalRecommender):
         parts = storage.read(folder, self.config, self.device)
         self.stack, self.agent, self.ctr, self.chain, self.router, self.horizon, self.catalog = parts
         self.build(sizes)
+
+
+def _clicks(data: Interactions, train: np.ndarray, validation: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that the model of clicks learns from: those with a label."""
+    if validation is None:
+        raise DataError("validation: expected rows, which the model of clicks (ctr) is stopped by; got None")
+    learnt, held_out = checked_rows(data, train, validation, labels=True)
+    assert held_out is not None
+    found = fit_rows(data, learnt, held_out[data.labels[held_out] != UNLABELLED], 0)
+    return found.train, found.validation
 
 
 def _check_task(task: str) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from reasonrec_fast.arrays import as_rows
-from reasonrec_fast.data import DataError, Interactions
+from reasonrec_fast.data import UNLABELLED, DataError, Interactions
 from reasonrec_fast.data.timeline import Timeline
 from reasonrec_fast.models.reasonrec.words import ItemWords, strongest
 
@@ -37,16 +37,18 @@ class Descriptions(ItemWords):
         """A preference summary: ``Skin Care (4 of 6) and Olay (2 of 6)``."""
         if not len(items):
             return "nothing that is known yet"
-        parts = [f"{value} ({count} of {len(items)})" for value, count in self.tastes(items)]
+        parts = [f"{value[:_CHARACTERS]} ({count} of {len(items)})" for value, count in self.tastes(items)]
         return listed(parts) or "things that have no description"
 
     def profile(self, items: Sequence[int] | np.ndarray) -> list[str]:
         """The leading tastes, as a question tells them."""
         return [f"{value[:_CHARACTERS]} ({count} of {len(items)})" for value, count in self.tastes(items, LEADING)]
 
-    def described(self, item: int, tastes: Collection[str], *told: str | None) -> str:
-        """A title with what a chain may say of it: attributes, first those among some tastes, and more in words."""
-        values = sorted(self.values(item), key=lambda value: value not in tastes)[:_VALUES]
+    def described(self, item: int, tastes: Mapping[str, int], *told: str | None) -> str:
+        """A title with what a chain may say of it: attributes, first those among the commonest of some tastes that it
+        has, and more in words."""
+        shared = self._shared(item, tastes)[:_VALUES]
+        values = sorted(self.values(item), key=lambda value: value not in shared)[:_VALUES]
         named = ", ".join(value[:_CHARACTERS] for value in values) if self.catalog.has_title(item) else ""
         parts = [part for part in (named, *told) if part]  # without a title, attributes are the name
         return f"{self.title(item)} ({'; '.join(parts)})" if parts else str(self.title(item))
@@ -58,12 +60,15 @@ class Descriptions(ItemWords):
         for item in candidates:
             if (title := self.title(item)) is None:
                 continue
-            shared = sorted((value for value in self.values(item) if value in tastes),
-                            key=lambda value: (-tastes[value], value))  # fmt: skip
+            shared = [value[:_CHARACTERS] for value in self._shared(item, tastes)[:2]]
             sentences.append(
-                f"{title} shares {listed(shared[:2])}." if shared else f"{title} shares none of the leading tastes."
+                f"{title} shares {listed(shared)}." if shared else f"{title} shares none of the leading tastes."
             )
         return " ".join(sentences) or "The candidates have no description."
+
+    def _shared(self, item: int, tastes: Mapping[str, int]) -> list[str]:
+        """Attribute values of an item that are among some tastes, the commonest first."""
+        return sorted((value for value in self.values(item) if value in tastes), key=lambda v: (-tastes[v], v))
 
 
 class Rationales(Descriptions):
@@ -71,7 +76,7 @@ class Rationales(Descriptions):
 
     Args:
         data: the events.
-        rows: of the training part; no other event is read.
+        rows: of the training part; no other event is read, nor one without a label: nobody knows how it ended.
         timed: whether events of different users can be compared by their timestamps. Sequence files have positions
             instead: there all training events of *other* users count, and a user's own before the moment.
 
@@ -83,6 +88,7 @@ class Rationales(Descriptions):
         super().__init__(data.catalog)
         self.data, self.timed = data, timed
         rows = as_rows(rows, "rows", len(data), error=DataError)
+        rows = rows[data.labels[rows] != UNLABELLED]
         self._by_user = Timeline(data.users, data.timestamps, data.num_users, rows)
         self._by_item = Timeline(data.items, data.timestamps, data.num_items, rows[data.labels[rows] == 1])
 
