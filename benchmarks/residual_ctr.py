@@ -2,29 +2,36 @@
 
 The packaged OptiRAG's heads correct the logit of its own trees. Here these corrections, of every head, are columns of a
 logistic regression beside the logits of CTRStack and of OptiRAG's trees; it is fitted on the validation part, and
-compared on the test part with the same regression without them.
+compared on the test part with the same regression without them. OptiRAG learns to order a user's items too, which the
+trees do not, so a third kind of trees stands beside: LambdaMART on CTRStack's own columns, user by user.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
+import lightgbm
 import numpy as np
 import torch
 import typer
+from safetensors import safe_open
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from reasonrec_fast import evaluation
-from reasonrec_fast.data import Interactions, load_movielens_small, split_by_time
+from reasonrec_fast.data import Interactions, Split, load_movielens_small, split_by_time
 from reasonrec_fast.experiments.config import load_experiment
 from reasonrec_fast.experiments.runner import machine, revision, versions
-from reasonrec_fast.files import read_tensors, write_json, write_tensors
-from reasonrec_fast.models.optirag import OptiRAG
+from reasonrec_fast.files import write_json, write_tensors
+from reasonrec_fast.models.optirag import CTRStack, CTRStackConfig, OptiRAG
+from reasonrec_fast.models.optirag.boosted import SETTINGS, boosted_features
 from reasonrec_fast.models.optirag.packaged import MOVIELENS
 from reasonrec_fast.models.optirag.rows import user_chunks
+from reasonrec_fast.pretrained import digests_of_files
+from reasonrec_fast.settings import settings_from
 
 
 def main(
@@ -36,21 +43,24 @@ def main(
     split = split_by_time(data)
     rows = {"validation": split.validation, "test": split.test}
     logits = {part: _kept(output, part, data, split, rows[part]) for part in rows}
-    stack = load_experiment("movielens-ctr-stack").models[0].make("ctr", seed, device="cpu")
+    settings = load_experiment("movielens-ctr-stack").models[0].settings
+    stack = Columns(settings_from(CTRStackConfig, {**settings, "seed": seed}, "movielens-ctr-stack"), device="cpu")
     stack.fit(data, split.train, split.validation)
+    ranker = stack.ranker(data, split.validation, seed)
     labels = {part: data.labels[rows[part]] for part in rows}
-    offsets = {
-        part: np.stack([stack.score_events(data, rows[part]), values["offset"]], axis=1)
-        for part, values in logits.items()
-    }
-    columns = {
-        "trees": offsets,
-        "trees and language model": {
-            part: np.concatenate([offsets[part], values["exits"] - values["offset"][:, None]], axis=1)
+    parts = {
+        "trees": {
+            part: np.stack([stack.score_events(data, rows[part]), values["offset"]], axis=1)
             for part, values in logits.items()
         },
+        "ranker": {part: ranker.predict(stack.columns(data, rows[part]))[:, None] for part in rows},
+        "language model": {part: values["exits"] - values["offset"][:, None] for part, values in logits.items()},
     }
-    scores = {"CTRStack": offsets["test"][:, 0]}
+    columns = {
+        ", ".join(names): {part: np.concatenate([parts[name][part] for name in names], axis=1) for part in rows}
+        for names in (("trees",), ("trees", "language model"), ("trees", "ranker"), tuple(parts))
+    }
+    scores = {"CTRStack": parts["trees"]["test"][:, 0], "ranker": parts["ranker"]["test"][:, 0]}
     for name, of_part in columns.items():
         model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
         model.fit(of_part["validation"], labels["validation"])
@@ -60,7 +70,10 @@ def main(
     report: dict[str, Any] = {
         "seed": seed, "requests": len(users), "machine": machine("cpu"), "versions": versions(), "revision": revision(),
         "metrics": {name: _metrics(labels["test"], users, unrated, values) for name, values in scores.items()},
-        "language model adds": _differences(labels["test"], users, unrated, scores),
+        "language model adds": {
+            other: _differences(labels["test"], users, unrated, scores[f"{other}, language model"], scores[other])
+            for other in ("trees", "trees, ranker")
+        },
     }  # fmt: skip
     write_json(output, report)
     for name, values in report["metrics"].items():
@@ -68,23 +81,62 @@ def main(
     print(report["language model adds"])
 
 
-def _kept(output: Path, part: str, data: Interactions, split: Any, rows: np.ndarray) -> dict[str, np.ndarray]:
+class Columns(CTRStack):
+    """A CTRStack that gives what its trees read."""
+
+    def grow_trees(self, training: Any, *more: Any, **settings: Any) -> Any:
+        self._training = training
+        return super().grow_trees(training, *more, **settings)
+
+    def columns(self, data: Interactions, rows: np.ndarray) -> np.ndarray:
+        """What the trees read of requests, float32 ``[N, F]``."""
+        parts = np.array_split(rows, max(len(rows) // 4000, 1))
+        return np.concatenate([boosted_features(self._visible(*self._matched_source(data, part))) for part in parts])
+
+    def ranker(self, data: Interactions, validation: np.ndarray, seed: int) -> lightgbm.Booster:
+        """LambdaMART on the training requests of each user, stopped by GAUC on validation."""
+        table = self._training.table
+        order = np.argsort(table.users, kind="stable")
+        sizes = np.bincount(table.users)
+        features, labels = boosted_features(self._training.evidence)[order], self._training.labels[order]
+        train = lightgbm.Dataset(features, labels, group=sizes[sizes > 0])
+        order = validation[np.argsort(data.users[validation], kind="stable")]
+        held_users, held_labels = data.users[order], data.labels[order]
+        held_out = lightgbm.Dataset(
+            self.columns(data, order), held_labels, group=np.unique(held_users, return_counts=True)[1], reference=train
+        )
+        settings = {
+            **SETTINGS, "objective": "lambdarank", "metric": "none", "lambdarank_truncation_level": 10_000,
+            "seed": seed, "num_threads": torch.get_num_threads(),
+        }  # fmt: skip
+        return lightgbm.train(
+            settings, train, 600, valid_sets=[held_out], callbacks=[lightgbm.early_stopping(50, verbose=False)],
+            feval=lambda scores, _: ("gauc", evaluation.gauc(held_labels, scores, held_users), True),
+        )  # fmt: skip
+
+
+def _kept(output: Path, part: str, data: Interactions, split: Split, rows: np.ndarray) -> dict[str, np.ndarray]:
     """Logits of OptiRAG's trees ``[N]`` and of every exit ``[N, E]``, for requests of one part."""
     file = output.parent / f".{output.name}.{part}.safetensors"
-    if not file.is_file():
-        model = OptiRAG.from_pretrained(MOVIELENS, device="cpu")
-        model.refit_retriever(data, split.train)
-        offset, exits = np.empty(len(rows)), np.empty((len(rows), len(model.ranker.model.exits)))
-        done = 0
-        for chunk in user_chunks(data.users[rows], whole_users=True):
-            requests = model.requests(data, rows[chunk], alone=False)
-            assert requests.offset is not None
-            offset[chunk] = requests.offset
-            exits[chunk] = model.exit_logits(requests).mean(2).T
-            done += len(chunk)
-            print(f"{part}: {done} of {len(rows)}", flush=True)
-        write_tensors(file, {"offset": torch.from_numpy(offset), "exits": torch.from_numpy(exits)})
-    return {name: value.numpy() for name, value in read_tensors(file).items()}
+    identity = json.dumps([data.take(split.train).digest(), data.take(rows).digest(), digests_of_files(MOVIELENS)])
+    if file.is_file():
+        with safe_open(file, framework="np") as stored:
+            if (stored.metadata() or {}).get("run") == identity:
+                return {name: stored.get_tensor(name) for name in ("offset", "exits")}
+    model = OptiRAG.from_pretrained(MOVIELENS, device="cpu")
+    model.refit_retriever(data, split.train)
+    offset, exits = np.empty(len(rows)), np.empty((len(rows), len(model.ranker.model.exits)))
+    done = 0
+    for chunk in user_chunks(data.users[rows], whole_users=True):
+        requests = model.requests(data, rows[chunk], alone=False)
+        assert requests.offset is not None
+        offset[chunk] = requests.offset
+        exits[chunk] = model.exit_logits(requests).mean(2).T
+        done += len(chunk)
+        print(f"{part}: {done} of {len(rows)}", flush=True)
+    values = {"offset": offset, "exits": exits}
+    write_tensors(file, {name: torch.from_numpy(value) for name, value in values.items()}, {"run": identity})
+    return values
 
 
 def _metrics(labels: np.ndarray, users: np.ndarray, unrated: np.ndarray, scores: np.ndarray) -> dict[str, float]:
@@ -96,9 +148,8 @@ def _metrics(labels: np.ndarray, users: np.ndarray, unrated: np.ndarray, scores:
 
 
 def _differences(
-    labels: np.ndarray, users: np.ndarray, unrated: np.ndarray, scores: dict[str, np.ndarray]
+    labels: np.ndarray, users: np.ndarray, unrated: np.ndarray, ours: np.ndarray, baseline: np.ndarray
 ) -> dict[str, dict[str, list[float]]]:
-    ours, baseline = scores["trees and language model"], scores["trees"]
     result = {}
     for name, some in (("all requests", np.ones_like(unrated)), ("unrated films", unrated)):
         found = evaluation.paired_differences(labels[some], users[some], ours[some], baseline[some])
