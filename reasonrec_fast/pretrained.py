@@ -91,8 +91,9 @@ def load_folder(
 
 def digests_of_files(folder: Path) -> dict[str, str]:
     """Path and digest (BLAKE2b, 32 hexadecimal digits) of every file in a folder, for :func:`check_files`; those of a
-    model in a folder of its own within are among them."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    model in a folder of its own within are among them, but no ``config.json``: whoever edits one (a language model was
+    moved) is taken to mean it."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CONFIG)
     return {path.relative_to(folder).as_posix(): _digest_of_file(path) for path in paths}
 
 

@@ -212,5 +212,5 @@ def test_a_part_of_another_model_is_refused(fitted, tmp_path):
     part = tmp_path / "whole" / "part"
     shutil.rmtree(part)
     shutil.copytree(tmp_path / "other", part)  # a whole model by itself
-    with pytest.raises(ValueError, match="part/config.json: expected the file that was saved with the model"):
+    with pytest.raises(ValueError, match="part/model.safetensors: expected the file that was saved with the model"):
         load_folder(tmp_path / "whole", "Whole", 1, lambda folder, settings: load_recommender(folder / "part"))
