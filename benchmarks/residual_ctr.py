@@ -2,8 +2,9 @@
 
 The packaged OptiRAG's heads correct the logit of its own trees. Here these corrections, of every head, are columns of a
 logistic regression beside the logits of CTRStack and of OptiRAG's trees; it is fitted on the validation part, and
-compared on the test part with the same regression without them. OptiRAG learns to order a user's items too, which the
-trees do not, so a third kind of trees stands beside: LambdaMART on CTRStack's own columns, user by user.
+compared on the test part with the same regression without them. Rivals without a language model stand beside: OptiRAG
+learns to order a user's items too, which the trees do not, as does LambdaMART on CTRStack's own columns; and its heads
+read numbers of the evidence too, out of which OptiRAG's depth 0 tells what they would correct.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from reasonrec_fast.models.optirag.rows import user_chunks
 from reasonrec_fast.pretrained import digests_of_files
 from reasonrec_fast.settings import settings_from
 
+RIVALS = (("trees",), ("trees", "ranker"), ("trees", "numbers"), ("trees", "ranker", "numbers"))
+
 
 def main(
     output: Annotated[Path, typer.Option("--json", help="where to write the figures; logits are kept beside it")],
@@ -53,12 +56,14 @@ def main(
             part: np.stack([stack.score_events(data, rows[part]), values["offset"]], axis=1)
             for part, values in logits.items()
         },
+        "numbers": {part: _of_numbers(data, split, rows[part])[:, None] for part in rows},
         "ranker": {part: ranker.predict(stack.columns(data, rows[part]))[:, None] for part in rows},
         "language model": {part: values["exits"] - values["offset"][:, None] for part, values in logits.items()},
     }
     columns = {
         ", ".join(names): {part: np.concatenate([parts[name][part] for name in names], axis=1) for part in rows}
-        for names in (("trees",), ("trees", "language model"), ("trees", "ranker"), tuple(parts))
+        for rivals in RIVALS
+        for names in (rivals, (*rivals, "language model"))
     }
     scores = {"CTRStack": parts["trees"]["test"][:, 0], "ranker": parts["ranker"]["test"][:, 0]}
     for name, of_part in columns.items():
@@ -72,7 +77,7 @@ def main(
         "metrics": {name: _metrics(labels["test"], users, unrated, values) for name, values in scores.items()},
         "language model adds": {
             other: _differences(labels["test"], users, unrated, scores[f"{other}, language model"], scores[other])
-            for other in ("trees", "trees, ranker")
+            for other in map(", ".join, RIVALS)
         },
     }  # fmt: skip
     write_json(output, report)
@@ -137,6 +142,19 @@ def _kept(output: Path, part: str, data: Interactions, split: Split, rows: np.nd
     values = {"offset": offset, "exits": exits}
     write_tensors(file, {name: torch.from_numpy(value) for name, value in values.items()}, {"run": identity})
     return values
+
+
+def _of_numbers(data: Interactions, split: Split, rows: np.ndarray) -> np.ndarray:
+    """What OptiRAG's depth 0 adds to its trees without a language model, ``[N]``."""
+    model = OptiRAG.from_pretrained(MOVIELENS, device="cpu")
+    model.refit_retriever(data, split.train)
+    assert model.depth_zero is not None
+    result = np.empty(len(rows))
+    for chunk in user_chunks(data.users[rows], whole_users=True):
+        requests = model.requests(data, rows[chunk], alone=False)
+        assert requests.offset is not None and requests.features is not None
+        result[chunk] = model.depth_zero.logits(requests.features, requests.offset) - requests.offset
+    return result
 
 
 def _metrics(labels: np.ndarray, users: np.ndarray, unrated: np.ndarray, scores: np.ndarray) -> dict[str, float]:
