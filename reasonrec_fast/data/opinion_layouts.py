@@ -54,7 +54,8 @@ def read_koniq10k(folder: Path, score: str, raters: float) -> Parts:
     scores, sets = folder / "koniq10k_scores_and_distributions.csv", folder / "koniq10k_distributions_sets.csv"
     path = one_of(folder, (scores.name, sets.name))
     levels = tuple(f"c{level}" for level in range(1, 6))
-    split = read_table(sets, ("image_name", "set", *levels, "c_total")) if sets.is_file() else None
+    has_split = sets.is_file()
+    split = read_table(one_of(folder, (sets.name,)), ("image_name", "set", *levels, "c_total")) if has_split else None
     if path == scores:
         table = read_table(path, ("image_name", "MOS", "SD", "c_total"))
         means = numbers(list(table["MOS"]), path, "MOS", 1, 5)

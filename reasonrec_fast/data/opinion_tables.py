@@ -109,7 +109,7 @@ def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         ImportError: an ``.xlsx`` file without the package openpyxl.
     """
     if path.suffix == ".xlsx" and importlib.util.find_spec("openpyxl") is None:
-        raise ImportError(f"{path}: expected the package openpyxl, or the same table as a CSV file; got neither")
+        raise ImportError(f"{path}: expected the package openpyxl (extra 'opinions'), or the table as a CSV file")
     try:
         if path.suffix == ".xlsx":
             table = pd.read_excel(path, dtype=str, keep_default_na=False, engine="openpyxl")

@@ -242,7 +242,9 @@ def test_spaq_as_a_workbook(tmp_path, monkeypatch):
     scores.unlink()
     with monkeypatch.context() as patch:
         patch.setattr("importlib.util.find_spec", lambda name: None)
-        with pytest.raises(ImportError, match="expected the package openpyxl, or the same table as a CSV file"):
+        with pytest.raises(
+            ImportError, match=r"expected the package openpyxl \(extra 'opinions'\), or the table as a CSV"
+        ):
             load_opinion_set("spaq", tmp_path)
     pytest.importorskip("openpyxl")
     with pytest.raises(DataError, match="expected a table; "):
