@@ -84,7 +84,11 @@ def nearest_pairs(features: np.ndarray, count: int, *, block: int = 1024) -> Ali
     best = (np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0))
     for row in range(0, len(directions), block):
         cosines = _cosines(directions[row : row + block], directions)
-        rows, columns = np.nonzero(np.arange(len(directions)) > np.arange(row, row + len(cosines))[:, None])
+        cosines[np.arange(len(directions)) <= np.arange(row, row + len(cosines))[:, None]] = -np.inf
+        least = -1.1  # of a cosine, with rounding
+        if cosines.size > count:
+            least = max(least, np.partition(cosines, -count, axis=None)[-count])
+        rows, columns = np.nonzero(cosines >= least)
         joined = (
             np.concatenate([best[0], rows + row]),
             np.concatenate([best[1], columns]),
