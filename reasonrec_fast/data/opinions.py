@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from reasonrec_fast.arrays import as_numbers
+from reasonrec_fast.arrays import as_index, as_numbers
 from reasonrec_fast.data.errors import DataError
 from reasonrec_fast.data.images import path_within, read_image
 
@@ -24,42 +25,108 @@ class Opinions:
         folder: of the images.
         groups: where each image is from, for figures by group, ``[N]``; None where nothing is known. Judges do not read
             it.
+        scales: whose scale each score is on, such as the name of the data set, ``[N]``; scores of different scales are
+            never compared with each other. None: all scores are of one scale.
+        deviations: standard error of each mean score on its own scale, float64 ``[N]``, NaN where it is not known; None
+            where none is.
+
+    Raises:
+        DataError: scales or deviations of another length, a scale without a name, or a deviation below 0 or infinite.
+
+    >>> Opinions(("a.png",), np.array([3.0]), Path(), scales=("mine",), deviations=np.array([-0.1]))
+    Traceback (most recent call last):
+    reasonrec_fast.data.errors.DataError: deviations: expected at least 0, or NaN where unknown; got -0.1 in row 0
     """
 
     images: tuple[str, ...]
     scores: np.ndarray
     folder: Path
     groups: tuple[str, ...] | None = field(default=None)
+    scales: tuple[str, ...] | None = field(default=None)
+    deviations: np.ndarray | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        if self.scales is not None:
+            _check_length(len(self.scales), len(self), "scales")
+            for row, scale in enumerate(self.scales):
+                if not isinstance(scale, str) or not scale.strip():
+                    raise DataError(f"scales: expected names; got {scale!r} in row {row}")
+        if self.deviations is not None:
+            deviations = as_numbers(self.deviations, "deviations", nan=True, error=DataError)
+            _check_length(len(deviations), len(self), "deviations")
+            for row in np.flatnonzero(deviations < 0)[:1]:
+                raise DataError(
+                    f"deviations: expected at least 0, or NaN where unknown; got {deviations[row]} in row {row}"
+                )
+            object.__setattr__(self, "deviations", deviations)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def take(self, rows: np.ndarray) -> Opinions:
-        """Some of the rows."""
-        groups = None if self.groups is None else tuple(self.groups[row] for row in rows)
-        return Opinions(tuple(self.images[row] for row in rows), self.scores[rows], self.folder, groups)
+        """Some of the rows.
+
+        Raises:
+            DataError: a row that is not there (a mask is no list of rows).
+        """
+        rows = as_index(rows, "rows", len(self), error=DataError)
+        return Opinions(
+            tuple(self.images[row] for row in rows),
+            self.scores[rows],
+            self.folder,
+            None if self.groups is None else tuple(self.groups[row] for row in rows),
+            None if self.scales is None else tuple(self.scales[row] for row in rows),
+            None if self.deviations is None else self.deviations[rows],
+        )
+
+    def check_one_scale(self, name: str) -> None:
+        """For work that compares all scores with each other.
+
+        Args:
+            name: of the argument, for the message.
+
+        Raises:
+            DataError: scores of several scales.
+        """
+        known = sorted(set(self.scales or ()))
+        if len(known) > 1:
+            raise DataError(f"{name}: expected scores of one scale; got {len(known)}: {', '.join(map(repr, known))}")
 
     def digest(self) -> str:
-        """SHA-256 of the files' contents, the scores and the groups, 32 hexadecimal digits."""
+        """SHA-256 of the files' contents, the scores, the groups, the scales and the deviations, 32 hexadecimal
+        digits."""
         sha256 = hashlib.sha256(np.ascontiguousarray(self.scores, dtype=np.float64).tobytes())
         for image in self.images:
             sha256.update(hashlib.sha256(path_within(image, self.folder).read_bytes()).digest())
         sha256.update("\0".join(self.groups or ()).encode())
+        if self.scales is not None:  # without the two, digests are what they were before there were any
+            sha256.update(b"\0scales\0" + json.dumps(self.scales).encode())
+        if self.deviations is not None:
+            canonical = np.where(np.isnan(self.deviations), np.nan, self.deviations + 0.0)  # one NaN, one zero
+            sha256.update(b"\0deviations\0" + canonical.tobytes())
         return sha256.hexdigest()[:32]
 
 
 def load_opinions(
-    path: str | Path, *, image: str = "image", score: str = "score", group: str | None = None
+    path: str | Path,
+    *,
+    image: str = "image",
+    score: str = "score",
+    group: str | None = None,
+    scale: str | None = None,
+    deviation: str | None = None,
 ) -> Opinions:
     """Read a CSV file of images and their mean opinion scores.
 
     Args:
         path: of the file; images are relative to its folder and may not lie outside.
-        image, score, group: names of its columns; no group by default.
+        image, score, group, scale, deviation: names of its columns; no group, scale or deviation by default. A
+            deviation that is not known is an empty field.
 
     Raises:
-        DataError: no such file, a column that is not there, a score that is not a finite number, an image twice, or one
-            that is missing or cannot be opened (each with its row).
+        DataError: no such file, a column that is not there, a score that is not a finite number, a deviation that is
+            neither empty nor a finite number of at least 0, a scale without a name, an image twice, or one that is
+            missing or cannot be opened (each with its row).
     """
     path = Path(path)
     if not path.is_file():
@@ -68,7 +135,7 @@ def load_opinions(
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise DataError(f"{path}: expected a CSV file in UTF-8; {error}") from error
-    for name in (image, score, *([] if group is None else [group])):
+    for name in (image, score, *(name for name in (group, scale, deviation) if name is not None)):
         if name not in table:
             raise DataError(f"{path}: expected a column {name!r}; got {', '.join(map(repr, table.columns))}")
     if not len(table):
@@ -85,7 +152,19 @@ def load_opinions(
         if missing:
             raise DataError(f"{path}, row {row}: expected an image; there is none at {name!r}")
     values = [_number(value, path, row) for row, value in enumerate(table[score])]
-    return Opinions(images, as_numbers(values, score), path.parent, None if group is None else tuple(table[group]))
+    errors = None if deviation is None else [_deviation(text, path, row) for row, text in enumerate(table[deviation])]
+    scales = None if scale is None else tuple(table[scale])
+    for row, name in enumerate(scales or ()):
+        if not name.strip():
+            raise DataError(f"{path}, row {row}: expected the name of a scale; got {name!r}")
+    return Opinions(
+        images,
+        as_numbers(values, score),
+        path.parent,
+        None if group is None else tuple(table[group]),
+        scales,
+        None if errors is None else np.array(errors),
+    )
 
 
 def check_readable(opinions: Opinions) -> None:
@@ -101,13 +180,27 @@ def check_readable(opinions: Opinions) -> None:
             raise DataError(f"row {row}: {error}") from error
 
 
-def _number(text: str, path: Path, row: int) -> float:
+def _check_length(got: int, expected: int, name: str) -> None:
+    if got != expected:
+        raise DataError(f"{name}: expected one for each of the {expected} images; got {got}")
+
+
+def _number(text: str, path: Path, row: int, expected: str = "a score, a finite number") -> float:
     try:
         value = float(text)
     except ValueError:
         value = float("nan")
     if not np.isfinite(value):
-        raise DataError(f"{path}, row {row}: expected a score, a finite number; got {text!r}")
+        raise DataError(f"{path}, row {row}: expected {expected}; got {text!r}")
+    return value
+
+
+def _deviation(text: str, path: Path, row: int) -> float:
+    if not text:
+        return float("nan")
+    value = _number(text, path, row, "a deviation, a finite number of at least 0")
+    if value < 0:
+        raise DataError(f"{path}, row {row}: expected a deviation, a finite number of at least 0; got {text!r}")
     return value
 
 

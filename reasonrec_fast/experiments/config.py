@@ -48,7 +48,7 @@ class DatasetConfig:
         split: of :func:`~reasonrec_fast.data.split_by_time`, for events.
         name: in reports.
         like, columns, time_unit, time_format: of a table; see :func:`~reasonrec_fast.data.load_interactions`. For
-            opinions, ``columns`` names the columns of ``image``, ``score`` and ``group``.
+            opinions, ``columns`` names the columns of ``image``, ``score``, ``group``, ``scale`` and ``deviation``.
     """
 
     kind: Literal[EventsKind, "explanations", "opinions"]
@@ -67,9 +67,10 @@ class DatasetConfig:
         check_settings(self)
         options = {name: getattr(self, name) for name in ("items", "like", "columns", "time_unit", "time_format")}
         if self.kind == "opinions":
-            strange = sorted(set(options.pop("columns")) - {"image", "score", "group"})
+            known = ("image", "score", "group", "scale", "deviation")
+            strange = sorted(set(options.pop("columns")) - set(known))
             if strange:
-                raise ValueError(f"columns: expected image, score, group; got {strange[0]!r}")
+                raise ValueError(f"columns: expected {', '.join(known)}; got {strange[0]!r}")
         check_table_options(self.kind, options)
         for name in ("test", "validation"):
             if self.kind != "opinions" and getattr(self, name):

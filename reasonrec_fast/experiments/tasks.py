@@ -112,6 +112,7 @@ class JudgeTask:
     def check_model(self, model: Judge, settings: EvaluationConfig) -> None:
         if len(self.data.test) < 5:
             raise DataError(f"test: expected at least five images; got {len(self.data.test)}")
+        self.data.test.check_one_scale("test")
         for part in (self.data.train, self.data.validation, self.data.test):
             if part is not None:
                 check_readable(part)

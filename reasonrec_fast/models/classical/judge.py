@@ -90,8 +90,10 @@ class FeatureJudge(PushToHub):
             progress: called with the number of images read.
 
         Raises:
-            DataError: too few images, scores that are all the same, or an image that cannot be read.
+            DataError: too few images, scores that are all the same or of several scales, or an image that cannot be
+                read.
         """
+        train.check_one_scale("train")
         if len(train) < 10 or not np.ptp(train.scores):
             raise DataError(f"train: expected ten images of different scores at least; got {len(train)}")
         features = self._features(train.images, train.folder, progress)
