@@ -26,7 +26,7 @@ from reasonrec_fast import evaluation
 from reasonrec_fast.data import Interactions, Split, load_movielens_small, split_by_time
 from reasonrec_fast.experiments.config import load_experiment
 from reasonrec_fast.experiments.runner import machine, revision, versions
-from reasonrec_fast.files import write_json, write_tensors
+from reasonrec_fast.files import read_json, write_json, write_tensors
 from reasonrec_fast.models.optirag import CTRStack, CTRStackConfig, OptiRAG
 from reasonrec_fast.models.optirag.boosted import SETTINGS, boosted_features
 from reasonrec_fast.models.optirag.packaged import MOVIELENS
@@ -123,7 +123,8 @@ class Columns(CTRStack):
 def _kept(output: Path, part: str, data: Interactions, split: Split, rows: np.ndarray) -> dict[str, np.ndarray]:
     """Logits of OptiRAG's trees ``[N]`` and of every exit ``[N, E]``, for requests of one part."""
     file = output.parent / f".{output.name}.{part}.safetensors"
-    identity = json.dumps([data.take(split.train).digest(), data.take(rows).digest(), digests_of_files(MOVIELENS)])
+    model_identity = [read_json(MOVIELENS / "config.json"), digests_of_files(MOVIELENS)]
+    identity = json.dumps([data.take(split.train).digest(), data.take(rows).digest(), model_identity])
     if file.is_file():
         with safe_open(file, framework="np") as stored:
             if (stored.metadata() or {}).get("run") == identity:
