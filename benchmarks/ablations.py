@@ -65,7 +65,12 @@ def main(
     output: Annotated[Path, typer.Option("--json", help="where to write the figures; state is kept beside it")],
     config: Annotated[str, typer.Option(help="experiment whose data set and Stack are taken")] = "beauty-stack",
     agent: Annotated[Path | None, typer.Option(help="JSON file with fields of AgentConfig")] = None,
-    arm: Annotated[list[str] | None, typer.Option(help="arms to train, by name; all by default")] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="arms to train, by name; all by default. Others are in the report if they were trained before"
+        ),
+    ] = None,
     timed: Annotated[
         bool | None, typer.Option(help="whether moments of different users can be compared (ChainConfig.timed)")
     ] = None,
@@ -90,9 +95,7 @@ def main(
     split = split_by_time(events, dataset.split)
     stack = {**model.settings, "seed": model.settings.get("seed", 0)}
     chosen = {
-        name: ReasonRecConfig.from_dict({"stack": stack, "agent": asdict(settings)})
-        for name, settings in arms.items()
-        if not arm or name in arm
+        name: ReasonRecConfig.from_dict({"stack": stack, "agent": asdict(settings)}) for name, settings in arms.items()
     }
     identities = {name: _identity(whole, events, split) for name, whole in chosen.items()}
     for name, identity in identities.items():  # before the first agent learns
@@ -101,6 +104,8 @@ def main(
     for name, whole in chosen.items():
         file = _answers_file(state, name)
         if not _is_answered(file, identities[name]):
+            if arm and name not in arm:
+                continue
             with remembered_rankings(state / "rankings"):
                 answers = _answers(whole, events, split, state, _key(name), _say(name))
             write_tensors(file, answers, {"run": identities[name]})
