@@ -24,7 +24,6 @@ PAGES = (
     ROOT / "docs" / "results.md",
     ROOT / "docs" / "early-exit.md",
     ROOT / "docs" / "evaluate.md",
-    ROOT / "docs" / "reasonrec.md",
 )
 BLOCK = re.compile(r"<!-- (?P<kind>[a-z-]+): (?P<names>[^>]*?) -->\n.*?<!-- end -->", re.DOTALL)
 
@@ -188,6 +187,24 @@ def ablations(name: str) -> str:
     return markdown(["part", "trust", "users", "NDCG@5", "HR@5", "log-likelihood, nats"], rows)
 
 
+def residual(*names: str) -> str:
+    """What OptiRAG's corrections add to a regression on each set of rivals, seed by seed."""
+    rows = []
+    for name in names:
+        report = read(name)
+        for rivals, groups in report["language model adds"].items():
+            metrics = report["metrics"][rivals]
+            cells = [
+                interval(dict(zip(("value", "low", "high"), groups[group][metric], strict=True)))
+                for group, metric in (("all requests", "auc"), ("all requests", "gauc"), ("unrated films", "gauc"))
+            ]
+            base = [number(metrics[metric], ".4f") for metric in ("auc", "gauc", "gauc_unrated")]
+            rows.append([str(report["seed"]), rivals, *base, *cells])
+    return markdown(
+        ["seed", "rivals", "AUC", "GAUC", "GAUC, unrated", "language model adds: AUC", "GAUC", "GAUC, unrated"], rows
+    )
+
+
 KINDS: dict[str, Callable[..., str]] = {
     "runs": runs,
     "demo": demo,
@@ -196,6 +213,7 @@ KINDS: dict[str, Callable[..., str]] = {
     "exits": exits,
     "agent": agent,
     "ablations": ablations,
+    "residual": residual,
 }
 
 
