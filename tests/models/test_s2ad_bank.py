@@ -141,8 +141,9 @@ def test_a_bank_is_the_same_however_it_was_filled(bank):
     assert (other.names, other.keys, other.scales) == (bank.names, bank.keys, bank.scales)
     assert torch.equal(other.vectors, bank.vectors)
     gone = list(bank.keys[5:20])
-    back = other.remove(gone).add(*([column[row] for row in range(COUNT) if keys[row] in gone] for column in (names, keys)),
-                                  *(column[[row for row in range(COUNT) if keys[row] in gone]] for column in (vectors, percentiles)))  # fmt: skip
+    rows = [row for row in range(COUNT) if keys[row] in gone]
+    texts = ([column[row] for row in rows] for column in (names, keys))
+    back = other.remove(gone).add(*texts, vectors[rows], percentiles[rows])
     assert back.keys == bank.keys
     np.testing.assert_array_equal(back.percentiles, bank.percentiles)
 

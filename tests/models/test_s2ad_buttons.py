@@ -112,7 +112,10 @@ def test_names_are_one_token_in_their_place():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: FIVE.targets(torch.tensor([0.5, 1.5]), 0.1), r"percentiles: expected numbers in \[0, 1\]; got 1.5 in row 1"),
+        (
+            lambda: FIVE.targets(torch.tensor([0.5, 1.5]), 0.1),
+            r"percentiles: expected numbers in \[0, 1\]; got 1.5 in row 1",
+        ),
         (lambda: FIVE.targets(torch.tensor([torch.nan]), 0.1), "percentiles: expected .* got nan in row 0"),
         (lambda: FIVE.targets(torch.tensor([0.5]), -0.1), "sigma: expected finite numbers of at least 0; got -0.1"),
         (lambda: FIVE.read(torch.ones(1, 3), torch.ones(4, 3)), r"heads: expected one a level, \[5, D\]; got \[4, 3\]"),

@@ -214,16 +214,31 @@ def test_draws_are_averaged_without_those_that_are_absent():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: soft_positions(torch.tensor([1.5]), EVEN, 0.1), r"queries: expected percentiles in \[0, 1\]; got 1.5 in"),
+        (
+            lambda: soft_positions(torch.tensor([1.5]), EVEN, 0.1),
+            r"queries: expected percentiles in \[0, 1\]; got 1.5 in",
+        ),
         (lambda: soft_positions(torch.tensor([0.5]), EVEN.flip(-1), 0.1), "references: expected ascending"),
         (lambda: soft_positions(torch.tensor([0.5]), EVEN[:, :0], 0.1), "references: expected one at least"),
         (lambda: soft_positions(torch.tensor([0.5]), EVEN + torch.inf, 0.1), "references: expected ascending"),
-        (lambda: soft_positions(torch.tensor([0.5]), EVEN, torch.tensor([-1.0])), "sigma: expected at least 0; got -1.0 in row 0"),
+        (
+            lambda: soft_positions(torch.tensor([0.5]), EVEN, torch.tensor([-1.0])),
+            "sigma: expected at least 0; got -1.0 in row 0",
+        ),
         (lambda: soft_positions(torch.tensor([0.5]), EVEN, torch.nan), "sigma: expected at least 0; got nan"),
-        (lambda: soft_positions(torch.tensor([0.5, 0.5]), EVEN, 0.1), r"queries: expected \[1\], as references; got \[2\]"),
+        (
+            lambda: soft_positions(torch.tensor([0.5, 0.5]), EVEN, 0.1),
+            r"queries: expected \[1\], as references; got \[2\]",
+        ),
         (lambda: read_positions(torch.full((1, 5), 0.2), EVEN), "probabilities: expected one a slot"),
-        (lambda: read_positions(torch.full((1, 6), torch.nan), EVEN), "probabilities: expected at least 0; got others in row 0"),
-        (lambda: read_positions(torch.ones(1, 6), EVEN, order=torch.tensor([[0, 1, 2, 3, 4, 4]])), "expected permutations of 6"),
+        (
+            lambda: read_positions(torch.full((1, 6), torch.nan), EVEN),
+            "probabilities: expected at least 0; got others in row 0",
+        ),
+        (
+            lambda: read_positions(torch.ones(1, 6), EVEN, order=torch.tensor([[0, 1, 2, 3, 4, 4]])),
+            "expected permutations of 6",
+        ),
         (lambda: position_loss(torch.ones(1, 5), torch.ones(1, 6), EVEN), "logits: expected one a slot"),
         (lambda: position_loss(torch.ones(1, 6), torch.ones(1, 5), EVEN), "targets: expected"),
         (lambda: PositionConfig(floor=0.0), "floor: expected a finite number above 0; got 0.0"),

@@ -13,7 +13,9 @@ from reasonrec_fast.data.errors import DataError
 from reasonrec_fast.models.s2ad.scales import AnchorScale, LetterScale, NumericScale, as_scale
 
 # Scores on a grid: what differs, differs by 1e-7.
-SCORES = st.lists(st.integers(0, 10**7), min_size=2, max_size=40, unique=True).map(lambda all: np.array(sorted(all)) / 1e7)
+SCORES = st.lists(st.integers(0, 10**7), min_size=2, max_size=40, unique=True).map(
+    lambda all: np.array(sorted(all)) / 1e7
+)
 RANGES = st.tuples(st.integers(-1000, 1000), st.integers(1, 1000)).map(lambda pair: (pair[0], pair[0] + pair[1]))
 ANCHORS = st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 100)), min_size=1, max_size=10)
 
@@ -84,7 +86,9 @@ def test_noisy_anchors_of_a_line_are_not_worse_than_a_line():
         marks = 1 + 4 * at + generator.normal(0, 0.4, 10)
         grid = np.linspace(0.05, 0.95, 50)
         line = np.polyval(np.polyfit(at, marks, 1), grid)
-        errors.append([np.abs(AnchorScale.fit(at, marks)(grid) - 1 - 4 * grid).mean(), np.abs(line - 1 - 4 * grid).mean()])
+        errors.append(
+            [np.abs(AnchorScale.fit(at, marks)(grid) - 1 - 4 * grid).mean(), np.abs(line - 1 - 4 * grid).mean()]
+        )
     ours, straight = np.mean(errors, 0)
     assert ours < 1.35 * straight
 
@@ -145,7 +149,10 @@ def test_json_keeps_every_bit():
         (lambda: LetterScale(("B", "A"))([np.nan]), "scores: expected finite numbers; got nan in row 0"),
         (lambda: AnchorScale.fit([], []), "marks: expected one anchor at least"),
         (lambda: AnchorScale.fit([0.5], [1, 2]), "marks: expected one anchor at least, a mark a score; got 1 and 2"),
-        (lambda: AnchorScale.fit([0.5, 0.6], [1, 7], range=(1, 5)), r"marks: expected marks in \[1, 5\]; got 7.0 in row 1"),
+        (
+            lambda: AnchorScale.fit([0.5, 0.6], [1, 7], range=(1, 5)),
+            r"marks: expected marks in \[1, 5\]; got 7.0 in row 1",
+        ),
         (lambda: AnchorScale.fit([0.5, 2.0], [1, 2]), "scores: expected numbers in .* got 2.0 in row 1"),
         (lambda: AnchorScale.fit([0.5], [1], range=(5, 1)), "range: expected"),
         (lambda: as_scale((1, 2, 3)), "scale: expected"),

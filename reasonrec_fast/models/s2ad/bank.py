@@ -177,9 +177,10 @@ class ReferenceBank:
     ) -> References:
         """References for each query: (0, 1) is cut into ``k`` bins of percentiles, and each bin gives one at most.
 
-        A draw is of one scale, and sees a random share of every bin. Of that share it takes the image nearest in content
-        (``ops.topk``), or by ``choice``. What a query gets depends on the bank, its own vector, key and scale, the
-        number of the draw and the seed, never on the other queries. A bin without an image that may be drawn gives none.
+        A draw is of one scale, and sees a random share of every bin. Of that share it takes the image nearest in
+        content (``ops.topk``), or by ``choice``. What a query gets depends on the bank, its own vector, key and scale,
+        the number of the draw and the seed, never on the other queries. A bin without an image that may be drawn gives
+        none.
 
         Args:
             queries: vectors of their contents, ``[B, D]``, of any length above 0.
@@ -189,9 +190,10 @@ class ReferenceBank:
             seed: of the draws.
             scales: of each query, None where it is not known: each draw then takes any of the bank's, by the seed.
             exclude: further keys that a query may not get, such as other versions of its photograph, ``B``.
-            share: of the images of a bin that a draw sees, in (0, 1]; one at least. At 1 all draws of a scale are alike.
-            choice: ``"content"``; ``"coverage"``, the image nearest to the bin's middle; ``"random"``, any. The last two
-                are ablations.
+            share: of the images of a bin that a draw sees, in (0, 1]; one at least. At 1 all draws of a scale are
+                alike.
+            choice: ``"content"``; ``"coverage"``, the image nearest to the bin's middle; ``"random"``, any. The last
+                two are ablations.
 
         Raises:
             DataError: a query without any reference, or of a scale that the bank does not have (with its row).

@@ -1,9 +1,9 @@
 """Stage 2, Language Buttons: levels with names, one token each, whose probabilities are a score.
 
-Level ``l`` of ``L`` stands for the percentile ``l / (L - 1)``: the worst for 0, the best for 1. A percentile between two
-levels is both, by how near they are, and the expectation of the levels reads it back exactly, up to the ends of the scale.
-The mass in each of ``L`` equal bins, read at their middles, would not: it is exact for wide positions alone, and all
-percentiles in the outer half of an end bin would be one number.
+Level ``l`` of ``L`` stands for the percentile ``l / (L - 1)``: the worst for 0, the best for 1. A percentile between
+two levels is both, by how near they are, and the expectation of the levels reads it back exactly, up to the ends of the
+scale. The mass in each of ``L`` equal bins, read at their middles, would not: it is exact for wide positions alone, and
+all percentiles in the outer half of an end bin would be one number.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ class Buttons:
                 raise ValueError(f"names: expected different tokens; got that of {self.names[level]!r} twice")
 
     @classmethod
-    def of(cls, tokenizer: Any, names: Sequence[str] = DEFAULT_NAMES, *, before: str = "", space: bool = True) -> Buttons:
+    def of(
+        cls, tokenizer: Any, names: Sequence[str] = DEFAULT_NAMES, *, before: str = "", space: bool = True
+    ) -> Buttons:
         """Levels as a tokenizer writes them.
 
         Args:
@@ -90,8 +92,8 @@ class Buttons:
         return torch.linspace(0, 1, len(self.names), dtype=torch.float64)
 
     def targets(self, percentiles: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
-        """Target distribution of soft positions, float64 ``[B, L]``: each level's share of a normal distribution, linear
-        between neighbouring levels; what is beyond the scale's ends is theirs.
+        """Target distribution of soft positions, float64 ``[B, L]``: each level's share of a normal distribution,
+        linear between neighbouring levels; what is beyond the scale's ends is theirs.
 
         Args:
             percentiles: in [0, 1], ``[B]``.

@@ -53,7 +53,8 @@ def position_loss(
     fidelity is that of the references which are; it is 0 where there are none.
 
     Args:
-        logits: of slots ``[B, K + 1]`` in the references' order (:func:`~reasonrec_fast.models.s2ad.positions.restored`).
+        logits: of slots ``[B, K + 1]`` in the references' order
+            (:func:`~reasonrec_fast.models.s2ad.positions.restored`).
         targets: of :func:`~reasonrec_fast.models.s2ad.positions.soft_positions`, ``[B, K + 1]``.
         references: ``[B, K]``, +inf where absent; the logits of slots that are absent with them do not count.
         same_scale: bool ``[B, K]``, whether a reference is of its query's scale; by default all are.

@@ -72,9 +72,9 @@ class Percentiles:
     """The empirical distribution of the training scores of each scale.
 
     The percentile of a training score is its mid-rank among the training scores of its scale, (number below + half the
-    number equal) / N: a strictly increasing change of a scale changes none, to the last bit. Between two training scores
-    a new score is interpolated linearly; beyond the lowest and the highest the slope goes on and decays exponentially
-    toward 0 and 1, so that better is always higher, up to the precision of float64.
+    number equal) / N: a strictly increasing change of a scale changes none, to the last bit. Between two training
+    scores a new score is interpolated linearly; beyond the lowest and the highest the slope goes on and decays
+    exponentially toward 0 and 1, so that better is always higher, up to the precision of float64.
 
     >>> from pathlib import Path
     >>> opinions = Opinions(("a", "b", "c", "d"), np.array([1.0, 2.0, 2.0, 5.0]), Path())
@@ -129,8 +129,8 @@ class Percentiles:
     def back(self, percentiles: Any, scale: str = ONE_SCALE) -> np.ndarray:
         """Scores of a scale, the inverse of :meth:`of`, strictly increasing, float64 ``[N]``.
 
-        Percentiles beyond those of the lowest and the highest training score lie beyond these scores. What may not leave
-        a range is read by :mod:`~reasonrec_fast.models.s2ad.scales`.
+        Percentiles beyond those of the lowest and the highest training score lie beyond these scores. What may not
+        leave a range is read by :mod:`~reasonrec_fast.models.s2ad.scales`.
 
         Raises:
             DataError: a percentile outside (0, 1) (with its row), or a scale without training scores.

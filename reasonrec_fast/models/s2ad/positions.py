@@ -1,7 +1,8 @@
 """Stage 1, Dynamic Soft Positioning: the place of an image among references, as a target and read out.
 
-All in percentiles of one scale. ``K`` references ``r_1 <= ... <= r_K`` make ``K + 1`` slots: slot 0 is below all of them,
-slot ``K`` above. Where a row has fewer references, those that are absent are ``+inf`` at the end, and so are its slots.
+All in percentiles of one scale. ``K`` references ``r_1 <= ... <= r_K`` make ``K + 1`` slots: slot 0 is below all of
+them, slot ``K`` above. Where a row has fewer references, the absent ones are ``+inf`` at the end, and their slots are
+empty.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class PositionConfig:
     floor: Positive = 0.02
     sigma: Positive = 0.1
 
-    __post_init__ = check_settings
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 def local_gap(queries: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
@@ -73,8 +75,8 @@ def position_sigma(
 
     Args:
         queries, references: of :func:`local_gap`.
-        deviations: standard errors of the queries' percentiles (:meth:`Percentiles.deviations`), ``[...]``; NaN, or None
-            for all, where they are not known: they add nothing.
+        deviations: standard errors of the queries' percentiles (:meth:`Percentiles.deviations`), ``[...]``; NaN, or
+            None for all, where they are not known: they add nothing.
         config: by default dynamic.
 
     >>> position_sigma(torch.tensor([0.5]), torch.tensor([[0.25, 0.5, 0.75]]), torch.tensor([0.3])).item()  # of 0.5 gap
@@ -152,10 +154,10 @@ def read_positions(
     """The percentile that slot probabilities say, in (0, 1), float64 ``[...]``; differentiable.
 
     The expectation of the position, the integral over [0, 1] of P(query better than x). At a reference that is the mass
-    above it; between neighbours its probit is linear, which is exact for Gaussian positions whose sigma is a 37th of the
-    gap or more (below, float64 holds only the slot, whose middle is read); in the open slots the probit goes on to the
-    scale's ends at ``end`` over the slot. The result is strictly increasing wherever mass moves to a higher slot, and
-    nothing is scaled by the smallest and the largest of a query: it saturates only where float64 does. Masses below
+    above it; between neighbours its probit is linear, which is exact for Gaussian positions whose sigma is a 37th of
+    the gap or more (below, float64 holds only the slot, whose middle is read); in the open slots the probit goes on to
+    the scale's ends at ``end`` over the slot. The result is strictly increasing wherever mass moves to a higher slot,
+    and nothing is scaled by the smallest and the largest of a query: it saturates only where float64 does. Masses below
     1e-300 are read as 1e-300.
 
     Args:

@@ -98,9 +98,9 @@ class LetterScale:
 class AnchorScale:
     """A strictly increasing map that is fitted to a handful of anchors, images whose marks a user gave.
 
-    The map is piecewise linear between the anchors' scores. Its increments minimise the squared error at the anchors plus
-    a penalty on changes of slope, whose weight is chosen by leaving each anchor out (largest where two do equally well,
-    so that little data gives a straight line); no slope is below a fiftieth of the mean one.
+    The map is piecewise linear between the anchors' scores. Its increments minimise the squared error at the anchors
+    plus a penalty on changes of slope, whose weight is chosen by leaving each anchor out (largest where two do equally
+    well, so that little data gives a straight line); no slope is below a fiftieth of the mean one.
 
     - One anchor needs a stated range: the map leads from its low end through the anchor, nearly, to its high end.
     - Anchors of equal marks need one too: the map is nearly level between them.
@@ -132,8 +132,8 @@ class AnchorScale:
             range: the lowest and the highest mark that may be given; by default there is none.
 
         Raises:
-            DataError: no anchors, a score outside [0, 1], a mark that is not finite or outside the range (with its row),
-                or no range where there is one mark or one score alone.
+            DataError: no anchors, a score outside [0, 1], a mark that is not finite or outside the range (with its
+                row), or no range where there is one mark or one score alone.
             ValueError: a range that does not ascend.
         """
         scores, marks = _checked_scores(scores), as_numbers(marks, "marks", error=DataError)
@@ -208,8 +208,8 @@ def as_scale(scale: Scale | Sequence[Any]) -> Scale:
 class _Problem:
     """Least squares over increments that are not negative; marks in units of the range.
 
-    Unknowns: what the map has at 0 above the low end (with a range; any number without), the increment of each piece, and
-    with a range what is left to the high end at 1.
+    Unknowns: what the map has at 0 above the low end (with a range; any number without), the increment of each piece,
+    and with a range what is left to the high end at 1.
     """
 
     def __init__(self, knots: np.ndarray, scores: np.ndarray, marks: np.ndarray, bounded: bool) -> None:
