@@ -62,6 +62,14 @@ def test_a_query_does_not_depend_on_the_others(bank, choice):
     np.testing.assert_array_equal(again.rows, together.rows[:, :2])
 
 
+def test_images_of_one_content_are_taken_by_their_keys():
+    vectors = torch.randn(1, 64, generator=torch.manual_seed(0)).expand(40, -1)
+    bank = ReferenceBank.of([""] * 40, [f"{row:02}" for row in range(40)], vectors, [0.5] * 40)
+    wanted = torch.randn(70, 64, generator=torch.manual_seed(1))
+    found = bank.references(wanted, [f"q{row}" for row in range(70)], k=1, draws=1, share=1.0)
+    assert (found.rows == 0).all()
+
+
 def test_draws_and_seeds_differ(bank):
     vectors, keys = queries()
     rows = bank.references(vectors, keys, k=5, draws=3).rows

@@ -122,6 +122,12 @@ def test_contradicting_anchors_are_averaged_and_counted():
     assert against[0] < against[1]
 
 
+def test_anchors_that_are_almost_one_are_one():
+    scale = AnchorScale.fit([0.2, 0.5, 0.5 + 1e-12, 0.8], [2, 4, 6, 8], range=(0, 10))
+    assert len(scale.knots) == 5
+    assert scale([0.5])[0] == pytest.approx(5, abs=0.1)
+
+
 def test_the_order_of_anchors_does_not_matter():
     at, marks = [0.1, 0.3, 0.3, 0.7, 0.9], [1, 4, 2, 3, 5]
     first, second = AnchorScale.fit(at, marks), AnchorScale.fit(at[::-1], marks[::-1])

@@ -12,6 +12,10 @@ import torch
 from reasonrec_fast import ops
 
 
+_CANDIDATES = 4
+"""Nearest images whose similarities are computed once more, in float64."""
+
+
 class _Bank(Protocol):
     @property
     def keys(self) -> tuple[str, ...]: ...
@@ -112,7 +116,12 @@ def _nearest(vectors: torch.Tensor, queries: torch.Tensor, taken: list[np.ndarra
     unseen = [np.flatnonzero(np.isinf(ranks)) for ranks in taken]
     indptr = torch.from_numpy(np.cumsum([0, *map(len, unseen)]))
     indices = torch.from_numpy(np.concatenate(unseen))
-    return ops.topk(queries, vectors, 1, exclude=(indptr, indices)).indices[:, 0].tolist()
+    found = ops.topk(queries, vectors, min(_CANDIDATES, len(vectors)), exclude=(indptr, indices)).indices
+    # The last bits of a product depend on the number of rows, these sums do not.
+    exact = (queries.double()[:, None] * vectors.double()[found.clamp_min(0)]).sum(-1)
+    exact = exact.masked_fill(found < 0, -torch.inf)
+    best = torch.where(exact == exact.max(-1, keepdim=True).values, found, len(vectors)).min(-1).values
+    return best.tolist()
 
 
 def _first(values: np.ndarray, ranks: np.ndarray) -> int:

@@ -15,6 +15,8 @@ from reasonrec_fast.data.errors import DataError
 _LEAST_SLOPE = 0.02
 """Of the scale's mean slope, everywhere: where anchors are equal or contradict each other, order is still kept."""
 _SMOOTHNESS = tuple(np.logspace(-3, 2, 11))
+_DIGITS = 4
+"""Of anchors' scores: a slope between two that are nearer would be chance."""
 _FEW = 4
 """With fewer anchors the smoothness is not chosen by leaving anchors out."""
 _EXACT = 1e4
@@ -127,7 +129,7 @@ class AnchorScale:
         """Of anchors.
 
         Args:
-            scores: the judge's, in [0, 1], ``[N]``; anchors of one score are averaged.
+            scores: the judge's, in [0, 1], ``[N]``, rounded to 1e-4; anchors of one score are averaged.
             marks: the user's, ``[N]``.
             range: the lowest and the highest mark that may be given; by default there is none.
 
@@ -136,7 +138,7 @@ class AnchorScale:
                 row), or no range where there is one mark or one score alone.
             ValueError: a range that does not ascend.
         """
-        scores, marks = _checked_scores(scores), as_numbers(marks, "marks", error=DataError)
+        scores, marks = _checked_scores(scores).round(_DIGITS), as_numbers(marks, "marks", error=DataError)
         if len(scores) != len(marks) or not len(scores):
             raise DataError(f"marks: expected one anchor at least, a mark a score; got {len(scores)} and {len(marks)}")
         if range is not None:
