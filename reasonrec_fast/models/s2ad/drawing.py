@@ -11,7 +11,6 @@ import torch
 
 from reasonrec_fast import ops
 
-
 _CANDIDATES = 4
 """Nearest images whose similarities are computed once more, in float64."""
 
