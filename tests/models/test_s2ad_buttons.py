@@ -125,3 +125,11 @@ def test_names_are_one_token_in_their_place():
 def test_what_is_wrong_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_the_default_levels_are_words_of_smollm2(smollm2_tokenizer):
+    buttons = Buttons.of(smollm2_tokenizer, before="The quality of this image is")
+    decoded = [smollm2_tokenizer.decode([token]) for token in buttons.token_ids]
+    assert decoded == [f" {name}" for name in DEFAULT_NAMES]
+    with pytest.raises(ValueError, match="expected one token each behind 'Quality:'; got 'mediocre', which is 3"):
+        Buttons.of(smollm2_tokenizer, ("mediocre", "good"), before="Quality:")
