@@ -1,6 +1,7 @@
 """Experiments from TOML files: what is run, kept, gone on with and refused."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,10 +9,12 @@ from typer.testing import CliRunner
 
 from reasonrec_fast.cli.main import app
 from reasonrec_fast.data import DataError, Interactions, split_by_time
+from reasonrec_fast.experiments import runner
 from reasonrec_fast.experiments.config import FOLDER, EvaluationConfig, load_experiment
 from reasonrec_fast.experiments.held_out import compared_on_test, metrics_on_test
 from reasonrec_fast.experiments.report import markdown_table
 from reasonrec_fast.experiments.runner import load_runs, run_experiment
+from reasonrec_fast.experiments.tasks import EventsTask
 from reasonrec_fast.models.classical import EASE, Bias, Popularity
 
 TOML = """
@@ -77,6 +80,23 @@ def test_a_killed_experiment_goes_on(folder):
         run_experiment(experiment, folder, output, progress=kill)
     assert len(load_runs(output)) == 1
     assert [run.metrics for run in run_experiment(experiment, folder, output)] == [run.metrics for run in expected]
+    assert not list((folder / ".runs.jsonl.state").iterdir())
+
+
+def test_a_model_that_was_fitted_for_long_is_not_fitted_again(folder, monkeypatch):
+    """A run that was killed while its model was measured."""
+    experiment, output = load_experiment(folder / "both.toml"), folder / "runs.jsonl"
+    experiment = replace(experiment, models=experiment.models[1:])
+    (expected,) = run_experiment(experiment, folder, folder / "whole.jsonl", seeds=(0,))
+    monkeypatch.setattr(runner, "_LONG", 0.0)
+    metrics = EventsTask.metrics
+    monkeypatch.setattr(EventsTask, "metrics", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_experiment(experiment, folder, output, seeds=(0,))
+    monkeypatch.setattr(EventsTask, "metrics", metrics)
+    monkeypatch.setattr(EventsTask, "fit", lambda *_: 1 / 0)
+    (run,) = run_experiment(experiment, folder, output, seeds=(0,))
+    assert run.metrics == expected.metrics and run.seconds > 0
     assert not list((folder / ".runs.jsonl.state").iterdir())
 
 

@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Sequence
@@ -20,9 +21,12 @@ from reasonrec_fast.devices import device_name, resolve_device
 from reasonrec_fast.experiments.config import DatasetConfig, EvaluationConfig, Experiment, ModelConfig
 from reasonrec_fast.experiments.held_out import with_reasons
 from reasonrec_fast.experiments.tasks import Task, prepare
-from reasonrec_fast.files import atomic_write, check_writable, file_lock
+from reasonrec_fast.files import atomic_write, check_writable, file_lock, read_json, write_json
 from reasonrec_fast.memory import peak_bytes, reset_peak_memory
 from reasonrec_fast.training.progress import Progress, named_part
+
+_LONG = 60.0  # seconds; a model whose fit took longer is kept until it is measured
+_TOLD = "fitted.json"
 
 
 @dataclass(frozen=True)
@@ -178,19 +182,35 @@ def _finished(
     device: torch.device,
     progress: Progress | None,
 ) -> Run:
-    fitted = model.make(settings.task, run.seed, device=device)
+    made = model.make(settings.task, run.seed, device=device)
     name = f"{run.model}-{run.dataset}-{run.seed}"
     # Names are arbitrary text, so the file name is a digest of the run's identity.
     digest = hashlib.sha256(repr(run.key).encode()).hexdigest()[:16]
     state = _state(output, digest)
     measured = reset_peak_memory()
-    begin = time.perf_counter()
-    task.fit(fitted, state, named_part(progress, name))
-    seconds = time.perf_counter() - begin
+    fitted, told = _fitted(made, task, state, device, measured, named_part(progress, name))
     metrics, undefined = with_reasons(task.metrics(fitted, settings))
-    state.unlink(missing_ok=True)
-    values = asdict(run) | {"metrics": metrics, "undefined": undefined, "seconds": seconds}
-    return Run(**(values | {"peak_memory_bytes": peak_bytes() if measured else None}))
+    for rest in state.parent.glob(f"{digest}*"):  # the checkpoint, and what models keep beside it
+        shutil.rmtree(rest) if rest.is_dir() and not rest.is_symlink() else rest.unlink()
+    values = asdict(run) | {"metrics": metrics, "undefined": undefined, "seconds": told["seconds"]}
+    return Run(**(values | {"peak_memory_bytes": max(peak_bytes(), told["peak"]) if measured else None}))
+
+
+def _fitted(
+    model: Any, task: Task, state: Path, device: torch.device, measured: bool, progress: Progress | None
+) -> tuple[Any, dict[str, Any]]:
+    """The model, fitted or as a run left it that was killed while it was measured; and the seconds of its fit and the
+    peak of its memory."""
+    folder = state.with_suffix(".fitted")
+    if (folder / _TOLD).is_file():  # it is written last
+        return type(model).from_pretrained(folder, device=device), read_json(folder / _TOLD)
+    begin = time.perf_counter()
+    task.fit(model, state, progress)
+    told = {"seconds": time.perf_counter() - begin, "peak": peak_bytes() if measured else 0}
+    if told["seconds"] >= _LONG:
+        model.save_pretrained(folder)
+        write_json(folder / _TOLD, told)
+    return model, told
 
 
 def _state(output: Path, digest: str) -> Path:
