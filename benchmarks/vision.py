@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import numpy as np
 import pandas
@@ -21,6 +21,7 @@ from scipy.stats import rankdata, spearmanr
 from reasonrec_fast.data.images import read_images
 from reasonrec_fast.files import write_json
 from reasonrec_fast.lm.vision import DEFAULT_ENCODER, CachedEncoder, Standardizer, load_image_encoder
+from reasonrec_fast.models.classical.kernel_ridge import Kernel, KernelRidge
 
 
 def main(
@@ -56,10 +57,10 @@ def main(
     targets = np.stack([scores, (rankdata(scores) - 0.5) / count], axis=1)
     for name, columns in {**{str(token): [token] for token in range(model.tokens)}, "all": range(model.tokens)}.items():
         x = standardized[:, list(columns)].reshape(len(paths), -1)
-        for kernel in ("linear", "rbf"):
-            predicted = _kernel_ridge(x[:count], targets, x[count:], kernel)
+        for kernel in get_args(Kernel):
             for column, target in enumerate(("raw", "percentiles")):
-                srcc = spearmanr(predicted[:, column], truth).statistic
+                predicted = KernelRidge.fit(x[:count], targets[:, column], kernel).predict(x[count:])
+                srcc = spearmanr(predicted, truth).statistic
                 figures[f"srcc_token_{name}_{kernel}_{target}"] = float(srcc)
     for name, value in figures.items():
         print(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
@@ -75,30 +76,6 @@ def _per_second(count: int, work: Callable[[], object]) -> float:
         work()
         times.append(time.process_time() - begin)
     return count / float(np.median(times))
-
-
-def _kernel_ridge(train: np.ndarray, targets: np.ndarray, test: np.ndarray, kernel: str) -> np.ndarray:
-    """Predictions ``[N, 2]`` for ``test``; penalty and width of the kernel have the least leave-one-out error on
-    ``train``, for each column of ``targets`` alone."""
-    mean = targets.mean(0)
-    least, best = np.full(targets.shape[1], np.inf), np.empty((len(test), targets.shape[1]))
-    squared = [_squared_distances(part, train) / train.shape[1] for part in (train, test)]
-    for width in (0.1, 0.25, 0.5, 1.0) if kernel == "rbf" else (0.0,):
-        gram, cross = (np.exp(-width * d) for d in squared) if kernel == "rbf" else (train @ train.T, test @ train.T)
-        eigenvalues, vectors = np.linalg.eigh(gram)
-        eigenvalues, rotated = np.maximum(eigenvalues, 0), vectors.T @ (targets - mean)
-        for penalty in np.logspace(-5, 3, 25) * eigenvalues.mean():
-            weights = vectors @ (rotated / (eigenvalues + penalty)[:, None])
-            errors = weights / (vectors**2 @ (1 / (eigenvalues + penalty)))[:, None]
-            better = (errors**2).mean(0) < least
-            if better.any():
-                least[better] = (errors**2).mean(0)[better]
-                best[:, better] = (cross @ weights + mean)[:, better]
-    return best
-
-
-def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T, 0)
 
 
 if __name__ == "__main__":

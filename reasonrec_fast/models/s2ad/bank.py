@@ -12,9 +12,9 @@ import torch
 
 from reasonrec_fast.arrays import as_count, as_numbers
 from reasonrec_fast.data.errors import DataError
+from reasonrec_fast.data.percentiles import ONE_SCALE
 from reasonrec_fast.files import read_json, read_tensors, write_json, write_tensors
 from reasonrec_fast.models.s2ad.drawing import draw_rows, hash_of
-from reasonrec_fast.models.s2ad.percentiles import ONE_SCALE
 from reasonrec_fast.pretrained import load_folder, save_folder
 
 Choice = Literal["content", "coverage", "random"]

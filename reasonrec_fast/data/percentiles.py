@@ -130,7 +130,7 @@ class Percentiles:
         """Scores of a scale, the inverse of :meth:`of`, strictly increasing, float64 ``[N]``.
 
         Percentiles beyond those of the lowest and the highest training score lie beyond these scores. What may not
-        leave a range is read by :mod:`~reasonrec_fast.models.s2ad.scales`.
+        leave a range is read by ``models/s2ad/scales.py``.
 
         Raises:
             DataError: a percentile outside (0, 1) (with its row), or a scale without training scores.

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from reasonrec_fast.data.errors import DataError
 from reasonrec_fast.data.opinions import Opinions
-from reasonrec_fast.models.s2ad.percentiles import Percentiles
+from reasonrec_fast.data.percentiles import Percentiles
 
 
 def opinions(scores, scales=None):
