@@ -24,6 +24,7 @@ PAGES = (
     ROOT / "docs" / "results.md",
     ROOT / "docs" / "early-exit.md",
     ROOT / "docs" / "evaluate.md",
+    ROOT / "docs" / "reasonrec.md",
 )
 BLOCK = re.compile(r"<!-- (?P<kind>[a-z-]+): (?P<names>[^>]*?) -->\n.*?<!-- end -->", re.DOTALL)
 
