@@ -121,6 +121,15 @@ def test_scales_are_never_mixed():
         bank.references(vectors, keys, scales=["stars", "grades", None, None, None, None])
 
 
+def test_the_scale_without_a_name_is_a_scale():
+    """Its queries drew from all scales, as if theirs were not known."""
+    bank = ReferenceBank.of(*columns(scales=("", "marks")))
+    vectors, keys = queries()
+    found = bank.references(vectors, keys, k=3, draws=8, scales=[""] * len(keys))
+    assert {name for names in found.scales for name in names} == {""}
+    assert {bank.scales[row] for row in found.rows[found.rows >= 0]} == {""}
+
+
 def test_empty_bins_give_fewer():
     bank = ReferenceBank.of(["a", "b"], ["1", "2"], torch.eye(2), [0.15, 0.95])
     found = bank.references(torch.eye(2), ["1", "x"], k=5, draws=2)

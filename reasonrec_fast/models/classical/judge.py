@@ -115,20 +115,22 @@ class FeatureJudge(PushToHub):
         features = self._features(train.images, train.folder, progress)
         mean, scale = features.mean(0), features.std(0)
         scale[scale < 1e-9] = 1.0
-        targets, standardised, self.weights = train.scores, (features - mean) / scale, {"mean": mean, "scale": scale}
+        targets, standardised = train.scores, (features - mean) / scale
+        weights = {"mean": mean, "scale": scale}
         if self.config.targets == "percentiles":
             percentiles = Percentiles.fit(replace(train, scales=None))
             targets = percentiles.of(train.scores)
             known = percentiles.distributions[ONE_SCALE]
-            self.weights |= {"values": known.values, "percentiles": known.percentiles, "count": np.array([known.count])}
+            weights |= {"values": known.values, "percentiles": known.percentiles, "count": np.array([known.count])}
         if self.config.kernel == "linear":
             ridge = RidgeCV(_PENALTIES).fit(standardised, targets)
-            self.weights |= {"coefficients": ridge.coef_, "intercept": np.array([ridge.intercept_])}
-            self.weights |= {"penalty": np.array([ridge.alpha_])}
+            weights |= {"coefficients": ridge.coef_, "intercept": np.array([ridge.intercept_])}
+            weights |= {"penalty": np.array([ridge.alpha_])}
         else:
             model = KernelRidge.fit(standardised, targets, self.config.kernel)
-            self.weights |= {"features": model.features, "weights": model.weights}
-            self.weights |= {name: np.array([getattr(model, name)]) for name in ("offset", "width", "penalty")}
+            weights |= {"features": model.features, "weights": model.weights}
+            weights |= {name: np.array([getattr(model, name)]) for name in ("offset", "width", "penalty")}
+        self.weights = weights  # whole, or as they were
         return self
 
     def score(self, images: Sequence[ImageSource], *, folder: str | os.PathLike[str] | None = None) -> np.ndarray:

@@ -128,9 +128,8 @@ class ReasonRec(ClassicalRecommender):
         if self.config.reader is not None and validation is None:
             raise DataError("validation: expected rows, which the agent learns from; got None")
         rows = np.flatnonzero(data.labels != UNLABELLED) if train is None else np.asarray(train)
-        clicks = (
-            None if self.config.ctr is None else _clicks(data, rows, validation)
-        )  # refused before the stack is fitted
+        # Refused before the stack is fitted.
+        clicks = None if self.config.ctr is None else _clicks(data, rows, validation)
         super().fit(data, train, validation, checkpoint=checkpoint, progress=progress)
         if self.config.chain is not None:
             assert self.horizon is not None

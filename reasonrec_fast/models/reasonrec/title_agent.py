@@ -131,21 +131,7 @@ class TitleAgent(Agent):
         usable = [slate for slate in slates if len(slate.offset) > 1]
         if not usable:
             raise ValueError(f"slates: expected some with another candidate beside the target; got {len(slates)}")
-        features = [part - part.mean(0) for part in self.likelihoods(usable, progress)]
-        scale = np.maximum(np.sqrt(np.mean(np.concatenate(features) ** 2, axis=0)), 1e-6)
-
-        def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
-            total, slope = 0.0, np.zeros(len(weights))
-            for slate, part in zip(usable, features, strict=True):
-                values = slate.offset + (part / scale) @ weights
-                normalizer = np.logaddexp.reduce(values)
-                total += float(normalizer - values[slate.target])
-                slope += (np.exp(values - normalizer) @ part - part[slate.target]) / scale
-            penalty = self.config.penalty
-            return total + penalty * float(weights @ weights), slope + 2 * penalty * weights
-
-        found = minimize(loss, np.zeros(len(FEATURES)), jac=True, method="L-BFGS-B")
-        self.weights = found.x / scale
+        self.weights = residual_weights(usable, self.likelihoods(usable, progress), self.config.penalty)
 
     def logits(self, slates: Sequence[Slate], progress: Progress | None = None) -> list[np.ndarray]:
         corrections = (part @ self.weights for part in self.likelihoods(slates, progress))
@@ -200,3 +186,32 @@ class TitleAgent(Agent):
         self.trust = stored["trust"]
         self._alone.clear()
         return self
+
+
+def residual_weights(slates: Sequence[Slate], features: Sequence[np.ndarray], penalty: float) -> np.ndarray:
+    """Weights of features whose sum is added to the stack's logits, float64 ``[F]``: the likeliest on the slates'
+    targets, with a penalty on the squares of the weights of standardised features.
+
+    Args:
+        slates: of two candidates at least, with targets.
+        features: of each slate's candidates, float64 ``[C, F]`` each.
+        penalty: in nats.
+
+    >>> slate = Slate(([], [[], []]), np.log([0.5, 0.5]), target=1)
+    >>> bool(residual_weights([slate], [np.array([[0.0], [1.0]])], 1.0)[0] > 0)
+    True
+    """
+    features = [part - part.mean(0) for part in features]
+    scale = np.maximum(np.sqrt(np.mean(np.concatenate(features) ** 2, axis=0)), 1e-6)
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        total, slope = 0.0, np.zeros(len(weights))
+        for slate, part in zip(slates, features, strict=True):
+            values = slate.offset + (part / scale) @ weights
+            normalizer = np.logaddexp.reduce(values)
+            total += float(normalizer - values[slate.target])
+            slope += (np.exp(values - normalizer) @ part - part[slate.target]) / scale
+        return total + penalty * float(weights @ weights), slope + 2 * penalty * weights
+
+    found = minimize(loss, np.zeros(len(scale)), jac=True, method="L-BFGS-B")
+    return np.asarray(found.x / scale)

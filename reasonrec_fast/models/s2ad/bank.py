@@ -98,13 +98,8 @@ class ReferenceBank:
             if first.setdefault(key, row) != row:
                 raise DataError(f"keys: expected each image once; got {key!r} in rows {first[key]} and {row}")
         vectors = _unit(vectors, "vectors")
-        order = sorted(range(len(names)), key=lambda row: keys[row])
-        return cls(
-            tuple(names[row] for row in order),
-            tuple(keys[row] for row in order),
-            vectors[order],
-            percentiles[order],
-            tuple(scales[row] for row in order),
+        return cls(tuple(names), tuple(keys), vectors, percentiles, scales).take(
+            np.argsort(np.array(keys, dtype=object))
         )
 
     def add(
@@ -130,18 +125,14 @@ class ReferenceBank:
         if not len(self):
             return more
         # Vectors that have unit length keep their bits: dividing again would change the last ones.
-        both = [(key, 0, row) for row, key in enumerate(self.keys)] + [
-            (key, 1, row) for row, key in enumerate(more.keys)
-        ]
-        sources = (self, more)
-        order = sorted(both)
-        return ReferenceBank(
-            tuple(sources[which].names[row] for _, which, row in order),
-            tuple(key for key, _, _ in order),
-            torch.stack([sources[which].vectors[row] for _, which, row in order]),
-            np.array([sources[which].percentiles[row] for _, which, row in order]),
-            tuple(sources[which].scales[row] for _, which, row in order),
+        both = ReferenceBank(
+            self.names + more.names,
+            self.keys + more.keys,
+            torch.cat([self.vectors, more.vectors]),
+            np.concatenate([self.percentiles, more.percentiles]),
+            self.scales + more.scales,
         )
+        return both.take(np.argsort(np.array(both.keys, dtype=object)))
 
     def remove(self, keys: Collection[str]) -> ReferenceBank:
         """A bank without some images.
@@ -149,17 +140,20 @@ class ReferenceBank:
         Raises:
             DataError: a key that is not there.
         """
+        gone, known = set(keys), set(self.keys)
         for key in keys:
-            if key not in self.keys:
+            if key not in known:
                 raise DataError(f"keys: expected images of the bank; got {key!r}")
-        gone = set(keys)
-        kept = [row for row, key in enumerate(self.keys) if key not in gone]
+        return self.take(np.array([row for row, key in enumerate(self.keys) if key not in gone], dtype=np.int64))
+
+    def take(self, rows: np.ndarray) -> ReferenceBank:
+        """Some of the rows, in the order that they are given in."""
         return ReferenceBank(
-            tuple(self.names[row] for row in kept),
-            tuple(self.keys[row] for row in kept),
-            self.vectors[kept],
-            self.percentiles[kept],
-            tuple(self.scales[row] for row in kept),
+            tuple(self.names[row] for row in rows),
+            tuple(self.keys[row] for row in rows),
+            self.vectors[rows],
+            self.percentiles[rows],
+            tuple(self.scales[row] for row in rows),
         )
 
     def references(
@@ -218,8 +212,8 @@ class ReferenceBank:
             scale = None if scales is None else scales[row]
             if scale is not None and scale not in known:
                 raise DataError(f"scales: expected {', '.join(map(repr, known))} or None; got {scale!r} in row {row}")
-            of_draws = [scale or known[hash_of("scale", seed, key, draw) % len(known)] for draw in range(draws)]
-            drawn.append(tuple(of_draws))
+            any_of = (known[hash_of("scale", seed, key, draw) % len(known)] for draw in range(draws))
+            drawn.append(tuple(any_of) if scale is None else (scale,) * draws)
         hidden = [{key, *(() if exclude is None else exclude[row])} for row, key in enumerate(keys)]
         rows = draw_rows(self, _unit(queries, "queries"), keys, drawn, hidden, k, seed, share, choice)
         for row in np.flatnonzero((rows < 0).all(-1).any(-1))[:1]:
