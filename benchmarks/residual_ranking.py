@@ -88,6 +88,7 @@ def main(
         "differences": {
             group: {name: _interval(ours[name][chosen], theirs[name][chosen]) for name in ours}
             for group, chosen in groups.items()
+            if chosen.any()
         },
     }  # fmt: skip
     write_json(output, report)
